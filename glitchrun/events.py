@@ -1,0 +1,154 @@
+"""The facts that travel from strategies to the ledger, and from there to MLflow and the report.
+
+A strategy yields `Batch` (verdicts and samples that become durable together) and, at its end,
+`Measured` and `Artifact`. Everything is plain data that survives JSON unchanged, so that a run read
+back from its ledger is the run that was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What is known of a vocabulary entry without running the model."""
+
+    id: int
+    text: str
+    """The decoded text."""
+    piece: str
+    """The vocabulary entry as the tokenizer stores it, such as `▁the` or `Ġthe`."""
+    category: str
+    """normal, special, byte, undecodable, unreachable or unused."""
+    norm: float
+    """L2 norm of the input embedding."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What the model made of one prompt that asks for one token back."""
+
+    p: float
+    """Probability of the token at the position where it is asked for."""
+    rank: int
+    """Rank of the token there, from 1."""
+    entropy: float
+    """Entropy of the next-token distribution, in nats."""
+    argmax: int
+    gap: float
+    """Largest logit minus the token's own; 0 where the token is the most likely one."""
+    passed: bool
+    decided_in: str
+    """The dtype whose arithmetic settled the verdict."""
+    intact: bool
+    """False when encoding the whole prompt as text would not keep the token's id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The verdict on one token."""
+
+    token: Token
+    probes: Mapping[str, ProbeResult]
+    glitch: bool
+    emitted: str | None
+    """What came instead: prefix, case_space, whitespace or other; None when a probe passed."""
+
+    @property
+    def presented_intact(self) -> bool:
+        return all(result.intact for result in self.probes.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The sampled attempts on one token. `outcomes[i]` is True where attempt i failed."""
+
+    token: Token
+    outcomes: tuple[bool, ...]
+    asr: float
+    asr_low: float
+    asr_high: float
+    """Bounds of Wilson's 95 % interval."""
+    confirmed: bool
+    intact: bool = True
+
+    @property
+    def attempts(self) -> int:
+        return len(self.outcomes)
+
+    @property
+    def failures(self) -> int:
+        return sum(self.outcomes)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Facts that become durable together: the most that a killed run can lose."""
+
+    facts: tuple[Verified | Sampled, ...]
+    done: int
+    """Items finished in this step, this batch included."""
+    total: int | None
+    """Items the step will look at; None where that is not known beforehand."""
+    seconds: float = 0.0
+    counters: Mapping[str, int] = field(default_factory=dict)
+    """Work and oddities of this batch, added up over the step: forwards, rechecked, halvings, ..."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A number that a step ends with. `name` is without the step's id; `n` is what it rests on."""
+
+    name: str
+    value: float | None
+    n: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file that a step leaves behind, as text."""
+
+    path: str
+    text: str
+
+
+Event = Batch | Measured | Artifact
+
+_FACTS: dict[str, type[Verified] | type[Sampled]] = {"verified": Verified, "sampled": Sampled}
+
+
+def batch_to_json(batch: Batch) -> dict[str, Any]:
+    """A batch as JSON-ready data; `batch_from_json` is the way back."""
+    return {
+        "facts": [
+            {"kind": type(fact).__name__.lower(), **asdict(fact)} for fact in batch.facts
+        ],
+        "done": batch.done,
+        "total": batch.total,
+        "seconds": batch.seconds,
+        "counters": dict(batch.counters),
+    }
+
+
+def batch_from_json(data: Mapping[str, Any]) -> Batch:
+    """The batch that `batch_to_json` wrote."""
+    return Batch(
+        facts=tuple(_fact_from_json(fact) for fact in data["facts"]),
+        done=data["done"],
+        total=data["total"],
+        seconds=data["seconds"],
+        counters=data["counters"],
+    )
+
+
+def _fact_from_json(data: Mapping[str, Any]) -> Verified | Sampled:
+    fields = {key: value for key, value in data.items() if key != "kind"}
+    fields["token"] = Token(**fields["token"])
+    if data["kind"] == "verified":
+        fields["probes"] = {name: ProbeResult(**r) for name, r in fields["probes"].items()}
+    else:
+        fields["outcomes"] = tuple(fields["outcomes"])
+    return _FACTS[data["kind"]](**fields)

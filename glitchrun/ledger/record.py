@@ -1,0 +1,149 @@
+"""A run as read back from its folder: what MLflow, the report and `status` are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glitchrun.events import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class RunIdentity:
+    """What names a run. Written to run.json when the run is created; never changes after."""
+
+    experiment: str
+    """metadata.name, or tracking.experiment where that is given: the MLflow experiment."""
+    name: str
+    """Readable name of the run (`Cell.name`)."""
+    key: str
+    """Hex digest of everything that can change the results: resolved spec, model contents."""
+    attempt: int
+    """From 1; `--fresh` starts the next one."""
+    parent: str | None
+    """Key shared by the cells of one matrix; None for a single run."""
+    assignments: Mapping[str, Any]
+    spec_path: str
+    digests: Mapping[str, str]
+    """results, numerics and cosmetic digests of the spec; model fingerprint."""
+    tags: Mapping[str, str]
+    description: str
+    tracking_uri: str
+    """Where the run is to be delivered; credentials in it are kept out of every log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    value: float | None
+    n: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    metric: str
+    op: str
+    value: float
+    observed: float | None
+    n: int | None
+    outcome: str
+    """pass, fail or inconclusive."""
+    origin: str
+    """file:line:column of the gate."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimedBatch:
+    """A batch and when it became durable, in milliseconds since the epoch."""
+
+    at: int
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    id: str
+    strategy: str
+    params: Mapping[str, Any]
+    started_at: int | None = None
+    ended_at: int | None = None
+    batches: tuple[TimedBatch, ...] = ()
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    """Without the step's id: `glitch`, `verified`, `tokens_per_second`."""
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in batches, over every session that worked on the step."""
+        return sum(timed.batch.seconds for timed in self.batches)
+
+    @property
+    def finished(self) -> bool:
+        return self.ended_at is not None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """What loading the model gave. Byte counts are of weights unless named otherwise."""
+
+    load_seconds: float
+    bytes: int
+    peak_bytes: int
+    device: str
+    dtype: str
+    quantization: str
+    architecture: str
+    vocabulary_size: int
+    census: Mapping[str, int]
+    """Bytes held by dtype, such as {"int4": 73_000_000, "bfloat16": 2_000_000}."""
+    unquantized: tuple[str, ...]
+    """Names of large weights that quantization left alone; empty where none was asked for."""
+    template: str
+    """Name of the template in force."""
+    template_rule: str
+    """The detection rule that chose it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    folder: Path
+    """The attempt's folder; artifacts are in `folder / "artifacts"`."""
+    identity: RunIdentity
+    status: str
+    """RUNNING, FINISHED, FAILED or KILLED."""
+    started_at: int
+    """Milliseconds since the epoch."""
+    ended_at: int | None
+    spec: Mapping[str, Any]
+    """The resolved document, secrets redacted."""
+    steps: tuple[StepRecord, ...]
+    model: ModelRecord | None
+    plan: Mapping[str, Any]
+    """The plan's estimate for this run, as `plan -o json` gives it."""
+    environment: Mapping[str, Any]
+    """Versions, platform, devices, git commit."""
+    gates: tuple[GateResult, ...]
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """What was counted and must be shown: not presented intact, decided again in float32, ..."""
+    delivered_to: Mapping[str, str] = field(default_factory=dict)
+    """MLflow ids once delivered: {"run_id": ..., "experiment_id": ...}."""
+    error: str | None = None
+    """Why the run failed, in one line."""
+
+    @property
+    def artifacts(self) -> Path:
+        return self.folder / "artifacts"
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Every metric under its full name: `mine/glitch`, `model/bytes`."""
+        flat = {
+            f"{step.id}/{name}": metric
+            for step in self.steps
+            for name, metric in step.metrics.items()
+        }
+        if self.model:
+            flat["model/load_seconds"] = Metric(self.model.load_seconds)
+            flat["model/bytes"] = Metric(self.model.bytes)
+            flat["model/peak_bytes"] = Metric(self.model.peak_bytes)
+        return flat

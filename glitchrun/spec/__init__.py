@@ -1,0 +1,1 @@
+"""Text to Spec: loading with positions, composition, overrides, schema, located errors."""
