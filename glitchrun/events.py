@@ -95,7 +95,7 @@ class Batch:
     """Items the step will look at; None where that is not known beforehand."""
     seconds: float = 0.0
     counters: Mapping[str, int] = field(default_factory=dict)
-    """Work and oddities of this batch, added up over the step: forwards, rechecked, halvings, ..."""
+    """Work and oddities of this batch, added up over the step: forwards, rechecked, ..."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +123,7 @@ _FACTS: dict[str, type[Verified] | type[Sampled]] = {"verified": Verified, "samp
 def batch_to_json(batch: Batch) -> dict[str, Any]:
     """A batch as JSON-ready data; `batch_from_json` is the way back."""
     return {
-        "facts": [
-            {"kind": type(fact).__name__.lower(), **asdict(fact)} for fact in batch.facts
-        ],
+        "facts": [{"kind": type(fact).__name__.lower(), **asdict(fact)} for fact in batch.facts],
         "done": batch.done,
         "total": batch.total,
         "seconds": batch.seconds,

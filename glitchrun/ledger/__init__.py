@@ -1,1 +1,28 @@
-"""The append-only record of a run on disk: what is durable, what resumes, what is read back."""
+"""The append-only record of a run on disk: what is durable, what resumes, what is read back.
+
+ROOT/runs/EXPERIMENT/KEY/           one folder for everything with the same results digest
+    lock                            held by the process that executes it
+    attempt-1/                      `--fresh` starts the next one
+        run.json                    what the run is; written once
+        ledger.jsonl                what happened; append-only, one JSON object a line
+        artifacts/                  spec.yaml, tokens.jsonl, report.html, ...
+"""
+
+from glitchrun.ledger.folders import existing_status, find_runs, latest_attempt, run_folder
+from glitchrun.ledger.journal import Journal, mark_delivered
+from glitchrun.ledger.lock import hold, is_held
+from glitchrun.ledger.read import read_run
+from glitchrun.ledger.record import RunRecord
+
+__all__ = [
+    "Journal",
+    "RunRecord",
+    "existing_status",
+    "find_runs",
+    "hold",
+    "is_held",
+    "latest_attempt",
+    "mark_delivered",
+    "read_run",
+    "run_folder",
+]

@@ -1,0 +1,50 @@
+"""Where runs live under the tracking root."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from glitchrun.ledger.lock import is_held
+from glitchrun.ledger.read import read_run, read_status
+from glitchrun.ledger.record import RunRecord
+
+
+def run_folder(root: Path, experiment: str, key: str) -> Path:
+    """The folder of all attempts with one key. Experiment names may hold any character."""
+    return root / "runs" / _slug(experiment) / key
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "experiment"
+
+
+def latest_attempt(folder: Path) -> int:
+    """Number of the newest attempt in a run's folder; 0 where there is none."""
+    numbers = [int(path.name.removeprefix("attempt-")) for path in _attempts(folder)]
+    return max(numbers, default=0)
+
+
+def _attempts(folder: Path) -> Iterator[Path]:
+    # A folder without run.json is one whose creation was cut short: it holds nothing.
+    return (path.parent for path in folder.glob("attempt-*/run.json"))
+
+
+def existing_status(root: Path, experiment: str, key: str) -> str | None:
+    """Status of the newest attempt: FINISHED, FAILED, KILLED, RUNNING; None where there is none.
+
+    A run that claims to be running while nobody holds its lock was killed, and is reported so.
+    """
+    folder = run_folder(root, experiment, key)
+    number = latest_attempt(folder)
+    if not number:
+        return None
+    status = read_status(folder / f"attempt-{number}")
+    return "KILLED" if status == "RUNNING" and not is_held(folder) else status
+
+
+def find_runs(root: Path) -> list[RunRecord]:
+    """Every attempt of every run under the root, oldest first."""
+    folders = (path.parent for path in root.glob("runs/*/*/attempt-*/run.json"))
+    return sorted((read_run(folder) for folder in folders), key=lambda run: run.started_at)
