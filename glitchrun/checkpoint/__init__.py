@@ -1,0 +1,5 @@
+"""Where a model's files are and what their headers say. No torch, no transformers."""
+
+from glitchrun.checkpoint.resolve import Checkpoint, fetch, resolve
+
+__all__ = ["Checkpoint", "fetch", "resolve"]

