@@ -1,0 +1,11 @@
+"""Templates and probes: from a spec and a tokenizer to prefix ids and suffix ids.
+
+    probes.py         what is asked: GlitchMiner's three probes, as data
+    families.py       how a question is put to a model family, as data
+    detect.py         which template a run uses, and the rule that chose it
+    chat_template.py  the tokenizer's own chat template, rendered safely
+    render.py         template + probe -> Prompt (ids around the token's own id)
+    tokenizer.py      the few tokenizer calls that this package rests on
+
+Nothing here imports torch or transformers.
+"""

@@ -1,0 +1,24 @@
+"""The names a spec may give as `template`; the formats behind them are in `prompts/families.py`.
+
+They stand here because the spec layer may not import the prompts. `tests/test_prompts_families.py`
+holds the two equal.
+"""
+
+TEMPLATE_NAMES = (
+    "nowllm",
+    "mistral",
+    "llama2",
+    "llama3",
+    "llama3.1",
+    "llama4",
+    "chatml",
+    "qwen",
+    "gemma",
+    "phi",
+    "phi4",
+    "plain",
+)
+"""Known template families, in the order `glitchrun list templates` shows them."""
+
+TEMPLATE_MODES = ("auto", "tokenizer", "raw")
+"""Ways of choosing that are not a family: detect, the tokenizer's own, nothing around the text."""
