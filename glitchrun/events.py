@@ -43,7 +43,7 @@ class ProbeResult:
     passed: bool
     decided_in: str
     """The dtype whose arithmetic settled the verdict."""
-    intact: bool
+    intact: bool = True
     """False when encoding the whole prompt as text would not keep the token's id."""
 
 

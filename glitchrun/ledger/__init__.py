@@ -8,7 +8,7 @@ ROOT/runs/EXPERIMENT/KEY/           one folder for everything with the same resu
         artifacts/                  spec.yaml, tokens.jsonl, report.html, ...
 """
 
-from glitchrun.ledger.folders import existing_status, find_runs, latest_attempt, run_folder
+from glitchrun.ledger.folders import existing_status, find_runs, latest_attempt, run_folder, settle
 from glitchrun.ledger.journal import Journal, mark_delivered
 from glitchrun.ledger.lock import hold, is_held
 from glitchrun.ledger.read import read_run
@@ -25,4 +25,5 @@ __all__ = [
     "mark_delivered",
     "read_run",
     "run_folder",
+    "settle",
 ]

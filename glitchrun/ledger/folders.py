@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from glitchrun.ledger.lock import is_held
+from glitchrun.ledger.journal import Journal
+from glitchrun.ledger.lock import hold, is_held
 from glitchrun.ledger.read import read_run, read_status
 from glitchrun.ledger.record import RunRecord
 
@@ -48,3 +49,15 @@ def find_runs(root: Path) -> list[RunRecord]:
     """Every attempt of every run under the root, oldest first."""
     folders = (path.parent for path in root.glob("runs/*/*/attempt-*/run.json"))
     return sorted((read_run(folder) for folder in folders), key=lambda run: run.started_at)
+
+
+def settle(root: Path) -> list[RunRecord]:
+    """Marks runs KILLED that claim to be running while their process is dead; returns them."""
+    settled = []
+    for record in find_runs(root):
+        folder = record.folder.parent
+        if record.status == "RUNNING" and not is_held(folder):
+            with hold(folder), Journal(record.folder) as journal:
+                journal.append("ended", status="KILLED", error="the process executing it died")
+                settled.append(journal.record)
+    return settled

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from glitchrun.errors import RunError
-from glitchrun.ledger.record import RunIdentity
-
-LEDGER = "ledger.jsonl"
-IDENTITY = "run.json"
+from glitchrun.ledger.files import DELIVERED, IDENTITY, LEDGER, cut_torn_line, now, write_atomically
+from glitchrun.ledger.read import Fold, read_fold
+from glitchrun.ledger.record import RunIdentity, RunRecord
 
 
 class Journal:
@@ -25,8 +22,14 @@ class Journal:
         self.folder = folder
         path = folder / LEDGER
         if path.exists():
-            _cut_torn_line(path)
+            cut_torn_line(path)
+        self._fold: Fold = read_fold(folder)
         self._file = path.open("ab")
+
+    @property
+    def record(self) -> RunRecord:
+        """The run as its entries stand."""
+        return self._fold.record()
 
     @classmethod
     def create(cls, folder: Path, identity: RunIdentity, spec: Mapping[str, Any]) -> Self:
@@ -37,14 +40,13 @@ class Journal:
         write_atomically(folder / IDENTITY, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
         return cls(folder)
 
-    def append(self, kind: str, **fields: Any) -> int:
-        """Writes one entry through to the disk; returns its time, in ms since the epoch."""
-        at = now()
-        line = json.dumps({"kind": kind, "at": at, **fields}, separators=(",", ":"))
-        self._file.write(line.encode() + b"\n")
+    def append(self, kind: str, **fields: Any) -> None:
+        """Writes one entry, stamped with the time, through to the disk."""
+        entry = {"kind": kind, "at": now(), **fields}
+        self._file.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        return at
+        self._fold.see(entry)
 
     def close(self) -> None:
         self._file.close()
@@ -61,51 +63,6 @@ class Journal:
         self.close()
 
 
-def now() -> int:
-    """Milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
-
-
-def entries(folder: Path) -> Iterator[dict[str, Any]]:
-    """The entries of a run, in order. A torn last line is passed over.
-
-    Raises:
-        RunError: a line in the middle cannot be read; the message names it.
-    """
-    path = folder / LEDGER
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield json.loads(line)
-            except ValueError as exc:
-                raise RunError(
-                    f"{path}:{number}: not a ledger entry ({exc}); the file was changed by "
-                    "something other than glitchrun: restore it or start anew with --fresh"
-                ) from exc
-
-
 def mark_delivered(folder: Path, ids: Mapping[str, str]) -> None:
     """Records which MLflow run holds this run."""
-    write_atomically(folder / "delivered.json", json.dumps(dict(ids)) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that a reader, or a kill, never sees half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _cut_torn_line(path: Path) -> None:
-    with path.open("rb+") as file:
-        data = file.read()
-        whole = data.rfind(b"\n") + 1
-        if whole != len(data):
-            file.truncate(whole)
+    write_atomically(folder / DELIVERED, json.dumps(dict(ids)) + "\n")

@@ -10,7 +10,7 @@ from typing import Any
 
 from glitchrun.errors import RunError
 from glitchrun.events import batch_from_json
-from glitchrun.ledger.journal import IDENTITY, entries
+from glitchrun.ledger.files import DELIVERED, IDENTITY, entries
 from glitchrun.ledger.record import (
     GateResult,
     Metric,
@@ -28,26 +28,16 @@ def read_run(folder: Path) -> RunRecord:
     Raises:
         RunError: the folder holds no run, or a ledger that something else has changed.
     """
+    return read_fold(folder).record()
+
+
+def read_fold(folder: Path) -> Fold:
+    """The state of a run's ledger, which further entries can be added to."""
     data = _identity(folder)
-    fold = _Fold()
+    fold = Fold(folder, RunIdentity(**data["identity"]), data["spec"], data["created_at"])
     for entry in entries(folder):
         fold.see(entry)
-    return RunRecord(
-        folder=folder,
-        identity=RunIdentity(**data["identity"]),
-        status=fold.status,
-        started_at=fold.started_at or data["created_at"],
-        ended_at=fold.ended_at,
-        spec=data["spec"],
-        steps=tuple(_step(step, fold) for step in data["spec"]["steps"]),
-        model=fold.model,
-        plan=fold.plan,
-        environment=fold.environment,
-        gates=fold.gates,
-        notes=fold.notes,
-        delivered_to=_delivered(folder),
-        error=fold.error,
-    )
+    return fold
 
 
 def read_status(folder: Path) -> str:
@@ -62,9 +52,13 @@ def read_status(folder: Path) -> str:
 
 
 @dataclass
-class _Fold:
+class Fold:
     """The state that the entries of a ledger add up to."""
 
+    folder: Path
+    identity: RunIdentity
+    spec: Mapping[str, Any]
+    created_at: int
     status: str = "RUNNING"
     started_at: int | None = None
     ended_at: int | None = None
@@ -78,6 +72,24 @@ class _Fold:
     ends: dict[str, int] = field(default_factory=dict)
     batches: dict[str, list[TimedBatch]] = field(default_factory=dict)
     metrics: dict[str, dict[str, Metric]] = field(default_factory=dict)
+
+    def record(self) -> RunRecord:
+        return RunRecord(
+            folder=self.folder,
+            identity=self.identity,
+            status=self.status,
+            started_at=self.started_at or self.created_at,
+            ended_at=self.ended_at,
+            spec=self.spec,
+            steps=tuple(_step(step, self) for step in self.spec["steps"]),
+            model=self.model,
+            plan=self.plan,
+            environment=self.environment,
+            gates=self.gates,
+            notes=dict(self.notes),
+            delivered_to=_delivered(self.folder),
+            error=self.error,
+        )
 
     def see(self, entry: Mapping[str, Any]) -> None:
         getattr(self, f"_see_{entry['kind']}")(entry)
@@ -115,7 +127,7 @@ class _Fold:
         self.status, self.ended_at, self.error = entry["status"], entry["at"], entry.get("error")
 
 
-def _step(step: Mapping[str, Any], fold: _Fold) -> StepRecord:
+def _step(step: Mapping[str, Any], fold: Fold) -> StepRecord:
     name = step["id"]
     return StepRecord(
         id=name,
@@ -124,7 +136,7 @@ def _step(step: Mapping[str, Any], fold: _Fold) -> StepRecord:
         started_at=fold.starts.get(name),
         ended_at=fold.ends.get(name),
         batches=tuple(fold.batches.get(name, ())),
-        metrics=fold.metrics.get(name, {}),
+        metrics=dict(fold.metrics.get(name, {})),
     )
 
 
@@ -140,5 +152,5 @@ def _identity(folder: Path) -> dict[str, Any]:
 
 
 def _delivered(folder: Path) -> dict[str, str]:
-    path = folder / "delivered.json"
+    path = folder / DELIVERED
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

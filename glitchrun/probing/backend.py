@@ -1,0 +1,123 @@
+"""Forward passes of any transformers causal model behind prompts that share a prefix."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glitchrun.model.loading import LoadedModel
+from glitchrun.probing.float32 import Float32Arithmetic
+
+
+class Backend:
+    """Runs a model over batches of equally long suffixes behind one prefix.
+
+    The keys and values of a prefix are computed once and kept; every forward pass sees the suffix
+    positions only, and the head sees the last position only.
+    """
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+        self.device = model.input_embeddings.device
+        self._prefixes: dict[tuple[tuple[int, ...], bool], Any] = {}
+
+    @torch.no_grad()
+    def last_logits(
+        self, prefix: Sequence[int], suffixes: Tensor, *, float32: bool = False
+    ) -> Tensor:
+        """Next-token logits after each `prefix + suffix`.
+
+        Args:
+            prefix: Token ids shared by all rows.
+            suffixes: Token ids, `(B, S)`.
+            float32: Do the arithmetic in float32, whatever the weights are stored in.
+
+        Returns:
+            `(B, V)`, float32.
+        """
+        cache = self.start(prefix, len(suffixes), float32=float32)
+        logits, _ = self.step(suffixes, cache, float32=float32)
+        return logits
+
+    @torch.no_grad()
+    def start(self, prefix: Sequence[int], rows: int, *, float32: bool = False) -> Any:
+        """A key/value cache that holds the prefix for `rows` rows, free to be appended to."""
+        key = (tuple(prefix), float32)
+        if key not in self._prefixes:
+            self._prefixes[key] = self._prefill(prefix, float32)
+        cache = copy.deepcopy(self._prefixes[key])
+        if rows > 1:
+            cache.batch_repeat_interleave(rows)
+        return cache
+
+    def _prefill(self, prefix: Sequence[int], float32: bool) -> Any:
+        ids = torch.tensor([list(prefix)], device=self.device)
+        with self._arithmetic(float32):
+            return self.model.module(
+                input_ids=ids, use_cache=True, logits_to_keep=1
+            ).past_key_values
+
+    @torch.no_grad()
+    def step(self, ids: Tensor, cache: Any, *, float32: bool = False) -> tuple[Tensor, Any]:
+        """Appends ids `(B, S)` to a cache; returns the last logits `(B, V)` and the cache."""
+        with self._arithmetic(float32), self._contiguous_head():
+            out = self.model.module(
+                input_ids=ids.to(self.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        return out.logits[:, -1].float(), out.past_key_values
+
+    @torch.no_grad()
+    def logits_alone(self, ids: Sequence[int], *, float32: bool = False) -> Tensor:
+        """Next-token logits `(V,)` after one whole prompt, without cache or batch.
+
+        This is the one fixed shape in which verdicts within rounding are settled.
+        """
+        row = torch.tensor([list(ids)], device=self.device)
+        with self._arithmetic(float32):
+            out = self.model.module(input_ids=row, use_cache=False, logits_to_keep=1)
+        return out.logits[0, -1].float()
+
+    def gradient(
+        self, ids: Sequence[int], position: int, objective: Callable[[Tensor], Tensor]
+    ) -> tuple[float, Tensor]:
+        """A scalar of the next-token logits after one prompt and its gradient.
+
+        Args:
+            ids: The whole prompt.
+            position: The index whose input embedding the gradient is taken at.
+            objective: From logits `(V,)` to a scalar.
+
+        Returns:
+            The scalar, and its gradient `(H,)` in float32.
+        """
+        row = torch.tensor([list(ids)], device=self.device)
+        embeds = self.model.module.get_input_embeddings()(row).detach().requires_grad_(True)
+        with torch.enable_grad():
+            out = self.model.module(inputs_embeds=embeds, use_cache=False, logits_to_keep=1)
+            value = objective(out.logits[0, -1].float())
+            (gradient,) = torch.autograd.grad(value, embeds)
+        return float(value), gradient[0, position].float()
+
+    def _arithmetic(self, float32: bool) -> Any:
+        if float32 and self.model.compute_dtype != torch.float32:
+            return Float32Arithmetic()
+        return nullcontext()
+
+    @contextmanager
+    def _contiguous_head(self) -> Iterator[None]:
+        # A bfloat16 product with a strided [B, 1, H] slice is several times slower on a CPU than
+        # with a contiguous one.
+        head = self.model.module.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+        try:
+            yield
+        finally:
+            hook.remove()

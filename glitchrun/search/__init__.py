@@ -1,0 +1,30 @@
+"""Which tokens next. One file a search; `BUILDERS` is the list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from glitchrun.search.base import Search, Space
+from glitchrun.search.gradient import GradientWalk
+from glitchrun.search.ordered import (
+    at_random,
+    by_category,
+    by_norm,
+    by_pattern,
+    by_range,
+)
+from glitchrun.search.stratified import stratified
+
+__all__ = ["BUILDERS", "Search", "Space"]
+
+BUILDERS: Mapping[str, Callable[[Space, Any], Search]] = {
+    "gradient": GradientWalk.build,
+    "low-norm": by_norm,
+    "random": at_random,
+    "stratified": stratified,
+    "range": by_range,
+    "category": by_category,
+    "pattern": by_pattern,
+}
+"""From a search's name in the spec to what builds it from a space and the strategy's Config."""

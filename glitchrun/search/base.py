@@ -1,0 +1,44 @@
+"""What a search is, and what it is given."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from glitchrun.events import Verified
+from glitchrun.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The tokens to search, and what may be asked of the model about them."""
+
+    ids: Tensor
+    """(N,) token ids in scope, ascending."""
+    embeddings: Tensor
+    """(V, H) output embeddings: the space in which neighbours are near."""
+    vocabulary: Vocabulary
+    seed: int
+    gradient: Callable[[int], tuple[float, Tensor]]
+    """Entropy after the first probe's prompt for a token, and its gradient `(H,)` at the token."""
+
+
+class Search(Protocol):
+    """Says which tokens to verify next, from the verdicts so far.
+
+    The state is a function of the verdicts given to `update`, in order, so that a search resumes by
+    being told again what was found.
+    """
+
+    counters: Counter[str]
+    """Work and oddities since it was last cleared: gradients, walk_ties."""
+
+    def propose(self, n: int) -> list[int]:
+        """Up to n token ids not verified yet; none when the search has come to its end."""
+
+    def update(self, verdicts: Sequence[Verified]) -> None:
+        """Takes in the verdicts on one proposed batch."""

@@ -1,0 +1,37 @@
+"""One file a strategy: a frozen `Config` and `run(config, context, history) -> Iterator[Event]`.
+
+A strategy is found by its name, which is that of its module here and of its fragment in
+`spec/schema/strategies/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+from glitchrun.events import Batch, Event
+from glitchrun.strategies.context import Context
+
+
+class Strategy(Protocol):
+    """What a strategy's module offers."""
+
+    Config: type[Any]
+
+    def run(self, config: Any, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
+        """Goes on after the batches in `history` and yields what is new."""
+
+
+def load(name: str) -> Strategy:
+    """The strategy of a name that the schema accepts."""
+    return cast("Strategy", import_module(f"glitchrun.strategies.{name}"))
+
+
+def configure(strategy: Strategy, params: Mapping[str, Any]) -> Any:
+    """A strategy's Config from a step's parameters; lists become tuples, so it stays frozen."""
+    return strategy.Config(**{key: _freeze(value) for key, value in params.items()})
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(_freeze(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,82 @@
+"""What every strategy is given besides its own config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glitchrun.errors import RunError
+from glitchrun.events import Batch, Token, Verified
+from glitchrun.probing.backend import Backend
+from glitchrun.prompts.probes import PROBES
+from glitchrun.prompts.render import Prompt, render
+from glitchrun.prompts.template import Template
+from glitchrun.spec.types import Spec
+from glitchrun.strategies.tokens import read_ids
+from glitchrun.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One loaded model, and what the spec says about using it."""
+
+    spec: Spec
+    backend: Backend
+    vocabulary: Vocabulary
+    template: Template
+    free_bytes: int
+    """Memory free on the model's device once the model is loaded."""
+    earlier: Mapping[str, Sequence[Batch]]
+    """The batches of the steps before this one, by step id."""
+
+    def prompts(self, probes: str | Sequence[str]) -> dict[str, Prompt]:
+        """The rendered prompts of the named probes; `strict` names all of them."""
+        names = tuple(PROBES) if probes == "strict" else probes
+        return {name: self._render(name) for name in names}
+
+    def _render(self, name: str) -> Prompt:
+        tokenizer = self.backend.model.tokenizer
+        return render(self.template, PROBES[name], tokenizer, self.spec.system)
+
+    def scope(self) -> list[int]:
+        """Ids of the part of the vocabulary that the experiment may look at, ascending."""
+        return self.vocabulary.ids(self.spec.tokens.categories)
+
+    def tokens(self, source: Mapping[str, Any]) -> list[Token]:
+        """The tokens that a step's `tokens:` names, each once, in the order named."""
+        if "ids" in source:
+            ids = list(source["ids"])
+        elif "texts" in source:
+            ids = [self._id_of(text) for text in source["texts"]]
+        elif "file" in source:
+            ids = read_ids(Path(source["file"]))
+        else:
+            ids = self._found_by(source["from"], source.get("select", "glitch"))
+        return [self._token(token_id) for token_id in dict.fromkeys(ids)]
+
+    def _found_by(self, step: str, select: str) -> list[int]:
+        facts = [fact for batch in self.earlier[step] for fact in batch.facts]
+        return [
+            fact.token.id
+            for fact in facts
+            if select == "all" or (fact.glitch if isinstance(fact, Verified) else fact.confirmed)
+        ]
+
+    def _id_of(self, text: str) -> int:
+        token_id = self.vocabulary.find(text)
+        if token_id is None:
+            raise RunError(
+                f"tokens.texts: {text!r} is not one token of this model's vocabulary; "
+                "give its id under tokens.ids, or another text"
+            )
+        return token_id
+
+    def _token(self, token_id: int) -> Token:
+        if not 0 <= token_id < len(self.vocabulary):
+            raise RunError(
+                f"token id {token_id} is outside this model's vocabulary of "
+                f"{len(self.vocabulary)} entries; check the ids against the model"
+            )
+        return self.vocabulary.token(token_id)

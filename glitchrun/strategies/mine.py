@@ -1,0 +1,83 @@
+"""Searches the vocabulary for glitch tokens under a budget of verifications."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from glitchrun.events import Batch, Event, Verified
+from glitchrun.probing.statistics import entropy
+from glitchrun.prompts.render import Prompt
+from glitchrun.search import BUILDERS, Search, Space
+from glitchrun.strategies.context import Context
+from glitchrun.strategies.verdicts import Judge, judged, verdict_metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    search: str = "gradient"
+    iterations: int = 50
+    batch_size: int = 8
+    k: int = 32
+    budget: int | None = None
+    start: int | None = None
+    ranges: tuple[tuple[int, int], ...] | None = None
+    groups: tuple[str, ...] | None = None
+    patterns: tuple[str, ...] | None = None
+    probes: str | tuple[str, ...] = ("repeat",)
+
+    @property
+    def limit(self) -> int:
+        """Verifications the search may spend."""
+        most = self.iterations * self.batch_size
+        return most if self.budget is None else min(most, self.budget)
+
+
+def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
+    """Yields one batch an iteration, until the budget is spent or the search is at its end."""
+    judge = Judge(context, config.probes, config.batch_size)
+    search = BUILDERS[config.search](_space(config, context), config)
+    for batch in history:
+        search.update([fact for fact in batch.facts if isinstance(fact, Verified)])
+    search.counters.clear()  # what the past counted is in its batches
+    batches = list(history)
+    for batch in _go_on(config, judge, search, batches):
+        batches.append(batch)
+        yield batch
+    yield from verdict_metrics(batches)
+
+
+def _go_on(
+    config: Config, judge: Judge, search: Search, history: Sequence[Batch]
+) -> Iterator[Batch]:
+    done = history[-1].done if history else 0
+    while done < config.limit:
+        ids = search.propose(min(config.batch_size, config.limit - done))
+        if not ids:
+            return
+        verdicts, batch = judged(judge, ids, done, config.limit)
+        search.update(verdicts)
+        counters = dict(batch.counters) | search.counters
+        search.counters.clear()
+        yield replace(batch, counters=counters)
+        done = batch.done
+
+
+def _space(config: Config, context: Context) -> Space:
+    model = context.backend.model
+    prompt = next(iter(context.prompts(config.probes).values()))
+    return Space(
+        ids=torch.tensor(context.scope(), dtype=torch.long),
+        embeddings=model.output_embeddings,
+        vocabulary=context.vocabulary,
+        seed=context.spec.seed,
+        gradient=lambda token_id: _entropy_gradient(context, prompt, token_id),
+    )
+
+
+def _entropy_gradient(context: Context, prompt: Prompt, token_id: int) -> tuple[float, Tensor]:
+    ids = (*prompt.prefix_ids, token_id, *prompt.suffix_ids)
+    return context.backend.gradient(ids, len(prompt.prefix_ids), entropy)

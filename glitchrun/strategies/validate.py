@@ -1,0 +1,109 @@
+"""Samples continuations and estimates each token's attack success rate (ASR)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy.stats import binomtest
+
+from glitchrun.events import Batch, Event, Measured, Sampled, Token
+from glitchrun.probing.choice import Sampling
+from glitchrun.probing.memory import standard_rows
+from glitchrun.probing.sampler import Sampler
+from glitchrun.prompts.render import Prompt, intact
+from glitchrun.strategies.context import Context
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    tokens: Mapping[str, Any]
+    attempts: int = 5
+    max_new_tokens: int = 50
+    temperature: float = 0.7
+    top_p: float = 0.9
+    probes: str | tuple[str, ...] = "strict"
+    batch_size: int | str = "auto"
+
+
+def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
+    """Yields the attempts on a few tokens at a time, in the order in which they are named."""
+    tokens = context.tokens(config.tokens)
+    prompts = context.prompts(config.probes)
+    sampler = _sampler(config, context, prompts)
+    at_once = max(1, sampler.rows // config.attempts)
+    batches = list(history)
+    done = history[-1].done if history else 0
+    while done < len(tokens):
+        chunk = tokens[done : done + at_once]
+        done += len(chunk)
+        batch = _sampled(config, context, sampler, chunk, (done, len(tokens)))
+        batches.append(batch)
+        yield batch
+    yield from _metrics(batches)
+
+
+def _sampler(config: Config, context: Context, prompts: Mapping[str, Prompt]) -> Sampler:
+    model = context.backend.model
+    rows = config.batch_size
+    if rows == "auto":
+        longest = max(len(p.prefix_ids) + len(p.suffix_ids) + 1 for p in prompts.values())
+        rows = standard_rows(model, longest + config.max_new_tokens, context.free_bytes)
+    return Sampler(
+        context.backend,
+        prompts,
+        sampling=Sampling(config.temperature, config.top_p),
+        max_new_tokens=config.max_new_tokens,
+        rows=int(rows),
+        seed=context.spec.seed,
+        decode=model.tokenizer.decode,
+        stop_ids=model.stop_ids | context.template.stop_ids(model.tokenizer),
+    )
+
+
+def _sampled(
+    config: Config,
+    context: Context,
+    sampler: Sampler,
+    tokens: Sequence[Token],
+    progress: tuple[int, int],
+) -> Batch:
+    start = time.perf_counter()
+    outcomes = sampler.sample(tokens, config.attempts)
+    ids = [token.id for token in tokens]
+    tokenizer = context.backend.model.tokenizer
+    kept = [intact(prompt, ids, tokenizer) for prompt in sampler.prompts.values()]
+    threshold = context.spec.thresholds.asr
+    facts = tuple(
+        _estimate(token, failed, threshold, all(column[row] for column in kept))
+        for row, (token, failed) in enumerate(zip(tokens, outcomes, strict=True))
+    )
+    counters = dict(sampler.counters)
+    sampler.counters.clear()
+    counters["not_intact"] = sum(not fact.intact for fact in facts)
+    return Batch(facts, *progress, time.perf_counter() - start, counters)
+
+
+def _estimate(token: Token, outcomes: tuple[bool, ...], threshold: float, kept: bool) -> Sampled:
+    test = binomtest(sum(outcomes), len(outcomes))
+    interval = test.proportion_ci(confidence_level=0.95, method="wilson")
+    asr = float(test.statistic)
+    return Sampled(
+        token, outcomes, asr, float(interval.low), float(interval.high), asr >= threshold, kept
+    )
+
+
+def _metrics(batches: Sequence[Batch]) -> Iterator[Measured]:
+    facts = [fact for batch in batches for fact in batch.facts if isinstance(fact, Sampled)]
+    n = len(facts)
+    attempts = sum(fact.attempts for fact in facts)
+    seconds = sum(batch.seconds for batch in batches)
+    yield Measured("confirmed", sum(fact.confirmed for fact in facts), n)
+    yield Measured("asr_mean", sum(fact.asr for fact in facts) / n if n else None, n)
+    yield Measured("validated", n, n)
+    yield Measured("attempts", attempts, n)
+    yield Measured("attempts_per_second", attempts / seconds if seconds else None, attempts)
+    for name in ("resampled", "not_intact"):
+        yield Measured(name, sum(batch.counters.get(name, 0) for batch in batches), n)

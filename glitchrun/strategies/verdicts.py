@@ -1,0 +1,100 @@
+"""From token ids to verdicts and to the metrics that a step of verifications ends with."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from glitchrun.events import Batch, Measured, ProbeResult, Token, Verified
+from glitchrun.probing.memory import standard_rows
+from glitchrun.probing.verifier import Verifier
+from glitchrun.prompts.render import intact
+from glitchrun.strategies.context import Context
+from glitchrun.vocabulary.text import emitted_kind
+
+
+class Judge:
+    """Verifies tokens and applies the thresholds."""
+
+    def __init__(
+        self, context: Context, probes: str | Sequence[str], rows: int | str = "auto"
+    ) -> None:
+        self._context = context
+        self._prompts = context.prompts(probes)
+        if rows == "auto":
+            longest = max(len(p.prefix_ids) + len(p.suffix_ids) + 1 for p in self._prompts.values())
+            rows = standard_rows(context.backend.model, longest, context.free_bytes)
+        self._verifier = Verifier(context.backend, self._prompts, int(rows))
+
+    @property
+    def rows(self) -> int:
+        """Tokens in one forward pass."""
+        return self._verifier.rows
+
+    def judge(self, token_ids: Sequence[int]) -> list[Verified]:
+        results = self._verifier.verify(token_ids)
+        kept = {
+            name: intact(prompt, token_ids, self._context.backend.model.tokenizer)
+            for name, prompt in self._prompts.items()
+        }
+        verdicts = []
+        for row, (token_id, probes) in enumerate(zip(token_ids, results, strict=True)):
+            flagged = {n: replace(r, intact=kept[n][row]) for n, r in probes.items()}
+            verdicts.append(self._verdict(self._context.vocabulary.token(token_id), flagged))
+        return verdicts
+
+    def _verdict(self, token: Token, probes: dict[str, ProbeResult]) -> Verified:
+        limit = self._context.spec.thresholds.probability
+        failed = not any(result.passed for result in probes.values())
+        first = next(iter(probes.values()))
+        return Verified(
+            token=token,
+            probes=probes,
+            glitch=failed and all(result.p < limit for result in probes.values()),
+            emitted=emitted_kind(token.text, self._context.vocabulary.text(first.argmax))
+            if failed
+            else None,
+        )
+
+    def take_counters(self) -> Counter[str]:
+        """Work since the last call."""
+        taken = Counter(self._verifier.counters)
+        self._verifier.counters.clear()
+        return taken
+
+
+def judged(
+    judge: Judge, token_ids: Sequence[int], done: int, total: int | None
+) -> tuple[list[Verified], Batch]:
+    """One durable batch: verdicts on `token_ids`, which come after `done` others."""
+    start = time.perf_counter()
+    verdicts = judge.judge(token_ids)
+    counters = judge.take_counters()
+    counters["not_intact"] += sum(not verdict.presented_intact for verdict in verdicts)
+    seconds = time.perf_counter() - start
+    return verdicts, Batch(tuple(verdicts), done + len(verdicts), total, seconds, dict(counters))
+
+
+def in_order(judge: Judge, token_ids: Sequence[int], history: Sequence[Batch]) -> Iterator[Batch]:
+    """Verifies a known list of tokens, going on after the batches in `history`."""
+    done = history[-1].done if history else 0
+    while done < len(token_ids):
+        _, batch = judged(judge, token_ids[done : done + judge.rows], done, len(token_ids))
+        yield batch
+        done = batch.done
+
+
+def verdict_metrics(batches: Sequence[Batch]) -> Iterator[Measured]:
+    """The metrics of a step of verifications, headline first."""
+    verdicts = [fact for batch in batches for fact in batch.facts if isinstance(fact, Verified)]
+    n = len(verdicts)
+    glitches = sum(verdict.glitch for verdict in verdicts)
+    seconds = sum(batch.seconds for batch in batches)
+    yield Measured("glitch", glitches, n)
+    yield Measured("verified", n, n)
+    yield Measured("glitch_rate", glitches / n if n else None, n)
+    yield Measured("tokens_per_second", n / seconds if seconds else None, n)
+    for name in ("rechecked", "not_intact"):
+        yield Measured(name, sum(batch.counters.get(name, 0) for batch in batches), n)
