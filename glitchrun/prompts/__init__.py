@@ -2,6 +2,8 @@
 
     probes.py         what is asked: GlitchMiner's three probes, as data
     families.py       how a question is put to a model family, as data
+    conversation.py   a conversation written in a family's format
+    template.py       the template in force
     detect.py         which template a run uses, and the rule that chose it
     chat_template.py  the tokenizer's own chat template, rendered safely
     render.py         template + probe -> Prompt (ids around the token's own id)

@@ -1,0 +1,110 @@
+"""The tokenizer's own chat template, rendered as text.
+
+Chat templates are programs that come with the model. They may refuse a role, drop or trim a text,
+or read the clock; each of these is found out here instead of passing in silence.
+"""
+
+from __future__ import annotations
+
+from jinja2 import TemplateError
+
+from glitchrun.errors import PreflightError
+from glitchrun.prompts.conversation import Conversation
+from glitchrun.prompts.tokenizer import Tokenizer, encode
+
+_MARK = "XglitchrunmarkX"
+# What a template that reads the clock is told: a prompt must not change overnight. The day is the
+# one that Llama's own templates fall back to.
+_DAY = "26 Jul 2024"
+_CLOCK = (
+    "{%- macro strftime_now(format) -%}"
+    "{{ format | replace('%d', '26') | replace('%-d', '26') | replace('%m', '07')"
+    " | replace('%b', 'Jul') | replace('%B', 'July') | replace('%Y', '2024') | replace('%y', '24')"
+    " | replace('%A', 'Friday') | replace('%a', 'Fri')"
+    " | replace('%H', '12') | replace('%M', '00') | replace('%S', '00') }}"
+    "{%- endmacro -%}"
+)
+# What a faulty template raises: its own `raise_exception`, or Python's errors from inside Jinja.
+_FAULTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+
+
+def write(tokenizer: Tokenizer, conversation: Conversation) -> str:
+    """The conversation as the tokenizer's chat template writes it, up to where the answer begins.
+
+    Raises PreflightError when the template refuses it.
+    """
+    messages = [] if conversation.system is None else [_say("system", conversation.system)]
+    for turn in conversation.earlier:
+        messages += [_say("user", turn.user), _say("assistant", turn.answer)]
+    return _render(tokenizer, [*messages, _say("user", conversation.user)])
+
+
+def fault(tokenizer: Tokenizer) -> str | None:
+    """Why the template cannot be used at all: it fails on, or alters, a single user turn."""
+    try:
+        text = write(tokenizer, Conversation(user=_MARK))
+    except PreflightError as error:
+        return str(error)
+    if text.count(_MARK) != 1:
+        return "the tokenizer's chat template does not keep the user's text as it is"
+    return None
+
+
+def carries_system(tokenizer: Tokenizer) -> bool:
+    """False where the template refuses a system text, or drops it in silence."""
+    try:
+        return _MARK in write(tokenizer, Conversation(user="u", system=_MARK))
+    except PreflightError:
+        return False
+
+
+def default_system(tokenizer: Tokenizer) -> str | None:
+    """The system text that the template adds by itself where none is given; None for none."""
+    if not carries_system(tokenizer):
+        return None
+    text = write(tokenizer, Conversation(user="u"))
+    before, _, after = write(tokenizer, Conversation(user="u", system=_MARK)).partition(_MARK)
+    if text.startswith(before) and text.endswith(after) and len(text) >= len(before + after):
+        return text[len(before) : len(text) - len(after)] or None
+    return None
+
+
+def stop(tokenizer: Tokenizer) -> str | None:
+    """The special token that the template closes an answer with; None where it writes none."""
+    messages = [_say("user", "u"), _say("assistant", _MARK)]
+    try:
+        text = _render(tokenizer, messages, open_answer=False)
+    except PreflightError:
+        return None
+    _, found, tail = text.rpartition(_MARK)
+    special = set(tokenizer.added_tokens_decoder)
+    closing = [one for one in encode(tokenizer, tail.lstrip()) if one in special]
+    return tokenizer.decode(closing[:1], skip_special_tokens=False) if found and closing else None
+
+
+def _say(role: str, text: str) -> dict[str, str]:
+    return {"role": role, "content": text}
+
+
+def _render(
+    tokenizer: Tokenizer, messages: list[dict[str, str]], *, open_answer: bool = True
+) -> str:
+    try:
+        template = tokenizer.get_chat_template()
+        text = tokenizer.apply_chat_template(
+            messages,
+            chat_template=_CLOCK + template if "strftime_now" in template else template,
+            tokenize=False,
+            add_generation_prompt=open_answer,
+            date_string=_DAY,
+        )
+    except _FAULTS as error:
+        raise PreflightError(
+            f"the tokenizer's chat template fails on this conversation ({_first_line(error)}); "
+            "name a template in the spec: `glitchrun list templates`"
+        ) from error
+    return str(text)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,178 @@
+"""Which template a run uses, and the rule that chose it.
+
+`auto` asks, in this order: is the model known by its own name (the last component of its path or
+hub id, never a parent folder's); does its tokenizer bring a usable chat template; which family's
+turn markers are in its vocabulary; which family does its architecture suggest. `plain` is left.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from glitchrun.errors import PreflightError
+from glitchrun.prompts import chat_template
+from glitchrun.prompts.families import FAMILIES, RAW, Family
+from glitchrun.prompts.template import Template
+from glitchrun.prompts.tokenizer import Tokenizer, encode
+from glitchrun.spec.types import InlineTemplate
+
+logger = logging.getLogger(__name__)
+
+
+# Turn markers that only one family uses, the more particular first.
+_MARKERS = (
+    ("llama4", ("<|header_start|>", "<|eot|>")),
+    ("llama3", ("<|start_header_id|>", "<|eot_id|>")),
+    ("gemma", ("<start_of_turn>", "<end_of_turn>")),
+    ("phi4", ("<|im_start|>", "<|im_sep|>", "<|im_end|>")),
+    ("chatml", ("<|im_start|>", "<|im_end|>")),
+    ("phi", ("<|user|>", "<|assistant|>", "<|end|>")),
+    ("mistral", ("[INST]", "[/INST]")),
+)
+
+
+def detect(
+    setting: str | InlineTemplate, tokenizer: Tokenizer, config: object, source: str
+) -> Template:
+    """The template that a spec's `template` means for this model; logs the rule.
+
+    `config` is the model's configuration (attributes or a mapping; `model_type` and the rope
+    settings are read), `source` is `model.path` as written. Raises PreflightError when `tokenizer`
+    is asked for and its chat template is missing or unusable, or an inline template lacks `{user}`.
+    """
+    template = _choose(setting, tokenizer, config, source)
+    stop = (template.stop or "").strip()
+    if len(encode(tokenizer, stop)) > 1:
+        note = f"{template.rule} Its closing text {stop!r} is not one token here."
+        template = replace(template, rule=note)
+    logger.info("template %s: %s", template.name, template.rule)
+    return template
+
+
+def _choose(
+    setting: str | InlineTemplate, tokenizer: Tokenizer, config: object, source: str
+) -> Template:
+    if isinstance(setting, InlineTemplate):
+        return _inline(setting)
+    if setting == "auto":
+        return _auto(tokenizer, config, source)
+    if setting == "tokenizer":
+        return _tokenizers_own(tokenizer, "The spec asks for the tokenizer's own chat template.")
+    family = RAW if setting == "raw" else FAMILIES.get(setting)
+    if family is None:
+        raise PreflightError(
+            f"template {setting!r} is not known; give auto, tokenizer, raw or one of "
+            f"{', '.join(FAMILIES)}, or write the format into the spec"
+        )
+    return _of_family(family, f"The spec names {setting}.")
+
+
+def _auto(tokenizer: Tokenizer, config: object, source: str) -> Template:
+    component = PurePosixPath(source).name
+    for family in FAMILIES.values():
+        if _is_named(component, family.folder_names):
+            return _of_family(family, f"The model's own name is {component!r}.")
+    passed_over = ""
+    if tokenizer.chat_template:
+        fault = chat_template.fault(tokenizer)
+        if fault is None:
+            return _tokenizers_own(tokenizer, "The tokenizer brings a chat template.")
+        passed_over = f" (The tokenizer's chat template was passed over: {fault}.)"
+    chosen = _by_markers(tokenizer, config) or _by_architecture(tokenizer, config)
+    if chosen is None:
+        rule = "No chat template, no known turn markers, no known architecture: plain text."
+        chosen = _of_family(FAMILIES["plain"], rule)
+    return replace(chosen, rule=chosen.rule + passed_over)
+
+
+def _is_named(component: str, names: tuple[str, ...]) -> bool:
+    """The whole component, or a file of that name: `nowllm-0829`, `nowllm-0829.Q4_K_M.gguf`."""
+    lower = component.lower()
+    return any(
+        lower == name or (lower.startswith(f"{name}.") and lower.endswith(".gguf"))
+        for name in names
+    )
+
+
+def _by_markers(tokenizer: Tokenizer, config: object) -> Template | None:
+    vocabulary = tokenizer.get_vocab()
+    for name, markers in _MARKERS:
+        if all(marker in vocabulary for marker in markers):
+            name, because = _refine(name, config)
+            rule = f"The vocabulary holds {' and '.join(markers)}{because}."
+            return _of_family(FAMILIES[name], rule)
+    return None
+
+
+def _refine(name: str, config: object) -> tuple[str, str]:
+    """Families that share their markers, told apart by the configuration."""
+    kind = str(_setting(config, "model_type") or "")
+    if name == "chatml" and kind.startswith("qwen"):
+        return "qwen", f" and the architecture is {kind}"
+    if name == "llama3" and _rope_type(config) == "llama3":
+        return "llama3.1", " and the position encoding is Llama 3.1's"
+    return name, ""
+
+
+def _by_architecture(tokenizer: Tokenizer, config: object) -> Template | None:
+    kind, entries = _setting(config, "model_type"), len(tokenizer)
+    vocabulary = tokenizer.get_vocab()
+    if "<s>" not in vocabulary or "</s>" not in vocabulary:
+        return None
+    if kind in ("mistral", "mixtral"):
+        rule = f"The architecture is {kind}, and its vocabulary has <s> and </s>."
+        return _of_family(FAMILIES["mistral"], rule)
+    if kind == "llama" and 32_000 <= entries <= 32_064:
+        rule = f"The architecture is llama, with Llama 2's vocabulary ({entries:,} entries)."
+        return _of_family(FAMILIES["llama2"], rule)
+    return None
+
+
+def _of_family(family: Family, rule: str) -> Template:
+    return Template(family.name, rule, family, family.carries_system, family.stop)
+
+
+def _inline(setting: InlineTemplate) -> Template:
+    if setting.user.count("{user}") != 1:
+        raise PreflightError(
+            f"template.user {setting.user!r} must hold {{user}} once: that is where the text goes"
+        )
+    family = Family(
+        name="inline",
+        user=setting.user,
+        answer="{answer}" + (setting.stop or ""),
+        system=setting.system,
+        stop=setting.stop,
+        bos=True,
+    )
+    return _of_family(family, "The format is written in the spec.")
+
+
+def _tokenizers_own(tokenizer: Tokenizer, rule: str) -> Template:
+    if not tokenizer.chat_template:
+        raise PreflightError(
+            "template: tokenizer, but this tokenizer has no chat template; "
+            "give `auto` or one of `glitchrun list templates`"
+        )
+    fault = chat_template.fault(tokenizer)
+    if fault is not None:
+        raise PreflightError(f"template: tokenizer: {fault}")
+    default = chat_template.default_system(tokenizer)
+    if default is not None:
+        rule = f"{rule} It adds a system text of its own where none is given: {default!r}."
+    carries = chat_template.carries_system(tokenizer)
+    return Template("tokenizer", rule, None, carries, chat_template.stop(tokenizer))
+
+
+def _setting(config: object, name: str) -> Any:
+    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+
+
+def _rope_type(config: object) -> Any:
+    """transformers 5 calls the settings `rope_parameters`; older files `rope_scaling`."""
+    rope = _setting(config, "rope_parameters") or _setting(config, "rope_scaling") or {}
+    return rope.get("rope_type") if isinstance(rope, Mapping) else None

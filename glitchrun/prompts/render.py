@@ -1,0 +1,156 @@
+"""From a template and a probe to ids: a prefix, the token's own id, a suffix.
+
+The token never passes through text, so every entry of a vocabulary can be asked about. `intact`
+tells for which tokens that makes no difference: those whose id survives encoding the whole text.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from glitchrun.errors import PreflightError
+from glitchrun.prompts import chat_template, conversation
+from glitchrun.prompts.conversation import Conversation
+from glitchrun.prompts.probes import TOKEN, Probe
+from glitchrun.prompts.template import Template
+from glitchrun.prompts.tokenizer import (
+    Tokenizer,
+    adds_bos,
+    decode_inside,
+    encode,
+    encode_all,
+    encode_inside,
+)
+
+logger = logging.getLogger(__name__)
+
+# Stands for the token while the text is put together: letters only, so that no template alters it.
+_MARK = "XglitchruntokenX"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One probe in one template, as ids around the place of the token."""
+
+    probe: str
+    prefix_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...]
+    prefix_text: str
+    """As encoded: without the BOS that was added by id."""
+    suffix_text: str
+    bos_id: int | None = None
+    """The BOS that was put in front of the encoded text; None where the text brings its own, or the
+    model has none."""
+    dropped_system: str | None = None
+    """The probe's system text where the template cannot carry one."""
+
+    @property
+    def position(self) -> int:
+        """Where the token stands, from 0."""
+        return len(self.prefix_ids)
+
+    def ids(self, token_id: int) -> tuple[int, ...]:
+        """The whole prompt for one token."""
+        return (*self.prefix_ids, token_id, *self.suffix_ids)
+
+
+def render(
+    template: Template, probe: Probe, tokenizer: Tokenizer, system: str | None = None
+) -> Prompt:
+    """The probe's prompt. `system` is the spec's system text, None where it has none.
+
+    A probe's own system text follows the spec's. Where the template carries no system text, the
+    spec's is refused with PreflightError, and the probe's is left out, logged and kept in
+    `Prompt.dropped_system`.
+    """
+    carried, dropped = _system_text(template, probe, system)
+    said = Conversation(
+        user=probe.user.replace(TOKEN, _MARK), earlier=probe.earlier, system=carried
+    )
+    prefix_text, suffix_text = _split(_write(template, said, tokenizer) + probe.prefill, template)
+    prefix_text = _without_second_bos(prefix_text, tokenizer)
+    prefix_ids = encode(tokenizer, prefix_text)
+    bos_id = _bos_to_add(template, tokenizer, prefix_ids)
+    return Prompt(
+        probe=probe.name,
+        prefix_ids=prefix_ids if bos_id is None else (bos_id, *prefix_ids),
+        suffix_ids=encode_inside(tokenizer, suffix_text),
+        prefix_text=prefix_text,
+        suffix_text=suffix_text,
+        bos_id=bos_id,
+        dropped_system=dropped,
+    )
+
+
+def intact(prompt: Prompt, token_ids: Sequence[int], tokenizer: Tokenizer) -> list[bool]:
+    """For each token, whether encoding the whole prompt as text gives just the prompt's ids.
+
+    One call encodes all texts at once; ask for the tokens at hand, not for a vocabulary.
+    """
+    start = 0 if prompt.bos_id is None else 1
+    texts = [
+        f"{prompt.prefix_text}{text}{prompt.suffix_text}"
+        for text in decode_inside(tokenizer, token_ids)
+    ]
+    return [
+        tuple(ids) == prompt.ids(token_id)[start:]
+        for ids, token_id in zip(encode_all(tokenizer, texts), token_ids, strict=True)
+    ]
+
+
+def _system_text(
+    template: Template, probe: Probe, system: str | None
+) -> tuple[str | None, str | None]:
+    """What the prompt's system text is, and what had to be dropped."""
+    if template.carries_system:
+        given = [text for text in (system, probe.system) if text]
+        return ("\n\n".join(given) if given else system), None
+    if system:
+        raise PreflightError(
+            f"the template {template.name} cannot carry a system text, and the spec gives one "
+            f"({_shortened(system)!r}); remove `system`, or choose another `template`"
+        )
+    if probe.system:
+        logger.warning(
+            "template %s cannot carry a system text: probe %s is presented without its own",
+            template.name,
+            probe.name,
+        )
+    return None, probe.system
+
+
+def _write(template: Template, said: Conversation, tokenizer: Tokenizer) -> str:
+    if template.family is None:
+        return chat_template.write(tokenizer, said)
+    return conversation.write(template.family, said)
+
+
+def _split(text: str, template: Template) -> tuple[str, str]:
+    parts = text.split(_MARK)
+    if len(parts) != 2:
+        raise PreflightError(
+            f"the template {template.name} writes the user's text {len(parts) - 1} times instead "
+            "of once, so the token has no place of its own; choose another `template`"
+        )
+    return parts[0], parts[1]
+
+
+def _without_second_bos(text: str, tokenizer: Tokenizer) -> str:
+    bos = tokenizer.bos_token
+    while bos and text.startswith(bos * 2):
+        text = text[len(bos) :]
+    return text
+
+
+def _bos_to_add(
+    template: Template, tokenizer: Tokenizer, prefix_ids: tuple[int, ...]
+) -> int | None:
+    always = template.family is not None and template.family.bos
+    wanted = tokenizer.bos_token_id if always or adds_bos(tokenizer) else None
+    return None if wanted is None or prefix_ids[:1] == (wanted,) else wanted
+
+
+def _shortened(text: str, width: int = 60) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

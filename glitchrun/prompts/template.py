@@ -1,0 +1,35 @@
+"""The template in force: a family's format, or the tokenizer's own chat template."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from glitchrun.prompts.families import Family
+from glitchrun.prompts.tokenizer import Tokenizer, encode
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """How a question is put to the model of this run."""
+
+    name: str
+    """A family's name, `tokenizer`, `raw` or `inline`."""
+    rule: str
+    """Why this one, as a sentence."""
+    family: Family | None
+    """None for the tokenizer's own chat template."""
+    carries_system: bool
+    stop: str | None
+    """The text that ends an answer, where one is known."""
+
+
+def stop_ids(template: Template, tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids that end an answer: the tokenizer's EOS, and the closing text where that is one token.
+
+    A closing text of several tokens is found in `template.stop` only.
+    """
+    closing = encode(tokenizer, template.stop) if template.stop else ()
+    ids = set(closing) if len(closing) == 1 else set()
+    if tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    return frozenset(ids)

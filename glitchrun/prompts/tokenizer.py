@@ -1,0 +1,90 @@
+"""The few tokenizer calls that prompts and the vocabulary rest on.
+
+A tokenizer is given (one of transformers' PreTrainedTokenizerBase); `Tokenizer` names what is used
+of it, so that this layer needs no import of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+ANCHOR = "«"
+"""A character that no vocabulary merges with letters: what stands before it is known when decoding
+or encoding a piece in the middle of a text. GlitchMiner uses the same one."""
+_ANCHORS = (ANCHOR, "\n", ".", "a", "1")
+
+
+class Tokenizer(Protocol):
+    """What is used of transformers' PreTrainedTokenizerBase."""
+
+    bos_token: str | None
+    bos_token_id: int | None
+    eos_token_id: int | None
+    all_special_ids: list[int]
+    chat_template: Any
+    added_tokens_decoder: Mapping[int, Any]
+
+    def __call__(self, text: list[str], **options: Any) -> Mapping[str, Any]: ...
+    def __len__(self) -> int: ...
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+    def decode(self, ids: Sequence[int], **options: Any) -> str: ...
+    def batch_decode(self, ids: list[list[int]], **options: Any) -> list[str]: ...
+    def get_vocab(self) -> dict[str, int]: ...
+    def get_chat_template(self) -> str: ...
+    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any: ...
+
+
+def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Ids of a text as it stands: special tokens written in it are read, none are added."""
+    return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+
+def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """`encode` of many texts at once, in parallel where the tokenizer can."""
+    if not texts:
+        return []
+    batch = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)
+    ids: list[list[int]] = batch["input_ids"]
+    return ids
+
+
+def encode_inside(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Ids of a text that continues another one.
+
+    Differs from `encode` where the tokenizer puts a space in front of a text (SentencePiece's dummy
+    prefix): the text is then encoded behind an anchor, and the anchor's ids are cut off.
+    """
+    alone = encode(tokenizer, text)
+    if not text or not _adds_space(tokenizer):
+        return alone
+    for anchor in _ANCHORS:
+        ids, both = encode(tokenizer, anchor), encode(tokenizer, anchor + text)
+        if both[: len(ids)] == ids:
+            return both[len(ids) :]
+    return alone
+
+
+def decode_inside(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """The text of each id as it reads in the middle of a text: `▁the` is " the".
+
+    Bytes that are no character by themselves come out as U+FFFD.
+    """
+    anchor = list(encode(tokenizer, ANCHOR))
+    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    before = tokenizer.decode(anchor, **options)
+    texts = tokenizer.batch_decode([[*anchor, one] for one in ids], **options)
+    return [text.removeprefix(before) for text in texts]
+
+
+def adds_bos(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer itself puts its BOS in front of a text."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer.encode("a", add_special_tokens=True)[:1] == [bos]
+
+
+def _adds_space(tokenizer: Tokenizer) -> bool:
+    first = tokenizer.encode("a", add_special_tokens=False)[:1]
+    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    # A lone first piece is decoded without its space: look at it behind itself.
+    return bool(first) and tokenizer.decode(first * 2, **options).endswith(" a")
