@@ -1,0 +1,60 @@
+"""What loading gives: the module, its tokenizer, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A causal language model in eval mode whose parameters take no gradients.
+
+    Gradients flow through it to its inputs (`inputs_embeds`) in every quantization.
+    """
+
+    module: Any
+    """The transformers model: `module(input_ids=..., ...)` gives logits (B, T, V)."""
+    tokenizer: Any
+    config: Any
+    device: torch.device
+    """Where inputs go; with `max_memory` the first device of several."""
+    dtype: str
+    """Of activations and of weights that are not quantized, as torch names it: `bfloat16`."""
+    quantization: str
+    """As asked for; for weights already quantized on disk their method and ` (as stored)`."""
+    load_seconds: float
+    """Wall time of the whole loading; of a GGUF's conversion too where one was needed."""
+    peak_bytes: int
+    """Most bytes in use while loading, above what was in use before; see `device.watch_peak`."""
+    census: Mapping[str, int]
+    """Bytes held by storage; see `census.take`."""
+    unquantized: tuple[str, ...]
+    """Large weights that quantization left alone, embeddings and head aside."""
+    architecture: str
+
+    @property
+    def input_embeddings(self) -> torch.Tensor:
+        """The input embedding matrix, (V, H)."""
+        weight: torch.Tensor = self.module.get_input_embeddings().weight
+        return weight
+
+    @property
+    def output_embeddings(self) -> torch.Tensor:
+        """The output matrix, (V, H); the input embedding itself where they are tied."""
+        head = self.module.get_output_embeddings()
+        weight: torch.Tensor = self.input_embeddings if head is None else head.weight
+        return weight
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the input embedding; may exceed the tokenizer's size."""
+        return int(self.input_embeddings.shape[0])
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held by weights and buffers, quantization scales included."""
+        return sum(self.census.values())
