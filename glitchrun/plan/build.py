@@ -1,0 +1,211 @@
+"""From an experiment to the list of its runs: what each would do, need and cost."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from glitchrun import checkpoint as checkpoints
+from glitchrun.checkpoint.fingerprint import fingerprint
+from glitchrun.checkpoint.headers import Header, read_header
+from glitchrun.checkpoint.resolve import Checkpoint
+from glitchrun.plan import duration
+from glitchrun.plan.devices import device_memory
+from glitchrun.plan.memory import MemoryEstimate, estimate
+from glitchrun.plan.weights import load_dtype
+from glitchrun.plan.work import StepWork, step_work, workloads
+from glitchrun.spec.digest import cosmetic_digest, numerics_digest, results_digest
+from glitchrun.spec.types import Cell, Experiment, ModelSpec, Spec
+
+KEY_LENGTH = 16
+Action = Literal["start", "resume", "skip", "blocked"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """One cell of an experiment, and what `apply` will do with it."""
+
+    cell: Cell
+    key: str
+    """16 hex digits over everything that can change the results: spec, model contents, files of
+    tokens. Empty for a hub model that is not on this machine yet: its contents are not known."""
+    action: Action
+    reason: str
+    """Why this action, in one sentence for a person."""
+    estimate: MemoryEstimate | None
+    """None only for a hub model that is not on this machine yet."""
+    work: tuple[StepWork, ...]
+    seconds: tuple[float, float] | None
+    """(at best, at worst) after loading: orders of magnitude."""
+    fingerprint: str
+    """Of the model's contents; empty where they are not known yet."""
+    digests: Mapping[str, str]
+    """results, numerics and cosmetic digests of the spec."""
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Plan.to_json`."""
+        return {
+            "name": self.cell.name,
+            "key": self.key,
+            "action": self.action,
+            "reason": self.reason,
+            "assignments": dict(self.cell.assignments),
+            "memory": self.estimate.to_json() if self.estimate else None,
+            "work": [step.to_json() for step in self.work],
+            "seconds": list(self.seconds) if self.seconds else None,
+            "fingerprint": self.fingerprint,
+            "digests": dict(self.digests),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every run of an experiment, in the order in which they are executed."""
+
+    experiment: str
+    runs: tuple[PlannedRun, ...]
+
+    @property
+    def pending(self) -> tuple[PlannedRun, ...]:
+        """The runs that would start or resume."""
+        return tuple(run for run in self.runs if run.action in ("start", "resume"))
+
+    @property
+    def blocked(self) -> tuple[PlannedRun, ...]:
+        """The runs that cannot go ahead on this machine."""
+        return tuple(run for run in self.runs if run.action == "blocked")
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as data, documented in docs/plan.md; keys are only ever added.
+
+        {"experiment", "runs": [{"name", "key", "action", "reason", "assignments", "memory",
+        "work", "seconds", "fingerprint", "digests"}]}
+        """
+        return {"experiment": self.experiment, "runs": [run.to_json() for run in self.runs]}
+
+
+def build(
+    experiment: Experiment, existing: Callable[[str], str | None], *, fetch: bool = True
+) -> Plan:
+    """The plan of an experiment.
+
+    Args:
+        experiment: Its cells become the runs, in order.
+        existing: Status of the latest attempt with a key (FINISHED, FAILED, ...), None for none.
+        fetch: Download hub models that are not on this machine; without, such a run is planned
+            with an empty key and no estimate.
+
+    Raises:
+        ModelUnavailable: a model is missing or unsound.
+    """
+    models = _Models(fetch)
+    runs: list[PlannedRun] = []
+    for cell in experiment.cells:
+        planned = _plan(cell, models.of(cell.spec.model), existing)
+        runs.append(_once(planned, runs))
+    return Plan(experiment.name, tuple(runs))
+
+
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    header: Header
+    fingerprint: str
+
+
+@dataclass(slots=True)
+class _Models:
+    """Headers and fingerprints of the models that a plan names, each read once."""
+
+    fetch: bool
+    known: dict[tuple[str, str | None, bool], _Contents | None] = field(default_factory=dict)
+
+    def of(self, model: ModelSpec) -> _Contents | None:
+        """The contents of a model; None for one that is not on this machine."""
+        key = (model.path, model.revision, model.allow_pickle)
+        if key not in self.known:
+            found = checkpoints.resolve(model.path, model.revision)
+            found = checkpoints.fetch(found) if self.fetch else found
+            self.known[key] = self._read(found, model) if found.path else None
+        return self.known[key]
+
+    def _read(self, checkpoint: Checkpoint, model: ModelSpec) -> _Contents:
+        header = read_header(checkpoint, allow_pickle=model.allow_pickle)
+        return _Contents(header, fingerprint(checkpoint, header))
+
+
+def _plan(
+    cell: Cell, contents: _Contents | None, existing: Callable[[str], str | None]
+) -> PlannedRun:
+    digests = _digests(cell.spec)
+    if contents is None:
+        reason = f"{cell.spec.model.path} is not on this machine yet; `apply` downloads it"
+        return PlannedRun(cell, "", "start", reason, None, (), None, "", digests)
+    key = _key(digests["results"], contents.fingerprint, *_token_files(cell.spec))
+    header, model = contents.header, cell.spec.model
+    memory = estimate(
+        header,
+        model.quantization,
+        workloads(cell.spec, load_dtype(header, model.quantization)),
+        device_memory(model.device, model.max_memory),
+    )
+    work = step_work(cell.spec, header.vocab)
+    action, reason = _action(existing(key), memory)
+    seconds = duration.seconds(header, memory, work)
+    return PlannedRun(
+        cell, key, action, reason, memory, work, seconds, contents.fingerprint, digests
+    )
+
+
+def _digests(spec: Spec) -> dict[str, str]:
+    return {
+        "results": results_digest(spec),
+        "numerics": numerics_digest(spec),
+        "cosmetic": cosmetic_digest(spec),
+    }
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:KEY_LENGTH]
+
+
+def _token_files(spec: Spec) -> list[str]:
+    """Digests of the files that steps read tokens from: the spec only holds their names."""
+    sources = [step.params.get("tokens") for step in spec.steps]
+    named = [Path(s["file"]) for s in sources if isinstance(s, Mapping) and "file" in s]
+    return [
+        hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "absent"
+        for path in named
+    ]
+
+
+def _action(status: str | None, memory: MemoryEstimate) -> tuple[Action, str]:
+    if status == "FINISHED":
+        return "skip", "finished before; nothing that changes results is different"
+    if memory.verdict == "no":
+        return "blocked", _why_blocked(memory)
+    if status is None:
+        return "start", "never run"
+    return "resume", f"the latest attempt is {status}"
+
+
+def _why_blocked(memory: MemoryEstimate) -> str:
+    if not memory.free_bytes:
+        return f"{memory.memory_source}; set model.device to one that is here, or auto"
+    need, free = memory.total_bytes / 1e9, memory.free_bytes / 1e9
+    remedy = (
+        f"lower batch_size of step {memory.step!r} to {memory.largest_batch}"
+        if memory.largest_batch
+        else "quantize further (model.quantization: int4), free memory, or use a larger device"
+    )
+    return f"needs {need:.1f} GB of {memory.device}, {free:.1f} GB are free: {remedy}"
+
+
+def _once(planned: PlannedRun, before: list[PlannedRun]) -> PlannedRun:
+    """A cell whose results are those of an earlier cell is left to that one."""
+    twin = next((run for run in before if run.key and run.key == planned.key), None)
+    if twin is None:
+        return planned
+    return replace(planned, action="skip", reason=f"same results as {twin.cell.name!r}")

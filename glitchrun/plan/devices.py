@@ -1,0 +1,169 @@
+"""How much memory a device has free, asked without torch."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from glitchrun.errors import PreflightError
+from glitchrun.plan.main_memory import main_memory
+
+_MIB = 1024**2
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4} | {
+    "ki": 1024,
+    "mi": 1024**2,
+    "gi": 1024**3,
+    "ti": 1024**4,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """What a device, or the devices of `max_memory` together, can still hold."""
+
+    device: str
+    """`cpu`, `cuda:0`, or `cuda:0 + cuda:1 + cpu` where a model is spread out."""
+    free: int
+    """Bytes."""
+    total: int
+    """Bytes."""
+    source: str
+    """Where the numbers come from, or why there are none: for a person to read."""
+
+    @property
+    def kind(self) -> str:
+        """`cuda` or `cpu`: the first device's."""
+        return "cuda" if self.device.startswith("cuda") else "cpu"
+
+
+def device_memory(device: str, max_memory: Mapping[str, str | int] | None = None) -> DeviceMemory:
+    """Free memory of `auto` | `cpu` | `cuda` | `cuda:N`, as the model will be placed.
+
+    With `max_memory` the sum over its devices, each as far as its limit goes; offloading to disk is
+    not counted. A GPU that is not there has nothing free, and `source` says so.
+    """
+    if max_memory:
+        return _spread([_limited(name, limit) for name, limit in max_memory.items()])
+    if device == "auto":
+        gpus = visible_gpus()
+        return gpus[0] if gpus else _cpu()
+    return _cpu() if device == "cpu" else _gpu(device)
+
+
+def parse_size(value: str | int) -> int:
+    """Bytes of `20GiB`, `512MB` or a plain number, as accelerate's `max_memory` writes them.
+
+    Raises PreflightError naming the value.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", str(value), re.IGNORECASE)
+    if match is None:
+        raise PreflightError(f"model.max_memory: {value!r} is not a size such as 20GiB or 512MB")
+    return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
+
+
+def _limited(name: str, limit: str | int) -> DeviceMemory:
+    if name == "disk":
+        return DeviceMemory("disk", 0, 0, "disk not counted")
+    found = _cpu() if name == "cpu" else _gpu(f"cuda:{name}")
+    most = parse_size(limit)
+    return DeviceMemory(found.device, min(found.free, most), min(found.total, most), found.source)
+
+
+def _spread(parts: list[DeviceMemory]) -> DeviceMemory:
+    return DeviceMemory(
+        device=" + ".join(part.device for part in parts),
+        free=sum(part.free for part in parts),
+        total=sum(part.total for part in parts),
+        source="max_memory; " + "; ".join(dict.fromkeys(part.source for part in parts)),
+    )
+
+
+def _cpu() -> DeviceMemory:
+    return DeviceMemory("cpu", *main_memory())
+
+
+def _gpu(device: str) -> DeviceMemory:
+    index = int(device.partition(":")[2] or 0)
+    gpus = visible_gpus()
+    if index < len(gpus):
+        return gpus[index]
+    return DeviceMemory(device, 0, 0, f"there is no {device} here: {_why_no_gpu(len(gpus))}")
+
+
+def _why_no_gpu(count: int) -> str:
+    if count:
+        return f"{count} CUDA devices are visible"
+    if shutil.which("nvidia-smi") is None:
+        return "nvidia-smi is not installed"
+    if not torch_has_cuda():
+        return "the installed torch is a build without CUDA"
+    return "nvidia-smi lists no device"
+
+
+def torch_has_cuda() -> bool:
+    """Whether the installed torch is a CUDA build, told by the libraries it ships."""
+    found = importlib.util.find_spec("torch")
+    places = found.submodule_search_locations if found else None
+    return any(any(Path(place, "lib").glob("*torch_cuda*")) for place in places or ())
+
+
+def visible_gpus() -> list[DeviceMemory]:
+    """NVIDIA devices that torch could use, numbered as CUDA_VISIBLE_DEVICES makes them."""
+    if not torch_has_cuda():
+        return []
+    rows = _nvidia_smi()
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        rows = _chosen(rows, chosen)
+    return [
+        DeviceMemory(f"cuda:{number}", free * _MIB, total * _MIB, f"nvidia-smi: {name}")
+        for number, (_, _, name, free, total) in enumerate(rows)
+    ]
+
+
+_GpuRow = tuple[str, str, str, int, int]
+
+
+def _nvidia_smi() -> list[_GpuRow]:
+    """(index, uuid, name, MiB free, MiB in all) of every device; none where it cannot be asked."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = "--query-gpu=index,uuid,name,memory.free,memory.total"
+    try:
+        answer = subprocess.run(
+            [program, query, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []  # no driver, no device: the caller says that there is none
+    rows = csv.reader(answer.stdout.splitlines(), skipinitialspace=True)
+    return [
+        (row[0], row[1], row[2], int(row[3]), int(row[4]))
+        for row in rows
+        if len(row) == 5 and row[3].isdigit() and row[4].isdigit()
+    ]
+
+
+def _chosen(rows: list[_GpuRow], wanted: str) -> list[_GpuRow]:
+    """The rows that CUDA_VISIBLE_DEVICES names by index or UUID prefix, up to the first unknown."""
+    found = []
+    for name in wanted.split(","):
+        name = name.strip()
+        match = next(
+            (row for row in rows if name and (row[0] == name or row[1].startswith(name))), None
+        )
+        if match is None:
+            break  # CUDA itself ignores everything from an invalid entry on
+        found.append(match)
+    return found

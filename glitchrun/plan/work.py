@@ -1,0 +1,177 @@
+"""Upper bounds on what each step will do, from its parameters and the vocabulary's size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from glitchrun.plan.memory import Workload
+from glitchrun.spec.types import Spec, Step
+
+STRICT = ("repeat", "explain", "question")
+"""What `probes: strict` stands for."""
+_POSITIONS = {"repeat": 64, "explain": 128, "question": 64}
+"""Positions that a probe's prompt takes at most in the templates and tokenizers tried: 32 to 100,
+before a system text of the spec's own."""
+_BYTES_PER_TOKEN = 2
+"""Text is rarely cut finer than this."""
+_NARROW_SAMPLING_ROWS = 32
+"""Rows of sampling in arithmetic narrower than float32, whatever is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """At most so much in one step; None where no bound is known."""
+
+    step: str
+    strategy: str
+    tokens: int | None
+    """Vocabulary entries looked at."""
+    prompts: int
+    """Prompts whose next-token distribution is taken: one for each token and probe."""
+    gradients: int
+    continuations: int
+    """Sampled continuations: one for each token, attempt and probe."""
+    new_tokens: int
+    """Tokens generated in all continuations."""
+    repeats: int
+    """Prompts and continuations that come within rounding and are done once more; by experience
+    a few per cent of this bound."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+Bound = Callable[[Mapping[str, Any], Mapping[str, int | None], int], dict[str, Any]]
+"""From parameters, the tokens of earlier steps and the vocabulary's size to fields of StepWork."""
+
+
+def step_work(spec: Spec, vocab: int) -> tuple[StepWork, ...]:
+    """The bounds for each step of a spec, for a vocabulary of `vocab` entries.
+
+    A strategy that has no entry in `BOUNDS` gets a StepWork whose `tokens` is None.
+    """
+    done: dict[str, int | None] = {}
+    found = []
+    for step in spec.steps:
+        bound = BOUNDS.get(step.strategy, _unknown)
+        work = StepWork(step.id, step.strategy, **bound(parameters(step), done, vocab))
+        done[step.id] = work.tokens
+        found.append(work)
+    return tuple(found)
+
+
+def workloads(spec: Spec, dtype: str) -> tuple[Workload, ...]:
+    """The most demanding pass of each step, for activations of `dtype`."""
+    system = len((spec.system or "").encode()) // _BYTES_PER_TOKEN
+    return tuple(_workload(step, system, dtype) for step in spec.steps)
+
+
+def parameters(step: Step) -> dict[str, Any]:
+    """A step's parameters with the schema's defaults for those that it leaves out."""
+    return {**_defaults(step.strategy), **step.params}
+
+
+def _workload(step: Step, system: int, dtype: str) -> Workload:
+    params = parameters(step)
+    batch = params.get("batch_size")
+    samples = "max_new_tokens" in params
+    if samples and dtype != "float32":
+        batch = _NARROW_SAMPLING_ROWS
+    longest = max(_POSITIONS.get(name, max(_POSITIONS.values())) for name in _probes(params))
+    return Workload(
+        step=step.id,
+        batch=batch if isinstance(batch, int) else None,
+        positions=longest + system + (params["max_new_tokens"] if samples else 0),
+        gradient=params.get("search") == "gradient",
+    )
+
+
+@cache
+def _defaults(strategy: str) -> Mapping[str, Any]:
+    """The defaults in a strategy's schema fragment; none where there is no such fragment."""
+    fragment = files("glitchrun.spec") / "schema" / "strategies" / f"{strategy}.json"
+    if not fragment.is_file():
+        return {}
+    properties = json.loads(fragment.read_text(encoding="utf-8"))["properties"]
+    return {name: value["default"] for name, value in properties.items() if "default" in value}
+
+
+def _probes(params: Mapping[str, Any]) -> Sequence[str]:
+    probes = params.get("probes", STRICT)
+    return STRICT if isinstance(probes, str) else tuple(probes)
+
+
+def _mine(params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int) -> dict[str, Any]:
+    limit = min(params["iterations"] * params["batch_size"], vocab)
+    if params.get("budget") is not None:
+        limit = min(limit, params["budget"])
+    # A round verifies no more than the neighbours it looked at.
+    walks = params["search"] == "gradient"
+    each = min(params["batch_size"], params["k"])
+    return _verified(limit, params, gradients=-(-limit // each) if walks else 0)
+
+
+def _scan(params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int) -> dict[str, Any]:
+    return _verified(vocab, params)
+
+
+def _test(params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int) -> dict[str, Any]:
+    return _verified(_named(params["tokens"], done, vocab), params)
+
+
+def _validate(
+    params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int
+) -> dict[str, Any]:
+    tokens = _named(params["tokens"], done, vocab)
+    continuations = tokens * params["attempts"] * len(_probes(params))
+    return {
+        "tokens": tokens,
+        "prompts": 0,
+        "gradients": 0,
+        "continuations": continuations,
+        "new_tokens": continuations * params["max_new_tokens"],
+        "repeats": continuations,
+    }
+
+
+def _unknown(
+    params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int
+) -> dict[str, Any]:
+    return dict.fromkeys(("prompts", "gradients", "continuations", "new_tokens", "repeats"), 0) | {
+        "tokens": None
+    }
+
+
+BOUNDS: Mapping[str, Bound] = {"mine": _mine, "scan": _scan, "test": _test, "validate": _validate}
+
+
+def _verified(tokens: int, params: Mapping[str, Any], gradients: int = 0) -> dict[str, Any]:
+    prompts = tokens * len(_probes(params))
+    return {
+        "tokens": tokens,
+        "prompts": prompts,
+        "gradients": gradients,
+        "continuations": 0,
+        "new_tokens": 0,
+        "repeats": prompts,
+    }
+
+
+def _named(source: Mapping[str, Any], done: Mapping[str, int | None], vocab: int) -> int:
+    """How many tokens a `tokens:` names at most: never more than there are."""
+    if "file" in source:
+        # An id takes two bytes with what parts it from the next. A file that is not there yet
+        # is for the run to complain of.
+        path = Path(source["file"])
+        return min(vocab, path.stat().st_size // 2 + 1) if path.is_file() else vocab
+    if "from" in source:
+        earlier = done.get(source["from"])
+        return vocab if earlier is None else earlier
+    return min(vocab, len(set(source.get("ids") or source.get("texts") or ())))
