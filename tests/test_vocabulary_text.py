@@ -1,0 +1,119 @@
+"""Token text for people."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glitchrun.vocabulary.groups import GROUPS, group_of
+from glitchrun.vocabulary.text import emitted_kind, visible
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "plain"),
+        (" the", "␣the"),
+        ("\n\t\r", "␊␉␍"),
+        ("\x7f\x85", "␡⟨U+0085⟩"),
+        ("a\u202eb\u200d", "a⟨U+202E⟩b⟨U+200D⟩"),
+        ("\xa0\u3000\u00ad", "⟨U+00A0⟩⟨U+3000⟩⟨U+00AD⟩"),
+        ("e\u0301", "e\u0301"),
+        ("\u0301e", "⟨U+0301⟩e"),
+        ("\u0e01\u0e34", "\u0e01\u0e34"),
+        ("\u2764\ufe0f", "\u2764⟨U+FE0F⟩"),
+        ("\ud800\ue000", "⟨U+D800⟩⟨U+E000⟩"),
+        ("\u115f\u2800", "⟨U+115F⟩⟨U+2800⟩"),
+        ("␣␊⟨", "⟨U+2423⟩⟨U+240A⟩⟨U+27E8⟩"),
+        ("<script>", "<script>"),
+        ("東京", "東京"),
+        ("", ""),
+    ],
+)
+def test_visible(text: str, shown: str) -> None:
+    assert visible(text) == shown
+
+
+@given(st.text(alphabet=st.characters()), st.text(alphabet=st.characters()))
+def test_different_texts_look_different(one: str, other: str) -> None:
+    assert (visible(one) == visible(other)) == (one == other)
+
+
+@given(st.text(alphabet=st.characters()))
+def test_nothing_invisible_is_left(text: str) -> None:
+    hidden = {"Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp"}
+    assert not hidden & {unicodedata.category(character) for character in visible(text)}
+
+
+@pytest.mark.parametrize(
+    ("expected", "emitted", "kind"),
+    [
+        ("swigfaiss", "sw", "prefix"),
+        (" oprot", "opr", "prefix"),
+        ("oprot", " opr", "prefix"),
+        ("\n\n", "\n", "prefix"),
+        ("the", "The", "case_space"),
+        (" the", "the", "case_space"),
+        ("the ", "the", "case_space"),
+        ("Straße", "STRASSE", "case_space"),
+        ("the", " ", "whitespace"),
+        (" the", " ", "whitespace"),
+        ("the", "\n\n", "whitespace"),
+        ("  ", "\n", "whitespace"),
+        ("the", "dog", "other"),
+        ("the", "then", "other"),
+        ("the", "TH", "other"),
+        ("the", "", "other"),
+        ("", "the", "other"),
+    ],
+)
+def test_what_came_instead(expected: str, emitted: str, kind: str) -> None:
+    assert emitted_kind(expected, emitted) == kind
+
+
+@pytest.mark.parametrize(
+    ("text", "group"),
+    [
+        (" the", "latin"),
+        ("Straße", "latin"),
+        ("ﬁ", "latin"),
+        ("Москва", "cyrillic"),
+        ("λόγος", "greek"),
+        ("سلام", "arabic"),
+        ("שלום", "hebrew"),
+        ("東京", "cjk"),
+        ("かな", "kana"),
+        ("ｶﾅ", "kana"),
+        ("ー", "kana"),
+        ("한국", "hangul"),
+        ("नमस्ते", "indic"),
+        ("தமிழ்", "indic"),
+        ("ไทย", "thai"),
+        ("ქართული", "other"),
+        ("12,5", "digits"),
+        ("٣", "digits"),
+        ("½", "digits"),
+        ("():", "punctuation"),
+        (" +=", "symbols"),
+        ("€", "symbols"),
+        ("😂", "emoji"),
+        (" \n", "whitespace"),
+        ("\u3000", "whitespace"),
+        ("\u200b", "control"),
+        ("\x01", "control"),
+        ("\ufffd", "control"),
+        ("", "control"),
+        ("the,", "latin"),
+        ("Привет x", "cyrillic"),
+    ],
+)
+def test_groups_by_code_point(text: str, group: str) -> None:
+    assert group_of(text) == group
+
+
+@given(st.text(alphabet=st.characters()))
+def test_every_text_has_a_group(text: str) -> None:
+    assert group_of(text) in GROUPS
