@@ -63,7 +63,7 @@ class MemoryEstimate:
     verdict: str
     """fits, tight (more than 80 % of what is free) or no."""
     batch: int
-    """Rows of a forward pass planned in the step that takes most."""
+    """Rows of a forward pass in the step that takes most."""
     step: str
     """Which step that is."""
     largest_batch: int
@@ -100,8 +100,8 @@ def estimate(
     runtime = _RUNTIME[device.kind]
     room = device.free - held.total - runtime
     planned = [(load, _rows(header, held, load, device, room)) for load in workloads]
-    sized = [(load, rows, _buffers(header, held, load, rows)) for load, rows in planned]
-    load, rows, buffers = max(sized, key=lambda item: item[2].total)
+    load, rows = max(planned, key=lambda item: _buffers(header, held, *item).total)
+    buffers = _largest([_buffers(header, held, *item) for item in planned])
     loading = 2 * 2 * held.largest_layer
     total = runtime + held.total + max(loading, buffers.total)
     return MemoryEstimate(
@@ -122,6 +122,16 @@ def estimate(
         batch=rows,
         step=load.step,
         largest_batch=_largest_batch(header, held, load, room),
+    )
+
+
+def _largest(found: Sequence[_Buffers]) -> _Buffers:
+    """The most of each kind over the steps: what one step frees may not return to the system."""
+    return _Buffers(
+        kv_cache=max(buffers.kv_cache for buffers in found),
+        activations=max(buffers.activations for buffers in found),
+        float32=max(buffers.float32 for buffers in found),
+        gradient=max(buffers.gradient for buffers in found),
     )
 
 

