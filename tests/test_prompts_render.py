@@ -16,7 +16,7 @@ from glitchrun.prompts.render import Prompt, intact, render
 from glitchrun.prompts.tokenizer import decode_inside
 from glitchrun.spec.types import InlineTemplate
 from glitchrun.vocabulary import Vocabulary
-from tests.support.real_tokenizers import mistral, smollm2, with_chat_template
+from tests.support.real_tokenizers import mistral, mistral_spaced, smollm2, with_chat_template
 
 # The ids of GlitchMiner's repeat prompt on SmolLM2 (github wooozihui/GlitchMiner, commit 77cf15b).
 PREFIX = (1, 9690, 198, 2, 198, 1, 4093, 198, 10180, 9960, 260, 4928, 42, 476, 39969)
@@ -122,6 +122,19 @@ class TestSentencePiece:
         house = tokenizer.convert_tokens_to_ids("▁house")
         assert tokenizer.encode(text) == list(prompt.ids(house))
         assert intact(prompt, [house], tokenizer) == [True]
+
+    @pytest.mark.parametrize("how", ["legacy", "none"])
+    def test_the_same_prompt_however_spaces_are_treated(self, how: str) -> None:
+        tokenizer = mistral_spaced(how)
+        ours, usual = prompt_of("nowllm", tokenizer), prompt_of("nowllm", mistral())
+        assert ours.suffix_ids == usual.suffix_ids
+        assert ours.prefix_ids[0] == tokenizer.bos_token_id
+        first = "▁[" if how == "legacy" else "["
+        assert tokenizer.convert_ids_to_tokens(ours.prefix_ids[1]) == first
+        assert ours.prefix_ids[2:] == usual.prefix_ids[2:]
+        house, spaces = tokenizer.convert_tokens_to_ids(["▁house", "▁▁▁▁▁▁▁"])
+        assert decode_inside(tokenizer, [house, spaces]) == [" house", " " * 7]
+        assert intact(ours, [house, spaces], tokenizer) == [True, False]
 
     def test_a_piece_keeps_its_space(self) -> None:
         ids = mistral().convert_tokens_to_ids(["▁house", "house", "▁▁", "<0x41>"])

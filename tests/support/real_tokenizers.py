@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from glitchrun.model import checkpoint_folder, load_tokenizer
 from glitchrun.spec.types import ModelSpec
@@ -34,3 +38,24 @@ def with_chat_template(tokenizer: Any, template: str | None) -> Any:
     other = copy.copy(tokenizer)
     other.chat_template = template
     return other
+
+
+@cache
+def mistral_spaced(how: str) -> Any:
+    """Mistral's entries behind the other ways in which a tokenizer.json treats spaces.
+
+    `legacy`: a space in front of every text and after every special token (Llama 2, Mixtral);
+    `none`: no space in front of anything (Gemma). Neither adds a BOS.
+    """
+    layout = json.loads(mistral().backend_tokenizer.to_str())
+    layout["pre_tokenizer"] = layout["post_processor"] = None
+    steps = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+    if how == "legacy":
+        steps.insert(0, {"type": "Prepend", "prepend": "▁"})
+    else:
+        layout["decoder"]["decoders"].pop()  # nothing to strip
+    layout["normalizer"] = {"type": "Sequence", "normalizers": steps}
+    backend = Tokenizer.from_str(json.dumps(layout))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
