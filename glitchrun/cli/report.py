@@ -1,0 +1,71 @@
+"""`glitchrun report`: a run's report, made anew from its ledger."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from glitchrun.cli.apply import ROOT
+from glitchrun.cli.needs import require
+from glitchrun.cli.runs import find_run
+from glitchrun.errors import UsageError
+from glitchrun.ledger import RunRecord
+
+FORMATS = ("html", "json", "junit", "md")
+
+
+@click.command("report")
+@click.argument("run")
+@click.option("--format", "form", type=click.Choice(FORMATS), default="html", show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Where to write it; `-` for standard output. Without, html goes to the run's artifacts "
+    "and everything else to standard output.",
+)
+def command(run: str, form: str, output: Path | None) -> None:
+    """Writes the report of RUN: a run's folder, the start of its key, its name, or `latest`.
+
+    It is made from the run's ledger, for a run that is going on or was stopped too.
+    """
+    record = find_run(run, ROOT)
+    text = _text(record, form)
+    if form == "html" and output is None:
+        output = record.artifacts / "report.html"
+    if output is None or str(output) == "-":
+        click.echo(text, nl=False)
+        return
+    _write(output, text)
+    click.echo(output, err=form == "json")
+
+
+def _text(record: RunRecord, form: str) -> str:
+    if form == "html":
+        require("jinja2", "matplotlib", "scipy")
+        from glitchrun.report.html import render
+
+        return render(record)
+    if form == "junit":
+        from glitchrun.report.junit import junit
+
+        return junit(record)
+    if form == "md":
+        from glitchrun.report.markdown import markdown
+
+        return markdown(record)
+    from glitchrun.report.document import document
+
+    return json.dumps(document(record), indent=2, allow_nan=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    from glitchrun.report.rows import replacing
+
+    if not path.parent.is_dir():
+        raise UsageError(f"-o {path}: the folder {path.parent} does not exist; create it first")
+    with replacing(path) as file:
+        file.write(text)

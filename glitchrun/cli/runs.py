@@ -1,0 +1,64 @@
+"""Which run a command line means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from glitchrun.errors import UsageError
+from glitchrun.ledger import RunRecord, find_runs, latest_attempt, read_run
+
+_LISTED = 12
+
+
+def find_run(text: str, root: Path) -> RunRecord:
+    """The run that `text` names: a folder, `latest`, the start of a key, or a run's name.
+
+    Of a run with several attempts the newest is meant; `KEY#N` means attempt N.
+
+    Raises:
+        UsageError: no run is meant, or more than one; the message lists what there is.
+        RunError: the run's files cannot be read.
+    """
+    if record := _in_folder(Path(text)):
+        return record
+    newest_first = find_runs(root)[::-1]
+    if not newest_first:
+        raise UsageError(f"there are no runs under {root}/: start one with glitchrun apply SPEC")
+    if text == "latest":
+        return newest_first[0]
+    found = _named(text, newest_first)
+    if not found:
+        raise UsageError(f"no run is called {text!r}; there are:\n{_listing(newest_first)}")
+    if len({record.identity.key for record in found}) > 1:
+        raise UsageError(
+            f"{text!r} fits more than one run; give more of the key:\n{_listing(found)}"
+        )
+    return found[0]
+
+
+def _in_folder(path: Path) -> RunRecord | None:
+    """The run of an attempt's folder, or the newest attempt of a run's folder."""
+    if (path / "run.json").is_file():
+        return read_run(path)
+    number = latest_attempt(path) if path.is_dir() else 0
+    return read_run(path / f"attempt-{number}") if number else None
+
+
+def _named(text: str, runs: list[RunRecord]) -> list[RunRecord]:
+    """Runs whose key begins with `text` or whose own name it is, else those of an experiment."""
+    name, _, attempt = text.rpartition("#")
+    if name and attempt.isdecimal():
+        return [run for run in _named(name, runs) if run.identity.attempt == int(attempt)]
+    found = [run for run in runs if text and run.identity.key.startswith(text)]
+    found = found or [run for run in runs if run.identity.name == text]
+    return found or [run for run in runs if run.identity.experiment == text]
+
+
+def _listing(runs: list[RunRecord]) -> str:
+    lines = [
+        f"  {run.identity.key[:12]}#{run.identity.attempt}  {run.status:<8}  "
+        f"{run.identity.experiment} · {run.identity.name}"
+        for run in runs[:_LISTED]
+    ]
+    hidden = len(runs) - len(lines)
+    return "\n".join([*lines, f"  … and {hidden} more"] if hidden else lines)

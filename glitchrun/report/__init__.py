@@ -1,0 +1,34 @@
+"""What a run comes to, for people: from its record alone, never from the model.
+
+table.py, overview.py   what the record adds up to
+rows.py                 tokens.jsonl and tokens.json
+figures/, plots.py      the figures, and the figures as PNG files
+html.py, page/          report.html
+document.py, junit.py, markdown.py   the report for machines and for pull requests
+summary.py              the lines a run ends with in a terminal
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from glitchrun.ledger.record import RunRecord
+
+
+def write_report(record: RunRecord) -> list[Path]:
+    """Writes tokens.jsonl, tokens.json, report.html and the plots among the run's artifacts.
+
+    Raises:
+        MissingExtra: jinja2 or matplotlib is not installed.
+    """
+    from glitchrun.report.html import write_html
+    from glitchrun.report.plots import write_plots
+    from glitchrun.report.rows import write_tokens
+
+    folder = record.artifacts
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        *write_tokens(record, folder),
+        *write_plots(record, folder),
+        write_html(record, folder / "report.html"),
+    ]

@@ -1,0 +1,66 @@
+"""The report as one JSON document, for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.report.overview import counters, emitted, headline, tallies, thresholds, verdicts
+from glitchrun.report.rows import rounded
+
+
+def document(record: RunRecord) -> dict[str, Any]:
+    """What the run comes to, as JSON-ready data. Tokens are in tokens.jsonl, one a line."""
+    identity = record.identity
+    top = headline(record)
+    return {
+        "experiment": identity.experiment,
+        "name": identity.name,
+        "key": identity.key,
+        "attempt": identity.attempt,
+        "run_id": record.delivered_to.get("run_id"),
+        "status": record.status,
+        "error": record.error,
+        "started_at": record.started_at,
+        "ended_at": record.ended_at,
+        "headline": {"number": top.number, "unit": top.unit, "sentences": list(top.sentences)},
+        "thresholds": asdict(thresholds(record)),
+        "verdicts": [asdict(tally) for tally in tallies(record)],
+        "emitted": dict(emitted(verdicts(record))),
+        "steps": [_step(step) for step in record.steps],
+        "counters": [_counter(name, found) for name, found in counters(record).items()],
+        "metrics": {
+            name: {"value": rounded(metric.value), "n": metric.n}
+            for name, metric in record.metrics.items()
+        },
+        "gates": [{**asdict(gate), "observed": rounded(gate.observed)} for gate in record.gates],
+        "model": asdict(record.model) if record.model else None,
+        "plan": dict(record.plan),
+        "environment": dict(record.environment),
+        "assignments": dict(identity.assignments),
+        "digests": dict(identity.digests),
+        "spec": dict(record.spec),
+        "artifacts_dir": str(record.artifacts),
+    }
+
+
+def _step(step: StepRecord) -> dict[str, Any]:
+    return {
+        "id": step.id,
+        "strategy": step.strategy,
+        "params": dict(step.params),
+        "finished": step.finished,
+        "done": step.batches[-1].batch.done if step.batches else 0,
+        "total": step.batches[-1].batch.total if step.batches else None,
+        "seconds": rounded(step.seconds),
+    }
+
+
+def _counter(name: str, by_step: Mapping[str | None, int]) -> dict[str, Any]:
+    return {"name": name, "total": sum(by_step.values()), "steps": _named(by_step)}
+
+
+def _named(by_step: Mapping[str | None, int]) -> dict[str, int]:
+    return {step: number for step, number in by_step.items() if step}

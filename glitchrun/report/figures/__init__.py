@@ -1,0 +1,21 @@
+"""The figures of a run, drawn once for the page and for plots/.
+
+Each module draws one: `draw(record)` returns it, or None where the record has nothing for it.
+"""
+
+from __future__ import annotations
+
+from glitchrun.ledger.record import RunRecord
+from glitchrun.report.figures import asr, discovery, entropy, norms, rank
+from glitchrun.report.figures.style import Drawing
+
+_FIGURES = (discovery, norms, entropy, rank, asr)
+
+
+def drawings(record: RunRecord) -> list[Drawing]:
+    """Every figure that the record has data for.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    return [drawing for module in _FIGURES if (drawing := module.draw(record))]

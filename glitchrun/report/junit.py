@@ -1,0 +1,59 @@
+"""The gates as JUnit XML, so that a CI system shows them as test cases."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+from glitchrun.ledger.record import GateResult, RunRecord
+from glitchrun.report.numbers import figure
+from glitchrun.vocabulary.text import visible
+
+
+def junit(record: RunRecord) -> str:
+    """One test case for each gate, and one for the run itself, which fails unless it FINISHED.
+
+    A gate that is inconclusive is a skipped test case with its reason.
+    """
+    name = f"{record.identity.experiment} · {record.identity.name}"
+    suite = ElementTree.Element("testsuite", name=_legible(name), errors="0")
+    suite.append(_run_case(record))
+    suite.extend(_gate_case(record, gate) for gate in record.gates)
+    suite.set("tests", str(len(suite)))
+    suite.set("failures", str(len(suite.findall("*/failure"))))
+    suite.set("skipped", str(len(suite.findall("*/skipped"))))
+    suites = ElementTree.Element("testsuites", dict(suite.attrib))
+    suites.append(suite)
+    ElementTree.indent(suites)
+    xml = ElementTree.tostring(suites, encoding="unicode")
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{xml}\n'
+
+
+def _run_case(record: RunRecord) -> ElementTree.Element:
+    seconds = ((record.ended_at or record.started_at) - record.started_at) / 1000
+    case = _case(record, "the run finishes")
+    case.set("time", f"{seconds:.3f}")
+    if record.status != "FINISHED":
+        message = f"status {record.status}" + (f": {record.error}" if record.error else "")
+        ElementTree.SubElement(case, "failure", message=_legible(message))
+    return case
+
+
+def _gate_case(record: RunRecord, gate: GateResult) -> ElementTree.Element:
+    case = _case(record, f"{gate.metric} {gate.op} {gate.value:g}")
+    n = "" if gate.n is None else f", n = {gate.n:,}"
+    message = _legible(f"observed {figure(gate.observed)}{n} ({gate.origin})")
+    if gate.outcome == "inconclusive":
+        ElementTree.SubElement(case, "skipped", message=f"inconclusive: {message}")
+    elif gate.outcome != "pass":
+        ElementTree.SubElement(case, "failure", message=message)
+    return case
+
+
+def _case(record: RunRecord, name: str) -> ElementTree.Element:
+    owner = f"glitchrun.{record.identity.experiment}.{record.identity.name}"
+    return ElementTree.Element("testcase", classname=_legible(owner), name=_legible(name))
+
+
+def _legible(text: str) -> str:
+    """XML 1.0 has no way at all to write most control characters."""
+    return visible(text).replace("␣", " ")

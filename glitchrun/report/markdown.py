@@ -1,0 +1,116 @@
+"""The report as Markdown, for a pull request or an issue."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from glitchrun.ledger.record import RunRecord
+from glitchrun.report.numbers import count, figure, percent, share, size
+from glitchrun.report.overview import headline, tallies
+from glitchrun.report.sections import commands
+from glitchrun.report.spelling import spelled
+from glitchrun.report.table import Row, most_interesting_first, table
+
+SHOWN = 30
+"""Tokens listed before the rest is only counted."""
+
+
+def markdown(record: RunRecord) -> str:
+    """The headline, gates, verdict counts, the tokens found and how to reproduce them."""
+    top = headline(record)
+    number = "" if top.number is None else f"{count(top.number)} "
+    identity = record.identity
+    parts = [
+        f"## {_prose(identity.experiment)} · {_prose(identity.name)}: {record.status}",
+        f"**{number}{top.unit}**",
+        *map(_prose, top.sentences),
+        *_gates(record),
+        *_verdicts(record),
+        *_tokens(table(record)),
+        *_model(record),
+        "```sh\n" + "\n".join(commands(record)) + "\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _gates(record: RunRecord) -> list[str]:
+    if not record.gates:
+        return []
+    rows = [
+        (_code(f"{gate.metric} {gate.op} {gate.value:g}"), gate.outcome, figure(gate.observed))
+        for gate in record.gates
+    ]
+    return [_table(("Gate", "Outcome", "Observed"), rows)]
+
+
+def _verdicts(record: RunRecord) -> list[str]:
+    rows = [
+        (
+            _code(row.step),
+            row.category,
+            count(row.verified),
+            count(row.glitch),
+            share(row.glitch, row.verified),
+            count(row.sampled),
+            count(row.confirmed),
+        )
+        for row in tallies(record)
+    ]
+    head = ("Step", "Category", "Verified", "Glitch", "Share", "Sampled", "Confirmed")
+    return [_table(head, rows)] if rows else []
+
+
+def _tokens(rows: Sequence[Row]) -> list[str]:
+    found = [row for row in most_interesting_first(rows) if row.verdict in ("confirmed", "glitch")]
+    if not found:
+        return []
+    lines = [
+        (_code(spelled(row.token.text)), str(row.token.id), row.verdict, _asr(row), _p(row))
+        for row in found[:SHOWN]
+    ]
+    parts = [_table(("Token", "Id", "Verdict", "ASR (95 % interval)", "p"), lines)]
+    hidden = len(found) - len(lines)
+    return [*parts, f"… and {hidden:,} more in `tokens.jsonl`."] if hidden else parts
+
+
+def _asr(row: Row) -> str:
+    if not row.sampled:
+        return "–"
+    low, high = percent(row.sampled.asr_low), percent(row.sampled.asr_high)
+    return f"{row.sampled.failures}/{row.sampled.attempts} ({low} to {high})"
+
+
+def _p(row: Row) -> str:
+    return figure(row.closest[1].p) if row.closest else "–"
+
+
+def _model(record: RunRecord) -> list[str]:
+    model = record.model
+    if model is None:
+        return []
+    sentence = (
+        f"{_prose(model.architecture)}, {model.quantization} on {model.device}: "
+        f"{size(model.bytes)} held, peak {size(model.peak_bytes)}; template "
+        f"{_prose(model.template)} ({_prose(model.template_rule)})."
+    )
+    return [sentence]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _code(text: str) -> str:
+    """A code span that holds `text` as it is, whatever is in it, inside a table too."""
+    runs = re.findall(r"`+", text)
+    fence = "`" * (1 + max(map(len, runs), default=0))
+    padded = f" {text} " if runs else text
+    return f"{fence}{padded}{fence}".replace("|", r"\|")
+
+
+def _prose(text: str) -> str:
+    """Text in which no character is markup."""
+    legible = spelled(text).replace("␣", " ")
+    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", legible)

@@ -1,0 +1,65 @@
+"""The few lines a run ends with in a terminal."""
+
+from __future__ import annotations
+
+from glitchrun.ledger.record import RunRecord
+from glitchrun.report.numbers import counted, duration, figure, percent, size
+from glitchrun.report.overview import headline
+from glitchrun.report.table import Row, most_interesting_first, table
+from glitchrun.vocabulary.text import visible
+
+SHOWN = 10
+"""Tokens listed before the rest is only counted."""
+
+
+def summary_lines(record: RunRecord) -> list[str]:
+    """What a run found, what its gates say and where its files are: plain text, no colour."""
+    top = headline(record)
+    number = "" if top.number is None else f"{top.number:,} "
+    return [
+        f"{record.identity.experiment} · {record.identity.name}: {record.status}",
+        f"  {number}{top.unit}",
+        *(f"  {sentence}" for sentence in top.sentences),
+        *_token_lines(table(record)),
+        *_gate_lines(record),
+        *_work_lines(record),
+        f"  report   {record.artifacts / 'report.html'}",
+        f"  tokens   {record.artifacts / 'tokens.jsonl'}",
+    ]
+
+
+def _token_lines(rows: list[Row]) -> list[str]:
+    found = [row for row in most_interesting_first(rows) if row.verdict in ("confirmed", "glitch")]
+    lines = [f"  {_token_line(row)}" for row in found[:SHOWN]]
+    hidden = len(found) - len(lines)
+    return [*lines, f"  … and {counted(hidden, 'more token')}"] if hidden else lines
+
+
+def _token_line(row: Row) -> str:
+    text = f"{row.token.id:>8}  «{visible(row.token.text)}»  {row.verdict}"
+    if row.sampled:
+        fact = row.sampled
+        interval = f"{percent(fact.asr_low)} to {percent(fact.asr_high)}"
+        text += f"  ASR {percent(fact.asr)} ({fact.failures}/{fact.attempts}; 95 %: {interval})"
+    if row.closest:
+        text += f"  p {figure(row.closest[1].p)}"
+    return text if row.intact else f"{text}  (not presented intact)"
+
+
+def _gate_lines(record: RunRecord) -> list[str]:
+    return [
+        f"  gate     {gate.outcome}: {gate.metric} {gate.op} {gate.value:g} "
+        f"(observed {figure(gate.observed)}{'' if gate.n is None else f', n = {gate.n:,}'})"
+        for gate in record.gates
+    ]
+
+
+def _work_lines(record: RunRecord) -> list[str]:
+    lines = []
+    for step in record.steps:
+        state = "" if step.finished else "  (not finished)"
+        lines.append(f"  step     {step.id} ({step.strategy}): {duration(step.seconds)}{state}")
+    if record.model:
+        held, peak = size(record.model.bytes), size(record.model.peak_bytes)
+        lines.append(f"  memory   model {held}, peak {peak} on {record.model.device}")
+    return lines

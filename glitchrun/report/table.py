@@ -1,0 +1,120 @@
+"""What the steps of a run found out about each token, side by side: the table a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from glitchrun.events import ProbeResult, Sampled, Token, Verified
+from glitchrun.ledger.record import RunRecord, StepRecord
+
+VERDICTS = {
+    "confirmed": "sampled, and its ASR reaches thresholds.asr",
+    "unconfirmed": "sampled, and its ASR stays below thresholds.asr",
+    "glitch": "failed every probe with p below thresholds.probability; not sampled",
+    "near miss": "failed every probe, but p is not below thresholds.probability",
+    "passed": "repeated in answer to at least one probe",
+}
+"""Every verdict and what it says, the most interesting first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A token: the verdict of a step that verified it, the samples of one that validated it."""
+
+    token: Token
+    steps: tuple[str, ...]
+    verified: Verified | None = None
+    sampled: Sampled | None = None
+
+    @property
+    def verdict(self) -> str:
+        """One of `VERDICTS`."""
+        if self.sampled:
+            return "confirmed" if self.sampled.confirmed else "unconfirmed"
+        if self.verified and self.verified.glitch:
+            return "glitch"
+        return "passed" if self.passed else "near miss"
+
+    @property
+    def passed(self) -> bool:
+        """Whether any probe passed."""
+        return (
+            any(result.passed for result in self.verified.probes.values())
+            if self.verified
+            else False
+        )
+
+    @property
+    def closest(self) -> tuple[str, ProbeResult] | None:
+        """The probe in which the token was most probable, which is the one a verdict hangs on."""
+        if not self.verified or not self.verified.probes:
+            return None
+        return max(self.verified.probes.items(), key=lambda item: _comparable(item[1].p))
+
+    @property
+    def intact(self) -> bool:
+        """Whether every prompt would have kept the token's id as text."""
+        return (not self.verified or self.verified.presented_intact) and (
+            not self.sampled or self.sampled.intact
+        )
+
+    @property
+    def decided_in(self) -> str:
+        """The dtypes whose arithmetic settled the probes."""
+        results = self.verified.probes.values() if self.verified else ()
+        return ", ".join(sorted({result.decided_in for result in results}))
+
+
+def facts_by_token(step: StepRecord) -> dict[int, tuple[Verified | None, Sampled | None]]:
+    """The last verdict and the last sampling of each token of a step, in order of appearance."""
+    found: dict[int, tuple[Verified | None, Sampled | None]] = {}
+    for timed in step.batches:
+        for fact in timed.batch.facts:
+            verified, sampled = found.get(fact.token.id, (None, None))
+            if isinstance(fact, Verified):
+                found[fact.token.id] = (fact, sampled)
+            else:
+                found[fact.token.id] = (verified, fact)
+    return found
+
+
+def table(record: RunRecord) -> list[Row]:
+    """One row for each step and token verified, with the samples of the first step that validated
+    the token beside the verdict. Samples of tokens that no step verified, and those of a second
+    validating step, are rows of their own. In order of first appearance."""
+    rows: list[Row] = []
+    places: dict[int, list[int]] = {}
+    for step in record.steps:
+        for token_id, (verified, sampled) in facts_by_token(step).items():
+            if verified:
+                places.setdefault(token_id, []).append(len(rows))
+                rows.append(Row(verified.token, (step.id,), verified, sampled))
+            elif sampled:
+                _place_sample(rows, places.get(token_id, ()), step.id, sampled)
+    return rows
+
+
+def _place_sample(rows: list[Row], places: Iterable[int], step: str, sampled: Sampled) -> None:
+    waiting = [place for place in places if rows[place].sampled is None]
+    for place in waiting:
+        row = rows[place]
+        rows[place] = replace(row, steps=(*row.steps, step), sampled=sampled)
+    if not waiting:
+        rows.append(Row(sampled.token, (step,), None, sampled))
+
+
+def most_interesting_first(rows: Iterable[Row]) -> list[Row]:
+    """Confirmed tokens by falling ASR, then the others by verdict, the least probable first."""
+    order = {verdict: place for place, verdict in enumerate(VERDICTS)}
+
+    def key(row: Row) -> tuple[int, float, float]:
+        asr = row.sampled.asr if row.sampled else 0.0
+        p = _comparable(row.closest[1].p) if row.closest else 0.0
+        return order[row.verdict], -asr, p
+
+    return sorted(rows, key=key)
+
+
+def _comparable(p: float) -> float:
+    return p if p == p else -1.0  # NaN, from logits that overflowed, has no order of its own

@@ -1,0 +1,127 @@
+"""The searchable table of tokens, as the data that page/report.js shows a page at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glitchrun.ledger.record import RunRecord
+from glitchrun.report.rows import rounded
+from glitchrun.report.spelling import spelled
+from glitchrun.report.table import VERDICTS, Row, most_interesting_first, table
+
+DIGITS = 4
+"""Significant digits of numbers on the page; tokens.jsonl has more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the table. `kind` is how report.js shows and sorts its cells."""
+
+    label: str
+    kind: str
+    """token, id, choice (cells are places in `choices`), integer, number or rate (cells are
+    failures, attempts and both bounds)."""
+    meaning: str
+    cell: Callable[[Row], Any]
+
+
+_VERDICTS = tuple(VERDICTS)
+COLUMNS = (
+    Column("Token", "token", "Decoded text.", lambda row: spelled(row.token.text)),
+    Column("Piece", "token", "Vocabulary entry.", lambda row: spelled(row.token.piece)),
+    Column("Id", "id", "Token id.", lambda row: row.token.id),
+    Column("Verdict", "choice", "See the legend.", lambda row: row.verdict),
+    Column(
+        "ASR",
+        "rate",
+        "Failed attempts of all sampled, with Wilson's 95 % interval.",
+        lambda row: _rate(row),
+    ),
+    Column("p", "number", "Probability where it is asked for.", lambda row: _closest(row, "p")),
+    Column("Rank", "integer", "Rank there, from 1.", lambda row: _closest(row, "rank")),
+    Column("Entropy", "number", "Nats.", lambda row: _closest(row, "entropy")),
+    Column(
+        "Instead",
+        "choice",
+        "What came in its place.",
+        lambda row: row.verified.emitted if row.verified else None,
+    ),
+    Column("Category", "choice", "Kind of vocabulary entry.", lambda row: row.token.category),
+    Column(
+        "Norm",
+        "number",
+        "L2 norm of the input embedding.",
+        lambda row: rounded(row.token.norm, DIGITS),
+    ),
+    Column(
+        "Probe",
+        "choice",
+        "The probe in which it was most probable, whose numbers stand here.",
+        lambda row: row.closest[0] if row.closest else None,
+    ),
+    Column(
+        "Decided in", "choice", "Arithmetic that settled it.", lambda row: row.decided_in or None
+    ),
+    Column(
+        "Intact",
+        "choice",
+        "Whether the whole prompt as text would keep the token's id.",
+        lambda row: "yes" if row.intact else "no",
+    ),
+    Column("Steps", "choice", "Steps that looked at it.", lambda row: ", ".join(row.steps)),
+)
+
+
+def token_table(record: RunRecord) -> str:
+    """The table as one JSON object that may stand inside `<script type="application/json">`."""
+    rows = most_interesting_first(table(record))
+    columns = [(column, [column.cell(row) for row in rows]) for column in COLUMNS]
+    shown = [_column(column, cells) for column, cells in columns if _says_something(column, cells)]
+    data = {
+        "columns": [head for head, _ in shown],
+        "cells": [cells for _, cells in shown],
+        "count": len(rows),
+    }
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    # `<` and `&` never stand outside strings, where an escape means the same: no tag can close
+    # or open the script element.
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _column(column: Column, cells: list[Any]) -> tuple[dict[str, Any], list[Any]]:
+    head: dict[str, Any] = {"label": column.label, "kind": column.kind, "title": column.meaning}
+    if column.kind == "choice":
+        head["choices"] = _choices(cells)
+        places = {choice: place for place, choice in enumerate(head["choices"])}
+        cells = [places.get(cell) for cell in cells]
+    return head, cells
+
+
+def _choices(cells: Sequence[str | None]) -> list[str]:
+    """The values there are: verdicts in their own order, others by the alphabet."""
+    found = {cell for cell in cells if cell is not None}
+    return [verdict for verdict in _VERDICTS if verdict in found] or sorted(found)
+
+
+def _says_something(column: Column, cells: Sequence[Any]) -> bool:
+    """Whether a column is worth its room: not where all cells are empty, or alike and implied."""
+    if column.label in ("Probe", "Decided in", "Intact", "Steps"):
+        return len(set(cells)) > 1 or cells[:1] == ["no"]
+    return any(cell is not None for cell in cells)
+
+
+def _closest(row: Row, name: str) -> float | None:
+    if not row.closest:
+        return None
+    value = getattr(row.closest[1], name)
+    return value if isinstance(value, int) else rounded(value, DIGITS)
+
+
+def _rate(row: Row) -> list[Any] | None:
+    fact = row.sampled
+    if not fact:
+        return None
+    return [fact.failures, fact.attempts, rounded(fact.asr_low, 3), rounded(fact.asr_high, 3)]
