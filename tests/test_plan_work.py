@@ -1,0 +1,118 @@
+"""Bounds on the work of each step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glitchrun.plan.work import BOUNDS, StepWork, parameters, step_work, workloads
+from glitchrun.spec.types import ModelSpec, Spec, Step
+
+VOCAB = 1000
+STRATEGIES = Path(__file__).parents[1] / "glitchrun" / "spec" / "schema" / "strategies"
+
+
+def _spec(*steps: Step, system: str | None = None) -> Spec:
+    return Spec("x", ModelSpec("m"), steps, system=system)
+
+
+def _work(strategy: str, **params: Any) -> StepWork:
+    return step_work(_spec(Step("s", strategy, params)), VOCAB)[0]
+
+
+def test_a_walk_takes_a_gradient_a_round() -> None:
+    work = _work("mine", iterations=20, batch_size=4, k=64)
+    assert (work.tokens, work.prompts, work.gradients) == (80, 80, 20)
+    assert work.repeats == 80
+
+
+def test_a_walk_over_few_neighbours_takes_more_rounds() -> None:
+    assert _work("mine", iterations=20, batch_size=8, k=2).gradients == 80
+
+
+def test_only_a_walk_takes_gradients() -> None:
+    assert _work("mine", search="random").gradients == 0
+
+
+def test_the_budget_and_the_vocabulary_are_bounds() -> None:
+    assert _work("mine", iterations=20, batch_size=4, budget=7).tokens == 7
+    assert _work("mine", iterations=5000, batch_size=4).tokens == VOCAB
+
+
+def test_strict_asks_three_times() -> None:
+    assert _work("scan", probes="strict").prompts == 3 * VOCAB
+    assert _work("scan", probes=["repeat", "question"]).prompts == 2 * VOCAB
+
+
+def test_defaults_are_those_of_the_schema() -> None:
+    declared = json.loads((STRATEGIES / "mine.json").read_text())["properties"]
+    found = parameters(Step("s", "mine", {"k": 7}))
+    assert found["k"] == 7
+    assert found["iterations"] == declared["iterations"]["default"]
+    assert _work("mine").tokens == found["iterations"] * found["batch_size"]
+
+
+def test_validation_counts_every_attempt_behind_every_probe() -> None:
+    work = _work("validate", tokens={"ids": [1, 2, 2]}, attempts=5, max_new_tokens=50)
+    assert (work.tokens, work.continuations, work.new_tokens) == (2, 30, 1500)
+    assert work.prompts == 0
+
+
+def test_a_step_looks_at_no_more_than_the_step_it_follows() -> None:
+    steps = (
+        Step("mine", "mine", {"iterations": 3, "batch_size": 4}),
+        Step("again", "test", {"tokens": {"from": "mine"}}),
+        Step("asr", "validate", {"tokens": {"from": "again"}, "attempts": 1}),
+    )
+    assert [work.tokens for work in step_work(_spec(*steps), VOCAB)] == [12, 12, 12]
+
+
+def test_a_file_of_tokens_is_bounded_by_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    ids = list(range(10))
+    path.write_text(json.dumps(ids, separators=(",", ":")))
+    found = _work("test", tokens={"file": str(path)}).tokens
+    assert found is not None
+    assert len(ids) <= found <= path.stat().st_size
+    assert _work("test", tokens={"file": str(tmp_path / "none")}).tokens == VOCAB
+
+
+def test_a_strategy_without_bounds_is_shown_without() -> None:
+    assert _work("divination").tokens is None
+    after = Step("t", "test", {"tokens": {"from": "s"}})
+    assert step_work(_spec(Step("s", "divination", {}), after), VOCAB)[1].tokens == VOCAB
+
+
+def test_every_strategy_of_the_schema_has_bounds() -> None:
+    assert {path.stem for path in STRATEGIES.glob("*.json")} <= BOUNDS.keys()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "params", "dtype", "batch"),
+    [
+        ("mine", {"batch_size": 4}, "float32", 4),
+        ("scan", {}, "float32", None),
+        ("scan", {"batch_size": 16}, "bfloat16", 16),
+        ("validate", {"tokens": {"ids": [1]}}, "float32", None),
+        ("validate", {"tokens": {"ids": [1]}, "batch_size": 4}, "bfloat16", 32),
+    ],
+)
+def test_the_rows_of_a_pass(
+    strategy: str, params: dict[str, Any], dtype: str, batch: int | None
+) -> None:
+    (load,) = workloads(_spec(Step("s", strategy, params)), dtype)
+    assert load.batch == batch
+    assert load.gradient is (strategy == "mine")
+
+
+def test_positions_cover_the_prompt_its_system_text_and_the_continuation() -> None:
+    step = Step("s", "validate", {"tokens": {"ids": [1]}, "max_new_tokens": 50})
+    (plain,) = workloads(_spec(step), "float32")
+    (with_system,) = workloads(_spec(step, system="x" * 100), "float32")
+    (repeat,) = workloads(_spec(Step("s", "scan", {})), "float32")
+    assert plain.positions == 128 + 50
+    assert with_system.positions == plain.positions + 50
+    assert repeat.positions == 64
