@@ -32,11 +32,22 @@ class Journal:
         return self._fold.record()
 
     @classmethod
-    def create(cls, folder: Path, identity: RunIdentity, spec: Mapping[str, Any]) -> Self:
+    def create(
+        cls,
+        folder: Path,
+        identity: RunIdentity,
+        spec: Mapping[str, Any],
+        origins: Mapping[str, str],
+    ) -> Self:
         """Starts a run's folder. run.json appears last and whole, so a kill leaves no half run."""
         (folder / "artifacts").mkdir(parents=True, exist_ok=True)
         (folder / LEDGER).unlink(missing_ok=True)
-        data = {"identity": asdict(identity), "spec": spec, "created_at": now()}
+        data = {
+            "identity": asdict(identity),
+            "spec": spec,
+            "origins": dict(origins),
+            "created_at": now(),
+        }
         write_atomically(folder / IDENTITY, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
         return cls(folder)
 

@@ -34,7 +34,13 @@ def read_run(folder: Path) -> RunRecord:
 def read_fold(folder: Path) -> Fold:
     """The state of a run's ledger, which further entries can be added to."""
     data = _identity(folder)
-    fold = Fold(folder, RunIdentity(**data["identity"]), data["spec"], data["created_at"])
+    fold = Fold(
+        folder,
+        RunIdentity(**data["identity"]),
+        data["spec"],
+        data.get("origins", {}),
+        data["created_at"],
+    )
     for entry in entries(folder):
         fold.see(entry)
     return fold
@@ -58,6 +64,7 @@ class Fold:
     folder: Path
     identity: RunIdentity
     spec: Mapping[str, Any]
+    origins: Mapping[str, str]
     created_at: int
     status: str = "RUNNING"
     started_at: int | None = None
@@ -89,6 +96,7 @@ class Fold:
             notes=dict(self.notes),
             delivered_to=_delivered(self.folder),
             error=self.error,
+            origins=self.origins,
         )
 
     def see(self, entry: Mapping[str, Any]) -> None:

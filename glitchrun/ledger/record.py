@@ -129,6 +129,8 @@ class RunRecord:
     """MLflow ids once delivered: {"run_id": ..., "experiment_id": ...}."""
     error: str | None = None
     """Why the run failed, in one line."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Where each value of the spec was written, `file:line:column` by its path."""
 
     @property
     def artifacts(self) -> Path:

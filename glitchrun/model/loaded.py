@@ -27,7 +27,7 @@ class LoadedModel:
     quantization: str
     """As asked for; for weights already quantized on disk their method and ` (as stored)`."""
     load_seconds: float
-    """Wall time of the whole loading; of a GGUF's conversion too where one was needed."""
+    """Wall time of the whole loading, with a GGUF's conversion, without imports of libraries."""
     peak_bytes: int
     """Most bytes in use while loading, above what was in use before; see `device.watch_peak`."""
     census: Mapping[str, int]
@@ -48,6 +48,12 @@ class LoadedModel:
         head = self.module.get_output_embeddings()
         weight: torch.Tensor = self.input_embeddings if head is None else head.weight
         return weight
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """In which activations are multiplied; `dtype` as torch has it."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
     @property
     def vocab_size(self) -> int:

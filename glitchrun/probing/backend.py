@@ -104,7 +104,7 @@ class Backend:
             out = self.model.module(inputs_embeds=embeds, use_cache=False, logits_to_keep=1)
             value = objective(out.logits[0, -1].float())
             (gradient,) = torch.autograd.grad(value, embeds)
-        return float(value), gradient[0, position].float()
+        return float(value.detach()), gradient[0, position].float()
 
     def _arithmetic(self, float32: bool) -> Any:
         if float32 and self.model.compute_dtype != torch.float32:

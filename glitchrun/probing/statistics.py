@@ -32,11 +32,11 @@ class Statistics:
     margin: Tensor
     """(B,) distance in logits of the target from the best other token: how clear the verdict is."""
     scale: Tensor
-    """(B,) largest absolute logit, against which rounding is measured."""
+    """(B,) size of the largest logit, against which rounding is measured."""
 
-    def unclear(self, dtype: torch.dtype) -> Tensor:
-        """(B,) whether the verdict lies within the rounding of arithmetic in `dtype`."""
-        return self.margin < ROUNDING[dtype] * self.scale.clamp(min=1.0)
+    def unclear(self, rounding: float) -> Tensor:
+        """(B,) whether the verdict lies within rounding, as a share of the largest logit."""
+        return self.margin < rounding * self.scale.clamp(min=1.0)
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -45,7 +45,10 @@ def entropy(logits: Tensor) -> Tensor:
     −Σ p ln(p + 1e-6), as GlitchMiner (arXiv 2410.15052) computes it, so that walks and values agree
     with it. It lies below the plain entropy by at most 1e-6 nats for each vocabulary entry.
     """
-    p = logits.softmax(dim=-1)
+    return _entropy(logits.softmax(dim=-1))
+
+
+def _entropy(p: Tensor) -> Tensor:
     return -(p * (p + 1e-6).log()).sum(dim=-1)
 
 
@@ -53,17 +56,19 @@ def measure(logits: Tensor, targets: Tensor) -> Statistics:
     """The statistics of logits `(B, V)` against target ids `(B,)`."""
     rows = torch.arange(len(logits), device=logits.device)
     own = logits[rows, targets]
+    # Not exp(own - logsumexp): that subtraction of large numbers costs p its fifth digit.
+    probabilities = logits.softmax(dim=-1)
     best = logits.amax(dim=-1)
     argmax = (logits == best[:, None]).int().argmax(dim=-1)  # max() may return any of equal entries
     others = logits.clone()
     others[rows, targets] = -torch.inf
     return Statistics(
-        p=(own - logits.logsumexp(dim=-1)).exp(),
+        p=probabilities[rows, targets],
         rank=(logits > own[:, None]).sum(dim=-1) + 1,
-        entropy=entropy(logits),
+        entropy=_entropy(probabilities),
         argmax=argmax,
         passed=argmax == targets,
         gap=best - own,
         margin=(own - others.max(dim=-1).values).abs(),
-        scale=logits.abs().amax(dim=-1),
+        scale=best.abs(),
     )

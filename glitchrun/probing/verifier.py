@@ -12,7 +12,7 @@ from torch import Tensor
 from glitchrun.events import ProbeResult
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.memory import is_out_of_memory
-from glitchrun.probing.statistics import Statistics, measure
+from glitchrun.probing.statistics import ROUNDING, Statistics, measure
 from glitchrun.prompts.render import Prompt
 
 _SETTLING_ROWS = 16
@@ -72,7 +72,7 @@ class Verifier:
                     raise
                 rows = self._halve(rows)
                 continue
-            doubt = statistics.unclear(dtype).tolist()
+            doubt = statistics.unclear(ROUNDING[dtype]).tolist()
             found += zip(_results(statistics, dtype), doubt, strict=True)
             start += len(chunk)
         return found
@@ -89,9 +89,8 @@ class Verifier:
         return measure(logits[: len(chunk)], targets)
 
     def _alone(self, prompt: Prompt, token_id: int) -> ProbeResult:
-        ids = (*prompt.prefix_ids, token_id, *prompt.suffix_ids)
         self.counters["forwards"] += 1
-        logits = self.backend.logits_alone(ids, float32=True)
+        logits = self.backend.logits_alone(prompt.ids(token_id), float32=True)
         target = torch.tensor([token_id], device=logits.device)
         return next(_results(measure(logits[None], target), torch.float32))
 

@@ -79,5 +79,4 @@ def _space(config: Config, context: Context) -> Space:
 
 
 def _entropy_gradient(context: Context, prompt: Prompt, token_id: int) -> tuple[float, Tensor]:
-    ids = (*prompt.prefix_ids, token_id, *prompt.suffix_ids)
-    return context.backend.gradient(ids, len(prompt.prefix_ids), entropy)
+    return context.backend.gradient(prompt.ids(token_id), prompt.position, entropy)

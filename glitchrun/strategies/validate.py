@@ -14,6 +14,7 @@ from glitchrun.probing.choice import Sampling
 from glitchrun.probing.memory import standard_rows
 from glitchrun.probing.sampler import Sampler
 from glitchrun.prompts.render import Prompt, intact
+from glitchrun.prompts.template import stop_ids
 from glitchrun.strategies.context import Context
 
 
@@ -59,7 +60,7 @@ def _sampler(config: Config, context: Context, prompts: Mapping[str, Prompt]) ->
         rows=int(rows),
         seed=context.spec.seed,
         decode=model.tokenizer.decode,
-        stop_ids=model.stop_ids | context.template.stop_ids(model.tokenizer),
+        stop_ids=stop_ids(context.template, model.tokenizer),
     )
 
 

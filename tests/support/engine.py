@@ -1,0 +1,42 @@
+"""A loaded tiny model with everything a strategy is given, and the loop it is checked against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glitchrun.model import load
+from glitchrun.probing.backend import Backend
+from glitchrun.prompts.detect import detect
+from glitchrun.spec.types import ModelSpec, Spec
+from glitchrun.strategies.context import Context
+from glitchrun.vocabulary import Vocabulary
+from glitchrun.vocabulary.norms import row_norms
+
+
+def context(
+    folder: Path, *, quantization: str = "none", device: str = "cpu", **settings: Any
+) -> Context:
+    """The context of a spec on the model in `folder`; further settings go to the Spec."""
+    settings.setdefault("template", "chatml")
+    model_spec = ModelSpec(path=str(folder), quantization=quantization, device=device)
+    spec = Spec(name="test", model=model_spec, steps=(), **settings)
+    model = load(spec.model, folder.parent / "cache")
+    return Context(
+        spec=spec,
+        backend=Backend(model),
+        vocabulary=Vocabulary(model.tokenizer, row_norms(model.input_embeddings)),
+        template=detect(spec.template, model.tokenizer, model.config, spec.model.path),
+        free_bytes=1 << 30,
+        earlier={},
+    )
+
+
+@torch.no_grad()
+def one_at_a_time(context: Context, ids: Sequence[int]) -> torch.Tensor:
+    """Next-token logits `(V,)` after one whole prompt: what a user of transformers would write."""
+    module = context.backend.model.module
+    return module(input_ids=torch.tensor([list(ids)])).logits[0, -1].float()
