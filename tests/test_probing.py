@@ -121,7 +121,7 @@ def test_other_runtime_errors_are_not_taken_for_memory(
 def test_bfloat16_verdicts_are_those_of_float32_on_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(verifier_module.ROUNDING, torch.bfloat16, 0.5)
+    monkeypatch.setitem(verifier_module.ROUNDING, torch.bfloat16, 5.0)
     folder = tiny_models.tiny_llama(tmp_path / "narrow", dtype=torch.bfloat16)
     narrow, wide = context(folder), context(folder, quantization="float32")
     ids = list(range(4, 120))

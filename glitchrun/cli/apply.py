@@ -1,0 +1,96 @@
+"""`glitchrun apply`: executes a spec."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from glitchrun.cli.needs import require
+from glitchrun.errors import UsageError
+from glitchrun.spec.loading import load_experiment
+
+if TYPE_CHECKING:
+    from glitchrun.plan.build import Plan
+    from glitchrun.runner.apply import Applied
+
+ROOT = Path("mlruns")
+"""The tracking root, in the working directory."""
+
+
+@click.command("apply")
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option("--set", "sets", multiple=True, metavar="K=V", help="Override a value of the spec.")
+@click.option("--only", metavar="NAME", help="Run one cell of the matrix, by its name.")
+@click.option("--fresh", is_flag=True, help="Start a new attempt even where one is finished.")
+@click.option("--keep-going", is_flag=True, help="Go on with the next run when one fails.")
+@click.option("--yes", is_flag=True, help="Do not ask before starting more than one run.")
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
+@click.pass_context
+def command(
+    context: click.Context,
+    spec: Path,
+    sets: tuple[str, ...],
+    only: str | None,
+    fresh: bool,
+    keep_going: bool,
+    yes: bool,
+    output: str,
+) -> None:
+    """Executes SPEC: starts, resumes or skips each of its runs.
+
+    A second apply of an unchanged, finished spec does nothing. A run that was stopped or killed
+    goes on where it was.
+    """
+    experiment = load_experiment(spec, sets, require_env=True)
+    require("torch", "transformers", "mlflow", "rich")
+    from glitchrun.runner.apply import Options, apply
+    from glitchrun.runner.progress import Display
+
+    options = Options(only=only, fresh=fresh, keep_going=keep_going)
+    confirm = _go_ahead if yes else _ask
+    applied = apply(experiment, ROOT.resolve(), options, Display(), confirm)
+    (_print_json if output == "json" else _print_text)(applied)
+    context.exit(int(applied.exit_code))
+
+
+def _go_ahead(plan: Plan) -> None:
+    """Asks nothing."""
+
+
+def _ask(plan: Plan) -> None:
+    """Asks before a matrix is started from a terminal; a script is never asked."""
+    waiting = [run for run in plan.runs if run.action in ("start", "resume")]
+    if len(waiting) > 1 and sys.stdin.isatty() and sys.stderr.isatty():
+        names = "\n".join(f"  {run.action}  {run.cell.name}" for run in waiting)
+        click.echo(f"{len(waiting)} runs:\n{names}", err=True)
+        if not click.confirm("Go ahead?", err=True):
+            raise UsageError("called off; nothing was started")
+
+
+def _print_json(applied: Applied) -> None:
+    from glitchrun.runner.execute import describe
+
+    runs = [describe(outcome.record) for outcome in applied.outcomes]
+    click.echo(json.dumps({"runs": runs, "exit_code": int(applied.exit_code)}, indent=2))
+
+
+def _print_text(applied: Applied) -> None:
+    from glitchrun.report.summary import summary_lines
+
+    for outcome in applied.outcomes:
+        click.echo("\n".join(summary_lines(outcome.record)))
+        if outcome.undelivered:
+            click.echo(
+                f"MLflow does not have all of this run ({outcome.undelivered}); it is safe in "
+                f"{outcome.record.folder}. Deliver it with: glitchrun sync",
+                err=True,
+            )
+    for failure in applied.failures:
+        click.echo(f"failed: {failure}", err=True)
+    click.echo("compare  glitchrun ui")

@@ -1,0 +1,85 @@
+"""`glitchrun diff`: what changed in a spec since a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from glitchrun.cli.apply import ROOT
+from glitchrun.cli.runs import find_run
+from glitchrun.errors import UsageError
+from glitchrun.ledger import RunRecord, find_runs
+from glitchrun.spec.digest import changed_paths
+from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.types import Cell
+
+_MEANING = {
+    "results": "changes results: apply starts a new run",
+    "numerics": "changes rounding or speed, not results: apply keeps the run",
+    "cosmetic": "changes neither: apply keeps the run",
+}
+
+
+@click.command("diff")
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("run", required=False)
+@click.option("--set", "sets", multiple=True, metavar="K=V", help="Override a value of the spec.")
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
+def command(spec: Path, run: str | None, sets: tuple[str, ...], output: str) -> None:
+    """Compares SPEC with RUN, or with the newest run of each of its cells."""
+    experiment = load_experiment(spec, sets, require_env=True)
+    pairs = [(cell, _partner(cell, run)) for cell in experiment.cells]
+    found = [_difference(cell, record) for cell, record in pairs]
+    if output == "json":
+        click.echo(json.dumps({"cells": found}, indent=2, ensure_ascii=False))
+    else:
+        click.echo("\n".join(line for cell in found for line in _lines(cell)))
+
+
+def _partner(cell: Cell, run: str | None) -> RunRecord | None:
+    if run is not None:
+        return find_run(run, ROOT)
+    name = cell.spec.tracking.experiment or cell.spec.name
+    mine = [
+        record
+        for record in find_runs(ROOT)
+        if record.identity.experiment == name and record.identity.name == cell.name
+    ]
+    return mine[-1] if mine else None
+
+
+def _difference(cell: Cell, record: RunRecord | None) -> dict[str, Any]:
+    if record is None:
+        return {"cell": cell.name, "run": None, "changes": []}
+    changes = [
+        {"path": path, "kind": kind, "old": old, "new": new}
+        for path, kind, old, new in changed_paths(record.spec, cell.spec.document)
+    ]
+    run = f"{record.identity.key}#{record.identity.attempt}"
+    return {"cell": cell.name, "run": run, "changes": changes}
+
+
+def _lines(cell: dict[str, Any]) -> list[str]:
+    if cell["run"] is None:
+        return [f"{cell['cell']}: no run yet; apply starts one"]
+    if not cell["changes"]:
+        return [f"{cell['cell']}: same as {cell['run']}"]
+    lines = [f"{cell['cell']}: against {cell['run']}"]
+    for kind, meaning in _MEANING.items():
+        changes = [change for change in cell["changes"] if change["kind"] == kind]
+        if changes:
+            lines.append(f"  {kind} ({meaning})")
+            lines += [f"    {c['path']}: {_show(c['old'])} → {_show(c['new'])}" for c in changes]
+    unknown = [change["kind"] for change in cell["changes"] if change["kind"] not in _MEANING]
+    if unknown:
+        raise UsageError(f"changes of unknown kind: {unknown}")
+    return lines
+
+
+def _show(value: Any) -> str:
+    return "(absent)" if value is None else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,92 @@
+"""`glitchrun explain`: what a number rests on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from glitchrun.cli.apply import ROOT
+from glitchrun.cli.runs import find_run
+from glitchrun.errors import UsageError
+from glitchrun.events import Sampled, Verified
+from glitchrun.ledger import RunRecord
+from glitchrun.ledger.record import StepRecord
+from glitchrun.report.visible import visible
+from glitchrun.spec.schema import strategy_metrics
+
+_SHOWN = 20
+
+
+@click.command("explain")
+@click.argument("run")
+@click.argument("metric")
+@click.option("--all", "every", is_flag=True, help="List every item, not only the first few.")
+def command(run: str, metric: str, every: bool) -> None:
+    """Shows the items, seed, probes and thresholds that METRIC of RUN rests on."""
+    record = find_run(run, ROOT)
+    metrics = record.metrics
+    if metric not in metrics:
+        known = ", ".join(sorted(metrics)) or "none yet"
+        raise UsageError(f"the run has no metric {metric!r}; it has: {known}")
+    value = metrics[metric]
+    rests = "" if value.n is None else f"  (n = {value.n:,})"
+    click.echo(f"{metric} = {value.value}{rests}")
+    step_id, _, name = metric.partition("/")
+    step = next((step for step in record.steps if step.id == step_id), None)
+    if step is None:
+        click.echo("  measured while loading the model; see environment.json")
+        return
+    for line in _lines(record, step, name, every):
+        click.echo(line)
+
+
+def _lines(record: RunRecord, step: StepRecord, name: str, every: bool) -> Iterator[str]:
+    meaning = strategy_metrics(step.strategy).get(name, {}).get("description", "")
+    yield f"  meaning     {meaning}"
+    yield f"  step        {step.id} ({step.strategy}) {json.dumps(dict(step.params))}"
+    yield f"  seed        {record.spec.get('seed', 0)}"
+    yield from _thresholds(record)
+    yield f"  template    {record.model.template_rule}" if record.model else "  template    ?"
+    facts = [fact for timed in step.batches for fact in timed.batch.facts]
+    probes = sorted({name for fact in facts if isinstance(fact, Verified) for name in fact.probes})
+    if probes:
+        yield f"  probes      {', '.join(probes)}"
+    counted = [fact for fact in facts if _counts(fact, name)]
+    yield f"  items       {len(counted):,} of {len(facts):,}"
+    for fact in counted if every else counted[:_SHOWN]:
+        yield f"    {_item(fact)}"
+    if len(counted) > _SHOWN and not every:
+        yield f"    … {len(counted) - _SHOWN:,} more; --all lists them"
+
+
+def _thresholds(record: RunRecord) -> Iterator[str]:
+    """Each threshold in force and where it was written."""
+    written: Mapping[str, Any] = record.spec.get("thresholds", {})
+    spec = Path(record.identity.spec_path)
+    for name, value in written.items():
+        origin = record.origins.get(f"thresholds.{name}", str(spec))
+        yield f"  threshold   {name} = {value}  ({origin})"
+    if not written:
+        yield "  threshold   asr and probability as by default"
+
+
+def _counts(fact: Verified | Sampled, metric: str) -> bool:
+    """Whether an item is one of those that the metric counts, rather than all it looked at."""
+    if metric == "glitch" and isinstance(fact, Verified):
+        return fact.glitch
+    if metric == "confirmed" and isinstance(fact, Sampled):
+        return fact.confirmed
+    return True
+
+
+def _item(fact: Verified | Sampled) -> str:
+    head = f"{fact.token.id:>8}  «{visible(fact.token.text)}»"
+    if isinstance(fact, Sampled):
+        attempts = "".join("x" if failed else "." for failed in fact.outcomes)
+        return f"{head}  ASR {fact.asr:.3g} [{fact.asr_low:.3g}, {fact.asr_high:.3g}]  {attempts}"
+    probes = "  ".join(f"{n}: p {r.p:.3g} rank {r.rank}" for n, r in fact.probes.items())
+    return f"{head}  {'glitch' if fact.glitch else 'ok'}  {probes}"

@@ -1,0 +1,82 @@
+"""`glitchrun status`: what ran, what is running, what was cut off."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from glitchrun.cli.apply import ROOT
+from glitchrun.ledger import RunRecord, find_runs, is_held
+from glitchrun.spec.loading import load_experiment
+
+
+@click.command("status")
+@click.argument("spec", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
+def command(spec: Path | None, output: str) -> None:
+    """Lists runs with their progress; with SPEC only those of its experiment."""
+    runs = find_runs(ROOT)
+    if spec is not None:
+        first = load_experiment(spec).cells[0].spec
+        name = first.tracking.experiment or first.name
+        runs = [run for run in runs if run.identity.experiment == name]
+    rows = [_row(run) for run in runs]
+    if output == "json":
+        click.echo(json.dumps({"runs": rows}, indent=2))
+    elif not rows:
+        click.echo(f"no runs under {ROOT}/")
+    else:
+        click.echo("\n".join(_line(row) for row in rows))
+
+
+def _row(run: RunRecord) -> dict[str, Any]:
+    return {
+        "experiment": run.identity.experiment,
+        "name": run.identity.name,
+        "key": run.identity.key,
+        "attempt": run.identity.attempt,
+        "status": _status(run),
+        "started": datetime.fromtimestamp(run.started_at / 1000).isoformat(timespec="seconds"),
+        "steps": [_progress(run, step.id) for step in run.steps],
+        "delivered": bool(run.delivered_to),
+        "folder": str(run.folder),
+    }
+
+
+def _status(run: RunRecord) -> str:
+    """STALE is a run that says RUNNING while no process holds it: `apply` resumes it."""
+    if run.status == "RUNNING" and not is_held(run.folder.parent):
+        return "STALE"
+    return run.status
+
+
+def _progress(run: RunRecord, step_id: str) -> dict[str, Any]:
+    step = next(step for step in run.steps if step.id == step_id)
+    last = step.batches[-1].batch if step.batches else None
+    return {
+        "id": step.id,
+        "finished": step.finished,
+        "done": last.done if last else 0,
+        "total": last.total if last else None,
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    steps = "  ".join(
+        f"{step['id']} {'done' if step['finished'] else _count(step)}" for step in row["steps"]
+    )
+    undelivered = "" if row["delivered"] else "  (not in MLflow)"
+    return (
+        f"{row['status']:<9}{row['started']}  {row['experiment']} · {row['name']}  "
+        f"{row['key'][:8]}#{row['attempt']}  {steps}{undelivered}"
+    )
+
+
+def _count(step: dict[str, Any]) -> str:
+    return f"{step['done']}/{step['total'] or '?'}"

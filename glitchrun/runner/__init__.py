@@ -1,0 +1,1 @@
+"""Plan + model + strategies + ledger + trackers: the only place where effects meet."""

@@ -1,0 +1,157 @@
+"""A whole experiment: its plan, and its runs one after another."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from glitchrun.errors import DoesNotFit, ExitCode, GlitchrunError, UsageError
+from glitchrun.ledger import existing_status, latest_attempt, read_run, run_folder, settle
+from glitchrun.plan.build import Plan, PlannedRun, build
+from glitchrun.runner import gates
+from glitchrun.runner.execute import Outcome, Session, execute
+from glitchrun.runner.models import Models
+from glitchrun.runner.progress import Display
+from glitchrun.runner.signals import Interrupt, listening
+from glitchrun.spec.types import Experiment, Spec
+from glitchrun.tracking.live import reap
+from glitchrun.tracking.store import ensure_store, tracking_uri
+
+
+@dataclass(frozen=True)
+class Options:
+    only: str | None = None
+    """Name of the one cell to run."""
+    fresh: bool = False
+    keep_going: bool = False
+
+
+@dataclass(frozen=True)
+class Applied:
+    """How an experiment ended."""
+
+    outcomes: tuple[Outcome, ...]
+    failures: tuple[str, ...]
+    """Messages of the runs that failed, under `keep_going`."""
+    exit_code: ExitCode
+
+
+def apply(
+    experiment: Experiment,
+    root: Path,
+    options: Options,
+    display: Display,
+    confirm: Callable[[Plan], None] = lambda plan: None,
+) -> Applied:
+    """Executes what the plan says is to be done.
+
+    Args:
+        experiment: What to run.
+        root: Tracking root; ledger, cache and the default store are under it.
+        options: What the command line asked for.
+        display: Where progress goes.
+        confirm: Shown the plan before anything starts; may raise to call it off.
+    """
+    name = experiment_name(experiment.cells[0].spec)
+    plan = build(experiment, lambda key: existing_status(root, name, key))
+    chosen = _chosen(plan, options)
+    _check_fits(chosen)
+    uri = tracking_uri(experiment.cells[0].spec.tracking.uri, root)
+    ensure_store(uri, root)
+    reap(settle(root), root)
+    confirm(plan)
+    interrupt = Interrupt(display.say)
+    session = Session(
+        experiment=experiment,
+        root=root,
+        tracking_uri=uri,
+        parent=_parent_key(plan),
+        models=Models(root.parent / ".cache" / "glitchrun", display.say),
+        display=display,
+        interrupt=interrupt,
+        fresh=options.fresh,
+    )
+    with listening(interrupt):
+        return _carry_out(chosen, session, options)
+
+
+def experiment_name(spec: Spec) -> str:
+    """The MLflow experiment that a spec's runs belong to."""
+    return spec.tracking.experiment or spec.name
+
+
+def _chosen(plan: Plan, options: Options) -> list[PlannedRun]:
+    if options.only is None:
+        return list(plan.runs)
+    chosen = [run for run in plan.runs if run.cell.name == options.only]
+    if not chosen:
+        names = ", ".join(repr(run.cell.name) for run in plan.runs)
+        raise UsageError(f"--only {options.only!r} names no run of this spec; it has: {names}")
+    return chosen
+
+
+def _check_fits(runs: Sequence[PlannedRun]) -> None:
+    for run in runs:
+        if run.action == "blocked":
+            raise DoesNotFit(f"{run.cell.name}: {run.reason}")
+
+
+def _parent_key(plan: Plan) -> str | None:
+    """One key for all cells of a matrix, whichever of them are run now."""
+    if len(plan.runs) == 1:
+        return None
+    keys = "".join(sorted(run.key for run in plan.runs))
+    return hashlib.sha256(keys.encode()).hexdigest()[:16]
+
+
+def _carry_out(runs: Sequence[PlannedRun], session: Session, options: Options) -> Applied:
+    outcomes: list[Outcome] = []
+    failures: list[str] = []
+    for run in runs:
+        try:
+            outcome = _one(run, session)
+        except GlitchrunError as exc:
+            if not options.keep_going:
+                raise
+            failures.append(f"{run.cell.name}: {exc}")
+            session.display.say(failures[-1])
+            continue
+        outcomes.append(outcome)
+        if outcome.record.status == "KILLED":
+            break
+    return Applied(tuple(outcomes), tuple(failures), _exit_code(outcomes, failures))
+
+
+def _one(run: PlannedRun, session: Session) -> Outcome:
+    if run.action == "skip" and not session.fresh:
+        return _already_done(run, session)
+    session.display.say(f"{run.cell.name}: {'start' if session.fresh else run.action}")
+    return execute(run, session)
+
+
+def _already_done(run: PlannedRun, session: Session) -> Outcome:
+    """The finished run as recorded, against the gates as they stand now."""
+    spec = run.cell.spec
+    folder = run_folder(session.root, experiment_name(spec), run.key)
+    record = read_run(folder / f"attempt-{latest_attempt(folder)}")
+    results = gates.evaluate(spec.gates, record.metrics, spec.origins)
+    session.display.say(f"{run.cell.name}: nothing to do, it is finished")
+    return Outcome(record, gates.exit_code(results))
+
+
+def _exit_code(outcomes: Sequence[Outcome], failures: Sequence[str]) -> ExitCode:
+    """The gravest thing that happened, in the order in which a caller needs to know of it."""
+    codes = {outcome.exit_code for outcome in outcomes}
+    for stopped in (ExitCode.SIGINT, ExitCode.SIGTERM):
+        if stopped in codes:
+            return stopped
+    if failures:
+        return ExitCode.INCOMPLETE
+    for gate in (ExitCode.GATE_FAILED, ExitCode.GATE_INCONCLUSIVE):
+        if gate in codes:
+            return gate
+    if any(outcome.undelivered for outcome in outcomes):
+        return ExitCode.PREFLIGHT
+    return ExitCode.DONE

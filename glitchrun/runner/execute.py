@@ -1,0 +1,230 @@
+"""One run, from its lock to its report."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from glitchrun.errors import ExitCode, GlitchrunError
+from glitchrun.events import Artifact, Batch, Measured, batch_to_json
+from glitchrun.ledger import Journal, RunRecord, hold, latest_attempt, run_folder
+from glitchrun.ledger.files import now
+from glitchrun.ledger.record import ModelRecord, RunIdentity
+from glitchrun.model.loaded import LoadedModel
+from glitchrun.plan.build import PlannedRun
+from glitchrun.probing.backend import Backend
+from glitchrun.prompts.detect import detect
+from glitchrun.runner import finish, gates
+from glitchrun.runner.environment import environment
+from glitchrun.runner.models import Models
+from glitchrun.runner.progress import Display
+from glitchrun.runner.signals import Interrupt, Stopped
+from glitchrun.spec.types import Experiment, Spec, Step
+from glitchrun.strategies import configure, load
+from glitchrun.strategies.context import Context
+from glitchrun.tracking.live import MlflowTracker
+from glitchrun.vocabulary import Vocabulary
+from glitchrun.vocabulary.norms import row_norms
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the runs of one `apply` share."""
+
+    experiment: Experiment
+    root: Path
+    tracking_uri: str
+    parent: str | None
+    """Key of the parent run; None for a single run."""
+    models: Models
+    display: Display
+    interrupt: Interrupt
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    record: RunRecord
+    exit_code: ExitCode
+    undelivered: str | None = None
+    """Why MLflow does not have all of it; None where it does."""
+
+
+def execute(planned: PlannedRun, session: Session) -> Outcome:
+    """Starts or resumes a run and carries it to its end, or to where it was stopped.
+
+    Raises:
+        GlitchrunError: the run failed; what it finished is in the ledger.
+    """
+    spec = planned.cell.spec
+    folder = run_folder(session.root, spec.tracking.experiment or spec.name, planned.key)
+    with hold(folder), _journal(folder, planned, session) as journal:
+        journal.append(
+            "session",
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            plan=planned.to_json(),
+            environment=environment(session.experiment.path),
+        )
+        finish.write_inputs(journal.record, session.experiment)
+        return _Run(planned, session, journal).to_its_end()
+
+
+def _journal(folder: Path, planned: PlannedRun, session: Session) -> Journal:
+    """The ledger to go on with, or a new one."""
+    number = latest_attempt(folder)
+    if number and not session.fresh:
+        return Journal(folder / f"attempt-{number}")
+    spec = planned.cell.spec
+    identity = RunIdentity(
+        experiment=spec.tracking.experiment or spec.name,
+        name=planned.cell.name,
+        key=planned.key,
+        attempt=number + 1,
+        parent=session.parent,
+        assignments=planned.cell.assignments,
+        spec_path=str(session.experiment.path),
+        digests={**planned.digests, "model": planned.fingerprint},
+        tags=spec.tags or {},
+        description=spec.description,
+        tracking_uri=session.tracking_uri,
+    )
+    return Journal.create(folder / f"attempt-{number + 1}", identity, spec.document, _places(spec))
+
+
+def _places(spec: Spec) -> dict[str, str]:
+    return {path: str(origin) for path, origin in spec.origins.items()}
+
+
+class _Run:
+    """A run whose lock is held and whose ledger is open."""
+
+    def __init__(self, planned: PlannedRun, session: Session, journal: Journal) -> None:
+        self._spec = planned.cell.spec
+        self._session = session
+        self._journal = journal
+        self._tracker = MlflowTracker(session.tracking_uri, session.root)
+
+    def to_its_end(self) -> Outcome:
+        self._tracker.open(self._journal.record)
+        try:
+            self._work()
+        except Stopped as stopped:
+            return self._end("KILLED", stopped.exit_code, error="stopped by the user")
+        except GlitchrunError as exc:
+            self._end("FAILED", exc.exit_code, error=str(exc))
+            raise
+        except BaseException as exc:
+            self._end("FAILED", ExitCode.ERROR, error=f"{type(exc).__name__}: {exc}")
+            raise
+        return self._end("FINISHED", gates.exit_code(self._journal.record.gates))
+
+    def _work(self) -> None:
+        context = self._context()
+        self._session.interrupt.check()
+        for step in self._spec.steps:
+            self._step(step, context)
+        self._journal.append("model", model=asdict(self._measured(context)))
+        results = gates.evaluate(self._spec.gates, self._journal.record.metrics, self._spec.origins)
+        self._journal.append("gates", gates=[asdict(result) for result in results])
+
+    def _context(self) -> Context:
+        model = self._session.models.get(self._spec.model)
+        tokenizer = model.tokenizer
+        template = detect(self._spec.template, tokenizer, model.config, self._spec.model.path)
+        self._session.display.say(f"template: {template.name} ({template.rule})")
+        context = Context(
+            spec=self._spec,
+            backend=Backend(model),
+            vocabulary=Vocabulary(tokenizer, row_norms(model.input_embeddings)),
+            template=template,
+            free_bytes=self._session.models.free_bytes(),
+            earlier={},
+        )
+        self._journal.append("model", model=asdict(self._measured(context)))
+        return context
+
+    def _measured(self, context: Context) -> ModelRecord:
+        model: LoadedModel = context.backend.model
+        return ModelRecord(
+            load_seconds=model.load_seconds,
+            bytes=model.bytes,
+            peak_bytes=self._session.models.peak_bytes(),
+            device=str(model.device),
+            dtype=model.dtype,
+            quantization=model.quantization,
+            architecture=model.architecture,
+            vocabulary_size=model.vocab_size,
+            census=model.census,
+            unquantized=model.unquantized,
+            template=context.template.name,
+            template_rule=context.template.rule,
+        )
+
+    def _step(self, step: Step, context: Context) -> None:
+        record = next(known for known in self._journal.record.steps if known.id == step.id)
+        if record.finished:
+            return
+        self._journal.append("step", step=step.id)
+        strategy = load(step.strategy)
+        history = [timed.batch for timed in record.batches]
+        events = strategy.run(
+            configure(strategy, step.params), replace(context, earlier=self._earlier()), history
+        )
+        with closing(events), self._session.display.step(step.id) as shown:  # type: ignore[type-var]
+            for batch in history:
+                shown.show(batch)
+            for event in events:
+                self._see(step, event)
+                if isinstance(event, Batch):
+                    shown.show(event)
+                    self._session.interrupt.check()
+        self._journal.append("step_done", step=step.id)
+        self._tracker.update(self._journal.record)
+
+    def _see(self, step: Step, event: Batch | Measured | Artifact) -> None:
+        """Makes an event durable, then lets the tracker see it."""
+        match event:
+            case Batch():
+                self._journal.append("batch", step=step.id, **batch_to_json(event))
+                self._tracker.update(self._journal.record)
+            case Measured():
+                self._journal.append("measured", step=step.id, **asdict(event))
+            case Artifact():
+                finish.write_artifact(self._journal.record, event)
+
+    def _earlier(self) -> dict[str, Sequence[Batch]]:
+        return {
+            step.id: [timed.batch for timed in step.batches] for step in self._journal.record.steps
+        }
+
+    def _end(self, status: str, code: ExitCode, error: str | None = None) -> Outcome:
+        # The files come before the entry that says the run is over: a run that claims to be
+        # finished has its report.
+        ending = replace(self._journal.record, status=status, ended_at=now(), error=error)
+        finish.write_results(ending)
+        self._journal.append("ended", status=status, error=error)
+        record = self._journal.record
+        self._tracker.close(record)
+        gc.collect()
+        return Outcome(record, code, self._tracker.failure)
+
+
+def describe(record: RunRecord) -> dict[str, Any]:
+    """A run as `apply -o json` shows it."""
+    return {
+        "name": record.identity.name,
+        "run_id": record.delivered_to.get("run_id", record.identity.key),
+        "status": record.status,
+        "metrics": {name: metric.value for name, metric in record.metrics.items()},
+        "gates": [asdict(gate) for gate in record.gates],
+        "artifacts_dir": str(record.artifacts),
+    }

@@ -1,0 +1,60 @@
+"""One model in memory at a time, shared by the runs that want the same one."""
+
+from __future__ import annotations
+
+import gc
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from glitchrun.model.loaded import LoadedModel
+from glitchrun.spec.types import ModelSpec
+
+
+class Models:
+    """Loads models, and keeps the last one for as long as the next run asks for it."""
+
+    def __init__(self, cache: Path, announce: Callable[[str], None]) -> None:
+        self._cache = cache
+        self._announce = announce
+        self._spec: ModelSpec | None = None
+        self._model: LoadedModel | None = None
+
+    def get(self, spec: ModelSpec) -> LoadedModel:
+        """The model of a spec, loaded unless it is the one in memory."""
+        if self._model is None or spec != self._spec:
+            from glitchrun.model.loading import load
+
+            self._drop()
+            self._announce(f"loading {spec.path} ({spec.quantization})")
+            self._model = load(spec, self._cache)
+            self._spec = spec
+            self._announce(
+                f"loaded in {self._model.load_seconds:.1f} s: "
+                f"{self._model.bytes / 1e6:,.0f} MB on {self._model.device}"
+            )
+        return self._model
+
+    def _drop(self) -> None:
+        """Frees the model in memory, so that two are never held."""
+        self._model = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def free_bytes(self) -> int:
+        """Memory free on the device of the model in memory."""
+        if self._model is not None and self._model.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self._model.device)
+            return int(free)
+        return int(psutil.virtual_memory().available)
+
+    def peak_bytes(self) -> int:
+        """Most memory used so far: by tensors on the GPU, else by this whole process."""
+        if self._model is not None and self._model.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._model.device))
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

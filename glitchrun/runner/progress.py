@@ -1,0 +1,91 @@
+"""What a person sees while a run is going: on stderr, drawn on a terminal, printed elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from glitchrun.events import Batch, Verified
+
+_EVERY_SECONDS = 10.0
+"""Between printed lines where there is no terminal to draw on."""
+
+
+class Display:
+    """Draws one bar a step."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+
+    def say(self, message: str) -> None:
+        """Prints one line, above the bar where there is one."""
+        self.console.print(message, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[StepDisplay]:
+        """Shows a step while the block runs."""
+        if not self.console.is_terminal:
+            yield _Lines(name, self)
+            return
+        columns: list[Any] = [
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[found]}"),
+            TimeRemainingColumn(),
+        ]
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task(name, total=None, found="")
+            yield _Bar(progress, task)
+
+
+class StepDisplay:
+    """Follows one step."""
+
+    def __init__(self) -> None:
+        self._found = 0
+        self._seconds = 0.0
+        self._items = 0
+
+    def show(self, batch: Batch) -> None:
+        """Takes in a batch that has become durable."""
+        self._items += len(batch.facts)
+        self._seconds += batch.seconds
+        self._found += sum(
+            fact.glitch if isinstance(fact, Verified) else fact.confirmed for fact in batch.facts
+        )
+        rate = f"{self._items / self._seconds:.1f}/s" if self._seconds else ""
+        self._draw(batch, f"{self._found} found  {rate}")
+
+    def _draw(self, batch: Batch, found: str) -> None:
+        raise NotImplementedError
+
+
+class _Bar(StepDisplay):
+    def __init__(self, progress: Progress, task: Any) -> None:
+        super().__init__()
+        self._progress = progress
+        self._task = task
+
+    def _draw(self, batch: Batch, found: str) -> None:
+        self._progress.update(self._task, completed=batch.done, total=batch.total, found=found)
+
+
+class _Lines(StepDisplay):
+    def __init__(self, name: str, display: Display) -> None:
+        super().__init__()
+        self._name = name
+        self._display = display
+        self._next = time.monotonic() + _EVERY_SECONDS
+
+    def _draw(self, batch: Batch, found: str) -> None:
+        if time.monotonic() < self._next and batch.done != batch.total:
+            return
+        self._next = time.monotonic() + _EVERY_SECONDS
+        total = "" if batch.total is None else f"/{batch.total}"
+        self._display.say(f"{self._name}: {batch.done}{total}  {found}")

@@ -1,0 +1,51 @@
+"""Ctrl-C and SIGTERM as a flag that is read between batches."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from glitchrun.errors import ExitCode
+
+
+class Stopped(Exception):
+    """The user asked to stop; everything finished so far is in the ledger."""
+
+    def __init__(self, exit_code: ExitCode) -> None:
+        super().__init__("stopped")
+        self.exit_code = exit_code
+
+
+class Interrupt:
+    """Remembers the first signal; a second one stops at once."""
+
+    def __init__(self, announce: Callable[[str], None]) -> None:
+        self._announce = announce
+        self._signal: int | None = None
+
+    def check(self) -> None:
+        """Raises Stopped once a signal has come."""
+        if self._signal is not None:
+            raise Stopped(_CODES[self._signal])
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None:
+            raise Stopped(_CODES[number])
+        self._signal = number
+        self._announce("stopping after what is in hand; once more to stop at once")
+
+
+_CODES = {int(signal.SIGINT): ExitCode.SIGINT, int(signal.SIGTERM): ExitCode.SIGTERM}
+
+
+@contextmanager
+def listening(interrupt: Interrupt) -> Iterator[None]:
+    """Sends SIGINT and SIGTERM to `interrupt` for the length of a `with` block."""
+    previous = {number: signal.signal(number, interrupt.receive) for number in _CODES}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,171 @@
+"""Searches: their order, their end, and resuming by being told again what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from glitchrun.events import ProbeResult, Token, Verified
+from glitchrun.search import BUILDERS, Search, Space
+from glitchrun.strategies.mine import Config
+
+WORDS = ["cat", "dog", " the", "42", "...", "你好", "мир", " ", "A", "foo", "bar", "x1"]
+
+
+class Words:
+    """A vocabulary of known words with known norms."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.norms = torch.tensor(rng.permutation(len(WORDS)) + 1.0)
+
+    def text(self, token_id: int) -> str:
+        return WORDS[token_id]
+
+
+def space(**changes: Any) -> Space:
+    generator = torch.Generator().manual_seed(0)
+    values: dict[str, Any] = {
+        "ids": torch.arange(1, len(WORDS)),
+        "embeddings": torch.randn(len(WORDS), 8, generator=generator),
+        "vocabulary": Words(),
+        "seed": 3,
+        "gradient": lambda token_id: (1.0, torch.ones(8)),
+    }
+    return Space(**values | changes)
+
+
+def verdicts(ids: Sequence[int], entropy: Callable[[int], float] = float) -> list[Verified]:
+    return [
+        Verified(
+            Token(i, WORDS[i], WORDS[i], "normal", 1.0),
+            {"repeat": ProbeResult(0.1, 2, entropy(i), 0, 1.0, False, "float32")},
+            True,
+            "other",
+        )
+        for i in ids
+    ]
+
+
+def everything(search: Search, n: int) -> list[int]:
+    found: list[int] = []
+    while batch := search.propose(n):
+        assert len(batch) <= n
+        search.update(verdicts(batch))
+        found += batch
+    return found
+
+
+CONFIGS = {
+    "gradient": Config(search="gradient", k=4),
+    "low-norm": Config(search="low-norm"),
+    "random": Config(search="random"),
+    "stratified": Config(search="stratified"),
+    "range": Config(search="range", ranges=((3, 5), (4, 8), (100, 200))),
+    "category": Config(search="category", groups=("cyrillic", "cjk")),
+    "pattern": Config(search="pattern", patterns=("^[a-z]{3}$", "[0-9]")),
+}
+
+
+def test_every_search_is_tried() -> None:
+    assert set(CONFIGS) == set(BUILDERS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_token_twice_and_none_out_of_scope(name: str) -> None:
+    found = everything(BUILDERS[name](space(), CONFIGS[name]), 3)
+    assert len(found) == len(set(found)) > 0
+    assert 0 not in found  # id 0 is not in scope
+
+
+@pytest.mark.parametrize("name", ["gradient", "low-norm", "random", "stratified"])
+def test_whole_vocabulary_is_reached(name: str) -> None:
+    assert sorted(everything(BUILDERS[name](space(), CONFIGS[name]), 3)) == list(range(1, 12))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_resuming_is_replaying(name: str) -> None:
+    whole = BUILDERS[name](space(), CONFIGS[name])
+    batches: list[list[int]] = []
+    while batch := whole.propose(2):
+        whole.update(verdicts(batch))
+        batches.append(batch)
+    resumed = BUILDERS[name](space(), CONFIGS[name])
+    for batch in batches[: len(batches) // 2]:
+        resumed.update(verdicts(batch))
+    assert everything(resumed, 2) == [i for batch in batches[len(batches) // 2 :] for i in batch]
+
+
+def test_low_norm_ascends() -> None:
+    search = BUILDERS["low-norm"](space(), CONFIGS["low-norm"])
+    norms = Words().norms[search.propose(11)].tolist()
+    assert norms == sorted(norms)
+
+
+def test_random_depends_on_the_seed_alone() -> None:
+    orders = [BUILDERS["random"](space(seed=seed), Config()).propose(11) for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_range_category_and_pattern_take_what_they_name() -> None:
+    found = {name: BUILDERS[name](space(), CONFIGS[name]).propose(99) for name in CONFIGS}
+    assert found["range"] == [3, 4, 5, 6, 7, 8]
+    assert found["category"] == [5, 6]
+    assert found["pattern"] == [1, 3, 9, 10, 11]
+
+
+def test_stratified_prefix_holds_every_large_stratum() -> None:
+    words = [("a" if i % 2 else "б") * (1 + i % 3) for i in range(600)]
+
+    class Many(Words):
+        def __init__(self) -> None:
+            self.norms = torch.arange(600.0)
+
+        def text(self, token_id: int) -> str:
+            return words[token_id]
+
+    made = space(ids=torch.arange(600), vocabulary=Many())
+    first = BUILDERS["stratified"](made, Config()).propose(120)
+    quintiles = np.bincount(np.array(first) // 120, minlength=5)
+    assert quintiles.min() >= 20
+    assert quintiles.max() <= 28
+    assert 50 <= sum(i % 2 for i in first) <= 70
+
+
+def test_gradient_walk_starts_at_the_least_norm_and_follows_entropy() -> None:
+    asked: list[int] = []
+
+    def gradient(token_id: int) -> tuple[float, torch.Tensor]:
+        asked.append(token_id)
+        return 1.0, torch.zeros(8)
+
+    made = space(gradient=gradient)
+    search = BUILDERS["gradient"](made, CONFIGS["gradient"])
+    first = search.propose(3)
+    norms = made.vocabulary.norms[made.ids]
+    assert asked == [int(made.ids[norms.argmin()])]
+    search.update(verdicts(first, entropy=lambda i: 5.0 if i == first[1] else 1.0))
+    search.propose(3)
+    assert asked[1] == first[1]
+
+
+def test_gradient_walk_ranks_neighbours_by_first_order_entropy() -> None:
+    pull = torch.zeros(8)
+    pull[2] = 1.0
+    made = space(gradient=lambda token_id: (1.0, pull))
+    search = BUILDERS["gradient"](made, Config(search="gradient", k=11))
+    table = made.embeddings
+    found = search.propose(11)
+    along = [float(table[i, 2]) for i in found]
+    assert along == sorted(along, reverse=True)
+
+
+def test_gradient_walk_counts_ties_within_rounding() -> None:
+    search = BUILDERS["gradient"](space(), CONFIGS["gradient"])
+    batch = search.propose(3)
+    search.update(verdicts(batch, entropy=lambda i: 2.0))
+    assert search.counters["walk_ties"] >= 1
