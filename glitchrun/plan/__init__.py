@@ -1,0 +1,1 @@
+"""Spec to Plan: which runs there are, what they need and what they will do. No torch."""

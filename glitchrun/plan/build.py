@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from glitchrun import checkpoint as checkpoints
@@ -143,7 +142,7 @@ def _plan(
     if contents is None:
         reason = f"{cell.spec.model.path} is not on this machine yet; `apply` downloads it"
         return PlannedRun(cell, "", "start", reason, None, (), None, "", digests)
-    key = _key(digests["results"], contents.fingerprint, *_token_files(cell.spec))
+    key = _key(digests["results"], contents.fingerprint)
     header, model = contents.header, cell.spec.model
     memory = estimate(
         header,
@@ -167,18 +166,8 @@ def _digests(spec: Spec) -> dict[str, str]:
     }
 
 
-def _key(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:KEY_LENGTH]
-
-
-def _token_files(spec: Spec) -> list[str]:
-    """Digests of the files that steps read tokens from: the spec only holds their names."""
-    sources = [step.params.get("tokens") for step in spec.steps]
-    named = [Path(s["file"]) for s in sources if isinstance(s, Mapping) and "file" in s]
-    return [
-        hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "absent"
-        for path in named
-    ]
+def _key(results: str, model: str) -> str:
+    return hashlib.sha256(f"{results}\n{model}".encode()).hexdigest()[:KEY_LENGTH]
 
 
 def _action(status: str | None, memory: MemoryEstimate) -> tuple[Action, str]:

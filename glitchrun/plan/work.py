@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from glitchrun.plan.memory import Workload
+from glitchrun.spec.defaults import step_with_defaults
 from glitchrun.spec.types import Spec, Step
 
 STRICT = ("repeat", "explain", "question")
@@ -75,7 +73,7 @@ def workloads(spec: Spec, dtype: str) -> tuple[Workload, ...]:
 
 def parameters(step: Step) -> dict[str, Any]:
     """A step's parameters with the schema's defaults for those that it leaves out."""
-    return {**_defaults(step.strategy), **step.params}
+    return step_with_defaults({"id": step.id, "strategy": step.strategy, **step.params})
 
 
 def _workload(step: Step, system: int, dtype: str) -> Workload:
@@ -93,16 +91,6 @@ def _workload(step: Step, system: int, dtype: str) -> Workload:
     )
 
 
-@cache
-def _defaults(strategy: str) -> Mapping[str, Any]:
-    """The defaults in a strategy's schema fragment; none where there is no such fragment."""
-    fragment = files("glitchrun.spec") / "schema" / "strategies" / f"{strategy}.json"
-    if not fragment.is_file():
-        return {}
-    properties = json.loads(fragment.read_text(encoding="utf-8"))["properties"]
-    return {name: value["default"] for name, value in properties.items() if "default" in value}
-
-
 def _probes(params: Mapping[str, Any]) -> Sequence[str]:
     probes = params.get("probes", STRICT)
     return STRICT if isinstance(probes, str) else tuple(probes)
@@ -112,10 +100,11 @@ def _mine(params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int)
     limit = min(params["iterations"] * params["batch_size"], vocab)
     if params.get("budget") is not None:
         limit = min(limit, params["budget"])
+    if params["search"] != "gradient":
+        return _verified(limit, params)
     # A round verifies no more than the neighbours it looked at.
-    walks = params["search"] == "gradient"
     each = min(params["batch_size"], params["k"])
-    return _verified(limit, params, gradients=-(-limit // each) if walks else 0)
+    return _verified(limit, params, gradients=-(-limit // each))
 
 
 def _scan(params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int) -> dict[str, Any]:

@@ -1,0 +1,52 @@
+"""`glitchrun doctor`: what is here, what is missing, and the command that adds it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import click
+
+from glitchrun.cli.apply import ROOT
+from glitchrun.cli.surroundings import Finding, all_findings
+from glitchrun.errors import ExitCode
+
+_MARKS = {"ok": "ok", "note": "note", "missing": "MISSING"}
+
+
+@click.command("doctor")
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
+@click.pass_context
+def command(context: click.Context, output: str) -> None:
+    """Checks versions, devices, memory, disk and the MLflow store.
+
+    Exits 4 when something is missing that a run needs, and names the command that adds it.
+    """
+    findings = list(all_findings(ROOT))
+    missing = [finding for finding in findings if finding.status == "missing"]
+    code = ExitCode.PREFLIGHT if missing else ExitCode.DONE
+    if output == "json":
+        found = [finding.to_json() for finding in findings]
+        click.echo(json.dumps({"findings": found, "exit_code": int(code)}, indent=2))
+    else:
+        click.echo("\n".join([*_lines(findings), "", _verdict(missing)]))
+    context.exit(int(code))
+
+
+def _lines(findings: Sequence[Finding]) -> list[str]:
+    width = max(len(finding.check) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{_MARKS[finding.status]:<8}{finding.check:<{width}}  {finding.detail}")
+        if finding.remedy:
+            lines.append(f"{'':<8}{'':<{width}}  -> {finding.remedy}")
+    return lines
+
+
+def _verdict(missing: Sequence[Finding]) -> str:
+    if not missing:
+        return "everything that a run needs is here"
+    remedies = dict.fromkeys(finding.remedy for finding in missing if finding.remedy)
+    return f"{len(missing)} missing; do:\n" + "\n".join(f"  {remedy}" for remedy in remedies)

@@ -1,0 +1,48 @@
+"""`glitchrun plan`: what `apply` would do, and whether it can."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from glitchrun.cli.apply import ROOT
+from glitchrun.cli.render_plan import plan_lines
+from glitchrun.errors import DoesNotFit, ExitCode
+from glitchrun.ledger import existing_status
+from glitchrun.plan.build import Plan, build
+from glitchrun.spec.loading import load_experiment
+
+
+@click.command("plan")
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option("--set", "sets", multiple=True, metavar="K=V", help="Override a value of the spec.")
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
+@click.option("--exit-code", is_flag=True, help="Exit 10 when a run would start or resume.")
+@click.pass_context
+def command(
+    context: click.Context, spec: Path, sets: tuple[str, ...], output: str, exit_code: bool
+) -> None:
+    """Shows which runs of SPEC would start, resume or be skipped, and what they need.
+
+    Reads the checkpoint's headers only; nothing is loaded, downloaded or written.
+    """
+    experiment = load_experiment(spec, sets, require_env=True)
+    first = experiment.cells[0].spec
+    name = first.tracking.experiment or first.name
+    plan = build(experiment, lambda key: existing_status(ROOT, name, key), fetch=False)
+    if output == "json":
+        click.echo(json.dumps(plan.to_json(), indent=2, ensure_ascii=False))
+    else:
+        click.echo("\n".join(plan_lines(plan)))
+    _refuse_what_is_blocked(plan)
+    if exit_code and plan.pending:
+        context.exit(int(ExitCode.CHANGES_PENDING))
+
+
+def _refuse_what_is_blocked(plan: Plan) -> None:
+    if plan.blocked:
+        raise DoesNotFit("\n".join(f"{run.cell.name}: {run.reason}" for run in plan.blocked))

@@ -1,0 +1,192 @@
+"""From an experiment to its runs: keys, actions, and what blocks them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glitchrun.errors import ModelUnavailable
+from glitchrun.plan import build as module
+from glitchrun.plan.build import Plan, build
+from glitchrun.plan.devices import DeviceMemory
+from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.types import Experiment
+from tests.support import raw_checkpoints as raw
+
+SPEC = """\
+apiVersion: glitchrun/v1
+kind: Experiment
+metadata: {name: planned}
+model: {path: ./model, device: cpu}
+steps:
+  - {id: all, strategy: scan}
+"""
+MATRIX = "matrix: {axes: {model.quantization: [none, int8]}}\n"
+
+
+def _experiment(folder: Path, text: str = SPEC) -> Experiment:
+    raw.folder(folder / "model")
+    (folder / "spec.yaml").write_text(text)
+    return load_experiment(folder / "spec.yaml")
+
+
+def _never(key: str) -> str | None:
+    return None
+
+
+def _build(experiment: Experiment, existing: Callable[[str], str | None] = _never) -> Plan:
+    return build(experiment, existing, fetch=False)
+
+
+def _key(experiment: Experiment) -> str:
+    return _build(experiment).runs[0].key
+
+
+def test_a_matrix_gives_a_run_for_each_cell(tmp_path: Path) -> None:
+    plan = _build(_experiment(tmp_path, SPEC + MATRIX))
+    assert [run.action for run in plan.runs] == ["start", "start"]
+    assert len({run.key for run in plan.runs}) == 2
+    assert all(len(run.key) == 16 and int(run.key, 16) >= 0 for run in plan.runs)
+    none, int8 = (run.estimate for run in plan.runs)
+    assert none is not None
+    assert int8 is not None
+    assert int8.weight_bytes < none.weight_bytes
+
+
+@pytest.mark.parametrize(
+    ("status", "action"),
+    [
+        (None, "start"),
+        ("FINISHED", "skip"),
+        ("FAILED", "resume"),
+        ("KILLED", "resume"),
+        ("RUNNING", "resume"),
+    ],
+)
+def test_the_recorded_status_decides(tmp_path: Path, status: str | None, action: str) -> None:
+    asked: list[str] = []
+
+    def existing(key: str) -> str | None:
+        asked.append(key)
+        return status
+
+    (run,) = _build(_experiment(tmp_path), existing).runs
+    assert run.action == action
+    assert asked == [run.key]
+
+
+def test_the_key_follows_the_contents_of_the_model(tmp_path: Path) -> None:
+    experiment = _experiment(tmp_path)
+    before = _key(experiment)
+    assert _key(experiment) == before
+    raw.folder(tmp_path / "model", fill=b"\1")
+    assert _key(experiment) != before
+
+
+def test_the_key_follows_what_changes_results_and_nothing_else(tmp_path: Path) -> None:
+    before = _key(_experiment(tmp_path))
+    assert _key(_experiment(tmp_path, SPEC + "x-notes: for a person\n# and a comment\n")) == before
+    assert _key(_experiment(tmp_path, SPEC + "seed: 7\n")) != before
+
+
+def test_the_key_follows_the_contents_of_a_file_of_tokens(tmp_path: Path) -> None:
+    (tmp_path / "tokens.json").write_text("[1, 2]")
+    text = SPEC.replace("strategy: scan", "strategy: test, tokens: {file: ./tokens.json}")
+    experiment = _experiment(tmp_path, text)
+    before = _key(experiment)
+    (tmp_path / "tokens.json").write_text("[1, 3]")
+    assert _key(experiment) != before
+
+
+def test_a_moved_project_keeps_its_keys(tmp_path: Path) -> None:
+    experiment = _experiment(tmp_path / "here")
+    before = _build(experiment).runs[0]
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    after = _build(load_experiment(tmp_path / "there" / "spec.yaml")).runs[0]
+    assert after.fingerprint == before.fingerprint
+    assert after.key == before.key
+
+
+def test_a_cell_with_the_results_of_an_earlier_one_is_left_to_it(tmp_path: Path) -> None:
+    experiment = _experiment(tmp_path)
+    (cell,) = experiment.cells
+    twice = replace(experiment, cells=(cell, replace(cell, name="again")))
+    first, second = _build(twice).runs
+    assert (first.action, second.action) == ("start", "skip")
+    assert second.reason == f"same results as {cell.name!r}"
+
+
+def _free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    memory = DeviceMemory("cpu", count, count, "test")
+    monkeypatch.setattr(module, "device_memory", lambda *_: memory)
+
+
+def test_a_run_that_cannot_fit_is_blocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = _experiment(tmp_path)
+    _free(monkeypatch, 500_000_000)
+    plan = _build(experiment)
+    assert [run.action for run in plan.blocked] == ["blocked"]
+    assert "needs 0.6 GB of cpu, 0.5 GB are free" in plan.runs[0].reason
+    assert not plan.pending
+    assert not _build(experiment, lambda key: "FINISHED").blocked
+
+
+def test_a_batch_that_cannot_fit_names_the_one_that_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = SPEC.replace("strategy: scan", "strategy: scan, batch_size: 1000000")
+    _free(monkeypatch, 2_000_000_000)
+    (run,) = _build(_experiment(tmp_path, text)).runs
+    assert run.action == "blocked"
+    assert run.estimate is not None
+    assert f"lower batch_size of step 'all' to {run.estimate.largest_batch}" in run.reason
+
+
+def test_a_device_that_is_not_here_blocks(tmp_path: Path) -> None:
+    text = SPEC.replace("device: cpu", "device: cuda:63")
+    (run,) = _build(_experiment(tmp_path, text)).runs
+    assert run.action == "blocked"
+    assert run.reason.startswith("there is no cuda:63 here")
+
+
+def test_a_missing_model_stops_the_plan(tmp_path: Path) -> None:
+    experiment = _experiment(tmp_path)
+    shutil.rmtree(tmp_path / "model")
+    with pytest.raises(ModelUnavailable, match="no such file or folder"):
+        _build(experiment)
+
+
+def test_a_hub_model_that_is_not_here_is_planned_without_its_contents(tmp_path: Path) -> None:
+    text = SPEC.replace("./model", "nobody-at-all/no-such-model")
+    (run,) = _build(_experiment(tmp_path, text)).runs
+    assert (run.action, run.key, run.estimate) == ("start", "", None)
+    assert "not on this machine yet" in run.reason
+
+
+def test_the_json_form_is_plain_and_complete(tmp_path: Path) -> None:
+    plan = _build(_experiment(tmp_path, SPEC + MATRIX))
+    data: dict[str, Any] = json.loads(json.dumps(plan.to_json(), allow_nan=False))
+    assert data["experiment"] == "planned"
+    first = data["runs"][0]
+    assert first.keys() == {
+        "name",
+        "key",
+        "action",
+        "reason",
+        "assignments",
+        "memory",
+        "work",
+        "seconds",
+        "fingerprint",
+        "digests",
+    }
+    assert first["assignments"] == {"model.quantization": "none"}
+    assert first["memory"]["verdict"] in ("fits", "tight")
+    assert first["work"][0]["tokens"] == 10
+    assert 0 < first["seconds"][0] <= first["seconds"][1]

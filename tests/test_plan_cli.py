@@ -1,0 +1,167 @@
+"""`glitchrun plan` and `glitchrun doctor` as commands."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from glitchrun.cli import surroundings
+from glitchrun.cli.doctor import command as doctor
+from glitchrun.cli.plan import command as plan
+from glitchrun.cli.render_plan import size, span
+from glitchrun.errors import DoesNotFit
+from tests.support import raw_checkpoints as raw
+
+SPEC = """\
+apiVersion: glitchrun/v1
+kind: Experiment
+metadata: {name: planned}
+model: {path: ./model, device: cpu}
+steps:
+  - {id: mine, strategy: mine, iterations: 2, batch_size: 3}
+  - {id: asr, strategy: validate, tokens: {from: mine}}
+"""
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    raw.folder(tmp_path / "model")
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    return tmp_path / "spec.yaml"
+
+
+def _plan(*arguments: str) -> Result:
+    return CliRunner().invoke(plan, arguments)
+
+
+def test_text_names_runs_sizes_and_work(spec: Path) -> None:
+    result = _plan(str(spec))
+    assert result.exit_code == 0
+    assert "experiment planned" in result.output
+    assert "232 parameters" in result.output
+    assert "memory  fits" in result.output
+    assert "mine (mine): at most 6 tokens, 6 prompts, 2 gradients" in result.output
+    assert result.output.endswith("1 run: 1 to start\n")
+
+
+def test_json_is_one_document(spec: Path) -> None:
+    result = _plan(str(spec), "-o", "json")
+    assert json.loads(result.stdout)["runs"][0]["action"] == "start"
+
+
+def test_pending_changes_are_told_only_when_asked(spec: Path) -> None:
+    assert _plan(str(spec)).exit_code == 0
+    assert _plan(str(spec), "--exit-code").exit_code == 10
+
+
+def test_what_cannot_fit_is_shown_and_refused(spec: Path) -> None:
+    result = _plan(str(spec), "--set", "model.device=cuda:63", "-o", "json")
+    assert isinstance(result.exception, DoesNotFit)
+    assert "there is no cuda:63 here" in str(result.exception)
+    assert json.loads(result.stdout)["runs"][0]["action"] == "blocked"
+
+
+def test_nothing_is_written(spec: Path) -> None:
+    before = sorted(spec.parent.rglob("*"))
+    assert _plan(str(spec)).exit_code == 0
+    assert sorted(spec.parent.rglob("*")) == before
+
+
+def test_a_plan_imports_nothing_heavy(spec: Path) -> None:
+    code = (
+        "import sys; from glitchrun.cli.plan import command\n"
+        f"try: command([{str(spec)!r}])\n"
+        "except SystemExit as end: print('exit', end.code)\n"
+        "heavy = {'torch', 'transformers', 'mlflow', 'matplotlib', 'numpy', 'gguf'}\n"
+        "print('heavy', sorted(heavy & sys.modules.keys()))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.splitlines()[-2:] == ["exit 0", "heavy []"]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(999, "999 B"), (1500, "1.5 kB"), (538_060_032, "538 MB"), (9e12, "9 TB")]
+)
+def test_sizes_are_readable(count: float, text: str) -> None:
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.01, "1 s"), (59, "59 s"), (90, "1.5 min"), (7200, "2 h")]
+)
+def test_spans_are_readable(seconds: float, text: str) -> None:
+    assert span(seconds) == text
+
+
+@pytest.fixture
+def without_torch_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the check that starts a process and imports torch: seconds."""
+    kept = tuple(check for check in surroundings.CHECKS if check is not surroundings.torch_works)
+    monkeypatch.setattr(surroundings, "CHECKS", kept)
+
+
+@pytest.mark.usefixtures("without_torch_process")
+def test_doctor_is_content_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    result = CliRunner().invoke(doctor, ["-o", "json"])
+    data = json.loads(result.stdout)
+    assert result.exit_code == data["exit_code"] == 0
+    names = {finding["check"] for finding in data["findings"]}
+    assert {"python", "torch", "mlflow", "cpu", "tracking root", "store"} <= names
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("without_torch_process")
+def test_doctor_names_the_command_that_adds_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wanted = ["no-such-package>=2", "click>=9999", "click>=8,<9999"]
+    monkeypatch.setattr(surroundings, "_requirements", lambda: wanted)
+    result = CliRunner().invoke(doctor)
+    assert result.exit_code == 4
+    assert "MISSING no-such-package  not installed" in result.output
+    assert "pip install 'glitchrun[run]'" in result.output
+    assert "pip install 'click>=9999'" in result.output
+    assert "click>=8" not in result.output
+
+
+@pytest.mark.usefixtures("without_torch_process")
+def test_doctor_keeps_credentials_to_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:9/mlflow")
+    result = CliRunner().invoke(doctor)
+    assert result.exit_code == 4
+    assert "http://127.0.0.1:9 does not answer" in result.output
+    assert "hunter2" not in result.output
+
+
+def test_a_damaged_store_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlflow.db").write_bytes(b"not a database, but long enough to look like one" * 9)
+    (finding,) = surroundings.store(tmp_path)
+    assert finding.status == "missing"
+    assert "is no MLflow store" in finding.detail
+
+
+def test_a_folder_that_cannot_be_written_is_found(tmp_path: Path) -> None:
+    (finding,) = surroundings.disk(Path("/proc/mlruns"))
+    assert finding.status == "missing"
+    assert "/proc cannot be written" in finding.detail
+
+
+def test_torch_is_asked_in_a_process_of_its_own() -> None:
+    (finding,) = surroundings.torch_works(Path())
+    assert finding.status == "ok"
+    assert "threads" in finding.detail
