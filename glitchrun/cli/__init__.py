@@ -1,0 +1,67 @@
+"""The command `glitchrun`: words in, exit code out.
+
+Subcommands are imported when they are called, so that `--help` and `validate` start fast and work
+where torch, transformers and mlflow are not installed.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from glitchrun.errors import GlitchrunError, InvalidSpec
+
+# Name, where it lives (`module:attribute`), and the line `glitchrun --help` shows for it.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("glitchrun.cli.init:command", "Write a new spec that validates."),
+    "validate": ("glitchrun.cli.validate:command", "Check spec files and folders."),
+    "list": (
+        "glitchrun.cli.listing:command",
+        "Show the strategies, templates or probes there are.",
+    ),
+    "schema": ("glitchrun.cli.schema:command", "Print the JSON Schema of a spec."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when called, not to be listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Runs the command; a GlitchrunError becomes its message and exit code."""
+        try:
+            return super().invoke(ctx)
+        except InvalidSpec as error:
+            from glitchrun.spec.formats import as_text
+
+            click.echo(as_text(error.problems), err=True)
+            ctx.exit(error.exit_code)
+        except GlitchrunError as error:
+            click.echo(f"glitchrun: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="glitchrun")
+def main() -> None:
+    """Declarative experiments on glitch tokens in language models."""
+    for stream in (sys.stdout, sys.stderr):
+        # Token text holds any character; a terminal that cannot show one gets an escape instead.
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")

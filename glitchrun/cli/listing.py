@@ -1,0 +1,56 @@
+"""`glitchrun list`: what strategies, templates and probes there are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import click
+
+from glitchrun.spec.schema import strategies
+from glitchrun.spec.templates import TEMPLATE_MODES, TEMPLATE_NAMES
+
+_MODES = {
+    "auto": "detected from the model",
+    "tokenizer": "the tokenizer's own chat template",
+    "raw": "nothing around the text",
+}
+
+
+@click.command("list")
+@click.argument("what", type=click.Choice(["strategies", "templates", "probes"]))
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
+def command(what: str, output: str) -> None:
+    """Shows what a spec can name."""
+    sources: dict[str, Callable[[], dict[str, str]]] = {
+        "strategies": _strategies,
+        "templates": _templates,
+        "probes": _probes,
+    }
+    found = sources[what]()
+    if output == "json":
+        rows = [{"name": name, "description": text} for name, text in found.items()]
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    width = max(map(len, found))
+    for name, text in found.items():
+        click.echo(f"{name:<{width}}  {text}")
+
+
+def _strategies() -> dict[str, str]:
+    return {name: fragment["description"] for name, fragment in strategies().items()}
+
+
+def _templates() -> dict[str, str]:
+    from glitchrun.prompts.families import FAMILIES
+
+    shown = {name: repr(FAMILIES[name].user) for name in TEMPLATE_NAMES}
+    return {**{name: _MODES[name] for name in TEMPLATE_MODES}, **shown}
+
+
+def _probes() -> dict[str, str]:
+    from glitchrun.prompts.probes import PROBES
+
+    return {name: f"{probe.user!r} {probe.prefill!r}" for name, probe in PROBES.items()}

@@ -1,0 +1,36 @@
+"""`glitchrun schema`: the published schema, printed or compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from glitchrun.errors import ExitCode
+from glitchrun.spec.schema import published
+
+PUBLISHED_AT = Path("schemas/experiment.schema.json")
+
+
+@click.command("schema")
+@click.option(
+    "--check",
+    is_flag=True,
+    help=f"Compare with {PUBLISHED_AT} instead; exits 1 where they differ.",
+)
+@click.pass_context
+def command(context: click.Context, check: bool) -> None:
+    """Prints the JSON Schema (draft 2020-12) of a spec."""
+    text = published()
+    if not check:
+        click.echo(text, nl=False)
+        return
+    if PUBLISHED_AT.is_file() and PUBLISHED_AT.read_text(encoding="utf-8") == text:
+        click.echo(f"{PUBLISHED_AT} is up to date")
+        return
+    click.echo(
+        f"{PUBLISHED_AT} is missing or out of date; write it with: "
+        f"glitchrun schema > {PUBLISHED_AT}",
+        err=True,
+    )
+    context.exit(ExitCode.ERROR)

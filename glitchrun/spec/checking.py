@@ -1,0 +1,211 @@
+"""The schema's objections to a document, as located problems in words of our own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from jsonschema.exceptions import ValidationError
+from jsonschema.validators import Draft202012Validator, extend
+
+from glitchrun.spec.document import Document
+from glitchrun.spec.nodes import Path_, ScalarNode, path_text
+from glitchrun.spec.problems import Problem
+from glitchrun.spec.scalars import shortened
+from glitchrun.spec.schema import closed
+from glitchrun.spec.suggestions import did_you_mean, nearest, one_of
+
+_MAX_ERRORS = 200
+"""Errors looked at in one document; a hostile one could have as many as it has values."""
+
+_TYPE_NAMES = {
+    "object": "a mapping", "array": "a list", "string": "text", "integer": "a whole number",
+    "number": "a number", "boolean": "true or false", "null": "null",
+}  # fmt: skip
+_KINDS: dict[type, str] = {dict: "a mapping", list: "a list", str: "the text "}
+_CODES = {
+    "type": "GR102", "enum": "GR103", "const": "GR103", "pattern": "GR108",
+    "minimum": "GR105", "maximum": "GR105",
+    "exclusiveMinimum": "GR105", "exclusiveMaximum": "GR105",
+    "minItems": "GR106", "maxItems": "GR106", "minLength": "GR106", "maxLength": "GR106",
+    "minProperties": "GR106", "uniqueItems": "GR107",
+}  # fmt: skip
+
+
+def schema_problems(document: Document, *, partial: bool = False) -> list[Problem]:
+    """Everything the schema says against `document`. A `partial` one (a fragment, or a file whose
+    matrix is still to fill gaps) may lack required keys."""
+    errors = _validator().iter_errors(document.data)
+    problems: dict[Problem, None] = {}
+    for error in itertools.islice(errors, _MAX_ERRORS):
+        path = tuple(error.absolute_path)
+        if document.is_open(path) or (partial and error.validator == "required"):
+            continue
+        problems |= dict.fromkeys(_translate(document, path, error))
+    return list(problems)
+
+
+def texts_expected(document: Document) -> list[Path_]:
+    """Values from environment variables that were read as numbers or booleans, where the schema
+    wants text."""
+    return [
+        path
+        for path, error in _type_errors(document)
+        if isinstance(node := document.find(path), ScalarNode)
+        and node.from_variable
+        and not isinstance(node.value, str)
+        and "string" in str(error.validator_value)
+    ]
+
+
+def _type_errors(document: Document) -> Iterator[tuple[Path_, ValidationError]]:
+    for error in itertools.islice(_validator().iter_errors(document.data), _MAX_ERRORS):
+        if error.validator == "type":
+            yield tuple(error.absolute_path), error
+
+
+@cache
+def _validator() -> Any:
+    # jsonschema's own uniqueItems compares all pairs where the items are not all of one type.
+    kind = extend(Draft202012Validator, {"uniqueItems": _unique_items})  # type: ignore[no-untyped-call]
+    return kind(closed())
+
+
+def _unique_items(
+    _validator: Any, wanted: bool, instance: Any, _schema: Any
+) -> Iterator[ValidationError]:
+    if wanted and isinstance(instance, list):
+        texts = [json.dumps(item, sort_keys=True) for item in instance]
+        if len(set(texts)) < len(texts):
+            yield ValidationError("repeated item")
+
+
+def _translate(document: Document, path: Path_, error: ValidationError) -> Iterator[Problem]:
+    special: Mapping[str, Callable[..., Iterator[Problem]]] = {
+        "additionalProperties": _unknown_keys,
+        "required": _missing_keys,
+        "oneOf": _exactly_one,
+        "dependentRequired": _dependent,
+        "uniqueItems": _repeated,
+    }
+    keyword = str(error.validator)
+    if keyword in special:
+        yield from special[keyword](document, path, error)
+    elif "propertyNames" in error.absolute_schema_path:
+        yield _bad_key(document, path, error)
+    else:
+        code = _CODES.get(keyword, "GR110")
+        message = f"{_subject(path)} {_objection(document, path, error)}"
+        yield document.problem(code, path, message, _hint(error))
+
+
+def _unknown_keys(document: Document, path: Path_, error: ValidationError) -> Iterator[Problem]:
+    known = error.schema.get("properties", {})  # type: ignore[union-attr]
+    patterns = error.schema.get("patternProperties", {})  # type: ignore[union-attr]
+    instance: Mapping[str, Any] = error.instance  # type: ignore[assignment]
+    extras = (key for key in instance if key not in known)
+    for key in itertools.islice(extras, _MAX_ERRORS):
+        if patterns and key.startswith("x-"):
+            continue
+        where = f" in {path_text(path)}" if path else ""
+        if path[:1] == ("steps",) and len(path) == 2:
+            where = f" in a step with strategy {instance.get('strategy')!r}"
+        place = document.key_place((*path, key))
+        message = f"unknown key {shortened(key)!r}{where}"
+        near = nearest(key, [name for name in known if name not in instance])
+        hint = f"did you mean {near!r}?" if near else did_you_mean(key, known)
+        yield document.problem("GR101", (*path, key), message, hint, place=place)
+
+
+def _missing_keys(document: Document, path: Path_, error: ValidationError) -> Iterator[Problem]:
+    for key in error.validator_value:  # type: ignore[union-attr]
+        if key not in error.instance:  # type: ignore[operator]
+            where = f" in {path_text(path)}" if path else ""
+            message = f"missing key {key!r}{where}"
+            yield document.problem("GR104", (*path, key), message, place=document.key_place(path))
+
+
+def _exactly_one(document: Document, path: Path_, error: ValidationError) -> Iterator[Problem]:
+    names = [name for part in error.validator_value for name in part["required"]]  # type: ignore[union-attr]
+    given = [name for name in names if name in error.instance]  # type: ignore[operator]
+    found = f"{', '.join(map(repr, given))} are given" if given else "none is given"
+    message = f"{_subject(path)} takes exactly one of {', '.join(map(repr, names))}; {found}"
+    place = document.key_place((*path, given[1])) if len(given) > 1 else document.key_place(path)
+    yield document.problem("GR109", path, message, place=place)
+
+
+def _dependent(document: Document, path: Path_, error: ValidationError) -> Iterator[Problem]:
+    for key, needed in error.validator_value.items():  # type: ignore[union-attr]
+        missing = [name for name in needed if name not in error.instance]  # type: ignore[operator]
+        if key in error.instance and missing:  # type: ignore[operator]
+            message = f"{key!r} says nothing without {', '.join(map(repr, missing))}"
+            place = document.key_place((*path, key))
+            yield document.problem("GR109", (*path, key), message, place=place)
+
+
+def _repeated(document: Document, path: Path_, error: ValidationError) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for index, item in enumerate(error.instance):  # type: ignore[arg-type]
+        text = json.dumps(item, sort_keys=True)
+        if text in seen:
+            message = f"{_subject(path)} holds {_show(item)} twice"
+            yield document.problem("GR107", (*path, index), message)
+        seen.add(text)
+
+
+def _bad_key(document: Document, path: Path_, error: ValidationError) -> Problem:
+    key = str(error.instance)
+    message = f"the key {shortened(key)!r} in {path_text(path)} is not of the form required"
+    place = document.key_place((*path, key))
+    return document.problem("GR108", (*path, key), message, _hint(error), place=place)
+
+
+def _objection(document: Document, path: Path_, error: ValidationError) -> str:
+    wanted: Any = error.validator_value
+    value = _show(error.instance)
+    kinds = wanted if isinstance(wanted, list) else [wanted]
+    node = document.find(path)
+    if isinstance(node, ScalarNode) and node.text and not isinstance(node.value, str):
+        value = shortened(node.text)  # as written: 1e3, not 1000.0
+    texts: dict[str, Callable[[], str]] = {
+        "type": lambda: (
+            f"must be {' or '.join(_TYPE_NAMES.get(k, str(k)) for k in kinds)}, "
+            f"not {_KINDS.get(type(error.instance), '')}{value}"
+        ),
+        "enum": lambda: f"cannot be {value}",
+        "const": lambda: f"must be {wanted!r}, not {value}",
+        "minimum": lambda: f"must be at least {wanted}, not {value}",
+        "maximum": lambda: f"must be at most {wanted}, not {value}",
+        "exclusiveMinimum": lambda: f"must be more than {wanted}, not {value}",
+        "exclusiveMaximum": lambda: f"must be less than {wanted}, not {value}",
+        "minItems": lambda: f"must have at least {wanted} item{'s' * (wanted != 1)}",
+        "maxItems": lambda: f"must have at most {wanted} items",
+        "minLength": lambda: "must not be empty",
+        "maxLength": lambda: f"must have at most {wanted} characters",
+        "minProperties": lambda: "must not be empty",
+        "pattern": lambda: f"cannot be {value}",
+    }
+    return texts.get(str(error.validator), lambda: f"is not allowed: {shortened(error.message)}")()
+
+
+def _hint(error: ValidationError) -> str:
+    if error.validator == "enum":
+        choices = [choice for choice in error.validator_value if choice is not None]  # type: ignore[union-attr]
+        near = nearest(error.instance, choices)
+        return f"did you mean {near!r}?" if near else one_of(choices)
+    if error.validator == "pattern":
+        return str(error.schema.get("description", ""))  # type: ignore[union-attr]
+    return ""
+
+
+def _subject(path: Path_) -> str:
+    return path_text(path) or "the document"
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return ""
+    return repr(shortened(value)) if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,154 @@
+"""One document from a file and what it extends: maps merge, lists replace, null deletes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from glitchrun.spec.environment import is_reference
+from glitchrun.spec.nodes import (
+    Entry,
+    MappingNode,
+    Node,
+    Path_,
+    ScalarNode,
+    SequenceNode,
+    is_null,
+    problem_at,
+)
+from glitchrun.spec.problems import Problem
+from glitchrun.spec.source import Source, read_source
+from glitchrun.spec.yaml_core import parse
+
+_MAX_FILES = 100
+
+
+@dataclass
+class Composition:
+    """What a file and everything it extends came to."""
+
+    source: Source | None = None
+    """The file itself; None where it could not be read."""
+    node: MappingNode | None = None
+    """The merged document, without `extends`; None where the file could not be read."""
+    own: MappingNode | None = None
+    """The file's own document, before merging."""
+    problems: list[Problem] = field(default_factory=list)
+    complete: bool = True
+    """False where a fragment is missing from the document, so that more would seem wrong."""
+
+
+def compose(path: Path | str) -> Composition:
+    """The document of the file at `path` with its fragments merged in."""
+    result = Composition()
+    loaded = _load(str(path), result)
+    if loaded is not None:
+        result.source, result.own = loaded
+        merged = _with_fragments(loaded[0], loaded[1], result, (_identity(path),))
+        result.node = merged.without("extends")
+    return result
+
+
+def merge(lower: Node, upper: Node, path: Path_ = ()) -> Node:
+    """`upper` over `lower`. A null in `upper` stays as a null, which hides what it covers."""
+    both_maps = isinstance(lower, MappingNode) and isinstance(upper, MappingNode)
+    if not both_maps or is_reference(lower, path) or is_reference(upper, path):
+        return upper
+    assert isinstance(lower, MappingNode)
+    assert isinstance(upper, MappingNode)
+    entries = dict(lower.entries)
+    for key, entry in upper.entries.items():
+        below = entries.get(key)
+        value = merge(below.value, entry.value, (*path, key)) if below else entry.value
+        entries[key] = Entry(entry.key_place, value)
+    return MappingNode(entries, upper.place)
+
+
+def _load(name: str, result: Composition) -> tuple[Source, MappingNode] | None:
+    source = read_source(name)
+    if isinstance(source, Problem):
+        result.problems.append(source)
+        return None
+    node, problems = parse(source)
+    result.problems += problems
+    if node is None:
+        return None
+    if not isinstance(node, MappingNode):
+        message = "the top of the file must be a mapping of keys to values"
+        result.problems.append(problem_at(node.place, "GR016", message))
+        return None
+    return source, node
+
+
+def _with_fragments(
+    source: Source, node: MappingNode, result: Composition, chain: tuple[str, ...]
+) -> MappingNode:
+    """`node` over the fragments it names, the first of them lowest."""
+    merged: MappingNode | None = None
+    for item in _fragment_items(node, result):
+        fragment = _fragment(source, item, result, chain)
+        if fragment is None:
+            result.complete = False
+        elif merged is None:
+            merged = fragment
+        else:
+            merged = _as_mapping(merge(merged, fragment))
+    return node if merged is None else _as_mapping(merge(merged, node))
+
+
+def _fragment_items(node: MappingNode, result: Composition) -> list[ScalarNode]:
+    listed = node.get("extends")
+    if is_null(listed):
+        return []
+    items = listed.items if isinstance(listed, SequenceNode) else ()
+    good = [item for item in items if isinstance(item, ScalarNode) and isinstance(item.value, str)]
+    wrong = [item for item in items if item not in good]
+    if not isinstance(listed, SequenceNode):
+        assert listed is not None
+        wrong = [listed]
+    for bad in wrong:
+        _report(result, bad, "GR205", "'extends' must be a list of paths",
+                "write it as extends: [fragments/base.yaml]")  # fmt: skip
+        result.complete = False
+    return good
+
+
+def _fragment(
+    source: Source, item: ScalarNode, result: Composition, chain: tuple[str, ...]
+) -> MappingNode | None:
+    """The merged document of one entry of `extends`, without what only speaks of that file."""
+    path = source.folder / Path(str(item.value)).expanduser()
+    identity = _identity(path)
+    if identity in chain:
+        _report(result, item, "GR202", f"{item.value!r} extends, in the end, itself")
+        return None
+    if len(chain) > _MAX_FILES:
+        _report(result, item, "GR202", f"more than {_MAX_FILES} files extend each other")
+        return None
+    if not path.is_file():
+        _report(result, item, "GR201", f"{item.value!r} is not a file (looked at {path})")
+        return None
+    loaded = _load(str(path), result)
+    if loaded is None:
+        return None
+    fragment_source, node = loaded
+    kind = node.get("kind")
+    if not (isinstance(kind, ScalarNode) and kind.value == "Fragment"):
+        _report(result, item, "GR203", f"{item.value!r} is not a Fragment",
+                "only files with `kind: Fragment` can be extended")  # fmt: skip
+        return None
+    merged = _with_fragments(fragment_source, node, result, (*chain, identity))
+    return merged.without("kind", "extends")
+
+
+def _report(result: Composition, node: Node, code: str, message: str, hint: str = "") -> None:
+    result.problems.append(problem_at(node.place, code, message, hint, path="extends"))
+
+
+def _identity(path: Path | str) -> str:
+    return str(Path(path).resolve())
+
+
+def _as_mapping(node: Node) -> MappingNode:
+    assert isinstance(node, MappingNode)
+    return node

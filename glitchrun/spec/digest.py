@@ -1,0 +1,143 @@
+"""Digests of three disjoint parts of a spec, and what differs between two.
+
+    results    what the run finds
+    numerics   how it is computed: rounding and speed, not verdicts
+    cosmetic   neither
+
+The model's contents are not here: its fingerprint is taken from the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from glitchrun.spec.defaults import step_with_defaults
+from glitchrun.spec.types import Spec
+
+NUMERICS = ("model.device", "model.max_memory", "execution")
+COSMETIC = ("apiVersion", "kind", "metadata", "gates", "tracking", "matrix")
+_BATCHES_FREELY = ("scan", "test", "validate")
+"""Strategies whose batch size changes no result; in a search it decides what is looked at next."""
+
+Change = tuple[str, str, Any, Any]
+"""Path, kind (results, numerics or cosmetic), old value, new value; None for absent."""
+
+
+def results_digest(spec: Spec) -> str:
+    """SHA-256, in hex, of what decides the results, without the model's path and contents."""
+    steps = [_step_results(step.id, step.strategy, step.params) for step in spec.steps]
+    template = asdict(spec.template) if is_dataclass(spec.template) else spec.template
+    return _digest(
+        {
+            "revision": spec.model.revision,
+            "quantization": spec.model.quantization,
+            "template": template,
+            "system": spec.system,
+            "seed": spec.seed,
+            "tokens": sorted(spec.tokens.categories),
+            "thresholds": asdict(spec.thresholds),
+            "steps": steps,
+        }
+    )
+
+
+def numerics_digest(spec: Spec) -> str:
+    """SHA-256, in hex, of device, memory limits, batch sizes and engine."""
+    memory = spec.model.max_memory
+    batches = [
+        step.params.get("batch_size", "auto")
+        for step in spec.steps
+        if step.strategy in _BATCHES_FREELY
+    ]
+    return _digest(
+        {
+            "device": spec.model.device,
+            "max_memory": dict(memory) if memory else None,
+            "batch_sizes": batches,
+            "engine": spec.engine,
+        }
+    )
+
+
+def cosmetic_digest(spec: Spec) -> str:
+    """SHA-256, in hex, of names, tags, gates, tracking and `x-` keys, secrets redacted."""
+    items = spec.document.items()
+    return _digest({key: value for key, value in items if kind_of(key) == "cosmetic"})
+
+
+def changed_paths(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """What differs between two resolved documents (`Spec.document`), in the order of the new one."""
+    changes = []
+    for path, before, after in _differences(old, new, ""):
+        changes.append((path, _kind(path, old, new), before, after))
+    return changes
+
+
+def kind_of(path: str) -> str:
+    """results, numerics or cosmetic, for a path outside `steps`."""
+    parts = path.split(".")
+    if parts[0] in COSMETIC or parts[0].startswith("x-"):
+        return "cosmetic"
+    heads = (parts[0], ".".join(parts[:2]))
+    return "numerics" if any(head in NUMERICS for head in heads) else "results"
+
+
+def _kind(path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    if not (path.startswith("steps[") and path.endswith("].batch_size")):
+        return kind_of(path)
+    index = int(path[len("steps[") : path.index("]")])
+    strategies = {
+        document["steps"][index]["strategy"]
+        for document in (old, new)
+        if index < len(document.get("steps", ()))
+    }
+    return "numerics" if strategies <= set(_BATCHES_FREELY) else "results"
+
+
+def _step_results(name: str, strategy: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    step = step_with_defaults({"id": name, "strategy": strategy, **_thawed(params)})
+    if strategy in _BATCHES_FREELY:
+        step.pop("batch_size", None)
+    file = step.get("tokens", {}).get("file")
+    if isinstance(file, str) and Path(file).is_file():  # its contents count, not where it lies
+        step["tokens"] = {**step["tokens"], "file": _file_digest(Path(file))}
+    return step
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest(value: Any) -> str:
+    canonical = json.dumps(
+        _thawed(value), sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False
+    )
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _thawed(value: Any) -> Any:
+    """Plain data that JSON can write, in which 1 and 1.0 are one number."""
+    if isinstance(value, Mapping):
+        return {str(key): _thawed(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_thawed(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*new, *(key for key in old if key not in new)]:
+            inner = f"{path}.{key}" if path else str(key)
+            yield from _differences(old.get(key), new.get(key), inner)
+    elif path == "steps" and isinstance(old, list) and isinstance(new, list):
+        for index, (before, after) in enumerate(zip_longest(old, new)):
+            yield from _differences(before, after, f"{path}[{index}]")
+    elif _thawed(old) != _thawed(new):
+        yield path, _thawed(old), _thawed(new)

@@ -1,0 +1,170 @@
+"""`{env: NAME, default: ...}`: values from environment variables, and which of them are secret."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+
+from glitchrun.spec.nodes import (
+    Entry,
+    MappingNode,
+    Node,
+    Path_,
+    ScalarNode,
+    SequenceNode,
+    is_null,
+    path_text,
+)
+from glitchrun.spec.scalars import BadScalar, resolve
+from glitchrun.spec.schema import FREE, USER_KEYED
+from glitchrun.spec.suggestions import did_you_mean
+
+REDACTED = "<redacted>"
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_SECRET = re.compile(r"(token|key|passw(or)?d|secret|credentials?)\Z", re.IGNORECASE)
+_WORD = re.compile(r"[A-Za-z][a-z]*|[A-Z]+")
+
+
+class Unset(Enum):
+    """What becomes of a reference to a variable that is not set and has no default."""
+
+    OPEN = "stays, as a value not known yet"
+    PLACEHOLDER = "reads ${NAME} where a Spec cannot do without it, else is left out"
+    ABSENT = "is left out"
+
+
+_NEEDED = (("model", "path"), ("metadata", "name"))
+
+
+@dataclass
+class Resolution:
+    """A document with its environment values put in and its nulls taken out."""
+
+    node: MappingNode
+    open: set[Path_] = field(default_factory=set)
+    """Values that depend on a variable that is not set."""
+    unset: dict[Path_, str] = field(default_factory=dict)
+    """Values left out because their variable, named here, is not set."""
+    secret: set[Path_] = field(default_factory=set)
+    """Values that must not be logged."""
+    malformed: list[tuple[Path_, Node, str, str, str]] = field(default_factory=list)
+    """References that are wrong: path, node, code, message, hint."""
+
+
+def is_reference(node: Node, path: Path_) -> bool:
+    """Whether `node` means an environment variable rather than a mapping with a key `env`."""
+    return isinstance(node, MappingNode) and "env" in node.entries and path not in USER_KEYED
+
+
+def resolve_environment(
+    node: MappingNode, environ: Mapping[str, str], unset: Unset = Unset.ABSENT
+) -> Resolution:
+    """`node` with every reference replaced by its value, and without nulls."""
+    result = Resolution(node)
+    resolved = _Resolver(environ, unset, result).value(node, ())
+    result.node = resolved if isinstance(resolved, MappingNode) else replace(node, entries={})
+    return result
+
+
+def is_secret(path: Path_, variable: str) -> bool:
+    """Whether the value of `variable` at `path` must stay out of every log."""
+    key = next((part for part in reversed(path) if isinstance(part, str)), "")
+    return path[:1] == ("tracking",) or _names_secret(key) or _names_secret(variable)
+
+
+def _names_secret(name: str) -> bool:
+    # By words: `hf_token` is a secret, `max_new_tokens` is not.
+    return any(_SECRET.search(word) for word in _WORD.findall(name))
+
+
+@dataclass
+class _Resolver:
+    environ: Mapping[str, str]
+    unset: Unset
+    result: Resolution
+
+    def value(self, node: Node, path: Path_) -> Node | None:
+        """The value to use; None for none."""
+        if path in FREE or (len(path) == 1 and str(path[0]).startswith("x-")):
+            return None if is_null(node) else node
+        if is_reference(node, path):
+            assert isinstance(node, MappingNode)
+            return self._reference(node, path)
+        if isinstance(node, MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, SequenceNode):
+            return self._sequence(node, path)
+        return None if node.value is None else node
+
+    def _mapping(self, node: MappingNode, path: Path_) -> MappingNode:
+        entries = {}
+        for key, entry in node.entries.items():
+            value = self.value(entry.value, (*path, key))
+            if value is not None:
+                unchanged = value is entry.value
+                entries[key] = entry if unchanged else Entry(entry.key_place, value)
+        return replace(node, entries=entries)
+
+    def _sequence(self, node: SequenceNode, path: Path_) -> SequenceNode:
+        items: list[Node] = []
+        for item in node.items:
+            value = self.value(item, (*path, len(items)))
+            if value is not None:
+                items.append(value)
+        return replace(node, items=tuple(items))
+
+    def _reference(self, node: MappingNode, path: Path_) -> Node | None:
+        variable = self._variable(node, path)
+        if variable is None:
+            return None
+        text = self.environ.get(variable, "")
+        if text:
+            return self._from_variable(node, path, variable, text)
+        default = node.get("default")
+        if default is not None and not is_null(default):
+            return self.value(default, path)
+        if "default" in node.entries:  # `default: null`: absent, and meant to be
+            return None
+        return self._without_value(node, path, variable)
+
+    def _without_value(self, node: MappingNode, path: Path_, variable: str) -> Node | None:
+        name = f"${{{variable}}}"
+        if self.unset is Unset.OPEN:
+            self.result.open.add(path)
+            return ScalarNode(name, name, node.place, open_variable=variable)
+        if self.unset is Unset.PLACEHOLDER and path in _NEEDED:
+            return ScalarNode(name, name, node.place)
+        self.result.unset[path] = variable
+        return None
+
+    def _from_variable(self, node: MappingNode, path: Path_, variable: str, text: str) -> Node:
+        """The variable's text as a YAML scalar; paths in it start from the working directory."""
+        try:
+            value = resolve(text)
+        except BadScalar:
+            value = text
+        place = replace(node.place, via=f"environment variable {variable}", base=Path())
+        if is_secret(path, variable):
+            self.result.secret.add(path)
+        return ScalarNode(text if value is None else value, text, place, from_variable=variable)
+
+    def _variable(self, node: MappingNode, path: Path_) -> str | None:
+        """The variable a reference names; None, with the reason noted, where it is malformed."""
+        name = node.get("env")
+        for key, entry in node.entries.items():
+            if key not in ("env", "default"):
+                where = f" in the reference at {path_text(path)}" if path else ""
+                hint = did_you_mean(key, ("env", "default"))
+                marked = replace(entry.value, place=entry.key_place)
+                self._malformed(path, marked, "GR101", f"unknown key {key!r}{where}", hint)
+        if isinstance(name, ScalarNode) and isinstance(name.value, str) and _NAME.match(name.value):
+            return name.value
+        message = "'env' must be the name of an environment variable"
+        self._malformed(path, name or node, "GR108", message, "letters, digits and _ only")
+        return None
+
+    def _malformed(self, path: Path_, node: Node, code: str, message: str, hint: str) -> None:
+        self.result.malformed.append((path, node, code, message, hint))

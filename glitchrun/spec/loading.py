@@ -1,0 +1,203 @@
+"""Spec files in, an Experiment or every problem out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from glitchrun.errors import InvalidSpec, UsageError
+from glitchrun.spec.build import build_spec
+from glitchrun.spec.checking import schema_problems, texts_expected
+from glitchrun.spec.composition import Composition, compose
+from glitchrun.spec.document import Document
+from glitchrun.spec.environment import Resolution, Unset, resolve_environment
+from glitchrun.spec.file_paths import join_paths
+from glitchrun.spec.matrix import DraftCell, expand
+from glitchrun.spec.nodes import MappingNode, ScalarNode, child, is_null, path_text, put, walk
+from glitchrun.spec.overrides import Override, apply_overrides, read_overrides
+from glitchrun.spec.problems import Problem, sorted_problems
+from glitchrun.spec.semantics import semantic_problems
+from glitchrun.spec.types import Cell, Experiment
+
+MAX_PROBLEMS = 100
+"""Most problems reported for one file."""
+
+
+@dataclass(frozen=True)
+class _Surroundings:
+    environ: Mapping[str, str]
+    unset: Unset
+    sets: Sequence[str] = ()
+
+
+@dataclass
+class _Loaded:
+    """A file on its way: the documents of its cells, and what is wrong."""
+
+    composition: Composition
+    surroundings: _Surroundings
+    cells: list[tuple[DraftCell, Document, Resolution]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def load_experiment(
+    path: Path | str,
+    sets: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+    require_env: bool = False,
+) -> Experiment:
+    """The experiment in the file at `path`, with its fragments, `sets` (`KEY=VALUE`) and matrix.
+
+    `environ` is `os.environ` where not given. A variable without value or default is an error where
+    its value is needed and `require_env`; without `require_env`, model.path then reads `${NAME}`.
+    Raises InvalidSpec with every problem, and UsageError for a malformed `--set`.
+    """
+    unset = Unset.ABSENT if require_env else Unset.PLACEHOLDER
+    surroundings = _Surroundings(os.environ if environ is None else environ, unset, sets)
+    loaded = _load(path, surroundings)
+    if not loaded.problems and _is_fragment(loaded.composition.node):
+        loaded.problems.append(_fragment_given(loaded.composition))
+    if loaded.problems:
+        raise InvalidSpec(_capped(loaded.problems))
+    source = loaded.composition.source
+    assert source is not None  # or there would be a problem
+    specs = [build_spec(document, resolution.secret) for _, document, resolution in loaded.cells]
+    cells = tuple(
+        Cell(draft.name or spec.name, draft.assignments, spec)
+        for (draft, _, _), spec in zip(loaded.cells, specs, strict=True)
+    )
+    return Experiment(Path(path), source.text, specs[0].name, cells)
+
+
+def check_files(
+    paths: Iterable[Path | str], environ: Mapping[str, str] | None = None
+) -> tuple[list[Problem], int]:
+    """Every problem of the files and folders at `paths`, sorted, and how many files there are.
+    Raises UsageError for a folder without specs."""
+    files = find_files(paths)
+    surroundings = _Surroundings(os.environ if environ is None else environ, Unset.OPEN)
+    problems = [
+        problem for file in files for problem in _capped(_load(file, surroundings).problems)
+    ]
+    return sorted_problems(problems), len(files)
+
+
+def find_files(paths: Iterable[Path | str]) -> list[Path]:
+    """The files at `paths`, folders replaced by the YAML files in and below them, each once."""
+    found: dict[Path, None] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            found[path] = None
+            continue
+        inside = sorted(
+            file for suffix in ("*.yaml", "*.yml") for file in path.rglob(suffix) if file.is_file()
+        )
+        if not inside:
+            raise UsageError(f"{path}: no .yaml or .yml file in this folder or below it")
+        found |= dict.fromkeys(inside)
+    return list(found)
+
+
+def _load(path: Path | str, surroundings: _Surroundings) -> _Loaded:
+    composition = compose(path)
+    loaded = _Loaded(composition, surroundings, problems=list(composition.problems))
+    if composition.node is None or composition.own is None:
+        return loaded
+    if not composition.complete:  # what a missing fragment would have given is not missing here
+        _check(loaded, composition.own.without("extends"), partial=True)
+        return loaded
+    overrides, problems = read_overrides(surroundings.sets, composition.node.place)
+    base, more = apply_overrides(composition.node, overrides)
+    loaded.problems += [*problems, *more]
+    if _is_fragment(base):
+        _check(loaded, base, partial=True)
+    elif is_null(child(base.get("matrix"), "axes")):
+        document, resolution = _check(loaded, base)
+        loaded.cells.append((DraftCell("", {}, base), document, resolution))
+    else:
+        _check_cells(loaded, base, overrides)
+    return loaded
+
+
+def _check_cells(loaded: _Loaded, base: MappingNode, overrides: Sequence[Override]) -> None:
+    """The whole document, whose gaps the matrix may fill, and then each cell."""
+    whole, _ = _check(loaded, base, partial=True, semantic=False)
+    drafts, problems = expand(whole, base, [override.parts for override in overrides])
+    loaded.problems += problems
+    for draft in drafts:
+        node, _ = apply_overrides(draft.node, overrides)  # once more: they win over the axes
+        document, resolution = _check(loaded, node)
+        loaded.cells.append((draft, document, resolution))
+
+
+def _check(
+    loaded: _Loaded, node: MappingNode, *, partial: bool = False, semantic: bool = True
+) -> tuple[Document, Resolution]:
+    """The resolved document of `node`, its problems added to `loaded`."""
+    source = loaded.composition.source
+    assert source is not None
+    resolution = resolve_environment(node, loaded.surroundings.environ, loaded.surroundings.unset)
+    document = Document(source, join_paths(resolution.node), frozenset(resolution.open))
+    document = _with_texts(document)
+    for path, at, code, message, hint in resolution.malformed:
+        loaded.problems.append(document.problem(code, path, message, hint, place=at.place))
+    problems = schema_problems(document, partial=partial)
+    loaded.problems += _explained(document, node, resolution, problems)
+    if semantic:
+        loaded.problems += semantic_problems(document, partial=partial)
+    return document, resolution
+
+
+def _with_texts(document: Document) -> Document:
+    """`document` with numbers from the environment as text where text is expected."""
+    values = (node for _, node in walk(document.node) if isinstance(node, ScalarNode))
+    if not any(node.from_variable and not isinstance(node.value, str) for node in values):
+        return document
+    changed = document.node
+    for path in texts_expected(document):
+        node = document.find(path)
+        assert isinstance(node, ScalarNode)
+        changed = put(changed, path, replace(node, value=node.text))
+    return Document(document.source, changed, document.open)
+
+
+def _explained(
+    document: Document, node: MappingNode, resolution: Resolution, problems: list[Problem]
+) -> Iterator[Problem]:
+    """The problems, where a missing key is one whose environment variable is not set saying so, and
+    not told again where its reference is malformed."""
+    unset = {path_text(path): (path, name) for path, name in resolution.unset.items()}
+    malformed = {path_text(path) for path, *_ in resolution.malformed}
+    before = Document(document.source, node)
+    for problem in problems:
+        if problem.code == "GR104" and problem.path in unset:
+            path, name = unset[problem.path]
+            message = f"{problem.path} needs the environment variable {name}, which is not set"
+            hint = f"set {name}, or give the reference a default"
+            yield document.problem("GR204", path, message, hint, place=before.place(path))
+        elif problem.code != "GR104" or problem.path not in malformed:
+            yield problem
+
+
+def _is_fragment(node: MappingNode | None) -> bool:
+    kind = node.get("kind") if node else None
+    return isinstance(kind, ScalarNode) and kind.value == "Fragment"
+
+
+def _fragment_given(composition: Composition) -> Problem:
+    assert composition.source is not None
+    assert composition.node is not None
+    hint = "name it under `extends` in a file with `kind: Experiment`"
+    message = "a Fragment cannot be run by itself"
+    return Document(composition.source, composition.node).problem("GR214", ("kind",), message, hint)
+
+
+def _capped(problems: Sequence[Problem]) -> list[Problem]:
+    found = sorted_problems(problems)
+    if len(found) <= MAX_PROBLEMS:
+        return found
+    last = found[MAX_PROBLEMS - 1]
+    message = f"{len(found) - MAX_PROBLEMS} more problems are not shown"
+    return [*found[:MAX_PROBLEMS], Problem(last.file, last.line, last.column, "GR999", message)]

@@ -1,0 +1,234 @@
+"""From one document to one for each cell of its matrix."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import PurePath
+from typing import Any
+
+from glitchrun.spec.document import Document
+from glitchrun.spec.nodes import MappingNode, Node, Path_, SequenceNode, plain, with_via
+from glitchrun.spec.paths import PathError, assign, split
+from glitchrun.spec.problems import Problem
+from glitchrun.spec.suggestions import did_you_mean
+
+_MAX_NAME = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    name: str
+    """The path as written: `model.quantization`."""
+    values: tuple[Node, ...]
+
+
+Choice = tuple[tuple[str, Node], ...]
+"""Axis and value pairs that go together."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftCell:
+    """A cell before its document is resolved."""
+
+    name: str
+    """Readable, unique in the matrix; empty where there is none."""
+    assignments: Mapping[str, Any]
+    node: MappingNode
+
+
+def expand(
+    base: Document, node: MappingNode, overridden: Sequence[tuple[str, ...]]
+) -> tuple[list[DraftCell], list[Problem]]:
+    """The cells of `base`, in the order of the axes as written (the last varies fastest). `node` is
+    the same document before its environment values are put in; axis values go into that. Axes that
+    `--set` overrides are dropped: all their cells would be one."""
+    node = node.without("matrix")
+    problems: list[Problem] = []
+    axes, dropped = _axes(base, overridden, problems)
+    factors = _factors(base, axes, dropped, problems)
+    if problems:
+        return [], problems
+    if not axes:
+        return [DraftCell("", {}, node)], []
+    chosen, problems = _choose(base, axes, dropped, factors)
+    if problems:
+        return [], problems
+    names = _names([{axis: plain(value) for axis, value in choice} for choice in chosen])
+    cells = [
+        _cell(base, node, choice, name, problems)
+        for choice, name in zip(chosen, names, strict=True)
+    ]
+    return [cell for cell in cells if cell], problems
+
+
+def _axes(
+    base: Document, overridden: Sequence[tuple[str, ...]], problems: list[Problem]
+) -> tuple[dict[str, Axis], set[str]]:
+    holder = base.find(("matrix", "axes"))
+    assert isinstance(holder, MappingNode)
+    axes: dict[str, Axis] = {}
+    dropped: set[str] = set()
+    for name, entry in holder.entries.items():
+        path: Path_ = ("matrix", "axes", name)
+        if not isinstance(entry.value, SequenceNode):
+            continue  # the schema says so
+        if not entry.value.items:
+            message = f"the axis {name!r} has no values, so there would be no runs"
+            problems.append(base.problem("GR209", path, message, "give it values, or remove it"))
+        try:
+            parts = split(name)
+            if parts[0] == "matrix":
+                raise PathError("the matrix cannot vary itself", code="GR208")
+        except PathError as error:
+            place = entry.key_place
+            problems.append(base.problem(error.code, path, str(error), error.hint, place=place))
+            continue
+        if any(parts[: len(prefix)] == prefix for prefix in overridden):
+            dropped.add(name)
+        else:
+            axes[name] = Axis(name, entry.value.items)
+    return axes, dropped
+
+
+def _factors(
+    base: Document, axes: dict[str, Axis], dropped: set[str], problems: list[Problem]
+) -> list[list[Choice]]:
+    """What is crossed: each axis by itself, or the axes of a zip group in lock step."""
+    group_of: dict[str, list[str]] = {}
+    for index, group in enumerate(base.data.get("matrix", {}).get("zip", ())):
+        known = _zip_group(base, index, group, axes, dropped, group_of, problems)
+        group_of |= dict.fromkeys(known, known)
+    factors = []
+    for name in axes:
+        members = group_of.get(name, [name])
+        if members[0] == name:  # a group stands where its first axis does
+            rows = zip(*(axes[member].values for member in members), strict=False)
+            factors.append([tuple(zip(members, row, strict=True)) for row in rows])
+    return factors
+
+
+def _zip_group(
+    base: Document, index: int, group: Any, axes: dict[str, Axis], dropped: set[str],
+    taken: Mapping[str, list[str]], problems: list[Problem],
+) -> list[str]:  # fmt: skip
+    if not isinstance(group, list):
+        return []
+    for position, name in enumerate(group):
+        path: Path_ = ("matrix", "zip", index, position)
+        if name in taken:
+            problems.append(base.problem("GR210", path, f"{name!r} is in two zip groups"))
+        elif name not in axes and name not in dropped:
+            hint = did_you_mean(name, axes)
+            problems.append(base.problem("GR210", path, f"{name!r} is not an axis", hint))
+    # In the order of the axes, whatever the order in the group.
+    known = [name for name in axes if name in group]
+    lengths = {name: len(axes[name].values) for name in known}
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        message = f"axes that go in lock step differ in length: {shown}"
+        problems.append(base.problem("GR210", ("matrix", "zip", index), message))
+    return known
+
+
+def _choose(
+    base: Document, axes: dict[str, Axis], dropped: set[str], factors: list[list[Choice]]
+) -> tuple[list[Choice], list[Problem]]:
+    """The combinations that are left after the exclusions, if they are not too many."""
+    limit = base.data["matrix"].get("max_runs", 16)
+    limit = limit if isinstance(limit, int) else 1000
+    total = prod(len(factor) for factor in factors)
+    if total > 100_000:  # not even looked at; the exclusions cannot save this
+        return [], [_too_many(base, total, limit)]
+    chosen = [tuple(itertools.chain(*row)) for row in itertools.product(*factors)]
+    problems: list[Problem] = []
+    for index, exclusion in enumerate(base.data["matrix"].get("exclude") or ()):
+        if isinstance(exclusion, dict):
+            chosen = _exclude(base, index, exclusion, axes, dropped, chosen, problems)
+    if not chosen and not problems:
+        message = "every cell of the matrix is excluded"
+        problems.append(base.problem("GR213", ("matrix", "exclude"), message))
+    elif len(chosen) > limit:
+        problems.append(_too_many(base, len(chosen), limit))
+    return chosen, problems
+
+
+def _too_many(base: Document, total: int, limit: int) -> Problem:
+    path = ("matrix", "max_runs") if "max_runs" in base.data["matrix"] else ("matrix",)
+    message = f"the matrix has {total:,} cells, more than max_runs ({limit})"
+    place = base.place(path) if len(path) > 1 else base.key_place(path)
+    return base.problem("GR212", path, message, "raise max_runs, or exclude cells", place=place)
+
+
+def _exclude(
+    base: Document, index: int, exclusion: dict[str, Any], axes: dict[str, Axis],
+    dropped: set[str], chosen: list[Choice], problems: list[Problem],
+) -> list[Choice]:  # fmt: skip
+    path: Path_ = ("matrix", "exclude", index)
+    unknown = [name for name in exclusion if name not in axes and name not in dropped]
+    for name in unknown:
+        place = base.key_place((*path, name))
+        hint = did_you_mean(name, axes)
+        problems.append(
+            base.problem("GR211", (*path, name), f"{name!r} is not an axis", hint, place=place)
+        )
+    if unknown or dropped & set(exclusion):
+        return chosen
+    wanted = {name: _canonical(value) for name, value in exclusion.items()}
+    kept = [choice for choice in chosen if not _matches(choice, wanted)]
+    if len(kept) == len(chosen):
+        message = "this exclusion matches no cell of the matrix"
+        problems.append(base.problem("GR211", path, message, "compare its values with the axes'"))
+    return kept
+
+
+def _matches(choice: Choice, wanted: Mapping[str, str]) -> bool:
+    return all(_canonical(plain(node)) == wanted[axis] for axis, node in choice if axis in wanted)
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _cell(
+    base: Document, node: MappingNode, choice: Choice, label: str, problems: list[Problem]
+) -> DraftCell | None:
+    for axis, value in choice:
+        try:
+            node = assign(node, split(axis), with_via(value, f"matrix axis {axis}"))
+        except PathError as error:
+            path = ("matrix", "axes", axis)
+            place = base.key_place(path)
+            problems.append(base.problem(error.code, path, str(error), error.hint, place=place))
+            return None
+    return DraftCell(label, {axis: plain(value) for axis, value in choice}, node)
+
+
+def _names(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Readable names, unique among the cells."""
+    axes = list(cells[0])
+    last = {axis: axis.rsplit(".", 1)[-1] for axis in axes}
+    short = {axis: name if _once(name, last.values()) else axis for axis, name in last.items()}
+    names = [", ".join(f"{short[a]}={_show(v)}" for a, v in cell.items()) for cell in cells]
+    repeated = {name for name in names if not _once(name, names)}
+    if repeated:  # cut or shortened to the same text
+        names = [
+            f"{name} #{number}" if name in repeated else name
+            for number, name in enumerate(names, start=1)
+        ]
+    return names
+
+
+def _once(name: str, names: Any) -> bool:
+    return list(names).count(name) == 1
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, str):
+        text = PurePath(value).name if "/" in value else value
+    else:
+        text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _MAX_NAME else text[: _MAX_NAME - 1] + "…"

@@ -1,0 +1,105 @@
+"""What is wrong with a spec, and where.
+
+GR0xx   the file or its YAML
+GR1xx   the schema: keys and values
+GR2xx   composition: extends, env, --set, matrix
+GR3xx   meaning: steps, gates, templates, searches
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+CODES: dict[str, str] = {
+    "GR001": "The file cannot be read: it is missing, a folder, a pipe, or not permitted.",
+    "GR002": "The file is larger than 1 MiB.",
+    "GR003": "The file is not UTF-8.",
+    "GR004": "The file holds a control character that YAML does not allow.",
+    "GR005": "The YAML cannot be parsed.",
+    "GR006": "A mapping holds the same key twice.",
+    "GR007": "The YAML is nested more than 64 deep.",
+    "GR008": "The YAML holds more than 50,000 values once its aliases are expanded.",
+    "GR009": "A tag is not one of YAML's core tags, or does not suit its value.",
+    "GR010": "A number is too long, or not finite.",
+    "GR011": "An alias names no anchor, or one that it lies within.",
+    "GR012": "The merge key `<<` is not part of YAML 1.2; use `extends`, or an alias as a value.",
+    "GR013": "A key is not plain text.",
+    "GR014": "The file is empty.",
+    "GR015": "The file holds more than one YAML document.",
+    "GR016": "The top of the file is not a mapping.",
+    "GR101": "No such key exists here.",
+    "GR102": "A value is of the wrong type.",
+    "GR103": "A value is not one of those allowed.",
+    "GR104": "A required key is missing.",
+    "GR105": "A number is out of bounds.",
+    "GR106": "A list or a text is too short or too long.",
+    "GR107": "A list holds the same item twice.",
+    "GR108": "A text is not of the form required.",
+    "GR109": "Exactly one of several keys must be given.",
+    "GR110": "The schema forbids this value.",
+    "GR201": "A file named in `extends` cannot be read.",
+    "GR202": "Files extend each other in a circle.",
+    "GR203": "A file named in `extends` is not a Fragment.",
+    "GR204": "An environment variable is not set, has no default, and its value is needed.",
+    "GR205": "`extends` is not a list of paths.",
+    "GR206": "The value of a `--set` is not YAML.",
+    "GR207": "A path in `--set` or the matrix leads nowhere.",
+    "GR208": "This key cannot be set by `--set` or the matrix.",
+    "GR209": "A matrix axis has no values.",
+    "GR210": "A matrix zip group names an unknown axis, or axes of different lengths.",
+    "GR211": "A matrix exclusion names an unknown axis, or matches no cell.",
+    "GR212": "The matrix has more cells than `max_runs` allows.",
+    "GR213": "Every cell of the matrix is excluded.",
+    "GR214": "A Fragment was given where an Experiment is needed.",
+    "GR301": "Two steps have the same id, or a step's id is reserved.",
+    "GR302": "`from` names a step that does not exist.",
+    "GR303": "`from` names a step that has not run yet.",
+    "GR304": "A gate looks at a metric that no step makes.",
+    "GR305": "No template has this name.",
+    "GR306": "An inline template lacks its placeholder.",
+    "GR307": "There is a system text, but the template has no place for it.",
+    "GR308": "A regular expression does not compile.",
+    "GR309": "A range ends before it starts.",
+    "GR310": "The chosen search needs a parameter that is not given.",
+    "GR311": "A parameter is given that the chosen search does not use.",
+    "GR312": "The token file does not exist.",
+    "GR999": "There are more problems than are shown.",
+}
+"""Every code that a problem can carry. Codes are never reused for another meaning."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """One problem, ordered by its place. Lines and columns count characters from 1."""
+
+    file: str
+    line: int
+    column: int
+    code: str
+    message: str
+    path: str = ""
+    """The value's path in the document, such as `steps[0].k`; empty for the whole."""
+    hint: str = ""
+    """What to do about it; empty where nothing is near."""
+    via: str = ""
+    """How the value got here when not from the file itself: a fragment, `--set`, a matrix cell."""
+    source_line: str = field(default="", compare=False, repr=False)
+    width: int = field(default=1, compare=False, repr=False)
+    """Characters to mark in `source_line`, from `column` on."""
+
+    def __str__(self) -> str:
+        """One line: place, code, message, origin."""
+        origin = f" [{self.via}]" if self.via else ""
+        hint = f"; {self.hint}" if self.hint else ""
+        place = f"{self.file}:{self.line}:{self.column}"
+        return f"{place}: error[{self.code}] {self.message}{origin}{hint}"
+
+
+def sorted_problems(problems: Iterable[Problem]) -> list[Problem]:
+    """The problems by place, each told once however many cells or files it was met through."""
+    first: dict[tuple[str, int, int, str, str], Problem] = {}
+    for problem in problems:
+        place = (problem.file, problem.line, problem.column, problem.code, problem.message)
+        first.setdefault(place, problem)
+    return sorted(first.values())

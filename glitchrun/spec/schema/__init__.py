@@ -1,0 +1,146 @@
+"""The JSON Schema of a spec, assembled from `base.json` and one fragment for each strategy.
+
+Two annotations of the fragments stay out of what is published: `x-metrics` names the numbers a
+strategy ends with, and `x-used-by` on a parameter names the one search that reads it (with
+`x-needed-by`, that cannot do without it).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_FOLDER = Path(__file__).parent
+
+# Where the document is the reader's own: kept as written, never an `{env: ...}`, nulls included.
+FREE = (("matrix", "axes"), ("matrix", "exclude"), ("extends",))
+# Mappings whose keys are the reader's own: a key `env` there is just a key.
+USER_KEYED = (("metadata", "tags"),)
+
+
+@cache
+def strategies() -> Mapping[str, Mapping[str, Any]]:
+    """Each strategy's fragment by its name, in alphabetical order."""
+    folder = _FOLDER / "strategies"
+    return {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob("*.json"))
+    }
+
+
+@cache
+def assembled() -> Mapping[str, Any]:
+    """The published schema, self-contained, for files as written: every value may also be null or
+    `{env: NAME, default: ...}`."""
+    schema = _joined()
+    schema["properties"] = {
+        name: _opened(part, (name,)) for name, part in schema["properties"].items()
+    }
+    for name in ("inlineTemplate", "tokenSource", "step"):
+        schema["$defs"][name] = _opened_children(schema["$defs"][name], ())
+    result: dict[str, Any] = _without_annotations(schema)
+    return result
+
+
+@cache
+def closed() -> Mapping[str, Any]:
+    """The schema of a resolved document: no null, no environment values, and every `$ref` replaced
+    by what it names, which makes validating several times faster."""
+    schema = _joined()
+    result: dict[str, Any] = _inline(schema, schema["$defs"])
+    return result
+
+
+def published() -> str:
+    """The text of `schemas/experiment.schema.json`."""
+    return json.dumps(assembled(), indent=2, ensure_ascii=False) + "\n"
+
+
+def _joined() -> dict[str, Any]:
+    """`base.json` with the strategies in their place."""
+    schema: dict[str, Any] = json.loads((_FOLDER / "base.json").read_text(encoding="utf-8"))
+    step = schema["$defs"]["step"]
+    step["properties"]["strategy"]["enum"] = list(strategies())
+    step["allOf"] = [_branch(name, fragment) for name, fragment in strategies().items()]
+    return schema
+
+
+def _branch(name: str, fragment: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a step's schema that holds where its strategy is `name`."""
+    return {
+        "if": {"required": ["strategy"], "properties": {"strategy": {"const": name}}},
+        "then": {
+            "description": fragment["description"],
+            "additionalProperties": False,
+            "required": fragment["required"],
+            "properties": {"id": True, "strategy": True, **fragment["properties"]},
+        },
+    }
+
+
+def _opened(schema: Any, path: tuple[str, ...]) -> Any:
+    """`schema`, so that null and `{env: NAME, default: ...}` are valid as well."""
+    if schema is True or path in FREE:
+        return schema
+    inner = _nullable(_opened_children(schema, path))
+    if path in USER_KEYED:
+        return inner
+    kept = {key: inner.pop(key) for key in ("description", "default") if key in inner}
+    reference = {"type": "object", "required": ["env"]}
+    return {**kept, "if": reference, "then": {"$ref": "#/$defs/environment"}, "else": inner}
+
+
+def _opened_children(schema: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """`schema` with every value below it opened, itself left as it is."""
+    opened = dict(schema)
+    for name in ("items", "additionalProperties"):
+        if isinstance(opened.get(name), dict):
+            opened[name] = _opened(opened[name], (*path, "*"))
+    if "properties" in opened:
+        parts = opened["properties"].items()
+        opened["properties"] = {key: _opened(part, (*path, key)) for key, part in parts}
+    if "allOf" in opened:
+        opened["allOf"] = [
+            {**branch, "then": _opened_children(branch["then"], path)} for branch in opened["allOf"]
+        ]
+    return opened
+
+
+def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    if "if" in schema:
+        return {**schema, "else": _nullable(schema["else"])}
+    if "enum" in schema:
+        return {**schema, "enum": [*schema["enum"], None]}
+    if "$ref" in schema:
+        return {"if": {"type": "null"}, "else": schema}
+    if "type" in schema:
+        types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        return {**schema, "type": [*types, "null"]}
+    return schema
+
+
+def _without_annotations(schema: Any) -> Any:
+    """`schema` without the `x-` keywords, which strict validators refuse."""
+    if isinstance(schema, dict):
+        return {
+            key: _without_annotations(value)
+            for key, value in schema.items()
+            if not key.startswith("x-")
+        }
+    if isinstance(schema, list):
+        return [_without_annotations(item) for item in schema]
+    return schema
+
+
+def _inline(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    if isinstance(schema, list):
+        return [_inline(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    merged = {key: value for key, value in schema.items() if key not in ("$ref", "$defs")}
+    if "$ref" in schema:
+        merged |= definitions[schema["$ref"].removeprefix("#/$defs/")]
+    return {key: _inline(value, definitions) for key, value in merged.items()}

@@ -1,0 +1,190 @@
+"""What a schema cannot say: that names refer to things, and that parameters go together."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from glitchrun.spec.document import Document
+from glitchrun.spec.nodes import Path_
+from glitchrun.spec.problems import Problem
+from glitchrun.spec.schema import strategies
+from glitchrun.spec.suggestions import did_you_mean, one_of
+from glitchrun.spec.templates import TEMPLATE_MODES, TEMPLATE_NAMES
+
+MODEL_METRICS = ("model/load_seconds", "model/bytes", "model/peak_bytes")
+_RESERVED = ("model",)
+"""Ids that no step may have: metrics of that name are not a step's."""
+
+
+def semantic_problems(document: Document, *, partial: bool = False) -> list[Problem]:
+    """Every problem of meaning. Values of the wrong type are passed over: the schema names them.
+    A `partial` document (a fragment) may lack what its references are to."""
+    problems = [*_step_ids(document), *_template(document), *_system(document)]
+    for index, step in _steps(document):
+        problems += _token_source(document, index, step)
+        problems += _parameters(document, index, step)
+    if not partial:
+        problems += _gates(document)
+    return problems
+
+
+def _steps(document: Document) -> Iterator[tuple[int, dict[str, Any]]]:
+    steps = document.data.get("steps")
+    for index, step in enumerate(steps if isinstance(steps, list) else ()):
+        if isinstance(step, dict):
+            yield index, step
+
+
+def _id(step: dict[str, Any]) -> str | None:
+    """The id of a step; None where it is not known or not text."""
+    name = step.get("id", step.get("strategy"))
+    return name if isinstance(name, str) else None
+
+
+def _step_ids(document: Document) -> Iterator[Problem]:
+    first: dict[str, int] = {}
+    for index, step in _steps(document):
+        name = _id(step)
+        key = "id" if "id" in step else "strategy"
+        path: Path_ = ("steps", index, key)
+        if name is None:
+            continue
+        if name in first:
+            line = document.place(("steps", first[name])).line
+            message = f"two steps have the id {name!r}; the first is on line {line}"
+            hint = (
+                "" if key == "id" else "a step without `id` is called by its strategy: give it one"
+            )
+            yield document.problem("GR301", path, message, hint)
+        elif name in _RESERVED:
+            yield document.problem("GR301", path, f"the id {name!r} is reserved for its metrics")
+        first.setdefault(name, index)
+
+
+def _token_source(document: Document, index: int, step: dict[str, Any]) -> Iterator[Problem]:
+    tokens = step.get("tokens")
+    if not isinstance(tokens, dict):
+        return
+    path: Path_ = ("steps", index, "tokens")
+    wanted = tokens.get("from")
+    if isinstance(wanted, str):
+        yield from _reference(document, index, (*path, "from"), wanted)
+    file = tokens.get("file")
+    if isinstance(file, str) and not os.path.isfile(file):  # noqa: PTH113 - Path() costs more
+        message = f"the token file {file!r} does not exist"
+        yield document.problem("GR312", (*path, "file"), message)
+
+
+def _reference(document: Document, index: int, path: Path_, wanted: str) -> Iterator[Problem]:
+    names = {position: _id(step) for position, step in _steps(document)}
+    earlier = [name for position, name in names.items() if position < index and name]
+    if wanted in earlier or None in names.values():  # an id that is not known yet may be the one
+        return
+    if wanted in names.values():
+        which = "itself" if wanted == names[index] else "a later step"
+        message = f"'from: {wanted}' names {which}; steps run in the order written"
+        yield document.problem("GR303", path, message, did_you_mean(wanted, earlier))
+    else:
+        hint = did_you_mean(wanted, earlier) or "no step comes before this one"
+        yield document.problem("GR302", path, f"there is no step {wanted!r}", hint)
+
+
+def _parameters(document: Document, index: int, step: dict[str, Any]) -> Iterator[Problem]:
+    fragment = strategies().get(str(step.get("strategy")))
+    if fragment is None:
+        return
+    yield from _unused_and_needed(document, index, step, fragment["properties"])
+    for position, pattern in enumerate(_list(step.get("patterns"))):
+        if isinstance(pattern, str):
+            yield from _regex(document, ("steps", index, "patterns", position), pattern)
+    for position, span in enumerate(_list(step.get("ranges"))):
+        ends = [end for end in _list(span) if isinstance(end, int)]
+        if len(ends) == 2 and ends[1] < ends[0]:
+            message = f"the range {ends} ends before it starts"
+            path = ("steps", index, "ranges", position)
+            yield document.problem("GR309", path, message, f"write [{ends[1]}, {ends[0]}]")
+
+
+def _unused_and_needed(
+    document: Document, index: int, step: dict[str, Any], properties: dict[str, Any]
+) -> Iterator[Problem]:
+    for name, schema in properties.items():
+        for chooser, user in schema.get("x-used-by", {}).items():
+            chosen = step.get(chooser, properties[chooser].get("default"))
+            if not isinstance(chosen, str) or chosen not in properties[chooser]["enum"]:
+                continue
+            if name in step and chosen != user:
+                path: Path_ = ("steps", index, name)
+                message = f"{name!r} is not used by {chooser}: {chosen}, only by {user}"
+                place = document.key_place(path)
+                yield document.problem("GR311", path, message, "remove it", place=place)
+            elif name not in step and chosen == user and "x-needed-by" in schema:
+                path = ("steps", index, chooser)
+                yield document.problem("GR310", path, f"{chooser}: {chosen} needs {name!r}")
+
+
+def _regex(document: Document, path: Path_, pattern: str) -> Iterator[Problem]:
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        yield document.problem("GR308", path, f"not a regular expression: {error}")
+
+
+def _template(document: Document) -> Iterator[Problem]:
+    template = document.data.get("template")
+    if isinstance(template, str):
+        names = (*TEMPLATE_MODES, *TEMPLATE_NAMES)
+        if template not in names:
+            hint = did_you_mean(template, names) or one_of(names)
+            message = f"there is no template {template!r}"
+            yield document.problem("GR305", ("template",), message, hint)
+    elif isinstance(template, dict):
+        for part in ("user", "system"):
+            text = template.get(part)
+            if isinstance(text, str) and text.count(f"{{{part}}}") != 1:
+                message = f"template.{part} must hold {{{part}}} once, where the text goes"
+                yield document.problem("GR306", ("template", part), message)
+
+
+def _system(document: Document) -> Iterator[Problem]:
+    template = document.data.get("template")
+    if "system" not in document.data or document.is_open(("system",)):
+        return
+    inline_without = (
+        isinstance(template, dict) and "env" not in template and "system" not in template
+    )
+    if template == "raw" or inline_without:
+        message = "there is a system text, but the template has no place for it"
+        place = document.key_place(("system",))
+        hint = "add template.system with {system} in it" if inline_without else "remove `system`"
+        yield document.problem("GR307", ("system",), message, hint, place=place)
+
+
+def _gates(document: Document) -> Iterator[Problem]:
+    metrics = _metrics(document)
+    if metrics is None:
+        return
+    for index, gate in enumerate(_list(document.data.get("gates"))):
+        name = gate.get("metric") if isinstance(gate, dict) else None
+        if isinstance(name, str) and name not in metrics:
+            hint = did_you_mean(name, metrics)
+            message = f"no step makes the metric {name!r}"
+            yield document.problem("GR304", ("gates", index, "metric"), message, hint)
+
+
+def _metrics(document: Document) -> list[str] | None:
+    """Every metric the run will have; None while a step is not known well enough to say."""
+    metrics = list(MODEL_METRICS)
+    for _, step in _steps(document):
+        fragment = strategies().get(str(step.get("strategy")))
+        if fragment is None or _id(step) is None:
+            return None
+        metrics += [f"{_id(step)}/{name}" for name in fragment["x-metrics"]]
+    return metrics
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,98 @@
+"""A spec file's text, read defensively: any path gives text or a located problem, quickly."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from glitchrun.spec.problems import Problem
+
+MAX_BYTES = 1 << 20
+"""Largest spec file, in bytes."""
+
+# What YAML 1.2 (5.1) allows in a stream; the rest, NUL above all, is refused before parsing.
+_FORBIDDEN = re.compile(
+    "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+)
+_BREAK = re.compile(r"\r\n|\n|\r")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file as read. `name` is how messages call it, `folder` what its paths are relative to."""
+
+    name: str
+    text: str = field(repr=False)
+    folder: Path
+
+    @cached_property
+    def lines(self) -> Sequence[str]:
+        """The text split as YAML 1.2 splits it (not at NEL or U+2028)."""
+        return _BREAK.split(self.text)
+
+    def line(self, number: int) -> str:
+        """Line `number`, from 1; empty where there is none."""
+        return self.lines[number - 1] if 0 < number <= len(self.lines) else ""
+
+
+def read_source(path: str | os.PathLike[str]) -> Source | Problem:
+    """The text of the file at `path`, or the problem that kept it from being read."""
+    name = os.fspath(path)
+    try:
+        raw = _read_regular_file(name)
+    except OSError as error:
+        return _unreadable(name, error.strerror or str(error))
+    except ValueError as error:  # a NUL in the path itself
+        return _unreadable(name, str(error))
+    if isinstance(raw, Problem):
+        return raw
+    return decode(name, raw)
+
+
+def decode(name: str, raw: bytes) -> Source | Problem:
+    """`raw` as a Source; a problem where it is not UTF-8 text."""
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return Problem(name, 1, 1, "GR003", "the file is UTF-16", hint="save it as UTF-8")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = raw[: error.start].decode("utf-8-sig", errors="replace")
+        message = f"byte 0x{raw[error.start]:02x} is not UTF-8"
+        line, column = _position(before, len(before))
+        return Problem(name, line, column, "GR003", message, hint="save the file as UTF-8")
+    bad = _FORBIDDEN.search(text)
+    if bad:
+        line, column = _position(text, bad.start())
+        message = f"character U+{ord(bad[0]):04X} may not stand in YAML"
+        hint = 'in a double-quoted value write it as an escape, such as "\\0" or "\\e"'
+        return Problem(name, line, column, "GR004", message, hint=hint)
+    return Source(name, text, Path(name).parent)
+
+
+def _read_regular_file(name: str) -> bytes | Problem:
+    # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
+    descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as stream:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            return _unreadable(name, "not a regular file")
+        raw = stream.read(MAX_BYTES + 1)
+    if len(raw) > MAX_BYTES:
+        message = f"the file is larger than {MAX_BYTES:,} bytes"
+        return Problem(name, 1, 1, "GR002", message, hint="keep long lists in a file of their own")
+    return raw
+
+
+def _unreadable(name: str, why: str) -> Problem:
+    return Problem(name, 1, 1, "GR001", f"cannot read {name!r}: {why}")
+
+
+def _position(text: str, index: int) -> tuple[int, int]:
+    """Line and column, from 1, of character `index`."""
+    before = _BREAK.split(text[:index])
+    return len(before), len(before[-1]) + 1

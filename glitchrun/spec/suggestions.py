@@ -1,0 +1,38 @@
+"""The nearest of several names to one that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_LONGEST = 64
+"""Longer names are no slip of the finger, and comparing them takes quadratic time."""
+
+
+def nearest(word: object, names: Iterable[object]) -> str | None:
+    """The name most like `word`; None where none is near."""
+    if not isinstance(word, str) or len(word) > _LONGEST:
+        return None
+    from difflib import get_close_matches  # only when something is wrong
+
+    candidates = {str(name).lower(): str(name) for name in names if name is not None}
+    found = get_close_matches(word.lower(), list(candidates), n=1, cutoff=0.6)
+    if found:
+        return candidates[found[0]]
+    # A part of a compound name: `asr` for `asr_threshold`.
+    parts = [name for name in candidates if len(name) > 2 and name in word.lower()]
+    return candidates[max(parts, key=len)] if parts else None
+
+
+def did_you_mean(word: object, names: Iterable[object]) -> str:
+    """`did you mean 'asr'?`, or what there is to choose from where that is little; else empty."""
+    names = list(names)
+    found = nearest(word, names)
+    if found is not None:
+        return f"did you mean {found!r}?"
+    return one_of(names) if 0 < len(names) <= 12 else ""
+
+
+def one_of(names: Iterable[object]) -> str:
+    """`one of 'a', 'b', 'c'`."""
+    shown = [repr(name) for name in names if name is not None]
+    return f"one of {', '.join(shown)}" if len(shown) > 1 else "".join(shown)
