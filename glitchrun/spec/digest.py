@@ -72,7 +72,7 @@ def cosmetic_digest(spec: Spec) -> str:
 
 
 def changed_paths(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """What differs between two resolved documents (`Spec.document`), in the order of the new one."""
+    """What differs between two resolved documents (`Spec.document`), in the new one's order."""
     changes = []
     for path, before, after in _differences(old, new, ""):
         changes.append((path, _kind(path, old, new), before, after))
