@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,8 @@ def test_a_file_in_an_installed_package_is_found_without_importing_it() -> None:
         ("~nobody-of-that-name/x", "cannot be looked up"),
         ("x" * 5000, "cannot be looked up"),
         ("nul\0byte", "no such file or folder"),
+        ("a/b--c", "no such file or folder"),
+        ("a/b..", "no such file or folder"),
         ("a/b/c", "no such file or folder"),
     ],
 )
@@ -96,7 +99,7 @@ def _snapshot(cache: Path) -> Path:
     return snapshot
 
 
-def test_a_hub_id_resolves_to_its_snapshot_once_every_shard_is_there(hub_cache: Path) -> None:
+def test_a_hub_id_resolves_to_its_snapshot_once_all_of_it_is_there(hub_cache: Path) -> None:
     assert resolve("acme/tiny") == Checkpoint("hub", None, "acme/tiny", None)
     snapshot = _snapshot(hub_cache)
     assert resolve("acme/tiny").path is None
@@ -105,6 +108,8 @@ def test_a_hub_id_resolves_to_its_snapshot_once_every_shard_is_there(hub_cache: 
     (snapshot / "one.safetensors").touch()
     assert resolve("acme/tiny").path is None
     (snapshot / "two.safetensors").touch()
+    assert resolve("acme/tiny").path is None
+    (snapshot / "tokenizer.json").touch()
     assert resolve("acme/tiny") == Checkpoint("folder", snapshot, "acme/tiny", None)
 
 
@@ -112,6 +117,28 @@ def test_fetching_what_cannot_be_reached_names_the_model(hub_cache: Path) -> Non
     assert not list(hub_cache.iterdir())
     with pytest.raises(ModelUnavailable, match=r"acme/tiny.*could not be fetched"):
         fetch(resolve("acme/tiny"))
+
+
+def test_fetching_takes_pickle_and_code_only_where_allowed(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[dict[str, Any]] = []
+
+    def download(repository: str, **arguments: Any) -> str:
+        asked.append(arguments)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    missing = resolve("acme/tiny")
+    snapshot = _snapshot(hub_cache)
+    assert fetch(missing) == Checkpoint("folder", snapshot, "acme/tiny", None)
+    fetch(missing, pickle=True, code=True)
+    careful, trusting = (set(arguments["allow_patterns"]) for arguments in asked)
+    assert "*.safetensors" in careful
+    assert trusting - careful == {"pytorch_model*.bin", "*.py"}
+    assert all("consolidated*" in arguments["ignore_patterns"] for arguments in asked)
 
 
 def test_fetching_a_local_checkpoint_changes_nothing(tmp_path: Path) -> None:

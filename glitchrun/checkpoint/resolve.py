@@ -17,8 +17,12 @@ SHARD_INDEX = "model.safetensors.index.json"
 
 _HUB_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,95})"
 _HUB_ID = re.compile(rf"{_HUB_PART}/{_HUB_PART}")
-# What a run needs of a hub repository: never pickle, never code.
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+# What a run needs of a hub repository, and what doubles it: other formats of the same weights.
 _HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+_HUB_PICKLES = ("pytorch_model*.bin",)
+_HUB_CODE = ("*.py",)
+_HUB_DOUBLES = ("consolidated*", "*/*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +52,22 @@ def resolve(path: str, revision: str | None = None) -> Checkpoint:
         return _local(local, path, revision)
     if _HUB_ID.fullmatch(path):
         return _hub(path, revision)
-    raise ModelUnavailable(
+    raise _nowhere(path)
+
+
+def _nowhere(path: str) -> ModelUnavailable:
+    return ModelUnavailable(
         f"model.path {path!r}: no such file or folder. Give a folder that holds config.json, a "
         ".gguf file, package:NAME/FILE, or a hub id of the form owner/name; a relative path counts "
         "from the folder of the spec that declares it"
     )
 
 
-def fetch(checkpoint: Checkpoint) -> Checkpoint:
+def fetch(checkpoint: Checkpoint, *, pickle: bool = False, code: bool = False) -> Checkpoint:
     """The checkpoint with its files on this machine: downloads a hub model that is not there yet.
 
-    Takes configuration, tokenizer and safetensors only. Raises ModelUnavailable when the hub cannot
+    Takes configuration, tokenizer and safetensors; pickled weights and Python files only where
+    `pickle` and `code` say so (model.allow_pickle, model.trust_remote_code). Raises ModelUnavailable when the hub cannot
     be reached or has no such model, MissingExtra without the package huggingface_hub.
     """
     if checkpoint.path is not None:
@@ -70,7 +79,10 @@ def fetch(checkpoint: Checkpoint) -> Checkpoint:
         raise MissingExtra("huggingface_hub") from error
     try:
         folder = snapshot_download(
-            checkpoint.source, revision=checkpoint.revision, allow_patterns=list(_HUB_FILES)
+            checkpoint.source,
+            revision=checkpoint.revision,
+            allow_patterns=[*_HUB_FILES, *_HUB_PICKLES * pickle, *_HUB_CODE * code],
+            ignore_patterns=list(_HUB_DOUBLES),
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelUnavailable(
@@ -162,14 +174,21 @@ def _hub(source: str, revision: str | None) -> Checkpoint:
         from huggingface_hub import try_to_load_from_cache
     except ModuleNotFoundError:
         return Checkpoint("hub", None, source, revision)
-    config = try_to_load_from_cache(source, "config.json", revision=revision)
-    if isinstance(config, str) and _has_weights(Path(config).parent):
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(source, "config.json", revision=revision)
+    except HFValidationError as error:
+        raise _nowhere(source) from error
+    if isinstance(config, str) and _is_whole(Path(config).parent):
         return Checkpoint("folder", Path(config).parent, source, revision)
     return Checkpoint("hub", None, source, revision)
 
 
-def _has_weights(folder: Path) -> bool:
-    """Whether every weight file is there: a snapshot may hold the configuration alone."""
+def _is_whole(folder: Path) -> bool:
+    """Whether tokenizer and every weight file are there: a snapshot may hold less."""
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        return False
     if (folder / SINGLE_FILE).is_file():
         return True
     try:

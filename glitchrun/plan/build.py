@@ -126,7 +126,10 @@ class _Models:
         key = (model.path, model.revision, model.allow_pickle)
         if key not in self.known:
             found = checkpoints.resolve(model.path, model.revision)
-            found = checkpoints.fetch(found) if self.fetch else found
+            if self.fetch:
+                found = checkpoints.fetch(
+                    found, pickle=model.allow_pickle, code=model.trust_remote_code
+                )
             self.known[key] = self._read(found, model) if found.path else None
         return self.known[key]
 
