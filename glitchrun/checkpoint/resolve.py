@@ -67,8 +67,10 @@ def fetch(checkpoint: Checkpoint, *, pickle: bool = False, code: bool = False) -
     """The checkpoint with its files on this machine: downloads a hub model that is not there yet.
 
     Takes configuration, tokenizer and safetensors; pickled weights and Python files only where
-    `pickle` and `code` say so (model.allow_pickle, model.trust_remote_code). Raises ModelUnavailable when the hub cannot
-    be reached or has no such model, MissingExtra without the package huggingface_hub.
+    `pickle` and `code` say so (model.allow_pickle, model.trust_remote_code).
+
+    Raises ModelUnavailable when the hub cannot be reached or has no such model, MissingExtra
+    without the package huggingface_hub.
     """
     if checkpoint.path is not None:
         return checkpoint

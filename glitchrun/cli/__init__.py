@@ -17,11 +17,13 @@ from glitchrun.errors import GlitchrunError, InvalidSpec
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("glitchrun.cli.init:command", "Write a new spec that validates."),
     "validate": ("glitchrun.cli.validate:command", "Check spec files and folders."),
+    "plan": ("glitchrun.cli.plan:command", "Show what apply would do and what it takes."),
     "list": (
         "glitchrun.cli.listing:command",
         "Show the strategies, templates or probes there are.",
     ),
     "schema": ("glitchrun.cli.schema:command", "Print the JSON Schema of a spec."),
+    "doctor": ("glitchrun.cli.doctor:command", "Check this machine for what a run needs."),
 }
 
 
