@@ -1,0 +1,136 @@
+"""The description of a run in MLflow: what was run, what came out, how to do it again."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+from glitchrun.events import Sampled, Verified
+from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.tracking.metrics import is_finite
+from glitchrun.vocabulary.text import visible
+
+_TOKENS = 10
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|<>~$&-])")
+
+
+def note(record: RunRecord) -> str:
+    """Markdown, in which no token text can act as markup."""
+    parts = [_what(record), _outcome(record), _steps(record), _tokens(record), _gates(record)]
+    parts += [_counts(record), _again(record)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def escaped(text: str) -> str:
+    """`text` as Markdown that shows it, on one line."""
+    return _SPECIAL.sub(r"\\\1", visible(text).replace("␣", " ")).strip() or "(empty)"
+
+
+def _code(text: str) -> str:
+    """A token's text for a table cell; `|` would end the cell, even in code."""
+    shown = visible(text).replace("|", "¦").replace("`", "ˋ")
+    return f"`{shown}`"
+
+
+def _what(record: RunRecord) -> str:
+    model = record.model
+    path = escaped(str(record.spec.get("model", {}).get("path", "?")))
+    if model is None:
+        return f"**{path}**, not loaded yet."
+    said = f"{escaped(record.identity.description)}\n\n" if record.identity.description else ""
+    return (
+        f"{said}**{path}** ({escaped(model.architecture)}, {model.vocabulary_size:,} tokens) in "
+        f"{model.quantization}, computed in {model.dtype} on {model.device}; template "
+        f"{escaped(model.template)} ({escaped(model.template_rule)})."
+    )
+
+
+def _outcome(record: RunRecord) -> str:
+    if record.error:
+        return f"**{record.status}**: {escaped(record.error)}"
+    sentences = [sentence for step in record.steps for sentence in _sentences(record, step)]
+    return "**Result:** " + "; ".join(sentences) + "." if sentences else ""
+
+
+def _sentences(record: RunRecord, step: StepRecord) -> Iterator[str]:
+    facts = [fact for timed in step.batches for fact in timed.batch.facts]
+    verified = [fact for fact in facts if isinstance(fact, Verified)]
+    sampled = [fact for fact in facts if isinstance(fact, Sampled)]
+    if verified:
+        glitch = sum(fact.glitch for fact in verified)
+        yield f"{step.id} found {glitch:,} glitch tokens among {len(verified):,} verified"
+    if sampled:
+        least = record.spec.get("thresholds", {}).get("asr")
+        bar = f" (ASR ≥ {least})" if least is not None else ""
+        confirmed = sum(fact.confirmed for fact in sampled)
+        yield f"{step.id} confirmed {confirmed:,} of {len(sampled):,}{bar}"
+
+
+def _steps(record: RunRecord) -> str:
+    rows = ["| step | strategy | items | seconds | state |", "|---|---|--:|--:|---|"]
+    for step in record.steps:
+        done = step.batches[-1].batch.done if step.batches else 0
+        total = step.batches[-1].batch.total if step.batches else None
+        items = f"{done:,} of {total:,}" if total is not None else f"{done:,}"
+        state = "finished" if step.finished else "started" if step.batches else "not started"
+        rows.append(f"| {step.id} | {step.strategy} | {items} | {step.seconds:,.1f} | {state} |")
+    return "\n".join(rows)
+
+
+def _tokens(record: RunRecord) -> str:
+    """The tokens that fail most often."""
+    found: dict[int, Sampled] = {}
+    for step in record.steps:
+        for timed in step.batches:
+            for fact in timed.batch.facts:
+                if isinstance(fact, Sampled) and fact.confirmed:
+                    found[fact.token.id] = fact
+    worst = sorted(found.values(), key=lambda fact: (-fact.asr, fact.token.id))[:_TOKENS]
+    if not worst:
+        return ""
+    rows = ["| token | id | ASR (95 %) | attempts |", "|---|--:|---|--:|"]
+    rows += [
+        f"| {_code(fact.token.text)} | {fact.token.id} | "
+        f"{fact.asr:.2f} ({fact.asr_low:.2f} to {fact.asr_high:.2f}) | {fact.attempts} |"
+        for fact in worst
+    ]
+    more = len(found) - len(worst)
+    return "\n".join(rows) + (f"\n\n{more:,} more in the report." if more else "")
+
+
+def _gates(record: RunRecord) -> str:
+    lines = [
+        f"- gate `{gate.metric} {gate.op} {gate.value:g}`: **{gate.outcome}** "
+        f"(observed {_number(gate.observed)}, n = {_number(gate.n)})"
+        for gate in record.gates
+    ]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "nothing" if value is None else f"{value:g}"
+
+
+def _counts(record: RunRecord) -> str:
+    """What was skipped, settled again or left out, and metrics that have no value."""
+    lines = [
+        f"- {escaped(name.replace('_', ' '))}: {count:,}" for name, count in record.notes.items()
+    ]
+    lines += [
+        f"- {escaped(name)}: no finite value (rests on {metric.n or 0} items)"
+        for name, metric in record.metrics.items()
+        if not is_finite(metric.value)
+    ]
+    return "Counted on the way:\n\n" + "\n".join(lines) if lines else ""
+
+
+def _again(record: RunRecord) -> str:
+    only = f" --only {json.dumps(record.identity.name)}" if record.identity.parent else ""
+    git = (record.environment.get("git") or {}).get("commit")
+    commit = f"\n# at git commit {git}" if git else ""
+    return (
+        f"To do it again:\n\n```\nglitchrun apply {record.identity.spec_path}{only} --fresh"
+        f"{commit}\n```\n\nThe whole run is in report.html among the artifacts, each token in "
+        "tokens.jsonl."
+    )

@@ -1,0 +1,125 @@
+"""The parent run of a matrix: its cells side by side, from what MLflow holds of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from glitchrun.ledger.record import RunRecord
+from glitchrun.tracking import limits
+from glitchrun.tracking.metrics import column_order, headline
+from glitchrun.tracking.run import RUNNING, find_or_create, log_state, set_status
+from glitchrun.tracking.store import Store
+from glitchrun.tracking.tags import ATTEMPT, KEY, KIND, NOTE, PARENT, birth_tags
+
+SUMMARY = "sweep_summary.json"
+_MOST_COLUMNS = 8
+
+
+def open_parent(record: RunRecord, experiment_id: str, store: Store) -> Any | None:
+    """The parent's MLflow run; None for a run that has none."""
+    if record.identity.parent is None:
+        return None
+    own = {KEY: record.identity.parent, ATTEMPT: "1", KIND: "matrix"}
+    swept = " × ".join(name.rpartition(".")[2] for name in record.identity.assignments)
+    return find_or_create(
+        birth_tags(record, None) | own,
+        f"sweep over {swept}" if swept else "sweep",
+        record.started_at,
+        experiment_id,
+        store,
+    )
+
+
+def sum_up(record: RunRecord, parent: Any, experiment_id: str, store: Store) -> None:
+    """Writes the parent's summary, best values and status from its children in MLflow."""
+    run_id = parent.info.run_id
+    children = _children(run_id, experiment_id, store)
+    swept = [limits.key(name) for name in record.identity.assignments]
+    columns = _columns(children)
+    text = limits.value(_markdown(children, swept, columns), limits.TAG)
+    store.client.set_tag(run_id, NOTE, text)
+    store.client.log_text(run_id, _summary(children, swept), SUMMARY)
+    ended = [child.info.end_time for child in children if child.info.end_time]
+    log_state(parent, _best(children, columns), max(ended, default=record.started_at), store)
+    status = _status(children)
+    set_status(parent, status, None if status == RUNNING else max(ended, default=None), store)
+
+
+def _children(run_id: str, experiment_id: str, store: Store) -> list[Any]:
+    found: list[Any] = []
+    token = None
+    while True:
+        page = store.client.search_runs(
+            [experiment_id], f"tags.`{PARENT}` = '{run_id}'", page_token=token
+        )
+        found += page
+        token = page.token
+        if not token:
+            return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+
+
+def _columns(children: Sequence[Any]) -> list[str]:
+    names = {name for child in children for name in child.data.metrics}
+    shown = [name for name in names if not name.startswith(("system/", "model/"))]
+    return sorted(shown, key=column_order)[:_MOST_COLUMNS]
+
+
+def _best(children: Sequence[Any], columns: Sequence[str]) -> dict[str, float]:
+    """The largest of each column over the finished children."""
+    best: dict[str, float] = {}
+    for name in columns:
+        values = [
+            child.data.metrics[name]
+            for child in children
+            if child.info.status == "FINISHED" and name in child.data.metrics
+        ]
+        if values:
+            best[f"best/{name}"] = max(values)
+    return best
+
+
+def _markdown(children: Sequence[Any], swept: Sequence[str], columns: Sequence[str]) -> str:
+    heads = ["run", *swept, *columns, "state"]
+    rows = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for child in children:
+        params = [child.data.params.get(name, "") for name in swept]
+        numbers = [_number(child.data.metrics, name) for name in columns]
+        cells = [child.info.run_name, *params, *numbers, child.info.status]
+        rows.append(f"| {' | '.join(str(cell).replace('|', '¦') for cell in cells)} |")
+    first = headline(dict.fromkeys(reversed(columns)))
+    lead = max(
+        (child for child in children if first in child.data.metrics),
+        key=lambda child: child.data.metrics[first],
+        default=None,
+    )
+    said = f"Most {first}: **{lead.info.run_name}**." if lead else "No cell has results yet."
+    return f"{len(children)} runs of one matrix. {said}\n\n" + "\n".join(rows)
+
+
+def _number(metrics: Mapping[str, float], name: str) -> str:
+    return f"{metrics[name]:.6g}" if name in metrics else "–"
+
+
+def _summary(children: Sequence[Any], swept: Sequence[str]) -> str:
+    rows = [
+        {
+            "run": child.info.run_name,
+            "run_id": child.info.run_id,
+            "status": child.info.status,
+            "params": {name: child.data.params.get(name) for name in swept},
+            "metrics": {
+                name: value
+                for name, value in sorted(child.data.metrics.items())
+                if not name.startswith("system/")
+            },
+        }
+        for child in children
+    ]
+    return json.dumps({"runs": rows}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _status(children: Sequence[Any]) -> str:
+    states = {child.info.status for child in children}
+    return next((one for one in (RUNNING, "FAILED", "KILLED") if one in states), "FINISHED")
