@@ -33,7 +33,7 @@ def find_run(text: str, root: Path) -> RunRecord:
         raise UsageError(
             f"{text!r} fits more than one run; give more of the key:\n{_listing(found)}"
         )
-    return found[0]
+    return max(found, key=lambda record: record.identity.attempt)
 
 
 def _in_folder(path: Path) -> RunRecord | None:

@@ -81,6 +81,8 @@ def _result(record: RunRecord) -> tuple[int | None, str, list[str]]:
         return confirmed, unit, [_about_samples(record, sampled), _about_verdicts(record, verified)]
     if verified:
         glitch = sum(fact.glitch for fact in verified)
+        if not glitch:
+            return 0, "glitch tokens", [_about_verdicts(record, verified)]
         unit = "glitch token, not sampled" if glitch == 1 else "glitch tokens, not sampled"
         return glitch, unit, [_about_verdicts(record, verified), _why_unsampled(record)]
     return None, "no verdict", ["No token was verified or sampled."]

@@ -15,7 +15,7 @@ LIGHT = {
     "muted": "#57606a",
     "accent": "#0550ae",
     "passed": "#3b7dbb",
-    "glitch": "#c2500a",
+    "glitch": "#b94a05",
     "confirmed": "#7a1230",
     "bad": "#b3261e",
     "good": "#1a6e37",

@@ -23,6 +23,7 @@ def write_plots(record: RunRecord, folder: Path) -> list[Path]:
     with style():
         for drawing in drawings(record):
             path = plots / f"{drawing.name}.png"
+            drawing.figure.suptitle(drawing.title, x=0.01, ha="left", fontsize=11)
             # Without the version that wrote it, equal records give equal files.
             drawing.figure.savefig(path, dpi=DPI, metadata={"Software": None})
             paths.append(path)

@@ -42,13 +42,14 @@ def _shares_by_norm(axes: Any, found: Groups) -> None:
     import numpy as np
     from scipy.stats import binomtest
 
+    look = {"color": LIGHT["glitch"], "clip_on": False}  # a share of 0 is a whole dot too
     for part in np.array_split(_by_norm(found), min(QUANTILES, max(1, len(found.all) // 10))):
         glitch = int(part[:, 1].sum())
         interval = binomtest(glitch, len(part)).proportion_ci(method="wilson")
         rate, middle = 100 * glitch / len(part), float(np.median(part[:, 0]))
         # The bounds enclose the rate but for rounding, which matplotlib refuses below zero.
         errors = [[max(0.0, rate - 100 * interval.low)], [max(0.0, 100 * interval.high - rate)]]
-        axes.errorbar(middle, rate, errors, fmt="o", ms=4, lw=1.2, color=LIGHT["glitch"])
+        axes.errorbar(middle, rate, errors, fmt="o", ms=4, lw=1.2, **look)
     axes.set_ylabel("glitch share (%)")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("L2 norm of the input embedding")

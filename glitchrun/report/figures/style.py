@@ -39,7 +39,8 @@ _STYLE: dict[str, Any] = {
     "figure.facecolor": LIGHT["surface"],
     "savefig.facecolor": LIGHT["surface"],
     "axes.facecolor": "none",
-    "hatch.linewidth": 0.7,
+    "hatch.linewidth": 0.9,
+    "hatch.color": LIGHT["surface"],
 }
 SIZE = (5.6, 3.5)
 """Width and height of a figure in inches."""
@@ -158,9 +159,9 @@ def shares(axes: Any, found: Groups, bins: Any) -> None:
             fill=True,
             alpha=0.35,
             facecolor=look["color"],
-            edgecolor=look["color"],
-            hatch=look["hatch"],
+            lw=0,
         )
-        axes.stairs(100 * counts / len(values), bins, color=look["color"], lw=1.4, label=name)
+        line = {"color": look["color"], "lw": 1.5, "ls": "-" if look["hatch"] else "--"}
+        axes.stairs(100 * counts / len(values), bins, label=name, **line)
     axes.set_ylabel("share of the group (%)")
     axes.legend(loc="best")

@@ -1,0 +1,117 @@
+"""`glitchrun report`, and which run its RUN means."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner, Result
+
+from glitchrun.cli import main
+from glitchrun.cli.runs import find_run
+from glitchrun.errors import UsageError
+from tests.support.records import START, Invented, write_matrix, write_run
+
+OLD = Invented(experiment="old", name="first", key="aaaa000000000000", tokens=24)
+NEW = Invented(
+    experiment="new", name="second", key="aaab000000000000", tokens=24, started_at=START + 9_000_000
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tracking root with two runs, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "mlruns", OLD)
+    write_run(tmp_path / "mlruns", NEW)
+    return tmp_path / "mlruns"
+
+
+@pytest.fixture
+def report(root: Path) -> Callable[..., Result]:
+    return lambda *words: CliRunner().invoke(main, ["report", *words], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("latest", "second"),
+        ("aaaa", "first"),
+        ("aaab000000000000", "second"),
+        ("first", "first"),
+        ("new", "second"),
+    ],
+)
+def test_a_run_is_found_by(text: str, name: str, root: Path) -> None:
+    assert find_run(text, root).identity.name == name
+
+
+def test_a_run_is_found_by_its_folders(root: Path) -> None:
+    for folder in ("runs/old/aaaa000000000000", "runs/old/aaaa000000000000/attempt-1"):
+        assert find_run(str(root / folder), root).identity.name == "first"
+
+
+def test_the_newest_attempt_is_meant_unless_another_is_named(root: Path) -> None:
+    write_run(root, Invented(name="first", key=OLD.key, experiment="old", attempt=2, tokens=24))
+    assert find_run("aaaa", root).identity.attempt == 2
+    assert find_run("aaaa#1", root).identity.attempt == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("aaa", "more than one run"), ("nothing", "no run is called"), ("", "no run is called")],
+)
+def test_what_means_no_run_or_several_lists_what_there_is(
+    text: str, message: str, root: Path
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        find_run(text, root)
+    assert "aaaa00000000#1" in str(caught.value)
+    assert "new · second" in str(caught.value)
+
+
+def test_cells_of_a_matrix_are_told_apart_by_name(tmp_path: Path) -> None:
+    write_matrix(tmp_path)
+    assert find_run("quantization=int8", tmp_path).identity.name == "quantization=int8"
+    with pytest.raises(UsageError, match="more than one run"):
+        find_run("quantization-sweep", tmp_path)
+
+
+def test_no_runs_at_all_names_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="glitchrun apply"):
+        find_run("latest", tmp_path)
+
+
+def test_json_is_one_document_and_nothing_else(report: Callable[..., Result]) -> None:
+    result = report("latest", "--format", "json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["name"] == "second"
+
+
+def test_junit_and_markdown_go_to_standard_output(report: Callable[..., Result]) -> None:
+    assert ElementTree.fromstring(report("first", "--format", "junit").stdout.encode()) is not None
+    assert report("first", "--format", "md").stdout.startswith("## old · first: FINISHED")
+
+
+def test_html_goes_to_the_runs_artifacts(report: Callable[..., Result], root: Path) -> None:
+    result = report("latest")
+    page = find_run("latest", root).artifacts / "report.html"
+    assert Path(result.stdout.strip()).resolve() == page
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_a_file_can_be_named(report: Callable[..., Result], tmp_path: Path) -> None:
+    result = report("latest", "--format", "json", "-o", "out.json")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert json.loads((tmp_path / "out.json").read_text())["name"] == "second"
+
+
+def test_bad_words_exit_with_usage(report: Callable[..., Result]) -> None:
+    missing = report("latest", "--format", "md", "-o", "no/such/folder/report.md")
+    unknown = report("nothing")
+    assert (missing.exit_code, unknown.exit_code) == (2, 2)
+    assert "no/such/folder does not exist" in missing.stderr
+    assert "no run is called 'nothing'" in unknown.stderr

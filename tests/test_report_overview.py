@@ -1,0 +1,174 @@
+"""What a record adds up to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from glitchrun.report.numbers import duration, figure, percent, share, size
+from glitchrun.report.overview import counters, emitted, headline, not_finite, tallies, verdicts
+from glitchrun.report.summary import summary_lines
+from glitchrun.report.table import most_interesting_first, table
+from tests.support.records import Invented, write_run
+from tests.support.reporting import run_of, sampled, step, verified
+
+GLITCH = {"p": 0.01, "passed": False, "glitch": True}
+NEAR = {"p": 0.6, "passed": False}
+
+
+def test_the_headline_is_the_confirmed_tokens(tmp_path: Path) -> None:
+    mine = step("mine", "mine", verified(1), *(verified(i, **GLITCH) for i in (2, 3, 4)))
+    asr = step("asr", "validate", sampled(2, 5), sampled(3, 4), sampled(4, 3))
+    top = headline(run_of(tmp_path, mine, asr))
+    assert (top.number, top.unit) == (2, "confirmed glitch tokens")
+    about_samples, about_verdicts = top.sentences
+    assert about_samples == (
+        "Of 3 sampled tokens, 2 failed in at least 80 % of 5 sampled attempts "
+        "(thresholds.asr = 0.8)."
+    )
+    assert about_verdicts == (
+        "Of 4 verified tokens (< 0.01 % of the vocabulary's 49,152), 3 failed the probe repeat."
+    )
+
+
+def test_unsampled_tokens_are_not_called_confirmed(tmp_path: Path) -> None:
+    top = headline(run_of(tmp_path, step("scan", "scan", verified(1), verified(2, **GLITCH))))
+    assert (top.number, top.unit) == (1, "glitch token, not sampled")
+    assert "no step that samples" in top.sentences[-1]
+
+
+def test_a_run_that_found_nothing_says_so(tmp_path: Path) -> None:
+    mine, asr = step("mine", "mine", verified(1)), step("asr", "validate")
+    top = headline(run_of(tmp_path, mine, asr))
+    assert (top.number, top.unit) == (0, "glitch tokens")
+
+
+@pytest.mark.parametrize("status", ["KILLED", "FAILED", "RUNNING"])
+def test_an_unfinished_run_says_so_first(tmp_path: Path, status: str) -> None:
+    record = write_run(tmp_path, Invented(status=status))
+    first = headline(record).sentences[0]
+    assert {"KILLED": "stopped", "FAILED": "failed", "RUNNING": "not over"}[status] in first
+
+
+def test_a_failed_run_without_facts_has_no_number(tmp_path: Path) -> None:
+    record = replace(run_of(tmp_path, status="FAILED"), error="RunError: out of memory", model=None)
+    top = headline(record)
+    assert top.number is None
+    assert "Reason on record: RunError: out of memory" in top.sentences
+
+
+def test_tallies_count_every_token_once(tmp_path: Path) -> None:
+    mine = step(
+        "mine",
+        "mine",
+        verified(1),
+        verified(2, **GLITCH),
+        verified(3, **NEAR),
+        verified(4, category="byte", **GLITCH),
+    )
+    first, second, third = tallies(
+        run_of(tmp_path, mine, step("asr", "validate", sampled(2, 5), sampled(5, 0)))
+    )
+    assert (first.category, first.verified, first.passed, first.near_miss, first.glitch) == (
+        "normal",
+        3,
+        1,
+        1,
+        1,
+    )
+    assert (second.category, second.verified, second.glitch) == ("byte", 1, 1)
+    assert (third.step, third.verified, third.sampled, third.confirmed) == ("asr", 0, 2, 1)
+
+
+def test_the_table_joins_verdict_and_samples(tmp_path: Path) -> None:
+    mine = step("mine", "mine", verified(1), verified(2, **GLITCH), verified(3, **NEAR))
+    asr = step("asr", "validate", sampled(2, 2), sampled(9, 5))
+    rows = table(run_of(tmp_path, mine, asr))
+    assert [(row.token.id, row.verdict, row.steps) for row in rows] == [
+        (1, "passed", ("mine",)),
+        (2, "unconfirmed", ("mine", "asr")),
+        (3, "near miss", ("mine",)),
+        (9, "confirmed", ("asr",)),
+    ]
+    assert [row.token.id for row in most_interesting_first(rows)] == [9, 2, 3, 1]
+
+
+def test_a_second_validation_has_rows_of_its_own(tmp_path: Path) -> None:
+    mine = step("mine", "mine", verified(2, **GLITCH))
+    first = step("asr", "validate", sampled(2, 5))
+    second = step("again", "validate", sampled(2, 1))
+    rows = table(run_of(tmp_path, mine, first, second))
+    assert [(row.steps, row.verdict) for row in rows] == [
+        (("mine", "asr"), "confirmed"),
+        (("again",), "unconfirmed"),
+    ]
+
+
+def test_the_closest_probe_is_the_most_probable_one(tmp_path: Path) -> None:
+    fact = verified(1, **GLITCH)
+    likelier = replace(fact.probes["repeat"], p=0.4)
+    undefined = replace(fact.probes["repeat"], p=math.nan)
+    probes = {"question": undefined, **fact.probes, "explain": likelier}
+    record = run_of(tmp_path, step("scan", "scan", replace(fact, probes=probes)))
+    (row,) = table(record)
+    assert row.closest == ("explain", likelier)
+    assert not_finite(record) == 1
+
+
+def test_emitted_kinds_are_of_glitch_tokens_alone(tmp_path: Path) -> None:
+    odd = replace(verified(3, **NEAR), emitted="prefix")
+    record = run_of(tmp_path, step("scan", "scan", verified(1), verified(2, **GLITCH), odd))
+    assert emitted(verdicts(record)) == [("other", 1)]
+
+
+def test_counters_keep_their_steps_and_what_belongs_to_none(tmp_path: Path) -> None:
+    mine = step("mine", "mine", verified(1), rechecked=2, forwards=3)
+    asr = step("asr", "validate", sampled(2, 1), forwards=4)
+    record = replace(run_of(tmp_path, mine, asr), notes={"forwards": 8, "new_kind": 1})
+    assert counters(record) == {
+        "rechecked": {"mine": 2},
+        "forwards": {"mine": 3, "asr": 4, None: 1},
+        "new_kind": {None: 1},
+    }
+
+
+def test_the_summary_names_tokens_counts_and_files(tmp_path: Path) -> None:
+    record = write_run(tmp_path)
+    lines = summary_lines(record)
+    text = "\n".join(lines)
+    confirmed = sum(row.verdict == "confirmed" for row in table(record))
+    assert f"{confirmed} confirmed glitch tokens" in text
+    assert str(record.artifacts / "report.html") in text
+    assert f"… and {confirmed - 10} more tokens" in text
+    assert "gate     pass: asr/confirmed >= 1" in text
+    assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        (percent(0), "0 %"),
+        (percent(1), "100 %"),
+        (percent(0.99999), "> 99.9 %"),
+        (percent(0.00001), "< 0.01 %"),
+        (percent(0.0526), "5.26 %"),
+        (share(1, 0), "–"),
+        (size(538_060_032), "538 MB"),
+        (size(999), "999 B"),
+        (size(1_000_000), "1 MB"),
+        (size(None), "–"),
+        (duration(4.25), "4.25 s"),
+        (duration(185), "3 min 05 s"),
+        (duration(7800), "2 h 10 min"),
+        (figure(0.0000164), "1.64e-05"),
+        (figure(49152), "49,152"),
+        (figure(2.6789), "2.68"),
+        (figure(math.nan), "nan"),
+        (figure(None), "–"),
+    ],
+)
+def test_numbers_read_well(written: str, value: str) -> None:
+    assert written == value
