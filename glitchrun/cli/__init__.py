@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Show the strategies, templates or probes there are.",
     ),
     "schema": ("glitchrun.cli.schema:command", "Print the JSON Schema of a spec."),
+    "sync": ("glitchrun.cli.sync:command", "Deliver to MLflow what could not be delivered."),
+    "ui": ("glitchrun.cli.ui:command", "Open the MLflow UI on the store, on this machine alone."),
     "doctor": ("glitchrun.cli.doctor:command", "Check this machine for what a run needs."),
 }
 

@@ -115,10 +115,18 @@ def unavailable(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as exc:
-        text = without_secrets(str(exc), uri).strip().splitlines() or [type(exc).__name__]
-        raise TrackingUnavailable(f"MLflow store {shown(uri)}: {text[0]}{_advice(uri, exc)}") from (
-            None if "@" in uri else exc
-        )
+        raise TrackingUnavailable(
+            f"MLflow store {shown(uri)}: {_gist(exc, uri)}{_advice(uri, exc)}"
+        ) from (None if "@" in uri else exc)
+
+
+def _gist(exc: Exception, uri: str) -> str:
+    """What went wrong, in one line."""
+    text = without_secrets(str(exc), uri).strip()
+    if "Max retries exceeded" in text:  # urllib3's, with all of its nested causes
+        refused = "Connection refused" in text
+        return "nothing listens there" if refused else "it does not answer"
+    return text.splitlines()[0] if text else type(exc).__name__
 
 
 def _advice(uri: str, exc: Exception) -> str:

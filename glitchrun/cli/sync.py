@@ -1,0 +1,63 @@
+"""`glitchrun sync`: delivers to MLflow what could not be delivered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from glitchrun.cli.apply import ROOT
+from glitchrun.cli.needs import require
+from glitchrun.cli.runs import find_run
+from glitchrun.errors import ExitCode
+from glitchrun.ledger import RunRecord, find_runs, settle
+
+if TYPE_CHECKING:
+    from glitchrun.tracking.sync import Synced
+
+
+@click.command("sync")
+@click.argument("run", required=False)
+@click.option("--to", metavar="URI", help="Deliver to this store, not the one a run belongs to.")
+@click.option("--again", is_flag=True, help="Deliver also what the store has already.")
+@click.pass_context
+def command(context: click.Context, run: str | None, to: str | None, again: bool) -> None:
+    """Delivers RUN, or every run, to its MLflow store.
+
+    What the store has whole already is left alone, unless RUN is named or --again is given: then
+    it is delivered once more, which changes nothing that is right.
+    """
+    require("mlflow", "filelock")
+    from glitchrun.tracking.address import tracking_uri
+    from glitchrun.tracking.sync import sync
+
+    root = ROOT.resolve()
+    settle(root)
+    records = _chosen(run)
+    store = tracking_uri(to, root) if to else None
+    done = []
+    for synced in sync(records, root, to=store, again=again or run is not None):
+        done.append(synced)
+        click.echo(_line(synced), err=synced.outcome == "failed")
+    click.echo(_sum(done))
+    failed = any(synced.outcome == "failed" for synced in done)
+    context.exit(ExitCode.PREFLIGHT if failed else ExitCode.DONE)
+
+
+def _chosen(run: str | None) -> list[RunRecord]:
+    return find_runs(ROOT.resolve()) if run is None else [find_run(run, ROOT.resolve())]
+
+
+def _line(synced: Synced) -> str:
+    identity = synced.record.identity
+    name = f"{identity.experiment} · {identity.name} ({identity.key[:12]}#{identity.attempt})"
+    return f"{synced.outcome:<14}{name}{': ' if synced.detail else ''}{synced.detail}"
+
+
+def _sum(done: Sequence[Synced]) -> str:
+    counts = Counter(synced.outcome for synced in done)
+    if not counts:
+        return "there are no runs to deliver"
+    return ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))

@@ -1,0 +1,96 @@
+"""`glitchrun ui`: the MLflow UI on the store, with links that open on a useful view."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from glitchrun.cli.apply import ROOT
+from glitchrun.cli.needs import require
+from glitchrun.errors import ExitCode, PreflightError
+
+
+@click.command("ui")
+@click.argument("spec", required=False, type=click.Path(path_type=Path))
+@click.option("--port", default=5000, show_default=True, help="Port to listen on; 0 for any.")
+@click.option("--no-open", is_flag=True, help="Do not open a browser.")
+def command(spec: Path | None, port: int, no_open: bool) -> None:
+    """Serves the MLflow UI on this machine alone, and prints links to the experiments.
+
+    With SPEC, its store and its experiment. Ctrl-C stops it. From another machine, use an SSH
+    tunnel: the UI asks nobody for a password.
+    """
+    require("mlflow", "filelock")
+    from glitchrun.tracking.server import serving
+    from glitchrun.tracking.store import ensure_store, tracking_uri
+
+    root = ROOT.resolve()
+    given, experiment = _from_spec(spec) if spec else (None, None)
+    uri = tracking_uri(given, root)
+    ensure_store(uri, root)
+    if uri.startswith(("http://", "https://")):
+        click.echo("the store is a server with a UI of its own:")
+        _show(uri, uri, root, experiment, no_open)
+        return
+    with _told_to_end(), serving(uri, root, port) as server:
+        server.wait_until_up()
+        try:
+            _show(server.address, uri, root, experiment, no_open)
+            click.echo("Ctrl-C stops it", err=True)
+            code = server.wait()
+        except KeyboardInterrupt:
+            click.echo("stopped", err=True)
+            return
+        raise PreflightError(f"the MLflow server ended by itself, with exit code {code}")
+
+
+def _from_spec(spec: Path) -> tuple[str | None, str]:
+    from glitchrun.spec.loading import load_experiment
+
+    first = load_experiment(spec, require_env=True).cells[0].spec
+    return first.tracking.uri, first.tracking.experiment or first.name
+
+
+def _show(address: str, uri: str, root: Path, experiment: str | None, no_open: bool) -> None:
+    """Prints the links, and opens the first one where there is a screen."""
+    from glitchrun.tracking.links import links
+
+    found = links(address, uri, root, experiment)
+    for link in found:
+        click.echo(f"{link.what}\n  {link.address}")
+    if not found:
+        click.echo(f"no runs yet; {address}")
+    first = found[0].address if found else address
+    if not no_open and _has_screen():
+        webbrowser.open(first)
+
+
+def _has_screen() -> bool:
+    """Without one, `webbrowser` would start a browser for terminals in ours."""
+    return sys.platform in ("darwin", "win32") or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Leaves by SystemExit on SIGTERM and SIGHUP, so that the server is stopped first."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(ExitCode.SIGTERM)
+
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, leave) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

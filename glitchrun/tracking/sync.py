@@ -1,0 +1,93 @@
+"""Delivering afterwards what could not be delivered when it happened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from glitchrun.errors import TrackingUnavailable
+from glitchrun.ledger import RunRecord, is_held
+from glitchrun.tracking.deliver import deliver, stamp
+from glitchrun.tracking.store import Store, delivery_uri, ensure_store, open_store, unavailable
+from glitchrun.tracking.tags import ATTEMPT, DELIVERED, KEY
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """What became of one run."""
+
+    record: RunRecord
+    outcome: str
+    """delivered, there already, running (its own process delivers it) or failed."""
+    detail: str = ""
+
+
+def sync(
+    records: Sequence[RunRecord], root: Path, *, to: str | None = None, again: bool = False
+) -> Iterator[Synced]:
+    """Delivers each record that its store does not have whole.
+
+    Args:
+        records: Runs as read from their folders.
+        root: Tracking root.
+        to: One store for all of them, instead of the one each belongs to.
+        again: Deliver also what the store says it has.
+    """
+    running = [record for record in records if _is_running(record)]
+    yield from (Synced(record, "running") for record in running)
+    placed: list[tuple[str, RunRecord]] = []
+    for record in records:
+        if record in running:
+            continue
+        try:
+            placed.append((to or delivery_uri(record.identity.tracking_uri, root), record))
+        except TrackingUnavailable as exc:
+            yield Synced(record, "failed", str(exc))
+    for uri, group in groupby(sorted(placed, key=lambda pair: pair[0]), lambda pair: pair[0]):
+        yield from _to_store(uri, [record for _, record in group], root, again)
+
+
+def _is_running(record: RunRecord) -> bool:
+    return record.status == "RUNNING" and is_held(record.folder.parent)
+
+
+def _to_store(uri: str, records: list[RunRecord], root: Path, again: bool) -> Iterator[Synced]:
+    try:
+        ensure_store(uri, root)
+        store = open_store(uri, root)
+        there = {} if again else _stamps({r.identity.experiment for r in records}, store)
+    except TrackingUnavailable as exc:
+        yield from (Synced(record, "failed", str(exc)) for record in records)
+        return
+    for record in records:
+        yield _one(record, store, there)
+
+
+def _one(record: RunRecord, store: Store, there: Mapping[tuple[str, str], str]) -> Synced:
+    identity = record.identity
+    if there.get((identity.key, str(identity.attempt))) == stamp(record):
+        return Synced(record, "there already")
+    try:
+        return Synced(record, "delivered", deliver(record, store).run_id)
+    except TrackingUnavailable as exc:
+        return Synced(record, "failed", str(exc))
+
+
+def _stamps(experiments: set[str], store: Store) -> dict[tuple[str, str], str]:
+    """What the store has whole: key and attempt of each run, and how it had ended."""
+    found: dict[tuple[str, str], str] = {}
+    with unavailable(store.uri):
+        known = [store.client.get_experiment_by_name(name) for name in sorted(experiments)]
+        ids = [one.experiment_id for one in known if one and one.lifecycle_stage == "active"]
+        token = None
+        while ids:
+            page = store.client.search_runs(ids, f"tags.`{DELIVERED}` LIKE '%'", page_token=token)
+            for run in page:
+                tags = run.data.tags
+                found[tags.get(KEY, ""), tags.get(ATTEMPT, "")] = tags[DELIVERED]
+            token = page.token
+            if not token:
+                break
+    return found
