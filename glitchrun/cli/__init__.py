@@ -18,7 +18,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("glitchrun.cli.init:command", "Write a new spec that validates."),
     "validate": ("glitchrun.cli.validate:command", "Check spec files and folders."),
     "plan": ("glitchrun.cli.plan:command", "Show what apply would do and what it takes."),
-    "report": ("glitchrun.cli.report:command", "Write the report of a run."),
     "apply": ("glitchrun.cli.apply:command", "Execute a spec: start, resume or skip its runs."),
     "diff": ("glitchrun.cli.diff:command", "Show what changed in a spec since a run."),
     "status": ("glitchrun.cli.status:command", "List runs, their progress, and stale ones."),
