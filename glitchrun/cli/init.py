@@ -67,7 +67,9 @@ def _write_new(path: Path, text: str) -> None:
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot write {str(path)!r}: {error}") from error
     problems, _ = check_files([path])
-    assert not problems, problems  # or the text above is wrong
+    if problems:
+        path.unlink()
+        raise UsageError(f"{path.stem!r} cannot name an experiment: {problems[0].message}")
 
 
 def _schema_reference(folder: Path) -> str:

@@ -69,8 +69,10 @@ def _type_errors(document: Document) -> Iterator[tuple[Path_, ValidationError]]:
 
 @cache
 def _validator() -> Any:
-    # jsonschema's own uniqueItems compares all pairs where the items are not all of one type.
-    kind = extend(Draft202012Validator, {"uniqueItems": _unique_items})  # type: ignore[no-untyped-call]
+    # Both bound the time that hostile lists take: jsonschema's own uniqueItems compares all pairs
+    # where the items are not all of one type, and its items goes on past maxItems.
+    keywords = {"uniqueItems": _unique_items, "items": _items}
+    kind = extend(Draft202012Validator, keywords)  # type: ignore[no-untyped-call]
     return kind(closed())
 
 
@@ -81,6 +83,13 @@ def _unique_items(
         texts = [json.dumps(item, sort_keys=True) for item in instance]
         if len(set(texts)) < len(texts):
             yield ValidationError("repeated item")
+
+
+def _items(
+    validator: Any, items: Any, instance: Any, schema: Mapping[str, Any]
+) -> Iterator[ValidationError]:
+    if not isinstance(instance, list) or len(instance) <= schema.get("maxItems", len(instance)):
+        yield from Draft202012Validator.VALIDATORS["items"](validator, items, instance, schema)
 
 
 def _translate(document: Document, path: Path_, error: ValidationError) -> Iterator[Problem]:

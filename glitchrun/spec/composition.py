@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +35,10 @@ class Composition:
     own: MappingNode | None = None
     """The file's own document, before merging."""
     problems: list[Problem] = field(default_factory=list)
+    fragments: dict[str, tuple[Source, MappingNode] | None] = field(default_factory=dict)
+    """Each file read on the way, once however often it is extended, by its real path."""
+    merged: dict[str, MappingNode] = field(default_factory=dict)
+    """The same with their own fragments merged in."""
     complete: bool = True
     """False where a fragment is missing from the document, so that more would seem wrong."""
 
@@ -85,7 +90,7 @@ def _with_fragments(
 ) -> MappingNode:
     """`node` over the fragments it names, the first of them lowest."""
     merged: MappingNode | None = None
-    for item in _fragment_items(node, result):
+    for item in _fragment_items(node, result)[:_MAX_FILES]:
         fragment = _fragment(source, item, result, chain)
         if fragment is None:
             result.complete = False
@@ -107,8 +112,8 @@ def _fragment_items(node: MappingNode, result: Composition) -> list[ScalarNode]:
         assert listed is not None
         wrong = [listed]
     for bad in wrong:
-        _report(result, bad, "GR205", "'extends' must be a list of paths",
-                "write it as extends: [fragments/base.yaml]")  # fmt: skip
+        hint = "write it as extends: [fragments/base.yaml]"
+        _report(result, bad, "GR205", "'extends' must be a list of paths", hint)
         result.complete = False
     return good
 
@@ -117,28 +122,32 @@ def _fragment(
     source: Source, item: ScalarNode, result: Composition, chain: tuple[str, ...]
 ) -> MappingNode | None:
     """The merged document of one entry of `extends`, without what only speaks of that file."""
-    path = source.folder / Path(str(item.value)).expanduser()
-    identity = _identity(path)
+    name = str(source.folder / os.path.expanduser(str(item.value)))  # noqa: PTH111 - never raises
+    if not os.path.isfile(name):  # noqa: PTH113 - false for any text, where Path raises
+        _report(result, item, "GR201", f"{item.value!r} is not a file (looked at {name})")
+        return None
+    identity = _identity(name)
     if identity in chain:
         _report(result, item, "GR202", f"{item.value!r} extends, in the end, itself")
         return None
-    if len(chain) > _MAX_FILES:
-        _report(result, item, "GR202", f"more than {_MAX_FILES} files extend each other")
-        return None
-    if not path.is_file():
-        _report(result, item, "GR201", f"{item.value!r} is not a file (looked at {path})")
-        return None
-    loaded = _load(str(path), result)
+    if identity not in result.fragments:
+        if len(result.fragments) >= _MAX_FILES:
+            _report(result, item, "GR202", f"more than {_MAX_FILES} files extend each other")
+            return None
+        result.fragments[identity] = _load(name, result)
+    loaded = result.fragments[identity]
     if loaded is None:
         return None
     fragment_source, node = loaded
     kind = node.get("kind")
     if not (isinstance(kind, ScalarNode) and kind.value == "Fragment"):
-        _report(result, item, "GR203", f"{item.value!r} is not a Fragment",
-                "only files with `kind: Fragment` can be extended")  # fmt: skip
+        hint = "only files with `kind: Fragment` can be extended"
+        _report(result, item, "GR203", f"{item.value!r} is not a Fragment", hint)
         return None
-    merged = _with_fragments(fragment_source, node, result, (*chain, identity))
-    return merged.without("kind", "extends")
+    if identity not in result.merged:
+        merged = _with_fragments(fragment_source, node, result, (*chain, identity))
+        result.merged[identity] = merged.without("kind", "extends")
+    return result.merged[identity]
 
 
 def _report(result: Composition, node: Node, code: str, message: str, hint: str = "") -> None:

@@ -85,19 +85,25 @@ def check_files(
 
 
 def find_files(paths: Iterable[Path | str]) -> list[Path]:
-    """The files at `paths`, folders replaced by the YAML files in and below them, each once."""
+    """The files at `paths`, folders replaced by the YAML files in and below them (hidden
+    ones excepted), each once."""
     found: dict[Path, None] = {}
     for path in map(Path, paths):
-        if not path.is_dir():
+        if not os.path.isdir(path):  # noqa: PTH112 - false for any text, where Path raises
             found[path] = None
             continue
-        inside = sorted(
-            file for suffix in ("*.yaml", "*.yml") for file in path.rglob(suffix) if file.is_file()
-        )
+        names = (file for file in path.rglob("*") if _is_spec_name(file.relative_to(path)))
+        inside = sorted(file for file in names if not file.is_dir())
         if not inside:
             raise UsageError(f"{path}: no .yaml or .yml file in this folder or below it")
         found |= dict.fromkeys(inside)
     return list(found)
+
+
+def _is_spec_name(inside: Path) -> bool:
+    """Whether a path in a folder names a YAML file; hidden files and folders are passed over."""
+    hidden = any(part.startswith(".") for part in inside.parts)
+    return inside.suffix in (".yaml", ".yml") and not hidden
 
 
 def _load(path: Path | str, surroundings: _Surroundings) -> _Loaded:
@@ -199,5 +205,5 @@ def _capped(problems: Sequence[Problem]) -> list[Problem]:
     if len(found) <= MAX_PROBLEMS:
         return found
     last = found[MAX_PROBLEMS - 1]
-    message = f"{len(found) - MAX_PROBLEMS} more problems are not shown"
+    message = f"at least {len(found) - MAX_PROBLEMS} more problems are not shown"
     return [*found[:MAX_PROBLEMS], Problem(last.file, last.line, last.column, "GR999", message)]

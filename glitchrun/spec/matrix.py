@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import PurePath
 from typing import Any
@@ -17,6 +17,7 @@ from glitchrun.spec.problems import Problem
 from glitchrun.spec.suggestions import did_you_mean
 
 _MAX_NAME = 60
+_MAX_CELLS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def _factors(
 ) -> list[list[Choice]]:
     """What is crossed: each axis by itself, or the axes of a zip group in lock step."""
     group_of: dict[str, list[str]] = {}
-    for index, group in enumerate(base.data.get("matrix", {}).get("zip", ())):
+    for index, group in enumerate(_list(base.data["matrix"].get("zip"))[:100]):
         known = _zip_group(base, index, group, axes, dropped, group_of, problems)
         group_of |= dict.fromkeys(known, known)
     factors = []
@@ -141,11 +142,11 @@ def _choose(
     limit = base.data["matrix"].get("max_runs", 16)
     limit = limit if isinstance(limit, int) else 1000
     total = prod(len(factor) for factor in factors)
-    if total > 100_000:  # not even looked at; the exclusions cannot save this
+    if total > _MAX_CELLS:  # not even looked at; no list of exclusions saves this
         return [], [_too_many(base, total, limit)]
     chosen = [tuple(itertools.chain(*row)) for row in itertools.product(*factors)]
     problems: list[Problem] = []
-    for index, exclusion in enumerate(base.data["matrix"].get("exclude") or ()):
+    for index, exclusion in enumerate(_list(base.data["matrix"].get("exclude"))[:100]):
         if isinstance(exclusion, dict):
             chosen = _exclude(base, index, exclusion, axes, dropped, chosen, problems)
     if not chosen and not problems:
@@ -177,16 +178,16 @@ def _exclude(
         )
     if unknown or dropped & set(exclusion):
         return chosen
-    wanted = {name: _canonical(value) for name, value in exclusion.items()}
-    kept = [choice for choice in chosen if not _matches(choice, wanted)]
+    unwanted = {(name, _canonical(value)) for name, value in exclusion.items()}
+    kept = [choice for choice in chosen if not unwanted <= _pairs(choice)]
     if len(kept) == len(chosen):
         message = "this exclusion matches no cell of the matrix"
         problems.append(base.problem("GR211", path, message, "compare its values with the axes'"))
     return kept
 
 
-def _matches(choice: Choice, wanted: Mapping[str, str]) -> bool:
-    return all(_canonical(plain(node)) == wanted[axis] for axis, node in choice if axis in wanted)
+def _pairs(choice: Choice) -> set[tuple[str, str]]:
+    return {(axis, _canonical(plain(node))) for axis, node in choice}
 
 
 def _canonical(value: Any) -> str:
@@ -197,11 +198,12 @@ def _cell(
     base: Document, node: MappingNode, choice: Choice, label: str, problems: list[Problem]
 ) -> DraftCell | None:
     for axis, value in choice:
+        path: Path_ = ("matrix", "axes", axis)
+        via = f"matrix axis {axis}"
+        place = replace(base.key_place(path), via=via)
         try:
-            node = assign(node, split(axis), with_via(value, f"matrix axis {axis}"))
+            node = assign(node, split(axis), with_via(value, via), place)
         except PathError as error:
-            path = ("matrix", "axes", axis)
-            place = base.key_place(path)
             problems.append(base.problem(error.code, path, str(error), error.hint, place=place))
             return None
     return DraftCell(label, {axis: plain(value) for axis, value in choice}, node)
@@ -232,3 +234,7 @@ def _show(value: Any) -> str:
     else:
         text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _MAX_NAME else text[: _MAX_NAME - 1] + "…"
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

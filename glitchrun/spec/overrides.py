@@ -26,7 +26,7 @@ class Override:
         """`node` with the value in it, shown where the file has the key; raises PathError."""
         via = f"--set {self.text}"
         place = replace(place_near(node, self.parts), via=via, base=Path())
-        return assign(node, self.parts, with_via(self.value, via, place))
+        return assign(node, self.parts, with_via(self.value, via, place), place)
 
 
 def read_overrides(texts: Sequence[str], root: Place) -> tuple[list[Override], list[Problem]]:

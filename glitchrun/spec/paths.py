@@ -42,10 +42,10 @@ def split(text: str) -> tuple[str, ...]:
     return parts
 
 
-def assign(node: MappingNode, parts: tuple[str, ...], value: Node) -> MappingNode:
-    """The document with `value` at the path; mappings that are missing on the way are made. Raises
-    PathError. Whether the keys exist is the schema's to say."""
-    result = _assign(node, parts, value, ())
+def assign(node: MappingNode, parts: tuple[str, ...], value: Node, key_place: Place) -> MappingNode:
+    """The document with `value` at the path. Keys that are missing on the way are made, and shown
+    at `key_place`; whether such keys exist is the schema's to say. Raises PathError."""
+    result = _assign(node, parts, value, (), key_place)
     assert isinstance(result, MappingNode)
     return result
 
@@ -83,24 +83,29 @@ def step_name(step: Node) -> str | None:
     return None
 
 
-def _assign(node: Node | None, parts: tuple[str, ...], value: Node, at: tuple[str, ...]) -> Node:
+def _assign(
+    node: Node | None,
+    parts: tuple[str, ...],
+    value: Node,
+    at: tuple[str, ...],
+    key_place: Place,
+) -> Node:
     if not parts:
         return value
     if is_null(node):
-        node = MappingNode({}, value.place)
+        node = MappingNode({}, key_place)
     assert node is not None
     key, rest = _step(node, parts, at)
     if isinstance(node, SequenceNode):
         assert isinstance(key, int)
         items = list(node.items)
-        items[key] = _assign(items[key], rest, value, (*at, str(key)))
+        items[key] = _assign(items[key], rest, value, (*at, str(key)), key_place)
         return replace(node, items=tuple(items))
     assert isinstance(node, MappingNode)
     assert isinstance(key, str)
     old = node.entries.get(key)
-    new = _assign(old.value if old else None, rest, value, (*at, key))
-    # A key that the override itself brings is shown where the override is.
-    return node.with_entry(key, Entry(value.place if not old else old.key_place, new))
+    new = _assign(old.value if old else None, rest, value, (*at, key), key_place)
+    return node.with_entry(key, Entry(old.key_place if old else key_place, new))
 
 
 def _step(

@@ -19,7 +19,7 @@ CODES: dict[str, str] = {
     "GR005": "The YAML cannot be parsed.",
     "GR006": "A mapping holds the same key twice.",
     "GR007": "The YAML is nested more than 64 deep.",
-    "GR008": "The YAML holds more than 50,000 values once its aliases are expanded.",
+    "GR008": "The YAML holds more than 25,000 values once its aliases are expanded.",
     "GR009": "A tag is not one of YAML's core tags, or does not suit its value.",
     "GR010": "A number is too long, or not finite.",
     "GR011": "An alias names no anchor, or one that it lies within.",

@@ -17,6 +17,9 @@ from glitchrun.spec.templates import TEMPLATE_MODES, TEMPLATE_NAMES
 MODEL_METRICS = ("model/load_seconds", "model/bytes", "model/peak_bytes")
 _RESERVED = ("model",)
 """Ids that no step may have: metrics of that name are not a step's."""
+_MAX_STEPS = 200
+"""The schema's limit; more are not looked at here."""
+_MAX_PATTERN = 1000
 
 
 def semantic_problems(document: Document, *, partial: bool = False) -> list[Problem]:
@@ -32,8 +35,8 @@ def semantic_problems(document: Document, *, partial: bool = False) -> list[Prob
 
 
 def _steps(document: Document) -> Iterator[tuple[int, dict[str, Any]]]:
-    steps = document.data.get("steps")
-    for index, step in enumerate(steps if isinstance(steps, list) else ()):
+    steps = _list(document.data.get("steps"))
+    for index, step in enumerate(steps if len(steps) <= _MAX_STEPS else ()):
         if isinstance(step, dict):
             yield index, step
 
@@ -127,6 +130,8 @@ def _unused_and_needed(
 
 
 def _regex(document: Document, path: Path_, pattern: str) -> Iterator[Problem]:
+    if len(pattern) > _MAX_PATTERN:  # the schema says so
+        return
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
@@ -167,7 +172,7 @@ def _gates(document: Document) -> Iterator[Problem]:
     metrics = _metrics(document)
     if metrics is None:
         return
-    for index, gate in enumerate(_list(document.data.get("gates"))):
+    for index, gate in enumerate(_list(document.data.get("gates"))[:_MAX_STEPS]):
         name = gate.get("metric") if isinstance(gate, dict) else None
         if isinstance(name, str) and name not in metrics:
             hint = did_you_mean(name, metrics)

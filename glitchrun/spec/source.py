@@ -80,7 +80,8 @@ def _read_regular_file(name: str) -> bytes | Problem:
     with os.fdopen(descriptor, "rb") as stream:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
-            return _unreadable(name, "not a regular file")
+            kind = "it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file"
+            return _unreadable(name, kind)
         raw = stream.read(MAX_BYTES + 1)
     if len(raw) > MAX_BYTES:
         message = f"the file is larger than {MAX_BYTES:,} bytes"

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+_MOST = 500
 _LONGEST = 64
-"""Longer names are no slip of the finger, and comparing them takes quadratic time."""
+"""Longer names are no slip of the finger, and comparing takes the product of both lengths."""
 
 
 def nearest(word: object, names: Iterable[object]) -> str | None:
     """The name most like `word`; None where none is near."""
     if not isinstance(word, str) or len(word) > _LONGEST:
+        return None
+    names = list(names)
+    if len(names) > _MOST:
         return None
     from difflib import get_close_matches  # only when something is wrong
 
@@ -25,7 +29,7 @@ def nearest(word: object, names: Iterable[object]) -> str | None:
 
 def did_you_mean(word: object, names: Iterable[object]) -> str:
     """`did you mean 'asr'?`, or what there is to choose from where that is little; else empty."""
-    names = list(names)
+    names = list(dict.fromkeys(names))
     found = nearest(word, names)
     if found is not None:
         return f"did you mean {found!r}?"
@@ -35,4 +39,4 @@ def did_you_mean(word: object, names: Iterable[object]) -> str:
 def one_of(names: Iterable[object]) -> str:
     """`one of 'a', 'b', 'c'`."""
     shown = [repr(name) for name in names if name is not None]
-    return f"one of {', '.join(shown)}" if len(shown) > 1 else "".join(shown)
+    return f"one of {', '.join(shown)}" if len(shown) > 1 else f"only {shown[0]} is known here"

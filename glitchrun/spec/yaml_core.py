@@ -24,7 +24,7 @@ from glitchrun.spec.scalars import BadScalar, resolve, resolve_tagged, shortened
 from glitchrun.spec.source import Source
 
 MAX_DEPTH = 64
-MAX_NODES = 50_000
+MAX_NODES = 25_000
 """Values in a document once its aliases are expanded."""
 _MAX_DIRECTIVES = 16
 
