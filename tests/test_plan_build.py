@@ -113,13 +113,14 @@ def test_a_moved_project_keeps_its_keys(tmp_path: Path) -> None:
     assert after.key == before.key
 
 
-def test_a_cell_with_the_results_of_an_earlier_one_is_left_to_it(tmp_path: Path) -> None:
+def test_a_cell_with_the_results_of_an_earlier_one_is_a_run_of_its_own(tmp_path: Path) -> None:
     experiment = _experiment(tmp_path)
     (cell,) = experiment.cells
     twice = replace(experiment, cells=(cell, replace(cell, name="again")))
     first, second = _build(twice).runs
-    assert (first.action, second.action) == ("start", "skip")
-    assert second.reason == f"same results as {cell.name!r}"
+    assert (first.action, second.action) == ("start", "start")
+    assert first.key != second.key
+    assert _build(twice).runs[1].key == second.key
 
 
 def _free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:

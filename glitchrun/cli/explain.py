@@ -15,8 +15,8 @@ from glitchrun.errors import UsageError
 from glitchrun.events import Sampled, Verified
 from glitchrun.ledger import RunRecord
 from glitchrun.ledger.record import StepRecord
-from glitchrun.report.visible import visible
-from glitchrun.spec.schema import strategy_metrics
+from glitchrun.spec.schema import strategies
+from glitchrun.vocabulary.text import visible
 
 _SHOWN = 20
 
@@ -45,7 +45,7 @@ def command(run: str, metric: str, every: bool) -> None:
 
 
 def _lines(record: RunRecord, step: StepRecord, name: str, every: bool) -> Iterator[str]:
-    meaning = strategy_metrics(step.strategy).get(name, {}).get("description", "")
+    meaning = strategies()[step.strategy]["x-metrics"].get(name, {}).get("description", "")
     yield f"  meaning     {meaning}"
     yield f"  step        {step.id} ({step.strategy}) {json.dumps(dict(step.params))}"
     yield f"  seed        {record.spec.get('seed', 0)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from glitchrun import checkpoint as checkpoints
@@ -103,8 +103,8 @@ def build(
     models = _Models(fetch)
     runs: list[PlannedRun] = []
     for cell in experiment.cells:
-        planned = _plan(cell, models.of(cell.spec.model), existing)
-        runs.append(_once(planned, runs))
+        taken = {run.key for run in runs}
+        runs.append(_plan(cell, models.of(cell.spec.model), existing, taken))
     return Plan(experiment.name, tuple(runs))
 
 
@@ -139,13 +139,20 @@ class _Models:
 
 
 def _plan(
-    cell: Cell, contents: _Contents | None, existing: Callable[[str], str | None]
+    cell: Cell,
+    contents: _Contents | None,
+    existing: Callable[[str], str | None],
+    taken: set[str],
 ) -> PlannedRun:
     digests = _digests(cell.spec)
     if contents is None:
         reason = f"{cell.spec.model.path} is not on this machine yet; `apply` downloads it"
         return PlannedRun(cell, "", "start", reason, None, (), None, "", digests)
     key = _key(digests["results"], contents.fingerprint)
+    if key in taken:
+        # Cells that ought to give the same results, such as devices to compare, are still runs of
+        # their own: a matrix is written to see each of its cells.
+        key = _key(key, cell.name)
     header, model = contents.header, cell.spec.model
     memory = estimate(
         header,
@@ -169,8 +176,8 @@ def _digests(spec: Spec) -> dict[str, str]:
     }
 
 
-def _key(results: str, model: str) -> str:
-    return hashlib.sha256(f"{results}\n{model}".encode()).hexdigest()[:KEY_LENGTH]
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:KEY_LENGTH]
 
 
 def _action(status: str | None, memory: MemoryEstimate) -> tuple[Action, str]:
@@ -193,11 +200,3 @@ def _why_blocked(memory: MemoryEstimate) -> str:
         else "quantize further (model.quantization: int4), free memory, or use a larger device"
     )
     return f"needs {need:.1f} GB of {memory.device}, {free:.1f} GB are free: {remedy}"
-
-
-def _once(planned: PlannedRun, before: list[PlannedRun]) -> PlannedRun:
-    """A cell whose results are those of an earlier cell is left to that one."""
-    twin = next((run for run in before if run.key and run.key == planned.key), None)
-    if twin is None:
-        return planned
-    return replace(planned, action="skip", reason=f"same results as {twin.cell.name!r}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glitchrun.model.loading import LoadedModel
+from glitchrun.model.loaded import LoadedModel
 from glitchrun.probing.float32 import Float32Arithmetic
 
 

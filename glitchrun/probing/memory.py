@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from glitchrun.model.loading import LoadedModel
+from glitchrun.model.loaded import LoadedModel
 
 _STANDARD_ROWS = {"cpu": 64, "cuda": 512}
 """Rows beyond which a pass gains no speed: on two CPU cores 128 was no faster than 64."""

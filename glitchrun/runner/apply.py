@@ -57,7 +57,7 @@ def apply(
     name = experiment_name(experiment.cells[0].spec)
     plan = build(experiment, lambda key: existing_status(root, name, key))
     chosen = _chosen(plan, options)
-    _check_fits(chosen)
+    _check_fits(chosen, options)
     uri = tracking_uri(experiment.cells[0].spec.tracking.uri, root)
     ensure_store(uri, root)
     reap(settle(root), root)
@@ -92,9 +92,10 @@ def _chosen(plan: Plan, options: Options) -> list[PlannedRun]:
     return chosen
 
 
-def _check_fits(runs: Sequence[PlannedRun]) -> None:
+def _check_fits(runs: Sequence[PlannedRun], options: Options) -> None:
     for run in runs:
-        if run.action == "blocked":
+        again = options.fresh and run.estimate is not None and run.estimate.verdict == "no"
+        if run.action == "blocked" or again:
             raise DoesNotFit(f"{run.cell.name}: {run.reason}")
 
 

@@ -1,0 +1,152 @@
+"""What is durable, what resumes, and what is read back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glitchrun.errors import RunError, RunLocked
+from glitchrun.events import Batch, ProbeResult, Sampled, Token, Verified, batch_to_json
+from glitchrun.ledger import (
+    Journal,
+    existing_status,
+    find_runs,
+    hold,
+    is_held,
+    latest_attempt,
+    read_run,
+    run_folder,
+    settle,
+)
+from glitchrun.ledger.files import LEDGER
+from glitchrun.ledger.record import Metric, RunIdentity
+
+TOKEN = Token(7, " odd\u202e", "Ġodd", "normal", 0.5)
+PROBE = ProbeResult(0.1, 2, 3.0, 4, 0.5, False, "float32", False)
+BATCH = Batch(
+    (
+        Verified(TOKEN, {"repeat": PROBE}, True, "prefix"),
+        Sampled(TOKEN, (True, False), 0.5, 0.1, 0.9, False),
+    ),
+    done=2,
+    total=None,
+    seconds=0.25,
+    counters={"rechecked": 1},
+)
+SPEC = {"steps": [{"id": "mine", "strategy": "mine", "k": 3}]}
+
+
+def identity(key: str = "k1", attempt: int = 1) -> RunIdentity:
+    return RunIdentity(
+        "exp a/b", "cell", key, attempt, None, {}, "s.yaml", {}, {}, "", "sqlite:///x.db"
+    )
+
+
+def journal(root: Path, key: str = "k1") -> Journal:
+    folder = run_folder(root, "exp a/b", key) / "attempt-1"
+    made = Journal.create(folder, identity(key), SPEC, {"steps[0].k": "s.yaml:3:4"})
+    made.append("session", pid=1, host="here", plan={"key": key}, environment={"python": "3"})
+    return made
+
+
+def test_a_run_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    with journal(tmp_path) as made:
+        made.append("step", step="mine")
+        made.append("batch", step="mine", **batch_to_json(BATCH))
+        made.append("measured", step="mine", name="glitch", value=1.0, n=2)
+        made.append("step_done", step="mine")
+        made.append("ended", status="FINISHED", error=None)
+        live = made.record
+    read = read_run(made.folder)
+    assert read == live
+    assert read.steps[0].batches[0].batch == BATCH
+    assert read.metrics["mine/glitch"] == Metric(1.0, 2)
+    assert read.steps[0].finished
+    assert read.status == "FINISHED"
+    assert read.notes == {"rechecked": 1}
+    assert read.origins == {"steps[0].k": "s.yaml:3:4"}
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_a_torn_last_line_is_cut_off_and_nothing_else(tmp_path: Path, cut: int) -> None:
+    with journal(tmp_path) as made:
+        made.append("batch", step="mine", **batch_to_json(BATCH))
+        whole = (made.folder / LEDGER).read_bytes()
+        made.append("batch", step="mine", **batch_to_json(BATCH))
+    path = made.folder / LEDGER
+    path.write_bytes(path.read_bytes()[: len(whole) + cut])
+    assert len(read_run(made.folder).steps[0].batches) == 1
+    with Journal(made.folder) as again:
+        again.append("batch", step="mine", **batch_to_json(BATCH))
+    assert len(read_run(made.folder).steps[0].batches) == 2
+
+
+def test_a_changed_ledger_is_named_with_its_line(tmp_path: Path) -> None:
+    with journal(tmp_path) as made:
+        made.append("step", step="mine")
+    path = made.folder / LEDGER
+    path.write_bytes(b"{ not json\n" + path.read_bytes())
+    with pytest.raises(RunError, match=r"ledger\.jsonl:1: .*--fresh"):
+        read_run(made.folder)
+
+
+def test_a_run_cut_short_in_its_creation_is_not_there(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, "exp a/b", "k1") / "attempt-1"
+    (folder / "artifacts").mkdir(parents=True)
+    assert latest_attempt(folder.parent) == 0
+    assert find_runs(tmp_path) == []
+    assert existing_status(tmp_path, "exp a/b", "k1") is None
+
+
+def test_a_second_process_is_refused_with_the_first_ones_pid(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    script = (
+        "import sys, pathlib; from glitchrun.ledger import hold\n"
+        f"with hold(pathlib.Path({str(folder)!r})): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "held\n"
+        assert is_held(folder)
+        with pytest.raises(RunLocked, match=f"pid {other.pid}"), hold(folder):
+            raise AssertionError("the lock was given twice")
+        other.kill()
+    assert not is_held(folder)
+    with hold(folder):
+        assert is_held(folder)
+
+
+def test_runs_left_running_by_a_dead_process_are_set_right_once(tmp_path: Path) -> None:
+    journal(tmp_path, "dead").close()
+    with journal(tmp_path, "done") as made:
+        made.append("ended", status="FINISHED", error=None)
+    live = run_folder(tmp_path, "exp a/b", "live")
+    with hold(live), journal(tmp_path, "live"):
+        assert existing_status(tmp_path, "exp a/b", "dead") == "KILLED"
+        assert existing_status(tmp_path, "exp a/b", "live") == "RUNNING"
+        assert [run.identity.key for run in settle(tmp_path)] == ["dead"]
+        assert settle(tmp_path) == []
+    states = {run.identity.key: run.status for run in find_runs(tmp_path)}
+    assert states == {"dead": "KILLED", "done": "FINISHED", "live": "RUNNING"}
+
+
+def test_experiments_may_have_any_name(tmp_path: Path) -> None:
+    for name in ("../../etc", "a b", "..", "ü/%?#", "x" * 40):
+        folder = run_folder(tmp_path, name, "k").resolve()
+        assert folder.is_relative_to(tmp_path / "runs")
+        assert len(folder.relative_to(tmp_path).parts) == 3
+
+
+def test_entries_survive_the_process_at_once(tmp_path: Path) -> None:
+    """What `append` returned from is on disk, though the journal was never closed."""
+    made = journal(tmp_path)
+    made.append("batch", step="mine", **batch_to_json(BATCH))
+    lines = (made.folder / LEDGER).read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in lines] == ["session", "batch"]
+    made.close()

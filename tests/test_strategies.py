@@ -1,0 +1,197 @@
+"""Every strategy against its schema fragment, and run on tiny models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import MISSING, fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glitchrun.errors import RunError
+from glitchrun.events import Batch, Event, Measured, Sampled, Verified
+from glitchrun.spec.schema import strategies
+from glitchrun.spec.types import Thresholds, TokenScope
+from glitchrun.strategies import configure, load
+from glitchrun.strategies.context import Context
+from glitchrun.strategies.tokens import read_ids
+from tests.support.engine import context
+
+PARAMS: dict[str, dict[str, Any]] = {
+    "mine": {"search": "gradient", "iterations": 4, "batch_size": 5, "k": 9},
+    "scan": {"batch_size": 16},
+    "test": {"tokens": {"ids": [40, 41, 300, 40]}, "probes": "strict"},
+    "validate": {"tokens": {"ids": [40, 41]}, "attempts": 3, "max_new_tokens": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def llama(llama_folder: Path) -> Context:
+    return context(llama_folder, seed=7)
+
+
+def run(name: str, probed: Context, history: Sequence[Batch] = (), **params: Any) -> list[Event]:
+    strategy = load(name)
+    return list(strategy.run(configure(strategy, PARAMS[name] | params), probed, history))
+
+
+def batches(events: Sequence[Event]) -> list[Batch]:
+    return [event for event in events if isinstance(event, Batch)]
+
+
+def timeless(events: Sequence[Event]) -> list[Event]:
+    """Events without what the clock measured."""
+    kept: list[Event] = []
+    for event in events:
+        if isinstance(event, Batch):
+            kept.append(replace(event, seconds=0.0))
+        elif not event.name.endswith("_per_second"):  # type: ignore[union-attr]
+            kept.append(event)
+    return kept
+
+
+def test_every_strategy_is_tried() -> None:
+    assert set(PARAMS) == set(strategies())
+
+
+@pytest.mark.parametrize("name", sorted(strategies()))
+def test_schema_and_config_agree(name: str) -> None:
+    fragment = strategies()[name]
+    config = {field.name: field for field in fields(load(name).Config)}
+    assert set(config) == set(fragment["properties"])
+    required = {key for key, field in config.items() if field.default is MISSING}
+    assert required == set(fragment["required"])
+    for key, rule in fragment["properties"].items():
+        if key not in required:
+            default = config[key].default
+            assert rule["default"] == (list(default) if isinstance(default, tuple) else default)
+        assert rule["description"]
+
+
+@pytest.mark.parametrize("name", sorted(strategies()))
+def test_same_events_twice(name: str, llama: Context) -> None:
+    assert timeless(run(name, llama)) == timeless(run(name, llama))
+
+
+@pytest.mark.parametrize("name", sorted(strategies()))
+def test_metrics_are_the_declared_ones(name: str, llama: Context) -> None:
+    measured = {event.name for event in run(name, llama) if isinstance(event, Measured)}
+    assert measured == set(strategies()[name]["x-metrics"])
+
+
+@pytest.mark.parametrize("name", sorted(strategies()))
+def test_resuming_anywhere_gives_the_rest(name: str, llama: Context) -> None:
+    whole = run(name, llama)
+    done = batches(whole)
+    for cut in range(len(done) + 1):
+        rest = run(name, llama, history=done[:cut])
+        assert timeless(done[:cut] + batches(rest)) == timeless(done)
+        assert timeless(rest)[len(done) - cut :] == timeless(whole)[len(done) :]
+
+
+@pytest.mark.parametrize("name", sorted(strategies()))
+def test_progress_counts_up_to_the_total(name: str, llama: Context) -> None:
+    done = batches(run(name, llama))
+    assert all(a.done < b.done for a, b in pairwise(done))
+    assert done[-1].done == done[-1].total == sum(len(batch.facts) for batch in done)
+
+
+def test_scan_looks_at_the_scope_and_no_more(llama: Context) -> None:
+    facts = [fact for batch in batches(run("scan", llama)) for fact in batch.facts]
+    assert [fact.token.id for fact in facts] == llama.scope()
+    special = replace(llama, spec=replace(llama.spec, tokens=TokenScope(("special",))))
+    few = [fact.token for batch in batches(run("scan", special)) for fact in batch.facts]
+    assert {token.category for token in few} == {"special"}
+
+
+def test_a_glitch_fails_every_probe_with_a_low_probability(llama: Context) -> None:
+    facts = [f for b in batches(run("scan", llama, probes="strict")) for f in b.facts]
+    limit = sorted(max(r.p for r in f.probes.values()) for f in facts)[len(facts) // 2]  # type: ignore[union-attr]
+    severe = replace(llama, spec=replace(llama.spec, thresholds=Thresholds(probability=limit)))
+    judged = [f for b in batches(run("scan", severe, probes="strict")) for f in b.facts]
+    for fact in judged:
+        assert isinstance(fact, Verified)
+        failed = all(not r.passed and r.p < limit for r in fact.probes.values())
+        assert fact.glitch == failed
+        assert (fact.emitted is None) == any(r.passed for r in fact.probes.values())
+    assert 0 < sum(f.glitch for f in judged) < len(judged)  # type: ignore[union-attr]
+
+
+def test_budget_ends_a_search(llama: Context) -> None:
+    found = batches(run("mine", llama, search="random", budget=7, batch_size=5))
+    assert [len(batch.facts) for batch in found] == [5, 2]
+
+
+def test_validate_counts_attempts_and_confirms_by_threshold(llama: Context) -> None:
+    events = run("validate", llama)
+    facts = [fact for batch in batches(events) for fact in batch.facts]
+    for fact in facts:
+        assert isinstance(fact, Sampled)
+        assert fact.attempts == 3
+        assert fact.asr == fact.failures / 3
+        assert fact.asr_low <= fact.asr <= fact.asr_high
+        assert fact.confirmed == (fact.asr >= llama.spec.thresholds.asr)
+    measured = {event.name: event for event in events if isinstance(event, Measured)}
+    assert measured["confirmed"].value == sum(fact.confirmed for fact in facts)  # type: ignore[union-attr]
+
+
+def test_tokens_come_from_ids_texts_files_and_steps(llama: Context, tmp_path: Path) -> None:
+    piece = llama.vocabulary.text(300)
+    assert [t.id for t in llama.tokens({"texts": [piece]})] == [300]
+    file = tmp_path / "ids.json"
+    file.write_text("[5, 6, 5]")
+    assert [t.id for t in llama.tokens({"file": str(file)})] == [5, 6]
+    found = batches(run("mine", llama))
+    later = replace(llama, earlier={"mine": found})
+    everything = [fact.token.id for batch in found for fact in batch.facts]
+    assert [t.id for t in later.tokens({"from": "mine", "select": "all"})] == everything
+    glitches = [f.token.id for b in found for f in b.facts if f.glitch]  # type: ignore[union-attr]
+    assert [t.id for t in later.tokens({"from": "mine"})] == glitches
+
+
+def test_no_tokens_found_is_an_empty_step_not_an_error(llama: Context) -> None:
+    nothing = replace(llama, earlier={"mine": []})
+    events = run("validate", nothing, tokens={"from": "mine"})
+    measured = {event.name: event for event in events if isinstance(event, Measured)}
+    assert measured["confirmed"].n == 0
+    assert measured["asr_mean"].value is None
+
+
+def test_impossible_tokens_are_named(llama: Context) -> None:
+    with pytest.raises(RunError, match="999999 is outside"):
+        llama.tokens({"ids": [999999]})
+    with pytest.raises(RunError, match="not one token"):
+        llama.tokens({"texts": ["surely many tokens"]})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "ids"),
+    [
+        ("a.json", [3, 4], [3, 4]),
+        ("a.json", [{"token_id": 3}, {"id": 4, "text": "x"}], [3, 4]),
+        ("a.json", {"glitch_tokens": ["x"], "glitch_token_ids": [9, 9]}, [9, 9]),
+        ("a.json", {"tokens": [{"id": 1}]}, [1]),
+        ("a.json", {"columns": ["token_id", "glitch"], "data": [[1, True], [2, False]]}, [1]),
+    ],
+)
+def test_result_files_that_are_read(
+    tmp_path: Path, name: str, content: object, ids: list[int]
+) -> None:
+    (tmp_path / name).write_text(json.dumps(content))
+    assert read_ids(tmp_path / name) == ids
+
+
+def test_tokens_jsonl_gives_its_glitches(tmp_path: Path) -> None:
+    rows = [{"token_id": 1, "glitch": True}, {"token_id": 2, "glitch": False}]
+    (tmp_path / "tokens.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    assert read_ids(tmp_path / "tokens.jsonl") == [1]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "not json", '{"tokens": "x"}', "[true]"])
+def test_files_without_ids_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(RunError, match=r"bad\.json"):
+        read_ids(tmp_path / "bad.json")
