@@ -102,7 +102,10 @@ def _setup(record: RunRecord) -> Pairs:
     pairs = [
         ("Model", _text((record.spec.get("model") or {}).get("path"))),
         *_model_pairs(record.model),
-        ("System text", _text(record.spec["system"]) if record.spec.get("system") else "none"),
+        (
+            "System text",
+            _text(record.spec["system"]) if record.spec.get("system") else "none in the spec",
+        ),
         ("Seed", _text(record.spec.get("seed", 0))),
         ("Vocabulary in scope", ", ".join(map(str, scope))),
         ("Glitch", f"every probe failed, with p < {level.probability:g} in each"),
