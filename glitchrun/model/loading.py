@@ -24,9 +24,11 @@ from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.errors import DoesNotFit, ModelUnavailable
 from glitchrun.model import census, experts, quantizer
 from glitchrun.model.device import pick_device, watch_peak
+from glitchrun.model.frugal import frugal
 from glitchrun.model.gguf_cache import converted
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.model.noise import first_line, load_report, quiet
+from glitchrun.model.quantized import SCHEMES
 from glitchrun.model.tokenizer import load_tokenizer
 from glitchrun.model.weights import open_pickled, open_safetensors
 from glitchrun.spec.types import ModelSpec
@@ -49,17 +51,21 @@ def load(spec: ModelSpec, cache: Path) -> LoadedModel:
     Raises ModelUnavailable (files missing, damaged or not allowed, with the remedy), DoesNotFit
     (not enough memory), PreflightError (no such device).
     """
-    started = time.perf_counter()
     device = pick_device(spec.device)
+    if spec.quantization in SCHEMES:
+        quantizer.register()  # imports bitsandbytes: no part of what loading costs
+    started = time.perf_counter()
     folder = checkpoint_folder(spec, cache)
     header = read_header(Checkpoint("folder", folder, spec.path), allow_pickle=spec.allow_pickle)
-    peak = watch_peak(device)
     with quiet():
         tokenizer = load_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
         config = _config(folder, header, spec)
-        module = _module(folder, config, header, spec, device)
+        model_class = _model_class(folder, config, spec)
+        peak = watch_peak(device)
+        module = _module(model_class, config, header, spec, device)
+    _add_generation_config(module, folder)
     held = census.take(module)
-    quantized = spec.quantization in ("int4", "int8") or header.prequantized
+    quantized = spec.quantization in SCHEMES or header.prequantized
     return LoadedModel(
         module=module,
         tokenizer=tokenizer,
@@ -117,13 +123,13 @@ def _config(folder: Path, header: Header, spec: ModelSpec) -> Any:
 
 
 def _module(
-    folder: Path, config: Any, header: Header, spec: ModelSpec, device: torch.device
+    model_class: Any, config: Any, header: Header, spec: ModelSpec, device: torch.device
 ) -> PreTrainedModel:
     """The transformers model with its weights in place."""
     arguments = _numbers(spec, header) | _placement(spec, device)
-    with _weights(header, spec, device) as tensors, load_report() as report:
+    with frugal(), _weights(header, spec, device) as tensors, load_report() as report:
         try:
-            module, found = _model_class(folder, config, spec).from_pretrained(
+            module, found = model_class.from_pretrained(
                 None,
                 config=config,
                 state_dict=tensors,
@@ -140,11 +146,15 @@ def _module(
             raise ModelUnavailable(
                 f"model.path {spec.path!r}: cannot be loaded: {detail}"
             ) from error
-    _check_complete(found, folder)
+    _check_complete(found, spec.path)
     _check_placed(module, spec)
+    return _ready(module)
+
+
+def _add_generation_config(module: Any, folder: Path) -> None:
+    """Which tokens end a text: newer chat models name several, and only there."""
     if (folder / "generation_config.json").is_file():
         module.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return _ready(module)
 
 
 def _model_class(folder: Path, config: Any, spec: ModelSpec) -> Any:
@@ -162,7 +172,6 @@ def _numbers(spec: ModelSpec, header: Header) -> dict[str, Any]:
         return {"dtype": getattr(torch, header.dtype)}
     if spec.quantization in FLOATS:
         return {"dtype": getattr(torch, spec.quantization)}
-    quantizer.register()
     return {
         "dtype": getattr(torch, REST_DTYPE),
         "quantization_config": quantizer.WeightOnlyConfig(spec.quantization),
@@ -184,27 +193,29 @@ def _weights(
     if header.format == "pickle":
         return open_pickled(header.files)
     as_stored = header.prequantized is None and spec.quantization in ("none", header.dtype)
-    return open_safetensors(header.files, mapped=as_stored and device.type == "cpu")
+    # Experts are merged into stacks: what was mapped would stay beside them.
+    mapped = as_stored and device.type == "cpu" and not header.shape.experts
+    return open_safetensors(header.files, mapped=mapped)
 
 
-def _check_complete(found: Mapping[str, Any], folder: Path) -> None:
+def _check_complete(found: Mapping[str, Any], source: str) -> None:
     """Refuse weights that transformers would have made up at random."""
     if found["mismatched_keys"]:
         name, stored, wanted = min(found["mismatched_keys"])
         raise ModelUnavailable(
-            f"{folder}: {name} has shape {tuple(stored)}, the model that config.json describes "
+            f"model.path {source!r}: {name} has shape {tuple(stored)}, the model that config.json describes "
             f"wants {tuple(wanted)} ({len(found['mismatched_keys'])} such weights); config.json "
             "and weights do not belong together"
         )
     if found["missing_keys"]:
         names = sorted(found["missing_keys"])
         raise ModelUnavailable(
-            f"{folder}: {len(names)} weights of the model that config.json describes are not "
+            f"model.path {source!r}: {len(names)} weights of the model that config.json describes are not "
             f"there, such as {names[0]}; fetch the checkpoint again"
         )
     if found["unexpected_keys"]:
         names = sorted(found["unexpected_keys"])
-        log.warning("%s: %d tensors are not used, such as %s", folder, len(names), names[0])
+        log.warning("%s: %d tensors are not used, such as %s", source, len(names), names[0])
 
 
 def _check_placed(module: Any, spec: ModelSpec) -> None:

@@ -88,12 +88,16 @@ class Int8Matrices(QuantizedMatrices):
             torch.empty((count, rows), dtype=torch.float32, device=weights.device)
         )
         for index in range(count):  # one at a time: the float16 copy is as large as the matrix
-            codes, scales, _ = _bnb().int8_vectorwise_quant(weights[index].to(torch.float16))
+            codes, scales, _ = import_bitsandbytes().int8_vectorwise_quant(
+                weights[index].to(torch.float16)
+            )
             made.codes[index], made.scales[index] = codes, scales
         return made
 
     def matrix(self, index: int, dtype: torch.dtype) -> torch.Tensor:
-        floats: torch.Tensor = _bnb().int8_vectorwise_dequant(self.codes[index], self.scales[index])
+        floats: torch.Tensor = import_bitsandbytes().int8_vectorwise_dequant(
+            self.codes[index], self.scales[index]
+        )
         return floats.to(dtype)
 
 
@@ -120,19 +124,19 @@ class Int4Matrices(QuantizedMatrices):
 
     @classmethod
     def _quantize_one(cls, matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        codes, state = _bnb().quantize_4bit(
+        codes, state = import_bitsandbytes().quantize_4bit(
             matrix.contiguous(), blocksize=cls._BLOCK, compress_statistics=True, quant_type="nf4"
         )
         return codes, state.absmax, state.state2.absmax, state.offset
 
     def matrix(self, index: int, dtype: torch.dtype) -> torch.Tensor:
-        scales = _bnb().QuantState(
+        scales = import_bitsandbytes().QuantState(
             absmax=self.scale_scales[index],
             code=_scale_code(self.codes.device),
             blocksize=self._SCALE_BLOCK,
             dtype=torch.float32,
         )
-        state = _bnb().QuantState(
+        state = import_bitsandbytes().QuantState(
             absmax=self.scales[index],
             shape=torch.Size((self.rows, self.columns)),
             blocksize=self._BLOCK,
@@ -141,12 +145,12 @@ class Int4Matrices(QuantizedMatrices):
             offset=self.offsets[index],
             state2=scales,
         )
-        floats: torch.Tensor = _bnb().dequantize_4bit(self.codes[index], state)
+        floats: torch.Tensor = import_bitsandbytes().dequantize_4bit(self.codes[index], state)
         return floats
 
 
 @cache
-def _bnb() -> Any:
+def import_bitsandbytes() -> Any:
     """bitsandbytes, imported when first needed: it logs what its CPU backend lacks as it is."""
     with quiet():
         from bitsandbytes import functional
@@ -156,7 +160,7 @@ def _bnb() -> Any:
 @cache
 def _scale_code(device: torch.device) -> torch.Tensor:
     """The 256 values that quantized scales stand for: bitsandbytes' dynamic map."""
-    code: torch.Tensor = _bnb().create_dynamic_map().to(device)
+    code: torch.Tensor = import_bitsandbytes().create_dynamic_map().to(device)
     return code
 
 

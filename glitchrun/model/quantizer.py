@@ -19,7 +19,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from glitchrun.model import experts
-from glitchrun.model.quantized import SCHEMES, QuantizedLinear
+from glitchrun.model.quantized import SCHEMES, QuantizedLinear, import_bitsandbytes
 
 METHOD = "glitchrun"
 _ROUTERS = ("gate", "router", "shared_expert_gate")
@@ -108,7 +108,8 @@ class _Quantize(ConversionOps):
         if isinstance(module, nn.Linear | Conv1D):
             rows_first = weights.T if isinstance(module, Conv1D) else weights
             linear = QuantizedLinear(self.kind.quantize(rows_first[None]), module.bias)
-            linear._is_hf_initialized = True
+            # GPT-2 and its like initialize a layer's weight from the module above it.
+            linear._is_hf_initialized = linear.weight._is_hf_initialized = True
             model.set_submodule(path, linear)
         else:
             experts.put_quantized(module, name, weights, self.kind)
@@ -116,6 +117,7 @@ class _Quantize(ConversionOps):
 
 def register() -> None:
     """Make the quantizer known to transformers; calling it again changes nothing."""
+    import_bitsandbytes()
     experts.register()
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(METHOD, WeightOnlyConfig)
     auto.AUTO_QUANTIZER_MAPPING.setdefault(METHOD, WeightOnlyQuantizer)
