@@ -106,7 +106,9 @@ def _about_verdicts(record: RunRecord, verified: list[Verified]) -> str:
     probes = sorted({name for fact in verified for name in fact.probes})
     level = thresholds(record).probability
     limit = "" if level >= 1 else f" and had a probability below {level:g} in each"
-    prompts = f"the probe {probes[0]}" if len(probes) == 1 else f"the probes {', '.join(probes)}"
+    prompts = (
+        f"the probe {probes[0]}" if len(probes) == 1 else f"each of the probes {', '.join(probes)}"
+    )
     size = record.model.vocabulary_size if record.model else 0
     whole = f" ({share(len(verified), size)} of the vocabulary's {size:,})" if size else ""
     return (
