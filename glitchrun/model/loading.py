@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -23,6 +24,7 @@ from glitchrun.checkpoint.headers import Header, read_header
 from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.errors import DoesNotFit, ModelUnavailable
 from glitchrun.model import census, experts, quantizer
+from glitchrun.model.adopted import adopt
 from glitchrun.model.device import pick_device, watch_peak
 from glitchrun.model.frugal import frugal
 from glitchrun.model.gguf_cache import converted
@@ -58,8 +60,8 @@ def load(spec: ModelSpec, cache: Path) -> LoadedModel:
     folder = checkpoint_folder(spec, cache)
     header = read_header(Checkpoint("folder", folder, spec.path), allow_pickle=spec.allow_pickle)
     with quiet():
-        tokenizer = load_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
         config = _config(folder, header, spec)
+        tokenizer = load_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
         model_class = _model_class(folder, config, spec)
         peak = watch_peak(device)
         module = _module(model_class, config, header, spec, device)
@@ -105,15 +107,15 @@ def _config(folder: Path, header: Header, spec: ModelSpec) -> Any:
         config = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=spec.trust_remote_code
         )
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, StrictDataclassError) as error:
         if "auto_map" in header.config and not spec.trust_remote_code:
             raise ModelUnavailable(
                 f"{folder / 'config.json'}: the model needs code that comes with it (auto_map); "
                 "set model.trust_remote_code: true if you trust where it comes from"
             ) from error
         raise ModelUnavailable(
-            f"{folder / 'config.json'}: transformers does not know this model_type, "
-            f"{header.config.get('model_type')!r}, or its settings ({first_line(error)})"
+            f"{folder / 'config.json'}: transformers does not take these settings of model_type "
+            f"{header.config.get('model_type')!r}: {' '.join(str(error).split())}"
         ) from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not spec.trust_remote_code:
         raise ModelUnavailable(
@@ -140,21 +142,31 @@ def _module(
         except torch.OutOfMemoryError as error:
             raise _does_not_fit(spec, device) from error
         except (ValueError, RuntimeError, OSError, KeyError) as error:
-            if "OutOfMemory" in report.text:
+            if "OutOfMemoryError" in report.text:
                 raise _does_not_fit(spec, device) from error
-            detail = report.text or first_line(error)
+            if spec.max_memory and "disk" in str(error):
+                raise _beyond_bounds(spec) from error
+            detail = report.cause or first_line(error)
             raise ModelUnavailable(
                 f"model.path {spec.path!r}: cannot be loaded: {detail}"
             ) from error
     _check_complete(found, spec.path)
     _check_placed(module, spec)
-    return _ready(module)
+    if header.prequantized == "bitsandbytes":
+        adopt(module)
+    module.requires_grad_(False)
+    return module.eval()
 
 
 def _add_generation_config(module: Any, folder: Path) -> None:
     """Which tokens end a text: newer chat models name several, and only there."""
-    if (folder / "generation_config.json").is_file():
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return
+    try:
         module.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelUnavailable(f"{path}: cannot be read ({first_line(error)})") from error
 
 
 def _model_class(folder: Path, config: Any, spec: ModelSpec) -> Any:
@@ -203,15 +215,15 @@ def _check_complete(found: Mapping[str, Any], source: str) -> None:
     if found["mismatched_keys"]:
         name, stored, wanted = min(found["mismatched_keys"])
         raise ModelUnavailable(
-            f"model.path {source!r}: {name} has shape {tuple(stored)}, the model that config.json describes "
-            f"wants {tuple(wanted)} ({len(found['mismatched_keys'])} such weights); config.json "
-            "and weights do not belong together"
+            f"model.path {source!r}: {name} has shape {tuple(stored)}, the model that config.json "
+            f"describes wants {tuple(wanted)} ({len(found['mismatched_keys'])} such weights); "
+            "config.json and weights do not belong together"
         )
     if found["missing_keys"]:
         names = sorted(found["missing_keys"])
         raise ModelUnavailable(
-            f"model.path {source!r}: {len(names)} weights of the model that config.json describes are not "
-            f"there, such as {names[0]}; fetch the checkpoint again"
+            f"model.path {source!r}: {len(names)} weights of the model that config.json describes "
+            f"are not there, such as {names[0]}; fetch the checkpoint again"
         )
     if found["unexpected_keys"]:
         names = sorted(found["unexpected_keys"])
@@ -221,10 +233,14 @@ def _check_complete(found: Mapping[str, Any], source: str) -> None:
 def _check_placed(module: Any, spec: ModelSpec) -> None:
     places = set(getattr(module, "hf_device_map", {}).values())
     if "disk" in places:
-        raise DoesNotFit(
-            f"model.max_memory {dict(spec.max_memory or {})}: the model does not fit into it and "
-            "would be read from disk at every step; allow more memory or quantize further"
-        )
+        raise _beyond_bounds(spec)
+
+
+def _beyond_bounds(spec: ModelSpec) -> DoesNotFit:
+    return DoesNotFit(
+        f"model.max_memory {dict(spec.max_memory or {})}: the model does not fit into it and would "
+        "be read from disk at every step; allow more memory or quantize further"
+    )
 
 
 def _does_not_fit(spec: ModelSpec, device: torch.device) -> DoesNotFit:
@@ -233,13 +249,3 @@ def _does_not_fit(spec: ModelSpec, device: torch.device) -> DoesNotFit:
         "memory while loading; quantize further (model.quantization: int4), or share it out with "
         "model.max_memory"
     )
-
-
-def _ready(module: Any) -> Any:
-    for part in module.modules():
-        # A checkpoint stored as bitsandbytes int4: without this, gradients are silently zero on a
-        # CPU with AVX512_BF16 after any forward without gradients (bitsandbytes 0.50).
-        if hasattr(part, "support_avx512bf16_for_cpu"):
-            part.support_avx512bf16_for_cpu = False
-    module.requires_grad_(False)
-    return module.eval()

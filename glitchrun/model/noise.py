@@ -44,6 +44,12 @@ class LoadReport(logging.Handler):
         super().__init__(logging.WARNING)
         self.text = ""
 
+    @property
+    def cause(self) -> str | None:
+        """The first exception in the report, in one line, without its traceback."""
+        found = re.search(r"^\w+(?:Error|Exception): .*$", self.text, re.MULTILINE)
+        return found[0].strip() if found else None
+
     def emit(self, record: logging.LogRecord) -> None:
         self.text += re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage())
 

@@ -105,8 +105,8 @@ class Int4Matrices(QuantizedMatrices):
     """nf4 in blocks of 64 with doubly quantized scales: 4.13 bits per weight (QLoRA)."""
 
     scheme = "int4"
-    _BLOCK: ClassVar[int] = 64
-    _SCALE_BLOCK: ClassVar[int] = 256
+    BLOCK: ClassVar[int] = 64
+    SCALE_BLOCK: ClassVar[int] = 256
 
     @classmethod
     def quantize(cls, weights: torch.Tensor) -> Int4Matrices:
@@ -125,7 +125,7 @@ class Int4Matrices(QuantizedMatrices):
     @classmethod
     def _quantize_one(cls, matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
         codes, state = import_bitsandbytes().quantize_4bit(
-            matrix.contiguous(), blocksize=cls._BLOCK, compress_statistics=True, quant_type="nf4"
+            matrix.contiguous(), blocksize=cls.BLOCK, compress_statistics=True, quant_type="nf4"
         )
         return codes, state.absmax, state.state2.absmax, state.offset
 
@@ -133,13 +133,13 @@ class Int4Matrices(QuantizedMatrices):
         scales = import_bitsandbytes().QuantState(
             absmax=self.scale_scales[index],
             code=_scale_code(self.codes.device),
-            blocksize=self._SCALE_BLOCK,
+            blocksize=self.SCALE_BLOCK,
             dtype=torch.float32,
         )
         state = import_bitsandbytes().QuantState(
             absmax=self.scales[index],
             shape=torch.Size((self.rows, self.columns)),
-            blocksize=self._BLOCK,
+            blocksize=self.BLOCK,
             quant_type="nf4",
             dtype=dtype,
             offset=self.offsets[index],
