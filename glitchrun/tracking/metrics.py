@@ -53,7 +53,9 @@ def state(record: RunRecord) -> dict[str, float]:
         name: metric.value for name, metric in record.metrics.items() if name.startswith("model/")
     }
     return {
-        name: float(value) for name, value in {**measured, **estimates}.items() if is_finite(value)
+        name: rounded(value)
+        for name, value in {**measured, **estimates}.items()
+        if is_finite(value)
     }
 
 
@@ -66,6 +68,11 @@ def last_moment(record: RunRecord) -> int:
 def is_finite(value: float | None) -> TypeGuard[float]:
     """Whether MLflow can show the value: it takes infinity for a large number."""
     return value is not None and math.isfinite(value)
+
+
+def rounded(value: float) -> float:
+    """`value` as a table shows it whole: integers as they are, others to 7 significant digits."""
+    return float(value) if float(value).is_integer() else float(f"{value:.7g}")
 
 
 def headline(names: Mapping[str, object]) -> str | None:
@@ -93,14 +100,14 @@ def _step_points(step: StepRecord) -> Iterator[Point]:
         running.add(timed.batch.facts, timed.batch.seconds)
         if _is_kept(place):
             for name, number in running.values():
-                yield Point(f"{step.id}/{name}", number, timed.at, timed.batch.done)
+                yield Point(f"{step.id}/{name}", rounded(number), timed.at, timed.batch.done)
     # After the last running point, so that MLflow takes the final value for the latest.
     last = step.batches[-1] if step.batches else None
     at = last.at + 1 if last else step.started_at or 0
     for name, metric in step.metrics.items():
         if is_finite(metric.value):
             done = last.batch.done if last else 0
-            yield Point(f"{step.id}/{name}", float(metric.value), at, done)
+            yield Point(f"{step.id}/{name}", rounded(metric.value), at, done)
 
 
 def _is_kept(place: int) -> bool:

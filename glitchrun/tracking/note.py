@@ -17,8 +17,16 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|<>~$&-])")
 
 def note(record: RunRecord) -> str:
     """Markdown, in which no token text can act as markup."""
-    parts = [_what(record), _outcome(record), _steps(record), _tokens(record), _gates(record)]
-    parts += [_counts(record), _again(record)]
+    parts = [
+        escaped(record.identity.description) if record.identity.description else "",
+        _outcome(record),
+        _gates(record),
+        _what(record),
+        _tokens(record),
+        _steps(record),
+        _counts(record),
+        _again(record),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -38,9 +46,8 @@ def _what(record: RunRecord) -> str:
     path = escaped(str(record.spec.get("model", {}).get("path", "?")))
     if model is None:
         return f"**{path}**, not loaded yet."
-    said = f"{escaped(record.identity.description)}\n\n" if record.identity.description else ""
     return (
-        f"{said}**{path}** ({escaped(model.architecture)}, {model.vocabulary_size:,} tokens) in "
+        f"**{path}** ({escaped(model.architecture)}, {model.vocabulary_size:,} tokens) in "
         f"{model.quantization}, computed in {model.dtype} on {model.device}; template "
         f"{escaped(model.template)} ({escaped(model.template_rule)})."
     )

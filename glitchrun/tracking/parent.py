@@ -8,13 +8,15 @@ from typing import Any
 
 from glitchrun.ledger.record import RunRecord
 from glitchrun.tracking import limits
-from glitchrun.tracking.metrics import column_order, headline
+from glitchrun.tracking.metrics import COLUMNS, column_order, headline
 from glitchrun.tracking.run import RUNNING, find_or_create, log_state, set_status
 from glitchrun.tracking.store import Store
 from glitchrun.tracking.tags import ATTEMPT, KEY, KIND, NOTE, PARENT, birth_tags
 
 SUMMARY = "sweep_summary.json"
-_MOST_COLUMNS = 8
+_MOST_COLUMNS = 6
+_BEST = ("confirmed", "glitch", "asr_mean", "glitch_rate", "tokens_per_second")
+"""Metrics of which more is better: more found with the same work."""
 
 
 def open_parent(record: RunRecord, experiment_id: str, store: Store) -> Any | None:
@@ -38,7 +40,7 @@ def sum_up(record: RunRecord, parent: Any, experiment_id: str, store: Store) -> 
     children = _children(run_id, experiment_id, store)
     swept = [limits.key(name) for name in record.identity.assignments]
     columns = _columns(children)
-    text = limits.value(_markdown(children, swept, columns), limits.TAG)
+    text = limits.value(_markdown(children, columns), limits.TAG)
     store.client.set_tag(run_id, NOTE, text)
     store.client.log_text(run_id, _summary(children, swept), SUMMARY)
     ended = [child.info.end_time for child in children if child.info.end_time]
@@ -62,7 +64,7 @@ def _children(run_id: str, experiment_id: str, store: Store) -> list[Any]:
 
 def _columns(children: Sequence[Any]) -> list[str]:
     names = {name for child in children for name in child.data.metrics}
-    shown = [name for name in names if not name.startswith(("system/", "model/"))]
+    shown = [name for name in names if name.rpartition("/")[2] in COLUMNS]
     return sorted(shown, key=column_order)[:_MOST_COLUMNS]
 
 
@@ -70,6 +72,8 @@ def _best(children: Sequence[Any], columns: Sequence[str]) -> dict[str, float]:
     """The largest of each column over the finished children."""
     best: dict[str, float] = {}
     for name in columns:
+        if name.rpartition("/")[2] not in _BEST:
+            continue
         values = [
             child.data.metrics[name]
             for child in children
@@ -80,13 +84,12 @@ def _best(children: Sequence[Any], columns: Sequence[str]) -> dict[str, float]:
     return best
 
 
-def _markdown(children: Sequence[Any], swept: Sequence[str], columns: Sequence[str]) -> str:
-    heads = ["run", *swept, *columns, "state"]
+def _markdown(children: Sequence[Any], columns: Sequence[str]) -> str:
+    heads = ["run", *columns, "state"]
     rows = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for child in children:
-        params = [child.data.params.get(name, "") for name in swept]
         numbers = [_number(child.data.metrics, name) for name in columns]
-        cells = [child.info.run_name, *params, *numbers, child.info.status]
+        cells = [child.info.run_name, *numbers, child.info.status]
         rows.append(f"| {' | '.join(str(cell).replace('|', '¦') for cell in cells)} |")
     first = headline(dict.fromkeys(reversed(columns)))
     lead = max(

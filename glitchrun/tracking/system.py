@@ -29,9 +29,8 @@ class Sampler:
         self._process = psutil.Process()
         self._nvidia_smi = shutil.which("nvidia-smi")
         self._pending: list[Point] = []
-        # Both measure since their last call, so the first value would be meaningless.
-        self._process.cpu_percent()
-        psutil.cpu_percent()
+        self._process.cpu_percent()  # measures since its last call, so the first says nothing
+        self._busy, self._total = _cpu_seconds()
 
     def sample(self) -> None:
         """Takes one sample of everything."""
@@ -51,8 +50,12 @@ class Sampler:
     def _machine(self) -> Iterator[tuple[str, float]]:
         import psutil
 
+        busy, total = _cpu_seconds()
+        if total > self._total:
+            share = (busy - self._busy) / (total - self._total)
+            yield "cpu_utilization_percentage", 100 * max(0.0, min(1.0, share))
+        self._busy, self._total = busy, total
         memory = psutil.virtual_memory()
-        yield "cpu_utilization_percentage", psutil.cpu_percent()
         yield "system_memory_usage_megabytes", (memory.total - memory.available) / _MEGA
         yield "system_memory_usage_percentage", memory.percent
 
@@ -71,6 +74,19 @@ class Sampler:
             self._nvidia_smi = None  # it will not answer better in three seconds
             return
         yield from gpu_values(done.stdout)
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """Seconds that all processors together were busy, and in all, since the machine started.
+
+    `psutil.cpu_percent` counts from the last call of the same thread, and samples come from two.
+    """
+    import psutil
+
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    total = sum(times)
+    return total - idle, total
 
 
 def gpu_values(listing: str) -> Iterator[tuple[str, float]]:

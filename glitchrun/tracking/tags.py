@@ -44,7 +44,6 @@ def tags(record: RunRecord) -> dict[str, str]:
         "glitchrun.model_path": str(record.spec.get("model", {}).get("path", "")),
         "glitchrun.seed": str(record.spec.get("seed", 0)),
         "glitchrun.spec": record.identity.spec_path,
-        "glitchrun.folder": str(record.folder),
         "glitchrun.version": str(record.environment.get("glitchrun", "")),
         "glitchrun.gates": verdict(record),
         NOTE: note(record),

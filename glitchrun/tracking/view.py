@@ -45,7 +45,7 @@ def view(
     kept = [column for column in columns if column.startswith("params.")]
     wanted = [*dict.fromkeys([*kept, *swept]), *(_column("metrics", name) for name in names)]
     first = headline(dict.fromkeys(reversed(names)))
-    state: dict[str, Any] = {"selectedColumns": wanted, "runsExpanded": {}, "hideEmptyCharts": True}
+    state: dict[str, Any] = {"selectedColumns": wanted, "columnOrder": wanted}
     if first:
         state |= {"orderByKey": _column("metrics", first), "orderByAsc": False}
     if state == old:

@@ -44,7 +44,8 @@ class Invented:
     started_at: int = START
     status: str = "FINISHED"
     """FINISHED, FAILED, KILLED or RUNNING; all but the first stop half way through the search."""
-    tracking_uri: str = "sqlite:///mlflow.db"
+    tracking_uri: str | None = None
+    """The default store under the root where it is None."""
     spec_path: str = "specs/smollm2-quickstart.yaml"
 
 
@@ -56,7 +57,7 @@ def write_run(root: Path, invented: Invented | None = None, upto: int | None = N
     artifacts.mkdir(parents=True, exist_ok=True)
     document = _document(made)
     data = {
-        "identity": asdict(_identity(made)),
+        "identity": asdict(_identity(made, root)),
         "spec": document,
         "origins": {"thresholds.asr": f"{made.spec_path}:14:9"},
         "created_at": made.started_at,
@@ -93,7 +94,7 @@ def write_matrix(root: Path, made: Invented | None = None) -> list[RunRecord]:
     ]
 
 
-def _identity(made: Invented) -> RunIdentity:
+def _identity(made: Invented, root: Path) -> RunIdentity:
     digests = {name: f"{name}-{made.key}" for name in ("results", "numerics", "cosmetic")}
     return RunIdentity(
         experiment=made.experiment,
@@ -106,7 +107,7 @@ def _identity(made: Invented) -> RunIdentity:
         digests={**digests, "model": "9d3f0a77c2d14be1"},
         tags={"team": "safety"},
         description="Which tokens can SmolLM2 not repeat?",
-        tracking_uri=made.tracking_uri,
+        tracking_uri=made.tracking_uri or f"sqlite:///{root.absolute()}/mlflow.db",
     )
 
 
