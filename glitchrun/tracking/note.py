@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 
 from glitchrun.events import Sampled, Verified
+from glitchrun.ledger.command import apply_command
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.tracking.metrics import is_finite
 from glitchrun.vocabulary.text import visible
@@ -133,11 +133,10 @@ def _counts(record: RunRecord) -> str:
 
 
 def _again(record: RunRecord) -> str:
-    only = f" --only {json.dumps(record.identity.name)}" if record.identity.parent else ""
     git = (record.environment.get("git") or {}).get("commit")
     commit = f"\n# at git commit {git}" if git else ""
     return (
-        f"To do it again:\n\n```\nglitchrun apply {record.identity.spec_path}{only} --fresh"
+        f"To do it again:\n\n```\n{apply_command(record)} --fresh"
         f"{commit}\n```\n\nThe whole run is in report.html among the artifacts, each token in "
         "tokens.jsonl."
     )
