@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from typing import Any
 
 from glitchrun.spec.defaults import with_defaults
-from glitchrun.spec.document import Document
-from glitchrun.spec.environment import REDACTED
-from glitchrun.spec.nodes import Path_, ScalarNode, path_text, walk
+from glitchrun.spec.document import REDACTED, Document
+from glitchrun.spec.nodes import ScalarNode, path_text, walk
 from glitchrun.spec.types import (
     Gate,
     InlineTemplate,
@@ -22,16 +21,17 @@ from glitchrun.spec.types import (
 )
 
 
-def build_spec(document: Document, secret: Set[Path_]) -> Spec:
-    """The frozen Spec of a valid document; values at the `secret` paths stay out of
-    `Spec.document`."""
+def build_spec(document: Document) -> Spec:
+    """The frozen Spec of a valid document. Its secret values stay out of `Spec.document` and out of
+    description and tags, which are only there to be shown."""
     data = document.data
-    metadata = data["metadata"]
+    resolved = _resolved_document(document)
+    shown = resolved["metadata"]
     tracking = data.get("tracking", {})
     return Spec(
-        name=metadata["name"],
-        description=metadata.get("description", ""),
-        tags=_tags(document),
+        name=data["metadata"]["name"],
+        description=shown.get("description", ""),
+        tags=dict(shown.get("tags", {})),
         model=ModelSpec(**_model(document)),
         template=_template(data.get("template", "auto")),
         system=data.get("system"),
@@ -44,7 +44,7 @@ def build_spec(document: Document, secret: Set[Path_]) -> Spec:
         gates=tuple(Gate(**gate) for gate in data.get("gates", ())),
         engine=data.get("execution", {}).get("engine", "local"),
         tracking=Tracking(tracking.get("uri"), tracking.get("experiment")),
-        document=_resolved_document(document, secret),
+        document=resolved,
         origins=_origins(document),
     )
 
@@ -65,7 +65,7 @@ def _step(step: Mapping[str, Any]) -> Step:
     return Step(step.get("id", step["strategy"]), step["strategy"], params)
 
 
-def _tags(document: Document) -> Mapping[str, str]:
+def _tags(document: Document) -> dict[str, str]:
     """Tags are text, as written: `version: 1.10` keeps its zero."""
     tags = document.data["metadata"].get("tags", {})
     return {name: _tag_text(document, name) for name in tags}
@@ -77,11 +77,11 @@ def _tag_text(document: Document, name: str) -> str:
     return node.value if isinstance(node.value, str) else node.text
 
 
-def _resolved_document(document: Document, secret: Set[Path_]) -> dict[str, Any]:
+def _resolved_document(document: Document) -> dict[str, Any]:
     filled = with_defaults(document.data)
     if document.data["metadata"].get("tags"):
-        filled["metadata"]["tags"] = dict(_tags(document))
-    for path in secret:
+        filled["metadata"]["tags"] = _tags(document)
+    for path in document.secret:
         holder: Any = filled
         for part in path[:-1]:
             holder = holder[part]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,10 @@ from glitchrun.spec.nodes import (
 from glitchrun.spec.problems import Problem
 from glitchrun.spec.source import Source
 
+REDACTED = "<redacted>"
+_SHORTEST_SECRET = 4
+"""Shorter ones are only looked for in quotes: a `1` is part of many a message."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -29,6 +34,8 @@ class Document:
     node: MappingNode
     open: frozenset[Path_] = frozenset()
     """Values not known yet, because their environment variable is not set."""
+    secret: Mapping[Path_, str] = field(default_factory=dict)
+    """Values that must not be shown: where they are, and their text."""
     data: dict[str, Any] = field(init=False)
     """The document as plain data; an open value is `{"env": NAME}`."""
 
@@ -80,4 +87,14 @@ class Document:
     ) -> Problem:
         """A problem with the value at `path`, shown at `place` or else at the value."""
         place = place or self.place(path)
-        return problem_at(place, code, message, hint, path_text(path), self.via(place))
+        return problem_at(
+            place, code, self._told(message), self._told(hint), path_text(path), self.via(place)
+        )
+
+    def _told(self, text: str) -> str:
+        """`text` without secrets."""
+        for secret in self.secret.values():
+            text = text.replace(repr(secret), REDACTED)
+            if len(secret) >= _SHORTEST_SECRET:
+                text = text.replace(secret, REDACTED)
+        return text

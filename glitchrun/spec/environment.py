@@ -22,10 +22,9 @@ from glitchrun.spec.scalars import BadScalar, resolve
 from glitchrun.spec.schema import FREE, USER_KEYED
 from glitchrun.spec.suggestions import did_you_mean
 
-REDACTED = "<redacted>"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _SECRET = re.compile(r"(token|key|passw(or)?d|secret|credentials?)\Z", re.IGNORECASE)
-_WORD = re.compile(r"[A-Za-z][a-z]*|[A-Z]+")
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Za-z][a-z]*")
 
 
 class Unset(Enum):
@@ -48,8 +47,8 @@ class Resolution:
     """Values that depend on a variable that is not set."""
     unset: dict[Path_, str] = field(default_factory=dict)
     """Values left out because their variable, named here, is not set."""
-    secret: set[Path_] = field(default_factory=set)
-    """Values that must not be logged."""
+    secret: dict[Path_, str] = field(default_factory=dict)
+    """Values that must not be logged: where they are, and their text."""
     malformed: list[tuple[Path_, Node, str, str, str]] = field(default_factory=list)
     """References that are wrong: path, node, code, message, hint."""
 
@@ -148,7 +147,7 @@ class _Resolver:
             value = text
         place = replace(node.place, via=f"environment variable {variable}", base=Path())
         if is_secret(path, variable):
-            self.result.secret.add(path)
+            self.result.secret[path] = text
         return ScalarNode(text if value is None else value, text, place, from_variable=variable)
 
     def _variable(self, node: MappingNode, path: Path_) -> str | None:

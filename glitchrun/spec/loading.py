@@ -63,7 +63,7 @@ def load_experiment(
         raise InvalidSpec(_capped(loaded.problems))
     source = loaded.composition.source
     assert source is not None  # or there would be a problem
-    specs = [build_spec(document, resolution.secret) for _, document, resolution in loaded.cells]
+    specs = [build_spec(document) for _, document, _ in loaded.cells]
     cells = tuple(
         Cell(draft.name or spec.name, draft.assignments, spec)
         for (draft, _, _), spec in zip(loaded.cells, specs, strict=True)
@@ -145,7 +145,8 @@ def _check(
     source = loaded.composition.source
     assert source is not None
     resolution = resolve_environment(node, loaded.surroundings.environ, loaded.surroundings.unset)
-    document = Document(source, join_paths(resolution.node), frozenset(resolution.open))
+    joined = join_paths(resolution.node)
+    document = Document(source, joined, frozenset(resolution.open), resolution.secret)
     document = _with_texts(document)
     for path, at, code, message, hint in resolution.malformed:
         loaded.problems.append(document.problem(code, path, message, hint, place=at.place))
@@ -166,7 +167,7 @@ def _with_texts(document: Document) -> Document:
         node = document.find(path)
         assert isinstance(node, ScalarNode)
         changed = put(changed, path, replace(node, value=node.text))
-    return Document(document.source, changed, document.open)
+    return replace(document, node=changed)
 
 
 def _explained(
