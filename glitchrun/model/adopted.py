@@ -49,6 +49,8 @@ def _int8(layer: Any) -> QuantizedMatrices:
 
 def _int4(layer: Any) -> QuantizedMatrices | None:
     state = layer.weight.quant_state
+    if layer.in_features * layer.out_features % Int4Matrices.BLOCK:
+        return None
     same = state.quant_type == "nf4" and state.nested and state.blocksize == Int4Matrices.BLOCK
     if not same or state.state2.blocksize != Int4Matrices.SCALE_BLOCK:
         return None

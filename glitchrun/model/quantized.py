@@ -102,7 +102,12 @@ class Int8Matrices(QuantizedMatrices):
 
 
 class Int4Matrices(QuantizedMatrices):
-    """nf4 in blocks of 64 with doubly quantized scales: 4.13 bits per weight (QLoRA)."""
+    """nf4 in blocks of 64 with doubly quantized scales: 4.13 bits per weight (QLoRA).
+
+    Matrices are quantized as one row, filled up to whole blocks. bitsandbytes' CPU kernel (0.50)
+    takes the wrong scale for blocks that run over the end of a row, which they do unless the
+    columns are a multiple of 64, and falls back to compiling one for odd sizes.
+    """
 
     scheme = "int4"
     BLOCK: ClassVar[int] = 64
@@ -124,8 +129,10 @@ class Int4Matrices(QuantizedMatrices):
 
     @classmethod
     def _quantize_one(cls, matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        flat = matrix.reshape(-1)
+        flat = nn.functional.pad(flat, (0, -len(flat) % cls.BLOCK))
         codes, state = import_bitsandbytes().quantize_4bit(
-            matrix.contiguous(), blocksize=cls.BLOCK, compress_statistics=True, quant_type="nf4"
+            flat, blocksize=cls.BLOCK, compress_statistics=True, quant_type="nf4"
         )
         return codes, state.absmax, state.state2.absmax, state.offset
 
@@ -138,15 +145,15 @@ class Int4Matrices(QuantizedMatrices):
         )
         state = import_bitsandbytes().QuantState(
             absmax=self.scales[index],
-            shape=torch.Size((self.rows, self.columns)),
+            shape=torch.Size((2 * self.codes.shape[1],)),
             blocksize=self.BLOCK,
             quant_type="nf4",
             dtype=dtype,
             offset=self.offsets[index],
             state2=scales,
         )
-        floats: torch.Tensor = import_bitsandbytes().dequantize_4bit(self.codes[index], state)
-        return floats
+        flat: torch.Tensor = import_bitsandbytes().dequantize_4bit(self.codes[index], state)
+        return flat.flatten()[: self.rows * self.columns].view(self.rows, self.columns)
 
 
 @cache

@@ -1,0 +1,249 @@
+"""int4 and int8: what is held, what comes out, and what flows back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from glitchrun.model import LoadedModel, load
+from glitchrun.model.quantized import SCHEMES, QuantizedMatrices
+from glitchrun.spec.types import ModelSpec
+from tests.support import tiny_models
+
+CACHE = Path("unused")
+IDS = torch.randint(4, 400, (6, 10), generator=torch.Generator().manual_seed(0))
+RATIO = {"int4": 0.32, "int8": 0.58}
+"""Most bytes held, of bfloat16's, on a Mixtral whose experts hold 90 % of the weights."""
+CORRELATION = {"int4": 0.85, "int8": 0.99}
+"""Least correlation of logits with bfloat16's: measured 0.92 and 0.996 on these random weights."""
+COSINE = {"int4": 0.5, "int8": 0.95}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices gain nothing from threads and lose seconds where cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _load(folder: Path, quantization: str) -> LoadedModel:
+    return load(ModelSpec(str(folder), quantization=quantization, device="cpu"), CACHE)
+
+
+def _logits(model: LoadedModel, ids: torch.Tensor = IDS) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model.module(input_ids=ids).logits.float()
+    return logits
+
+
+def _gradient(model: LoadedModel) -> torch.Tensor:
+    embedded = model.input_embeddings[IDS].detach().clone().requires_grad_()
+    logits = model.module(inputs_embeds=embedded).logits[:, -1].float()
+    logits.log_softmax(-1)[:, 7].sum().backward()
+    assert embedded.grad is not None
+    return embedded.grad.float().flatten()
+
+
+def _correlation(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1])
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.tiny_mixtral(
+        tmp_path_factory.mktemp("mixtral"),
+        hidden=128,
+        intermediate=256,
+        experts=8,
+        dtype=torch.bfloat16,
+        shard_size="1MB",
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(mixtral: Path) -> LoadedModel:
+    return _load(mixtral, "bfloat16")
+
+
+@pytest.fixture(scope="module", params=["int4", "int8"])
+def quantized(request: pytest.FixtureRequest, mixtral: Path) -> LoadedModel:
+    return _load(mixtral, request.param)
+
+
+def test_fused_experts_are_held_quantized(quantized: LoadedModel, reference: LoadedModel) -> None:
+    parameters = dict(reference.module.named_parameters())
+    experts = sum(p.numel() for name, p in parameters.items() if "experts" in name)
+    assert experts / sum(p.numel() for p in parameters.values()) == pytest.approx(0.9, abs=0.02)
+    assert quantized.bytes / reference.bytes <= RATIO[quantized.quantization]
+    assert quantized.unquantized == ()
+    linear = sum(p.numel() for n, p in parameters.items() if "proj" in n)
+    width = {"int4": 0.5, "int8": 1}[quantized.quantization]
+    assert quantized.census[quantized.quantization] == linear * width
+
+
+def test_census_is_what_is_held(quantized: LoadedModel) -> None:
+    tensors = [*quantized.module.parameters(), *quantized.module.buffers()]
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    assert quantized.bytes == sum(held.values())
+    assert quantized.census["quantization scales"] > 0
+
+
+def test_predictions_agree_with_bfloat16(quantized: LoadedModel, reference: LoadedModel) -> None:
+    agreement = _correlation(_logits(quantized), _logits(reference))
+    assert agreement > CORRELATION[quantized.quantization]
+
+
+def test_gradients_flow_after_a_forward_without(quantized: LoadedModel, mixtral: Path) -> None:
+    """bitsandbytes' int4 layer repacks itself in such a forward and gives zeros from then on."""
+    _logits(quantized)
+    gradient, exact = _gradient(quantized), _gradient(_load(mixtral, "float32"))
+    assert torch.cosine_similarity(gradient, exact, dim=0) > COSINE[quantized.quantization]
+
+
+def test_rows_do_not_depend_on_their_company(quantized: LoadedModel) -> None:
+    """LLM.int8() chooses outlier columns over the batch: there it is off by whole logits."""
+    alone = torch.cat([_logits(quantized, row[None]) for row in IDS])
+    torch.testing.assert_close(alone, _logits(quantized), atol=0.05, rtol=0.02)
+
+
+def test_only_the_matrices_of_experts_that_were_chosen_are_put_together(
+    quantized: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    experts = quantized.module.model.layers[0].mlp.experts
+    kind = type(experts.down_proj)
+    matrix = kind.matrix
+
+    def spy(self: QuantizedMatrices, index: int, dtype: torch.dtype) -> torch.Tensor:
+        asked.append(index)
+        floats: torch.Tensor = matrix(self, index, dtype)
+        return floats
+
+    monkeypatch.setattr(kind, "matrix", spy)
+    x = torch.randn(3, 128, dtype=torch.bfloat16)
+    chosen = torch.tensor([[5, 2], [2, 5], [5, 2]])
+    experts(x, chosen, torch.full((3, 2), 0.5))
+    assert asked == [2, 2, 5, 5]
+
+
+def test_experts_compute_what_transformers_computes(
+    quantized: LoadedModel, reference: LoadedModel
+) -> None:
+    """With its dequantized weights put into the original module, the two must agree."""
+    ours = quantized.module.model.layers[0].mlp.experts
+    theirs = reference.module.model.layers[0].mlp.experts
+    kept = {name: getattr(theirs, name) for name in ("gate_up_proj", "down_proj")}
+    x = torch.randn(5, 128)
+    chosen = torch.tensor([[0, 1], [7, 3], [3, 0], [1, 2], [6, 5]])
+    weights = torch.rand(5, 2)
+    for name in kept:
+        floats = [getattr(ours, name).matrix(e, torch.float32) for e in range(8)]
+        setattr(theirs, name, nn.Parameter(torch.stack(floats)))
+    expected = theirs(x, chosen, weights)
+    for name, parameter in kept.items():
+        setattr(theirs, name, parameter)
+    torch.testing.assert_close(ours(x, chosen, weights), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_cast_leaves_the_weights_alone(scheme: str) -> None:
+    matrices = SCHEMES[scheme].quantize(torch.randn(2, 24, 96))
+    before = matrices.matrix(1, torch.float32)
+    matrices.to(torch.bfloat16)
+    assert torch.equal(matrices.matrix(1, torch.float32), before)
+
+
+@pytest.mark.parametrize(("scheme", "worst"), [("int4", 0.2), ("int8", 0.01)])
+@pytest.mark.parametrize("shape", [(1, 24, 96), (3, 7, 33), (2, 5, 1), (1, 8, 192)])
+def test_quantization_error(scheme: str, worst: float, shape: tuple[int, ...]) -> None:
+    weights = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    weights[0, 0] = 0  # a row of zeros has no scale
+    matrices = SCHEMES[scheme].quantize(weights)
+    back = torch.stack([matrices.matrix(i, torch.float32) for i in range(shape[0])])
+    assert back.shape == weights.shape
+    assert (back - weights).abs().max() <= worst * weights.abs().max()
+
+
+OTHERS: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
+    "qwen3 moe": (tiny_models.tiny_qwen_moe, ()),
+    # Positions are an embedding: left alone, and said so.
+    "gpt2, Conv1D": (tiny_models.tiny_gpt2, ("transformer.wpe.weight",)),
+    "gemma": (tiny_models.tiny_gemma, ()),
+    "qwen2, biases": (tiny_models.tiny_qwen, ()),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+def test_other_architectures(tmp_path: Path, name: str, scheme: str) -> None:
+    build, left = OTHERS[name]
+    folder = build(tmp_path)
+    model = _load(folder, scheme)
+    assert model.census[scheme] > 0
+    assert model.unquantized == left
+    agreement = _correlation(_logits(model), _logits(_load(folder, "float32")))
+    assert agreement > {"int4": 0.9, "int8": 0.995}[scheme]
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+def test_a_checkpoint_quantized_on_disk_loads_as_it_is(tmp_path: Path, scheme: str) -> None:
+    source = tiny_models.tiny_llama(tmp_path / "source")
+    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    config = (
+        BitsAndBytesConfig(load_in_4bit=True, **nf4)
+        if scheme == "int4"
+        else BitsAndBytesConfig(load_in_8bit=True)
+    )
+    stored = AutoModelForCausalLM.from_pretrained(
+        source, quantization_config=config, dtype=torch.bfloat16, device_map={"": "cpu"}
+    )
+    folder = tiny_models.bpe_tokenizer(tmp_path / "stored")
+    stored.save_pretrained(folder)
+    model, ours = _load(folder, "none"), _load(source, scheme)
+    assert model.quantization == "bitsandbytes (as stored)"
+    assert model.census == ours.census
+    torch.testing.assert_close(_logits(model), _logits(ours))
+    _logits(model)
+    assert _gradient(model).abs().sum() > 0
+
+
+_PEAK = """
+import sys
+from pathlib import Path
+from glitchrun.model import load
+from glitchrun.spec.types import ModelSpec
+model = load(ModelSpec(sys.argv[1], quantization=sys.argv[2], device="cpu"), Path("unused"))
+print(model.peak_bytes, model.bytes)
+"""
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.tiny_mixtral(
+        tmp_path_factory.mktemp("sharded"),
+        hidden=512,
+        intermediate=1024,
+        layers=4,
+        experts=8,
+        dtype=torch.bfloat16,
+        shard_size="20MB",
+    )
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+def test_the_peak_while_loading(sharded: Path, scheme: str) -> None:
+    """Resident memory of a process of its own, libraries' first allocations included."""
+    layer = 8 * 3 * 512 * 1024 * 2
+    run = [sys.executable, "-c", _PEAK, str(sharded), scheme]
+    result = subprocess.run(run, capture_output=True, text=True, check=True)
+    peak, held = map(int, result.stdout.split())
+    assert held < peak < held + 2 * layer
