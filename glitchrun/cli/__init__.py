@@ -11,6 +11,7 @@ from importlib import import_module
 
 import click
 
+from glitchrun import __version__
 from glitchrun.errors import GlitchrunError, InvalidSpec
 
 # Name, where it lives (`module:attribute`), and the line `glitchrun --help` shows for it.
@@ -66,7 +67,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="glitchrun")
+@click.version_option(__version__, prog_name="glitchrun")
 def main() -> None:
     """Declarative experiments on glitch tokens in language models."""
     for stream in (sys.stdout, sys.stderr):

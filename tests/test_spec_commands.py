@@ -1,0 +1,167 @@
+"""The commands init, validate, schema and list, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from glitchrun.cli import COMMANDS, main
+from glitchrun.spec.schema import published, strategies
+from glitchrun.spec.templates import TEMPLATE_NAMES
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "transformers", "mlflow", "matplotlib", "numpy", "importlib.metadata")
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_command_can_be_imported_and_explained() -> None:
+    shown = run("--help").output
+    for name in COMMANDS:
+        assert f"\n  {name} " in shown
+        assert run(name, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["validate", "specs"], ["schema", "--check"]])
+def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom glitchrun.cli import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit as exit:\n    assert exit.code == 0\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("strategy", list(strategies()))
+def test_init_writes_a_spec_that_validates(folder: Path, strategy: str) -> None:
+    assert run("init", "first", "--strategy", strategy).exit_code == 0
+    assert run("validate", "first.yaml").exit_code == 0
+    text = (folder / "first.yaml").read_text()
+    assert text.startswith("# yaml-language-server: $schema=")
+    assert f"strategy: {strategy}" in text
+
+
+@pytest.mark.parametrize("name", ["no", "12", "a b", "é", "0x1f", "a: b", "'"])
+def test_init_takes_any_name(folder: Path, name: str) -> None:
+    assert run("init", name).exit_code == 0
+    assert run("validate", f"{name}.yaml").exit_code == 0
+
+
+def test_init_never_overwrites(folder: Path) -> None:
+    (folder / "mine.yaml").write_text("precious")
+    result = run("init", "mine")
+    assert result.exit_code == 2
+    assert "mine.yaml exists" in result.stderr
+    assert (folder / "mine.yaml").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["a", "--strategy", "nope"], ["nowhere/a"], ["a\x01b"], ["x" * 300]]
+)
+def test_init_refuses_without_leaving_anything(folder: Path, arguments: list[str]) -> None:
+    result = run("init", *arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("glitchrun: ")
+    assert not list(folder.iterdir())
+
+
+def test_validate_exit_codes_and_streams(folder: Path) -> None:
+    run("init", "good")
+    (folder / "bad.yaml").write_text("kind: Fragment\nsede: 1\n")
+    good, bad = run("validate", "good.yaml"), run("validate", ".")
+    assert (good.exit_code, bad.exit_code) == (0, 3)
+    assert "bad.yaml:2:1: error[GR101] unknown key 'sede'" in bad.stdout
+    assert "1 problem in 2 files" in bad.stderr
+    missing = run("validate", "missing.yaml")
+    assert missing.exit_code == 3
+    assert "missing.yaml:1:1: error[GR001]" in missing.stdout
+
+
+def test_validate_json_is_one_document_and_nothing_else(folder: Path) -> None:
+    (folder / "bad.yaml").write_text("kind: Fragment\nsede: 1\n")
+    result = run("validate", "bad.yaml", "--format", "json")
+    assert result.exit_code == 3
+    data = json.loads(result.stdout)
+    assert data["files"] == 1
+    assert data["errors"][0]["file"] == "bad.yaml"
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("form", ["github", "sarif", "json"])
+def test_other_forms_are_clean_without_problems(folder: Path, form: str) -> None:
+    run("init", "good")
+    result = run("validate", "good.yaml", "--format", form)
+    assert result.exit_code == 0
+    assert not result.stdout or json.loads(result.stdout)
+
+
+def test_folders_are_searched_below_but_not_where_hidden(folder: Path) -> None:
+    for place in ("a/b", ".hidden"):
+        (folder / place).mkdir(parents=True)
+    (folder / "a" / "b" / "x.yml").write_text("seed: x\n")
+    (folder / ".hidden" / "y.yaml").write_text("[")
+    data = json.loads(run("validate", ".", "a/b/x.yml", "--format", "json").stdout)
+    assert data["files"] == 1
+    assert {error["file"] for error in data["errors"]} == {"a/b/x.yml"}
+
+
+def test_a_folder_without_specs_is_wrong_usage(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    result = run("validate", "empty")
+    assert result.exit_code == 2
+    assert "no .yaml or .yml file" in result.stderr
+
+
+def test_schema_prints_and_compares(folder: Path) -> None:
+    assert run("schema").stdout == published()
+    assert run("schema", "--check").exit_code == 1
+    (folder / "schemas").mkdir()
+    (folder / "schemas" / "experiment.schema.json").write_text(published(), encoding="utf-8")
+    assert run("schema", "--check").exit_code == 0
+    (folder / "schemas" / "experiment.schema.json").write_text("{}")
+    assert run("schema", "--check").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("strategies", list(strategies())),
+        ("templates", ["auto", "tokenizer", "raw", *TEMPLATE_NAMES]),
+        ("probes", ["repeat", "explain", "question"]),
+    ],
+)
+def test_list_names_what_there_is(what: str, names: list[str]) -> None:
+    rows = json.loads(run("list", what, "-o", "json").stdout)
+    assert [row["name"] for row in rows] == names
+    assert all(row["description"] for row in rows)
+    assert all(f"{name} " in run("list", what).stdout for name in names)
+
+
+def test_a_spec_problem_of_any_command_is_shown_with_its_line(folder: Path) -> None:
+    (folder / "bad.yaml").write_text("kind: Fragment\nsede: 1\n")
+    result = run("plan", "bad.yaml")
+    assert result.exit_code == 3
+    assert " 2 | sede: 1\n   | ^^^^" in result.stderr
+    assert result.stdout == ""
+
+
+def test_unknown_words_are_wrong_usage() -> None:
+    assert run("frobnicate").exit_code == 2
+    assert run("validate").exit_code == 2
+    assert run("validate", "specs", "--format", "xml").exit_code == 2
