@@ -43,7 +43,7 @@ def converted(gguf: Path, cache: Path) -> Path:
         with FileLock(folder.with_suffix(".lock")):
             if not folder.is_dir():
                 _convert_into(folder, gguf)
-    except PermissionError as error:
+    except OSError as error:
         raise PreflightError(f"the model cache {cache} cannot be written: {error}") from error
     return folder
 

