@@ -33,12 +33,14 @@ def find_or_create(
 
 
 def set_status(run: Any, status: str, ended_at: int | None, store: Store) -> None:
-    """Writes a status, and the time of the end, where they changed."""
-    if status == run.info.status and ended_at == run.info.end_time:
-        return
+    """Writes a status, and the time of the end, where they changed.
+
+    A run that goes on keeps the time of its earlier end until the next: MLflow cannot take it back.
+    """
     if status == RUNNING:
-        store.client.update_run(run.info.run_id, status=RUNNING)
-    else:
+        if run.info.status != RUNNING:
+            store.client.update_run(run.info.run_id, status=RUNNING)
+    elif (status, ended_at) != (run.info.status, run.info.end_time):
         store.client.set_terminated(run.info.run_id, status, ended_at)
 
 

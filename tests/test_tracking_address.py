@@ -1,0 +1,89 @@
+"""Which store a run belongs to, and what of its address may be shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from glitchrun.errors import TrackingUnavailable
+from glitchrun.tracking.address import (
+    delivery_uri,
+    shown,
+    sqlite_path,
+    tracking_uri,
+    without_secrets,
+)
+
+ENV = {"MLFLOW_TRACKING_URI": "http://from-environment:5000"}
+
+
+def test_the_spec_wins_over_the_environment_and_that_over_the_default(tmp_path: Path) -> None:
+    assert tracking_uri("http://from-spec", tmp_path, ENV) == "http://from-spec"
+    assert tracking_uri(None, tmp_path, ENV) == "http://from-environment:5000"
+    assert tracking_uri(None, tmp_path, {}) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking_uri(None, tmp_path, {"MLFLOW_TRACKING_URI": ""}).startswith("sqlite:")
+
+
+def test_a_relative_database_becomes_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri("sqlite:///a/b.db", tmp_path, {}) == f"sqlite:///{tmp_path}/a/b.db"
+    assert tracking_uri("sqlite:////a/b.db", tmp_path, {}) == "sqlite:////a/b.db"
+
+
+@pytest.mark.parametrize("name", ["plain", "with space", "a#b", "a%20b", "ü"])
+def test_a_root_of_any_name_but_one_is_taken_literally(tmp_path: Path, name: str) -> None:
+    root = tmp_path / name
+    assert sqlite_path(tracking_uri(None, root, {})) == root / "mlflow.db"
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "mlruns", "/abs/mlruns", "file:///abs", "file:x"])
+def test_folders_are_refused_with_the_way_out(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(TrackingUnavailable, match="migrate-filestore"):
+        tracking_uri(uri, tmp_path, {})
+
+
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:x"])
+def test_a_database_without_a_file_is_refused(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(TrackingUnavailable, match="names no file"):
+        tracking_uri(uri, tmp_path, {})
+
+
+def test_a_question_mark_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrackingUnavailable, match=r"'\?' in the path"):
+        tracking_uri(None, tmp_path / "what?", {})
+
+
+def test_databricks_and_databases_pass(tmp_path: Path) -> None:
+    for uri in ("databricks", "databricks://profile", "postgresql://host/db", "http://h:1/x"):
+        assert tracking_uri(uri, tmp_path, {}) == uri
+
+
+def test_credentials_are_never_shown() -> None:
+    uri = "postgresql://me:hunter2@host:5432/runs?password=other"
+    assert shown(uri) == "postgresql://***@host:5432/runs?***"
+    assert shown("http://host:5000/x") == "http://host:5000/x"
+    text = without_secrets(f"cannot open {uri} as me:hunter2 (hunter2, password=other)", uri)
+    assert "hunter2" not in text
+    assert "other" not in text
+
+
+def test_the_default_store_is_found_after_a_move(tmp_path: Path) -> None:
+    here = tmp_path / "mlruns"
+    here.mkdir()
+    gone = "sqlite:////somewhere/else/mlruns/mlflow.db"
+    assert delivery_uri(gone, here, {}) == gone
+    (here / "mlflow.db").touch()
+    assert delivery_uri(gone, here, {}) == f"sqlite:///{here}/mlflow.db"
+
+
+def test_credentials_that_were_not_recorded_come_from_the_environment(tmp_path: Path) -> None:
+    whole = "https://me:secret@host/mlflow"
+    assert delivery_uri(whole, tmp_path, {}) == whole
+    recorded = shown(whole)
+    assert delivery_uri(recorded, tmp_path, {"MLFLOW_TRACKING_URI": whole}) == whole
+    for environ in ({}, {"MLFLOW_TRACKING_URI": "https://me:secret@other/mlflow"}):
+        with pytest.raises(TrackingUnavailable, match="credentials are not kept"):
+            delivery_uri(recorded, tmp_path, environ)

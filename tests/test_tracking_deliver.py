@@ -1,0 +1,328 @@
+"""One record to one MLflow run, as often as one likes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glitchrun.errors import TrackingUnavailable
+from glitchrun.report import write_report
+from glitchrun.tracking.deliver import deliver
+from glitchrun.tracking.view import TAG, view
+from tests.support.records import START, Invented, write_matrix, write_run
+from tests.support.stores import counts, new_root, open_root, query
+
+
+def _history(root: Path, run_id: str, key: str) -> list[tuple[int, float]]:
+    points = open_root(root).client.get_metric_history(run_id, key)
+    return sorted((point.step, point.value) for point in points)
+
+
+def test_three_deliveries_leave_what_one_leaves(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    records = [write_run(root), *write_matrix(root)]
+    places, rows = [], []
+    for _ in range(3):
+        store = open_root(root)
+        places.append([deliver(record, store) for record in records])
+        rows.append(counts(root))
+    assert places[0] == places[1] == places[2]
+    assert rows[0] == rows[1] == rows[2]
+    assert rows[0]["runs"] == 5
+    assert rows[0]["metrics"] > 300
+
+
+def test_deliveries_of_a_growing_record_leave_what_one_of_the_whole_leaves(tmp_path: Path) -> None:
+    grown, whole = new_root(tmp_path / "grown"), new_root(tmp_path / "whole")
+    for upto in (1, 2, 3, 4, 17, 28, 33, 34, 36, 40, 44, None):
+        record = write_run(grown, upto=upto)
+        first = deliver(record, open_root(grown))
+    second = deliver(write_run(whole), open_root(whole))
+    assert first.complete
+    assert second.complete
+    assert counts(grown) == counts(whole)
+    values = (
+        "SELECT key, value, timestamp, step FROM metrics WHERE key NOT LIKE 'model/%' "
+        "ORDER BY 1, 4, 3"
+    )
+    assert query(grown, values) == query(whole, values)
+    params = "SELECT key, value FROM params ORDER BY 1"
+    assert query(grown, params) == query(whole, params)
+    tags = "SELECT key, value FROM tags WHERE key NOT IN ('mlflow.user') ORDER BY 1"
+    assert query(grown, tags) == query(whole, tags)
+    latest = "SELECT key, value FROM latest_metrics ORDER BY 1"
+    assert query(grown, latest) == query(whole, latest)
+
+
+def test_a_delivery_that_dies_anywhere_is_completed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, whole = new_root(tmp_path / "broken"), new_root(tmp_path / "whole")
+    record = write_matrix(broken)[0]
+    store = open_root(broken)
+    calls = ("create_run", "log_batch", "log_inputs", "log_artifact", "set_terminated", "set_tag")
+    for name in calls:
+
+        def die(*args: Any, **kwargs: Any) -> None:
+            raise OSError("the power went")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store.client, name, die)
+            with pytest.raises(TrackingUnavailable, match="the power went"):
+                deliver(record, store)
+    assert deliver(record, store).complete
+    deliver(write_matrix(whole)[0], open_root(whole))
+    assert counts(broken) == counts(whole)
+
+
+def test_series_end_in_the_final_values_and_run_by_items(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    record = write_run(root)
+    place = deliver(record, open_root(root))
+    run = open_root(root).client.get_run(place.run_id)
+    for name, metric in record.metrics.items():
+        assert run.data.metrics[name] == pytest.approx(metric.value, rel=1e-6)
+    series = _history(root, place.run_id, "mine/glitch")
+    assert [step for step, _ in series] == sorted([*range(8, 201, 8), 200])
+    assert series[-1][1] == record.metrics["mine/glitch"].value
+    assert [value for _, value in series] == sorted(value for _, value in series)
+    assert next(iter(run.data.metrics)) == "asr/confirmed"
+
+
+def test_the_estimate_stands_beside_the_measurement(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    record = write_run(root)
+    place = deliver(record, open_root(root))
+    metrics = open_root(root).client.get_run(place.run_id).data.metrics
+    memory = record.plan["memory"]
+    assert metrics["model/bytes_estimate"] == memory["weight_bytes"]
+    assert metrics["model/peak_bytes_estimate"] == memory["total_bytes"]
+
+
+def test_a_later_measurement_of_the_model_is_the_one_shown(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    record = write_run(root, upto=10)
+    assert record.model is not None
+    slow = replace(record, model=replace(record.model, load_seconds=30.0, peak_bytes=1))
+    deliver(slow, open_root(root))
+    run_id = deliver(write_run(root), open_root(root)).run_id
+    metrics = open_root(root).client.get_run(run_id).data.metrics
+    assert metrics["model/load_seconds"] == 0.41  # not the larger one
+    assert metrics["model/peak_bytes"] > 1
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED", "RUNNING"])
+def test_status_and_times_are_the_ledgers(tmp_path: Path, status: str) -> None:
+    root = new_root(tmp_path)
+    record = write_run(root, Invented(status=status))
+    place = deliver(record, open_root(root))
+    info = open_root(root).client.get_run(place.run_id).info
+    assert (info.status, info.start_time, info.end_time) == (status, START, record.ended_at)
+    assert place.complete is (status != "RUNNING")
+
+
+def test_a_run_that_goes_on_is_running_again(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    run_id = deliver(write_run(root, Invented(status="KILLED")), open_root(root)).run_id
+    again = deliver(write_run(root, Invented(status="RUNNING")), open_root(root))
+    assert again.run_id == run_id
+    assert open_root(root).client.get_run(run_id).info.status == "RUNNING"
+    ended = write_run(root)
+    deliver(ended, open_root(root))
+    info = open_root(root).client.get_run(run_id).info
+    assert (info.status, info.end_time) == ("FINISHED", ended.ended_at)
+
+
+def test_params_and_tags_are_what_a_person_looks_for(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    record = write_run(root)
+    place = deliver(record, open_root(root))
+    data = open_root(root).client.get_run(place.run_id).data
+    assert data.params["model"] == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert data.params["mine.search"] == "gradient"
+    assert data.params["thresholds.asr"] == "0.8"
+    assert "seed" not in data.params
+    assert data.tags["glitchrun.seed"] == "0"
+    assert data.tags["glitchrun.template"] == "chatml"
+    assert data.tags["glitchrun.gates"] == "pass"
+    assert data.tags["team"] == "safety"
+    assert data.tags["mlflow.source.git.commit"].startswith("0123456789")
+    assert data.tags["mlflow.source.name"] == "specs/smollm2-quickstart.yaml"
+    assert data.tags["glitchrun.digest.model"] == record.identity.digests["model"]
+
+
+def test_a_swept_seed_is_a_param(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    record = write_run(root, Invented(assignments={"seed": 7}, seed=7))
+    place = deliver(record, open_root(root))
+    assert open_root(root).client.get_run(place.run_id).data.params["seed"] == "7"
+
+
+def test_names_and_values_that_mlflow_would_refuse_are_made_to_fit(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    record = write_run(root)
+    step = replace(
+        record.steps[0],
+        params={"ids": list(range(40_000)), "text": "x" * 9_000, "a": {"b(c)": 1}},
+    )
+    many = replace(record.steps[1], params={f"p{place}": place for place in range(300)})
+    identity = replace(record.identity, tags={"../odd=(name)": "y" * 9_000}, name="\ud800 name")
+    odd = replace(record, steps=(step, many), identity=identity)
+    place = deliver(odd, open_root(root))
+    data = open_root(root).client.get_run(place.run_id).data
+    assert data.params["mine.ids"].startswith("40,000 items: 0, 1, 2,")
+    assert data.params["mine.text"].endswith("(9,000 characters in all)")
+    assert data.params["mine.a.b_c_"] == "1"
+    assert len(data.params) == 100
+    assert int(data.tags["glitchrun.params_left_out"]) > 200
+    assert "(9,000 characters in all)" in next(v for k, v in data.tags.items() if "odd" in k)
+
+
+def test_metrics_without_a_value_are_named_not_logged(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    record = write_run(root, Invented(glitch_share=0.0, tokens=3))
+    assert record.metrics["asr/asr_mean"].value is None
+    place = deliver(record, open_root(root))
+    data = open_root(root).client.get_run(place.run_id).data
+    assert "asr/asr_mean" not in data.metrics
+    assert r"asr/asr\_mean: no finite value" in data.tags["mlflow.note.content"]
+
+
+def test_token_text_cannot_act_in_the_description(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    record = write_run(root, Invented(glitch_share=1.0, tokens=200))
+    place = deliver(record, open_root(root))
+    note = open_root(root).client.get_run(place.run_id).data.tags["mlflow.note.content"]
+    rows = [line for line in note.splitlines() if line.startswith("| `")]
+    assert len(rows) == 10
+    assert all(row.count("|") == 5 for row in rows)
+    assert all(row.count("`") == 2 for row in rows)
+    assert not {"\u202e", "\x00", "\ud800"} & set(note)
+    assert "glitchrun apply specs/smollm2-quickstart.yaml --fresh" in note
+
+
+def test_files_go_with_the_run_and_the_table_is_announced(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    record = write_run(root)
+    write_report(record)
+    (record.artifacts / ".half.partial").write_text("not yet")
+    place = deliver(record, open_root(root))
+    client = open_root(root).client
+    names = {item.path for item in client.list_artifacts(place.run_id)}
+    expected = {"spec.yaml", "spec.resolved.yaml", "environment.json", "report.html"}
+    assert names == expected | {"tokens.jsonl", "tokens.json", "plots"}
+    assert client.list_artifacts(place.run_id, "plots")
+    tags = client.get_run(place.run_id).data.tags
+    assert json.loads(tags["mlflow.loggedArtifacts"]) == [{"path": "tokens.json", "type": "table"}]
+    location = client.get_experiment(place.experiment_id).artifact_location
+    assert location == (root / "artifacts" / "smollm2-quickstart").as_uri()
+
+
+def test_the_vocabulary_is_the_runs_dataset(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    place = deliver(write_run(root), open_root(root))
+    (given,) = open_root(root).client.get_run(place.run_id).inputs.dataset_inputs
+    assert given.dataset.name == "vocabulary of SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert json.loads(given.dataset.profile) == {"tokens": 49_152}
+
+
+def test_a_matrix_is_one_parent_with_its_cells(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    records = write_matrix(root)
+    places = [deliver(record, open_root(root)) for record in records]
+    client = open_root(root).client
+    (parent_id,) = {place.parent_id for place in places}
+    assert parent_id is not None
+    parent = client.get_run(parent_id)
+    assert parent.info.run_name == "sweep over quantization"
+    assert parent.info.status == "FINISHED"
+    assert parent.info.end_time == max(record.ended_at or 0 for record in records)
+    most = max(record.metrics["asr/confirmed"].value or 0 for record in records)
+    assert parent.data.metrics["best/asr/confirmed"] == most
+    note = parent.data.tags["mlflow.note.content"]
+    assert [line.split(" | ")[0] for line in note.splitlines()[4:]] == [
+        f"| {record.identity.name}" for record in records
+    ]
+    summary = json.loads(
+        Path(client.download_artifacts(parent_id, "sweep_summary.json", str(tmp_path))).read_text()
+    )
+    assert [row["params"]["model.quantization"] for row in summary["runs"]] == [
+        "float32",
+        "int8",
+        "int4",
+    ]
+
+
+def test_a_parent_runs_as_long_as_one_of_its_cells(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    first, second, _ = write_matrix(root)
+    deliver(first, open_root(root))
+    running = replace(second, status="RUNNING", ended_at=None)
+    parent_id = deliver(running, open_root(root)).parent_id
+    assert open_root(root).client.get_run(parent_id).info.status == "RUNNING"
+    deliver(replace(second, status="FAILED", error="RunError: x"), open_root(root))
+    assert open_root(root).client.get_run(parent_id).info.status == "FAILED"
+
+
+def test_a_fresh_attempt_is_a_run_of_its_own(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    first = deliver(write_run(root), open_root(root))
+    second = deliver(write_run(root, Invented(attempt=2)), open_root(root))
+    assert first.run_id != second.run_id
+    run = open_root(root).client.get_run(second.run_id)
+    assert run.info.run_name == "smollm2-quickstart (attempt 2)"
+
+
+def test_a_deleted_experiment_is_not_written_behind_its_owners_back(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    record = write_run(root)
+    place = deliver(record, open_root(root))
+    open_root(root).client.delete_experiment(place.experiment_id)
+    with pytest.raises(TrackingUnavailable, match="mlflow experiments restore"):
+        deliver(record, open_root(root))
+
+
+def test_a_persons_own_description_of_the_experiment_stays(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    record = write_run(root)
+    place = deliver(record, open_root(root))
+    client = open_root(root).client
+    note = "mlflow.note.content"
+    assert client.get_experiment(place.experiment_id).tags[note] == record.identity.description
+    changed = replace(record, identity=replace(record.identity, description="Better words."))
+    deliver(changed, open_root(root))
+    assert client.get_experiment(place.experiment_id).tags[note] == "Better words."
+    client.set_experiment_tag(place.experiment_id, note, "Mine.")
+    deliver(record, open_root(root))
+    assert client.get_experiment(place.experiment_id).tags[note] == "Mine."
+
+
+def test_the_saved_view_only_gains_columns() -> None:
+    first = view(["mine/glitch", "asr/confirmed"], ["seed"], START)
+    assert first is not None
+    assert view(["mine/glitch"], ["seed"], START + 1, first) is None
+    second = view(["mine/verified"], ["model.path"], START, first)
+    assert second is not None
+    assert view(["asr/confirmed", "mine/glitch", "mine/verified"], [], START, second) is None
+    assert view(["mine/glitch"], [], START, "not ours") is not None
+
+
+def test_the_saved_view_shows_every_swept_param_and_headline_first(tmp_path: Path) -> None:
+    import base64
+    import zlib
+
+    root = new_root(tmp_path)
+    place = deliver(write_matrix(root)[0], open_root(root))
+    tag = json.loads(open_root(root).client.get_experiment(place.experiment_id).tags[TAG])
+    packed = tag["state"].removeprefix("deflate;")
+    state = json.loads(zlib.decompress(base64.b64decode(packed)))
+    assert state["selectedColumns"][:3] == [
+        "params.`model.quantization`",
+        "metrics.`asr/confirmed`",
+        "metrics.`mine/glitch`",
+    ]
+    assert state["orderByKey"] == "metrics.`asr/confirmed`"
