@@ -19,7 +19,7 @@ from glitchrun.spec.nodes import (
     path_text,
 )
 from glitchrun.spec.scalars import BadScalar, resolve
-from glitchrun.spec.schema import FREE, USER_KEYED
+from glitchrun.spec.schema import FREE, NO_REFERENCE
 from glitchrun.spec.suggestions import did_you_mean
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -55,7 +55,7 @@ class Resolution:
 
 def is_reference(node: Node, path: Path_) -> bool:
     """Whether `node` means an environment variable rather than a mapping with a key `env`."""
-    return isinstance(node, MappingNode) and "env" in node.entries and path not in USER_KEYED
+    return isinstance(node, MappingNode) and "env" in node.entries and path not in NO_REFERENCE
 
 
 def resolve_environment(

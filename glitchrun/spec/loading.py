@@ -130,6 +130,8 @@ def _load(path: Path | str, surroundings: _Surroundings) -> _Loaded:
 def _check_cells(loaded: _Loaded, base: MappingNode, overrides: Sequence[Override]) -> None:
     """The whole document, whose gaps the matrix may fill, and then each cell."""
     whole, _ = _check(loaded, base, partial=True, semantic=False)
+    if not isinstance(whole.find(("matrix", "axes")), MappingNode):
+        return  # the schema says so
     drafts, problems = expand(whole, base, [override.parts for override in overrides])
     loaded.problems += problems
     for draft in drafts:

@@ -7,16 +7,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from pathlib import PurePath
 from typing import Any
 
+from glitchrun.spec.cell_names import cell_names
 from glitchrun.spec.document import Document
 from glitchrun.spec.nodes import MappingNode, Node, Path_, SequenceNode, plain, with_via
 from glitchrun.spec.paths import PathError, assign, split
 from glitchrun.spec.problems import Problem
 from glitchrun.spec.suggestions import did_you_mean
 
-_MAX_NAME = 60
 _MAX_CELLS = 10_000
 
 
@@ -58,7 +57,7 @@ def expand(
     chosen, problems = _choose(base, axes, dropped, factors)
     if problems:
         return [], problems
-    names = _names([{axis: plain(value) for axis, value in choice} for choice in chosen])
+    names = cell_names([{axis: plain(value) for axis, value in choice} for choice in chosen])
     cells = [
         _cell(base, node, choice, name, problems)
         for choice, name in zip(chosen, names, strict=True)
@@ -120,6 +119,8 @@ def _zip_group(
         return []
     for position, name in enumerate(group):
         path: Path_ = ("matrix", "zip", index, position)
+        if not isinstance(name, str):
+            continue  # the schema says so
         if name in taken:
             problems.append(base.problem("GR210", path, f"{name!r} is in two zip groups"))
         elif name not in axes and name not in dropped:
@@ -144,7 +145,7 @@ def _choose(
     total = prod(len(factor) for factor in factors)
     if total > _MAX_CELLS:  # not even looked at; no list of exclusions saves this
         return [], [_too_many(base, total, limit)]
-    chosen = [tuple(itertools.chain(*row)) for row in itertools.product(*factors)]
+    chosen = [_candidate(tuple(itertools.chain(*row))) for row in itertools.product(*factors)]
     problems: list[Problem] = []
     for index, exclusion in enumerate(_list(base.data["matrix"].get("exclude"))[:100]):
         if isinstance(exclusion, dict):
@@ -154,7 +155,7 @@ def _choose(
         problems.append(base.problem("GR213", ("matrix", "exclude"), message))
     elif len(chosen) > limit:
         problems.append(_too_many(base, len(chosen), limit))
-    return chosen, problems
+    return [candidate.choice for candidate in chosen], problems
 
 
 def _too_many(base: Document, total: int, limit: int) -> Problem:
@@ -166,8 +167,8 @@ def _too_many(base: Document, total: int, limit: int) -> Problem:
 
 def _exclude(
     base: Document, index: int, exclusion: dict[str, Any], axes: dict[str, Axis],
-    dropped: set[str], chosen: list[Choice], problems: list[Problem],
-) -> list[Choice]:  # fmt: skip
+    dropped: set[str], chosen: list[_Candidate], problems: list[Problem],
+) -> list[_Candidate]:  # fmt: skip
     path: Path_ = ("matrix", "exclude", index)
     unknown = [name for name in exclusion if name not in axes and name not in dropped]
     for name in unknown:
@@ -179,15 +180,23 @@ def _exclude(
     if unknown or dropped & set(exclusion):
         return chosen
     unwanted = {(name, _canonical(value)) for name, value in exclusion.items()}
-    kept = [choice for choice in chosen if not unwanted <= _pairs(choice)]
+    kept = [candidate for candidate in chosen if not unwanted <= candidate.pairs]
     if len(kept) == len(chosen):
         message = "this exclusion matches no cell of the matrix"
         problems.append(base.problem("GR211", path, message, "compare its values with the axes'"))
     return kept
 
 
-def _pairs(choice: Choice) -> set[tuple[str, str]]:
-    return {(axis, _canonical(plain(node))) for axis, node in choice}
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    choice: Choice
+    pairs: frozenset[tuple[str, str]]
+    """Axis and value as canonical JSON, which is how values are compared: true is not 1."""
+
+
+def _candidate(choice: Choice) -> _Candidate:
+    pairs = frozenset((axis, _canonical(plain(node))) for axis, node in choice)
+    return _Candidate(choice, pairs)
 
 
 def _canonical(value: Any) -> str:
@@ -207,33 +216,6 @@ def _cell(
             problems.append(base.problem(error.code, path, str(error), error.hint, place=place))
             return None
     return DraftCell(label, {axis: plain(value) for axis, value in choice}, node)
-
-
-def _names(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Readable names, unique among the cells."""
-    axes = list(cells[0])
-    last = {axis: axis.rsplit(".", 1)[-1] for axis in axes}
-    short = {axis: name if _once(name, last.values()) else axis for axis, name in last.items()}
-    names = [", ".join(f"{short[a]}={_show(v)}" for a, v in cell.items()) for cell in cells]
-    repeated = {name for name in names if not _once(name, names)}
-    if repeated:  # cut or shortened to the same text
-        names = [
-            f"{name} #{number}" if name in repeated else name
-            for number, name in enumerate(names, start=1)
-        ]
-    return names
-
-
-def _once(name: str, names: Any) -> bool:
-    return list(names).count(name) == 1
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, str):
-        text = PurePath(value).name if "/" in value else value
-    else:
-        text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _MAX_NAME else text[: _MAX_NAME - 1] + "…"
 
 
 def _list(value: Any) -> list[Any]:

@@ -22,6 +22,7 @@ from glitchrun.spec.nodes import (
 from glitchrun.spec.problems import Problem
 from glitchrun.spec.scalars import BadScalar, resolve, resolve_tagged, shortened
 from glitchrun.spec.source import Source
+from glitchrun.spec.yaml_errors import syntax_problem
 
 MAX_DEPTH = 64
 MAX_NODES = 25_000
@@ -36,16 +37,6 @@ _SCALAR_TAGS = ("str", "int", "float", "bool", "null")
 _OLD_BREAKS = {0x85: 0xF0085, 0x2028: 0xF2028, 0x2029: 0xF2029}
 _RESTORE = {private: old for old, private in _OLD_BREAKS.items()}
 _HAS_OLD_BREAK = re.compile("[\x85\u2028\u2029]")
-
-_HINTS = {
-    "cannot start any token": "indent with spaces, not tabs, and quote values that start with a "
-    "character such as `%`, `@` or a backquote",
-    "tab character": "indent with spaces, not tabs",
-    "mapping values are not allowed": "quote a value that holds `: `, or check the indentation",
-    "could not find expected ':'": "a key needs a colon and a space after it",
-    "expected ',' or": "a flow list or mapping is missing a comma or its closing bracket",
-    "expected <block end>": "check the indentation of this line and those above it",
-}
 
 
 class _Stop(Exception):
@@ -86,10 +77,8 @@ def parse(source: Source) -> tuple[Node | None, list[Problem]]:
             builder.take(event)
     except _Stop as stop:
         return None, [*builder.problems, stop.problem]
-    except yaml.MarkedYAMLError as error:
-        return None, [*builder.problems, _syntax_problem(source, error)]
-    except yaml.YAMLError as error:  # a reader error carries no mark
-        return None, [*builder.problems, Problem(source.name, 1, 1, "GR005", _first_line(error))]
+    except yaml.YAMLError as error:
+        return None, [*builder.problems, syntax_problem(source, error, _RESTORE)]
     if builder.root is None or _is_empty(builder.root):
         hint = "`glitchrun init NAME` writes a spec to start from"
         return None, [Problem(source.name, 1, 1, "GR014", "the file holds no document", hint=hint)]
@@ -274,18 +263,3 @@ def _is_empty(node: Node) -> bool:
 
 def _tag_text(tag: str) -> str:
     return shortened("!!" + tag.removeprefix(_CORE) if tag.startswith(_CORE) else tag)
-
-
-def _first_line(error: Exception) -> str:
-    return shortened(str(error).splitlines()[0] if str(error) else "not YAML", 200)
-
-
-def _syntax_problem(source: Source, error: yaml.MarkedYAMLError) -> Problem:
-    mark = error.problem_mark or error.context_mark
-    line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-    if line > len(source.lines):  # libyaml puts the end of the stream on a line of its own
-        line, column = len(source.lines), len(source.lines[-1]) + 1
-    what = shortened((error.problem or "not YAML").translate(_RESTORE), 200)
-    message = f"{what} ({error.context})" if error.context else what
-    hint = next((hint for start, hint in _HINTS.items() if start in what), "")
-    return problem_at(Place(source, line, column), "GR005", message, hint)

@@ -17,8 +17,9 @@ _FOLDER = Path(__file__).parent
 
 # Where the document is the reader's own: kept as written, never an `{env: ...}`, nulls included.
 FREE = (("matrix", "axes"), ("matrix", "exclude"), ("extends",))
-# Mappings whose keys are the reader's own: a key `env` there is just a key.
-USER_KEYED = (("metadata", "tags"),)
+# Mappings that are never a reference: in tags a key `env` is just a key, and how many runs there
+# are must not depend on the environment.
+NO_REFERENCE = (("metadata", "tags"), ("matrix",))
 
 
 @cache
@@ -86,7 +87,7 @@ def _opened(schema: Any, path: tuple[str, ...]) -> Any:
     if schema is True or path in FREE:
         return schema
     inner = _nullable(_opened_children(schema, path))
-    if path in USER_KEYED:
+    if path in NO_REFERENCE:
         return inner
     kept = {key: inner.pop(key) for key in ("description", "default") if key in inner}
     reference = {"type": "object", "required": ["env"]}

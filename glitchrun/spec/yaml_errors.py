@@ -1,0 +1,37 @@
+"""What a YAML parser says, as a located problem with a remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import yaml
+
+from glitchrun.spec.nodes import Place, problem_at
+from glitchrun.spec.problems import Problem
+from glitchrun.spec.scalars import shortened
+from glitchrun.spec.source import Source
+
+_HINTS = {
+    "cannot start any token": "indent with spaces, not tabs, and quote values that start with a "
+    "character such as `%`, `@` or a backquote",
+    "tab character": "indent with spaces, not tabs",
+    "mapping values are not allowed": "quote a value that holds `: `, or check the indentation",
+    "could not find expected ':'": "a key needs a colon and a space after it",
+    "expected ',' or": "a flow list or mapping is missing a comma or its closing bracket",
+    "expected <block end>": "check the indentation of this line and those above it",
+}
+
+
+def syntax_problem(source: Source, error: yaml.YAMLError, restore: Mapping[int, int]) -> Problem:
+    """The parser's `error` in `source`; `restore` gives the characters swapped for parsing back."""
+    if not isinstance(error, yaml.MarkedYAMLError):  # a reader error carries no mark
+        what = str(error).partition("\n")[0] or "not YAML"
+        return problem_at(Place(source, 1, 1), "GR005", shortened(what, 200))
+    mark = error.problem_mark or error.context_mark
+    line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    if line > len(source.lines):  # libyaml puts the end of the stream on a line of its own
+        line, column = len(source.lines), len(source.lines[-1]) + 1
+    what = shortened((error.problem or "not YAML").translate(restore), 200)
+    message = f"{what} ({error.context})" if error.context else what
+    hint = next((hint for start, hint in _HINTS.items() if start in what), "")
+    return problem_at(Place(source, line, column), "GR005", message, hint)
