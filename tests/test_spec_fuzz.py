@@ -55,7 +55,7 @@ def _parts(value: Any) -> list[Any]:
     return []
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_any_change_to_a_spec_gives_problems_or_an_experiment(seed: int, tmp_path: Path) -> None:
     random_ = random.Random(seed)
     source = read_source(EXAMPLES / "valid" / "everything.yaml")
@@ -65,7 +65,7 @@ def test_any_change_to_a_spec_gives_problems_or_an_experiment(seed: int, tmp_pat
     whole = {**plain(node), "extends": None}
     path = tmp_path / "spec.yaml"
     outcomes = {"loaded": 0, "refused": 0}
-    for _ in range(40):
+    for _ in range(30):
         document = json.loads(json.dumps(whole))
         for _ in range(random_.randint(1, 3)):
             document = mutated(document, random_)

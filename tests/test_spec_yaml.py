@@ -249,3 +249,15 @@ def test_any_text_gives_a_document_or_located_problems(text: str) -> None:
 def test_any_bytes_give_a_document_or_problems(raw: bytes) -> None:
     data, problems = read(raw)
     assert data is not None or problems
+
+
+def test_without_libyaml_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [
+        "a: {b: [1, no, 'x']}\nc: &c 1e-5\nd: *c\n",
+        "a: 1\na: 2\n",
+        "a: !!python/name:os.system\n",
+        "a: é\u2028 b\n? c\n: d\n",
+    ]
+    with_libyaml = [read(text) for text in texts]
+    monkeypatch.delattr("yaml.CSafeLoader")
+    assert [read(text) for text in texts] == with_libyaml
