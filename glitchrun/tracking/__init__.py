@@ -13,7 +13,10 @@ params.py       what a person compares runs by
 tags.py         what a person searches runs by
 note.py         the description of a run, in Markdown
 limits.py       what MLflow allows in names and values
+view.py         the saved view of an experiment
 links.py        addresses that open on something worth looking at
 live.py         the tracker of a run that is going on
 system.py       memory, processor and GPU while it goes on
+sync.py         delivering afterwards
+server.py       the UI's server
 """

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import sqlite3
 import tempfile
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -55,3 +57,11 @@ def counts(root: Path) -> dict[str, int]:
 def query(root: Path, sql: str) -> list[tuple[object, ...]]:
     with closing(sqlite3.connect(root / "mlflow.db")) as database:
         return database.execute(sql).fetchall()
+
+
+@contextmanager
+def nobody_listening() -> Iterator[str]:
+    """The address of a server, credentials in it, where connections are refused."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://me:hunter2@127.0.0.1:{taken.getsockname()[1]}"
