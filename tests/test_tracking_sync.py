@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from glitchrun.cli import main
 from glitchrun.errors import PreflightError
-from glitchrun.ledger import hold
+from glitchrun.ledger import hold, read_run
 from glitchrun.ledger.files import LEDGER
 from glitchrun.tracking.links import compare_link, experiment_link, links
 from glitchrun.tracking.server import serving
@@ -150,4 +150,7 @@ def test_a_record_that_is_delivered_says_where(tmp_path: Path) -> None:
     record = write_run(root)
     (synced,) = sync([record], root)
     noted = json.loads((record.folder / "delivered.json").read_text())
-    assert noted == {"run_id": synced.detail, "experiment_id": "1"}
+    ids = {"run_id": synced.detail, "experiment_id": "1"}
+    assert noted == {**ids, "ending": record.ending}
+    assert read_run(record.folder).delivered
+    assert not record.delivered

@@ -44,7 +44,7 @@ def _row(run: RunRecord) -> dict[str, Any]:
         "status": _status(run),
         "started": datetime.fromtimestamp(run.started_at / 1000).isoformat(timespec="seconds"),
         "steps": [_progress(run, step.id) for step in run.steps],
-        "delivered": bool(run.delivered_to),
+        "delivered": run.delivered,
         "folder": str(run.folder),
     }
 

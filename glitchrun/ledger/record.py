@@ -126,7 +126,7 @@ class RunRecord:
     notes: Mapping[str, int] = field(default_factory=dict)
     """What was counted and must be shown: not presented intact, decided again in float32, ..."""
     delivered_to: Mapping[str, str] = field(default_factory=dict)
-    """MLflow ids once delivered: {"run_id": ..., "experiment_id": ...}."""
+    """MLflow ids once it is there (`run_id`, `experiment_id`), and `ending` once all of it is."""
     error: str | None = None
     """Why the run failed, in one line."""
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -135,6 +135,16 @@ class RunRecord:
     @property
     def artifacts(self) -> Path:
         return self.folder / "artifacts"
+
+    @property
+    def ending(self) -> str:
+        """How and when the run ended: what a complete delivery is stamped with."""
+        return f"{self.status} {self.ended_at}"
+
+    @property
+    def delivered(self) -> bool:
+        """Whether MLflow has the run as it ended, files included."""
+        return self.ended_at is not None and self.delivered_to.get("ending") == self.ending
 
     @property
     def metrics(self) -> dict[str, Metric]:

@@ -61,6 +61,7 @@ class Sampler:
         seed: int,
         decode: Callable[[Sequence[int]], str],
         stop_ids: frozenset[int],
+        stop_text: str | None = None,
     ) -> None:
         self.backend = backend
         self.prompts = prompts
@@ -71,6 +72,7 @@ class Sampler:
         self.seed = seed
         self.decode = decode
         self.stop_ids = stop_ids
+        self.stop_text = stop_text
         self.counters: Counter[str] = Counter()
         """Work since it was last cleared: continuations, resampled, batch_halvings."""
 
@@ -124,7 +126,8 @@ class Sampler:
             keep = [i for i, row in enumerate(active) if not row.done]
             if not keep:
                 break
-            if self.exact and len(keep) < len(active):
+            # Taking rows out copies the whole cache: it pays once a quarter of them are finished.
+            if self.exact and len(keep) <= 3 * len(active) // 4:
                 cache.batch_select_indices(torch.tensor(keep, device=self.backend.device))
                 active, chosen = [active[i] for i in keep], [chosen[i] for i in keep]
             ids = torch.tensor(chosen + [chosen[0]] * (width - len(chosen)) * (not self.exact))
@@ -135,18 +138,25 @@ class Sampler:
         if row.done:
             return
         row.ids.append(token_id)
-        row.unclear = doubt
-        row.said_it = not doubt and self._says(row)
-        row.done = doubt or row.said_it or token_id in self.stop_ids
+        row.unclear = row.done = doubt
+        if doubt:
+            return
+        answer, stop, _ = self._answer(row)
+        row.said_it = token_id == row.job.token.id or _holds(answer, row.job.token.text)
+        row.done = row.said_it or bool(stop) or token_id in self.stop_ids
 
-    def _says(self, row: _Row) -> bool:
-        token = row.job.token
-        if row.ids[-1] == token.id:
-            return True
-        # Half a character decodes to U+FFFD, which proves nothing; a space proves little more, but
-        # is all there is to look for in a token of white space.
-        text = token.text.strip() or token.text
-        return bool(text) and "\ufffd" not in text and text in self.decode(row.ids)
+    def _answer(self, row: _Row) -> tuple[str, str, str]:
+        """The continuation's text up to the template's closing text, and that text if it came."""
+        text = self.decode(row.ids)
+        return text.partition(self.stop_text) if self.stop_text else (text, "", "")
 
     def _rounding(self, logits: torch.Tensor) -> float:
         return _FLOAT32_ROUNDING * max(1.0, float(logits.abs().max()))
+
+
+def _holds(answer: str, text: str) -> bool:
+    """Whether an answer holds a token's text, white space around it aside."""
+    # Half a character decodes to U+FFFD, which proves nothing. A token of nothing but white space
+    # is looked for as it is.
+    wanted = text.strip() or text
+    return bool(wanted) and "\ufffd" not in wanted and wanted in answer

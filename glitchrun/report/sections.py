@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from glitchrun.ledger.command import apply_command
 from glitchrun.ledger.record import ModelRecord, RunRecord, StepRecord
 from glitchrun.report.numbers import MISSING, count, duration, figure, moment, share, size
 from glitchrun.report.overview import (
@@ -59,12 +59,10 @@ def commands(record: RunRecord) -> list[str]:
     """Shell commands that do the run again."""
     identity = record.identity
     commit = _commit(record)
-    only = f" --only {shlex.quote(identity.name)}" if identity.assignments else ""
-    spec = shlex.quote(identity.spec_path)
     checkout = [f"git checkout {commit}"] if commit else []
     return [
         *checkout,
-        f"glitchrun apply {spec}{only} --fresh",
+        f"{apply_command(record)} --fresh",
         f"glitchrun report {identity.key[:12]}",
     ]
 

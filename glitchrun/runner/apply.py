@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glitchrun.errors import DoesNotFit, ExitCode, GlitchrunError, UsageError
-from glitchrun.ledger import existing_status, latest_attempt, read_run, run_folder, settle
+from glitchrun.ledger import (
+    RunRecord,
+    existing_status,
+    latest_attempt,
+    read_run,
+    run_folder,
+    settle,
+)
 from glitchrun.plan.build import Plan, PlannedRun, build
 from glitchrun.runner import gates
 from glitchrun.runner.execute import Outcome, Session, execute
@@ -18,6 +25,7 @@ from glitchrun.runner.signals import Interrupt, listening
 from glitchrun.spec.types import Experiment, Spec
 from glitchrun.tracking.live import reap
 from glitchrun.tracking.store import ensure_store, tracking_uri
+from glitchrun.tracking.sync import sync
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,8 @@ def apply(
     _check_fits(chosen, options)
     uri = tracking_uri(experiment.cells[0].spec.tracking.uri, root)
     ensure_store(uri, root)
-    reap(settle(root), root)
+    for failure in reap(settle(root), root):
+        display.say(f"not delivered to MLflow: {failure}")
     confirm(plan)
     interrupt = Interrupt(display.say)
     session = Session(
@@ -139,7 +148,15 @@ def _already_done(run: PlannedRun, session: Session) -> Outcome:
     record = read_run(folder / f"attempt-{latest_attempt(folder)}")
     results = gates.evaluate(spec.gates, record.metrics, spec.origins)
     session.display.say(f"{run.cell.name}: nothing to do, it is finished")
-    return Outcome(record, gates.exit_code(results))
+    return Outcome(record, gates.exit_code(results), _undelivered(record, session))
+
+
+def _undelivered(record: RunRecord, session: Session) -> str | None:
+    """Delivers what an earlier apply could not; why that failed, None where it did not."""
+    if record.delivered:
+        return None
+    (synced,) = sync([record], session.root)
+    return synced.detail if synced.outcome == "failed" else None
 
 
 def _exit_code(outcomes: Sequence[Outcome], failures: Sequence[str]) -> ExitCode:

@@ -28,6 +28,7 @@ from glitchrun.runner.signals import Interrupt, Stopped
 from glitchrun.spec.types import Experiment, Spec, Step
 from glitchrun.strategies import configure, load
 from glitchrun.strategies.context import Context
+from glitchrun.tracking.address import shown
 from glitchrun.tracking.live import MlflowTracker
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.norms import row_norms
@@ -95,7 +96,7 @@ def _journal(folder: Path, planned: PlannedRun, session: Session) -> Journal:
         digests={**planned.digests, "model": planned.fingerprint},
         tags=spec.tags or {},
         description=spec.description,
-        tracking_uri=session.tracking_uri,
+        tracking_uri=shown(session.tracking_uri),  # without credentials
     )
     return Journal.create(folder / f"attempt-{number + 1}", identity, spec.document, _places(spec))
 

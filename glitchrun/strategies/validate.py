@@ -61,6 +61,7 @@ def _sampler(config: Config, context: Context, prompts: Mapping[str, Prompt]) ->
         seed=context.spec.seed,
         decode=model.tokenizer.decode,
         stop_ids=stop_ids(context.template, model.tokenizer),
+        stop_text=context.template.stop,
     )
 
 

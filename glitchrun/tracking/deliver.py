@@ -101,15 +101,11 @@ def complete(record: RunRecord, place: Place, store: Store) -> Delivered:
         parent.sum_up(record, above, place.experiment_id, store)
     is_over = record.ended_at is not None
     if is_over:
-        client.set_tag(run_id, DELIVERED, stamp(record))
+        client.set_tag(run_id, DELIVERED, record.ending)
     above_id = place.parent.info.run_id if place.parent else None
-    mark_delivered(record.folder, _ids(place.run, place.experiment_id))
+    ending = {"ending": record.ending} if is_over else {}
+    mark_delivered(record.folder, _ids(place.run, place.experiment_id) | ending)
     return Delivered(run_id, place.experiment_id, above_id, is_over)
-
-
-def stamp(record: RunRecord) -> str:
-    """What the tag `glitchrun.delivered` says when all of the record is in MLflow."""
-    return f"{record.status} {record.ended_at}"
 
 
 def _ids(own: Any, experiment_id: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from glitchrun.errors import TrackingUnavailable
 from glitchrun.ledger import RunRecord, is_held
-from glitchrun.tracking.deliver import deliver, stamp
+from glitchrun.tracking.deliver import deliver
 from glitchrun.tracking.store import Store, delivery_uri, ensure_store, open_store, unavailable
 from glitchrun.tracking.tags import ATTEMPT, DELIVERED, KEY
 
@@ -67,7 +67,7 @@ def _to_store(uri: str, records: list[RunRecord], root: Path, again: bool) -> It
 
 def _one(record: RunRecord, store: Store, there: Mapping[tuple[str, str], str]) -> Synced:
     identity = record.identity
-    if there.get((identity.key, str(identity.attempt))) == stamp(record):
+    if there.get((identity.key, str(identity.attempt))) == record.ending:
         return Synced(record, "there already")
     try:
         return Synced(record, "delivered", deliver(record, store).run_id)

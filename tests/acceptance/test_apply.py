@@ -1,0 +1,253 @@
+"""`glitchrun apply`: finished, repeated, killed, interrupted, refused."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import tiny_models
+from tests.support.commands import applied, run, start
+
+SPEC = """\
+apiVersion: glitchrun/v1
+kind: Experiment
+metadata: {name: tiny}
+model: {path: ./model, device: cpu}
+template: chatml
+seed: 3
+steps:
+  - {id: mine, strategy: mine, search: gradient, iterations: 30, batch_size: 4, k: 16}
+  - {id: asr, strategy: validate, tokens: {from: mine}, attempts: 3, max_new_tokens: 5}
+gates:
+  - {metric: mine/verified, op: "==", value: 120}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.tiny_llama(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture
+def project(tmp_path: Path, model: Path) -> Path:
+    (tmp_path / "model").symlink_to(model)
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, Any]:
+    """The run that all others are held against."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    (folder / "model").symlink_to(model)
+    (folder / "spec.yaml").write_text(SPEC)
+    return applied(folder, "spec.yaml")
+
+
+def only_run(result: dict[str, Any]) -> dict[str, Any]:
+    (found,) = result["runs"]
+    assert isinstance(found, dict)
+    return found
+
+
+def tokens(result: dict[str, Any]) -> bytes:
+    return (Path(only_run(result)["artifacts_dir"]) / "tokens.jsonl").read_bytes()
+
+
+def ledger(project: Path) -> Path | None:
+    return next(project.glob("mlruns/runs/*/*/attempt-1/ledger.jsonl"), None)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def batches(project: Path) -> int:
+    path = ledger(project)
+    return path.read_bytes().count(b'"kind":"batch"') if path else 0
+
+
+def test_a_run_leaves_what_the_contract_lists(uninterrupted: dict[str, Any]) -> None:
+    found = only_run(uninterrupted)
+    folder = Path(found["artifacts_dir"])
+    for name in (
+        "spec.yaml",
+        "spec.resolved.yaml",
+        "environment.json",
+        "tokens.jsonl",
+        "tokens.json",
+        "report.html",
+    ):
+        assert (folder / name).stat().st_size > 0
+    assert list((folder / "plots").glob("*.png"))
+    assert found["status"] == "FINISHED"
+    assert uninterrupted["exit_code"] == 0
+    assert [gate["outcome"] for gate in found["gates"]] == ["pass"]
+    for metric in ("mine/glitch", "asr/confirmed", "model/bytes", "model/peak_bytes"):
+        assert found["metrics"][metric] is not None
+
+
+def test_tokens_jsonl_adds_up_to_the_metrics(uninterrupted: dict[str, Any]) -> None:
+    rows = [json.loads(line) for line in tokens(uninterrupted).splitlines()]
+    metrics = only_run(uninterrupted)["metrics"]
+    mined = [row for row in rows if row["step"] == "mine"]
+    sampled = [row for row in rows if row["step"] == "asr"]
+    assert len(mined) == metrics["mine/verified"] == 120
+    assert sum(row["glitch"] for row in mined) == metrics["mine/glitch"]
+    assert sum(row["confirmed"] for row in sampled) == metrics["asr/confirmed"]
+    assert {row["token_id"] for row in sampled} == {r["token_id"] for r in mined if r["glitch"]}
+    for row in sampled:
+        assert row["asr"] == pytest.approx(row["failures"] / row["attempts"], abs=1e-6)
+
+
+def test_mlflow_holds_the_run(uninterrupted: dict[str, Any]) -> None:
+    found = only_run(uninterrupted)
+    root = Path(found["artifacts_dir"])
+    while root.name != "mlruns":
+        root = root.parent
+    with sqlite3.connect(root / "mlflow.db") as store:
+        (status,) = store.execute(
+            "select status from runs where run_uuid = ?", (found["run_id"],)
+        ).fetchone()
+        logged = dict(
+            store.execute(
+                "select key, value from latest_metrics where run_uuid = ?", (found["run_id"],)
+            ).fetchall()
+        )
+    assert status == "FINISHED"
+    for name, value in found["metrics"].items():
+        if value is not None:
+            assert logged[name] == pytest.approx(value), name
+
+
+def test_a_second_apply_does_nothing(project: Path) -> None:
+    first = applied(project, "spec.yaml")
+    path = ledger(project)
+    assert path
+    before = path.read_bytes()
+    again = run(project, "apply", "spec.yaml")
+    assert again.returncode == 0
+    assert "nothing to do" in again.stderr
+    assert path.read_bytes() == before
+    fresh = applied(project, "spec.yaml", "--fresh")
+    assert tokens(fresh) == tokens(first)
+    assert only_run(fresh)["artifacts_dir"] != only_run(first)["artifacts_dir"]
+
+
+@pytest.mark.parametrize("after", [0, 13, 31])
+def test_a_killed_run_ends_as_if_it_never_was(
+    project: Path, uninterrupted: dict[str, Any], after: int
+) -> None:
+    process = start(project, "apply", "spec.yaml")
+    wait_for(lambda: ledger(project) is not None and batches(project) >= after, process)
+    process.kill()
+    process.communicate()
+    status = run(project, "status")
+    assert "STALE" in status.stdout, status.stdout
+    result = applied(project, "spec.yaml")
+    assert result["exit_code"] == 0
+    assert tokens(result) == tokens(uninterrupted)
+    assert batches(project) == batches_of(uninterrupted)  # nothing was verified twice
+
+
+def batches_of(result: dict[str, Any]) -> int:
+    path = Path(only_run(result)["artifacts_dir"]).parent / "ledger.jsonl"
+    return path.read_bytes().count(b'"kind":"batch"')
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_says_so_and_goes_on(
+    project: Path, uninterrupted: dict[str, Any], number: signal.Signals, code: int
+) -> None:
+    process = start(project, "apply", "-o", "json", "spec.yaml")
+    wait_for(lambda: batches(project) >= 3, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    stopped = json.loads(out)
+    assert only_run(stopped)["status"] == "KILLED"
+    assert (Path(only_run(stopped)["artifacts_dir"]) / "report.html").exists()
+    result = applied(project, "spec.yaml")
+    assert tokens(result) == tokens(uninterrupted)
+    assert only_run(result)["run_id"] == only_run(stopped)["run_id"]
+
+
+def test_a_second_process_is_refused(project: Path) -> None:
+    long = SPEC.replace("attempts: 3, max_new_tokens: 5", "attempts: 500, max_new_tokens: 50")
+    (project / "spec.yaml").write_text(long)
+    process = start(project, "apply", "spec.yaml")
+    wait_for(lambda: batches(project) >= 31, process)
+    second = run(project, "apply", "spec.yaml")
+    assert process.poll() is None, "the first ended too soon for this test to mean anything"
+    process.kill()
+    process.communicate()
+    assert second.returncode == 4
+    assert f"pid {process.pid}" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_a_matrix_runs_cell_after_cell_and_only_picks_one(project: Path) -> None:
+    matrix = SPEC.replace("iterations: 30", "iterations: 3").replace("120", "12")
+    (project / "spec.yaml").write_text(matrix + "matrix: {axes: {seed: [1, 2]}}\n")
+    one = applied(project, "spec.yaml", "--only", "seed=2")
+    assert [found["name"] for found in one["runs"]] == ["seed=2"]
+    both = applied(project, "spec.yaml")
+    assert [found["name"] for found in both["runs"]] == ["seed=1", "seed=2"]
+    wrong = run(project, "apply", "spec.yaml", "--only", "seed=9")
+    assert wrong.returncode == 2
+    assert "seed=1" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("gate", "code"),
+    [
+        ('{metric: mine/verified, op: ">", value: 1000}', 5),
+        ('{metric: asr/asr_mean, op: ">=", value: 0, min_n: 5000}', 6),
+    ],
+)
+def test_gates_decide_the_exit_code(project: Path, gate: str, code: int) -> None:
+    short = SPEC.replace("iterations: 30", "iterations: 2").split("gates:")[0]
+    (project / "spec.yaml").write_text(f"{short}gates:\n  - {gate}\n")
+    assert applied(project, "spec.yaml")["exit_code"] == code
+    assert applied(project, "spec.yaml")["exit_code"] == code  # also when there is nothing to do
+
+
+def test_keep_going_ends_with_7_and_without_it_the_failure_decides(project: Path) -> None:
+    bad = SPEC.replace("iterations: 30", "iterations: 2").split("gates:")[0]
+    bad = bad.replace("tokens: {from: mine}", "tokens: {ids: [5]}")
+    (project / "spec.yaml").write_text(
+        bad + "matrix: {axes: {'steps.asr.tokens': [{ids: [999999]}, {ids: [5]}]}}\n"
+    )
+    stopped = run(project, "apply", "spec.yaml")
+    assert stopped.returncode == 1
+    assert "999999" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    kept = run(project, "apply", "spec.yaml", "--keep-going")
+    assert kept.returncode == 7
+
+
+def test_a_missing_model_is_a_preflight_error(project: Path) -> None:
+    (project / "spec.yaml").write_text(SPEC.replace("./model", "./nowhere"))
+    failed = run(project, "apply", "spec.yaml")
+    assert failed.returncode == 4
+    assert "nowhere" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_an_unreachable_server_is_a_preflight_error(project: Path) -> None:
+    failed = run(project, "apply", "spec.yaml", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert failed.returncode == 4
+    assert "127.0.0.1:9" in failed.stderr
+    assert "Traceback" not in failed.stderr
