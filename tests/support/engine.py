@@ -16,15 +16,17 @@ from glitchrun.strategies.context import Context
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.norms import row_norms
 
+CACHE = Path(__file__).parents[2] / ".cache" / "glitchrun"
+
 
 def context(
-    folder: Path, *, quantization: str = "none", device: str = "cpu", **settings: Any
+    path: Path | str, *, quantization: str = "none", device: str = "cpu", **settings: Any
 ) -> Context:
-    """The context of a spec on the model in `folder`; further settings go to the Spec."""
+    """The context of a spec on the model at `path`; further settings go to the Spec."""
     settings.setdefault("template", "chatml")
-    model_spec = ModelSpec(path=str(folder), quantization=quantization, device=device)
+    model_spec = ModelSpec(path=str(path), quantization=quantization, device=device)
     spec = Spec(name="test", model=model_spec, steps=(), **settings)
-    model = load(spec.model, folder.parent / "cache")
+    model = load(spec.model, CACHE)
     return Context(
         spec=spec,
         backend=Backend(model),

