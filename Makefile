@@ -21,7 +21,8 @@ quickstart: $(READY)
 	$(BIN)/glitchrun apply specs/smollm2-quickstart.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2
+	# Two processes of one thread each: more threads than cores slow small models tens of times.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: $(READY)
 	$(BIN)/ruff check .
