@@ -94,6 +94,29 @@ def test_a_changed_ledger_is_named_with_its_line(tmp_path: Path) -> None:
         read_run(made.folder)
 
 
+@pytest.mark.parametrize(
+    "line", ["[]", "null", "{}", '{"kind":"x"}', '{"kind":"batch"}', "[" * 9999]
+)
+def test_a_line_that_is_no_entry_is_damage_and_not_a_defect(tmp_path: Path, line: str) -> None:
+    with journal(tmp_path) as made:
+        made.append("step", step="mine")
+    path = made.folder / LEDGER
+    path.write_bytes(line.encode() + b"\n" + path.read_bytes())
+    with pytest.raises(RunError, match=r"attempt-1.*--fresh"):
+        read_run(made.folder)
+    with pytest.raises(RunError, match=r"attempt-1.*--fresh"):
+        Journal(made.folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"identity": {}}', '{"identity": 1, "spec": 2}'])
+def test_a_changed_identity_is_damage_and_not_a_defect(tmp_path: Path, text: str) -> None:
+    made = journal(tmp_path)
+    made.close()
+    (made.folder / "run.json").write_text(text)
+    with pytest.raises(RunError, match=r"attempt-1"):
+        read_run(made.folder)
+
+
 def test_a_run_cut_short_in_its_creation_is_not_there(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, "exp a/b", "k1") / "attempt-1"
     (folder / "artifacts").mkdir(parents=True)

@@ -165,3 +165,34 @@ def test_unknown_words_are_wrong_usage() -> None:
     assert run("frobnicate").exit_code == 2
     assert run("validate").exit_code == 2
     assert run("validate", "specs", "--format", "xml").exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["", "folder/", ".hidden", "."])
+def test_init_wants_a_name_that_validate_would_find(folder: Path, name: str) -> None:
+    (folder / "folder").mkdir()
+    assert run("init", name).exit_code == 2
+    assert not list(folder.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [("kind: Fragment\nsede: 1\n", 3), ("kind: Fragment\n", 3), (None, 3)]
+)
+def test_apply_ends_with_one_json_document_on_errors_too(
+    folder: Path, text: str | None, code: int
+) -> None:
+    if text is not None:
+        (folder / "spec.yaml").write_text(text)
+    result = run("apply", "spec.yaml", "-o", "json")
+    assert result.exit_code == code
+    document = json.loads(result.stdout)
+    assert (document["runs"], document["exit_code"]) == ([], code)
+    assert "spec.yaml:" in document["error"]
+    assert "error[GR" in result.stderr
+
+
+def test_a_matrix_of_astronomic_size_is_counted_in_few_words(folder: Path) -> None:
+    axes = ", ".join(f"x{number}: [1, 2]" for number in range(4000))
+    (folder / "huge.yaml").write_text(f"matrix: {{axes: {{{axes}}}}}\n")
+    errors = json.loads(run("validate", "huge.yaml", "--format", "json").stdout)["errors"]
+    (found,) = [error for error in errors if error["code"] == "GR212"]
+    assert "about 10^1204 cells" in found["message"]

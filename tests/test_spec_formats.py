@@ -112,3 +112,10 @@ def test_codes_are_sentences() -> None:
     assert all(
         text.endswith(".") and text[0] in "`ABCDEFGHIJKLMNOPQRSTUVWXYZ" for text in CODES.values()
     )
+
+
+def test_a_file_name_that_is_not_utf8_is_shown_in_every_form() -> None:
+    problems, _ = check_files(["a\udcffb.yaml"], {})
+    assert "a%FFb.yaml" in as_sarif(problems)
+    for shown in (as_json(problems, 1), as_github(problems), as_text(problems)):
+        assert "GR001" in shown

@@ -137,7 +137,7 @@ UNREADABLE: dict[str, tuple[str | bytes, tuple[int, int, str]]] = {
     "cut UTF-8": (b"a: \xe6\x97", (1, 4, "GR003")),
     "UTF-16": ("a: 1".encode("utf-16"), (1, 1, "GR003")),
     "UTF-16 without mark": ("a: 1".encode("utf-16-le"), (1, 2, "GR004")),
-    "unterminated": ("a: 'b\n", (2, 1, "GR005")),
+    "unterminated": ("a: 'b\n", (1, 4, "GR005")),
     "directive without document": ("%FOO\na: 1\n", (1, 5, "GR005")),
 }
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from glitchrun.cli.needs import require
-from glitchrun.errors import UsageError
+from glitchrun.errors import GlitchrunError, UsageError
 from glitchrun.spec.loading import load_experiment
 
 if TYPE_CHECKING:
@@ -48,19 +50,32 @@ def command(
     A second apply of an unchanged, finished spec does nothing. A run that was stopped or killed
     goes on where it was.
     """
-    experiment = load_experiment(spec, sets, require_env=True)
-    require("torch", "transformers", "mlflow", "rich")
-    # Read when torch is first imported. Threads that wait by spinning take the cores they wait for:
-    # beside other work on two cores, waiting passively was 3 times as fast.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from glitchrun.runner.apply import Options, apply
-    from glitchrun.runner.progress import Display
+    with _errors_as_json(output == "json"):
+        experiment = load_experiment(spec, sets, require_env=True)
+        require("torch", "transformers", "mlflow", "rich")
+        # Read when torch is first imported. Threads that wait by spinning take the cores they wait
+        # for: beside other work on two cores, waiting passively was 3 times as fast.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        from glitchrun.runner.apply import Options, apply
+        from glitchrun.runner.progress import Display
 
-    options = Options(only=only, fresh=fresh, keep_going=keep_going)
-    confirm = _go_ahead if yes else _ask
-    applied = apply(experiment, ROOT.resolve(), options, Display(), confirm)
+        options = Options(only=only, fresh=fresh, keep_going=keep_going)
+        confirm = _go_ahead if yes else _ask
+        applied = apply(experiment, ROOT.resolve(), options, Display(), confirm)
     (_print_json if output == "json" else _print_text)(applied)
     context.exit(int(applied.exit_code))
+
+
+@contextmanager
+def _errors_as_json(wanted: bool) -> Iterator[None]:
+    """Where JSON is wanted, an error that ends the command is a document too."""
+    try:
+        yield
+    except GlitchrunError as error:
+        if wanted:
+            document = {"runs": [], "exit_code": int(error.exit_code), "error": str(error)}
+            click.echo(json.dumps(document, indent=2))
+        raise
 
 
 def _go_ahead(plan: Plan) -> None:

@@ -49,6 +49,8 @@ def command(name: str, strategy: str) -> None:
     if strategy not in strategies():
         raise UsageError(f"there is no strategy {strategy!r}; one of {', '.join(strategies())}")
     path = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
+    if path.name.startswith("."):  # no name, or a folder's; `validate` passes hidden files over
+        raise UsageError(f"{name!r} is not a name for a spec, such as my-model or specs/my-model")
     text = _HEAD.format(
         schema=_schema_reference(path.parent),
         name=json.dumps(path.stem, ensure_ascii=False) if _needs_quotes(path.stem) else path.stem,

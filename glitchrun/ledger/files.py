@@ -25,7 +25,7 @@ def entries(folder: Path) -> Iterator[dict[str, Any]]:
     """The entries of a run, in order. A torn last line is passed over.
 
     Raises:
-        RunError: a line in the middle cannot be read; the message names it.
+        RunError: a line in the middle is no entry; the message names it.
     """
     path = folder / LEDGER
     if not path.exists():
@@ -35,12 +35,20 @@ def entries(folder: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield json.loads(line)
-            except ValueError as exc:
-                raise RunError(
-                    f"{path}:{number}: not a ledger entry ({exc}); the file was changed by "
-                    "something other than glitchrun: restore it or start anew with --fresh"
-                ) from exc
+                entry = json.loads(line)
+            except (ValueError, RecursionError) as exc:
+                raise damaged(f"{path}:{number}", f"not a ledger entry ({exc})") from exc
+            if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str):
+                raise damaged(f"{path}:{number}", "not a ledger entry (it has no kind)")
+            yield entry
+
+
+def damaged(where: str, what: str) -> RunError:
+    """The error for a file of a run that only something else can have changed."""
+    return RunError(
+        f"{where}: {what}; the file was changed by something other than glitchrun: restore it "
+        "or start anew with --fresh"
+    )
 
 
 def write_atomically(path: Path, text: str) -> None:

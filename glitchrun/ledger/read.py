@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from glitchrun.errors import RunError
 from glitchrun.events import batch_from_json
-from glitchrun.ledger.files import DELIVERED, IDENTITY, entries
+from glitchrun.ledger.files import DELIVERED, IDENTITY, damaged, entries
 from glitchrun.ledger.record import (
     GateResult,
     Metric,
@@ -26,24 +27,36 @@ def read_run(folder: Path) -> RunRecord:
     """The run that a folder holds.
 
     Raises:
-        RunError: the folder holds no run, or a ledger that something else has changed.
+        RunError: the folder holds no run, or files that something else has changed.
     """
-    return read_fold(folder).record()
+    with _sound(folder):
+        return read_fold(folder).record()
 
 
 def read_fold(folder: Path) -> Fold:
     """The state of a run's ledger, which further entries can be added to."""
-    data = _identity(folder)
-    fold = Fold(
-        folder,
-        RunIdentity(**data["identity"]),
-        data["spec"],
-        data.get("origins", {}),
-        data["created_at"],
-    )
-    for entry in entries(folder):
-        fold.see(entry)
-    return fold
+    with _sound(folder):
+        data = _identity(folder)
+        fold = Fold(
+            folder,
+            RunIdentity(**data["identity"]),
+            data["spec"],
+            data.get("origins", {}),
+            data["created_at"],
+        )
+        for entry in entries(folder):
+            fold.see(entry)
+        return fold
+
+
+@contextmanager
+def _sound(folder: Path) -> Iterator[None]:
+    """Takes a missing or odd field in a run's files for what it is: damage from outside."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        what = f"its files do not fit together ({type(exc).__name__}: {exc})"
+        raise damaged(str(folder), what) from exc
 
 
 def read_status(folder: Path) -> str:

@@ -44,6 +44,8 @@ def schema_problems(document: Document, *, partial: bool = False) -> list[Proble
         path = tuple(error.absolute_path)
         if document.is_open(path) or (partial and error.validator == "required"):
             continue
+        if error.validator == "pattern" and error.instance == "" and "minLength" in error.schema:
+            continue  # that it is empty is said already
         problems |= dict.fromkeys(_translate(document, path, error))
     return list(problems)
 

@@ -155,4 +155,4 @@ def _sarif_result(problem: Problem, rule: int) -> dict[str, Any]:
 def _uri(file: str) -> str:
     from urllib.parse import quote
 
-    return quote(file.replace(os.sep, "/"))
+    return quote(os.fsencode(file.replace(os.sep, "/")))

@@ -14,7 +14,7 @@ from glitchrun.spec.composition import Composition, compose
 from glitchrun.spec.document import Document
 from glitchrun.spec.environment import Resolution, Unset, resolve_environment
 from glitchrun.spec.file_paths import join_paths
-from glitchrun.spec.matrix import DraftCell, expand
+from glitchrun.spec.matrix import DraftCell, axes_missing, expand
 from glitchrun.spec.nodes import MappingNode, ScalarNode, child, is_null, path_text, put, walk
 from glitchrun.spec.overrides import Override, apply_overrides, read_overrides
 from glitchrun.spec.problems import Problem, sorted_problems
@@ -121,6 +121,7 @@ def _load(path: Path | str, surroundings: _Surroundings) -> _Loaded:
         _check(loaded, base, partial=True)
     elif is_null(child(base.get("matrix"), "axes")):
         document, resolution = _check(loaded, base)
+        loaded.problems += axes_missing(document)
         loaded.cells.append((DraftCell("", {}, base), document, resolution))
     else:
         _check_cells(loaded, base, overrides)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 from glitchrun.spec.cell_names import cell_names
 from glitchrun.spec.document import Document
-from glitchrun.spec.nodes import MappingNode, Node, Path_, SequenceNode, plain, with_via
+from glitchrun.spec.nodes import MappingNode, Node, Path_, SequenceNode, path_text, plain, with_via
 from glitchrun.spec.paths import PathError, assign, split
 from glitchrun.spec.problems import Problem
 from glitchrun.spec.suggestions import did_you_mean
@@ -70,6 +70,10 @@ def _axes(
 ) -> tuple[dict[str, Axis], set[str]]:
     holder = base.find(("matrix", "axes"))
     assert isinstance(holder, MappingNode)
+    if not holder.entries:
+        message = "the matrix has no axes, so there would be no runs"
+        hint = "name an axis, or remove `matrix`"
+        problems.append(base.problem("GR209", ("matrix", "axes"), message, hint))
     axes: dict[str, Axis] = {}
     dropped: set[str] = set()
     for name, entry in holder.entries.items():
@@ -79,10 +83,9 @@ def _axes(
         if not entry.value.items:
             message = f"the axis {name!r} has no values, so there would be no runs"
             problems.append(base.problem("GR209", path, message, "give it values, or remove it"))
+        problems += _repeated(base, path, entry.value)
         try:
-            parts = split(name)
-            if parts[0] == "matrix":
-                raise PathError("the matrix cannot vary itself", code="GR208")
+            parts = _varied(name)
         except PathError as error:
             place = entry.key_place
             problems.append(base.problem(error.code, path, str(error), error.hint, place=place))
@@ -92,6 +95,38 @@ def _axes(
         else:
             axes[name] = Axis(name, entry.value.items)
     return axes, dropped
+
+
+def _varied(name: str) -> tuple[str, ...]:
+    """The parts of an axis' path; raises PathError where the cells cannot differ in it."""
+    parts = split(name)
+    if parts[0] == "matrix":
+        raise PathError("the matrix cannot vary itself", code="GR208")
+    if parts[0] == "tracking" or parts in (("metadata",), ("metadata", "name")):
+        hint = "write a file for each, and let both extend one fragment"
+        raise PathError(
+            f"all cells belong to one MLflow experiment; {name!r} is its", hint, "GR208"
+        )
+    return parts
+
+
+def _repeated(base: Document, path: Path_, values: SequenceNode) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for index, value in enumerate(values.items):
+        text = _canonical(plain(value))
+        if text in seen:
+            message = f"{path_text(path)} holds the same value twice"
+            yield base.problem("GR107", (*path, index), message, "each cell is run once")
+        seen.add(text)
+
+
+def axes_missing(base: Document) -> Iterator[Problem]:
+    """The problems of a matrix without axes that speaks of some."""
+    matrix = base.data.get("matrix")
+    for key, code in (("zip", "GR210"), ("exclude", "GR211")):
+        if isinstance(matrix, dict) and _list(matrix.get(key)):
+            message = f"matrix.{key} speaks of axes, but the matrix has none"
+            yield base.problem(code, ("matrix", key), message, "name them under matrix.axes")
 
 
 def _factors(
@@ -160,7 +195,8 @@ def _choose(
 
 def _too_many(base: Document, total: int, limit: int) -> Problem:
     path = ("matrix", "max_runs") if "max_runs" in base.data["matrix"] else ("matrix",)
-    message = f"the matrix has {total:,} cells, more than max_runs ({limit})"
+    count = f"{total:,}" if total < 10**12 else f"about 10^{len(str(total)) - 1}"
+    message = f"the matrix has {count} cells, more than max_runs ({limit})"
     place = base.place(path) if len(path) > 1 else base.key_place(path)
     return base.problem("GR212", path, message, "raise max_runs, or exclude cells", place=place)
 
