@@ -169,3 +169,17 @@ def test_gradient_walk_counts_ties_within_rounding() -> None:
     batch = search.propose(3)
     search.update(verdicts(batch, entropy=lambda i: 2.0))
     assert search.counters["walk_ties"] >= 1
+
+
+def test_gradient_walk_measures_distances_to_a_row_of_zeros() -> None:
+    """A row that is no direction lies at distance 1 from every unit row: at a cosine of 1/2."""
+    embeddings = torch.zeros(len(WORDS), 8)
+    embeddings[:, 0] = 1.0
+    embeddings[:, 1] = torch.linspace(0.0, 6.0, len(WORDS))  # cosines with row 0: 1 down to 0.16
+    embeddings[7] = 0.0
+    unit = torch.nn.functional.normalize(embeddings, dim=1)
+    distance = (unit - unit[0]).norm(dim=1)
+    nearest = distance.sort(stable=True).indices[1:].tolist()
+    for k in (3, 4, 8):
+        search = BUILDERS["gradient"](space(embeddings=embeddings), Config(k=k, start=0))
+        assert sorted(search.propose(k)) == sorted(nearest[:k])

@@ -13,6 +13,7 @@ import pytest
 
 from glitchrun.errors import RunError
 from glitchrun.events import Batch, Event, Measured, Sampled, Verified
+from glitchrun.probing.backend import Backend
 from glitchrun.spec.schema import strategies
 from glitchrun.spec.types import Thresholds, TokenScope
 from glitchrun.strategies import configure, load
@@ -195,3 +196,23 @@ def test_files_without_ids_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(RunError, match=r"bad\.json"):
         read_ids(tmp_path / "bad.json")
+
+
+def test_a_continuation_ends_where_the_models_own_settings_end_it(
+    llama: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generation = llama.backend.model.module.generation_config
+    monkeypatch.setattr(generation, "eos_token_id", [7, 9])
+    assert llama.backend.model.end_ids == {7, 9}
+    # Every token ends the text: one step for each probe, and none of them says the token.
+    monkeypatch.setattr(generation, "eos_token_id", list(range(500)))
+    steps: list[int] = []
+    whole = Backend.step
+
+    def counted(self: Backend, ids: Any, cache: Any, **options: Any) -> Any:
+        steps.append(len(ids))
+        return whole(self, ids, cache, **options)
+
+    monkeypatch.setattr(Backend, "step", counted)
+    run("validate", llama, tokens={"ids": [40]}, attempts=1, batch_size=8)
+    assert len(steps) <= 6  # three probes, each at most resampled once

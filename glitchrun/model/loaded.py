@@ -61,6 +61,12 @@ class LoadedModel:
         return int(self.input_embeddings.shape[0])
 
     @property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end a text by the model's own generation settings."""
+        ends = self.module.generation_config.eos_token_id
+        return frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
+
+    @property
     def bytes(self) -> int:
         """Bytes held by weights and buffers, quantization scales included."""
         return sum(self.census.values())

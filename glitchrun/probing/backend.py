@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glitchrun.errors import RunError
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.probing.float32 import Float32Arithmetic
 
@@ -72,7 +73,7 @@ class Backend:
                 use_cache=True,
                 logits_to_keep=1,
             )
-        return out.logits[:, -1].float(), out.past_key_values
+        return _finite(out.logits[:, -1].float()), out.past_key_values
 
     @torch.no_grad()
     def logits_alone(self, ids: Sequence[int], *, float32: bool = False) -> Tensor:
@@ -83,7 +84,7 @@ class Backend:
         row = torch.tensor([list(ids)], device=self.device)
         with self._arithmetic(float32):
             out = self.model.module(input_ids=row, use_cache=False, logits_to_keep=1)
-        return out.logits[0, -1].float()
+        return _finite(out.logits[0, -1].float())
 
     def gradient(
         self, ids: Sequence[int], position: int, objective: Callable[[Tensor], Tensor]
@@ -102,7 +103,7 @@ class Backend:
         embeds = self.model.module.get_input_embeddings()(row).detach().requires_grad_(True)
         with torch.enable_grad():
             out = self.model.module(inputs_embeds=embeds, use_cache=False, logits_to_keep=1)
-            value = objective(out.logits[0, -1].float())
+            value = objective(_finite(out.logits[0, -1].float()))
             (gradient,) = torch.autograd.grad(value, embeds)
         return float(value.detach()), gradient[0, position].float()
 
@@ -121,3 +122,13 @@ class Backend:
             yield
         finally:
             hook.remove()
+
+
+def _finite(logits: Tensor) -> Tensor:
+    """The logits; RunError where numbers overflowed: any verdict on those would be made up."""
+    if not bool(logits.amax(dim=-1).isfinite().all()):
+        raise RunError(
+            "the model's logits are not finite: its numbers overflow in this arithmetic, or its "
+            "weights are damaged; set model.quantization to bfloat16 or float32"
+        )
+    return logits

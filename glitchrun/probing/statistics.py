@@ -34,9 +34,15 @@ class Statistics:
     scale: Tensor
     """(B,) size of the largest logit, against which rounding is measured."""
 
-    def unclear(self, rounding: float) -> Tensor:
-        """(B,) whether the verdict lies within rounding, as a share of the largest logit."""
-        return self.margin < rounding * self.scale.clamp(min=1.0)
+    def unclear(self, rounding: float, limit: float = 1.0) -> Tensor:
+        """(B,) whether the verdict lies within rounding, as a share of the largest logit.
+
+        A verdict is whether the target passed and, where it failed, whether its probability lies
+        below `limit`.
+        """
+        within = rounding * self.scale.clamp(min=1.0)
+        at_limit = (self.p.log() - torch.tensor(limit).log()).abs() < within
+        return (self.margin < within) | (at_limit & ~self.passed)
 
 
 def entropy(logits: Tensor) -> Tensor:

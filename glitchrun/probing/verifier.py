@@ -27,10 +27,14 @@ class Verifier:
     rounding in a pass of its own, so that verdicts do not depend on the batch.
     """
 
-    def __init__(self, backend: Backend, prompts: Mapping[str, Prompt], rows: int) -> None:
+    def __init__(
+        self, backend: Backend, prompts: Mapping[str, Prompt], rows: int, limit: float = 1.0
+    ) -> None:
         self.backend = backend
         self.prompts = prompts
         self.rows = rows
+        self.limit = limit
+        """The probability that verdicts are measured against."""
         self.counters: Counter[str] = Counter()
         """Work since it was last cleared: forwards, rechecked, batch_halvings."""
 
@@ -72,7 +76,7 @@ class Verifier:
                     raise
                 rows = self._halve(rows)
                 continue
-            doubt = statistics.unclear(ROUNDING[dtype]).tolist()
+            doubt = statistics.unclear(ROUNDING[dtype], self.limit).tolist()
             found += zip(_results(statistics, dtype), doubt, strict=True)
             start += len(chunk)
         return found

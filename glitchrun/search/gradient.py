@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _TIE = 1e-4
 """Entropies closer than this, in nats, may come out in either order on another machine."""
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class GradientWalk:
@@ -76,7 +77,10 @@ class GradientWalk:
         open_[self._current] = False
         ids = open_.nonzero()[:, 0]
         dots = (self._table @ self._table[self._current])[ids]
-        cosine = dots / (self._norms[ids] * self._norms[self._current])
-        # On the unit sphere the nearest are those of largest cosine.
+        norms = self._norms[ids]
+        cosine = dots / (norms * self._norms[self._current]).clamp_min(_TINY)
+        # On the unit sphere the nearest are those of largest cosine. A row of zeros is not on it:
+        # it lies in the middle, as far from all others as they are at a cosine of 1/2.
+        cosine[norms == 0] = 0.5
         nearest = cosine.sort(descending=True, stable=True).indices[: self._k]
         return ids[nearest]

@@ -60,7 +60,7 @@ def _sampler(config: Config, context: Context, prompts: Mapping[str, Prompt]) ->
         rows=int(rows),
         seed=context.spec.seed,
         decode=model.tokenizer.decode,
-        stop_ids=stop_ids(context.template, model.tokenizer),
+        stop_ids=stop_ids(context.template, model.tokenizer) | model.end_ids,
         stop_text=context.template.stop,
     )
 

@@ -26,7 +26,8 @@ class Judge:
         if rows == "auto":
             longest = max(len(p.prefix_ids) + len(p.suffix_ids) + 1 for p in self._prompts.values())
             rows = standard_rows(context.backend.model, longest, context.free_bytes)
-        self._verifier = Verifier(context.backend, self._prompts, int(rows))
+        limit = context.spec.thresholds.probability
+        self._verifier = Verifier(context.backend, self._prompts, int(rows), limit)
 
     @property
     def rows(self) -> int:
