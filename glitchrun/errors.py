@@ -2,6 +2,7 @@
 
     GlitchrunError                  1   something a message can explain
     ├── RunError                    1   the run started and could not go on
+    ├── Interrupted                 130 a second signal stopped everything at once (SIGTERM: 143)
     ├── UsageError                  2   the command line makes no sense
     ├── InvalidSpec                 3   the spec has problems; carries every one of them
     └── PreflightError              4   the spec is fine, the surroundings are not
@@ -49,6 +50,14 @@ class GlitchrunError(Exception):
 
 class RunError(GlitchrunError):
     """The run started and could not go on."""
+
+
+class Interrupted(GlitchrunError):
+    """A second signal stopped everything at once; what was finished is in the ledger."""
+
+    def __init__(self, exit_code: ExitCode) -> None:
+        super().__init__("stopped at once; apply again to go on where it was")
+        self.exit_code = exit_code
 
 
 class UsageError(GlitchrunError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -173,3 +175,42 @@ def test_entries_survive_the_process_at_once(tmp_path: Path) -> None:
     lines = (made.folder / LEDGER).read_text().splitlines()
     assert [json.loads(line)["kind"] for line in lines] == ["session", "batch"]
     made.close()
+
+
+def test_one_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
+    journal(tmp_path, "sound").close()
+    with journal(tmp_path, "broken") as made:
+        path = made.folder / LEDGER
+    path.write_bytes(b"{ not json\n" + path.read_bytes())
+    damaged: list[RunError] = []
+    assert [run.identity.key for run in find_runs(tmp_path, damaged.append)] == ["sound"]
+    assert "broken" in str(damaged)
+    assert [run.identity.key for run in settle(tmp_path)] == ["sound"]
+
+
+def test_a_run_that_ends_while_it_is_looked_at_stays_as_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = journal(tmp_path)
+
+    def ends(folder: Path) -> bool:
+        made.append("ended", status="FINISHED", error=None)
+        made.close()
+        return False
+
+    monkeypatch.setattr("glitchrun.ledger.folders.is_held", ends)
+    assert settle(tmp_path) == []
+    assert read_run(made.folder).status == "FINISHED"
+
+
+def test_a_glance_at_the_lock_does_not_refuse_a_run(tmp_path: Path) -> None:
+    """`status` takes a lock for a moment to see whether it is held."""
+    folder = tmp_path / "run"
+    with hold(folder):
+        pass
+    with (folder / "lock").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        timer = threading.Timer(0.1, fcntl.flock, (file, fcntl.LOCK_UN))
+        timer.start()
+        with hold(folder):
+            timer.join()

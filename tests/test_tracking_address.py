@@ -33,7 +33,7 @@ def test_a_relative_database_becomes_absolute(
     assert tracking_uri("sqlite:////a/b.db", tmp_path, {}) == "sqlite:////a/b.db"
 
 
-@pytest.mark.parametrize("name", ["plain", "with space", "a#b", "a%20b", "ü"])
+@pytest.mark.parametrize("name", ["plain", "with space", "a#b", "50%", "ü"])
 def test_a_root_of_any_name_but_one_is_taken_literally(tmp_path: Path, name: str) -> None:
     root = tmp_path / name
     assert sqlite_path(tracking_uri(None, root, {})) == root / "mlflow.db"
@@ -51,9 +51,10 @@ def test_a_database_without_a_file_is_refused(tmp_path: Path, uri: str) -> None:
         tracking_uri(uri, tmp_path, {})
 
 
-def test_a_question_mark_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrackingUnavailable, match=r"'\?' in the path"):
-        tracking_uri(None, tmp_path / "what?", {})
+@pytest.mark.parametrize(("name", "named"), [("what?", r"'\?'"), ("a%20b", "'%20'")])
+def test_what_sqlalchemy_would_decode_is_refused(tmp_path: Path, name: str, named: str) -> None:
+    with pytest.raises(TrackingUnavailable, match=f"{named} in the path"):
+        tracking_uri(None, tmp_path / name, {})
 
 
 def test_databricks_and_databases_pass(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from importlib import import_module
 import click
 
 from glitchrun import __version__
-from glitchrun.errors import GlitchrunError, InvalidSpec
+from glitchrun.errors import ExitCode, GlitchrunError, InvalidSpec
 
 # Name, where it lives (`module:attribute`), and the line `glitchrun --help` shows for it.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -64,6 +64,9 @@ class LazyGroup(click.Group):
         except GlitchrunError as error:
             click.echo(f"glitchrun: {error}", err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("glitchrun: stopped", err=True)
+            ctx.exit(ExitCode.SIGINT)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -21,7 +21,7 @@ from glitchrun.spec.loading import load_experiment
 )
 def command(spec: Path | None, output: str) -> None:
     """Lists runs with their progress; with SPEC only those of its experiment."""
-    runs = find_runs(ROOT)
+    runs = find_runs(ROOT, lambda error: click.echo(f"damaged: {error}", err=True))
     if spec is not None:
         first = load_experiment(spec).cells[0].spec
         name = first.tracking.experiment or first.name

@@ -47,7 +47,10 @@ def command(context: click.Context, run: str | None, to: str | None, again: bool
 
 
 def _chosen(run: str | None) -> list[RunRecord]:
-    return find_runs(ROOT.resolve()) if run is None else [find_run(run, ROOT.resolve())]
+    root = ROOT.resolve()
+    if run is not None:
+        return [find_run(run, root)]
+    return find_runs(root, lambda error: click.echo(f"damaged: {error}", err=True))
 
 
 def _line(synced: Synced) -> str:

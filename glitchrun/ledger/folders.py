@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+from glitchrun.errors import RunError, RunLocked
 from glitchrun.ledger.journal import Journal
 from glitchrun.ledger.lock import hold, is_held
 from glitchrun.ledger.read import read_run, read_status
@@ -45,10 +47,20 @@ def existing_status(root: Path, experiment: str, key: str) -> str | None:
     return "KILLED" if status == "RUNNING" and not is_held(folder) else status
 
 
-def find_runs(root: Path) -> list[RunRecord]:
-    """Every attempt of every run under the root, oldest first."""
-    folders = (path.parent for path in root.glob("runs/*/*/attempt-*/run.json"))
-    return sorted((read_run(folder) for folder in folders), key=lambda run: run.started_at)
+def find_runs(
+    root: Path, damaged: Callable[[RunError], None] = lambda error: None
+) -> list[RunRecord]:
+    """Every attempt of every run under the root, oldest first.
+
+    `damaged` is told of those that cannot be read: one of them must not hide the others.
+    """
+    found = []
+    for path in root.glob("runs/*/*/attempt-*/run.json"):
+        try:
+            found.append(read_run(path.parent))
+        except RunError as error:
+            damaged(error)
+    return sorted(found, key=lambda run: run.started_at)
 
 
 def settle(root: Path) -> list[RunRecord]:
@@ -57,7 +69,8 @@ def settle(root: Path) -> list[RunRecord]:
     for record in find_runs(root):
         folder = record.folder.parent
         if record.status == "RUNNING" and not is_held(folder):
-            with hold(folder), Journal(record.folder) as journal:
-                journal.append("ended", status="KILLED", error="the process executing it died")
-                settled.append(journal.record)
+            with suppress(RunLocked), hold(folder), Journal(record.folder) as journal:
+                if journal.record.status == "RUNNING":  # it may have ended since it was read
+                    journal.append("ended", status="KILLED", error="the process executing it died")
+                    settled.append(journal.record)
     return settled

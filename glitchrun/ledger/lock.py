@@ -11,6 +11,9 @@ from pathlib import Path
 
 from glitchrun.errors import MissingExtra, RunLocked
 
+_PATIENCE = 1.0
+"""Seconds: `is_held` and `settle` in other processes take the lock too, for a moment."""
+
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
@@ -24,9 +27,9 @@ def hold(folder: Path) -> Iterator[None]:
     except ImportError as exc:
         raise MissingExtra("filelock") from exc
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock", blocking=False)
+    lock = FileLock(folder / "lock")
     try:
-        lock.acquire()
+        lock.acquire(timeout=_PATIENCE, poll_interval=0.05)
     except Timeout as exc:
         raise RunLocked(
             f"another process ({_owner(folder)}) is executing this run ({folder}); "

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from glitchrun.errors import DoesNotFit, ExitCode, GlitchrunError, UsageError
+from glitchrun.errors import DoesNotFit, ExitCode, GlitchrunError, Interrupted, UsageError
 from glitchrun.ledger import (
     RunRecord,
     existing_status,
@@ -21,7 +21,7 @@ from glitchrun.runner import gates
 from glitchrun.runner.execute import Outcome, Session, execute
 from glitchrun.runner.models import Models
 from glitchrun.runner.progress import Display
-from glitchrun.runner.signals import Interrupt, listening
+from glitchrun.runner.signals import Interrupt, Stopped, listening
 from glitchrun.spec.types import Experiment, Spec
 from glitchrun.tracking.live import reap
 from glitchrun.tracking.store import ensure_store, tracking_uri
@@ -63,7 +63,10 @@ def apply(
         confirm: Shown the plan before anything starts; may raise to call it off.
     """
     name = experiment_name(experiment.cells[0].spec)
-    plan = build(experiment, lambda key: existing_status(root, name, key))
+    # A fresh start asks nothing of earlier attempts: one of them may be damaged.
+    plan = build(
+        experiment, lambda key: None if options.fresh else existing_status(root, name, key)
+    )
     chosen = _chosen(plan, options)
     _check_fits(chosen, options)
     uri = tracking_uri(experiment.cells[0].spec.tracking.uri, root)
@@ -83,7 +86,10 @@ def apply(
         fresh=options.fresh,
     )
     with listening(interrupt):
-        return _carry_out(chosen, session, options)
+        try:
+            return _carry_out(chosen, session, options)
+        except Stopped as stopped:
+            raise Interrupted(stopped.exit_code) from None
 
 
 def experiment_name(spec: Spec) -> str:
@@ -120,6 +126,8 @@ def _carry_out(runs: Sequence[PlannedRun], session: Session, options: Options) -
     outcomes: list[Outcome] = []
     failures: list[str] = []
     for run in runs:
+        if session.interrupt.exit_code is not None:  # it came while a run was being wound up
+            return Applied(tuple(outcomes), tuple(failures), session.interrupt.exit_code)
         try:
             outcome = _one(run, session)
         except GlitchrunError as exc:

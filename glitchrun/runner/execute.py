@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import socket
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from glitchrun.errors import ExitCode, GlitchrunError
+from glitchrun.errors import ExitCode, GlitchrunError, RunError
 from glitchrun.events import Artifact, Batch, Measured, batch_to_json
 from glitchrun.ledger import Journal, RunRecord, hold, latest_attempt, run_folder
 from glitchrun.ledger.files import now
@@ -32,6 +33,8 @@ from glitchrun.tracking.address import shown
 from glitchrun.tracking.live import MlflowTracker
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.norms import row_norms
+
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def execute(planned: PlannedRun, session: Session) -> Outcome:
     """
     spec = planned.cell.spec
     folder = run_folder(session.root, spec.tracking.experiment or spec.name, planned.key)
-    with hold(folder), _journal(folder, planned, session) as journal:
+    with _room_to_write(folder), hold(folder), _journal(folder, planned, session) as journal:
         journal.append(
             "session",
             pid=os.getpid(),
@@ -77,6 +80,20 @@ def execute(planned: PlannedRun, session: Session) -> Outcome:
         )
         finish.write_inputs(journal.record, session.experiment)
         return _Run(planned, session, journal).to_its_end()
+
+
+@contextmanager
+def _room_to_write(folder: Path) -> Iterator[None]:
+    """Turns a full disk, and a file that may not be touched, into a RunError."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in _UNWRITABLE:
+            raise
+        raise RunError(
+            f"{exc.filename or folder}: {exc.strerror}; make room, or give yourself the right, and "
+            "apply again: the run goes on where it was"
+        ) from exc
 
 
 def _journal(folder: Path, planned: PlannedRun, session: Session) -> Journal:
@@ -119,6 +136,8 @@ class _Run:
         try:
             self._work()
         except Stopped as stopped:
+            if stopped.at_once:
+                raise
             return self._end("KILLED", stopped.exit_code, error="stopped by the user")
         except GlitchrunError as exc:
             self._end("FAILED", exc.exit_code, error=str(exc))

@@ -12,6 +12,7 @@ from glitchrun.errors import TrackingUnavailable
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 _SQLITE = re.compile(r"sqlite(?:\+\w+)?://(?P<path>/.*)?", re.DOTALL)
+_TREACHEROUS = re.compile(r"\?|%[0-9A-Fa-f]{2}")
 _HIDDEN = "***"
 
 
@@ -94,11 +95,11 @@ def _database(uri: str) -> Path:
         raise TrackingUnavailable(
             f"tracking store {uri!r} names no file; write sqlite:///PATH/mlflow.db"
         )
-    if "?" in path:
-        # SQLAlchemy takes the rest for a query and opens another file than the one meant.
+    if treacherous := _TREACHEROUS.search(path):
+        # SQLAlchemy takes the rest for a query, or decodes it, and opens another file than meant.
         raise TrackingUnavailable(
-            f"tracking store {uri!r}: a '?' in the path of an SQLite store is read as the start "
-            f"of options; use a folder without '?', or name another store in {VARIABLE}"
+            f"tracking store {uri!r}: {treacherous[0]!r} in the path of an SQLite store is read as "
+            f"more than a name; use a folder without it, or name another store in {VARIABLE}"
         )
     return Path(path).expanduser().absolute()
 

@@ -126,7 +126,9 @@ def _create(path: Path) -> None:
                 f"MLflow did not create {path} in {CREATION_SECONDS} s"
             ) from exc
         if done.returncode:
-            why = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            said = [line for line in done.stderr.splitlines() if line.strip()]
+            why = [line for line in said if "sqlalche.me" not in line]  # an address for programmers
+            why = why or [f"exit code {done.returncode}"]
             raise TrackingUnavailable(f"MLflow could not create {path}: {why[-1]}")
         partial.replace(path)
 

@@ -25,7 +25,8 @@ from glitchrun.tracking.reach import check_reachable
 __all__ = ["Store", "delivery_uri", "ensure_store", "open_store", "tracking_uri", "unavailable"]
 
 SETTINGS = {
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    # What goes wrong is said in our own words; MLflow would add a traceback to each of them.
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # Standard output belongs to the command: with `-o json` it is one document.

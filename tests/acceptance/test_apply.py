@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -182,6 +183,65 @@ def test_a_stopped_run_says_so_and_goes_on(
     result = applied(project, "spec.yaml")
     assert tokens(result) == tokens(uninterrupted)
     assert only_run(result)["run_id"] == only_run(stopped)["run_id"]
+
+
+def test_ctrl_c_before_the_run_begins_ends_with_130(project: Path) -> None:
+    process = start(project, "apply", "spec.yaml")
+    wait_for(lambda: bool(list(project.glob("mlruns/.mlflow-creating-*"))), process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "stopped" in err
+    assert "Traceback" not in err
+
+
+def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(
+    project: Path, uninterrupted: dict[str, Any]
+) -> None:
+    process = start(project, "apply", "spec.yaml")
+    wait_for(lambda: batches(project) >= 3, process)
+    assert process.stderr
+    process.send_signal(signal.SIGINT)
+    while "once more" not in process.stderr.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "STALE" in run(project, "status").stdout
+    assert tokens(applied(project, "spec.yaml")) == tokens(uninterrupted)
+
+
+def test_a_full_disk_is_said_and_loses_nothing(
+    project: Path, uninterrupted: dict[str, Any]
+) -> None:
+    process = start(project, "apply", "spec.yaml")
+    wait_for(lambda: batches(project) >= 3, process)
+    path = ledger(project)
+    assert path
+    limit = path.stat().st_size + 2000
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "apply again" in err
+    assert "Traceback" not in err
+    assert tokens(applied(project, "spec.yaml")) == tokens(uninterrupted)
+
+
+def test_a_damaged_ledger_is_named_and_fresh_gets_past_it(project: Path) -> None:
+    short = SPEC.replace("iterations: 30", "iterations: 2").replace("120", "8")
+    (project / "spec.yaml").write_text(short)
+    first = applied(project, "spec.yaml")
+    path = ledger(project)
+    assert path
+    path.write_bytes(b"{ not json\n" + path.read_bytes())
+    refused = run(project, "apply", "spec.yaml")
+    assert refused.returncode == 1
+    assert "--fresh" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert "damaged" in run(project, "status").stderr
+    fresh = applied(project, "spec.yaml", "--fresh")
+    assert tokens(fresh) == tokens(first)
 
 
 def test_a_second_process_is_refused(project: Path) -> None:
