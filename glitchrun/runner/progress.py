@@ -59,8 +59,9 @@ class StepDisplay:
         self._found += sum(
             fact.glitch if isinstance(fact, Verified) else fact.confirmed for fact in batch.facts
         )
-        rate = f"{self._items / self._seconds:.1f}/s" if self._seconds else ""
-        self._draw(batch, f"{self._found} found  {rate}")
+        rate = self._items / self._seconds if self._seconds else 0.0
+        digits = 1 if rate >= 1 else 3  # slow sampling is no standstill
+        self._draw(batch, f"{self._found} found  {rate:.{digits}f}/s" if rate else "")
 
     def _draw(self, batch: Batch, found: str) -> None:
         raise NotImplementedError
