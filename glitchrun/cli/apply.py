@@ -63,6 +63,7 @@ def command(
         confirm = _go_ahead if yes else _ask
         applied = apply(experiment, ROOT.resolve(), options, Display(), confirm)
     (_print_json if output == "json" else _print_text)(applied)
+    _say_undelivered(applied)
     context.exit(int(applied.exit_code))
 
 
@@ -104,12 +105,16 @@ def _print_text(applied: Applied) -> None:
 
     for outcome in applied.outcomes:
         click.echo("\n".join(summary_lines(outcome.record)))
+    for failure in applied.failures:
+        click.echo(f"failed: {failure}", err=True)
+    click.echo("compare  glitchrun ui")
+
+
+def _say_undelivered(applied: Applied) -> None:
+    for outcome in applied.outcomes:
         if outcome.undelivered:
             click.echo(
                 f"MLflow does not have all of this run ({outcome.undelivered}); it is safe in "
                 f"{outcome.record.folder}. Deliver it with: glitchrun sync",
                 err=True,
             )
-    for failure in applied.failures:
-        click.echo(f"failed: {failure}", err=True)
-    click.echo("compare  glitchrun ui")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import click
@@ -66,9 +65,8 @@ def _lines(record: RunRecord, step: StepRecord, name: str, every: bool) -> Itera
 def _thresholds(record: RunRecord) -> Iterator[str]:
     """Each threshold in force and where it was written."""
     written: Mapping[str, Any] = record.spec.get("thresholds", {})
-    spec = Path(record.identity.spec_path)
     for name, value in written.items():
-        origin = record.origins.get(f"thresholds.{name}", str(spec))
+        origin = record.origins.get(f"thresholds.{name}", "by default")
         yield f"  threshold   {name} = {value}  ({origin})"
     if not written:
         yield "  threshold   asr and probability as by default"

@@ -306,6 +306,20 @@ def test_a_missing_model_is_a_preflight_error(project: Path) -> None:
     assert "Traceback" not in failed.stderr
 
 
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_what_mlflow_did_not_get_is_said_with_the_remedy(project: Path, output: str) -> None:
+    (project / "spec.yaml").write_text(SPEC.replace("iterations: 30", "iterations: 2"))
+    process = start(project, "apply", "spec.yaml", "-o", output)
+    wait_for(lambda: batches(project) > 0, process)
+    store = project / "mlruns" / "mlflow.db"
+    store.unlink()
+    store.mkdir()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode in (4, 5)  # the gate, on fewer tokens than it asks for, fails
+    assert "glitchrun sync" in err
+    assert "Traceback" not in err
+
+
 def test_an_unreachable_server_is_a_preflight_error(project: Path) -> None:
     failed = run(project, "apply", "spec.yaml", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert failed.returncode == 4
