@@ -11,7 +11,7 @@ import click
 from glitchrun.cli.apply import ROOT
 from glitchrun.cli.needs import require
 from glitchrun.cli.runs import find_run
-from glitchrun.errors import ExitCode
+from glitchrun.errors import ExitCode, RunError
 from glitchrun.ledger import RunRecord, find_runs, settle
 
 if TYPE_CHECKING:
@@ -35,22 +35,25 @@ def command(context: click.Context, run: str | None, to: str | None, again: bool
 
     root = ROOT.resolve()
     settle(root)
-    records = _chosen(run)
+    damaged: list[RunError] = []
+    records = _chosen(run, damaged)
     store = tracking_uri(to, root) if to else None
     done = []
     for synced in sync(records, root, to=store, again=again or run is not None):
         done.append(synced)
         click.echo(_line(synced), err=synced.outcome == "failed")
     click.echo(_sum(done))
-    failed = any(synced.outcome == "failed" for synced in done)
-    context.exit(ExitCode.PREFLIGHT if failed else ExitCode.DONE)
+    for error in damaged:
+        click.echo(f"damaged: {error}", err=True)
+    if any(synced.outcome == "failed" for synced in done):
+        context.exit(ExitCode.PREFLIGHT)
+    context.exit(ExitCode.ERROR if damaged else ExitCode.DONE)
 
 
-def _chosen(run: str | None) -> list[RunRecord]:
+def _chosen(run: str | None, damaged: list[RunError]) -> list[RunRecord]:
+    """The runs to deliver; those that cannot be read are added to `damaged`."""
     root = ROOT.resolve()
-    if run is not None:
-        return [find_run(run, root)]
-    return find_runs(root, lambda error: click.echo(f"damaged: {error}", err=True))
+    return find_runs(root, damaged.append) if run is None else [find_run(run, root)]
 
 
 def _line(synced: Synced) -> str:
