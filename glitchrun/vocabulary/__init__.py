@@ -2,6 +2,8 @@
 
 vocabulary.py   Vocabulary: what each row of the embedding is, and why
 byte_pieces.py  entries that are raw bytes
+controls.py     ordinary tokens that are like given ones
+frequency.py    how frequent an entry was when the tokenizer was trained
 groups.py       writing systems and kinds of character, for `search: category`
 norms.py        L2 norms of the input embedding (the only file here that needs torch)
 text.py         token text made visible, and compared with what a model said instead

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from glitchrun.events import Token
 from glitchrun.prompts.tokenizer import ANCHOR, Tokenizer, decode_inside, encode, encode_all
 from glitchrun.vocabulary.byte_pieces import raw_bytes
+from glitchrun.vocabulary.frequency import frequency_ranks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +67,18 @@ class Vocabulary:
     def categories(self) -> tuple[str, ...]:
         """Each row's category, one of CATEGORIES."""
         return tuple(map(self._category, range(len(self)), self._reachable))
+
+    @cached_property
+    def frequency_ranks(self) -> tuple[int, ...]:
+        """Each row's rank by frequency in the tokenizer's training text, from 0."""
+        return frequency_ranks(self._tokenizer, self.pieces)
+
+    def raw(self, token_id: int) -> bytes:
+        """The bytes that a row stands for: its text's in UTF-8, or a part of a character."""
+        piece = self.pieces[token_id]
+        if self.categories[token_id] == "byte" and piece is not None:
+            return raw_bytes(piece) or b""
+        return self.texts[token_id].encode("utf-8", "surrogatepass")
 
     def text(self, token_id: int) -> str:
         return self.texts[token_id]
