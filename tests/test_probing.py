@@ -68,6 +68,22 @@ def test_verdicts_do_not_depend_on_batch_or_order(llama: Context, rows: int) -> 
         assert a["repeat"].p == pytest.approx(b["repeat"].p, rel=1e-4)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_selected_rows_go_on_as_the_rows_they_came_from(shape: str, tmp_path: Path) -> None:
+    backend = context(SHAPES[shape](tmp_path / "model")).backend
+    ids = torch.tensor([[30, 31], [40, 41], [50, 51]])
+    _, cache = backend.step(ids, backend.start((5, 6, 7), 3))
+    chosen = backend.select(cache, torch.tensor([2, 0, 2]))
+    again = backend.select(cache, torch.tensor([1]))
+    forked, _ = backend.step(torch.tensor([[8], [9], [10]]), chosen)
+    kept, _ = backend.step(torch.tensor([[11]]), again)
+    for found, text in zip(
+        [*forked, *kept], ([50, 51, 8], [30, 31, 9], [50, 51, 10], [40, 41, 11]), strict=True
+    ):
+        expected = backend.logits_alone([5, 6, 7, *text])
+        assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+
+
 def test_a_full_batch_and_a_filled_up_one_give_the_same_bits(llama: Context) -> None:
     prompts = llama.prompts(("repeat",))
     full = Verifier(llama.backend, prompts, rows=16).verify(list(range(10, 26)))

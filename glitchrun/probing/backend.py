@@ -51,10 +51,7 @@ class Backend:
         key = (tuple(prefix), float32)
         if key not in self._prefixes:
             self._prefixes[key] = self._prefill(prefix, float32)
-        cache = copy.deepcopy(self._prefixes[key])
-        if rows > 1:
-            cache.batch_repeat_interleave(rows)
-        return cache
+        return self.select(self._prefixes[key], torch.zeros(rows, dtype=torch.long))
 
     def _prefill(self, prefix: Sequence[int], float32: bool) -> Any:
         ids = torch.tensor([list(prefix)], device=self.device)
@@ -65,7 +62,10 @@ class Backend:
 
     @torch.no_grad()
     def step(self, ids: Tensor, cache: Any, *, float32: bool = False) -> tuple[Tensor, Any]:
-        """Appends ids `(B, S)` to a cache; returns the last logits `(B, V)` and the cache."""
+        """Appends ids `(B, S)` to a cache; returns the last logits `(B, V)` and the longer cache.
+
+        The cache given is used up: what it holds afterwards is the backend's affair.
+        """
         with self._arithmetic(float32), self._contiguous_head():
             out = self.model.module(
                 input_ids=ids.to(self.device),
@@ -74,6 +74,18 @@ class Backend:
                 logits_to_keep=1,
             )
         return _finite(out.logits[:, -1].float()), out.past_key_values
+
+    @torch.no_grad()
+    def select(self, cache: Any, rows: Tensor) -> Any:
+        """A new cache of the rows at these indices `(R,)`; the one given stays as it was.
+
+        Indices may be left out, repeated and in any order: rows that are finished leave so, and one
+        row becomes several that go different ways.
+        """
+        chosen = copy.copy(cache)
+        chosen.layers = [copy.copy(layer) for layer in cache.layers]
+        chosen.batch_select_indices(rows.to(self.device))
+        return chosen
 
     @torch.no_grad()
     def logits_alone(self, ids: Sequence[int], *, float32: bool = False) -> Tensor:

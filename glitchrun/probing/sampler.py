@@ -128,7 +128,7 @@ class Sampler:
                 break
             # Taking rows out copies the whole cache: it pays once a quarter of them are finished.
             if self.exact and len(keep) <= 3 * len(active) // 4:
-                cache.batch_select_indices(torch.tensor(keep, device=self.backend.device))
+                cache = self.backend.select(cache, torch.tensor(keep))
                 active, chosen = [active[i] for i in keep], [chosen[i] for i in keep]
             ids = torch.tensor(chosen + [chosen[0]] * (width - len(chosen)) * (not self.exact))
             ids = ids[:, None]
