@@ -1,8 +1,8 @@
 """The facts that travel from strategies to the ledger, and from there to MLflow and the report.
 
-A strategy yields `Batch` (verdicts and samples that become durable together) and, at its end,
-`Measured` and `Artifact`. Everything is plain data that survives JSON unchanged, so that a run read
-back from its ledger is the run that was written.
+A strategy yields `Batch` (verdicts, samples and entries that become durable together) and, at its
+end, `Measured` and `Artifact`. Everything is plain data that survives JSON unchanged, so that a run
+read back from its ledger is the run that was written.
 """
 
 from __future__ import annotations
@@ -85,10 +85,25 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """A row of one of the step's own tables: a fact about something other than one token.
+
+    The strategy's fragment declares the table and its columns under `x-tables`.
+    """
+
+    table: str
+    cells: Mapping[str, Any]
+    """By column, the same ones in every row, None where there is nothing; JSON-ready."""
+
+
+TokenFact = Verified | Sampled
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Facts that become durable together: the most that a killed run can lose."""
 
-    facts: tuple[Verified | Sampled, ...]
+    facts: tuple[TokenFact | Entry, ...]
     done: int
     """Items finished in this step, this batch included."""
     total: int | None
@@ -96,6 +111,16 @@ class Batch:
     seconds: float = 0.0
     counters: Mapping[str, int] = field(default_factory=dict)
     """Work and oddities of this batch, added up over the step: forwards, rechecked, ..."""
+
+    @property
+    def token_facts(self) -> tuple[TokenFact, ...]:
+        """The facts about one token each."""
+        return tuple(fact for fact in self.facts if not isinstance(fact, Entry))
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The rows of tables."""
+        return tuple(fact for fact in self.facts if isinstance(fact, Entry))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +141,6 @@ class Artifact:
 
 
 Event = Batch | Measured | Artifact
-
-_FACTS: dict[str, type[Verified] | type[Sampled]] = {"verified": Verified, "sampled": Sampled}
 
 
 def batch_to_json(batch: Batch) -> dict[str, Any]:
@@ -142,11 +165,16 @@ def batch_from_json(data: Mapping[str, Any]) -> Batch:
     )
 
 
-def _fact_from_json(data: Mapping[str, Any]) -> Verified | Sampled:
+def _fact_from_json(data: Mapping[str, Any]) -> TokenFact | Entry:
     fields = {key: value for key, value in data.items() if key != "kind"}
-    fields["token"] = Token(**fields["token"])
-    if data["kind"] == "verified":
-        fields["probes"] = {name: ProbeResult(**r) for name, r in fields["probes"].items()}
-    else:
-        fields["outcomes"] = tuple(fields["outcomes"])
-    return _FACTS[data["kind"]](**fields)
+    match data["kind"]:
+        case "entry":
+            return Entry(**fields)
+        case "verified":
+            probes = {name: ProbeResult(**r) for name, r in fields.pop("probes").items()}
+            return Verified(token=Token(**fields.pop("token")), probes=probes, **fields)
+        case "sampled":
+            outcomes = tuple(fields.pop("outcomes"))
+            return Sampled(token=Token(**fields.pop("token")), outcomes=outcomes, **fields)
+        case kind:
+            raise ValueError(f"no kind of fact: {kind!r}")

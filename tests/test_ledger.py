@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from glitchrun.errors import RunError, RunLocked
-from glitchrun.events import Batch, ProbeResult, Sampled, Token, Verified, batch_to_json
+from glitchrun.events import Batch, Entry, ProbeResult, Sampled, Token, Verified, batch_to_json
 from glitchrun.ledger import (
     Journal,
     existing_status,
@@ -33,6 +33,7 @@ BATCH = Batch(
     (
         Verified(TOKEN, {"repeat": PROBE}, True, "prefix"),
         Sampled(TOKEN, (True, False), 0.5, 0.1, 0.9, False),
+        Entry("answers", {"text": "\ud800 x", "p": 0.25, "ids": [1, 2], "rank": None}),
     ),
     done=2,
     total=None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -11,7 +11,7 @@ import click
 from glitchrun.cli.apply import ROOT
 from glitchrun.cli.runs import find_run
 from glitchrun.errors import UsageError
-from glitchrun.events import Sampled, Verified
+from glitchrun.events import Entry, Sampled, TokenFact, Verified
 from glitchrun.ledger import RunRecord
 from glitchrun.ledger.record import StepRecord
 from glitchrun.spec.schema import strategies
@@ -50,16 +50,25 @@ def _lines(record: RunRecord, step: StepRecord, name: str, every: bool) -> Itera
     yield f"  seed        {record.spec.get('seed', 0)}"
     yield from _thresholds(record)
     yield f"  template    {record.model.template_rule}" if record.model else "  template    ?"
-    facts = [fact for timed in step.batches for fact in timed.batch.facts]
+    facts = [fact for timed in step.batches for fact in timed.batch.token_facts]
     probes = sorted({name for fact in facts if isinstance(fact, Verified) for name in fact.probes})
     if probes:
         yield f"  probes      {', '.join(probes)}"
     counted = [fact for fact in facts if _counts(fact, name)]
-    yield f"  items       {len(counted):,} of {len(facts):,}"
-    for fact in counted if every else counted[:_SHOWN]:
-        yield f"    {_item(fact)}"
-    if len(counted) > _SHOWN and not every:
-        yield f"    … {len(counted) - _SHOWN:,} more; --all lists them"
+    entries = [entry for timed in step.batches for entry in timed.batch.entries]
+    if facts or not entries:
+        yield f"  items       {len(counted):,} of {len(facts):,}"
+        yield from _listed([_item(fact) for fact in counted], every)
+    if entries:
+        yield f"  rows        {len(entries):,}"
+        yield from _listed([_row(entry) for entry in entries], every)
+
+
+def _listed(lines: Sequence[str], every: bool) -> Iterator[str]:
+    for line in lines if every else lines[:_SHOWN]:
+        yield f"    {line}"
+    if len(lines) > _SHOWN and not every:
+        yield f"    … {len(lines) - _SHOWN:,} more; --all lists them"
 
 
 def _thresholds(record: RunRecord) -> Iterator[str]:
@@ -72,7 +81,7 @@ def _thresholds(record: RunRecord) -> Iterator[str]:
         yield "  threshold   asr and probability as by default"
 
 
-def _counts(fact: Verified | Sampled, metric: str) -> bool:
+def _counts(fact: TokenFact, metric: str) -> bool:
     """Whether an item is one of those that the metric counts, rather than all it looked at."""
     if metric == "glitch" and isinstance(fact, Verified):
         return fact.glitch
@@ -81,7 +90,20 @@ def _counts(fact: Verified | Sampled, metric: str) -> bool:
     return True
 
 
-def _item(fact: Verified | Sampled) -> str:
+def _row(entry: Entry) -> str:
+    cells = [
+        f"{name} {visible(cell).replace('␣', ' ') if isinstance(cell, str) else _figure(cell)}"
+        for name, cell in entry.cells.items()
+        if cell is not None
+    ]
+    return f"{entry.table}: {'  '.join(cells)}"
+
+
+def _figure(cell: Any) -> str:
+    return f"{cell:.4g}" if isinstance(cell, float) else json.dumps(cell, ensure_ascii=False)
+
+
+def _item(fact: TokenFact) -> str:
     head = f"{fact.token.id:>8}  «{visible(fact.token.text)}»"
     if isinstance(fact, Sampled):
         attempts = "".join("x" if failed else "." for failed in fact.outcomes)

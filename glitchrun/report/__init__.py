@@ -2,6 +2,7 @@
 
 table.py, overview.py   what the record adds up to
 rows.py                 tokens.jsonl and tokens.json
+step_tables.py          tables of things other than tokens, as strategies declare them
 figures/, plots.py      the figures, and the figures as PNG files
 html.py, page/          report.html
 document.py, junit.py, markdown.py   the report for machines and for pull requests
@@ -16,7 +17,8 @@ from glitchrun.ledger.record import RunRecord
 
 
 def write_report(record: RunRecord) -> list[Path]:
-    """Writes tokens.jsonl, tokens.json, report.html and the plots among the run's artifacts.
+    """Writes tokens.jsonl, tokens.json, the steps' tables, report.html and the plots among the
+    run's artifacts.
 
     Raises:
         MissingExtra: jinja2 or matplotlib is not installed.
@@ -24,11 +26,13 @@ def write_report(record: RunRecord) -> list[Path]:
     from glitchrun.report.html import write_html
     from glitchrun.report.plots import write_plots
     from glitchrun.report.rows import write_tokens
+    from glitchrun.report.step_tables import write_tables
 
     folder = record.artifacts
     folder.mkdir(parents=True, exist_ok=True)
     return [
         *write_tokens(record, folder),
+        *write_tables(record, folder),
         *write_plots(record, folder),
         write_html(record, folder / "report.html"),
     ]

@@ -9,6 +9,7 @@ from typing import Any
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.overview import counters, emitted, headline, tallies, thresholds, verdicts
 from glitchrun.report.rows import rounded
+from glitchrun.report.step_tables import StepTable, step_tables
 
 
 def document(record: RunRecord) -> dict[str, Any]:
@@ -30,6 +31,7 @@ def document(record: RunRecord) -> dict[str, Any]:
         "verdicts": [asdict(tally) for tally in tallies(record)],
         "emitted": dict(emitted(verdicts(record))),
         "steps": [_step(step) for step in record.steps],
+        "tables": [_table(table) for table in step_tables(record)],
         "counters": [_counter(name, found) for name, found in counters(record).items()],
         "metrics": {
             name: {"value": rounded(metric.value), "n": metric.n}
@@ -56,6 +58,27 @@ def _step(step: StepRecord) -> dict[str, Any]:
         "total": step.batches[-1].batch.total if step.batches else None,
         "seconds": rounded(step.seconds),
     }
+
+
+def _table(table: StepTable) -> dict[str, Any]:
+    return {
+        "step": table.step,
+        "name": table.name,
+        "title": table.title,
+        "description": table.description,
+        "columns": [asdict(column) for column in table.columns],
+        "rows": [_finite(dict(row)) for row in table.rows],
+        "path": table.path,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """`value` with every float rounded, None for what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return rounded(value) if isinstance(value, float) else value
 
 
 def _counter(name: str, by_step: Mapping[str | None, int]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def render(record: RunRecord) -> str:
     return str(
         template.render(
             **sections(record),
+            escaped=markup.escape,
             sheet=markup(sheet),
             script=markup(script),
             policy=_policy(sheet, script),

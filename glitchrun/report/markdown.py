@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.numbers import count, figure, percent, share, size
-from glitchrun.report.overview import headline, tallies
+from glitchrun.report.overview import DIGITS, headline, tallies
 from glitchrun.report.sections import commands
 from glitchrun.report.spelling import spelled
+from glitchrun.report.step_tables import StepColumn, StepTable, shown, step_tables
 from glitchrun.report.table import Row, most_interesting_first, table
 
 SHOWN = 30
-"""Tokens listed before the rest is only counted."""
+"""Tokens, and rows of a table, listed before the rest is only counted."""
 
 
 def markdown(record: RunRecord) -> str:
     """The headline, gates, verdict counts, the tokens found and how to reproduce them."""
     top = headline(record)
-    number = "" if top.number is None else f"{count(top.number)} "
+    number = "" if top.number is None else f"{figure(top.number, DIGITS)} "
     identity = record.identity
     parts = [
         f"## {_prose(identity.experiment)} · {_prose(identity.name)}: {record.status}",
@@ -28,6 +30,7 @@ def markdown(record: RunRecord) -> str:
         *_gates(record),
         *_verdicts(record),
         *_tokens(table(record)),
+        *(part for table in step_tables(record) for part in _step_table(table)),
         *_model(record),
         "```sh\n" + "\n".join(commands(record)) + "\n```",
     ]
@@ -85,6 +88,22 @@ def _p(row: Row) -> str:
     return figure(row.closest[1].p) if row.closest else "–"
 
 
+def _step_table(table: StepTable) -> list[str]:
+    columns = table.filled
+    rows = [
+        [_cell(row.get(column.name), column) for column in columns] for row in table.rows[:SHOWN]
+    ]
+    title = f"**{_prose(table.title)}** ({_code(table.step)})"
+    parts = [title, _table([_prose(column.label) for column in columns], rows)]
+    hidden = len(table.rows) - len(rows)
+    return [*parts, f"… and {hidden:,} more in `{table.path}`."] if hidden else parts
+
+
+def _cell(cell: Any, column: StepColumn) -> str:
+    text = shown(cell, column)
+    return _code(text) if column.kind == "token" and cell is not None else _escaped(text)
+
+
 def _model(record: RunRecord) -> list[str]:
     model = record.model
     if model is None:
@@ -112,5 +131,8 @@ def _code(text: str) -> str:
 
 def _prose(text: str) -> str:
     """Text in which no character is markup."""
-    legible = spelled(text).replace("␣", " ")
-    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", legible)
+    return _escaped(spelled(text).replace("␣", " "))
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", text)

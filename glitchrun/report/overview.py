@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from glitchrun.events import Sampled, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
-from glitchrun.report.numbers import counted, percent, share
+from glitchrun.report.numbers import counted, figure, percent, share
 from glitchrun.report.table import Row, facts_by_token
+from glitchrun.spec.schema import strategies
 from glitchrun.spec.types import Thresholds
+
+DIGITS = 3
+"""Significant digits of a metric in the headline."""
 
 EMITTED = {
     "prefix": "a piece of the right text",
@@ -46,7 +51,7 @@ _STOPPED = {
 class Headline:
     """The number a run comes down to, and what it means."""
 
-    number: int | None
+    number: float | None
     unit: str
     sentences: tuple[str, ...]
 
@@ -66,14 +71,50 @@ class Tally:
 
 
 def headline(record: RunRecord) -> Headline:
-    """The number to read first: confirmed tokens, else glitch tokens, else that there is none."""
+    """The number to read first: confirmed tokens, else glitch tokens, else the one that a step's
+    strategy declares as `x-headline`, the last step's first, else that there is none."""
     warning = _STOPPED.get(record.status)
     reason = f"Reason on record: {record.error}" if record.error else None
     number, unit, sentences = _result(record)
     return Headline(number, unit, tuple(filter(None, (warning, reason, *sentences))))
 
 
-def _result(record: RunRecord) -> tuple[int | None, str, list[str]]:
+def _result(record: RunRecord) -> tuple[float | None, str, list[str]]:
+    found, unit, sentences = _verdict(record)
+    told = [told for step in reversed(record.steps) if (told := _told(step))]
+    several = len(record.steps) > 1
+    also = [f"{step}: {said}" if several else said for step, _, _, said in told]
+    if told and found is None:
+        return told[0][1], told[0][2], also
+    return found, unit, [*sentences, *also]
+
+
+def _told(step: StepRecord) -> tuple[str, float | None, str, str] | None:
+    """Id, number, unit and sentence of a step by its strategy's `x-headline`; None where there is
+    no such thing, or the step has not come to it yet."""
+    declared = declared_headline(step)
+    metric = step.metrics.get(declared["metric"]) if declared else None
+    if not declared or not metric:
+        return None
+    numbers = {name: figure(found.value, DIGITS) for name, found in step.metrics.items()}
+    return step.id, metric.value, declared["unit"], declared["sentence"].format(**numbers)
+
+
+def declared_headline(step: StepRecord) -> Mapping[str, Any] | None:
+    """What the step's strategy declares as `x-headline`: metric, unit, sentence, cards."""
+    found: Mapping[str, Any] | None = strategies().get(step.strategy, {}).get("x-headline")
+    return found
+
+
+def is_about_tokens(record: RunRecord) -> bool:
+    """Whether verdicts on tokens are what the run is for, or are there."""
+    if any(timed.batch.token_facts for step in record.steps for timed in step.batches):
+        return True
+    kinds = [strategies().get(step.strategy, {}) for step in record.steps]
+    return not kinds or not all("x-tables" in kind for kind in kinds)
+
+
+def _verdict(record: RunRecord) -> tuple[int | None, str, list[str]]:
     verified, sampled = verdicts(record), samples(record)
     if sampled:
         confirmed = sum(fact.confirmed for fact in sampled)
@@ -85,7 +126,9 @@ def _result(record: RunRecord) -> tuple[int | None, str, list[str]]:
             return 0, "glitch tokens", [_about_verdicts(record, verified)]
         unit = "glitch token, not sampled" if glitch == 1 else "glitch tokens, not sampled"
         return glitch, unit, [_about_verdicts(record, verified), _why_unsampled(record)]
-    return None, "no verdict", ["No token was verified or sampled."]
+    if is_about_tokens(record):
+        return None, "no verdict", ["No token was verified or sampled."]
+    return None, "no result", []
 
 
 def _about_samples(record: RunRecord, sampled: list[Sampled]) -> str:

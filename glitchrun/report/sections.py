@@ -13,14 +13,21 @@ from glitchrun.report.overview import (
     EMITTED,
     NOTES,
     counters,
+    declared_headline,
     emitted,
     headline,
+    is_about_tokens,
     not_finite,
     tallies,
     thresholds,
     verdicts,
 )
+from glitchrun.report.step_tables import StepTable, shown, step_tables
 from glitchrun.report.table import VERDICTS
+from glitchrun.spec.schema import strategies
+
+SHOWN = 300
+"""Rows of a step's table on the page; all of them are in its file."""
 
 Pairs = list[tuple[str, str]]
 
@@ -36,6 +43,8 @@ def sections(record: RunRecord) -> dict[str, Any]:
         "cards": _cards(record),
         "setup": _setup(record),
         "steps": [_step(step) for step in record.steps],
+        "tables": [_table(table) for table in step_tables(record)],
+        "about_tokens": is_about_tokens(record),
         "searched": any(step.strategy == "mine" and step.batches for step in record.steps),
         "gates": record.gates,
         "figure": figure,
@@ -77,6 +86,7 @@ def _cards(record: RunRecord) -> list[tuple[str, str, str]]:
             ("verified", count(len(found)), "tokens with a verdict"),
             ("glitch", count(glitch), f"{share(glitch, len(found))} of those verified"),
         ]
+    cards += [card for step in record.steps for card in _step_cards(step)]
     rates = [
         (step.id, metric.value)
         for step in record.steps
@@ -88,6 +98,21 @@ def _cards(record: RunRecord) -> list[tuple[str, str, str]]:
     return [*cards, ("time", duration(_elapsed(record)), "spent in steps and loading")]
 
 
+def _step_cards(step: StepRecord) -> list[tuple[str, str, str]]:
+    """The metrics that the strategy's `x-headline` names as cards."""
+    named = (declared_headline(step) or {}).get("cards", ())
+    declared = strategies().get(step.strategy, {}).get("x-metrics", {})
+    return [
+        (
+            f"{step.id} {name.replace('_', ' ')}",
+            figure(step.metrics[name].value),
+            declared.get(name, {}).get("unit", ""),
+        )
+        for name in named
+        if name in step.metrics
+    ]
+
+
 def _elapsed(record: RunRecord) -> float:
     loading = record.model.load_seconds if record.model else 0.0
     return loading + sum(step.seconds for step in record.steps)
@@ -97,6 +122,11 @@ def _setup(record: RunRecord) -> Pairs:
     """What was run, apart from the steps."""
     level = thresholds(record)
     scope = (record.spec.get("tokens") or {}).get("categories") or ["normal"]
+    meaning = [
+        ("Vocabulary in scope", ", ".join(map(str, scope))),
+        ("Glitch", f"every probe failed, with p < {level.probability:g} in each"),
+        ("Confirmed", f"ASR ≥ {level.asr:g}"),
+    ]
     pairs = [
         ("Model", _text((record.spec.get("model") or {}).get("path"))),
         *_model_pairs(record.model),
@@ -105,9 +135,7 @@ def _setup(record: RunRecord) -> Pairs:
             _text(record.spec["system"]) if record.spec.get("system") else "none in the spec",
         ),
         ("Seed", _text(record.spec.get("seed", 0))),
-        ("Vocabulary in scope", ", ".join(map(str, scope))),
-        ("Glitch", f"every probe failed, with p < {level.probability:g} in each"),
-        ("Confirmed", f"ASR ≥ {level.asr:g}"),
+        *(meaning if is_about_tokens(record) else ()),
         ("Started", moment(record.started_at)),
         ("Ended", moment(record.ended_at)),
     ]
@@ -140,6 +168,24 @@ def _step(step: StepRecord) -> dict[str, Any]:
         "done": last.done if last else 0,
         "total": last.total if last else None,
         "seconds": duration(step.seconds) if step.batches else MISSING,
+    }
+
+
+def _table(table: StepTable) -> dict[str, Any]:
+    """A table's text; what is beyond `SHOWN` rows is counted."""
+    columns = table.filled
+    return {
+        "step": table.step,
+        "id": f"table-{table.step}-{table.name}",
+        "title": table.title,
+        "description": table.description,
+        "path": table.path,
+        "columns": [(column, table.is_numeric(column)) for column in columns],
+        "rows": [
+            [shown(row.get(column.name), column) for column in columns]
+            for row in table.rows[:SHOWN]
+        ],
+        "hidden": max(0, len(table.rows) - SHOWN),
     }
 
 

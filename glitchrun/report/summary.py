@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.numbers import counted, duration, figure, percent, size
-from glitchrun.report.overview import headline
+from glitchrun.report.overview import DIGITS, headline, is_about_tokens
+from glitchrun.report.step_tables import step_tables
 from glitchrun.report.table import Row, most_interesting_first, table
 from glitchrun.vocabulary.text import visible
 
@@ -15,7 +16,7 @@ SHOWN = 10
 def summary_lines(record: RunRecord) -> list[str]:
     """What a run found, what its gates say and where its files are: plain text, no colour."""
     top = headline(record)
-    number = "" if top.number is None else f"{top.number:,} "
+    number = "" if top.number is None else f"{figure(top.number, DIGITS)} "
     return [
         f"{record.identity.experiment} · {record.identity.name}: {record.status}",
         f"  {number}{top.unit}",
@@ -24,8 +25,17 @@ def summary_lines(record: RunRecord) -> list[str]:
         *_gate_lines(record),
         *_work_lines(record),
         f"  report   {record.artifacts / 'report.html'}",
-        f"  tokens   {record.artifacts / 'tokens.jsonl'}",
+        *_file_lines(record),
     ]
+
+
+def _file_lines(record: RunRecord) -> list[str]:
+    tables = [
+        f"  table    {record.artifacts / table.path} ({counted(len(table.rows), 'row')})"
+        for table in step_tables(record)
+    ]
+    tokens = [f"  tokens   {record.artifacts / 'tokens.jsonl'}"]
+    return [*tables, *(tokens if is_about_tokens(record) else ())]
 
 
 def _token_lines(rows: list[Row]) -> list[str]:

@@ -70,7 +70,7 @@ def facts_by_token(step: StepRecord) -> dict[int, tuple[Verified | None, Sampled
     """The last verdict and the last sampling of each token of a step, in order of appearance."""
     found: dict[int, tuple[Verified | None, Sampled | None]] = {}
     for timed in step.batches:
-        for fact in timed.batch.facts:
+        for fact in timed.batch.token_facts:
             verified, sampled = found.get(fact.token.id, (None, None))
             if isinstance(fact, Verified):
                 found[fact.token.id] = (fact, sampled)

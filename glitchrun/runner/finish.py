@@ -23,7 +23,7 @@ def write_inputs(record: RunRecord, experiment: Experiment) -> None:
 
 
 def write_results(record: RunRecord) -> None:
-    """tokens.jsonl, tokens.json, the plots and report.html, from the record alone."""
+    """tokens.jsonl, tokens.json, the tables, the plots and report.html, from the record alone."""
     write_report(record)
 
 

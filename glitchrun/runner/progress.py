@@ -50,18 +50,20 @@ class StepDisplay:
     def __init__(self) -> None:
         self._found = 0
         self._seconds = 0.0
-        self._items = 0
+        self._about_tokens = False
 
     def show(self, batch: Batch) -> None:
         """Takes in a batch that has become durable."""
-        self._items += len(batch.facts)
         self._seconds += batch.seconds
+        facts = batch.token_facts
+        self._about_tokens |= bool(facts)
         self._found += sum(
-            fact.glitch if isinstance(fact, Verified) else fact.confirmed for fact in batch.facts
+            fact.glitch if isinstance(fact, Verified) else fact.confirmed for fact in facts
         )
-        rate = self._items / self._seconds if self._seconds else 0.0
+        rate = batch.done / self._seconds if self._seconds else 0.0
         digits = 1 if rate >= 1 else 3  # slow sampling is no standstill
-        self._draw(batch, f"{self._found} found  {rate:.{digits}f}/s" if rate else "")
+        found = f"{self._found} found  " if self._about_tokens else ""
+        self._draw(batch, f"{found}{rate:.{digits}f}/s" if rate else "")
 
     def _draw(self, batch: Batch, found: str) -> None:
         raise NotImplementedError

@@ -57,7 +57,7 @@ class Context:
         return [self._token(token_id) for token_id in dict.fromkeys(ids)]
 
     def _found_by(self, step: str, select: str) -> list[int]:
-        facts = [fact for batch in self.earlier[step] for fact in batch.facts]
+        facts = [fact for batch in self.earlier[step] for fact in batch.token_facts]
         return [
             fact.token.id
             for fact in facts

@@ -9,7 +9,7 @@ from typing import Any
 from glitchrun.errors import TrackingUnavailable
 from glitchrun.ledger.record import RunRecord
 from glitchrun.tracking import limits, view
-from glitchrun.tracking.metrics import COLUMNS, points
+from glitchrun.tracking.metrics import columns, points
 from glitchrun.tracking.store import Store
 
 NOTE = "mlflow.note.content"
@@ -56,7 +56,7 @@ def _note_tags(record: RunRecord, tags: Mapping[str, str]) -> dict[str, str]:
 
 def _view_tag(record: RunRecord, tags: Mapping[str, Any]) -> dict[str, str]:
     names = {point.key for point in points(record)}
-    shown = [name for name in names if name.rpartition("/")[2] in COLUMNS]
+    shown = [name for name in names if name.rpartition("/")[2] in columns()]
     swept = [limits.key(name) for name in record.identity.assignments]
     state = view.view(shown, swept, record.started_at, tags.get(view.TAG))
     return {view.TAG: state} if state else {}

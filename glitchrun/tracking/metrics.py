@@ -10,16 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeGuard
 
-from glitchrun.events import Sampled, Verified
+from glitchrun.events import TokenFact, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.spec.schema import strategies
 
 HEADLINES = ("confirmed", "glitch")
 """What a run is about, the most telling first."""
-COLUMNS = (*HEADLINES, "asr_mean", "glitch_rate", "verified", "tokens_per_second")
-"""Metrics of a step that a table of runs shows first."""
-
 _DENSE = 512
 """So many points of a series are kept whole; further on ever fewer."""
 
@@ -84,10 +83,25 @@ def headline(names: Mapping[str, object]) -> str | None:
     return None
 
 
+@cache
+def columns() -> tuple[str, ...]:
+    """Metrics of a step that a table of runs shows, the first ones first: those about tokens, then
+    what strategies declare as their `x-headline`."""
+    about_tokens = ("asr_mean", "glitch_rate", "verified", "tokens_per_second")
+    told = [fragment.get("x-headline") for fragment in strategies().values()]
+    declared = [
+        name
+        for one in told
+        if one
+        for name in dict.fromkeys([one["metric"], *one.get("cards", ())])
+    ]
+    return tuple(dict.fromkeys([*HEADLINES, *about_tokens, *declared]))
+
+
 def column_order(name: str) -> tuple[int, str]:
-    """Sort key of metric columns; those that are not in `COLUMNS` come last."""
-    bare = name.rpartition("/")[2]
-    return (COLUMNS.index(bare) if bare in COLUMNS else len(COLUMNS), name)
+    """Sort key of metric columns; those that are not in `columns` come last."""
+    bare, known = name.rpartition("/")[2], columns()
+    return (known.index(bare) if bare in known else len(known), name)
 
 
 def _place(name: str) -> int:
@@ -97,7 +111,7 @@ def _place(name: str) -> int:
 def _step_points(step: StepRecord) -> Iterator[Point]:
     running = _Running()
     for place, timed in enumerate(step.batches):
-        running.add(timed.batch.facts, timed.batch.seconds)
+        running.add(timed.batch.token_facts, timed.batch.seconds)
         if _is_kept(place):
             for name, number in running.values():
                 yield Point(f"{step.id}/{name}", rounded(number), timed.at, timed.batch.done)
@@ -128,7 +142,7 @@ class _Running:
         self._validated = self._confirmed = self._attempts = 0
         self._asr = 0.0
 
-    def add(self, facts: tuple[Verified | Sampled, ...], seconds: float) -> None:
+    def add(self, facts: tuple[TokenFact, ...], seconds: float) -> None:
         self._seconds += seconds
         for fact in facts:
             if isinstance(fact, Verified):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from glitchrun.events import Sampled, Verified
 from glitchrun.ledger.command import apply_command
 from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.spec.schema import strategies
 from glitchrun.tracking.metrics import is_finite
 from glitchrun.vocabulary.text import visible
 
@@ -61,7 +62,7 @@ def _outcome(record: RunRecord) -> str:
 
 
 def _sentences(record: RunRecord, step: StepRecord) -> Iterator[str]:
-    facts = [fact for timed in step.batches for fact in timed.batch.facts]
+    facts = [fact for timed in step.batches for fact in timed.batch.token_facts]
     verified = [fact for fact in facts if isinstance(fact, Verified)]
     sampled = [fact for fact in facts if isinstance(fact, Sampled)]
     if verified:
@@ -72,6 +73,10 @@ def _sentences(record: RunRecord, step: StepRecord) -> Iterator[str]:
         bar = f" (ASR ≥ {least})" if least is not None else ""
         confirmed = sum(fact.confirmed for fact in sampled)
         yield f"{step.id} confirmed {confirmed:,} of {len(sampled):,}{bar}"
+    told = strategies().get(step.strategy, {}).get("x-headline")
+    metric = step.metrics.get(told["metric"]) if told else None
+    if told and metric:
+        yield f"{step.id}: {_number(metric.value)} {told['unit']}"
 
 
 def _steps(record: RunRecord) -> str:
@@ -90,7 +95,7 @@ def _tokens(record: RunRecord) -> str:
     found: dict[int, Sampled] = {}
     for step in record.steps:
         for timed in step.batches:
-            for fact in timed.batch.facts:
+            for fact in timed.batch.token_facts:
                 if isinstance(fact, Sampled) and fact.confirmed:
                     found[fact.token.id] = fact
     worst = sorted(found.values(), key=lambda fact: (-fact.asr, fact.token.id))[:_TOKENS]

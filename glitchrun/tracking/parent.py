@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glitchrun.ledger.record import RunRecord
-from glitchrun.tracking import limits
-from glitchrun.tracking.metrics import COLUMNS, column_order, headline
+from glitchrun.tracking import limits, metrics
+from glitchrun.tracking.metrics import column_order, headline
 from glitchrun.tracking.run import RUNNING, find_or_create, log_state, set_status
 from glitchrun.tracking.store import Store
 from glitchrun.tracking.tags import ATTEMPT, KEY, KIND, NOTE, PARENT, birth_tags
@@ -64,7 +64,7 @@ def _children(run_id: str, experiment_id: str, store: Store) -> list[Any]:
 
 def _columns(children: Sequence[Any]) -> list[str]:
     names = {name for child in children for name in child.data.metrics}
-    shown = [name for name in names if name.rpartition("/")[2] in COLUMNS]
+    shown = [name for name in names if name.rpartition("/")[2] in metrics.columns()]
     return sorted(shown, key=column_order)[:_MOST_COLUMNS]
 
 
@@ -97,12 +97,17 @@ def _markdown(children: Sequence[Any], columns: Sequence[str]) -> str:
         key=lambda child: child.data.metrics[first],
         default=None,
     )
-    said = f"Most {first}: **{lead.info.run_name}**." if lead else "No cell has results yet."
-    return f"{len(children)} runs of one matrix. {said}\n\n" + "\n".join(rows)
+    said = f"Most {first}: **{lead.info.run_name}**." if lead else ""
+    if not columns:
+        said = "No cell has results yet."
+    return f"{len(children)} runs of one matrix. {said}".rstrip() + "\n\n" + "\n".join(rows)
 
 
 def _number(metrics: Mapping[str, float], name: str) -> str:
-    return f"{metrics[name]:.6g}" if name in metrics else "–"
+    value = metrics.get(name)
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.6g}"
 
 
 def _summary(children: Sequence[Any], swept: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ DELIVERED = "glitchrun.delivered"
 NOTE = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
 TABLE = "tokens.json"
+TABLES = "tables"
 
 
 def birth_tags(record: RunRecord, parent_id: str | None) -> dict[str, str]:
@@ -52,12 +53,22 @@ def tags(record: RunRecord) -> dict[str, str]:
         found[f"glitchrun.digest.{limits.key(name)}"] = digest
     found |= _model_tags(record) | _git_tags(record)
     if (record.artifacts / TABLE).exists():
-        found["mlflow.loggedArtifacts"] = json.dumps([{"path": TABLE, "type": "table"}])
+        found["mlflow.loggedArtifacts"] = _tables(record)
     return {
         name: limits.value(limits.storable(text), limits.TAG)
         for name, text in found.items()
         if text
     }
+
+
+def _tables(record: RunRecord) -> str:
+    """The files that MLflow's table view is to offer: as many as the tag holds."""
+    names = [file.name for file in sorted((record.artifacts / TABLES).glob("[!.]*.json"))]
+    paths = [TABLE, *(f"{TABLES}/{name}" for name in names)]
+    listed = [{"path": path, "type": "table"} for path in paths]
+    while len(json.dumps(listed)) > limits.TAG:
+        listed.pop()
+    return json.dumps(listed)
 
 
 def verdict(record: RunRecord) -> str:

@@ -1,8 +1,9 @@
 """The JSON Schema of a spec, assembled from `base.json` and one fragment for each strategy.
 
-Two annotations of the fragments stay out of what is published: `x-metrics` names the numbers a
-strategy ends with, and `x-used-by` on a parameter names the one search that reads it (with
-`x-needed-by`, that cannot do without it).
+The fragments' annotations stay out of what is published: `x-metrics` names the numbers a strategy
+ends with, `x-tables` the tables of its entries with their columns, `x-headline` the metric that a
+run without verdicts leads with, and `x-used-by` on a parameter names the one search that reads it
+(with `x-needed-by`, that cannot do without it).
 """
 
 from __future__ import annotations

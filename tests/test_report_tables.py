@@ -1,0 +1,157 @@
+"""Tables of things other than tokens, on the page, in the files and in the terminal."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glitchrun.events import Batch, Entry, batch_from_json, batch_to_json
+from glitchrun.ledger.record import Metric, RunRecord
+from glitchrun.report import overview, sections, step_tables
+from glitchrun.report.document import document
+from glitchrun.report.html import render
+from glitchrun.report.markdown import markdown
+from glitchrun.report.rows import write_tokens
+from glitchrun.report.step_tables import write_tables
+from glitchrun.report.summary import summary_lines
+from glitchrun.tracking.tags import tags
+from tests.support.reporting import run_of, step, verified
+
+DECLARED = {
+    "ask": {
+        "x-tables": {
+            "answers": {
+                "title": "What came <next>",
+                "description": "A row a prompt.",
+                "columns": {
+                    "prompt": {"description": "Its text."},
+                    "token": {"description": "The most likely.", "kind": "token"},
+                    "p": {"description": "Its probability.", "kind": "share"},
+                    "held": {"description": "Memory.", "kind": "bytes"},
+                    "logprob": {"description": "Its logarithm.", "unit": "nats"},
+                    "outcome": {"description": "Whether it is right.", "kind": "outcome"},
+                    "empty": {"description": "Nothing."},
+                },
+            }
+        },
+        "x-metrics": {"rank": {"description": "", "unit": "of the vocabulary"}},
+        "x-headline": {
+            "metric": "rank",
+            "unit": "mean rank",
+            "sentence": "The mean rank was {rank}.",
+            "cards": ["rank"],
+        },
+    }
+}
+HOSTILE = "<script>owned()</script> |`*\u202e\x07 "
+
+
+def answer(prompt: str, outcome: str, **cells: Any) -> Entry:
+    row = {"prompt": prompt, "token": " f\n", "p": 0.25, "held": 1_500_000, "logprob": -1.386294361}
+    return Entry("answers", {**row, "outcome": outcome, "empty": None, **cells})
+
+
+@pytest.fixture
+def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRecord:
+    for module in (overview, sections, step_tables):
+        monkeypatch.setattr(module, "strategies", lambda: DECLARED)
+    asked = step(
+        "ask", "ask", answer("The quick ", "pass"), answer(HOSTILE, "fail", p=float("nan"))
+    )
+    return run_of(tmp_path, replace(asked, metrics={"rank": Metric(2.5, 2)}))
+
+
+def test_a_batch_of_entries_is_read_back_as_it_was() -> None:
+    batch = Batch((answer("x", "pass", ids=[1, [2]]), verified(3)), 2, 2)
+    assert batch_from_json(json.loads(json.dumps(batch_to_json(batch)))) == batch
+    assert [len(batch.entries), len(batch.token_facts)] == [1, 1]
+
+
+def test_mlflow_s_table_holds_every_row(record: RunRecord, tmp_path: Path) -> None:
+    (path,) = write_tables(record, tmp_path)
+    assert path == tmp_path / "tables" / "ask.answers.json"
+    table = json.loads(path.read_text(encoding="utf-8"))
+    assert table["columns"] == list(DECLARED["ask"]["x-tables"]["answers"]["columns"])
+    first, second = table["data"]
+    assert first == ["The quick␣", "␣f␊", 0.25, 1_500_000, -1.386294, "pass", None]
+    assert second[2] is None  # JSON has no NaN
+    assert "\u202e" not in path.read_text(encoding="utf-8")
+
+
+def test_mlflow_is_told_of_the_tables(record: RunRecord) -> None:
+    write_tokens(record, record.artifacts)
+    write_tables(record, record.artifacts)
+    listed = json.loads(tags(record)["mlflow.loggedArtifacts"])
+    assert [one["path"] for one in listed] == ["tokens.json", "tables/ask.answers.json"]
+
+
+def test_a_run_without_verdicts_leads_with_its_own_number(record: RunRecord) -> None:
+    top = overview.headline(record)
+    assert (top.number, top.unit) == (2.5, "mean rank")
+    assert top.sentences == ("The mean rank was 2.50.",)
+    assert not overview.is_about_tokens(record)
+    lines = "\n".join(summary_lines(record))
+    assert "2.50 mean rank" in lines
+    assert "tables/ask.answers.json (2 rows)" in lines
+    assert "tokens.jsonl" not in lines
+
+
+def test_a_run_with_verdicts_still_leads_with_them(record: RunRecord) -> None:
+    both = replace(record, steps=(step("scan", "scan", verified(1)), *record.steps))
+    top = overview.headline(both)
+    assert (top.number, top.unit) == (0, "glitch tokens")
+    assert top.sentences[-1] == "ask: The mean rank was 2.50."
+
+
+def test_an_unfinished_run_has_no_number(record: RunRecord) -> None:
+    (asked,) = record.steps
+    top = overview.headline(replace(record, status="KILLED", steps=(replace(asked, metrics={}),)))
+    assert (top.number, top.unit) == (None, "no result")
+
+
+def test_the_page_shows_tables_and_nothing_about_tokens(record: RunRecord) -> None:
+    page = render(record)
+    assert "What came &lt;next&gt;" in page
+    assert '<td class="token">␣f⟨LF⟩</td>' in page
+    assert '<td class="number">25 %</td>' in page
+    assert '<td class="number">1.5 MB</td>' in page
+    assert "logprob (nats)" in page
+    assert '<span class="badge fail">fail</span>' in page
+    assert "<script>owned" not in page
+    assert "⟨U+202E⟩⟨BEL⟩␣" in page
+    assert ">empty<" not in page  # a column in which nothing stands
+    assert "Verdicts by category" not in page
+    assert "token-data" not in page
+
+
+def test_a_long_table_says_what_it_leaves_out(record: RunRecord) -> None:
+    rows = [answer(f"row {place}", "pass") for place in range(sections.SHOWN + 7)]
+    page = render(replace(record, steps=(step("ask", "ask", *rows),)))
+    assert "7 more rows are in <code>tables/ask.answers.json</code>" in page
+    assert f">row {sections.SHOWN}<" not in page
+
+
+def test_json_and_markdown_have_the_tables(record: RunRecord) -> None:
+    (table,) = json.loads(json.dumps(document(record), allow_nan=False))["tables"]
+    assert (table["step"], table["name"], table["path"]) == (
+        "ask",
+        "answers",
+        "tables/ask.answers.json",
+    )
+    assert table["rows"][0]["token"] == " f\n"
+    assert [row["p"] for row in table["rows"]] == [0.25, None]
+    text = markdown(record)
+    assert "| prompt | token | p | held | logprob (nats) | outcome |" in text
+    assert "| The quick␣ | `␣f⟨LF⟩` | 25 % | 1.5 MB | -1.386 | pass |" in text
+    assert r"\<script\>" in text
+
+
+def test_a_table_that_no_fragment_declares_is_shown_too(tmp_path: Path) -> None:
+    record = run_of(tmp_path, step("old", "gone", Entry("odd", {"what": "x", "n": 3})))
+    (table,) = step_tables.step_tables(record)
+    assert [column.label for column in table.columns] == ["what", "n"]
+    assert "odd" in render(record)
