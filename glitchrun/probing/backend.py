@@ -47,7 +47,12 @@ class Backend:
 
     @torch.no_grad()
     def start(self, prefix: Sequence[int], rows: int, *, float32: bool = False) -> Any:
-        """A key/value cache that holds the prefix for `rows` rows, free to be appended to."""
+        """A key/value cache that holds the prefix for `rows` rows, free to be appended to.
+
+        None for an empty prefix: the model then makes a cache of its own.
+        """
+        if not prefix:
+            return None
         key = (tuple(prefix), float32)
         if key not in self._prefixes:
             self._prefixes[key] = self._prefill(prefix, float32)

@@ -7,6 +7,7 @@
     detect.py         which template a run uses, and the rule that chose it
     chat_template.py  the tokenizer's own chat template, rendered safely
     render.py         template + probe -> Prompt (ids around the token's own id)
+    slot.py           a prompt with a place for sequences of ids right before a text
     tokenizer.py      the few tokenizer calls that this package rests on
 
 Nothing here imports torch or transformers.

@@ -69,19 +69,30 @@ def render(
     said = Conversation(
         user=probe.user.replace(TOKEN, _MARK), earlier=probe.earlier, system=carried
     )
-    prefix_text, suffix_text = _split(_write(template, said, tokenizer) + probe.prefill, template)
-    prefix_text = _without_second_bos(prefix_text, tokenizer)
-    prefix_ids = encode(tokenizer, prefix_text)
-    bos_id = _bos_to_add(template, tokenizer, prefix_ids)
+    prefix_text, suffix_text = _split(write(template, said, tokenizer) + probe.prefill, template)
+    prefix_text, bos_id, prefix_ids = begin(template, prefix_text, tokenizer)
     return Prompt(
         probe=probe.name,
-        prefix_ids=prefix_ids if bos_id is None else (bos_id, *prefix_ids),
+        prefix_ids=prefix_ids,
         suffix_ids=encode_inside(tokenizer, suffix_text),
         prefix_text=prefix_text,
         suffix_text=suffix_text,
         bos_id=bos_id,
         dropped_system=dropped,
     )
+
+
+def around(
+    template: Template, text: str, tokenizer: Tokenizer, system: str | None, prefill: str
+) -> tuple[str, str]:
+    """The prompt in which the user says `text`, as text: what comes before that, and the rest.
+
+    `prefill` is how the assistant's answer begins. Raises PreflightError where the template refuses
+    or repeats the text, or carries no system text and one is given.
+    """
+    carried, _ = _system_text(template, Probe("around", _MARK, prefill), system)
+    said = Conversation(user=_MARK + text, system=carried)
+    return _split(write(template, said, tokenizer) + prefill, template)
 
 
 def intact(prompt: Prompt, token_ids: Sequence[int], tokenizer: Tokenizer) -> list[bool]:
@@ -121,10 +132,24 @@ def _system_text(
     return None, probe.system
 
 
-def _write(template: Template, said: Conversation, tokenizer: Tokenizer) -> str:
+def write(template: Template, said: Conversation, tokenizer: Tokenizer) -> str:
+    """The conversation as the template writes it, up to where the answer begins."""
     if template.family is None:
         return chat_template.write(tokenizer, said)
     return conversation.write(template.family, said)
+
+
+def begin(
+    template: Template, text: str, tokenizer: Tokenizer
+) -> tuple[str, int | None, tuple[int, ...]]:
+    """A text that opens a prompt: what of it is encoded, the BOS put in front, and all the ids.
+
+    The ids hold exactly one BOS in front where the template or the tokenizer wants one.
+    """
+    text = _without_second_bos(text, tokenizer)
+    ids = encode(tokenizer, text)
+    bos_id = _bos_to_add(template, tokenizer, ids)
+    return text, bos_id, ids if bos_id is None else (bos_id, *ids)
 
 
 def _split(text: str, template: Template) -> tuple[str, str]:

@@ -70,12 +70,17 @@ def decode_inside(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
 
     Bytes that are no character by themselves come out as U+FFFD.
     """
-    if not ids:  # transformers would make one text of no ids
+    return decode_runs_inside(tokenizer, [(one,) for one in ids])
+
+
+def decode_runs_inside(tokenizer: Tokenizer, runs: Sequence[Sequence[int]]) -> list[str]:
+    """`decode_inside` of several ids at a time: bytes that are a character together are one."""
+    if not runs:  # transformers would make one text of no ids
         return []
     anchor = list(encode(tokenizer, ANCHOR))
     options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     before = tokenizer.decode(anchor, **options)
-    texts = tokenizer.batch_decode([[*anchor, one] for one in ids], **options)
+    texts = tokenizer.batch_decode([[*anchor, *run] for run in runs], **options)
     return [text.removeprefix(before) for text in texts]
 
 
