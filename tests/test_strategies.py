@@ -174,6 +174,16 @@ def test_tokens_come_from_ids_texts_files_and_steps(llama: Context, tmp_path: Pa
     assert [t.id for t in later.tokens({"from": "mine"})] == glitches
 
 
+def test_a_file_about_another_vocabulary_is_not_run(llama: Context, tmp_path: Path) -> None:
+    right = {"id": 300, "text": llama.vocabulary.text(300)}
+    file = tmp_path / "ids.json"
+    file.write_text(json.dumps([right]))
+    assert [t.id for t in llama.tokens({"file": str(file)})] == [300]
+    file.write_text(json.dumps([right, {"id": 301, "text": "iciones"}]))
+    with pytest.raises(RunError, match=r"(?s)1 of 2 tokens .* «iciones» in the file"):
+        llama.tokens({"file": str(file)})
+
+
 def test_no_tokens_found_is_an_empty_step_not_an_error(llama: Context) -> None:
     nothing = replace(llama, earlier={"mine": []})
     events = run("validate", nothing, tokens={"from": "mine"})
@@ -194,7 +204,7 @@ def test_impossible_tokens_are_named(llama: Context) -> None:
     [
         ("a.json", [3, 4], [3, 4]),
         ("a.json", [{"token_id": 3}, {"id": 4, "text": "x"}], [3, 4]),
-        ("a.json", {"glitch_tokens": ["x"], "glitch_token_ids": [9, 9]}, [9, 9]),
+        ("a.json", {"glitch_tokens": ["x", "x"], "glitch_token_ids": [9, 9]}, [9]),
         ("a.json", {"tokens": [{"id": 1}]}, [1]),
         ("a.json", {"columns": ["token_id", "glitch"], "data": [[1, True], [2, False]]}, [1]),
     ],

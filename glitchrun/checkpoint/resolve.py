@@ -72,8 +72,17 @@ def fetch(checkpoint: Checkpoint, *, pickle: bool = False, code: bool = False) -
     Raises ModelUnavailable when the hub cannot be reached or has no such model, MissingExtra
     without the package huggingface_hub.
     """
-    if checkpoint.path is not None:
-        return checkpoint
+    patterns = [*_HUB_FILES, *_HUB_PICKLES * pickle, *_HUB_CODE * code]
+    return checkpoint if checkpoint.path is not None else _fetched(checkpoint, patterns)
+
+
+def fetch_tokenizer(checkpoint: Checkpoint) -> Checkpoint:
+    """As `fetch`, but of a hub model that is not there yet it takes no weights."""
+    patterns = [pattern for pattern in _HUB_FILES if pattern != "*.safetensors"]
+    return checkpoint if checkpoint.path is not None else _fetched(checkpoint, patterns)
+
+
+def _fetched(checkpoint: Checkpoint, patterns: list[str]) -> Checkpoint:
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -83,7 +92,7 @@ def fetch(checkpoint: Checkpoint, *, pickle: bool = False, code: bool = False) -
         folder = snapshot_download(
             checkpoint.source,
             revision=checkpoint.revision,
-            allow_patterns=[*_HUB_FILES, *_HUB_PICKLES * pickle, *_HUB_CODE * code],
+            allow_patterns=patterns,
             ignore_patterns=list(_HUB_DOUBLES),
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -2,6 +2,6 @@
 
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.model.loading import checkpoint_folder, load
-from glitchrun.model.tokenizer import load_tokenizer
+from glitchrun.model.tokenizer import load_tokenizer, tokenizer_of
 
-__all__ = ["LoadedModel", "checkpoint_folder", "load", "load_tokenizer"]
+__all__ = ["LoadedModel", "checkpoint_folder", "load", "load_tokenizer", "tokenizer_of"]

@@ -8,8 +8,42 @@ from typing import Any
 
 import transformers
 
+from glitchrun.checkpoint import fetch_tokenizer, resolve
 from glitchrun.errors import ModelUnavailable
-from glitchrun.model.noise import first_line
+from glitchrun.model.gguf_cache import converted
+from glitchrun.model.noise import first_line, quiet
+
+_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
+
+def tokenizer_of(path: str, cache: Path) -> tuple[Any, int]:
+    """The tokenizer of a model, and the rows of its vocabulary, without the model's weights.
+
+    `path` is whatever `model.path` takes, or a folder that holds a tokenizer and no model. Rows
+    are those of the embedding where config.json says how many: it may have more than the tokenizer
+    has entries. `cache` is where converted GGUF files are kept.
+
+    Raises ModelUnavailable, naming the value and the remedy.
+    """
+    folder = Path(path).expanduser()
+    if not any((folder / name).is_file() for name in _FILES):
+        checkpoint = fetch_tokenizer(resolve(path))
+        assert checkpoint.path is not None  # fetch_tokenizer sees to it
+        is_gguf = checkpoint.kind == "gguf"
+        folder = converted(checkpoint.path, cache) if is_gguf else checkpoint.path
+    with quiet():
+        tokenizer = load_tokenizer(folder)
+    return tokenizer, max(len(tokenizer), _rows(folder))
+
+
+def _rows(folder: Path) -> int:
+    """`vocab_size` of a folder's config.json; 0 where it is not said."""
+    config = folder / "config.json"
+    try:
+        said = json.loads(config.read_text(encoding="utf-8")).get("vocab_size")
+    except (OSError, ValueError, AttributeError):  # a folder with a tokenizer alone
+        return 0
+    return said if isinstance(said, int) else 0
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:

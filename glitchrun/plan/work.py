@@ -156,10 +156,12 @@ def _verified(tokens: int, params: Mapping[str, Any], gradients: int = 0) -> dic
 def _named(source: Mapping[str, Any], done: Mapping[str, int | None], vocab: int) -> int:
     """How many tokens a `tokens:` names at most: never more than there are."""
     if "file" in source:
-        # An id takes two bytes with what parts it from the next. A file that is not there yet
-        # is for the run to complain of.
+        # An id takes two bytes with what parts it from the next, unless they are packed. A file
+        # that is not there yet is for the run to complain of.
         path = Path(source["file"])
-        return min(vocab, path.stat().st_size // 2 + 1) if path.is_file() else vocab
+        if path.suffix == ".gz" or not path.is_file():
+            return vocab
+        return min(vocab, path.stat().st_size // 2 + 1)
     if "from" in source:
         earlier = done.get(source["from"])
         return vocab if earlier is None else earlier

@@ -14,7 +14,7 @@ from glitchrun.prompts.probes import PROBES
 from glitchrun.prompts.render import Prompt, render
 from glitchrun.prompts.template import Template
 from glitchrun.spec.types import Spec
-from glitchrun.strategies.tokens import read_ids
+from glitchrun.strategies.tokens import read_fitting_ids
 from glitchrun.vocabulary import Vocabulary
 
 
@@ -51,10 +51,14 @@ class Context:
         elif "texts" in source:
             ids = [self._id_of(text) for text in source["texts"]]
         elif "file" in source:
-            ids = read_ids(Path(source["file"]))
+            ids = self._in_file(Path(source["file"]))
         else:
             ids = self._found_by(source["from"], source.get("select", "glitch"))
         return [self._token(token_id) for token_id in dict.fromkeys(ids)]
+
+    def _in_file(self, path: Path) -> list[int]:
+        tokenizer = self.backend.model.tokenizer
+        return read_fitting_ids(path, tokenizer, len(self.vocabulary), self.spec.model.path)
 
     def _found_by(self, step: str, select: str) -> list[int]:
         facts = [fact for batch in self.earlier[step] for fact in batch.token_facts]

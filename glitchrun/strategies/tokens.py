@@ -2,61 +2,52 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from glitchrun.errors import RunError
-
-_ID_KEYS = ("token_id", "id")
+from glitchrun.imports import Imported, read
+from glitchrun.prompts.tokenizer import Tokenizer
+from glitchrun.vocabulary import claims
 
 
 def read_ids(path: Path) -> list[int]:
-    """Token ids from a result file, in its order.
+    """Token ids from a result file of any format that `glitchrun import` reads, in its order.
 
-    Reads a list of ids, a list of objects with `token_id` or `id`, an object that holds one of
-    these under `tokens` or `glitch_token_ids`, an MLflow table, and `tokens.jsonl`. Of the latter
-    two, and of any objects with a `glitch` field, only glitch tokens are taken.
+    Where the file has verdicts, only tokens found to be glitches are taken: confirmed ones where
+    they were sampled.
 
     Raises:
-        RunError: the file cannot be read or holds no ids.
+        RunError: the file cannot be read, or names no tokens.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise RunError(f"{path}: cannot be read as a list of tokens: {exc}") from exc
-    ids = _ids(_parse(path, text))
-    if not ids:
+    return _selected(_tokens(path))
+
+
+def read_fitting_ids(path: Path, tokenizer: Tokenizer, rows: int, model: str) -> list[int]:
+    """As `read_ids`, from a file whose texts are what the tokenizer of `model`, with `rows`
+    entries, holds under their ids.
+
+    Raises:
+        RunError: also where the ids are those of another vocabulary.
+    """
+    found = _tokens(path)
+    fits = claims.check(found.tokens, tokenizer, rows)
+    if claims.misfits(fits):
+        remedy = (
+            "run the model that the file was made with, or take over what fits with "
+            f"glitchrun import {path.name} --model PATH --mismatches drop"
+        )
+        raise claims.refuse(str(path), found.source.claimed_model, model, fits, remedy)
+    return _selected(found)
+
+
+def _tokens(path: Path) -> Imported:
+    found = read(path)
+    if not found.tokens:
         raise RunError(
             f"{path}: holds no token ids; expected a list of ids, or objects with 'token_id'"
         )
-    return ids
+    return found
 
 
-def _parse(path: Path, text: str) -> Any:
-    try:
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        return json.loads(text)
-    except ValueError as exc:
-        raise RunError(f"{path}: is not JSON: {exc}") from exc
-
-
-def _ids(data: Any) -> list[int]:
-    if isinstance(data, Mapping):
-        if "columns" in data and "data" in data:
-            return _ids([dict(zip(data["columns"], row, strict=True)) for row in data["data"]])
-        return _ids(data.get("glitch_token_ids", data.get("tokens", [])))
-    if not isinstance(data, list):
-        return []
-    found = (_id(item) for item in data)
-    return [token_id for token_id in found if token_id is not None]
-
-
-def _id(item: Any) -> int | None:
-    if isinstance(item, Mapping):
-        if item.get("glitch", True) is False:
-            return None
-        item = next((item[key] for key in _ID_KEYS if key in item), None)
-    return item if isinstance(item, int) and not isinstance(item, bool) else None
+def _selected(found: Imported) -> list[int]:
+    return [token.id for token in found.tokens if token.selected]

@@ -7,6 +7,7 @@ frequency.py    how frequent an entry was when the tokenizer was trained
 groups.py       writing systems and kinds of character, for `search: category`
 norms.py        L2 norms of the input embedding (the only file here that needs torch)
 text.py         token text made visible, and compared with what a model said instead
+claims.py       whether the ids and texts of a file fit a tokenizer
 """
 
 from glitchrun.vocabulary.vocabulary import CATEGORIES, Vocabulary

@@ -1,0 +1,112 @@
+"""`glitchrun import`: results of other tools, checked and in one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from glitchrun.cli.apply import ROOT
+from glitchrun.cli.needs import require
+from glitchrun.errors import UsageError
+from glitchrun.imports import Imported, read
+
+if TYPE_CHECKING:
+    from glitchrun.vocabulary.claims import Fit
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--model",
+    required=True,
+    metavar="PATH",
+    help="The model whose ids the file holds: as model.path in a spec, or a tokenizer's folder.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="-",
+    metavar="FILE",
+    help="Where to write it; without, or with `-`, to standard output.",
+)
+@click.option(
+    "--mismatches",
+    type=click.Choice(["refuse", "drop"]),
+    default="refuse",
+    show_default=True,
+    help="What to do with entries whose text is not what the model holds under their id.",
+)
+def command(file: Path, model: str, output: Path, mismatches: str) -> None:
+    """Reads FILE, a result file of glitcher, GlitchMiner or glitchrun, into a list of tokens.
+
+    Ids are checked against the model's tokenizer, duplicates dropped and counted. What it writes
+    keeps verdicts and measurements, and `tokens: {file: ...}` in a spec and `compare` read it.
+    """
+    if str(output) != "-" and not output.parent.is_dir():
+        raise UsageError(f"-o {output}: the folder {output.parent} does not exist; create it first")
+    found = read(file)
+    require("torch", "transformers")
+    from glitchrun.model import tokenizer_of
+    from glitchrun.vocabulary import claims
+
+    tokenizer, rows = tokenizer_of(model, ROOT.parent / ".cache" / "glitchrun")
+    fits = claims.check(found.tokens, tokenizer, rows)
+    wrong = len(claims.misfits(fits))
+    if wrong and (mismatches == "refuse" or wrong == len(fits)):
+        remedy = "give --model the model that the file was made with"
+        if wrong < len(fits):
+            remedy += ", or leave these entries out with --mismatches drop"
+        raise claims.refuse(str(file), found.source.claimed_model, model, fits, remedy)
+    _write(output, found, fits, model, rows)
+    for line in _summary(found, claims.tallies(fits)):
+        click.echo(line, err=True)
+
+
+def _write(output: Path, found: Imported, fits: Sequence[Fit], model: str, rows: int) -> None:
+    from glitchrun.report.imported import document
+    from glitchrun.report.rows import replacing
+
+    pieces = document(found, fits, model, rows)
+    if str(output) == "-":
+        for piece in pieces:
+            click.echo(piece, nl=False)
+        return
+    with replacing(output) as stream:
+        stream.writelines(pieces)
+
+
+def _summary(found: Imported, ways: dict[str, int]) -> list[str]:
+    source = found.source
+    verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in found.verdicts.items())
+    counts = f"{found.entries:,} entries, {len(found.tokens):,} tokens ({verdicts or 'none'})"
+    lines = [f"{source.file}: {source.format}, {counts}"]
+    if found.duplicates:
+        contradict = f", {found.conflicts:,} of them contradicting the first" * bool(
+            found.conflicts
+        )
+        lines.append(f"  {found.duplicates:,} duplicates dropped{contradict}")
+    lines += [f"  left out: {count:,} {what}" for what, count in found.left_out.items()]
+    lines += [f"  {line}" for line in _fit_lines(ways)]
+    if source.claimed_model:
+        lines.append(f"  the file names the model {source.claimed_model!r}")
+    return lines
+
+
+def _fit_lines(ways: dict[str, int]) -> list[str]:
+    total = sum(ways.values())
+    if total and ways["unchecked"] == total:
+        return ["the file has no texts: ids are checked against the vocabulary's size alone"]
+    fitting = ways["same"] + ways["spaces"] + ways["weak"]
+    lines = [f"{fitting:,} of {total:,} texts are what the model holds under their ids"]
+    notes = {
+        "spaces": "of them differ in spaces alone",
+        "weak": "of them hold U+FFFD, which proves little",
+        "unchecked": "have no text",
+        "different": "with another text dropped",
+        "outside": "outside the vocabulary dropped",
+    }
+    return lines + [f"{ways[way]:,} {note}" for way, note in notes.items() if ways[way]]

@@ -1,0 +1,108 @@
+"""A result file's text, parsed as far as can be told without knowing its format."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from glitchrun.errors import RunError
+
+_GZIP = b"\x1f\x8b"
+
+
+class Malformed(ValueError):
+    """A file of a known format holds something that the format does not allow."""
+
+    def __init__(self, place: str, message: str) -> None:
+        super().__init__(f"{place}: {message}")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A parsed file. `data` is a JSON value, or the objects of a file of JSON lines, or text."""
+
+    name: str
+    sha256: str
+    kind: str
+    """json, lines or text."""
+    data: Any
+    """For `lines`, a tuple of (line number from 1, object)."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def keys(self) -> frozenset[str]:
+        """Top-level keys of a JSON object; empty for anything else."""
+        is_object = self.kind == "json" and isinstance(self.data, dict)
+        return frozenset(self.data) if is_object else frozenset()
+
+    @property
+    def first(self) -> Mapping[str, Any]:
+        """The first object of a file of JSON lines; empty for anything else."""
+        return self.data[0][1] if self.kind == "lines" and self.data else {}
+
+
+def parse(path: Path) -> Document:
+    """The file at `path`, unpacked where it is gzip's.
+
+    Raises:
+        RunError: it cannot be read, is not UTF-8, or holds broken JSON; names line and column.
+    """
+    raw, text = _text(path)
+    digest = hashlib.sha256(raw).hexdigest()
+    if not text.strip():
+        raise RunError(f"{path}: cannot be read as a list of tokens: it is empty")
+    if _name(path).endswith(".jsonl") or text.lstrip().startswith("#"):
+        return _lines(path, digest, text)
+    if text.lstrip()[0] not in '{["':
+        return Document(path.name, digest, "text", text)
+    try:
+        return Document(path.name, digest, "json", json.loads(text))
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and error.lineno > 1:
+            return _lines(path, digest, text)
+        _not_json(path, error.lineno, error)
+
+
+def _text(path: Path) -> tuple[bytes, str]:
+    try:
+        raw = path.read_bytes()
+        unpacked = gzip.decompress(raw) if raw[:2] == _GZIP else raw
+        return raw, unpacked.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: cannot be read as a list of tokens: {error}") from error
+
+
+def _name(path: Path) -> str:
+    return path.name.removesuffix(".gz")
+
+
+def _lines(path: Path, digest: str, text: str) -> Document:
+    """JSON lines; lines that begin with # are comments. Split at newlines only: JSON may hold
+    other line separators raw."""
+    found, left_out = [], {}
+    rows = [(number, row) for number, row in enumerate(text.split("\n"), 1) if row.strip()]
+    rows = [(number, row) for number, row in rows if not row.lstrip().startswith("#")]
+    for place, (number, row) in enumerate(rows):
+        try:
+            value = json.loads(row)
+        except json.JSONDecodeError as error:
+            if place and place == len(rows) - 1 and not text.endswith("\n"):
+                left_out["last line, which was cut off"] = 1  # its writer was killed
+                break
+            _not_json(path, number, error)
+        if not isinstance(value, dict):
+            raise RunError(f"{path}: line {number}: expected an object, got {value!r:.40}")
+        found.append((number, value))
+    return Document(path.name, digest, "lines", tuple(found), left_out)
+
+
+def _not_json(path: Path, line: int, error: json.JSONDecodeError) -> NoReturn:
+    raise RunError(
+        f"{path}: line {line}, column {error.colno}: is not JSON ({error.msg}); "
+        "repair the file, or export it again"
+    ) from error

@@ -1,0 +1,112 @@
+"""What glitchrun writes: tokens.jsonl, tokens.json (an MLflow table), and `import`'s output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from glitchrun.imports.document import Document, Malformed
+from glitchrun.imports.fields import flag, items, number, objects, settings, token, whole
+from glitchrun.imports.formats.format import Content, Format
+from glitchrun.imports.found import Found
+
+KIND = "glitchrun/tokens"
+"""`kind` of `import`'s output."""
+_VERDICTS = ("glitch", "confirmed")
+
+
+def _run(document: Document) -> Content:
+    """tokens.jsonl has a line for each step that looked at a token: they are put together, and
+    what a later step says of a verdict stands."""
+    rows: dict[Any, dict[str, Any]] = {}
+    places: dict[Any, str] = {}
+    for line, row in document.data:
+        place = places.setdefault(row.get("token_id"), f"line {line}")
+        known = rows.setdefault(row.get("token_id"), {})
+        known |= {key: value for key, value in row.items() if value is not None or key not in known}
+        known["steps"] = [*known.get("steps", []), row.get("step")]
+        if row.get("probes"):
+            known |= _closest(row["probes"], place)
+    return Content(tokens=[_ours(row, places[token_id]) for token_id, row in rows.items()])
+
+
+def _closest(probes: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """p, rank and entropy of the probe that came closest to passing."""
+    if not isinstance(probes, Mapping) or not all(isinstance(r, Mapping) for r in probes.values()):
+        raise Malformed(f"{place}.probes", "expected an object of objects")
+    best = max(probes.values(), key=lambda result: -1 if result["p"] is None else result["p"])
+    return {"p": best["p"], "rank": best.get("rank"), "entropy": best.get("entropy")}
+
+
+def _table(document: Document) -> Content:
+    return Content(tokens=_rows(document.data))
+
+
+def _rows(data: Mapping[str, Any]) -> Iterator[Found]:
+    columns = items(data["columns"], "columns")
+    for index, row in enumerate(items(data["data"], "data")):
+        place = f"data[{index}]"
+        cells = items(row, place)
+        if len(cells) != len(columns):
+            raise Malformed(place, f"{len(cells)} cells beside {len(columns)} columns")
+        yield _ours(dict(zip(columns, cells, strict=True)), place)
+
+
+def _imported(document: Document) -> Content:
+    data = document.data
+    source = data.get("source", {})
+    rows = objects(data.get("tokens"), "tokens")
+    return Content(
+        tokens=(_ours(row, place, row.get("said", {})) for row, place in rows),
+        claimed_model=source.get("claimed_model"),
+        lists=source.get("lists", "verdicts"),
+        settings=settings(data, "tokens", "extra"),
+        extra=data.get("extra", {}),
+    )
+
+
+def _ours(row: Mapping[str, Any], place: str, said: Mapping[str, Any] | None = None) -> Found:
+    """A row with our own names; `token_repr` is the visible form of a token's text."""
+    settled: dict[str, Any] = {
+        key: flag(row[key], f"{place}.{key}") for key in _VERDICTS if row.get(key) is not None
+    }
+    if row.get("rank") is not None:
+        settled["rank"] = whole(row["rank"], f"{place}.rank")
+    if row.get("p") is not None:
+        number(row["p"], f"{place}.p")
+    known = (*_VERDICTS, "rank", "token_repr", "filtered", "verdict", "said")
+    return token(
+        row,
+        place,
+        known,
+        visible=row.get("token_repr"),
+        filtered=row.get("filtered"),
+        said=dict(said or {}),
+        **settled,
+    )
+
+
+def _is_run(document: Document) -> bool:
+    return "token_id" in document.first and "event" not in document.first
+
+
+def _is_table(document: Document) -> bool:
+    columns = document.data["columns"] if document.keys() >= {"columns", "data"} else ()
+    return isinstance(columns, list) and "token_id" in columns
+
+
+FORMATS = (
+    Format("glitchrun-run", "a run's tokens.jsonl: lines with 'token_id'", _is_run, _run),
+    Format(
+        "glitchrun-table",
+        "a run's tokens.json: an MLflow table with a column 'token_id'",
+        _is_table,
+        _table,
+    ),
+    Format(
+        "glitchrun-import",
+        f"what `glitchrun import` writes: 'kind' is {KIND!r}",
+        lambda document: document.keys() >= {"kind", "tokens"} and document.data["kind"] == KIND,
+        _imported,
+    ),
+)

@@ -1,0 +1,74 @@
+"""From a path to its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from glitchrun.errors import RunError
+from glitchrun.imports.document import Document, Malformed, parse
+from glitchrun.imports.formats import FORMATS, Content, Format
+from glitchrun.imports.found import Found, Imported, Source
+
+_FACTS = ("glitch", "confirmed", "p", "rank", "entropy", "norm", "asr", "attempts", "failures")
+
+
+def read(path: Path) -> Imported:
+    """The tokens of a result file of any known format, each once.
+
+    Raises:
+        RunError: it cannot be read, is of no known format, or is malformed; names the place.
+    """
+    document = parse(path)
+    form = _format(document, path)
+    try:
+        content = form.read(document)
+        tokens = list(content.tokens)
+    except Malformed as error:
+        raise RunError(f"{path}: {error} (read as {form.name}: {form.shape})") from error
+    kept, conflicts = _each_once(tokens)
+    return Imported(
+        source=_source(document, form, content),
+        tokens=kept,
+        entries=len(tokens) + content.repeated,
+        duplicates=len(tokens) - len(kept) + content.repeated,
+        conflicts=conflicts,
+        left_out={**document.left_out, **content.left_out},
+        extra=content.extra,
+    )
+
+
+def _format(document: Document, path: Path) -> Format:
+    fitting = [form for form in FORMATS if form.matches(document)]
+    if not fitting:
+        known = "\n".join(f"  {form.name:<22} {form.shape}" for form in FORMATS)
+        raise RunError(f"{path}: is none of the formats that can be read:\n{known}")
+    return fitting[0]
+
+
+def _source(document: Document, form: Format, content: Content) -> Source:
+    return Source(
+        file=document.name,
+        format=form.name,
+        sha256=document.sha256,
+        claimed_model=content.claimed_model,
+        lists=content.lists,
+        settings=content.settings,
+    )
+
+
+def _each_once(tokens: Iterable[Found]) -> tuple[tuple[Found, ...], int]:
+    """The first entry of each token, with what only later ones say, and how many of those later
+    ones contradict it."""
+    kept: dict[int, Found] = {}
+    conflicts = 0
+    for token in tokens:
+        first = kept.setdefault(token.id, token)
+        if first is token:
+            continue
+        both = [(name, getattr(first, name), getattr(token, name)) for name in (*_FACTS, "text")]
+        conflicts += any(None not in (old, new) and old != new for _, old, new in both)
+        missing = {name: new for name, old, new in both if old is None and new is not None}
+        kept[token.id] = replace(first, **missing, said={**token.said, **first.said})
+    return tuple(kept.values()), conflicts

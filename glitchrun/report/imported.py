@@ -1,0 +1,76 @@
+"""What `glitchrun import` writes: a file's tokens in our own names, one a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from glitchrun.imports import Imported
+from glitchrun.imports.formats.ours import KIND
+from glitchrun.imports.found import tally
+from glitchrun.report.rows import to_json
+from glitchrun.vocabulary.claims import MISFITS, Fit, tallies
+
+
+def document(found: Imported, fits: Sequence[Fit], model: str, rows: int) -> Iterator[str]:
+    """The file, piece by piece: where the tokens come from, what was checked and counted, then
+    every token that fits. `model` is the path given, `rows` its vocabulary's size."""
+    kept = [fit for fit in fits if fit.fit not in MISFITS]
+    head = {
+        "kind": KIND,
+        "version": 1,
+        "source": asdict(found.source),
+        "checked": {"model": model, "vocabulary_size": rows, **tallies(fits)},
+        "counts": {
+            "entries": found.entries,
+            "duplicates": found.duplicates,
+            "conflicts": found.conflicts,
+            "left_out": dict(found.left_out),
+            "tokens": len(kept),
+            "verdicts": tally(fit.token for fit in kept),
+        },
+        "extra": dict(found.extra),
+    }
+    yield "{\n"
+    for key, value in head.items():
+        yield f"{to_json(key)}: {to_json(_finite(value))},\n"
+    yield '"tokens": ['
+    for place, fit in enumerate(kept):
+        yield f"{',' if place else ''}\n{to_json(_finite(_row(fit)))}"
+    yield "\n]\n}\n"
+
+
+def _row(fit: Fit) -> dict[str, Any]:
+    """A token's fields; `token` is the text as it reads inside a text, as in tokens.jsonl."""
+    token = fit.token
+    row = {
+        "token_id": token.id,
+        "token": fit.here,
+        "verdict": token.verdict,
+        "glitch": token.glitch,
+        "confirmed": token.confirmed,
+        "filtered": token.filtered or None,
+        "p": token.p,
+        "rank": token.rank,
+        "entropy": token.entropy,
+        "asr": token.asr,
+        "attempts": token.attempts,
+        "failures": token.failures,
+        "norm": token.norm,
+        "text_in_file": token.text if token.text != fit.here else None,
+        "fit": fit.fit,
+        "place": token.place,
+        "said": dict(token.said) or None,
+    }
+    required = ("token_id", "token", "verdict", "glitch", "confirmed")
+    return {key: value for key, value in row.items() if value is not None or key in required}
+
+
+def _finite(value: Any) -> Any:
+    """JSON without NaN and infinities, which are null."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and value - value != 0 else value

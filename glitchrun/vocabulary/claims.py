@@ -1,0 +1,112 @@
+"""Whether ids and texts that belong together in a file do so in a tokenizer.
+
+An id means nothing without its vocabulary, and the model that a file names can be wrong: glitcher's
+own glitch_tokens.json names Llama-3.2-1B for ids of Mistral's vocabulary, and its audit then tested
+18 ordinary words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from glitchrun.errors import RunError
+from glitchrun.imports import Found
+from glitchrun.prompts.tokenizer import Tokenizer, decode_inside
+from glitchrun.vocabulary.text import visible
+
+FITS = {
+    "same": "the text is what the id decodes to, or the vocabulary's own entry",
+    "spaces": "the text is that but for spaces in front or behind",
+    "weak": "the text is that, but holds U+FFFD, which stands for any bytes",
+    "unchecked": "the file has no text",
+    "different": "the text is another one",
+    "outside": "the vocabulary has no such id",
+}
+"""How an id and its text can fit a vocabulary."""
+MISFITS = ("different", "outside")
+_REPLACEMENT = "\ufffd"
+_SPACES = str.maketrans({"▁": " ", "Ġ": " "})
+"""What SentencePiece and byte-level BPE write for a space."""
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A token of a file beside what the tokenizer holds under its id."""
+
+    token: Found
+    fit: str
+    """One of `FITS`."""
+    here: str
+    """What the id decodes to; empty outside the vocabulary."""
+
+
+def check(tokens: Sequence[Found], tokenizer: Tokenizer, rows: int) -> list[Fit]:
+    """How each token fits a vocabulary of `rows` entries.
+
+    The case of letters counts, and so do line breaks. A space in front does not decide: tools that
+    decode a SentencePiece entry alone lose it, so that `▁been` and `been` read the same.
+    """
+    inside = [token.id for token in tokens if token.id < rows]
+    here = dict(zip(inside, decode_inside(tokenizer, inside), strict=True))
+    alone = dict(zip(inside, _alone(tokenizer, inside), strict=True))
+    pieces = {row: piece for piece, row in tokenizer.get_vocab().items() if row in here}
+    return [
+        Fit(token, "outside", "")
+        if token.id not in here
+        else Fit(token, _fit(token, here, (alone, pieces)), here[token.id])
+        for token in tokens
+    ]
+
+
+def _alone(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    """Each id decoded by itself, with the tokenizer's own settings: what most tools print."""
+    return tokenizer.batch_decode([[one] for one in ids]) if ids else []
+
+
+def _fit(token: Found, here: Mapping[int, str], others: Sequence[Mapping[int, str]]) -> str:
+    known = [here[token.id], *(texts[token.id] for texts in others if token.id in texts)]
+    if token.text is None:
+        if token.visible is None:
+            return "unchecked"
+        return "same" if token.visible == visible(known[0]) else "different"
+    if token.text in known:
+        return "weak" if _REPLACEMENT in token.text else "same"
+    return "spaces" if _bare(token.text) in {*map(_bare, known)} - {""} else "different"
+
+
+def _bare(text: str) -> str:
+    return text.translate(_SPACES).strip(" ")
+
+
+def misfits(fits: Sequence[Fit]) -> list[Fit]:
+    """Those that the vocabulary contradicts."""
+    return [fit for fit in fits if fit.fit in MISFITS]
+
+
+def tallies(fits: Sequence[Fit]) -> dict[str, int]:
+    """How many tokens fit in which way; every way is named."""
+    return {way: sum(fit.fit == way for fit in fits) for way in FITS}
+
+
+def refuse(
+    file: str, claimed: str | None, model: str, fits: Sequence[Fit], remedy: str
+) -> RunError:
+    """The error that names a file's misfits, the model it claims, the one given, and what to do."""
+    wrong = misfits(fits)
+    lines = [f"{file}: {len(wrong)} of {len(fits)} tokens are not those of {model}:"]
+    lines += [f"  {_difference(fit)}" for fit in wrong[:_SHOWN]]
+    if len(wrong) > _SHOWN:
+        lines.append(f"  … and {len(wrong) - _SHOWN} more")
+    named = f"the file names {claimed!r}, which may be wrong; " if claimed else ""
+    lines.append(f"{named}{remedy}")
+    return RunError("\n".join(lines))
+
+
+def _difference(fit: Fit) -> str:
+    token = fit.token
+    text = token.visible if token.text is None else visible(token.text)
+    there = f"id {token.id}" if text is None else f"id {token.id} is «{text}» in the file"
+    here = "not in this vocabulary" if fit.fit == "outside" else f"«{visible(fit.here)}» here"
+    return f"{token.place}: {there}, {here}"

@@ -1,0 +1,173 @@
+"""`glitchrun import`: files checked against a real tokenizer, and what it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from glitchrun.cli import main
+from glitchrun.imports import Found, read
+from glitchrun.strategies.tokens import read_ids
+from glitchrun.vocabulary.claims import check, tallies
+from tests.support.real_tokenizers import mistral, mistral_spaced, smollm2
+from tests.support.tiny_models import bpe_tokenizer, mistral_tokenizer
+
+LEGACY = Path(__file__).parent / "data" / "legacy"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    mistral_tokenizer(folder / "mistral")
+    bpe_tokenizer(folder / "other")
+    return folder
+
+
+def imported(*words: str | Path) -> Result:
+    return CliRunner().invoke(main, ["import", *map(str, words)])
+
+
+def fits(tokenizer: Any, *pairs: tuple[int, str | None]) -> list[str]:
+    tokens = [Found(token_id, "here", text) for token_id, text in pairs]
+    return [fit.fit for fit in check(tokens, tokenizer, 32_000)]
+
+
+def test_a_list_that_names_a_wrong_model_is_taken_with_the_right_one(
+    models: Path, tmp_path: Path
+) -> None:
+    done = imported(
+        LEGACY / "glitch_tokens.json", "--model", models / "mistral", "-o", tmp_path / "t"
+    )
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout == ""
+    assert "8 duplicates dropped" in done.stderr
+    assert "8 of 8 texts are what the model holds" in done.stderr
+    assert "names the model 'meta-llama/Llama-3.2-1B-Instruct'" in done.stderr
+    data = json.loads((tmp_path / "t").read_text())
+    assert data["counts"]["entries"] == 16
+    assert data["checked"]["same"] == 8
+    assert data["source"]["claimed_model"] == "meta-llama/Llama-3.2-1B-Instruct"
+    assert data["source"]["file"] == "glitch_tokens.json"
+
+
+def test_a_wrong_model_is_refused_with_the_first_differences(models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "t"
+    done = imported(LEGACY / "glitch_tokens.json", "--model", models / "other", "-o", out)
+    assert done.exit_code == 1
+    assert "glitch_tokens.json: 8 of 8 tokens are not those of" in done.stderr
+    assert "glitch_token_ids[0]: id 8673 is «/\\» in the file, not in this voc" in done.stderr
+    assert "… and 3 more" in done.stderr
+    assert "give --model the model that the file was made with" in done.stderr
+    assert not out.exists()
+
+
+def test_entries_that_do_not_fit_can_be_left_out(models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps([{"id": 8673, "text": "/\\"}, {"id": 8674, "text": "/\\"}]))
+    refused = imported(path, "--model", models / "mistral")
+    assert refused.exit_code == 1
+    assert "--mismatches drop" in refused.stderr
+    done = imported(path, "--model", models / "mistral", "--mismatches", "drop")
+    assert done.exit_code == 0
+    assert [row["token_id"] for row in json.loads(done.stdout)["tokens"]] == [8673]
+    assert "1 with another text dropped" in done.stderr
+
+
+def test_dropping_everything_is_refused(models: Path) -> None:
+    file = LEGACY / "glitch_tokens.json"
+    assert imported(file, "--model", models / "other", "--mismatches", "drop").exit_code == 1
+
+
+def test_ids_without_texts_are_checked_against_the_size_and_it_is_said(
+    models: Path, tmp_path: Path
+) -> None:
+    done = imported(LEGACY / "ids.json", "--model", models / "mistral")
+    assert done.exit_code == 0
+    assert "no texts: ids are checked against the vocabulary's size alone" in done.stderr
+    (tmp_path / "ids.json").write_text("[1, 32000]")
+    done = imported(tmp_path / "ids.json", "--model", models / "mistral")
+    assert done.exit_code == 1
+    assert "[1]: id 32000, not in this vocabulary" in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(LEGACY.iterdir()), ids=lambda path: path.name)
+def test_what_is_written_reads_as_what_was_read(path: Path, models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tokens.json"
+    done = imported(path, "--model", models / "mistral", "-o", out)
+    assert done.exit_code == 0, done.stderr
+    before, after = read(path), read(out)
+    facts = ("id", "verdict", "p", "rank", "entropy", "norm", "asr", "attempts", "failures")
+    assert [[getattr(t, name) for name in facts] for t in after.tokens] == [
+        [getattr(t, name) for name in facts] for t in before.tokens
+    ]
+    assert all(
+        old.said.items() <= new.said.items()
+        for old, new in zip(before.tokens, after.tokens, strict=True)
+    )
+    assert after.source.format == "glitchrun-import"
+    assert (after.source.claimed_model, after.source.lists, after.extra) == (
+        before.source.claimed_model,
+        before.source.lists,
+        before.extra,
+    )
+    if before.tokens and any(token.selected for token in before.tokens):
+        assert read_ids(out) == read_ids(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["nothing.json", "--model", "x"], 2, "does not exist"),
+        ([str(LEGACY / "ids.json")], 2, "--model"),
+        ([str(LEGACY / "ids.json"), "--model", "no-such-folder"], 4, "no such file or folder"),
+        ([str(LEGACY / "ids.json"), "--model", "x", "-o", "no/where"], 2, "create it first"),
+    ],
+)
+def test_what_cannot_be_done_is_said(words: list[str], code: int, message: str) -> None:
+    done = imported(*words)
+    assert done.exit_code == code
+    assert message in done.stderr
+
+
+def test_a_space_in_front_does_not_decide() -> None:
+    # `▁been` is 750; tools that decode it alone lose the space.
+    assert fits(mistral(), (750, "been"), (750, " been"), (750, "▁been")) == ["same"] * 3
+    assert fits(mistral(), (750, "  been")) == ["spaces"]
+    for how in ("legacy", "none"):
+        assert set(fits(mistral_spaced(how), (750, "been"), (750, " been"))) <= {"same", "spaces"}
+
+
+def test_letters_case_line_breaks_and_pieces_decide() -> None:
+    assert fits(mistral(), (750, "Been"), (750, "be en"), (13, "\n"), (13, "\r")) == [
+        "different",
+        "different",
+        "same",
+        "different",
+    ]
+    assert fits(mistral(), (13, " "), (28705, "")) == ["different", "same"]
+    assert fits(smollm2(), (260, "Ġthe"), (260, " the"), (260, "the")) == ["same", "same", "spaces"]
+
+
+def test_replacement_characters_prove_little() -> None:
+    assert fits(mistral(), (170, "\ufffd"), (171, "\ufffd"), (750, "\ufffd")) == [
+        "weak",
+        "weak",
+        "different",
+    ]
+
+
+def test_every_way_to_fit_is_tallied() -> None:
+    tokens = [Found(750, "a", "been"), Found(99_999, "b"), Found(750, "c")]
+    counts = tallies(check(tokens, mistral(), 32_000))
+    assert counts == {
+        "same": 1,
+        "spaces": 0,
+        "weak": 0,
+        "unchecked": 1,
+        "different": 0,
+        "outside": 1,
+    }

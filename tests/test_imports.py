@@ -1,0 +1,234 @@
+"""Result files of glitcher, GlitchMiner and glitchrun, read into tokens.
+
+`tests/data/legacy/` has a small file for each format. Its ids and texts are those of Mistral's
+vocabulary, but for what one of them claims; the log is cut out of glitcher's own (see the license
+note in docs/coming-from-glitcher.md).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glitchrun.errors import RunError
+from glitchrun.imports import Found, Imported, read
+from glitchrun.imports.document import parse
+from glitchrun.imports.formats import FORMATS
+
+LEGACY = Path(__file__).parent / "data" / "legacy"
+EXAMPLES = sorted(LEGACY.iterdir())
+
+
+def legacy(name: str) -> Imported:
+    return read(LEGACY / name)
+
+
+def written(folder: Path, content: Any, name: str = "file.json") -> Path:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def by_id(found: Imported) -> dict[int, Found]:
+    return {token.id: token for token in found.tokens}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_every_example_is_of_exactly_one_format(path: Path) -> None:
+    document = parse(path)
+    assert [form.name for form in FORMATS if form.matches(document)] == [read(path).source.format]
+
+
+def test_every_format_has_an_example() -> None:
+    there = {read(path).source.format for path in EXAMPLES}
+    written_by_us = {"glitchrun-import"}  # tests/test_import_command.py
+    assert there | written_by_us == {form.name for form in FORMATS}
+
+
+@pytest.mark.parametrize(
+    ("name", "verdicts", "duplicates"),
+    [
+        ("glitch_tokens.json", {"glitch": 8}, 8),
+        ("glitch_progress.json", {"glitch": 1}, 0),
+        ("glitch_mining_log_cut.jsonl", dict.fromkeys(("confirmed", "unconfirmed"), 1), 0),
+        ("test_results.json", {"confirmed": 1, "unconfirmed": 1}, 0),
+        ("test_results_strict.json", {"glitch": 1, "passed": 1}, 0),
+        ("comparison_results.json", {"unconfirmed": 2}, 0),
+        ("unicode_results.json", {"glitch": 2}, 0),
+        ("consolidated.json", {"glitch": 1, "listed": 1}, 0),
+        ("stratified_scan.json", {"confirmed": 1, "unconfirmed": 1}, 1),
+        ("vocab_scan_results.json", {"confirmed": 2, "unconfirmed": 1}, 0),
+        ("low_norm_tokens.json", {"listed": 2}, 0),
+        ("pattern_results.json", {"glitch": 1, "passed": 1}, 0),
+        ("validated_tokens.json", {"confirmed": 1, "unconfirmed": 1}, 2),
+        ("classified_tokens.json", {"listed": 1}, 0),
+        ("genetic_results.json", {"listed": 2}, 1),
+        ("token_impact_baseline.json", {"listed": 1}, 0),
+        ("glitchminer.json", {"glitch": 2}, 0),
+        ("glitchminer_strict.json", {"glitch": 2}, 0),
+        ("glitchminer_walk.json", {"glitch": 2, "passed": 1}, 0),
+        ("glitchminer_printed.txt", {"glitch": 1, "passed": 2}, 0),
+        ("ids.json", {"listed": 2}, 1),
+        ("id_text.json", {"listed": 2}, 0),
+        ("tokens_of_ids.json", {"listed": 2}, 0),
+        ("tokens.jsonl", {"confirmed": 1, "unconfirmed": 1, "passed": 1}, 0),
+        ("tokens_table.json", {"confirmed": 1, "passed": 1}, 0),
+    ],
+)
+def test_verdicts_and_duplicates(name: str, verdicts: dict[str, int], duplicates: int) -> None:
+    found = legacy(name)
+    if name.endswith("cut.jsonl"):
+        verdicts = {**verdicts, "passed": 1, "filtered": 1}
+    assert found.verdicts == verdicts
+    assert found.duplicates == duplicates
+    assert found.entries == len(found.tokens) + duplicates
+    assert found.conflicts == 0
+
+
+def test_a_log_puts_the_events_of_each_token_together() -> None:
+    found = legacy("glitch_mining_log_cut.jsonl")
+    tokens = by_id(found)
+    candidate, confirmed, filtered = tokens[34], tokens[8673], tokens[39]
+    assert (candidate.glitch, candidate.confirmed, candidate.asr) == (True, False, 0.0)
+    assert candidate.entropy == 2.87109375
+    assert (confirmed.asr, confirmed.attempts, confirmed.failures) == (1.0, 1, 1)
+    assert filtered.filtered
+    assert filtered.said["reason"] == "pattern filtered"
+    assert [token.id for token in found.tokens if token.selected] == [8673]
+    assert found.source.claimed_model == "/models/nowllm-0829"
+    assert found.source.settings["mining_params"]["k"] == 32
+    assert found.source.settings["events"]["token_verification"] == 4
+    assert found.left_out == {"generated texts": 4}
+
+
+def test_a_log_counts_what_it_cannot_use() -> None:
+    found = legacy("range_mining_log.jsonl")
+    assert found.left_out == {
+        "last line, which was cut off": 1,
+        "errors (category_scan_error)": 1,
+        "events of unknown kind (novelty)": 1,
+    }
+    assert by_id(found)[100].p == 2e-06  # of the probe that came closest to passing
+
+
+def test_a_strict_check_after_the_screening_probe_decides(tmp_path: Path) -> None:
+    events = [
+        {"event": "token_verification", "token_id": 7, "target_probability": 0, "is_glitch": True},
+        {"event": "token_strict_verification", "token_id": 7, "is_glitch": False},
+    ]
+    path = written(tmp_path, "\n".join(map(json.dumps, events)) + "\n", "log.jsonl")
+    assert read(path).verdicts == {"passed": 1}
+
+
+def test_a_walk_begun_again_in_the_same_log_is_counted(tmp_path: Path) -> None:
+    text = (LEGACY / "glitch_mining_log_cut.jsonl").read_text(encoding="utf-8")
+    found = read(written(tmp_path, text + text, "log.jsonl"))
+    assert len(found.tokens) == 4
+    assert found.duplicates == 8
+
+
+def test_packed_files_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl.gz"
+    path.write_bytes(gzip.compress((LEGACY / "glitch_mining_log_cut.jsonl").read_bytes()))
+    assert read(path).tokens == legacy("glitch_mining_log_cut.jsonl").tokens
+
+
+def test_failures_follow_from_asr_and_attempts_where_they_are_whole() -> None:
+    assert by_id(legacy("stratified_scan.json"))[8673].failures == 4
+    assert by_id(legacy("test_results.json"))[1000].failures == 1
+    assert by_id(legacy("validated_tokens.json"))[8673].failures is None  # attempts are not said
+
+
+def test_both_methods_of_a_comparison_are_kept() -> None:
+    token = by_id(legacy("comparison_results.json"))[8673]
+    assert (token.glitch, token.confirmed, token.asr) == (True, False, 0.4)
+
+
+def test_errors_of_tests_are_not_findings() -> None:
+    tests = legacy("classified_tokens.json").tokens[0].said["tests"]
+    assert tests["email_extraction_test"] == "error, counted as a finding"
+    assert tests["hallucination_test"] == "positive"
+
+
+def test_sequences_of_a_genetic_search_are_kept_beside_their_tokens() -> None:
+    found = legacy("genetic_results.json")
+    assert [sequence["tokens"] for sequence in found.extra["sequences"]] == [[8673, 10939], [8673]]
+    assert found.source.claimed_model == "/models/nowllm-0829"
+
+
+def test_lists_of_findings_are_told_from_lists_of_verdicts() -> None:
+    assert legacy("glitch_tokens.json").source.lists == "findings"
+    assert legacy("vocab_scan_results.json").source.lists == "verdicts"
+    left_out = legacy("vocab_scan_results.json").left_out
+    assert left_out == {"tokens looked at that the file itself leaves out": 7}
+    assert legacy("consolidated.json").left_out == {"entries without a token id (-1)": 1}
+
+
+def test_steps_of_a_run_are_put_together() -> None:
+    tokens = by_id(legacy("tokens.jsonl"))
+    assert tokens[8673].p == 1e-4  # of the probe that came closest to passing
+    assert (tokens[10939].glitch, tokens[10939].confirmed) == (True, False)
+    assert tokens[750].verdict == "passed"
+
+
+def test_an_entry_that_contradicts_an_earlier_one_is_counted(tmp_path: Path) -> None:
+    rows = [{"id": 5, "glitch": True}, {"id": 5, "glitch": False, "p": 0.5}]
+    found = read(written(tmp_path, rows))
+    assert (found.duplicates, found.conflicts) == (1, 1)
+    assert (found.tokens[0].glitch, found.tokens[0].p) == (True, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"glitch_token_ids": [1, "2"]}, r"glitch_token_ids\[1\]: expected a whole number"),
+        ({"glitch_token_ids": [1, -1]}, r"glitch_token_ids\[1\]"),
+        ({"glitch_token_ids": [True]}, r"glitch_token_ids\[0\]"),
+        ({"glitch_token_ids": [1], "glitch_tokens": []}, "0 texts beside 1 ids.*take"),
+        ({"glitch_token_ids": {"a": 1}}, "expected a list"),
+        ({"test_results": [{"token_id": 1}]}, r"test_results\[0\]\.is_glitch: expected true"),
+        ({"test_results": [{"is_glitch": True}]}, r"test_results\[0\]: no token id"),
+        ({"test_results": [7]}, r"test_results\[0\]: expected an object, got 7"),
+        ({"examined": [{"token_id": 1, "asr": "x", "is_glitch": True}]}, r"\[0\]\.asr: expected"),
+        ({"columns": ["token_id", "p"], "data": [[1]]}, "1 cells beside 2 columns"),
+        ({"tokens": [{"name": "x"}]}, r"tokens\[0\]: no token id"),
+        ([["a"], [1, 2]], "1 texts beside 2 ids"),
+        ({"glitches": [1]}, "(?s)none of the formats.*glitcher-log.*glitchrun-run"),
+        ({"glitch_tokens": ["a", "b"]}, "none of the formats"),
+        ("[1,\n 2,,]", "line 2, column 4: is not JSON"),
+        ("\n", "it is empty"),
+        ("hello", "none of the formats"),
+    ],
+)
+def test_malformed_files_are_refused_with_the_place(
+    tmp_path: Path, content: Any, message: str
+) -> None:
+    with pytest.raises(RunError, match=message) as caught:
+        read(written(tmp_path, content))
+    assert "file.json" in str(caught.value)
+
+
+def test_a_broken_line_is_named_by_its_number(tmp_path: Path) -> None:
+    path = written(tmp_path, '# a log\n{"event": "start"}\n{"event"\n{"event": "x"}\n', "a.jsonl")
+    with pytest.raises(RunError, match=r"a\.jsonl: line 3, column 9: is not JSON"):
+        read(path)
+    path = written(tmp_path, '{"event": "token_result", "token_id": "7"}\n', "a.jsonl")
+    with pytest.raises(RunError, match=r"a\.jsonl: line 1\.token_id: expected a whole number"):
+        read(path)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / "latin.json").write_bytes(b'["\xe9"]')
+    (tmp_path / "cut.json.gz").write_bytes(gzip.compress(b"[1, 2, 3]")[:-6])
+    for name in ("latin.json", "cut.json.gz", "missing.json"):
+        with pytest.raises(RunError, match=name):
+            read(tmp_path / name)
+
+
+def test_numbers_that_are_not_finite_are_none(tmp_path: Path) -> None:
+    path = written(tmp_path, '[{"id": 3, "entropy": NaN, "p": Infinity}]')
+    assert (read(path).tokens[0].entropy, read(path).tokens[0].p) == (None, None)
