@@ -22,6 +22,15 @@ from glitchrun.strategies.tokens import read_ids
 from tests.support.engine import context
 
 PARAMS: dict[str, dict[str, Any]] = {
+    "genetic": {
+        "base_text": "The quick brown",
+        "wanted": 90,
+        "objective": "both",
+        "impact_tokens": 70,
+        "population": 12,
+        "generations": 3,
+        "elite": 2,
+    },
     "mine": {"search": "gradient", "iterations": 4, "batch_size": 5, "k": 9},
     "scan": {"batch_size": 16},
     "test": {"tokens": {"ids": [40, 41, 300, 40]}, "probes": "strict"},

@@ -130,6 +130,18 @@ def _validate(
     }
 
 
+def _genetic(
+    params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int
+) -> dict[str, Any]:
+    pool = vocab if params.get("pool") is None else _named(params["pool"], done, vocab)
+    asked = params["impact_tokens"]
+    singles = pool if asked == "all" else min(asked, pool)
+    bred = params["population"] * (params["generations"] + 1)
+    # And the prompt without a sequence, twice, and once more with the best one.
+    counts = {"tokens": singles, "prompts": singles + bred + 3}
+    return counts | dict.fromkeys(("gradients", "continuations", "new_tokens", "repeats"), 0)
+
+
 def _unknown(
     params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int
 ) -> dict[str, Any]:
@@ -138,7 +150,13 @@ def _unknown(
     }
 
 
-BOUNDS: Mapping[str, Bound] = {"mine": _mine, "scan": _scan, "test": _test, "validate": _validate}
+BOUNDS: Mapping[str, Bound] = {
+    "genetic": _genetic,
+    "mine": _mine,
+    "scan": _scan,
+    "test": _test,
+    "validate": _validate,
+}
 
 
 def _verified(tokens: int, params: Mapping[str, Any], gradients: int = 0) -> dict[str, Any]:

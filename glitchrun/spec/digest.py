@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from glitchrun.spec.defaults import step_with_defaults
+from glitchrun.spec.schema import TOKEN_SOURCES
 from glitchrun.spec.types import Spec
 
 NUMERICS = ("model.device", "model.max_memory", "execution")
@@ -104,9 +105,10 @@ def _step_results(name: str, strategy: str, params: Mapping[str, Any]) -> dict[s
     step = step_with_defaults({"id": name, "strategy": strategy, **_thawed(params)})
     if strategy in _BATCHES_FREELY:
         step.pop("batch_size", None)
-    file = step.get("tokens", {}).get("file")
-    if isinstance(file, str) and Path(file).is_file():  # its contents count, not where it lies
-        step["tokens"] = {**step["tokens"], "file": _file_digest(Path(file))}
+    for source in TOKEN_SOURCES:
+        file = step.get(source, {}).get("file")
+        if isinstance(file, str) and Path(file).is_file():  # its contents count, not where it lies
+            step[source] = {**step[source], "file": _file_digest(Path(file))}
     return step
 
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from glitchrun.spec.nodes import MappingNode, Node, Path_, ScalarNode, SequenceNode, child, put
+from glitchrun.spec.schema import TOKEN_SOURCES
 
 
 def join_paths(node: MappingNode) -> MappingNode:
-    """`node` with model.path and every tokens.file absolute. Values from `--set` and environment
+    """`node` with model.path and every file of tokens absolute. Values from `--set` and environment
     variables start from the working directory; hub ids and `package:` names stand."""
     for path in _path_values(node):
         value: Node | None = node
@@ -29,7 +30,8 @@ def _path_values(node: MappingNode) -> Iterator[Path_]:
     yield ("model", "path")
     steps = node.get("steps")
     for index in range(len(steps.items) if isinstance(steps, SequenceNode) else 0):
-        yield ("steps", index, "tokens", "file")
+        for name in TOKEN_SOURCES:
+            yield ("steps", index, name, "file")
 
 
 def _is_file_path(node: ScalarNode) -> bool:

@@ -64,6 +64,7 @@ CODES: dict[str, str] = {
     "GR310": "The chosen search needs a parameter that is not given.",
     "GR311": "A parameter is given that the chosen search does not use.",
     "GR312": "The token file does not exist.",
+    "GR313": "Two parameters of a step contradict each other.",
     "GR999": "There are more problems than are shown.",
 }
 """Every code that a problem can carry. Codes are never reused for another meaning."""

@@ -10,7 +10,7 @@ from typing import Any
 from glitchrun.spec.document import Document
 from glitchrun.spec.nodes import Path_
 from glitchrun.spec.problems import Problem
-from glitchrun.spec.schema import strategies
+from glitchrun.spec.schema import TOKEN_SOURCES, strategies
 from glitchrun.spec.suggestions import did_you_mean, one_of
 from glitchrun.spec.templates import TEMPLATE_MODES, TEMPLATE_NAMES
 
@@ -68,10 +68,14 @@ def _step_ids(document: Document) -> Iterator[Problem]:
 
 
 def _token_source(document: Document, index: int, step: dict[str, Any]) -> Iterator[Problem]:
-    tokens = step.get("tokens")
+    for name in TOKEN_SOURCES:
+        yield from _named_tokens(document, index, name, step.get(name))
+
+
+def _named_tokens(document: Document, index: int, name: str, tokens: Any) -> Iterator[Problem]:
     if not isinstance(tokens, dict):
         return
-    path: Path_ = ("steps", index, "tokens")
+    path: Path_ = ("steps", index, name)
     wanted = tokens.get("from")
     if isinstance(wanted, str):
         yield from _reference(document, index, (*path, "from"), wanted)
@@ -103,12 +107,40 @@ def _parameters(document: Document, index: int, step: dict[str, Any]) -> Iterato
     for position, pattern in enumerate(_list(step.get("patterns"))):
         if isinstance(pattern, str):
             yield from _regex(document, ("steps", index, "patterns", position), pattern)
+    if isinstance(pattern := step.get("pool_pattern"), str):
+        yield from _regex(document, ("steps", index, "pool_pattern"), pattern)
+    if step["strategy"] == "genetic":
+        yield from _genetic(document, index, step, fragment["properties"])
     for position, span in enumerate(_list(step.get("ranges"))):
         ends = [end for end in _list(span) if isinstance(end, int)]
         if len(ends) == 2 and ends[1] < ends[0]:
             message = f"the range {ends} ends before it starts"
             path = ("steps", index, "ranges", position)
             yield document.problem("GR309", path, message, f"write [{ends[1]}, {ends[0]}]")
+
+
+def _genetic(
+    document: Document, index: int, step: dict[str, Any], properties: dict[str, Any]
+) -> Iterator[Problem]:
+    """What a search of sequences cannot do with: parameters that contradict each other."""
+
+    def value(name: str) -> Any:
+        return step.get(name, properties[name].get("default"))
+
+    for smaller, larger, strictly in (
+        ("min_tokens", "max_tokens", False),
+        ("elite", "population", True),
+    ):
+        low, high = value(smaller), value(larger)
+        numbers = isinstance(low, int) and isinstance(high, int)
+        if numbers and (low > high or (strictly and low == high)):
+            name = smaller if smaller in step else larger
+            relation = "smaller than" if strictly else "at most"
+            message = f"{smaller} ({low}) must be {relation} {larger} ({high})"
+            yield document.problem("GR313", ("steps", index, name), message)
+    if value("objective") in ("wanted", "both") and "wanted" not in step:
+        message = f"objective: {step['objective']} needs a 'wanted' token"
+        yield document.problem("GR310", ("steps", index, "objective"), message)
 
 
 def _unused_and_needed(

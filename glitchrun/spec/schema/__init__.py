@@ -18,6 +18,8 @@ _FOLDER = Path(__file__).parent
 
 # Where the document is the reader's own: kept as written, never an `{env: ...}`, nulls included.
 FREE = (("matrix", "axes"), ("matrix", "exclude"), ("extends",))
+TOKEN_SOURCES = ("tokens", "pool")
+"""Parameters of steps that name tokens: by ids, texts, file or an earlier step."""
 # Mappings that are never a reference: in tags a key `env` is just a key, and how many runs there
 # are must not depend on the environment.
 NO_REFERENCE = (("metadata", "tags"), ("matrix",))

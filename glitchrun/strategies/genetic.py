@@ -1,0 +1,127 @@
+"""Evolves token sequences that lower a target's or raise a wanted token's probability."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from glitchrun.events import Batch, Entry, Event
+from glitchrun.search.evolution import Evolution, Settings
+from glitchrun.strategies import genetic_tables as tables
+from glitchrun.strategies.context import Context
+from glitchrun.strategies.genetic_task import Scores, Task, Timer
+
+_SINGLES_AT_ONCE = 64
+"""Single tokens in one batch: the most that a killed run can lose of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config(Settings):
+    base_text: str
+    format: str = "chat"
+    prefill: str = ""
+    target: int | str | None = None
+    wanted: int | str | None = None
+    objective: str = "auto"
+    pool: Mapping[str, Any] | None = None
+    pool_pattern: str | None = None
+    ascii_only: bool = False
+    wanted_in_pool: bool = False
+    impact_tokens: int | str = 500
+
+
+def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
+    """Yields the baseline, the impact of single tokens, one batch a generation, and the result."""
+    course = _Course(config, context)
+    past = iter(history)
+    batches = []
+    for stage in course.stages():
+        recorded = next(past, None)
+        batch = stage(recorded)
+        course.done = batch.done
+        batches.append(batch)
+        if recorded is None:
+            yield batch
+    yield from tables.metrics(batches)
+
+
+Stage = Callable[[Batch | None], Batch]
+"""One batch of work. Given the batch that is already recorded it takes the numbers from there, so
+that the search is where it was, and gives that batch back."""
+
+
+class _Course:
+    """The stages of one search."""
+
+    def __init__(self, config: Config, context: Context) -> None:
+        self.config = config
+        self.task = Task(config, context)
+        self.evolution = Evolution(self.task.pool, config, context.spec.seed)
+        count = config.impact_tokens
+        count = len(self.task.pool) if isinstance(count, str) else count
+        self.singles = self.evolution.singles(count) if count else []
+        self.scores: dict[tuple[int, ...], tuple[float, ...]] = {}
+        self.done = 0
+        """Batches before the one that is next."""
+        self.total = 3 + config.generations + -(-len(self.singles) // _SINGLES_AT_ONCE)
+
+    def stages(self) -> Iterator[Stage]:
+        yield self.baseline
+        yield from self.impacts()
+        while self.evolution.ending is None:
+            yield self.generation
+        yield self.result
+
+    def baseline(self, recorded: Batch | None) -> Batch:
+        timer = Timer()
+        row = recorded.entries[0].cells if recorded else tables.baseline(self.task)
+        self.task.start(*tables.goals(row))
+        return recorded or self._batch([Entry("baseline", row)], timer)
+
+    def impacts(self) -> Iterator[Stage]:
+        found: dict[int, float] = {}
+        for start in range(0, len(self.singles), _SINGLES_AT_ONCE):
+            chunk = self.singles[start : start + _SINGLES_AT_ONCE]
+            yield partial(self._impact, chunk, found)
+        self.evolution.learn(found)
+
+    def _impact(self, chunk: list[int], found: dict[int, float], recorded: Batch | None) -> Batch:
+        timer = Timer()
+        scores = self._scored([(token,) for token in chunk], recorded, "impacts")
+        found |= {ids[0]: self.task.fitness(p) for ids, p in scores.items()}
+        return recorded or self._batch(tables.impacts(self.task, scores), timer)
+
+    def generation(self, recorded: Batch | None) -> Batch:
+        timer = Timer()
+        scores = self._scored(self.evolution.propose(), recorded, "sequences")
+        summary = self.evolution.update({ids: self.task.fitness(p) for ids, p in scores.items()})
+        if self.evolution.ending:
+            self.total = self.done + 2
+        if recorded:
+            return recorded
+        rows = tables.sequences(self.task, scores, self.evolution.births)
+        return self._batch([*rows, tables.generation(self.task, summary, len(scores))], timer)
+
+    def result(self, recorded: Batch | None) -> Batch:
+        timer = Timer()
+        return recorded or self._batch(tables.result(self.task, self.evolution, self.scores), timer)
+
+    def _scored(
+        self, sequences: list[tuple[int, ...]], recorded: Batch | None, table: str
+    ) -> Scores:
+        """Probabilities of the goals after each sequence: as recorded, or from the model."""
+        if recorded:
+            scores = tables.recorded_scores(recorded, table)
+        else:
+            scores = dict(zip(sequences, self.task.scorer.score(sequences), strict=True))
+        self.scores |= scores
+        return scores
+
+    def _batch(self, rows: list[Entry], timer: Timer) -> Batch:
+        counters = dict(self.task.scorer.counters)
+        self.task.scorer.counters.clear()
+        kept = [row.cells["presented_intact"] for row in rows if row.table in tables.EVALUATED]
+        counters |= {"evaluations": len(kept), "not_intact": kept.count(False)}
+        return Batch(tuple(rows), self.done + 1, self.total, timer.seconds, counters)

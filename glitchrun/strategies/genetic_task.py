@@ -1,0 +1,135 @@
+"""What a genetic step asks of the model: its prompt, its pool, its goals, its fitness."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from glitchrun.errors import RunError
+from glitchrun.probing.sequences import SequenceScorer
+from glitchrun.prompts.detect import detect
+from glitchrun.prompts.slot import Slot, slot
+from glitchrun.prompts.tokenizer import encode_inside
+from glitchrun.search.evolution import Ids, increase, reduction
+from glitchrun.strategies.context import Context
+
+if TYPE_CHECKING:
+    from glitchrun.strategies.genetic import Config
+
+Scores = Mapping[Ids, tuple[float, ...]]
+"""Probabilities after each sequence: of the target and, where there is one, of the wanted token."""
+
+
+class Timer:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+
+class Task:
+    """One scenario on one loaded model."""
+
+    def __init__(self, config: Config, context: Context) -> None:
+        self.config = config
+        self.context = context
+        self.place = _place(config, context)
+        self.wanted = (
+            None if config.wanted is None else _one_token("wanted", config.wanted, context)
+        )
+        self.given = None if config.target is None else _one_token("target", config.target, context)
+        self.objective = _objective(config)
+        self.pool = _pool(config, context, self.wanted)
+        self.before: tuple[float, ...] = ()
+        """Probabilities of the goals without a sequence; set by `start`."""
+        self.scorer: SequenceScorer = SequenceScorer(context.backend, self.place, ())
+
+    def start(self, goals: tuple[int, ...], before: tuple[float, ...]) -> None:
+        """Sets what is measured: the goals' ids, and their probabilities without a sequence."""
+        self.scorer = SequenceScorer(self.context.backend, self.place, goals)
+        self.before = before
+
+    def fitness(self, after: tuple[float, ...]) -> float:
+        """The reduction of the target's probability, the increase of the wanted one's, or the mean
+        of both."""
+        lowered = reduction(self.before[0], after[0])
+        if self.objective == "target":
+            return lowered
+        raised = increase(self.before[1], after[1])
+        return raised if self.objective == "wanted" else (lowered + raised) / 2
+
+
+def _objective(config: Config) -> str:
+    """What `auto` stands for: the goals that are given, the target where none is."""
+    if config.objective != "auto":
+        return config.objective
+    if config.wanted is None:
+        return "target"
+    return "wanted" if config.target is None else "both"
+
+
+def _place(config: Config, context: Context) -> Slot:
+    model = context.backend.model
+    if config.format == "chat":
+        system = context.spec.system
+        return slot(context.template, config.base_text, model.tokenizer, system, config.prefill)
+    raw = detect("raw", model.tokenizer, model.config, context.spec.model.path)
+    return slot(raw, config.base_text + config.prefill, model.tokenizer)
+
+
+def _one_token(name: str, value: int | str, context: Context) -> int:
+    size = len(context.vocabulary)
+    if isinstance(value, int):
+        if not 0 <= value < size:
+            raise RunError(
+                f"{name}: token id {value} is outside this model's vocabulary of {size} entries"
+            )
+        return value
+    found = context.vocabulary.find(value)
+    if found is None:
+        ids = encode_inside(context.backend.model.tokenizer, value)
+        pieces = ", ".join(f"{context.vocabulary.text(one)!r} ({one})" for one in ids)
+        raise RunError(
+            f"{name}: {value!r} is not one token of this model's vocabulary but {len(ids)}: "
+            f"{pieces}; give one of them, by its text or id"
+        )
+    return found
+
+
+def _pool(config: Config, context: Context, wanted: int | None) -> list[int]:
+    """Ids that sequences are made of, ascending.
+
+    Raises:
+        RunError: the filters leave none.
+    """
+    if config.pool is None:
+        ids = context.scope()
+    else:
+        ids = sorted(token.id for token in context.tokens(config.pool))
+    pattern = re.compile(config.pool_pattern or "")
+    text = context.vocabulary.text
+    kept = [
+        i for i in ids if pattern.search(text(i)) and (not config.ascii_only or _ascii(text(i)))
+    ]
+    if wanted is not None and not config.wanted_in_pool:
+        kept = [i for i in kept if i != wanted and _bare(text(i)) != _bare(text(wanted))]
+    if not kept:
+        raise RunError(
+            f"the pool is empty: {len(ids)} tokens were named, and pool_pattern, ascii_only and "
+            "wanted_in_pool leave none of them"
+        )
+    return kept
+
+
+def _ascii(text: str) -> bool:
+    return text.isascii() and text.isprintable()
+
+
+def _bare(text: str) -> str:
+    return text.strip().casefold()
