@@ -32,6 +32,10 @@ FIELDS = [
     "asr_low",
     "asr_high",
     "confirmed",
+    "emitted_text",
+    "control_of",
+    "control_alike",
+    "false_alarm",
 ]
 TOKEN = Token(7, " the", "Ġthe", "normal", 1 / 3)
 RESULT = ProbeResult(0.123456789, 3, 2.0, 11, 1.5, False, "float32", True)
@@ -95,7 +99,7 @@ def test_a_verdict_is_written_with_its_probes(tmp_path: Path) -> None:
 def test_a_sampling_is_written_with_its_interval(tmp_path: Path) -> None:
     fact = Sampled(TOKEN, (True, True, False), 2 / 3, 0.2, 0.9, False, intact=False)
     (row,) = rows(record_of(tmp_path, fact, strategy="validate"))
-    assert {name: row[name] for name in FIELDS[10:]} == {
+    assert {name: row[name] for name in FIELDS[10:16]} == {
         "attempts": 3,
         "failures": 2,
         "asr": 0.6666667,

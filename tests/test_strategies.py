@@ -31,10 +31,10 @@ PARAMS: dict[str, dict[str, Any]] = {
         "generations": 3,
         "elite": 2,
     },
-    "mine": {"search": "gradient", "iterations": 4, "batch_size": 5, "k": 9},
-    "scan": {"batch_size": 16},
-    "test": {"tokens": {"ids": [40, 41, 300, 40]}, "probes": "strict"},
-    "validate": {"tokens": {"ids": [40, 41]}, "attempts": 3, "max_new_tokens": 4},
+    "mine": {"search": "gradient", "iterations": 4, "batch_size": 5, "k": 9, "controls": 3},
+    "scan": {"batch_size": 16, "controls": 20},
+    "test": {"tokens": {"ids": [40, 41, 300, 40]}, "probes": "strict", "controls": 4},
+    "validate": {"tokens": {"ids": [40, 41]}, "attempts": 3, "max_new_tokens": 4, "controls": 5},
 }
 
 
@@ -131,18 +131,18 @@ def test_progress_counts_up_to_the_total(name: str, llama: Context) -> None:
 
 
 def test_scan_looks_at_the_scope_and_no_more(llama: Context) -> None:
-    facts = [fact for batch in batches(run("scan", llama)) for fact in batch.facts]
+    facts = [fact for batch in batches(run("scan", llama)) for fact in batch.token_facts]
     assert [fact.token.id for fact in facts] == llama.scope()
     special = replace(llama, spec=replace(llama.spec, tokens=TokenScope(("special",))))
-    few = [fact.token for batch in batches(run("scan", special)) for fact in batch.facts]
+    few = [fact.token for batch in batches(run("scan", special)) for fact in batch.token_facts]
     assert {token.category for token in few} == {"special"}
 
 
 def test_a_glitch_fails_every_probe_with_a_low_probability(llama: Context) -> None:
-    facts = [f for b in batches(run("scan", llama, probes="strict")) for f in b.facts]
+    facts = [f for b in batches(run("scan", llama, probes="strict")) for f in b.token_facts]
     limit = sorted(max(r.p for r in f.probes.values()) for f in facts)[len(facts) // 2]  # type: ignore[union-attr]
     severe = replace(llama, spec=replace(llama.spec, thresholds=Thresholds(probability=limit)))
-    judged = [f for b in batches(run("scan", severe, probes="strict")) for f in b.facts]
+    judged = [f for b in batches(run("scan", severe, probes="strict")) for f in b.token_facts]
     for fact in judged:
         assert isinstance(fact, Verified)
         failed = all(not r.passed and r.p < limit for r in fact.probes.values())
@@ -152,13 +152,13 @@ def test_a_glitch_fails_every_probe_with_a_low_probability(llama: Context) -> No
 
 
 def test_budget_ends_a_search(llama: Context) -> None:
-    found = batches(run("mine", llama, search="random", budget=7, batch_size=5))
+    found = batches(run("mine", llama, search="random", budget=7, batch_size=5, controls=0))
     assert [len(batch.facts) for batch in found] == [5, 2]
 
 
 def test_validate_counts_attempts_and_confirms_by_threshold(llama: Context) -> None:
     events = run("validate", llama)
-    facts = [fact for batch in batches(events) for fact in batch.facts]
+    facts = [fact for batch in batches(events) for fact in batch.token_facts]
     for fact in facts:
         assert isinstance(fact, Sampled)
         assert fact.attempts == 3
@@ -177,9 +177,9 @@ def test_tokens_come_from_ids_texts_files_and_steps(llama: Context, tmp_path: Pa
     assert [t.id for t in llama.tokens({"file": str(file)})] == [5, 6]
     found = batches(run("mine", llama))
     later = replace(llama, earlier={"mine": found})
-    everything = [fact.token.id for batch in found for fact in batch.facts]
+    everything = [fact.token.id for batch in found for fact in batch.token_facts]
     assert [t.id for t in later.tokens({"from": "mine", "select": "all"})] == everything
-    glitches = [f.token.id for b in found for f in b.facts if f.glitch]  # type: ignore[union-attr]
+    glitches = [f.token.id for b in found for f in b.token_facts if f.glitch]  # type: ignore[union-attr]
     assert [t.id for t in later.tokens({"from": "mine"})] == glitches
 
 
@@ -226,7 +226,12 @@ def test_result_files_that_are_read(
 
 
 def test_tokens_jsonl_gives_its_glitches(tmp_path: Path) -> None:
-    rows = [{"token_id": 1, "glitch": True}, {"token_id": 2, "glitch": False}]
+    rows = [
+        {"token_id": 1, "glitch": True},
+        {"token_id": 2, "glitch": False},
+        {"token_id": 3, "glitch": None, "control_of": 1, "false_alarm": True},
+        {"token_id": 4, "glitch": False, "control_of": 1, "false_alarm": False},
+    ]
     (tmp_path / "tokens.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     assert read_ids(tmp_path / "tokens.jsonl") == [1]
 

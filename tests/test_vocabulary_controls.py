@@ -116,6 +116,18 @@ def test_a_vocabulary_used_up_gives_fewer() -> None:
     assert matched(vocabulary, normal, 100, seed=1) == []
 
 
+def test_tokens_may_be_controls_of_one_another_but_not_of_themselves() -> None:
+    vocabulary = mistral_vocabulary()
+    normal = vocabulary.ids(("normal",))
+    few = normal[500:530]
+    matches = matched(vocabulary, few, 100, seed=1, exclude={*normal} - {*few}, mutual=True)
+    assert {match.token_id for match in matches} <= {*few}
+    assert all(match.token_id != match.of for match in matches)
+    assert len(matches) >= 29
+    alone = matched(vocabulary, few[:1], 1, seed=1, exclude={*normal} - {few[0]}, mutual=True)
+    assert alone == []
+
+
 def test_ranks_are_places_among_the_merges() -> None:
     vocabulary = smollm2_vocabulary()
     ranks = vocabulary.frequency_ranks

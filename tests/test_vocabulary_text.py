@@ -65,13 +65,74 @@ def test_nothing_invisible_is_left(text: str) -> None:
         ("  ", "\n", "whitespace"),
         ("the", "dog", "other"),
         ("the", "then", "other"),
-        ("the", "TH", "other"),
+        ("the", "TH", "prefix"),
+        (" todd", "T", "prefix"),
+        ("the", "he", "other"),
         ("the", "", "other"),
         ("", "the", "other"),
+        ("", "", "other"),
+        ("", " ", "whitespace"),
+        # The same token text twice: a byte and a character, say.
+        ("A", "A", "case_space"),
+        ("\n", "\n", "case_space"),
+        (" ", "\u3000", "whitespace"),
+        # Two ways to write an accent are one text; a letter without it is another.
+        ("caf\u00e9", "cafe\u0301", "case_space"),
+        ("caf\u00e9s", "cafe\u0301", "prefix"),
+        ("\u00e9", "e", "other"),
+        ("ﬁn", "FI", "prefix"),
+        # Parts of characters.
+        ("ा", b"\xe0", "prefix"),
+        (" Ś", b" \xc5", "prefix"),
+        ("Ś", b" \xc5", "prefix"),
+        ("ा", b"\xe1", "other"),
+        ("x", b"\xe0", "other"),
+        (b"\xe0\xa4", b"\xe0", "prefix"),
+        (b"\xe0\xa4", b"\xe0\xa5", "other"),
+        (b"\xe0\xa4", "ा", "other"),
+        (b"\xe0", b" \xe0", "case_space"),
+        ("\ufffd", b"\xe0", "other"),
     ],
 )
-def test_what_came_instead(expected: str, emitted: str, kind: str) -> None:
+def test_what_came_instead(expected: str | bytes, emitted: str | bytes, kind: str) -> None:
     assert emitted_kind(expected, emitted) == kind
+
+
+@pytest.mark.parametrize(
+    ("expected", "emitted", "closing", "kind"),
+    [
+        ("a.", "a.'", "'", "prefix"),
+        (" ", " »", '»"', "prefix"),
+        ("the", "The»", '»"', "prefix"),
+        ("the", 'the»"', '»"', "prefix"),
+        ("the", "the»x", '»"', "other"),
+        ("the", "»", '»"', "other"),
+        ("the", "the", '»"', "case_space"),
+        ("the", "th", '»"', "prefix"),
+    ],
+)
+def test_the_right_text_goes_on_behind_the_token(
+    expected: str, emitted: str, closing: str, kind: str
+) -> None:
+    assert emitted_kind(expected, emitted, closing) == kind
+
+
+@given(st.text(), st.text(), st.sampled_from(["", "'", '»"']))
+def test_every_answer_has_a_kind_and_bytes_are_read_like_text(
+    expected: str, emitted: str, closing: str
+) -> None:
+    kind = emitted_kind(expected, emitted, closing)
+    assert kind in ("prefix", "case_space", "whitespace", "other")
+    assert kind == emitted_kind(expected.encode(), emitted.encode(), closing)
+    assert (kind == "other") >= (not emitted)
+
+
+@given(st.text(min_size=1), st.integers(1, 5))
+def test_a_beginning_is_a_prefix(text: str, size: int) -> None:
+    raw = text.encode()
+    piece = raw[:size]
+    if piece != raw and piece.strip() and piece.decode("utf-8", "surrogateescape").strip():
+        assert emitted_kind(raw, piece) in ("prefix", "case_space")
 
 
 @pytest.mark.parametrize(

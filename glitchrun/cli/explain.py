@@ -11,7 +11,7 @@ import click
 from glitchrun.cli.apply import ROOT
 from glitchrun.cli.runs import find_run
 from glitchrun.errors import UsageError
-from glitchrun.events import Entry, Sampled, TokenFact, Verified
+from glitchrun.events import Batch, Entry, Sampled, TokenFact, Verified
 from glitchrun.ledger import RunRecord
 from glitchrun.ledger.record import StepRecord
 from glitchrun.spec.schema import strategies
@@ -50,7 +50,7 @@ def _lines(record: RunRecord, step: StepRecord, name: str, every: bool) -> Itera
     yield f"  seed        {record.spec.get('seed', 0)}"
     yield from _thresholds(record)
     yield f"  template    {record.model.template_rule}" if record.model else "  template    ?"
-    facts = [fact for timed in step.batches for fact in timed.batch.token_facts]
+    facts = [fact for timed in step.batches for fact in _looked_at(timed.batch, name)]
     probes = sorted({name for fact in facts if isinstance(fact, Verified) for name in fact.probes})
     if probes:
         yield f"  probes      {', '.join(probes)}"
@@ -81,8 +81,28 @@ def _thresholds(record: RunRecord) -> Iterator[str]:
         yield "  threshold   asr and probability as by default"
 
 
+_ON_CONTROLS = (
+    "controls",
+    "false_alarms",
+    "false_alarm_rate",
+    "false_alarm_low",
+    "false_alarm_high",
+)
+
+
+def _looked_at(batch: Batch, metric: str) -> tuple[TokenFact, ...]:
+    """The facts of a batch that a metric is about."""
+    if metric in _ON_CONTROLS:
+        return tuple(control.fact for control in batch.controls)
+    return batch.token_facts
+
+
 def _counts(fact: TokenFact, metric: str) -> bool:
     """Whether an item is one of those that the metric counts, rather than all it looked at."""
+    if metric == "false_alarms":
+        return fact.flagged
+    if metric == "severe" and isinstance(fact, Verified):
+        return fact.severe
     if metric == "glitch" and isinstance(fact, Verified):
         return fact.glitch
     if metric == "confirmed" and isinstance(fact, Sampled):

@@ -100,11 +100,12 @@ def _mine(params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int)
     limit = min(params["iterations"] * params["batch_size"], vocab)
     if params.get("budget") is not None:
         limit = min(limit, params["budget"])
+    tokens = min(limit + params["controls"], vocab)
     if params["search"] != "gradient":
-        return _verified(limit, params)
+        return _verified(tokens, params)
     # A round verifies no more than the neighbours it looked at.
     each = min(params["batch_size"], params["k"])
-    return _verified(limit, params, gradients=-(-limit // each))
+    return _verified(tokens, params, gradients=-(-limit // each))
 
 
 def _scan(params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int) -> dict[str, Any]:
@@ -112,13 +113,14 @@ def _scan(params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int)
 
 
 def _test(params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int) -> dict[str, Any]:
-    return _verified(_named(params["tokens"], done, vocab), params)
+    tokens = _named(params["tokens"], done, vocab) + params["controls"]
+    return _verified(min(tokens, vocab), params)
 
 
 def _validate(
     params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int
 ) -> dict[str, Any]:
-    tokens = _named(params["tokens"], done, vocab)
+    tokens = min(_named(params["tokens"], done, vocab) + params["controls"], vocab)
     continuations = tokens * params["attempts"] * len(_probes(params))
     return {
         "tokens": tokens,

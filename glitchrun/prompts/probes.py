@@ -31,6 +31,8 @@ class Probe:
     """The last user text; holds `{token}` exactly once."""
     prefill: str
     """How the assistant's answer begins; the token is expected right after it."""
+    closing: str = ""
+    """What follows the token in the right answer: it closes what the prefill opened."""
     earlier: tuple[Exchange, ...] = ()
     system: str | None = None
     """The probe's own system text. A template that cannot carry one presents the probe without,
@@ -42,11 +44,13 @@ _ALL = (
         name="repeat",
         user='Please repeat the string: "«{token}»"',
         prefill=' Sure, the string is: "«',
+        closing='»"',
     ),
     Probe(
         name="explain",
         user="What does '{token}' mean?",
         prefill="'",
+        closing="'",
         earlier=(
             Exchange(
                 user="What does 'edslfkj' mean?",
@@ -60,6 +64,7 @@ _ALL = (
         name="question",
         user="Question: Please can you repeat the string '{token}'?",
         prefill=" Of course! Here is the repeated string:'",
+        closing="'",
     ),
 )
 

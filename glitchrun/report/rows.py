@@ -10,9 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from glitchrun.events import ProbeResult, Sampled, Verified
+from glitchrun.events import Control, ProbeResult, Sampled, Verified
 from glitchrun.ledger.record import RunRecord
-from glitchrun.report.table import Row, facts_by_token, most_interesting_first, table
+from glitchrun.report.table import (
+    Row,
+    controls_of,
+    facts_by_token,
+    most_interesting_first,
+    table,
+)
 from glitchrun.vocabulary.text import visible
 
 DIGITS = 7
@@ -37,8 +43,11 @@ def rows(record: RunRecord) -> list[dict[str, Any]]:
 def iter_rows(record: RunRecord) -> Iterator[dict[str, Any]]:
     """The lines of tokens.jsonl, one at a time."""
     for step in record.steps:
-        for verified, sampled in facts_by_token(step).values():
-            yield _line(step.id, verified, sampled)
+        controls = {control.token.id: control for control in controls_of(step)}
+        for token_id, (verified, sampled) in facts_by_token(step).items():
+            yield _line(step.id, verified, sampled, controls.pop(token_id, None))
+        for control in controls.values():
+            yield _control_line(step.id, control)
 
 
 def write_tokens(record: RunRecord, folder: Path) -> tuple[Path, Path]:
@@ -79,7 +88,17 @@ def rounded(value: float | None, digits: int = DIGITS) -> float | None:
     return float(f"{value:.{digits}g}")
 
 
-def _line(step: str, verified: Verified | None, sampled: Sampled | None) -> dict[str, Any]:
+def _control_line(step: str, control: Control) -> dict[str, Any]:
+    """The line of a token that the step looked at as a control alone: a verdict it has not."""
+    verified = control.fact if isinstance(control.fact, Verified) else None
+    sampled = control.fact if isinstance(control.fact, Sampled) else None
+    line = _line(step, verified, sampled, control)
+    return line | {"glitch": None, "confirmed": None}
+
+
+def _line(
+    step: str, verified: Verified | None, sampled: Sampled | None, control: Control | None
+) -> dict[str, Any]:
     fact = verified or sampled
     assert fact is not None
     token = fact.token
@@ -100,6 +119,10 @@ def _line(step: str, verified: Verified | None, sampled: Sampled | None) -> dict
         "asr_low": rounded(sampled.asr_low) if sampled else None,
         "asr_high": rounded(sampled.asr_high) if sampled else None,
         "confirmed": sampled.confirmed if sampled else None,
+        "emitted_text": verified.emitted_text if verified else None,
+        "control_of": control.of if control else None,
+        "control_alike": control.alike if control else None,
+        "false_alarm": control.alarm if control else None,
     }
 
 
@@ -131,7 +154,7 @@ COLUMNS: dict[str, Callable[[Row], Any]] = {
     "step": lambda row: ", ".join(row.steps),
     "token_id": lambda row: row.token.id,
     "category": lambda row: row.token.category,
-    "glitch": lambda row: row.verified.glitch if row.verified else None,
+    "glitch": lambda row: row.glitch,
     "p": lambda row: rounded(row.closest[1].p) if row.closest else None,
     "rank": lambda row: row.closest[1].rank if row.closest else None,
     "entropy": lambda row: rounded(row.closest[1].entropy) if row.closest else None,
@@ -141,10 +164,12 @@ COLUMNS: dict[str, Callable[[Row], Any]] = {
     "asr_high": lambda row: rounded(row.sampled.asr_high) if row.sampled else None,
     "attempts": lambda row: row.sampled.attempts if row.sampled else None,
     "failures": lambda row: row.sampled.failures if row.sampled else None,
-    "confirmed": lambda row: row.sampled.confirmed if row.sampled else None,
+    "confirmed": lambda row: row.confirmed,
     "emitted": lambda row: row.verified.emitted if row.verified else None,
+    "emitted_repr": lambda row: None if row.said is None else visible(row.said),
     "norm": lambda row: rounded(row.token.norm),
     "presented_intact": lambda row: row.intact,
+    "control_of": lambda row: row.control_of,
 }
 """Columns of tokens.json. p, rank and entropy are of the probe that came closest to passing."""
 

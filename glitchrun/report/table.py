@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from glitchrun.events import ProbeResult, Sampled, Token, Verified
+from glitchrun.events import Control, ProbeResult, Sampled, Token, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
 
 VERDICTS = {
@@ -13,7 +13,9 @@ VERDICTS = {
     "unconfirmed": "sampled, and its ASR stays below thresholds.asr",
     "glitch": "failed every probe with p below thresholds.probability; not sampled",
     "near miss": "failed every probe, but p is not below thresholds.probability",
+    "false alarm": "a control, an ordinary token, that was flagged or confirmed all the same",
     "passed": "repeated in answer to at least one probe",
+    "control": "a control, an ordinary token, that raised no alarm",
 }
 """Every verdict and what it says, the most interesting first."""
 
@@ -26,10 +28,30 @@ class Row:
     steps: tuple[str, ...]
     verified: Verified | None = None
     sampled: Sampled | None = None
+    control_of: int | None = None
+    """The token that this one was the control of; None for a token looked at for itself."""
+
+    @property
+    def glitch(self) -> bool | None:
+        """Whether a step found it; a control cannot be found."""
+        return self.verified.glitch if self.verified and self.control_of is None else None
+
+    @property
+    def confirmed(self) -> bool | None:
+        """Whether a step confirmed it; a control cannot be confirmed."""
+        return self.sampled.confirmed if self.sampled and self.control_of is None else None
+
+    @property
+    def said(self) -> str | None:
+        """The text that came in the token's place; None where it was said, or not asked for."""
+        return self.verified.emitted_text if self.verified else None
 
     @property
     def verdict(self) -> str:
         """One of `VERDICTS`."""
+        if self.control_of is not None:
+            facts = (self.verified, self.sampled)
+            return "false alarm" if any(fact and fact.flagged for fact in facts) else "control"
         if self.sampled:
             return "confirmed" if self.sampled.confirmed else "unconfirmed"
         if self.verified and self.verified.glitch:
@@ -66,6 +88,11 @@ class Row:
         return ", ".join(sorted({result.decided_in for result in results}))
 
 
+def controls_of(step: StepRecord) -> list[Control]:
+    """The controls of a step, in the order in which they were drawn."""
+    return [control for timed in step.batches for control in timed.batch.controls]
+
+
 def facts_by_token(step: StepRecord) -> dict[int, tuple[Verified | None, Sampled | None]]:
     """The last verdict and the last sampling of each token of a step, in order of appearance."""
     found: dict[int, tuple[Verified | None, Sampled | None]] = {}
@@ -81,8 +108,8 @@ def facts_by_token(step: StepRecord) -> dict[int, tuple[Verified | None, Sampled
 
 def table(record: RunRecord) -> list[Row]:
     """One row for each step and token verified, with the samples of the first step that validated
-    the token beside the verdict. Samples of tokens that no step verified, and those of a second
-    validating step, are rows of their own. In order of first appearance."""
+    the token beside the verdict. Samples of tokens that no step verified, those of a second
+    validating step, and controls are rows of their own. In order of first appearance."""
     rows: list[Row] = []
     places: dict[int, list[int]] = {}
     for step in record.steps:
@@ -92,7 +119,19 @@ def table(record: RunRecord) -> list[Row]:
                 rows.append(Row(verified.token, (step.id,), verified, sampled))
             elif sampled:
                 _place_sample(rows, places.get(token_id, ()), step.id, sampled)
+        rows += _control_rows(step)
     return rows
+
+
+def _control_rows(step: StepRecord) -> Iterator[Row]:
+    """A row for each control that the step did not look at for itself as well."""
+    own = facts_by_token(step)
+    for control in controls_of(step):
+        if control.token.id not in own:
+            fact = control.fact
+            verified = fact if isinstance(fact, Verified) else None
+            sampled = fact if isinstance(fact, Sampled) else None
+            yield Row(control.token, (step.id,), verified, sampled, control.of)
 
 
 def _place_sample(rows: list[Row], places: Iterable[int], step: str, sampled: Sampled) -> None:

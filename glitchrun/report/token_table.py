@@ -49,6 +49,12 @@ COLUMNS = (
         "What came in its place.",
         lambda row: row.verified.emitted if row.verified else None,
     ),
+    Column(
+        "Said",
+        "token",
+        "The text that came in its place.",
+        lambda row: None if row.said is None else spelled(row.said),
+    ),
     Column("Category", "choice", "Kind of vocabulary entry.", lambda row: row.token.category),
     Column(
         "Norm",
@@ -72,6 +78,7 @@ COLUMNS = (
         lambda row: "yes" if row.intact else "no",
     ),
     Column("Steps", "choice", "Steps that looked at it.", lambda row: ", ".join(row.steps)),
+    Column("Control of", "id", "The token it is a control of.", lambda row: row.control_of),
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from glitchrun.events import Batch, Verified
+from glitchrun.events import Batch
 
 _EVERY_SECONDS = 10.0
 """Between printed lines where there is no terminal to draw on."""
@@ -57,9 +57,7 @@ class StepDisplay:
         self._seconds += batch.seconds
         facts = batch.token_facts
         self._about_tokens |= bool(facts)
-        self._found += sum(
-            fact.glitch if isinstance(fact, Verified) else fact.confirmed for fact in facts
-        )
+        self._found += sum(fact.flagged for fact in facts)
         rate = batch.done / self._seconds if self._seconds else 0.0
         digits = 1 if rate >= 1 else 3  # slow sampling is no standstill
         found = f"{self._found} found  " if self._about_tokens else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from glitchrun.errors import RunError
-from glitchrun.events import Batch, Token, Verified
+from glitchrun.events import Batch, Token
 from glitchrun.probing.backend import Backend
 from glitchrun.prompts.probes import PROBES
 from glitchrun.prompts.render import Prompt, render
@@ -62,11 +62,7 @@ class Context:
 
     def _found_by(self, step: str, select: str) -> list[int]:
         facts = [fact for batch in self.earlier[step] for fact in batch.token_facts]
-        return [
-            fact.token.id
-            for fact in facts
-            if select == "all" or (fact.glitch if isinstance(fact, Verified) else fact.confirmed)
-        ]
+        return [fact.token.id for fact in facts if select == "all" or fact.flagged]
 
     def _id_of(self, text: str) -> int:
         token_id = self.vocabulary.find(text)

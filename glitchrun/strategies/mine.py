@@ -13,6 +13,11 @@ from glitchrun.probing.statistics import entropy
 from glitchrun.prompts.render import Prompt
 from glitchrun.search import BUILDERS, Search, Space
 from glitchrun.strategies.context import Context
+from glitchrun.strategies.false_alarms import (
+    control_metrics,
+    controls_done,
+    judged_controls,
+)
 from glitchrun.strategies.verdicts import Judge, judged, verdict_metrics
 
 
@@ -28,6 +33,7 @@ class Config:
     groups: tuple[str, ...] | None = None
     patterns: tuple[str, ...] | None = None
     probes: str | tuple[str, ...] = ("repeat",)
+    controls: int = 0
 
     @property
     def limit(self) -> int:
@@ -41,20 +47,25 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     judge = Judge(context, config.probes, config.batch_size)
     search = BUILDERS[config.search](_space(config, context), config)
     for batch in history:
-        search.update([fact for fact in batch.facts if isinstance(fact, Verified)])
+        if not batch.controls:
+            search.update([fact for fact in batch.token_facts if isinstance(fact, Verified)])
     search.counters.clear()  # what the past counted is in its batches
     batches = list(history)
     for batch in _go_on(config, judge, search, batches):
         batches.append(batch)
         yield batch
+    for batch in judged_controls(context, judge, config.controls, batches):
+        batches.append(batch)
+        yield batch
     yield from verdict_metrics(batches)
+    yield from control_metrics(config.controls, batches)
 
 
 def _go_on(
     config: Config, judge: Judge, search: Search, history: Sequence[Batch]
 ) -> Iterator[Batch]:
     done = history[-1].done if history else 0
-    while done < config.limit:
+    while done < config.limit and not controls_done(history):
         ids = search.propose(min(config.batch_size, config.limit - done))
         if not ids:
             return

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from glitchrun.events import Batch, Event
 from glitchrun.strategies.context import Context
+from glitchrun.strategies.false_alarms import control_metrics, scanned_controls
 from glitchrun.strategies.verdicts import Judge, in_order, verdict_metrics
 
 
@@ -14,6 +15,7 @@ from glitchrun.strategies.verdicts import Judge, in_order, verdict_metrics
 class Config:
     probes: str | tuple[str, ...] = ("repeat",)
     batch_size: int | str = "auto"
+    controls: int = 0
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
@@ -23,4 +25,8 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     for batch in in_order(judge, context.scope(), history):
         batches.append(batch)
         yield batch
+    for batch in scanned_controls(context, config.controls, batches):
+        batches.append(batch)
+        yield batch
     yield from verdict_metrics(batches)
+    yield from control_metrics(config.controls, batches)

@@ -8,6 +8,7 @@ from typing import Any
 
 from glitchrun.events import Batch, Event
 from glitchrun.strategies.context import Context
+from glitchrun.strategies.false_alarms import control_metrics, judged_controls
 from glitchrun.strategies.verdicts import Judge, in_order, verdict_metrics
 
 
@@ -16,6 +17,7 @@ class Config:
     tokens: Mapping[str, Any]
     probes: str | tuple[str, ...] = ("repeat",)
     batch_size: int | str = "auto"
+    controls: int = 0
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
@@ -26,4 +28,8 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     for batch in in_order(judge, ids, history):
         batches.append(batch)
         yield batch
+    for batch in judged_controls(context, judge, config.controls, batches):
+        batches.append(batch)
+        yield batch
     yield from verdict_metrics(batches)
+    yield from control_metrics(config.controls, batches)

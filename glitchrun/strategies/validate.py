@@ -16,6 +16,12 @@ from glitchrun.probing.sampler import Sampler
 from glitchrun.prompts.render import Prompt, intact
 from glitchrun.prompts.template import stop_ids
 from glitchrun.strategies.context import Context
+from glitchrun.strategies.false_alarms import (
+    as_controls,
+    control_metrics,
+    controls_done,
+    draw,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,23 +33,58 @@ class Config:
     top_p: float = 0.9
     probes: str | tuple[str, ...] = "strict"
     batch_size: int | str = "auto"
+    controls: int = 0
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
     """Yields the attempts on a few tokens at a time, in the order in which they are named."""
     tokens = context.tokens(config.tokens)
-    prompts = context.prompts(config.probes)
-    sampler = _sampler(config, context, prompts)
-    at_once = max(1, sampler.rows // config.attempts)
+    sampler = _sampler(config, context, context.prompts(config.probes))
     batches = list(history)
-    done = history[-1].done if history else 0
-    while done < len(tokens):
-        chunk = tokens[done : done + at_once]
-        done += len(chunk)
-        batch = _sampled(config, context, sampler, chunk, (done, len(tokens)))
+    for batch in _sampled_in_order(config, context, sampler, tokens, batches):
+        batches.append(batch)
+        yield batch
+    for batch in _sampled_controls(config, context, sampler, tokens, batches):
         batches.append(batch)
         yield batch
     yield from _metrics(batches)
+    yield from control_metrics(config.controls, batches)
+
+
+def _sampled_in_order(
+    config: Config,
+    context: Context,
+    sampler: Sampler,
+    tokens: Sequence[Token],
+    history: Sequence[Batch],
+    before: int = 0,
+) -> Iterator[Batch]:
+    """Samples tokens, which come after `before` others, going on after the batches in `history`."""
+    at_once = max(1, sampler.rows // config.attempts)
+    done = history[-1].done - before if history else 0
+    while done < len(tokens):
+        chunk = tokens[done : done + at_once]
+        done += len(chunk)
+        progress = (before + done, before + len(tokens))
+        yield _sampled(config, context, sampler, chunk, progress)
+
+
+def _sampled_controls(
+    config: Config,
+    context: Context,
+    sampler: Sampler,
+    tokens: Sequence[Token],
+    history: Sequence[Batch],
+) -> Iterator[Batch]:
+    if not config.controls:
+        return
+    matches = draw(context, [token.id for token in tokens], config.controls, history)
+    controls = [context.vocabulary.token(match.token_id) for match in matches]
+    done = controls_done(history)
+    for batch in _sampled_in_order(config, context, sampler, controls, history, len(tokens)):
+        size = len(batch.facts)
+        yield as_controls(batch, matches[done : done + size])
+        done += size
 
 
 def _sampler(config: Config, context: Context, prompts: Mapping[str, Prompt]) -> Sampler:
@@ -98,10 +139,10 @@ def _estimate(token: Token, outcomes: tuple[bool, ...], threshold: float, kept: 
 
 
 def _metrics(batches: Sequence[Batch]) -> Iterator[Measured]:
-    facts = [fact for batch in batches for fact in batch.facts if isinstance(fact, Sampled)]
+    facts = [fact for b in batches for fact in b.token_facts if isinstance(fact, Sampled)]
     n = len(facts)
     attempts = sum(fact.attempts for fact in facts)
-    seconds = sum(batch.seconds for batch in batches)
+    seconds = sum(batch.seconds for batch in batches if not batch.controls)
     yield Measured("confirmed", sum(fact.confirmed for fact in facts), n)
     yield Measured("asr_mean", sum(fact.asr for fact in facts) / n if n else None, n)
     yield Measured("validated", n, n)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from glitchrun.events import Batch, Measured, ProbeResult, Token, Verified
 from glitchrun.probing.memory import standard_rows
 from glitchrun.probing.verifier import Verifier
+from glitchrun.prompts.probes import PROBES
 from glitchrun.prompts.render import intact
 from glitchrun.strategies.context import Context
 from glitchrun.vocabulary.text import emitted_kind
@@ -48,16 +49,14 @@ class Judge:
 
     def _verdict(self, token: Token, probes: dict[str, ProbeResult]) -> Verified:
         limit = self._context.spec.thresholds.probability
-        failed = not any(result.passed for result in probes.values())
-        first = next(iter(probes.values()))
-        return Verified(
-            token=token,
-            probes=probes,
-            glitch=failed and all(result.p < limit for result in probes.values()),
-            emitted=emitted_kind(token.text, self._context.vocabulary.text(first.argmax))
-            if failed
-            else None,
-        )
+        if any(result.passed for result in probes.values()):
+            return Verified(token, probes, glitch=False, emitted=None)
+        glitch = all(result.p < limit for result in probes.values())
+        closest = max(probes, key=lambda name: probes[name].p)
+        vocabulary, said = self._context.vocabulary, probes[closest].argmax
+        closing = PROBES[closest].closing
+        kind = emitted_kind(vocabulary.raw(token.id), vocabulary.raw(said), closing)
+        return Verified(token, probes, glitch, kind, vocabulary.text(said))
 
     def take_counters(self) -> Counter[str]:
         """Work since the last call."""
@@ -89,13 +88,15 @@ def in_order(judge: Judge, token_ids: Sequence[int], history: Sequence[Batch]) -
 
 def verdict_metrics(batches: Sequence[Batch]) -> Iterator[Measured]:
     """The metrics of a step of verifications, headline first."""
-    verdicts = [fact for batch in batches for fact in batch.facts if isinstance(fact, Verified)]
+    facts = [fact for batch in batches for fact in batch.token_facts]
+    verdicts = [fact for fact in facts if isinstance(fact, Verified)]
     n = len(verdicts)
     glitches = sum(verdict.glitch for verdict in verdicts)
-    seconds = sum(batch.seconds for batch in batches)
     yield Measured("glitch", glitches, n)
+    yield Measured("severe", sum(verdict.severe for verdict in verdicts), n)
     yield Measured("verified", n, n)
     yield Measured("glitch_rate", glitches / n if n else None, n)
+    seconds = sum(batch.seconds for batch in batches if not batch.controls)
     yield Measured("tokens_per_second", n / seconds if seconds else None, n)
     for name in ("rechecked", "not_intact"):
         yield Measured(name, sum(batch.counters.get(name, 0) for batch in batches), n)

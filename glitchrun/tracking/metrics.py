@@ -87,7 +87,7 @@ def headline(names: Mapping[str, object]) -> str | None:
 def columns() -> tuple[str, ...]:
     """Metrics of a step that a table of runs shows, the first ones first: those about tokens, then
     what strategies declare as their `x-headline`."""
-    about_tokens = ("asr_mean", "glitch_rate", "verified", "tokens_per_second")
+    about_tokens = ("severe", "asr_mean", "glitch_rate", "verified", "tokens_per_second")
     told = [fragment.get("x-headline") for fragment in strategies().values()]
     declared = [
         name
@@ -111,6 +111,8 @@ def _place(name: str) -> int:
 def _step_points(step: StepRecord) -> Iterator[Point]:
     running = _Running()
     for place, timed in enumerate(step.batches):
+        if timed.batch.controls:
+            continue  # what is found among controls is no find
         running.add(timed.batch.token_facts, timed.batch.seconds)
         if _is_kept(place):
             for name, number in running.values():
@@ -138,7 +140,7 @@ class _Running:
 
     def __init__(self) -> None:
         self._seconds = 0.0
-        self._verified = self._glitch = 0
+        self._verified = self._glitch = self._severe = 0
         self._validated = self._confirmed = self._attempts = 0
         self._asr = 0.0
 
@@ -148,6 +150,7 @@ class _Running:
             if isinstance(fact, Verified):
                 self._verified += 1
                 self._glitch += fact.glitch
+                self._severe += fact.severe
             else:
                 self._validated += 1
                 self._confirmed += fact.confirmed
@@ -164,6 +167,7 @@ class _Running:
                 yield "attempts_per_second", self._attempts / self._seconds
         if self._verified:
             yield "glitch", float(self._glitch)
+            yield "severe", float(self._severe)
             yield "verified", float(self._verified)
             if self._seconds:
                 yield "tokens_per_second", self._verified / self._seconds

@@ -66,8 +66,9 @@ def _sentences(record: RunRecord, step: StepRecord) -> Iterator[str]:
     verified = [fact for fact in facts if isinstance(fact, Verified)]
     sampled = [fact for fact in facts if isinstance(fact, Sampled)]
     if verified:
-        glitch = sum(fact.glitch for fact in verified)
-        yield f"{step.id} found {glitch:,} glitch tokens among {len(verified):,} verified"
+        glitch, severe = sum(f.glitch for f in verified), sum(f.severe for f in verified)
+        among = f"among {len(verified):,} verified"
+        yield f"{step.id} found {glitch:,} glitch tokens ({severe:,} severe) {among}"
     if sampled:
         least = record.spec.get("thresholds", {}).get("asr")
         bar = f" (ASR ≥ {least})" if least is not None else ""

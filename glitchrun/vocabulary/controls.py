@@ -35,13 +35,16 @@ def matched(
     *,
     exclude: Collection[int] = (),
     avoid: Collection[int] = (),
+    mutual: bool = False,
 ) -> list[Match]:
     """Ordinary tokens of like script, length and frequency, `count` in all, each one once.
 
     Ordinary is a token of category `normal` that is neither in `tokens` nor in `exclude`; one in
-    `avoid` is taken only where there is no other of its script. Nothing that the model did is
-    looked at, so some controls may be glitch tokens nobody knows of: a rate of false alarms
-    among controls is an upper bound.
+    `avoid` is taken only where there is no other of its script. With `mutual`, the tokens may be
+    controls of one another: for when every token has been looked at, and barring those found
+    would leave none that could raise an alarm. Nothing that the model did is looked at, so some
+    controls may be glitch tokens nobody knows of: a rate of false alarms among controls is an
+    upper bound.
 
     A control has its token's script and a space in front as it has, where there is one left, and
     is drawn among the `NEAREST` by |log₂ of the ratio of lengths| + |log₂ of the ratio of frequency
@@ -50,14 +53,12 @@ def matched(
     the sets given, not on their order.
     """
     targets = sorted(set(tokens))
-    barred = {*targets, *exclude}
+    barred = {*exclude} if mutual else {*targets, *exclude}
     ids = np.array([row for row in vocabulary.ids(("normal",)) if row not in barred], dtype=int)
     rng = np.random.default_rng(seed)
     drawn = _Pool(vocabulary, ids, frozenset(avoid))
-    found = []
-    for target in _turns(targets, min(count, len(ids)), rng):
-        found.append(drawn.take(target, rng))
-    return found
+    turns = _turns(targets, min(count, len(ids)), rng)
+    return [match for target in turns if (match := drawn.take(target, rng))]
 
 
 def _turns(targets: Sequence[int], count: int, rng: np.random.Generator) -> Iterator[int]:
@@ -82,12 +83,15 @@ class _Pool:
         self._avoided = np.array([row in avoid for row in ids.tolist()], dtype=bool)
         self._free = np.ones(len(ids), dtype=bool)
 
-    def take(self, target: int, rng: np.random.Generator) -> Match:
-        """Draws a control; there must be a token left."""
+    def take(self, target: int, rng: np.random.Generator) -> Match | None:
+        """Draws a control; None where no other token is left."""
         text = self._vocabulary.texts[target]
         # What is not alike is only taken where nothing better is left.
         unlike = 4 * (self._groups != group_of(text)) + 1 * (self._spaced != _is_spaced(text))
-        tier = np.where(self._free, unlike + 2 * self._avoided, 99)
+        free = self._free & (self._ids != target)
+        if not free.any():
+            return None
+        tier = np.where(free, unlike + 2 * self._avoided, 99)
         best = np.flatnonzero(tier == tier.min())
         distance = abs(self._lengths[best] - _log_length(text))
         distance += abs(self._ranks[best] - np.log2(1.0 + self._vocabulary.frequency_ranks[target]))

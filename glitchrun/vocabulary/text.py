@@ -52,29 +52,53 @@ def _is_loose_mark(before: str, character: str) -> bool:
     return unicodedata.category(character) in ("Mn", "Me") and (before == " " or _is_hidden(before))
 
 
-def emitted_kind(expected: str, emitted: str) -> str:
+def emitted_kind(expected: str | bytes, emitted: str | bytes, closing: str = "") -> str:
     """What a model said instead of `expected`, in the words of `events.Verified.emitted`.
 
-    `case_space`: the same text but for case or white space. `prefix`: a piece that `expected`
-    begins with (white space in front left aside). `whitespace`: nothing but white space. `other`:
-    the rest.
+    `case_space`: the same text but for case or white space. `prefix`: a piece that the right text
+    begins with, case and white space in front aside. `whitespace`: nothing but white space.
+    `other`: the rest, nothing at all too.
+
+    Args:
+        expected: The token's text, or its bytes where it may be a part of a character: decoded, all
+            of these would look alike.
+        emitted: The text or the bytes of what came.
+        closing: What follows the token in the right answer, such as a quotation mark: a token that
+            holds it as well is still a piece of the right text.
     """
-    wanted, got = _bare(expected), _bare(emitted)
-    if got and wanted == got:
+    wanted, got = _decoded(expected), _decoded(emitted)
+    if got and (wanted == got or (_bare(got) and _bare(wanted) == _bare(got))):
         return "case_space"
-    if _is_proper_prefix(expected, emitted):
+    if _begins(wanted, closing, got):
         return "prefix"
-    if emitted and not got:
-        return "whitespace"
-    return "other"
+    return "whitespace" if got and not _bare(got) else "other"
+
+
+def _decoded(text: str | bytes) -> str:
+    """Text in which every byte that belongs to no character stays one of its own."""
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def _bare(text: str) -> str:
-    return "".join(text.split()).casefold()
+    return _folded("".join(text.split()))
 
 
-def _is_proper_prefix(text: str, piece: str) -> bool:
+def _folded(text: str) -> str:
+    """Texts that differ in case, or in how accents are encoded, fold to the same (Unicode D145)."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+
+
+def _begins(wanted: str, closing: str, piece: str) -> bool:
     # Where the text is nothing but white space, its pieces are white space too.
-    if text.strip():
-        text, piece = text.lstrip(), piece.lstrip()
-    return 0 < len(piece) < len(text) and text.startswith(piece)
+    if wanted.strip():
+        wanted, piece = wanted.lstrip(), piece.lstrip()
+    whole = wanted + closing
+    return bool(piece) and (
+        _folded(whole).startswith(_folded(piece)) or _encoded(whole).startswith(_encoded(piece))
+    )
+
+
+def _encoded(text: str) -> bytes:
+    """The bytes again: the first byte of a character is a piece of it."""
+    return text.encode("utf-8", "surrogateescape")

@@ -17,17 +17,30 @@ _VERDICTS = ("glitch", "confirmed")
 
 def _run(document: Document) -> Content:
     """tokens.jsonl has a line for each step that looked at a token: they are put together, and
-    what a later step says of a verdict stands."""
+    what a later step says of a verdict stands. Controls are nothing that a run found."""
     rows: dict[Any, dict[str, Any]] = {}
     places: dict[Any, str] = {}
-    for line, row in document.data:
+    own = [(line, row) for line, row in document.data if not _is_control(row)]
+    for line, row in own:
         place = places.setdefault(row.get("token_id"), f"line {line}")
         known = rows.setdefault(row.get("token_id"), {})
         known |= {key: value for key, value in row.items() if value is not None or key not in known}
         known["steps"] = [*known.get("steps", []), row.get("step")]
         if row.get("probes"):
             known |= _closest(row["probes"], place)
-    return Content(tokens=[_ours(row, places[token_id]) for token_id, row in rows.items()])
+    return Content(
+        tokens=[_ours(row, places[token_id]) for token_id, row in rows.items()],
+        left_out=_controls_left_out(len(document.data) - len(own)),
+    )
+
+
+def _is_control(row: Mapping[str, Any]) -> bool:
+    """Whether a row is about an ordinary token that others were held against, and only that."""
+    return row.get("control_of") is not None and row.get("glitch") is None
+
+
+def _controls_left_out(count: int) -> dict[str, int]:
+    return {"controls": count} if count else {}
 
 
 def _closest(probes: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -39,17 +52,19 @@ def _closest(probes: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 
 def _table(document: Document) -> Content:
-    return Content(tokens=_rows(document.data))
+    rows = list(_rows(document.data))
+    own = [_ours(row, place) for place, row in rows if not _is_control(row)]
+    return Content(tokens=own, left_out=_controls_left_out(len(rows) - len(own)))
 
 
-def _rows(data: Mapping[str, Any]) -> Iterator[Found]:
+def _rows(data: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     columns = items(data["columns"], "columns")
     for index, row in enumerate(items(data["data"], "data")):
         place = f"data[{index}]"
         cells = items(row, place)
         if len(cells) != len(columns):
             raise Malformed(place, f"{len(cells)} cells beside {len(columns)} columns")
-        yield _ours(dict(zip(columns, cells, strict=True)), place)
+        yield place, dict(zip(columns, cells, strict=True))
 
 
 def _imported(document: Document) -> Content:

@@ -38,8 +38,9 @@
       i % 2 ? make("span", { className: "sign", textContent: part }) : part);
 
   const KINDS = {
-    token: (value) => make("td", { className: "token" }, make("bdi", {}, ...marked(value))),
-    id: (value) => make("td", { className: "number", textContent: String(value) }),
+    token: (value) =>
+      make("td", { className: "token" }, value === null ? "–" : make("bdi", {}, ...marked(value))),
+    id: (value) => make("td", { className: "number", textContent: value === null ? "–" : String(value) }),
     integer: (value) =>
       make("td", { className: "number", textContent: value === null ? "–" : value.toLocaleString("en") }),
     number: (value) => make("td", { className: "number", textContent: number(value) }),
