@@ -163,6 +163,11 @@ def test_sequences_of_a_genetic_search_are_kept_beside_their_tokens() -> None:
 def test_lists_of_findings_are_told_from_lists_of_verdicts() -> None:
     assert legacy("glitch_tokens.json").source.lists == "findings"
     assert legacy("vocab_scan_results.json").source.lists == "verdicts"
+    assert legacy("glitch_tokens.json").source.looked_at is None
+    assert legacy("glitch_progress.json").source.looked_at == 160
+    assert legacy("unicode_results.json").source.looked_at == 58
+    assert legacy("vocab_scan_results.json").source.looked_at == 10
+    assert legacy("stratified_scan.json").source.looked_at == 2
     left_out = legacy("vocab_scan_results.json").left_out
     assert left_out == {"tokens looked at that the file itself leaves out": 7}
     assert legacy("consolidated.json").left_out == {"entries without a token id (-1)": 1}

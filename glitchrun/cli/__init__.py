@@ -24,6 +24,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("glitchrun.cli.status:command", "List runs, their progress, and stale ones."),
     "report": ("glitchrun.cli.report:command", "Write a run's report."),
     "explain": ("glitchrun.cli.explain:command", "Show what a metric of a run rests on."),
+    "compare": (
+        "glitchrun.cli.compare:command",
+        "Hold runs and imported results against each other.",
+    ),
     "import": (
         "glitchrun.cli.import_:command",
         "Read results of glitcher and GlitchMiner, checked.",

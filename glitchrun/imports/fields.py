@@ -116,6 +116,11 @@ def verdict(value: Any, place: str) -> tuple[bool, float | None]:
     return flag(value, place), None
 
 
+def count(data: Mapping[str, Any], key: str) -> int | None:
+    """A count that a file may give of its run."""
+    return None if data.get(key) is None else whole(data[key], key)
+
+
 def claimed_model(data: Mapping[str, Any]) -> str | None:
     """The model that a file says it is about."""
     key = _first(data, _MODEL)

@@ -73,6 +73,8 @@ class Source:
     """The model that the file names; glitcher's own list names a wrong one."""
     lists: str
     """`verdicts`: every token that was looked at. `findings`: only those found."""
+    looked_at: int | None
+    """Tokens that the run looked at, where the file says so; it may list fewer."""
     settings: Mapping[str, Any]
     """What the file says of the run that made it."""
 

@@ -29,7 +29,7 @@ def read(path: Path) -> Imported:
         raise RunError(f"{path}: {error} (read as {form.name}: {form.shape})") from error
     kept, conflicts = _each_once(tokens)
     return Imported(
-        source=_source(document, form, content),
+        source=_source(document, form, content, _looked_at(content, kept)),
         tokens=kept,
         entries=len(tokens) + content.repeated,
         duplicates=len(tokens) - len(kept) + content.repeated,
@@ -47,13 +47,20 @@ def _format(document: Document, path: Path) -> Format:
     return fitting[0]
 
 
-def _source(document: Document, form: Format, content: Content) -> Source:
+def _looked_at(content: Content, tokens: Iterable[Found]) -> int | None:
+    if content.looked_at is not None or content.lists == "findings":
+        return content.looked_at
+    return sum(token.verdict != "listed" for token in tokens) or None
+
+
+def _source(document: Document, form: Format, content: Content, looked_at: int | None) -> Source:
     return Source(
         file=document.name,
         format=form.name,
         sha256=document.sha256,
         claimed_model=content.claimed_model,
         lists=content.lists,
+        looked_at=looked_at,
         settings=content.settings,
     )
 

@@ -6,6 +6,8 @@ step_tables.py          tables of things other than tokens, as strategies declar
 figures/, plots.py      the figures, and the figures as PNG files
 html.py, page/          report.html
 document.py, junit.py, markdown.py   the report for machines and for pull requests
+comparison/             runs and imported files side by side
+imported.py, markup.py  what `import` writes; Markdown that takes no text for markup
 summary.py              the lines a run ends with in a terminal
 """
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from glitchrun.ledger.record import RunRecord
+from glitchrun.report.markup import code, escaped, grid, prose
 from glitchrun.report.numbers import count, figure, percent, share, size
 from glitchrun.report.overview import DIGITS, headline, tallies
 from glitchrun.report.sections import commands
@@ -24,9 +24,9 @@ def markdown(record: RunRecord) -> str:
     number = "" if top.number is None else f"{figure(top.number, DIGITS)} "
     identity = record.identity
     parts = [
-        f"## {_prose(identity.experiment)} · {_prose(identity.name)}: {record.status}",
+        f"## {prose(identity.experiment)} · {prose(identity.name)}: {record.status}",
         f"**{number}{top.unit}**",
-        *map(_prose, top.sentences),
+        *map(prose, top.sentences),
         *_gates(record),
         *_verdicts(record),
         *_tokens(table(record)),
@@ -41,16 +41,16 @@ def _gates(record: RunRecord) -> list[str]:
     if not record.gates:
         return []
     rows = [
-        (_code(f"{gate.metric} {gate.op} {gate.value:g}"), gate.outcome, figure(gate.observed))
+        (code(f"{gate.metric} {gate.op} {gate.value:g}"), gate.outcome, figure(gate.observed))
         for gate in record.gates
     ]
-    return [_table(("Gate", "Outcome", "Observed"), rows)]
+    return [grid(("Gate", "Outcome", "Observed"), rows)]
 
 
 def _verdicts(record: RunRecord) -> list[str]:
     rows = [
         (
-            _code(row.step),
+            code(row.step),
             row.category,
             count(row.verified),
             count(row.glitch),
@@ -61,7 +61,7 @@ def _verdicts(record: RunRecord) -> list[str]:
         for row in tallies(record)
     ]
     head = ("Step", "Category", "Verified", "Glitch", "Share", "Sampled", "Confirmed")
-    return [_table(head, rows)] if rows else []
+    return [grid(head, rows)] if rows else []
 
 
 def _tokens(rows: Sequence[Row]) -> list[str]:
@@ -69,10 +69,10 @@ def _tokens(rows: Sequence[Row]) -> list[str]:
     if not found:
         return []
     lines = [
-        (_code(spelled(row.token.text)), str(row.token.id), row.verdict, _asr(row), _p(row))
+        (code(spelled(row.token.text)), str(row.token.id), row.verdict, _asr(row), _p(row))
         for row in found[:SHOWN]
     ]
-    parts = [_table(("Token", "Id", "Verdict", "ASR (95 % interval)", "p"), lines)]
+    parts = [grid(("Token", "Id", "Verdict", "ASR (95 % interval)", "p"), lines)]
     hidden = len(found) - len(lines)
     return [*parts, f"… and {hidden:,} more in `tokens.jsonl`."] if hidden else parts
 
@@ -93,15 +93,15 @@ def _step_table(table: StepTable) -> list[str]:
     rows = [
         [_cell(row.get(column.name), column) for column in columns] for row in table.rows[:SHOWN]
     ]
-    title = f"**{_prose(table.title)}** ({_code(table.step)})"
-    parts = [title, _table([_prose(column.label) for column in columns], rows)]
+    title = f"**{prose(table.title)}** ({code(table.step)})"
+    parts = [title, grid([prose(column.label) for column in columns], rows)]
     hidden = len(table.rows) - len(rows)
     return [*parts, f"… and {hidden:,} more in `{table.path}`."] if hidden else parts
 
 
 def _cell(cell: Any, column: StepColumn) -> str:
     text = shown(cell, column)
-    return _code(text) if column.kind == "token" and cell is not None else _escaped(text)
+    return code(text) if column.kind == "token" and cell is not None else escaped(text)
 
 
 def _model(record: RunRecord) -> list[str]:
@@ -109,30 +109,8 @@ def _model(record: RunRecord) -> list[str]:
     if model is None:
         return []
     sentence = (
-        f"{_prose(model.architecture)}, {model.quantization} on {model.device}: "
+        f"{prose(model.architecture)}, {model.quantization} on {model.device}: "
         f"{size(model.bytes)} held, peak {size(model.peak_bytes)}; template "
-        f"{_prose(model.template)} ({_prose(model.template_rule)})."
+        f"{prose(model.template)} ({prose(model.template_rule)})."
     )
     return [sentence]
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _code(text: str) -> str:
-    """A code span that holds `text` as it is, whatever is in it, inside a table too."""
-    runs = re.findall(r"`+", text)
-    fence = "`" * (1 + max(map(len, runs), default=0))
-    padded = f" {text} " if runs else text
-    return f"{fence}{padded}{fence}".replace("|", r"\|")
-
-
-def _prose(text: str) -> str:
-    """Text in which no character is markup."""
-    return _escaped(spelled(text).replace("␣", " "))
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", text)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glitchrun.imports.document import Document
-from glitchrun.imports.fields import claimed_model, objects, settings, token
+from glitchrun.imports.fields import claimed_model, count, objects, settings, token
 from glitchrun.imports.formats.format import Content, Format
 from glitchrun.imports.found import Found
 
@@ -23,6 +23,7 @@ def _found_in_ranges(document: Document) -> Content:
         tokens=(_finding(row, place) for row, place in with_id),
         claimed_model=claimed_model(data),
         lists="findings",
+        looked_at=count(data, "total_tokens_tested"),
         settings=settings(data, "glitch_tokens", "ranges_tested") | _ranges(data),
         left_out={"entries without a token id (-1)": missing} if missing else {},
     )

@@ -18,6 +18,8 @@ class Content:
     claimed_model: str | None = None
     lists: str = "verdicts"
     """`verdicts` or `findings`, as `Source.lists`."""
+    looked_at: int | None = None
+    """As `Source.looked_at`; None where that is what the file lists, or not said."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     repeated: int = 0
     """Entries about a token that say again what another entry said, and are not in `tokens`."""

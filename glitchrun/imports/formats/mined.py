@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from glitchrun.imports.document import Document, Malformed
-from glitchrun.imports.fields import claimed_model, items, settings, string, whole
+from glitchrun.imports.fields import claimed_model, count, items, settings, string, whole
 from glitchrun.imports.formats.format import Content, Format
 from glitchrun.imports.found import Found
 
@@ -19,6 +19,7 @@ def _read(document: Document) -> Content:
         tokens=_tokens(data),
         claimed_model=claimed_model(data),
         lists="findings",
+        looked_at=count(data, "total_tokens_checked"),
         settings=settings(data, _IDS, _TEXTS),
     )
 

@@ -75,6 +75,7 @@ def _imported(document: Document) -> Content:
         tokens=(_ours(row, place, row.get("said", {})) for row, place in rows),
         claimed_model=source.get("claimed_model"),
         lists=source.get("lists", "verdicts"),
+        looked_at=source.get("looked_at"),
         settings=settings(data, "tokens", "extra"),
         extra=data.get("extra", {}),
     )

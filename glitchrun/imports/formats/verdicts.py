@@ -9,6 +9,7 @@ from typing import Any
 from glitchrun.imports.document import Document
 from glitchrun.imports.fields import (
     claimed_model,
+    count,
     flag,
     items,
     objects,
@@ -19,6 +20,8 @@ from glitchrun.imports.fields import (
 )
 from glitchrun.imports.formats.format import Content, Format
 from glitchrun.imports.found import Found
+
+_TRIMMED = "tokens looked at that the file itself leaves out"
 
 
 def _tested(document: Document) -> Content:
@@ -95,12 +98,14 @@ def _scanned(document: Document) -> Content:
 def _vocabulary_scan(document: Document) -> Content:
     data = document.data
     rows = objects(data["results"], "results")
-    trimmed = data.get("original_total", 0) - len(data["results"])
+    total = count(data, "original_total")
+    trimmed = (total or 0) - len(data["results"])
     return _content(
         data,
         (_judged(row, place, True) for row, place in rows),
         "results",
-        left_out={"tokens looked at that the file itself leaves out": trimmed} if trimmed else {},
+        looked_at=total,
+        left_out={_TRIMMED: trimmed} if trimmed > 0 else {},
     )
 
 

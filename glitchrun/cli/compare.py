@@ -1,0 +1,70 @@
+"""`glitchrun compare`: runs and imported results side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from string import ascii_uppercase
+from typing import TYPE_CHECKING
+
+import click
+
+from glitchrun.cli.apply import ROOT
+from glitchrun.cli.needs import require
+from glitchrun.cli.runs import find_run
+from glitchrun.errors import UsageError
+
+if TYPE_CHECKING:
+    from glitchrun.report.comparison.sides import Side
+
+_SHOWN = 20
+
+
+@click.command("compare")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
+@click.option(
+    "--by",
+    type=click.Choice(["verdict", "glitch", "confirmed"]),
+    default="verdict",
+    show_default=True,
+    help="Which verdict: of attempts where there were any, of the probes, or of attempts alone.",
+)
+@click.option(
+    "--scope",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many tokens there are to look at; without, the vocabulary's size.",
+)
+@click.option("--all", "every", is_flag=True, help="List every token, not only the first few.")
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json", "md"]), default="text", show_default=True
+)
+def command(runs: tuple[str, ...], by: str, scope: int | None, every: bool, output: str) -> None:
+    """Shows verdicts and metrics of two or more RUNs side by side, with their agreement.
+
+    A RUN is what `report` takes, or a file that `import` reads.
+    """
+    if not 2 <= len(runs) <= len(ascii_uppercase):
+        raise UsageError(f"compare takes 2 to {len(ascii_uppercase)} runs, got {len(runs)}")
+    require("scipy")
+    from glitchrun.report.comparison.document import document
+    from glitchrun.report.comparison.pairs import all_pairs
+    from glitchrun.report.comparison.render import as_markdown, as_text
+    from glitchrun.report.comparison.sections import sections
+
+    sides = [_side(label, run, by) for label, run in zip(ascii_uppercase, runs, strict=False)]
+    pairs = all_pairs(sides, scope)
+    if output == "json":
+        click.echo(json.dumps(document(sides, pairs, by), indent=2, allow_nan=False))
+        return
+    shown = sections(sides, pairs, None if every else _SHOWN)
+    click.echo(as_markdown(shown) if output == "md" else as_text(shown), nl=False)
+
+
+def _side(label: str, text: str, by: str) -> Side:
+    from glitchrun.imports import read
+    from glitchrun.report.comparison.sides import of_file, of_run
+
+    if Path(text).is_file():
+        return of_file(label, read(Path(text)), by)
+    return of_run(label, find_run(text, ROOT), by)

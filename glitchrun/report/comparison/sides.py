@@ -1,0 +1,187 @@
+"""What is compared: a run or an imported file, as tokens with verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from glitchrun.events import Sampled, Verified
+from glitchrun.imports import Found, Imported
+from glitchrun.ledger.record import Metric, RunRecord
+from glitchrun.report.table import Row, facts_by_token
+
+BY = {
+    "verdict": "the verdict of sampled attempts where there were any, else that of the probes",
+    "glitch": "the verdict of the probes alone",
+    "confirmed": "the verdict of sampled attempts alone",
+}
+"""What can be compared, and what it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A token as one side sees it."""
+
+    id: int
+    text: str | None
+    verdict: str
+    """One of `report.table.VERDICTS` or `imports.found.VERDICTS`."""
+    found: bool | None
+    """Whether the side calls it a glitch token; None where it has no such verdict."""
+    p: float | None = None
+    asr: float | None = None
+    attempts: int | None = None
+    failures: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A run or a file."""
+
+    label: str
+    """A, B, C, ... in the order of the command line."""
+    name: str
+    kind: str
+    """run or file."""
+    tokens: Mapping[int, Judged]
+    seen: frozenset[int]
+    """Ids of the tokens that were looked at, as far as they are listed."""
+    looked_at: int | None
+    """Tokens looked at, listed or not; None where a file of findings does not say."""
+    vocabulary: int | None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    spec: Mapping[str, Any] | None = None
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    """Model contents, precision, device, versions; empty for a file."""
+    note: str | None = None
+
+    @property
+    def judged(self) -> frozenset[int]:
+        """Ids with a verdict."""
+        return frozenset(one.id for one in self.tokens.values() if one.found is not None)
+
+    @property
+    def lists_all(self) -> bool:
+        """Whether every token that was looked at is known."""
+        return self.looked_at is not None and self.looked_at <= len(self.seen)
+
+    @property
+    def found(self) -> frozenset[int]:
+        """Ids that the side calls glitch tokens."""
+        return frozenset(one.id for one in self.tokens.values() if one.found)
+
+
+def of_run(label: str, record: RunRecord, by: str) -> Side:
+    """A run; of several steps that looked at a token the last one's verdict counts."""
+    tokens = {row.token.id: _judged(row, by) for row in _rows(record)}
+    identity = record.identity
+    return Side(
+        label=label,
+        name=f"{identity.experiment} · {identity.name} {identity.key[:12]}#{identity.attempt}",
+        kind="run",
+        tokens=tokens,
+        seen=frozenset(tokens),
+        looked_at=len(tokens),
+        vocabulary=record.model.vocabulary_size if record.model else None,
+        metrics=record.metrics,
+        spec=record.spec,
+        setting=_setting(record),
+        note=None if record.status == "FINISHED" else f"the run is {record.status}",
+    )
+
+
+def _rows(record: RunRecord) -> Iterable[Row]:
+    verified: dict[int, Verified] = {}
+    sampled: dict[int, Sampled] = {}
+    for step in record.steps:
+        for token_id, (verdict, samples) in facts_by_token(step).items():
+            if verdict:
+                verified[token_id] = verdict
+            if samples:
+                sampled[token_id] = samples
+    for token_id in dict.fromkeys((*verified, *sampled)):
+        both = verified.get(token_id), sampled.get(token_id)
+        token = next(fact.token for fact in both if fact)
+        yield Row(token, (), *both)
+
+
+def _judged(row: Row, by: str) -> Judged:
+    confirmed = row.sampled.confirmed if row.sampled else None
+    glitch = row.verified.glitch if row.verified else None
+    return Judged(
+        id=row.token.id,
+        text=row.token.text,
+        verdict=row.verdict,
+        found=_by(by, glitch, confirmed),
+        p=row.closest[1].p if row.closest else None,
+        asr=row.sampled.asr if row.sampled else None,
+        attempts=row.sampled.attempts if row.sampled else None,
+        failures=row.sampled.failures if row.sampled else None,
+    )
+
+
+def _by(by: str, glitch: bool | None, confirmed: bool | None) -> bool | None:
+    if by == "glitch":
+        return glitch
+    return confirmed if by == "confirmed" or confirmed is not None else glitch
+
+
+def _setting(record: RunRecord) -> dict[str, Any]:
+    model = record.model
+    said: dict[str, Any] = {"model contents": record.identity.digests.get("model")}
+    if model:
+        said |= {
+            "architecture": model.architecture,
+            "vocabulary": model.vocabulary_size,
+            "arithmetic": f"{model.quantization} ({model.dtype})",
+            "device": model.device,
+            "template": model.template,
+        }
+    packages = record.environment.get("packages", {})
+    return said | {"glitchrun": record.environment.get("glitchrun"), **packages}
+
+
+def of_file(label: str, imported: Imported, by: str) -> Side:
+    """An imported file. One that gives no verdicts at all is taken as a list of findings."""
+    source = imported.source
+    bare = all(token.verdict == "listed" for token in imported.tokens)
+    tokens = {token.id: _from_file(token, by, bare) for token in imported.tokens}
+    seen = frozenset(t.id for t in imported.tokens if bare or t.verdict != "listed")
+    looked_at = None if bare else source.looked_at
+    checked = source.settings.get("checked") or {}
+    return Side(
+        label=label,
+        name=f"{source.file} ({source.format})",
+        kind="file",
+        tokens=tokens,
+        seen=seen,
+        looked_at=looked_at,
+        vocabulary=checked.get("vocabulary_size") or source.settings.get("vocab_size"),
+        note=_note(bare, source.lists, looked_at, len(seen)),
+    )
+
+
+def _from_file(token: Found, by: str, bare: bool) -> Judged:
+    found = True if bare else _by(by, token.glitch, token.confirmed)
+    text = token.text if token.text is not None else token.visible
+    return Judged(
+        id=token.id,
+        text=text,
+        verdict=token.verdict,
+        found=found,
+        p=token.p,
+        asr=token.asr,
+        attempts=token.attempts,
+        failures=token.failures,
+    )
+
+
+def _note(bare: bool, lists: str, looked_at: int | None, listed: int) -> str | None:
+    if bare:
+        return "gives no verdicts: its tokens count as found"
+    if lists == "findings" and looked_at is None:
+        return "lists only what was found, and does not say how many tokens were looked at"
+    if looked_at is not None and looked_at > listed:
+        return f"lists {listed:,} of the {looked_at:,} tokens looked at"
+    return None

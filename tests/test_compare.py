@@ -1,0 +1,249 @@
+"""`glitchrun compare`: the arithmetic, and whole comparisons recomputed from what they rest on."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from glitchrun.cli import main
+from glitchrun.cli.apply import ROOT
+from glitchrun.report.comparison.agreement import Counts, Overlap, apart, wilson
+from glitchrun.report.rows import rows
+from tests.support.records import Invented, write_matrix, write_run
+
+LEGACY = Path(__file__).parent / "data" / "legacy"
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Runs of the same 200 tokens in float32, int8 and int4, with other verdicts each."""
+    monkeypatch.chdir(tmp_path)
+    return write_matrix(tmp_path / ROOT)
+
+
+def compared(*words: str | Path) -> Result:
+    return CliRunner().invoke(main, ["compare", *map(str, words)])
+
+
+def document(*words: str | Path) -> dict[str, Any]:
+    done = compared(*words, "-o", "json")
+    assert done.exit_code == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def listed(folder: Path, name: str, *tokens: tuple[int, str, bool | None]) -> Path:
+    path = folder / name
+    items = [{"id": i, "text": text, "glitch": found} for i, text, found in tokens]
+    path.write_text(json.dumps({"tokens": items}))
+    return path
+
+
+def verdicts(record: Any) -> dict[int, bool]:
+    """Of tokens.jsonl: confirmed where a token was sampled, glitch otherwise."""
+    found: dict[int, bool] = {}
+    for row in rows(record):
+        if row["confirmed"] is not None:
+            found[row["token_id"]] = row["confirmed"]
+        elif row["glitch"] is not None:
+            found.setdefault(row["token_id"], row["glitch"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("counts", "kappa"),
+    [
+        (Counts(20, 5, 10, 15), 0.4),
+        (Counts(45, 15, 25, 15), 0.1304),
+        (Counts(25, 35, 5, 35), 0.2593),
+        (Counts(3, 0, 0, 7), 1.0),
+        (Counts(0, 5, 5, 0), -1.0),
+        (Counts(5, 0, 0, 0), None),
+        (Counts(0, 0, 0, 0), None),
+    ],
+)
+def test_kappa_of_known_tables(counts: Counts, kappa: float | None) -> None:
+    assert counts.kappa == (None if kappa is None else pytest.approx(kappa, abs=1e-4))
+
+
+def test_chance_overlap_is_that_of_all_draws() -> None:
+    scope, left, right = 8, 3, 4
+    drawn = [len({0, 1, 2} & set(draw)) for draw in combinations(range(scope), right)]
+    for observed in range(4):
+        overlap = Overlap("", left, right, observed, scope)
+        assert overlap.expected == pytest.approx(sum(drawn) / len(drawn))
+        more = sum(count >= observed for count in drawn) / comb(scope, right)
+        fewer = sum(count <= observed for count in drawn) / comb(scope, right)
+        assert (overlap.p_more, overlap.p_fewer) == pytest.approx((more, fewer))
+
+
+@pytest.mark.parametrize(
+    ("observed", "at_least", "reading"),
+    [
+        (6, False, "as chance"),
+        (20, False, "more than chance"),
+        (0, False, "fewer than chance"),
+        (0, True, "as chance"),
+    ],
+)
+def test_the_coverage_gap_of_glitchers_paper_is_chance(
+    observed: int, at_least: bool, reading: str
+) -> None:
+    """255 mined tokens, 2,000 scanned, 128,256 there: 6 in common."""
+    overlap = Overlap("found by A, looked at by B", 255, 2000, observed, 128_256, at_least)
+    assert overlap.expected == pytest.approx(3.976, abs=1e-3)
+    assert overlap.reading == reading
+
+
+def test_intervals_that_share_no_point_are_apart() -> None:
+    assert wilson(0, 5) == pytest.approx((0, 0.4345), abs=1e-4)  # Wilson 1927, by hand
+    assert wilson(5, 5) == pytest.approx((0.5655, 1), abs=1e-4)
+    assert apart(wilson(0, 5), wilson(5, 5))
+    assert apart(wilson(5, 5), wilson(0, 5))
+    assert not apart(wilson(1, 5), wilson(4, 5))
+
+
+def test_a_pair_of_runs_is_counted_as_their_tokens_say(runs: list[Any]) -> None:
+    left, right = verdicts(runs[0]), verdicts(runs[2])
+    assert left.keys() == right.keys()
+    found = document("quantization=float32", "quantization=int4")
+    (pair,) = found["pairs"]
+    kinds = [(left[i], right[i]) for i in left]
+    assert pair["both"] == kinds.count((True, True))
+    assert pair["only_left"] == kinds.count((True, False))
+    assert pair["only_right"] == kinds.count((False, True))
+    assert pair["neither"] == kinds.count((False, False))
+    assert {d["token_id"] for d in pair["differences"]} == {i for i in left if left[i] != right[i]}
+    assert [side["found"] for side in found["sides"]] == [sum(left.values()), sum(right.values())]
+    assert [c["path"] for c in pair["changes"]] == ["model.quantization"]
+
+
+def test_asr_is_compared_where_both_sampled(runs: list[Any]) -> None:
+    (pair,) = document("quantization=float32", "quantization=int4")["pairs"]
+    samples = [
+        {row["token_id"]: row for row in rows(run) if row["attempts"]} for run in (runs[0], runs[2])
+    ]
+    both = samples[0].keys() & samples[1].keys()
+    far = {
+        i
+        for i in both
+        if samples[0][i]["asr_high"] < samples[1][i]["asr_low"]
+        or samples[1][i]["asr_high"] < samples[0][i]["asr_low"]
+    }
+    assert pair["asr"]["tokens"] == len(both) > 0
+    assert {one["token_id"] for one in pair["asr"]["apart"]} == far != set()
+
+
+def test_what_is_compared_can_be_chosen(runs: list[Any]) -> None:
+    (by_probes,) = document("quantization=float32", "quantization=int4", "--by", "glitch")["pairs"]
+    glitch = [{r["token_id"]: r["glitch"] for r in rows(run) if r["probes"]} for run in runs]
+    assert by_probes["both"] == sum(glitch[0][i] and glitch[2][i] for i in glitch[0])
+    (by_asr,) = document("quantization=float32", "quantization=int4", "--by", "confirmed")["pairs"]
+    assert by_asr["tokens"] == by_asr["asr"]["tokens"]
+
+
+def test_a_run_agrees_with_itself(runs: list[Any]) -> None:
+    name = "quantization=int8"
+    (pair,) = document(name, name)["pairs"]
+    assert (pair["kappa"], pair["differences"], pair["changes"]) == (1, [], [])
+    assert pair["p_distance"] == 0
+    assert "Nothing: the same spec, model contents and versions." in compared(name, name).stdout
+
+
+def test_text_and_markdown_show_the_same_numbers(runs: list[Any]) -> None:
+    text = compared("quantization=float32", "quantization=int4").stdout
+    markdown = compared("quantization=float32", "quantization=int4", "-o", "md").stdout
+    for shown in ("Cohen's kappa is 0.0227", "Both have a verdict on 200 tokens."):
+        assert shown in text
+        assert shown in markdown
+    assert "… 26 more; --all lists them" in text
+    assert "| `␣petertodd` |" in markdown
+    everything = compared("quantization=float32", "quantization=int4", "--all").stdout
+    assert "--all lists them" not in everything
+    assert len(everything.splitlines()) == len(text.splitlines()) + 26 - 1
+
+
+def test_more_than_two_are_compared_by_pairs(runs: list[Any]) -> None:
+    names = [f"quantization={name}" for name in ("float32", "int8", "int4")]
+    found = document(*names)
+    assert [(p["left"], p["right"]) for p in found["pairs"]] == [("A", "B"), ("A", "C"), ("B", "C")]
+    (alone,) = document(names[1], names[2])["pairs"]
+    assert found["pairs"][2]["kappa"] == alone["kappa"]
+    text = compared(*names).stdout
+    assert "tokens that the sides do not all agree on" in text
+    assert "What differs between A and C" in text
+
+
+def test_a_file_is_compared_with_a_run(runs: list[Any], tmp_path: Path) -> None:
+    """A run's own tokens.jsonl, read as a file, agrees with the run in everything."""
+    path = tmp_path / "tokens.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows(runs[0])))
+    (pair,) = document("quantization=float32", path)["pairs"]
+    assert pair["tokens"] == 200
+    assert (pair["kappa"], pair["changes"]) == (1, [])
+    assert pair["p_distance"] == pytest.approx(0, abs=1e-6)  # the file has 7 digits
+    assert pair["asr"]["apart"] == []
+
+
+def test_lists_of_findings_say_what_they_cannot_tell() -> None:
+    found = document(LEGACY / "glitch_tokens.json", LEGACY / "vocab_scan_results.json")
+    (pair,) = found["pairs"]
+    assert pair["kappa"] is None
+    assert found["sides"][0]["looked_at"] is None
+    assert found["sides"][1]["note"] == "lists 3 of the 10 tokens looked at"
+    words = [LEGACY / "glitch_tokens.json", LEGACY / "vocab_scan_results.json", "--scope", "32000"]
+    overlaps = {one["what"]: one for one in document(*words)["pairs"][0]["overlaps"]}
+    assert "looked at by both" not in overlaps
+    looked = overlaps["found by A, looked at by B"]
+    assert (looked["left"], looked["right"], looked["at_least"]) == (8, 10, True)
+    text = compared(*words).stdout
+    assert "Cohen's kappa is not defined" in text
+    assert "How many tokens A looked at is not known" in text
+
+
+def test_without_a_vocabulary_the_scope_is_asked_for() -> None:
+    text = compared(LEGACY / "ids.json", LEGACY / "glitchminer.json").stdout
+    assert "gives no verdicts: its tokens count as found" in text
+    assert "The vocabulary's size is not known: give the number of tokens" in text
+
+
+def test_ids_of_different_vocabularies_are_not_compared(tmp_path: Path) -> None:
+    left = listed(tmp_path, "a.json", (1, "been", True), (2, "MT", True), (3, " x", False))
+    right = listed(tmp_path, "b.json", (1, " been", True), (2, "ций", True), (3, "835", False))
+    done = compared(left, right)
+    assert done.exit_code == 2
+    assert "2 of 3 ids that both list are other texts (2 is «MT» and «ций»" in done.stderr
+    right = listed(tmp_path, "b.json", (1, " been", True), (2, "ций", True), (3, "x", True))
+    (pair,) = document(left, right)["pairs"]
+    assert (pair["tokens"], pair["other_texts"]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["quantization=int8"], "compare takes 2 to 26 runs, got 1"),
+        (["quantization=int8", "nothing"], "no run is called 'nothing'"),
+        (["quantization=int8", "quantization=int4", "--scope", "10"], "looked at 200 tokens"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(runs: list[Any], words: list[str], message: str) -> None:
+    done = compared(*words)
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+def test_an_unfinished_run_is_compared_as_far_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / ROOT, Invented(name="whole", key="a" * 16))
+    write_run(tmp_path / ROOT, Invented(name="cut", key="b" * 16, status="KILLED"))
+    found = document("whole", "cut")
+    assert found["sides"][1]["note"] == "the run is KILLED"
+    assert found["pairs"][0]["tokens"] == found["sides"][1]["tokens"] < 200
