@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diff": ("glitchrun.cli.diff:command", "Show what changed in a spec since a run."),
     "status": ("glitchrun.cli.status:command", "List runs, their progress, and stale ones."),
     "report": ("glitchrun.cli.report:command", "Write a run's report."),
+    "chat": ("glitchrun.cli.chat:command", "Talk with a spec's model, loaded once."),
     "explain": ("glitchrun.cli.explain:command", "Show what a metric of a run rests on."),
     "compare": (
         "glitchrun.cli.compare:command",

@@ -8,6 +8,7 @@
     chat_template.py  the tokenizer's own chat template, rendered safely
     render.py         template + probe -> Prompt (ids around the token's own id)
     slot.py           a prompt with a place for sequences of ids right before a text
+    dialogue.py       a conversation of several turns as ids, each turn appended to those before
     tokenizer.py      the few tokenizer calls that this package rests on
 
 Nothing here imports torch or transformers.

@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 
 from glitchrun.errors import PreflightError
 from glitchrun.prompts.conversation import Conversation
+from glitchrun.prompts.probes import Exchange
 from glitchrun.prompts.tokenizer import Tokenizer, encode
 
 _MARK = "XglitchrunmarkX"
@@ -37,6 +38,31 @@ def write(tokenizer: Tokenizer, conversation: Conversation) -> str:
     for turn in conversation.earlier:
         messages += [_say("user", turn.user), _say("assistant", turn.answer)]
     return _render(tokenizer, [*messages, _say("user", conversation.user)])
+
+
+def write_next(tokenizer: Tokenizer, user: str) -> str:
+    """What the template writes between an answer and the next one: its close, and the user's turn.
+
+    Raises PreflightError where the template refuses a second turn, or leaves earlier answers out.
+    """
+    said = Conversation(user=user, earlier=(Exchange("u", _MARK),))
+    _, found, tail = write(tokenizer, said).partition(_MARK)
+    if not found:
+        raise PreflightError(
+            "the tokenizer's chat template leaves earlier answers out, so a conversation cannot go "
+            "on in it; name a template in the spec: `glitchrun list templates`"
+        )
+    return tail
+
+
+def rewrites(tokenizer: Tokenizer, system: str | None = None) -> bool:
+    """Whether the template writes what was said before differently once the talk goes on.
+
+    Some move the system text to the last user turn, or cut earlier answers short.
+    """
+    first = write(tokenizer, Conversation(user="u", system=system))
+    said = Conversation(user="v", earlier=(Exchange("u", _MARK),), system=system)
+    return not write(tokenizer, said).startswith(first + _MARK)
 
 
 def fault(tokenizer: Tokenizer) -> str | None:

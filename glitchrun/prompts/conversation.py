@@ -40,6 +40,17 @@ def write(family: Family, conversation: Conversation) -> str:
     return "".join(parts)
 
 
+def write_next(family: Family, user: str, *, closed: bool) -> str:
+    """What stands between an answer and the next one: its close, and the next user turn.
+
+    `closed`: the answer has said the family's closing text itself.
+    """
+    closing = family.answer.partition("{answer}")[2]
+    if closed and family.stop:
+        closing = closing.partition(family.stop)[2]
+    return closing + _fill(family.user, "{user}", user)
+
+
 def _fill(pattern: str, name: str, text: str) -> str:
     """Not `str.format`: braces in the texts stay what they are."""
     before, _, after = pattern.partition(name)

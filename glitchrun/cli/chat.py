@@ -1,0 +1,197 @@
+"""`glitchrun chat`: a conversation with the model of a spec."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from glitchrun.cli.apply import ROOT
+from glitchrun.cli.needs import require
+from glitchrun.errors import DoesNotFit, ExitCode, UsageError
+from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.types import Experiment
+
+if TYPE_CHECKING:
+    from glitchrun.chat.session import Session
+    from glitchrun.plan.build import PlannedRun
+
+
+@click.command("chat")
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option("--set", "sets", multiple=True, metavar="K=V", help="Override a value of the spec.")
+@click.option("--only", metavar="NAME", help="The cell of the matrix to talk to, by its name.")
+@click.option(
+    "--temperature", type=click.FloatRange(0), default=0.7, show_default=True, help="0 for greedy."
+)
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.9, show_default=True)
+@click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--seed", type=click.IntRange(0), help="The spec's, where not given.")
+@click.pass_context
+def command(
+    context: click.Context,
+    spec: Path,
+    sets: tuple[str, ...],
+    only: str | None,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    seed: int | None,
+) -> None:
+    """Talks with the model of SPEC, in its template. /help lists what else a line can say.
+
+    The model is loaded once. Where standard input is no terminal, every line of it is a question
+    (or a command) and only answers go to standard output.
+    """
+    experiment = load_experiment(spec, sets, require_env=True)
+    require("torch", "transformers")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see `apply`
+    from glitchrun.chat.loop import talk
+    from glitchrun.chat.session import Settings
+    from glitchrun.probing.choice import Sampling
+
+    run = _run(experiment, only)
+    settings = Settings(
+        Sampling(temperature, top_p), max_new_tokens, run.cell.spec.seed if seed is None else seed
+    )
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    session = _session(run, settings)
+    keys = _Keys(session)
+    with _heard(keys):
+        try:
+            talk(session, _reader(keys, terminal), _Screen(terminal), forgiving=terminal)
+        except _Left as left:
+            context.exit(int(left.exit_code))
+
+
+def _run(experiment: Experiment, only: str | None) -> PlannedRun:
+    """The one cell to talk to, checked against the memory there is."""
+    from glitchrun.plan.build import build
+
+    names = [cell.name for cell in experiment.cells]
+    if only is None and len(names) > 1:
+        raise UsageError(f"this spec has {len(names)} cells; choose one with --only: {names}")
+    if only is not None and only not in names:
+        raise UsageError(f"--only {only!r} names no run of this spec; it has: {names}")
+    runs = build(experiment, lambda key: None).runs
+    run = next(run for run in runs if only is None or run.cell.name == only)
+    if run.action == "blocked":
+        raise DoesNotFit(f"{run.cell.name}: {run.reason}")
+    return run
+
+
+def _session(run: PlannedRun, settings: object) -> Session:
+    from glitchrun.chat.session import Session
+    from glitchrun.probing.backend import Backend
+    from glitchrun.prompts.detect import detect
+    from glitchrun.runner.models import Models
+
+    spec = run.cell.spec
+    model = Models(ROOT.resolve().parent / ".cache" / "glitchrun", _note).get(spec.model)
+    template = detect(spec.template, model.tokenizer, model.config, spec.model.path)
+    _note(f"template: {template.name} ({template.rule})")
+    system = spec.system
+    if system and not template.carries_system:
+        _note(f"the template {template.name} cannot carry the spec's system text: it is left out")
+        system = None
+    return Session(Backend(model), template, settings, system)  # type: ignore[arg-type]
+
+
+def _note(line: str) -> None:
+    click.echo(line, err=True)
+
+
+class _Screen:
+    """Answers go to standard output as they are; a terminal is shown no control characters."""
+
+    def __init__(self, terminal: bool) -> None:
+        self._terminal = terminal
+
+    def text(self, text: str) -> None:
+        click.echo(_harmless(text) if self._terminal else text, nl=False)
+
+    def line(self, line: str) -> None:
+        click.echo(_harmless(line) if self._terminal else line)
+
+    def note(self, line: str) -> None:
+        _note(f"({line})")
+
+
+def _harmless(text: str) -> str:
+    """A model may say escape sequences that would rearrange the terminal."""
+    return "".join(
+        f"⟨U+{ord(one):04X}⟩" if unicodedata.category(one) == "Cc" and one not in "\n\t" else one
+        for one in text
+    )
+
+
+class _Left(BaseException):
+    """The user or the system ended the talk by a signal; no Exception, so that nothing holds it."""
+
+    def __init__(self, exit_code: ExitCode) -> None:
+        super().__init__("left")
+        self.exit_code = exit_code
+
+
+class _Keys:
+    """Ctrl-C: once ends the answer in hand, twice leaves."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._pressed = False
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM:
+            raise _Left(ExitCode.SIGTERM)
+        if self._pressed:
+            raise _Left(ExitCode.SIGINT)
+        self._pressed = True
+        if not self._session.generating:
+            raise KeyboardInterrupt
+        self._session.stop()
+
+    def forget(self) -> None:
+        """A line was read: the next Ctrl-C is a first one."""
+        self._pressed = False
+
+
+@contextmanager
+def _heard(keys: _Keys) -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, keys.receive) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _reader(keys: _Keys, terminal: bool) -> Callable[[], str | None]:
+    """One line at each call, None at the end of input."""
+    if terminal and find_spec("readline"):
+        import_module("readline")  # line editing and history, by being imported
+
+    def read() -> str | None:
+        while True:
+            try:
+                line = input("> ") if terminal else sys.stdin.readline()
+            except EOFError:
+                click.echo()
+                return None
+            except KeyboardInterrupt:
+                _note("(once more, or /exit, to leave)")
+                continue
+            keys.forget()
+            return line.rstrip("\r\n") if terminal or line else None
+
+    return read

@@ -1,0 +1,385 @@
+"""A conversation on one loaded model: turns, memory, commands, and the command itself."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from glitchrun.chat.commands import COMMANDS
+from glitchrun.chat.loop import talk
+from glitchrun.chat.session import Session, Settings
+from glitchrun.chat.stream import Stream
+from glitchrun.errors import UsageError
+from glitchrun.probing.backend import Backend
+from glitchrun.probing.choice import Sampling
+from glitchrun.strategies.context import Context
+from tests.support.commands import ENVIRONMENT
+from tests.support.engine import context, one_at_a_time
+
+LENGTH = 12
+
+
+@pytest.fixture(scope="module")
+def llama(llama_folder: Path) -> Context:
+    return context(llama_folder)
+
+
+def begin(llama: Context, *, seed: int = 1, system: str | None = None, **sampling: Any) -> Session:
+    settings = Settings(Sampling(**sampling), LENGTH, seed)
+    return Session(Backend(llama.backend.model), llama.template, settings, system)
+
+
+def say(session: Session, *texts: str) -> list[str]:
+    return ["".join(session.ask(text)) for text in texts]
+
+
+class Paper:
+    """What a user would have read."""
+
+    def __init__(self) -> None:
+        self.said = ""
+        self.notes: list[str] = []
+
+    def text(self, text: str) -> None:
+        self.said += text
+
+    def line(self, line: str) -> None:
+        self.said += line + "\n"
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+
+
+def typed(session: Session, *lines: str, forgiving: bool = True) -> Paper:
+    waiting: Iterator[str | None] = iter([*lines, None])
+    paper = Paper()
+    talk(session, lambda: next(waiting), paper, forgiving=forgiving)
+    return paper
+
+
+def test_answers_repeat_by_their_seed(llama: Context) -> None:
+    first = say(begin(llama), "hello", "again")
+    assert first == say(begin(llama), "hello", "again")
+    assert first != say(begin(llama, seed=2), "hello", "again")
+    session = begin(llama)
+    say(session, "something else")
+    session.reset()
+    assert say(session, "hello", "again") == first
+
+
+def test_greedy_answers_are_those_of_running_everything_each_time(llama: Context) -> None:
+    """Kept keys and values change nothing, over three turns."""
+    session = begin(llama, temperature=0)
+    say(session, "hello", "again", "and again")
+    ids: list[int] = []
+    for turn in session.turns:
+        ids += turn.asked_ids
+        for token_id in turn.answer_ids:
+            assert int(one_at_a_time(llama, ids).argmax()) == token_id
+            ids.append(token_id)
+    assert session.length == len(ids)
+
+
+def test_every_id_is_run_once(llama: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    step = Backend.step
+
+    def counted(self: Backend, ids: torch.Tensor, cache: Any, **options: Any) -> Any:
+        ran.extend(ids[0].tolist())
+        return step(self, ids, cache, **options)
+
+    monkeypatch.setattr(Backend, "step", counted)
+    session = begin(llama)
+    say(session, "hello", "again", "and again")
+    session.next_tokens(3)
+    said = [one for turn in session.turns for one in (*turn.asked_ids, *turn.answer_ids)]
+    assert ran == said
+
+
+def tensor_bytes() -> int:
+    """Bytes of every tensor alive."""
+    gc.collect()
+    # By type: isinstance would ask lazy modules for what they warn about.
+    alive = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+    stores = [tensor.untyped_storage() for tensor in alive]
+    return sum({store.data_ptr(): store.nbytes() for store in stores}.values())
+
+
+def test_memory_is_flat_after_twenty_turns_and_a_reset(llama: Context) -> None:
+    session = begin(llama)
+    session.positions = None  # more than its 512, for twenty turns
+    say(session, "hello")
+    session.reset()
+    before = tensor_bytes()
+    say(session, *(f"question {number}" for number in range(20)))
+    assert len(session.turns) == 20
+    text = llama.backend.model.config
+    a_position = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 4
+    grown = tensor_bytes() - before
+    # While it lasts, a conversation holds its own keys and values and one row of logits.
+    assert 0 < grown <= session.length * a_position + 2 * llama.backend.model.vocab_size * 4
+    session.reset()
+    assert tensor_bytes() == before
+
+
+def test_a_pass_that_is_cut_off_leaves_a_conversation_that_goes_on(
+    llama: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, whole = begin(llama, temperature=0), begin(llama, temperature=0)
+    say(session, "hello")
+    step = Backend.step
+
+    def broken(self: Backend, *args: Any, **options: Any) -> Any:
+        step(self, *args, **options)  # the cache has been appended to
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Backend, "step", broken)
+        with pytest.raises(KeyboardInterrupt):
+            session.next_tokens(3, "and now?")
+    assert say(session, "again") == say(whole, "hello", "again")[1:]
+
+
+def test_the_next_token_table_is_the_models(llama: Context) -> None:
+    session = begin(llama)
+    say(session, "hello")
+    turn = session.turns[0]
+    p = one_at_a_time(llama, [*turn.asked_ids, *turn.answer_ids]).softmax(dim=-1)
+    rows = session.next_tokens(5)
+    assert [row.token_id for row in rows] == p.topk(5).indices.tolist()
+    assert [row.p for row in rows] == pytest.approx(p.topk(5).values.tolist(), rel=1e-4)
+    length, answer = session.length, say(begin(llama), "hello", "again")[1]
+    assert session.next_tokens(5, "again") != rows
+    assert session.length == length  # looking ahead asks nothing
+    assert say(session, "again") == [answer]
+
+
+def test_looking_ahead_before_the_first_question(llama: Context) -> None:
+    session = begin(llama, temperature=0)
+    (row,) = session.next_tokens(1, "hello")
+    say(session, "hello")
+    assert session.turns[0].answer_ids[0] == row.token_id
+    with pytest.raises(UsageError, match="nothing has been said"):
+        begin(llama).next_tokens(1)
+
+
+def test_an_answer_ends_with_the_models_end_id(
+    llama: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = begin(llama, temperature=0)
+    say(session, "hello")
+    third = session.turns[0].answer_ids[2]
+    monkeypatch.setattr(session, "_ends", frozenset({third}))
+    session.reset()
+    say(session, "hello")
+    cut = session.turns[0]
+    assert (cut.ended, third not in cut.answer_ids) == ("end", True)
+
+
+def test_what_is_cut_is_said(llama: Context) -> None:
+    session = begin(llama)
+    paper = typed(session, "hello")
+    assert session.turns[0].ended == "length"
+    assert paper.notes == [f"cut after {LENGTH} tokens; --max-new-tokens allows more"]
+    for _ in session.ask("again"):
+        session.stop()
+    assert (session.turns[1].ended, len(session.turns[1].answer_ids)) == ("stopped", 1)
+    assert "[stopped]" in typed(session, "/history").said
+
+
+def test_the_models_positions_bound_a_conversation(llama: Context) -> None:
+    session = begin(llama)
+    say(session, "hello")
+    session.positions = session.length + 40
+    with pytest.raises(UsageError, match="/reset begins a new one"):
+        say(session, "hello " * 50)
+    session.positions = session.length + len(session._written("x")) + 3
+    paper = typed(session, "x")
+    assert session.turns[-1].ended == "context"
+    assert session.length == session.positions
+    assert "positions are used up" in paper.notes[0]
+    assert "leave no room" in typed(session, "x").notes[0]
+
+
+def test_a_system_text_is_carried_or_refused(llama: Context) -> None:
+    session = begin(llama, system="Be brief.")
+    say(session, "hello")
+    assert "Be brief." in llama.backend.model.tokenizer.decode(session.turns[0].asked_ids)
+    paper = typed(session, "/system", "/system Be long.", "/system", "/system -", "/system")
+    assert paper.said == "Be brief.\nBe long.\nno system text\n"
+    assert session.turns == []
+    nowllm = context(Path(llama.spec.model.path), template="nowllm")
+    silent = begin(nowllm)
+    assert "cannot carry a system text" in typed(silent, "/system Be brief.").notes[0]
+
+
+def test_commands_show_ids_history_and_help(llama: Context) -> None:
+    session = begin(llama)
+    paper = typed(session, "say <#300>", "/ids", "/history", "/next 2", "/help", "/exit", "never")
+    assert len(session.turns) == 1
+    assert "     300  " in paper.said
+    assert "user: say <#300>\nassistant: " in paper.said
+    assert "rank        id  probability  token\n   1 " in paper.said
+    assert all(command.usage in paper.said for command in COMMANDS.values())
+
+
+def test_a_slash_is_doubled_to_be_said(llama: Context) -> None:
+    session = begin(llama)
+    typed(session, "//etc is a folder")
+    assert session.turns[0].user == "/etc is a folder"
+
+
+@pytest.mark.parametrize("line", ["/frob", "/next 0", "/ids", "/next", "say <#99999>"])
+def test_wrong_lines_are_remarked_on_or_end_a_script(llama: Context, line: str) -> None:
+    paper = typed(begin(llama), line)
+    assert len(paper.notes) == 1
+    assert not paper.said
+    with pytest.raises(UsageError):
+        typed(begin(llama), line, forgiving=False)
+
+
+@pytest.mark.parametrize(
+    "text", ["plain words", " with space ", "東京 and Москва", "Straße\n\nnew", "half \ufffd"]
+)
+def test_streamed_pieces_are_the_text(llama: Context, text: str) -> None:
+    tokenizer = llama.backend.model.tokenizer
+    stream = Stream(tokenizer)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    pieces = [stream.push(one) for one in ids] + [stream.end()]
+    assert "".join(pieces) == text
+    assert all("\ufffd" not in piece for piece in pieces[:-1]) or "\ufffd" in text
+
+
+def test_half_a_character_is_held_back_and_shown_at_the_end(llama: Context) -> None:
+    tokenizer = llama.backend.model.tokenizer
+    ids = tokenizer.encode("東", add_special_tokens=False)
+    stream = Stream(tokenizer)
+    assert stream.push(ids[0]) == ""
+    assert stream.end() == "\ufffd"
+
+
+def test_a_stop_text_over_several_tokens_is_never_shown(llama: Context) -> None:
+    tokenizer = llama.backend.model.tokenizer
+    stream = Stream(tokenizer, "<end>")
+    ids = tokenizer.encode("a <e b<end>c", add_special_tokens=False)
+    said = ""
+    for one in ids:
+        said += stream.push(one)
+        if stream.stopped:
+            break
+    assert said + stream.end() == "a <e b"
+    assert stream.stopped
+
+
+# The command itself, with standard input a pipe and a terminal.
+
+
+@pytest.fixture
+def spec(tmp_path: Path, llama_folder: Path) -> Path:
+    path = tmp_path / "chat.yaml"
+    path.write_text(
+        "apiVersion: glitchrun/v1\nkind: Experiment\nmetadata: {name: chat}\n"
+        f"model: {{path: {llama_folder}}}\ntemplate: chatml\nseed: 1\n"
+        "steps: [{id: t, strategy: test, tokens: {ids: [40]}}]\n"
+    )
+    return path
+
+
+def started(spec: Path, *words: str, **streams: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "glitchrun", "chat", spec.name, *words],
+        cwd=spec.parent,
+        env=ENVIRONMENT,
+        **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        | streams,
+    )
+
+
+def test_a_piped_chat_prints_the_answers_alone(llama: Context, spec: Path) -> None:
+    words = ("--set", "system=Be brief.", "--max-new-tokens", str(LENGTH))
+    lines = "hello\n\nagain\n/reset\nhello\n"
+    out, err = started(spec, *words).communicate(lines.encode(), timeout=120)
+    hello, again = say(begin(llama, system="Be brief."), "hello", "again")
+    assert out.decode() == f"{hello}\n{again}\n{hello}\n"
+    assert err.decode().count("loading ") == 1
+    assert err.decode().count("cut after") == 3
+
+
+def test_a_wrong_piped_command_ends_with_two(spec: Path) -> None:
+    process = started(spec, "--set", "template=nowllm", "--set", "system=x")
+    out, err = process.communicate(b"/frob\nhello\n", timeout=120)
+    assert (process.returncode, out) == (2, b"")
+    assert "there is no /frob" in err.decode()
+    assert "cannot carry the spec's system text: it is left out" in err.decode()
+
+
+def until(process: subprocess.Popen[bytes], mark: bytes) -> None:
+    """Reads remarks up to one that holds `mark`."""
+    assert process.stderr
+    said = b""
+    while mark not in said:
+        line = process.stderr.readline()
+        assert line, said.decode()
+        said += line
+
+
+def test_ctrl_c_once_ends_an_answer_and_twice_leaves(spec: Path) -> None:
+    process = started(spec, "--max-new-tokens", "100000", "--set", "template=raw")
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(b"hello\n")
+    process.stdin.flush()
+    assert process.stdout.read(1)  # an answer has begun
+    process.send_signal(signal.SIGINT)
+    until(process, b"(stopped)")
+    process.stdin.write(b"/history\n")
+    process.stdin.flush()
+    while b"user: hello" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    until(process, b"once more")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+
+
+def read_terminal(main: int, mark: bytes) -> bytes:
+    """What a terminal shows up to `mark`; all the rest for an empty one."""
+    said = b""
+    while not mark or mark not in said:
+        assert select.select([main], [], [], 60)[0], said
+        try:
+            said += os.read(main, 4096)
+        except OSError:  # Linux: the other side has closed
+            return said
+    return said
+
+
+def test_a_terminal_has_a_prompt_and_ctrl_d_leaves(spec: Path) -> None:
+    main, side = pty.openpty()
+    with started(spec, "--max-new-tokens", "3", stdin=side, stdout=side, stderr=side) as process:
+        os.close(side)
+        said = b""
+        for line in (b"/frob\n", b"/help\n", b"\x04"):
+            said += read_terminal(main, b"> ")
+            if line == b"\x04":
+                process.send_signal(signal.SIGINT)
+                said += read_terminal(main, b"> ")
+            os.write(main, line)
+        said += read_terminal(main, b"")
+        os.close(main)
+        assert process.wait(60) == 0
+    assert b"there is no /frob" in said
+    assert b"Ctrl-D leaves" in said
+    assert b"once more, or /exit, to leave" in said
