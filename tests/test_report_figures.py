@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from glitchrun.report.figures import asr, discovery, drawings, entropy, norms, rank
+from glitchrun.events import Entry
+from glitchrun.ledger.record import StepRecord
+from glitchrun.report.figures import (
+    ancestry,
+    asr,
+    discovery,
+    drawings,
+    entropy,
+    fitness,
+    next_token,
+    norms,
+    rank,
+)
 from glitchrun.report.figures.style import label
 from glitchrun.report.plots import write_plots
 from tests.support.invented_facts import WEIRD
@@ -123,3 +136,80 @@ def test_entropy_medians_are_by_verdict(tmp_path: Path) -> None:
     drawing = entropy.draw(run_of(tmp_path, step("scan", "scan", verified(1), verified(2))))
     assert drawing
     assert "Median: not glitch 1 nats." in drawing.caption
+
+
+def born(ids: str, generation: int, *parents: str, text: str = " x") -> Entry:
+    how = ("random", "mutation", "crossover")[len(parents)]
+    cells = {"generation": generation, "how": how, "ids": ids, "text": text, "fitness": 0.5}
+    return Entry("ancestry", {**cells, "parents": list(parents)})
+
+
+def evolved(*entries: Entry) -> StepRecord:
+    """A genetic step that lowered token 1 from 0.8 to 0.1, in three generations."""
+    start = {"target_id": 1, "wanted_id": None}
+    curve = [
+        {"generation": number, "best": best, "mean": best / 2, "diversity": 0.9, "injected": fresh}
+        for number, (best, fresh) in enumerate([(0.1, 0), (0.1, 3), (0.875, 0)])
+    ]
+    next_token = [
+        {"token": text, "token_id": place, "p_before": p, "p_after": q, "rank_before": place}
+        | {"rank_after": 9}
+        for place, (text, p, q) in enumerate([(" fox", 0.8, 0.1), (" dog", 0.1, 0.7)], start=1)
+    ]
+    rows = [("baseline", start), *(("generations", row) for row in curve)]
+    rows += [("distribution", row) for row in next_token]
+    return step("evolve", "genetic", *(Entry(name, cells) for name, cells in rows), *entries)
+
+
+def test_the_fitness_curve_is_that_of_the_generations(tmp_path: Path) -> None:
+    drawing = fitness.draw(run_of(tmp_path, evolved()))
+    assert drawing
+    above, below = drawing.figure.axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in above.lines}
+    assert lines == {
+        "best": [0.1, 0.1, 0.875],
+        "mean": [0.05, 0.05, 0.4375],
+        "fresh sequences": [0.1],
+    }
+    assert list(below.lines[0].get_ydata()) == [0.9] * 3
+    assert "evolve: from 0.100 to 0.875 in 2 generations" in drawing.caption
+
+
+def test_the_ancestry_joins_children_to_their_parents(tmp_path: Path) -> None:
+    line = [born("1 2", 5, "1", "2"), born("1", 3, "3"), born("2", 2), born("3", 0)]
+    drawing = ancestry.draw(run_of(tmp_path, evolved(*line)))
+    assert drawing
+    (axes,) = drawing.figure.axes
+    joins = {
+        tuple(zip(*line.get_data(), strict=True))
+        for line in axes.lines
+        if len(line.get_xdata()) == 2 and line.get_marker() == "None"
+    }
+    assert joins == {((5, 0), (3, 1)), ((5, 0), (2, 2)), ((3, 1), (0, 3))}
+    assert "evolve: came up in generation 5 and has 3 ancestors" in drawing.caption
+
+
+def test_a_long_ancestry_is_cut_and_says_so(tmp_path: Path) -> None:
+    line = [born(str(n), 30 - n, str(n + 1)) for n in range(30)]
+    drawing = ancestry.draw(run_of(tmp_path, evolved(*line, born("30", 0))))
+    assert drawing
+    assert len(drawing.figure.axes[0].get_yticks()) == 16
+    assert "30 ancestors, of which the 15 youngest are drawn" in drawing.caption
+
+
+def test_next_tokens_stand_before_and_after(tmp_path: Path) -> None:
+    drawing = next_token.draw(run_of(tmp_path, evolved()))
+    assert drawing
+    before, after = drawing.figure.axes[0].containers
+    assert [bar.get_width() for bar in before] == [80, 10]
+    assert [bar.get_width() for bar in after] == [pytest.approx(10), pytest.approx(70)]
+    assert "the target '␣fox' goes from 80 % (rank 1) to 10 % (rank 9)" in drawing.caption
+
+
+def test_two_searches_share_the_figures_and_hostile_texts_are_drawn(tmp_path: Path) -> None:
+    lines = [born(str(n), 0, text=text) for n, text in enumerate([*WEIRD, "日本語"])]
+    record = run_of(tmp_path, evolved(*lines), replace(evolved(born("1", 0)), id="other"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        names = [path.stem for path in write_plots(record, tmp_path)]
+    assert names == ["fitness", "ancestry", "next_token"]

@@ -182,6 +182,7 @@ def _best(task: Task, evolution: Evolution, scores: Scores) -> Iterator[Entry]:
 
 def _ancestry(task: Task, evolution: Evolution, winner: Ids, scores: Scores) -> Iterator[Entry]:
     line = evolution.ancestors(winner)[:_ANCESTORS]
+    line.sort(key=lambda ids: -evolution.births[ids].generation)
     shown = ("generation", "how", "ids", "text", "fitness", "parents")
     for row in _evaluated(task, {ids: scores[ids] for ids in line}):
         cells = row | _birth(evolution.births[read_ids(row["ids"])])

@@ -6,10 +6,19 @@ Each module draws one: `draw(record)` returns it, or None where the record has n
 from __future__ import annotations
 
 from glitchrun.ledger.record import RunRecord
-from glitchrun.report.figures import asr, discovery, entropy, norms, rank
+from glitchrun.report.figures import (
+    ancestry,
+    asr,
+    discovery,
+    entropy,
+    fitness,
+    next_token,
+    norms,
+    rank,
+)
 from glitchrun.report.figures.style import Drawing
 
-_FIGURES = (discovery, norms, entropy, rank, asr)
+_FIGURES = (discovery, norms, entropy, rank, asr, fitness, ancestry, next_token)
 
 
 def drawings(record: RunRecord) -> list[Drawing]:
