@@ -32,6 +32,14 @@ PARAMS: dict[str, dict[str, Any]] = {
         "elite": 2,
     },
     "mine": {"search": "gradient", "iterations": 4, "batch_size": 5, "k": 9, "controls": 3},
+    "predict": {
+        "prompts": [
+            {"text": "The quick brown", "expected": "fox jumps", "name": "fox"},
+            {"text": "2 + 2 =", "chat": "What is 2 + 2?"},
+            {"text": "The quick brown", "expected": " fox"},
+        ],
+        "top_k": 3,
+    },
     "scan": {"batch_size": 16, "controls": 20},
     "test": {"tokens": {"ids": [40, 41, 300, 40]}, "probes": "strict", "controls": 4},
     "validate": {"tokens": {"ids": [40, 41]}, "attempts": 3, "max_new_tokens": 4, "controls": 5},

@@ -37,6 +37,14 @@ _MINE = "  - {id: mine, strategy: mine, search: gradient, iterations: 50, batch_
 _STEPS = {
     "genetic": ['  - {id: genetic, strategy: genetic, base_text: "The quick brown", format: raw}'],
     "mine": [_MINE, "  - {id: asr, strategy: validate, tokens: {from: mine}, attempts: 5}"],
+    "predict": [
+        "  - id: predict",
+        "    strategy: predict",
+        "    prompts:",
+        "      - text: The quick brown",
+        '        chat: "Complete this phrase: The quick brown"',
+        "        expected: fox",
+    ],
     "test": ["  - {id: test, strategy: test, tokens: {ids: [0, 1, 2]}, probes: strict}"],
     "validate": [_MINE, "  - {id: asr, strategy: validate, tokens: {from: mine}, attempts: 5}"],
 }

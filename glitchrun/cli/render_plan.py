@@ -83,8 +83,9 @@ def _memory_lines(memory: MemoryEstimate) -> Iterator[str]:
 def _work(work: StepWork) -> str:
     if work.tokens is None:
         return "no bound known"
-    parts = [_count(work.tokens, "token")]
+    parts = []
     for number, noun in (
+        (work.tokens, "token"),
         (work.prompts, "prompt"),
         (work.gradients, "gradient"),
         (work.continuations, "continuation"),
@@ -92,7 +93,7 @@ def _work(work: StepWork) -> str:
     ):
         if number:
             parts.append(_count(number, noun))
-    return f"at most {', '.join(parts)}"
+    return f"at most {', '.join(parts) or 'nothing'}"
 
 
 def _count(number: int, noun: str) -> str:

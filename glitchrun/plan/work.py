@@ -80,6 +80,8 @@ def _workload(step: Step, system: int, dtype: str) -> Workload:
     params = parameters(step)
     batch = params.get("batch_size")
     samples = "max_new_tokens" in params
+    if step.strategy == "predict":
+        return Workload(step.id, batch=1, positions=_longest_prompt(params) + system)
     if samples and dtype != "float32":
         batch = _NARROW_SAMPLING_ROWS
     longest = max(_POSITIONS.get(name, max(_POSITIONS.values())) for name in _probes(params))
@@ -89,6 +91,16 @@ def _workload(step: Step, system: int, dtype: str) -> Workload:
         positions=longest + system + (params["max_new_tokens"] if samples else 0),
         gradient=params.get("search") == "gradient",
     )
+
+
+def _longest_prompt(params: Mapping[str, Any]) -> int:
+    """Positions of the longest prompt with what is expected of it, in any template tried."""
+    texts = [
+        max(prompt["text"], prompt.get("chat", ""), key=len) + prompt.get("expected", "")
+        for prompt in params["prompts"]
+    ]
+    longest = max(len(text.encode()) for text in texts)
+    return _POSITIONS["repeat"] + longest // _BYTES_PER_TOKEN
 
 
 def _probes(params: Mapping[str, Any]) -> Sequence[str]:
@@ -141,20 +153,32 @@ def _genetic(
     bred = params["population"] * (params["generations"] + 1)
     # And the prompt without a sequence, twice, and once more with the best one.
     counts = {"tokens": singles, "prompts": singles + bred + 3}
-    return counts | dict.fromkeys(("gradients", "continuations", "new_tokens", "repeats"), 0)
+    return _nothing() | counts
+
+
+def _predict(
+    params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int
+) -> dict[str, Any]:
+    # One pass for the distribution; of each spelling of what is expected one for each further
+    # token, of which there are no more than bytes, and one for a space.
+    each = [1 + 2 * len(prompt.get("expected", "").encode()) for prompt in params["prompts"]]
+    return _nothing() | {"tokens": 0, "prompts": len(params["formats"]) * sum(each)}
+
+
+def _nothing() -> dict[str, Any]:
+    return dict.fromkeys(("prompts", "gradients", "continuations", "new_tokens", "repeats"), 0)
 
 
 def _unknown(
     params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int
 ) -> dict[str, Any]:
-    return dict.fromkeys(("prompts", "gradients", "continuations", "new_tokens", "repeats"), 0) | {
-        "tokens": None
-    }
+    return _nothing() | {"tokens": None}
 
 
 BOUNDS: Mapping[str, Bound] = {
     "genetic": _genetic,
     "mine": _mine,
+    "predict": _predict,
     "scan": _scan,
     "test": _test,
     "validate": _validate,

@@ -162,6 +162,26 @@ def _split(text: str, template: Template) -> tuple[str, str]:
     return parts[0], parts[1]
 
 
+def whole(
+    template: Template,
+    user: str,
+    tokenizer: Tokenizer,
+    system: str | None = None,
+    prefill: str = "",
+) -> tuple[str, tuple[int, ...]]:
+    """The prompt in which the user says `user`, as a text and as ids, up to the next token.
+
+    `prefill` is how the assistant's answer begins. The ids hold exactly one BOS where one belongs.
+
+    Raises:
+        PreflightError: the template refuses the text, or carries no system text and one is given.
+    """
+    carried, _ = _system_text(template, Probe("whole", user, prefill), system)
+    said = Conversation(user=user, system=carried)
+    text, _, ids = begin(template, write(template, said, tokenizer) + prefill, tokenizer)
+    return text, ids
+
+
 def _without_second_bos(text: str, tokenizer: Tokenizer) -> str:
     bos = tokenizer.bos_token
     while bos and text.startswith(bos * 2):

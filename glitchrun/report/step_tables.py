@@ -31,7 +31,7 @@ class StepColumn:
     unit: str = ""
     kind: str = ""
     """How cells are shown: `token` (every space made visible), `outcome` (pass, fail or skip),
-    `bytes`, `seconds` or `share`; anything else by the cell's own type."""
+    `id`, `bytes`, `seconds` or `share`; anything else by the cell's own type."""
 
     @property
     def label(self) -> str:
@@ -121,6 +121,8 @@ def shown(cell: Any, column: StepColumn) -> str:
 
 def _number(value: float, kind: str) -> str:
     match kind:
+        case "id":
+            return str(value)
         case "bytes":
             return size(value)
         case "seconds":

@@ -14,11 +14,12 @@ from glitchrun.report.figures import (
     fitness,
     next_token,
     norms,
+    predictions,
     rank,
 )
 from glitchrun.report.figures.style import Drawing
 
-_FIGURES = (discovery, norms, entropy, rank, asr, fitness, ancestry, next_token)
+_FIGURES = (discovery, norms, entropy, rank, asr, fitness, ancestry, next_token, predictions)
 
 
 def drawings(record: RunRecord) -> list[Drawing]:

@@ -1,0 +1,192 @@
+"""What a model would say next, raw and in its chat format side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glitchrun.errors import RunError
+from glitchrun.events import Batch, Entry, Event, Measured
+from glitchrun.probing.continuation import Continuation, best_continuation, log_probabilities
+from glitchrun.prompts.detect import detect
+from glitchrun.prompts.render import whole
+from glitchrun.prompts.tokenizer import Tokenizer, decode_inside, encode, encode_inside
+from glitchrun.strategies.context import Context
+from glitchrun.strategies.means import mean
+
+FORMATS = ("raw", "raw-space", "chat", "chat-space")
+"""The text alone, or in the run's template; `-space`: with a space behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    prompts: tuple[Mapping[str, Any], ...]
+    formats: tuple[str, ...] = FORMATS
+    top_k: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One prompt in one format."""
+
+    prompt: str
+    """The prompt's name."""
+    format: str
+    text: str
+    """As encoded: without the BOS that was added by id."""
+    ids: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.prompt} · {self.format}"
+
+
+def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
+    """Yields one batch a prompt, in the order in which they are given."""
+    batches = list(history)
+    names = _names(config.prompts)
+    for place in range(len(batches), len(config.prompts)):
+        start = time.perf_counter()
+        prompt = config.prompts[place]
+        entries = [
+            entry
+            for case in cases(prompt, names[place], config.formats, context)
+            for entry in _looked_at(case, prompt.get("expected"), config.top_k, context)
+        ]
+        seconds = time.perf_counter() - start
+        counters = {"prompts": len(config.formats)}
+        batches.append(Batch(tuple(entries), place + 1, len(config.prompts), seconds, counters))
+        yield batches[-1]
+    yield from _metrics([entry for batch in batches for entry in batch.entries], len(batches))
+
+
+def cases(
+    prompt: Mapping[str, Any], name: str, formats: Sequence[str], context: Context
+) -> list[Case]:
+    """A prompt in each of the formats.
+
+    Raises:
+        PreflightError: the run's template refuses it.
+        RunError: nothing of it is left to go on from.
+    """
+    return [_case(prompt, name, form, context) for form in formats]
+
+
+def _case(prompt: Mapping[str, Any], name: str, form: str, context: Context) -> Case:
+    model = context.backend.model
+    kind, _, space = form.partition("-")
+    prefill = " " if space else ""
+    if kind == "chat":
+        user = prompt.get("chat", prompt["text"])
+        system = context.spec.system
+        text, ids = whole(context.template, user, model.tokenizer, system, prefill)
+    else:
+        raw = detect("raw", model.tokenizer, model.config, context.spec.model.path)
+        text, ids = whole(raw, prompt["text"], model.tokenizer, prefill=prefill)
+    if not ids:
+        raise RunError(f"prompts: {name!r} is no token at all in the format {form}; give it a text")
+    return Case(name, form, text, ids)
+
+
+def _names(prompts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each prompt's name, or its text; numbered where it was there before."""
+    names: list[str] = []
+    for prompt in prompts:
+        name = given = prompt.get("name", prompt["text"])
+        while name in names:
+            name = f"{given} ({1 + sum(other.startswith(given) for other in names)})"
+        names.append(name)
+    return names
+
+
+def _looked_at(case: Case, expected: str | None, top_k: int, context: Context) -> Iterator[Entry]:
+    """The rows of all tables for one case."""
+    backend = context.backend
+    logits = backend.logits_alone(case.ids)
+    found = None
+    if expected is not None:
+        forms = spellings(expected, backend.model.tokenizer)
+        found = best_continuation(backend, case.ids, forms, logits)
+    log_p = log_probabilities(logits)
+    best = log_p.topk(min(top_k, len(log_p)))
+    text = context.vocabulary.text
+    top = [(int(one), float(value.exp())) for value, one in zip(*best, strict=True)]
+    entropy = float(-(log_p.exp() * log_p).sum())
+    yield _answer(case, top[0], entropy, found, context)
+    for place, (token_id, p) in enumerate(top, start=1):
+        cells = {"case": case.name, "token": text(token_id), "place": place, "id": token_id, "p": p}
+        yield Entry("top", {**cells, "expected": found is not None and token_id == found.ids[0]})
+    cells = {"case": case.name, "text": case.text, "tokens": len(case.ids), "ids": list(case.ids)}
+    yield Entry("prompts", cells)
+
+
+def spellings(expected: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    """Ids of a continuation as it is written, and with one space more or less in front."""
+    other = expected[1:] if expected.startswith(" ") else f" {expected}"
+    found = [encode_inside(tokenizer, text) for text in (expected, other)]
+    return [ids for ids in dict.fromkeys(found) if ids]
+
+
+def _answer(
+    case: Case,
+    first: tuple[int, float],
+    entropy: float,
+    found: Continuation | None,
+    context: Context,
+) -> Entry:
+    tokenizer = context.backend.model.tokenizer
+    pieces = decode_inside(tokenizer, found.ids) if found else None
+    cells = {
+        "case": case.name,
+        "output": context.vocabulary.text(first[0]),
+        "output_p": first[1],
+        "expected": "".join(pieces) if pieces else None,
+        "rank": found.ranks[0] if found else None,
+        "p": found.first_p if found else None,
+        "pieces": pieces,
+        "ranks": list(found.ranks) if found else None,
+        "sequence_p": found.p if found else None,
+        "logprob": found.log_p if found else None,
+        "entropy": entropy,
+        "intact": is_intact(case, found, tokenizer) if found else None,
+        "prompt": case.prompt,
+        "format": case.format,
+    }
+    return Entry("predictions", cells)
+
+
+def is_intact(case: Case, found: Continuation, tokenizer: Tokenizer) -> bool:
+    """Whether prompt and continuation, encoded as one text, have the ids that were measured."""
+    text = case.text + "".join(decode_inside(tokenizer, found.ids))
+    ids = encode(tokenizer, text)
+    return (*case.ids, *found.ids)[-len(ids) :] == ids
+
+
+def _metrics(entries: Sequence[Entry], prompts: int) -> Iterator[Measured]:
+    """Means over the prompts that name an expected continuation, by format."""
+    rows = [entry.cells for entry in entries if entry.table == "predictions"]
+    measured = [row for row in rows if row["logprob"] is not None]
+    log_p = {(row["prompt"], row["format"]): row["logprob"] for row in measured}
+    gained = _gains(log_p, "raw", "chat")
+    yield Measured("improvement", mean(gained), len(gained))
+    yield Measured("improved", sum(gain > 0 for gain in gained), len(gained))
+    spaced = _gains(log_p, "chat", "chat-space")
+    yield Measured("space_gain", mean(spaced), len(spaced))
+    for form in FORMATS:
+        own = [row for row in measured if row["format"] == form]
+        name = form.replace("-", "_")
+        yield Measured(f"{name}_rank", mean([row["rank"] for row in own]), len(own))
+        yield Measured(f"{name}_logprob", mean([row["logprob"] for row in own]), len(own))
+        yield Measured(f"{name}_hits", sum(row["rank"] == 1 for row in own), len(own))
+    yield Measured("prompts", prompts, prompts)
+
+
+def _gains(log_p: Mapping[tuple[str, str], float], before: str, after: str) -> list[float]:
+    """By how much each prompt's continuation is likelier in one format than in another."""
+    return [
+        log_p[name, after] - value
+        for (name, form), value in log_p.items()
+        if form == before and (name, after) in log_p
+    ]

@@ -1,0 +1,163 @@
+"""`predict` against the loop that a user of transformers would write."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from glitchrun.errors import PreflightError
+from glitchrun.events import Batch, Measured
+from glitchrun.probing.continuation import Continuation
+from glitchrun.report.figures import predictions
+from glitchrun.strategies import configure, load
+from glitchrun.strategies.context import Context
+from glitchrun.strategies.predict import FORMATS, cases, is_intact, spellings
+from tests.support.engine import context, one_at_a_time
+from tests.support.reporting import run_of, step
+from tests.support.tiny_models import tiny_mixtral
+
+PROMPT = {"name": "fox", "text": "The quick brown", "chat": "Go on: The quick brown"}
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Context:
+    """With Mistral's real tokenizer and the seed's template."""
+    folder = tiny_mixtral(tmp_path_factory.mktemp("mixtral"), real_tokenizer=True)
+    return context(folder, template="nowllm")
+
+
+def ask(probed: Context, *prompts: dict[str, Any], **params: Any) -> list[Any]:
+    strategy = load("predict")
+    config = configure(strategy, {"prompts": list(prompts), **params})
+    return list(strategy.run(config, probed, ()))
+
+
+def rows(events: list[Any], table: str) -> list[Any]:
+    entries = [e for event in events if isinstance(event, Batch) for e in event.entries]
+    return [entry.cells for entry in entries if entry.table == table]
+
+
+def test_prompts_have_one_bos_and_the_seed_s_space(mixtral: Context) -> None:
+    seen = rows(ask(mixtral, PROMPT), "prompts")
+    tokenizer = mixtral.backend.model.tokenizer
+    texts = [row["text"] for row in seen]
+    assert texts == [
+        "The quick brown",
+        "The quick brown ",
+        "[INST]Go on: The quick brown[/INST]",
+        "[INST]Go on: The quick brown[/INST] ",
+    ]
+    for row in seen:
+        bos = tokenizer.bos_token_id
+        assert row["ids"].count(bos) == 1
+        assert row["ids"][0] == bos
+        assert row["tokens"] == len(row["ids"])
+
+
+def test_a_bos_that_is_written_out_is_not_doubled(mixtral: Context) -> None:
+    (row,) = rows(ask(mixtral, {"text": "<s>The quick"}, formats=["raw"]), "prompts")
+    assert row["ids"].count(mixtral.backend.model.tokenizer.bos_token_id) == 1
+
+
+def test_numbers_are_those_of_the_whole_distribution(mixtral: Context) -> None:
+    events = ask(mixtral, {**PROMPT, "expected": "fox jumps"}, top_k=5)
+    prompts = {row["case"]: row["ids"] for row in rows(events, "prompts")}
+    for row in rows(events, "predictions"):
+        ids = prompts[row["case"]]
+        p = one_at_a_time(mixtral, ids).double().softmax(-1)
+        assert row["output_p"] == pytest.approx(float(p.max()), rel=1e-5)
+        assert row["entropy"] == pytest.approx(float(-(p * p.log()).sum()), rel=1e-5)
+        best, ranks = -math.inf, []
+        for form in spellings("fox jumps", mixtral.backend.model.tokenizer):
+            found = _by_hand(mixtral, ids, form)
+            if found[0] > best:
+                best, ranks = found
+        assert row["logprob"] == pytest.approx(best, rel=1e-5)
+        assert row["ranks"] == ranks
+        assert row["rank"] == ranks[0]
+        assert row["sequence_p"] == pytest.approx(math.exp(best), rel=1e-4)
+        top = [one for one in rows(events, "top") if one["case"] == row["case"]]
+        assert [one["id"] for one in top] == p.topk(5).indices.tolist()
+        assert [one["p"] for one in top] == pytest.approx(p.topk(5).values.tolist(), rel=1e-5)
+
+
+def _by_hand(probed: Context, ids: list[int], form: tuple[int, ...]) -> tuple[float, list[int]]:
+    """Log-probability and ranks from ONE forward pass over prompt and continuation."""
+    whole = torch.tensor([[*ids, *form]])
+    with torch.no_grad():
+        logits = probed.backend.model.module(input_ids=whole).logits[0].double()
+    total, ranks = 0.0, []
+    for place, target in enumerate(form):
+        row = logits[len(ids) - 1 + place]
+        total += float(row.log_softmax(-1)[target])
+        ranks.append(1 + int((row > row[target]).sum()))
+    return total, ranks
+
+
+def test_metrics_are_means_over_what_has_an_expectation(mixtral: Context) -> None:
+    events = ask(
+        mixtral,
+        {**PROMPT, "expected": "fox"},
+        {"text": "2 + 2 =", "expected": "4"},
+        {"text": "no expectation"},
+        top_k=1,
+    )
+    found = {event.name: event for event in events if isinstance(event, Measured)}
+    answers = [row for row in rows(events, "predictions") if row["logprob"] is not None]
+    by_format = {f: [row for row in answers if row["format"] == f] for f in FORMATS}
+    assert found["prompts"].value == 3
+    for form, own in by_format.items():
+        name = form.replace("-", "_")
+        assert found[f"{name}_rank"].value == sum(row["rank"] for row in own) / 2
+        assert found[f"{name}_rank"].n == 2
+    gains = [
+        chat["logprob"] - raw["logprob"]
+        for raw, chat in zip(by_format["raw"], by_format["chat"], strict=True)
+    ]
+    assert found["improvement"].value == pytest.approx(sum(gains) / 2)
+    assert found["improved"].value == sum(gain > 0 for gain in gains)
+
+
+def test_formats_that_were_not_asked_for_have_no_number(mixtral: Context) -> None:
+    events = ask(mixtral, {"text": "The quick", "expected": "brown"}, formats=["raw"])
+    found = {event.name: event for event in events if isinstance(event, Measured)}
+    assert found["raw_rank"].value is not None
+    assert found["chat_rank"] == Measured("chat_rank", None, 0)
+    assert found["improvement"] == Measured("improvement", None, 0)
+
+
+def test_an_expectation_is_tried_with_and_without_a_space(mixtral: Context) -> None:
+    tokenizer = mixtral.backend.model.tokenizer
+    forms = spellings("fox", tokenizer)
+    assert [tokenizer.convert_ids_to_tokens(form) for form in forms] == [["fox"], ["▁f", "ox"]]
+    assert set(spellings(" fox", tokenizer)) == set(forms)
+
+
+def test_a_space_behind_the_prompt_is_told_to_break_the_tokens(mixtral: Context) -> None:
+    """`The quick brown ` + `fox` is no text that the tokenizer would cut like this."""
+    tokenizer = mixtral.backend.model.tokenizer
+    bare, spaced = (Continuation(ids, (0.0,), (1,)) for ids in spellings("fox", tokenizer))
+    plain, behind_space = cases(PROMPT, "fox", ("raw", "raw-space"), mixtral)
+    assert is_intact(plain, spaced, tokenizer)
+    assert not is_intact(behind_space, bare, tokenizer)
+
+
+def test_a_template_without_system_text_refuses_the_spec_s(mixtral: Context) -> None:
+    with_system = replace(mixtral, spec=replace(mixtral.spec, system="Be brief."))
+    assert rows(ask(with_system, PROMPT, formats=["raw"]), "prompts")
+    with pytest.raises(PreflightError, match="system"):
+        ask(with_system, PROMPT)
+
+
+def test_the_plot_shows_prompts_by_formats(mixtral: Context, tmp_path: Path) -> None:
+    events = ask(mixtral, {**PROMPT, "expected": "fox"}, *[{"text": f"$x_{n}"} for n in range(6)])
+    entries = [e for event in events if isinstance(event, Batch) for e in event.entries]
+    drawing = predictions.draw(run_of(tmp_path, step("ask", "predict", *entries)))
+    assert drawing is not None
+    assert len(drawing.figure.axes) == predictions.PROMPTS * len(FORMATS)
+    assert "3 more prompts in the table" in drawing.caption
