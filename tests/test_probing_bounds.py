@@ -24,7 +24,8 @@ def test_a_probability_within_rounding_of_the_threshold_is_unclear() -> None:
 
 
 def test_probabilities_near_the_threshold_are_settled_in_float32(tmp_path: Path) -> None:
-    probed = context(tiny_models.tiny_llama(tmp_path / "narrow", dtype=torch.bfloat16))
+    folder = tiny_models.tiny_llama(tmp_path / "narrow", dtype=torch.bfloat16)
+    probed = context(folder, generic=True)  # whose first passes are narrow on any CPU
     prompts = probed.prompts(("repeat",))
     ids = list(range(4, 60))
     first = [r["repeat"] for r in Verifier(probed.backend, prompts, rows=16).verify(ids)]

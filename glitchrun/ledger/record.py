@@ -102,6 +102,8 @@ class ModelRecord:
     """Name of the template in force."""
     template_rule: str
     """The detection rule that chose it."""
+    engine: str = ""
+    """Which forward pass ran the model, and why; empty in records older than the choice."""
 
 
 @dataclass(frozen=True, slots=True)

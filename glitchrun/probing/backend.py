@@ -27,6 +27,11 @@ class Backend:
         self.device = model.input_embeddings.device
         self._prefixes: dict[tuple[tuple[int, ...], bool], Any] = {}
 
+    @property
+    def arithmetic(self) -> torch.dtype:
+        """In which passes compute that do not ask for float32."""
+        return self.model.compute_dtype
+
     @torch.no_grad()
     def last_logits(
         self, prefix: Sequence[int], suffixes: Tensor, *, float32: bool = False
@@ -78,7 +83,7 @@ class Backend:
                 use_cache=True,
                 logits_to_keep=1,
             )
-        return _finite(out.logits[:, -1].float()), out.past_key_values
+        return finite(out.logits[:, -1].float()), out.past_key_values
 
     @torch.no_grad()
     def select(self, cache: Any, rows: Tensor) -> Any:
@@ -101,7 +106,7 @@ class Backend:
         row = torch.tensor([list(ids)], device=self.device)
         with self._arithmetic(float32):
             out = self.model.module(input_ids=row, use_cache=False, logits_to_keep=1)
-        return _finite(out.logits[0, -1].float())
+        return finite(out.logits[0, -1].float())
 
     def gradient(
         self, ids: Sequence[int], position: int, objective: Callable[[Tensor], Tensor]
@@ -120,7 +125,7 @@ class Backend:
         embeds = self.model.module.get_input_embeddings()(row).detach().requires_grad_(True)
         with torch.enable_grad():
             out = self.model.module(inputs_embeds=embeds, use_cache=False, logits_to_keep=1)
-            value = objective(_finite(out.logits[0, -1].float()))
+            value = objective(finite(out.logits[0, -1].float()))
             (gradient,) = torch.autograd.grad(value, embeds)
         return float(value.detach()), gradient[0, position].float()
 
@@ -141,7 +146,7 @@ class Backend:
             hook.remove()
 
 
-def _finite(logits: Tensor) -> Tensor:
+def finite(logits: Tensor) -> Tensor:
     """The logits; RunError where numbers overflowed: any verdict on those would be made up."""
     if not bool(logits.amax(dim=-1).isfinite().all()):
         raise RunError(

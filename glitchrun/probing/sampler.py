@@ -67,7 +67,7 @@ class Sampler:
         self.prompts = prompts
         self.sampling = sampling
         self.max_new_tokens = max_new_tokens
-        self.exact = backend.model.compute_dtype == torch.float32
+        self.exact = backend.arithmetic == torch.float32
         self.rows = rows if self.exact else _FIXED_ROWS
         self.seed = seed
         self.decode = decode

@@ -47,7 +47,7 @@ class Verifier:
         ]
 
     def _probe(self, prompt: Prompt, token_ids: Sequence[int]) -> list[ProbeResult]:
-        first = self.backend.model.compute_dtype
+        first = self.backend.arithmetic
         results = self._pass(prompt, token_ids, self.rows, first)
         unclear = [i for i, (_, doubt) in enumerate(results) if doubt]
         self.counters["rechecked"] += len(unclear)

@@ -154,6 +154,7 @@ def _model_pairs(model: ModelRecord | None) -> Pairs:
         ("Architecture", f"{model.architecture}, {model.vocabulary_size:,} tokens"),
         ("Quantization", f"{model.quantization}, computing in {model.dtype} on {model.device}"),
         ("Template", f"{model.template}: {model.template_rule}"),
+        *([("Engine", model.engine)] if model.engine else []),
     ]
 
 

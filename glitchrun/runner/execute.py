@@ -19,7 +19,7 @@ from glitchrun.ledger.files import now
 from glitchrun.ledger.record import ModelRecord, RunIdentity
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.plan.build import PlannedRun
-from glitchrun.probing.backend import Backend
+from glitchrun.probing.choose import best_backend
 from glitchrun.prompts.detect import detect
 from glitchrun.runner import finish, gates
 from glitchrun.runner.environment import environment
@@ -161,9 +161,11 @@ class _Run:
         tokenizer = model.tokenizer
         template = detect(self._spec.template, tokenizer, model.config, self._spec.model.path)
         self._session.display.say(f"template: {template.name} ({template.rule})")
+        backend, self._engine = best_backend(model)
+        self._session.display.say(f"engine: {self._engine}")
         context = Context(
             spec=self._spec,
-            backend=Backend(model),
+            backend=backend,
             vocabulary=Vocabulary(tokenizer, row_norms(model.input_embeddings)),
             template=template,
             free_bytes=self._session.models.free_bytes(),
@@ -187,6 +189,7 @@ class _Run:
             unquantized=model.unquantized,
             template=context.template.name,
             template_rule=context.template.rule,
+            engine=self._engine,
         )
 
     def _step(self, step: Step, context: Context) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from glitchrun.model import load
 from glitchrun.probing.backend import Backend
+from glitchrun.probing.choose import best_backend
 from glitchrun.prompts.detect import detect
 from glitchrun.spec.types import ModelSpec, Spec
 from glitchrun.strategies.context import Context
@@ -20,7 +21,12 @@ CACHE = Path(__file__).parents[2] / ".cache" / "glitchrun"
 
 
 def context(
-    path: Path | str, *, quantization: str = "none", device: str = "cpu", **settings: Any
+    path: Path | str,
+    *,
+    quantization: str = "none",
+    device: str = "cpu",
+    generic: bool = False,
+    **settings: Any,
 ) -> Context:
     """The context of a spec on the model at `path`; further settings go to the Spec."""
     settings.setdefault("template", "chatml")
@@ -29,7 +35,7 @@ def context(
     model = load(spec.model, CACHE)
     return Context(
         spec=spec,
-        backend=Backend(model),
+        backend=Backend(model) if generic else best_backend(model)[0],
         vocabulary=Vocabulary(model.tokenizer, row_norms(model.input_embeddings)),
         template=detect(spec.template, model.tokenizer, model.config, spec.model.path),
         free_bytes=1 << 30,

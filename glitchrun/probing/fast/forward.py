@@ -1,0 +1,181 @@
+"""A forward pass over the Llama shape, written out on plain tensors.
+
+What makes it fast: only the positions after the shared prefix are run; in the last layer only the
+last position goes on once its keys and values are known; every product is one large 2-D one, added
+to the residual stream in place; scratch memory is used again by every layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glitchrun.probing.fast.cache import Cache, mask
+from glitchrun.probing.fast.experts import add_experts
+from glitchrun.probing.fast.shape import Attention, Dense, Layer, Norm, Shape
+from glitchrun.probing.fast.workspace import Workspace
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines (S, D) of the positions of a pass."""
+
+
+def last_logits(shape: Shape, ids: Tensor, cache: Cache, space: Workspace) -> Tensor:
+    """Next-token logits (B, V) after appending ids (B, S) to a cache, in `space.dtype`."""
+    rows, steps = ids.shape
+    x = F.embedding(ids.flatten(), shape.embedding).to(space.dtype)  # (B * S, H)
+    rotation = _rotation(shape, cache.length, steps, x)
+    *body, final = enumerate(shape.layers)
+    for index, layer in body:
+        _attend(layer, x, rotation, cache, index, space)
+        _add_mlp(layer, x, space)
+    x = _finish(final, x.view(rows, steps, -1), rotation, cache, space)
+    cache.length += steps
+    return project(shape.head, rms(x, shape.norm, space))
+
+
+def _rotation(shape: Shape, start: int, steps: int, like: Tensor) -> Rotation:
+    positions = torch.arange(start, start + steps, device=like.device)
+    cosine, sine = shape.rotary(like[:1, None], positions[None])
+    return cosine[0], sine[0]
+
+
+def _finish(
+    final: tuple[int, Layer], x: Tensor, rotation: Rotation, cache: Cache, space: Workspace
+) -> Tensor:
+    """The last layer for (B, S, H): the other positions only give keys and values. (B, H)"""
+    index, layer = final
+    rows, steps, _ = x.shape
+    normed = rms(x.flatten(0, 1), layer.norm, space)
+    keys, values = _remember(layer.attention, normed, rotation, cache, index, steps, space)
+    last = x[:, -1].contiguous()
+    queries = project(layer.attention.q, normed.view(rows, steps, -1)[:, -1].contiguous())
+    rotation = (rotation[0][-1:], rotation[1][-1:])
+    _add_attention(layer.attention, last, queries, rotation, (keys, values), space)
+    _add_mlp(layer, last, space)
+    return last
+
+
+def _attend(
+    layer: Layer, x: Tensor, rotation: Rotation, cache: Cache, index: int, space: Workspace
+) -> None:
+    """Adds attention to the residual stream (B * S, H)."""
+    attention, steps = layer.attention, len(rotation[0])
+    normed = rms(x, layer.norm, space)
+    known = _remember(attention, normed, rotation, cache, index, steps, space)
+    queries = project(attention.q, normed, space.get("queries", len(x), _size(attention)))
+    _add_attention(attention, x, queries, rotation, known, space)
+
+
+def _size(attention: Attention) -> int:
+    return attention.heads * attention.width
+
+
+def _remember(
+    attention: Attention,
+    normed: Tensor,
+    rotation: Rotation,
+    cache: Cache,
+    index: int,
+    steps: int,
+    space: Workspace,
+) -> tuple[Tensor, Tensor]:
+    """Puts keys and values into the cache; returns all of the layer's, (B, groups, T, D)."""
+    size = attention.groups * attention.width
+    keys = project(attention.k, normed, space.get("keys", len(normed), size))
+    values = project(attention.v, normed, space.get("values", len(normed), size))
+    keys = _heads(keys, steps, attention.groups)
+    if attention.k_norm:
+        keys = rms(keys, attention.k_norm, space, "heads")
+    values = _heads(values, steps, attention.groups)
+    rotated = rotate(keys, rotation, space.get("rotated", *keys.shape))
+    return cache.append(index, rotated.transpose(1, 2), values.transpose(1, 2))
+
+
+def _add_attention(
+    attention: Attention,
+    x: Tensor,
+    queries: Tensor,
+    rotation: Rotation,
+    known: tuple[Tensor, Tensor],
+    space: Workspace,
+) -> None:
+    """Adds what queries (N, heads * D) make of keys and values (B, groups, T, D) to x (N, H)."""
+    split = _heads(queries, len(rotation[0]), attention.heads)
+    if attention.q_norm:
+        split = rms(split, attention.q_norm, space, "heads")
+    rotated = rotate(split, rotation, space.get("rotated", *split.shape))
+    length = known[0].shape[2]
+    mixed = F.scaled_dot_product_attention(
+        rotated.transpose(1, 2),
+        *known,
+        attn_mask=mask(len(rotation[0]), length, attention.window, x.device),
+        scale=attention.scale,
+        enable_gqa=attention.heads != attention.groups,
+    )
+    joined = space.get("queries", len(x), _size(attention))
+    joined.view(split.shape).copy_(mixed.transpose(1, 2))
+    add_projected(attention.o, joined, x)
+
+
+def _heads(x: Tensor, steps: int, heads: int) -> Tensor:
+    """(B * S, heads * D) to (B, S, heads, D)."""
+    return x.view(len(x) // steps, steps, heads, -1)
+
+
+def _add_mlp(layer: Layer, x: Tensor, space: Workspace) -> None:
+    """Adds the MLP, or the experts, to the residual stream (N, H)."""
+    mlp, normed = layer.mlp, rms(x, layer.mlp_norm, space)
+    if not isinstance(mlp, Dense):
+        add_experts(mlp, normed, x)
+        return
+    inner = space.get("inner", len(x), mlp.size)
+    gate = mlp.act(project(mlp.gate, normed, inner))
+    up = project(mlp.up, normed, space.get("up", len(x), mlp.size))
+    add_projected(mlp.down, torch.mul(gate, up, out=up), x)
+
+
+def rms(x: Tensor, norm: Norm, space: Workspace, name: str = "normed") -> Tensor:
+    """RMS norm over the last dimension of (..., H), its mean taken in float32.
+
+    Lives in `space` under `name`.
+    """
+    wide = x if x.dtype == torch.float32 else x.float()
+    mean = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+    scale = mean.add_(norm.epsilon).rsqrt_().to(x.dtype)
+    return torch.mul(x, scale, out=space.get(name, *x.shape)).mul_(norm.weight.to(x.dtype))
+
+
+def rotate(x: Tensor, rotation: Rotation, out: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864) of (B, S, heads, D)."""
+    cosine, sine = (part[:, None] for part in rotation)  # (S, 1, D)
+    half = x.shape[-1] // 2
+    torch.mul(x, cosine, out=out)
+    out[..., :half].addcmul_(x[..., half:], sine[..., :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sine[..., half:])
+    return out
+
+
+def project(linear: Any, x: Tensor, out: Tensor | None = None) -> Tensor:
+    """A linear layer of (N, K) in the dtype of `x`, whatever its weights are stored in: (N, R).
+
+    `out` is used where that saves memory; the result is what is returned.
+    """
+    if not isinstance(linear, nn.Linear):
+        return linear(x)  # a quantized layer: it multiplies in the dtype of x
+    weight = linear.weight.to(x.dtype).t()
+    if linear.bias is None:
+        return torch.mm(x, weight, out=out)
+    return torch.addmm(linear.bias.to(x.dtype), x, weight, out=out)
+
+
+def add_projected(linear: Any, x: Tensor, total: Tensor) -> None:
+    """Adds a linear layer of (N, K) to `total` (N, R)."""
+    if not isinstance(linear, nn.Linear):
+        total.add_(linear(x))
+        return
+    total.addmm_(x, linear.weight.to(x.dtype).t())
+    if linear.bias is not None:
+        total.add_(linear.bias.to(x.dtype))

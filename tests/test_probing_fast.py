@@ -1,0 +1,143 @@
+"""The fast path against transformers' own forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from glitchrun.model import load
+from glitchrun.model.loaded import LoadedModel
+from glitchrun.probing import choose
+from glitchrun.probing.backend import Backend
+from glitchrun.probing.choose import best_backend
+from glitchrun.probing.fast import backend as fast_backend
+from glitchrun.probing.fast.backend import FastBackend
+from glitchrun.probing.verifier import Verifier
+from glitchrun.spec.types import ModelSpec
+from tests.support import tiny_models
+from tests.support.engine import CACHE, context
+
+LLAMA_SHAPED: dict[str, Callable[..., Path]] = {
+    "llama": tiny_models.tiny_llama,
+    "mixtral": tiny_models.tiny_mixtral,
+    "qwen2": tiny_models.tiny_qwen,
+}
+
+
+def loaded(folder: Path, quantization: str = "none") -> LoadedModel:
+    return load(ModelSpec(str(folder), quantization=quantization), CACHE)
+
+
+def other(folder: Path, kind: str, **settings: Any) -> Path:
+    """A tiny model of another class of transformers."""
+    shape = tiny_models._llama_shape(64, 2, 4, 2) | {"intermediate_size": 96} | settings
+    return tiny_models._write(
+        folder, kind, shape, vocab=None, seed=1, dtype=torch.float32, shard_size="5GB"
+    )
+
+
+def ids(rows: int, length: int, size: int) -> torch.Tensor:
+    return torch.randint(0, size, (rows, length), generator=torch.Generator().manual_seed(rows))
+
+
+@pytest.mark.parametrize("quantization", ["none", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("shape", LLAMA_SHAPED)
+def test_logits_are_those_of_transformers(shape: str, quantization: str, tmp_path: Path) -> None:
+    model = loaded(LLAMA_SHAPED[shape](tmp_path / "model"), quantization)
+    found, why = best_backend(model)
+    assert isinstance(found, FastBackend)
+    assert why.startswith("fast: same logits")
+    generic = Backend(model)
+    suffixes = ids(7, 9, model.vocab_size)
+    theirs = generic.last_logits([3, 4, 5, 6], suffixes, float32=True)
+    ours = found.last_logits([3, 4, 5, 6], suffixes, float32=True)
+    assert torch.allclose(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
+    assert found.arithmetic == torch.float32  # no CPU with matrix units runs this test
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("Mistral", {"sliding_window": 6}),
+        ("Qwen3", {"head_dim": 24}),
+        ("Llama", {"attention_bias": True, "mlp_bias": True}),
+        ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}),
+    ],
+)
+def test_variants_are_followed(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    model = loaded(other(tmp_path / "model", kind, **settings))
+    found, why = best_backend(model)
+    assert isinstance(found, FastBackend), why
+    suffixes = ids(5, 11, model.vocab_size)
+    theirs, their_cache = Backend(model).step(suffixes, Backend(model).start([9, 8, 7], 5))
+    ours, our_cache = found.step(suffixes, found.start([9, 8, 7], 5))
+    assert torch.allclose(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
+    for step in range(40):  # beyond the room that a cache starts with, and beyond the window
+        following = ids(5, 1, model.vocab_size) + step % 3
+        theirs, their_cache = Backend(model).step(following, their_cache)
+        ours, our_cache = found.step(following, our_cache)
+        assert torch.allclose(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("rows", [[0, 0, 4], [3], [4, 2, 0, 1, 3, 3]])
+def test_rows_of_a_cache_go_their_own_ways(rows: list[int], llama_folder: Path) -> None:
+    model = loaded(llama_folder)
+    found, _ = best_backend(model)
+    suffixes = ids(5, 4, model.vocab_size)
+    _, cache = found.step(suffixes, found.start([9, 8], 5))
+    chosen = found.select(cache, torch.tensor(rows))
+    after = torch.full((len(rows), 1), 11)
+    ours, _ = found.step(after, chosen)
+    whole = torch.cat([torch.tensor([[9, 8]]).expand(len(rows), -1), suffixes[rows], after], dim=1)
+    theirs = model.module(input_ids=whole).logits[:, -1]
+    assert torch.allclose(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
+    again, _ = found.step(after, found.select(cache, torch.tensor(rows)))  # cache stayed as it was
+    assert torch.equal(again, ours)
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (tiny_models.tiny_gpt2, "the decoder is made of"),
+        (tiny_models.tiny_gemma, "RMS norm"),
+        (lambda folder: other(folder, "Granite", residual_multiplier=0.5), "logits differ by"),
+        (lambda folder: other(folder, "Cohere"), "a layer is made of"),
+    ],
+)
+def test_other_shapes_keep_transformers_own(
+    build: Callable[[Path], Path], reason: str, tmp_path: Path
+) -> None:
+    found, why = best_backend(loaded(build(tmp_path / "model")))
+    assert type(found) is Backend
+    assert why.startswith("generic: ")
+    assert reason in why
+
+
+def test_a_wrong_fast_path_is_not_taken(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = fast_backend.last_logits
+    monkeypatch.setattr(fast_backend, "last_logits", lambda *given: right(*given) * 1.001)
+    found, why = best_backend(loaded(llama_folder))
+    assert type(found) is Backend
+    assert "logits differ by 0.001 of the largest" in why
+    assert choose.TOLERANCE < 1e-4
+
+
+def test_narrow_arithmetic_gives_the_same_verdicts(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed = context(llama_folder, quantization="bfloat16")
+    prompts, tokens = probed.prompts("strict"), list(range(4, 300, 7))
+    wide = Verifier(probed.backend, prompts, rows=16).verify(tokens)
+    monkeypatch.setattr(fast_backend, "_has_narrow_units", lambda: True)
+    narrow = Verifier(probed.backend, prompts, rows=16)
+    assert probed.backend.arithmetic == torch.bfloat16
+    found = narrow.verify(tokens)
+    assert [r["repeat"].passed for r in found] == [r["repeat"].passed for r in wide]
+    assert {r["repeat"].decided_in for r in wide} == {"float32"}
+    assert "bfloat16" in {r["repeat"].decided_in for r in found} or narrow.counters["rechecked"]
