@@ -67,12 +67,13 @@ def _repeated(buffer: Tensor, rows: int, length: int) -> Tensor:
 
 def empty(shape: Shape, dtype: torch.dtype, device: torch.device) -> Cache:
     """A cache for one row with nothing in it."""
-    parts = [layer.attention for layer in shape.layers]
-    buffers = [
-        [torch.empty(1, part.groups, 0, part.width, dtype=dtype, device=device) for part in parts]
-        for _ in range(2)
-    ]
-    return Cache(*buffers)
+
+    def buffers() -> list[Tensor]:
+        parts = [layer.attention for layer in shape.layers]
+        sizes = [(1, part.groups, 0, part.width) for part in parts]
+        return [torch.empty(size, dtype=dtype, device=device) for size in sizes]
+
+    return Cache(buffers(), buffers())
 
 
 def mask(queries: int, length: int, window: int | None, device: torch.device) -> Tensor | None:

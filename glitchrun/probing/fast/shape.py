@@ -103,7 +103,7 @@ def recognize(module: Any) -> Shape:
     Raises:
         OtherShapeError: what does not fit.
     """
-    decoder = getattr(module, "model", None)
+    decoder: Any = getattr(module, "model", None)
     _expect(decoder, {"embed_tokens", "layers", "norm", "rotary_emb"}, "the decoder")
     _all_here(module)
     return Shape(
