@@ -169,6 +169,8 @@ class Batch:
     seconds: float = 0.0
     counters: Mapping[str, int] = field(default_factory=dict)
     """Work and oddities of this batch, added up over the step: forwards, rechecked, ..."""
+    search_seconds: float = 0.0
+    """What choosing the items took: gradients, screens, models fitted. Not part of `seconds`."""
 
     @property
     def token_facts(self) -> tuple[TokenFact, ...]:
@@ -214,6 +216,7 @@ def batch_to_json(batch: Batch) -> dict[str, Any]:
         "total": batch.total,
         "seconds": batch.seconds,
         "counters": dict(batch.counters),
+        "search_seconds": batch.search_seconds,
     }
 
 
@@ -225,6 +228,7 @@ def batch_from_json(data: Mapping[str, Any]) -> Batch:
         total=data["total"],
         seconds=data["seconds"],
         counters=data["counters"],
+        search_seconds=data.get("search_seconds", 0.0),
     )
 
 

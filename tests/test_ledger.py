@@ -39,6 +39,7 @@ BATCH = Batch(
     total=None,
     seconds=0.25,
     counters={"rechecked": 1},
+    search_seconds=0.125,
 )
 SPEC = {"steps": [{"id": "mine", "strategy": "mine", "k": 3}]}
 

@@ -22,6 +22,10 @@ class Words:
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
         self.norms = torch.tensor(rng.permutation(len(WORDS)) + 1.0)
+        self.frequency_ranks = tuple(range(len(WORDS)))
+
+    def ids(self, categories: Sequence[str]) -> list[int]:
+        return [0] if "unused" in categories else []
 
     def text(self, token_id: int) -> str:
         return WORDS[token_id]
@@ -29,9 +33,11 @@ class Words:
 
 def space(**changes: Any) -> Space:
     generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(len(WORDS), 8, generator=generator)
     values: dict[str, Any] = {
         "ids": torch.arange(1, len(WORDS)),
-        "embeddings": torch.randn(len(WORDS), 8, generator=generator),
+        "embeddings": embeddings,
+        "input_embeddings": changes.get("embeddings", embeddings),
         "vocabulary": Words(),
         "seed": 3,
         "gradient": lambda token_id: (1.0, torch.ones(8)),
@@ -65,6 +71,7 @@ CONFIGS = {
     "low-norm": Config(search="low-norm"),
     "random": Config(search="random"),
     "stratified": Config(search="stratified"),
+    "surrogate": Config(search="surrogate"),
     "range": Config(search="range", ranges=((3, 5), (4, 8), (100, 200))),
     "category": Config(search="category", groups=("cyrillic", "cjk")),
     "pattern": Config(search="pattern", patterns=("^[a-z]{3}$", "[0-9]")),
@@ -82,7 +89,7 @@ def test_no_token_twice_and_none_out_of_scope(name: str) -> None:
     assert 0 not in found  # id 0 is not in scope
 
 
-@pytest.mark.parametrize("name", ["gradient", "low-norm", "random", "stratified"])
+@pytest.mark.parametrize("name", ["gradient", "low-norm", "random", "stratified", "surrogate"])
 def test_whole_vocabulary_is_reached(name: str) -> None:
     assert sorted(everything(BUILDERS[name](space(), CONFIGS[name]), 3)) == list(range(1, 12))
 

@@ -65,8 +65,8 @@ def timeless(events: Sequence[Event]) -> list[Event]:
     kept: list[Event] = []
     for event in events:
         if isinstance(event, Batch):
-            kept.append(replace(event, seconds=0.0))
-        elif not event.name.endswith("_per_second"):  # type: ignore[union-attr]
+            kept.append(replace(event, seconds=0.0, search_seconds=0.0))
+        elif not event.name.endswith(("_per_second", "_seconds")):  # type: ignore[union-attr]
             kept.append(event)
     return kept
 

@@ -15,6 +15,7 @@ from glitchrun.search.ordered import (
     by_range,
 )
 from glitchrun.search.stratified import stratified
+from glitchrun.search.surrogate import Surrogate
 
 __all__ = ["BUILDERS", "Search", "Space"]
 
@@ -23,6 +24,7 @@ BUILDERS: Mapping[str, Callable[[Space, Any], Search]] = {
     "low-norm": by_norm,
     "random": at_random,
     "stratified": stratified,
+    "surrogate": Surrogate.build,
     "range": by_range,
     "category": by_category,
     "pattern": by_pattern,

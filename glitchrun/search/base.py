@@ -21,10 +21,17 @@ class Space:
     """(N,) token ids in scope, ascending."""
     embeddings: Tensor
     """(V, H) output embeddings: the space in which neighbours are near."""
+    input_embeddings: Tensor
+    """(V, H); the same as `embeddings` where the two are tied."""
     vocabulary: Vocabulary
     seed: int
     gradient: Callable[[int], tuple[float, Tensor]]
     """Entropy after the first probe's prompt for a token, and its gradient `(H,)` at the token."""
+
+    @property
+    def tied(self) -> bool:
+        """Whether input and output embeddings are one table."""
+        return self.input_embeddings.data_ptr() == self.embeddings.data_ptr()
 
 
 class Search(Protocol):
