@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from glitchrun.errors import RunError
-from glitchrun.events import Batch, Event, Measured, Sampled, Verified
+from glitchrun.events import Batch, Entry, Event, Measured, Sampled, Verified
 from glitchrun.probing.backend import Backend
 from glitchrun.spec.schema import strategies
 from glitchrun.spec.types import Thresholds, TokenScope
@@ -40,6 +40,7 @@ PARAMS: dict[str, dict[str, Any]] = {
         ],
         "top_k": 3,
     },
+    "profile": {"workload": {"prompt_tokens": 9, "batch_size": 2, "new_tokens": 4, "repeats": 2}},
     "scan": {"batch_size": 16, "controls": 20},
     "test": {"tokens": {"ids": [40, 41, 300, 40]}, "probes": "strict", "controls": 4},
     "validate": {"tokens": {"ids": [40, 41]}, "attempts": 3, "max_new_tokens": 4, "controls": 5},
@@ -60,15 +61,31 @@ def batches(events: Sequence[Event]) -> list[Batch]:
     return [event for event in events if isinstance(event, Batch)]
 
 
-def timeless(events: Sequence[Event]) -> list[Event]:
-    """Events without what the clock measured."""
+def timeless(name: str, events: Sequence[Event]) -> list[Event]:
+    """Events without what the clock or the machine measured, by the fragment's own word."""
+    fragment = strategies()[name]
     kept: list[Event] = []
     for event in events:
         if isinstance(event, Batch):
-            kept.append(replace(event, seconds=0.0, search_seconds=0.0))
-        elif not event.name.endswith(("_per_second", "_seconds")):  # type: ignore[union-attr]
+            facts = tuple(
+                replace(fact, cells=steady(fragment, fact)) if isinstance(fact, Entry) else fact
+                for fact in event.facts
+            )
+            kept.append(replace(event, seconds=0.0, search_seconds=0.0, facts=facts))
+        elif not is_measured(fragment, event.name):  # type: ignore[union-attr]
             kept.append(event)
     return kept
+
+
+def steady(fragment: Any, entry: Entry) -> dict[str, Any]:
+    columns = fragment["x-tables"][entry.table]["columns"]
+    return {name: cell for name, cell in entry.cells.items() if not columns[name].get("measured")}
+
+
+def is_measured(fragment: Any, name: str) -> bool:
+    return name.endswith(("_per_second", "_seconds")) or fragment["x-metrics"][name].get(
+        "measured", False
+    )
 
 
 def test_every_strategy_is_tried() -> None:
@@ -91,7 +108,7 @@ def test_schema_and_config_agree(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(strategies()))
 def test_same_events_twice(name: str, llama: Context) -> None:
-    assert timeless(run(name, llama)) == timeless(run(name, llama))
+    assert timeless(name, run(name, llama)) == timeless(name, run(name, llama))
 
 
 @pytest.mark.parametrize("name", sorted(strategies()))
@@ -125,8 +142,8 @@ def test_resuming_anywhere_gives_the_rest(name: str, llama: Context) -> None:
     done = batches(whole)
     for cut in range(len(done) + 1):
         rest = run(name, llama, history=done[:cut])
-        assert timeless(done[:cut] + batches(rest)) == timeless(done)
-        assert timeless(rest)[len(done) - cut :] == timeless(whole)[len(done) :]
+        assert timeless(name, done[:cut] + batches(rest)) == timeless(name, done)
+        assert timeless(name, rest)[len(done) - cut :] == timeless(name, whole)[len(done) :]
 
 
 @pytest.mark.parametrize("name", sorted(strategies()))

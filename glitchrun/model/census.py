@@ -26,6 +26,15 @@ def take(module: Any) -> dict[str, int]:
     return dict(sorted(census.items(), key=lambda item: -item[1]))
 
 
+def by_device(module: Any) -> dict[tuple[str, str], int]:
+    """As `take`, by device and storage dtype. What lies on disk until it is needed is on `meta`."""
+    census: dict[tuple[str, str], int] = {}
+    for _, kind, tensor in _storages(module):
+        key = (str(tensor.device), kind)
+        census[key] = census.get(key, 0) + tensor.untyped_storage().nbytes()
+    return dict(sorted(census.items(), key=lambda item: (item[0][0], -item[1])))
+
+
 def left_unquantized(module: Any) -> tuple[str, ...]:
     """Names of float matrices of at least 1 % of the model's bytes, largest first.
 

@@ -54,6 +54,21 @@ def watch_peak(device: torch.device) -> Callable[[], int]:
     return lambda: max(0, _high_water() - start)
 
 
+def start_peaks() -> None:
+    """Begins a new measurement of the most memory in use, on every device."""
+    if _CLEAR_REFS.exists():
+        _CLEAR_REFS.write_text(_RESET_HIGH_WATER)
+    for device in range(torch.cuda.device_count()):
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peaks() -> dict[str, int]:
+    """Most bytes in use since `start_peaks`: of this whole process under `cpu`, of tensors under
+    each `cuda:N`."""
+    gpus = range(torch.cuda.device_count())
+    return {"cpu": _high_water()} | {f"cuda:{n}": torch.cuda.max_memory_allocated(n) for n in gpus}
+
+
 def _watch_cuda() -> Callable[[], int]:
     devices = range(torch.cuda.device_count())
     for device in devices:

@@ -9,6 +9,7 @@ from typing import Any
 
 from glitchrun.plan.memory import Workload
 from glitchrun.spec.defaults import step_with_defaults
+from glitchrun.spec.schema import strategies
 from glitchrun.spec.types import Spec, Step
 
 STRICT = ("repeat", "explain", "question")
@@ -82,6 +83,10 @@ def _workload(step: Step, system: int, dtype: str) -> Workload:
     samples = "max_new_tokens" in params
     if step.strategy == "predict":
         return Workload(step.id, batch=1, positions=_longest_prompt(params) + system)
+    if step.strategy == "profile":
+        load = profile_workload(params)
+        positions = load["prompt_tokens"] + load["new_tokens"]
+        return Workload(step.id, batch=load["batch_size"], positions=positions)
     if samples and dtype != "float32":
         batch = _NARROW_SAMPLING_ROWS
     longest = max(_POSITIONS.get(name, max(_POSITIONS.values())) for name in _probes(params))
@@ -165,6 +170,23 @@ def _predict(
     return _nothing() | {"tokens": 0, "prompts": len(params["formats"]) * sum(each)}
 
 
+def _profile(
+    params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int
+) -> dict[str, Any]:
+    load = profile_workload(params)
+    # Each pass once more to warm up; generating starts from a pass over the prompts.
+    passes = load["batch_size"] * (load["repeats"] + 1)
+    new_tokens = passes * load["new_tokens"]
+    return _nothing() | {"tokens": 0, "prompts": 2 * passes, "new_tokens": new_tokens}
+
+
+def profile_workload(params: Mapping[str, Any]) -> dict[str, int]:
+    """A profile's `workload` with the schema's defaults for what it leaves out."""
+    parts = strategies()["profile"]["properties"]["workload"]["properties"]
+    given = params.get("workload") or {}
+    return {name: given.get(name, part["default"]) for name, part in parts.items()}
+
+
 def _nothing() -> dict[str, Any]:
     return dict.fromkeys(("prompts", "gradients", "continuations", "new_tokens", "repeats"), 0)
 
@@ -179,6 +201,7 @@ BOUNDS: Mapping[str, Bound] = {
     "genetic": _genetic,
     "mine": _mine,
     "predict": _predict,
+    "profile": _profile,
     "scan": _scan,
     "test": _test,
     "validate": _validate,

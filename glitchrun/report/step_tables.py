@@ -19,7 +19,7 @@ from glitchrun.vocabulary.text import visible
 FOLDER = "tables"
 DIGITS = 4
 _RUNS = re.compile(" {2,}")
-_NUMERIC = ("number", "bytes", "seconds", "share")
+_NUMERIC = ("number", "bytes", "seconds", "share", "change")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,10 @@ class StepColumn:
     unit: str = ""
     kind: str = ""
     """How cells are shown: `token` (every space made visible), `outcome` (pass, fail or skip),
-    `id`, `bytes`, `seconds` or `share`; anything else by the cell's own type."""
+    `id`, `bytes`, `seconds`, `share` or `change` (0.1 is `+10 %`); anything else by the type of the
+    cell."""
+    measured: bool = False
+    """Whether the clock or the machine gave it, so that it differs from run to run."""
 
     @property
     def label(self) -> str:
@@ -97,7 +100,7 @@ def _of_step(step: StepRecord) -> Iterator[StepTable]:
 
 
 def _columns(
-    declared: Mapping[str, Mapping[str, str]], rows: Sequence[Mapping[str, Any]]
+    declared: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 ) -> tuple[StepColumn, ...]:
     """The declared columns, then those that only a row of another version of glitchrun has."""
     names = dict.fromkeys([*declared, *(name for row in rows for name in row)])
@@ -129,6 +132,8 @@ def _number(value: float, kind: str) -> str:
             return duration(value)
         case "share":
             return percent(value)
+        case "change":
+            return f"{100 * value:+.3g} %"
         case _:
             return figure(value, DIGITS)
 

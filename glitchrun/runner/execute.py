@@ -127,6 +127,7 @@ class _Run:
 
     def __init__(self, planned: PlannedRun, session: Session, journal: Journal) -> None:
         self._spec = planned.cell.spec
+        self._estimate = planned.estimate
         self._session = session
         self._journal = journal
         self._tracker = MlflowTracker(session.tracking_uri, session.root)
@@ -170,6 +171,7 @@ class _Run:
             template=template,
             free_bytes=self._session.models.free_bytes(),
             earlier={},
+            estimate=self._estimate.to_json() if self._estimate else None,
         )
         self._journal.append("model", model=asdict(self._measured(context)))
         return context

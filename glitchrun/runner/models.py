@@ -22,6 +22,7 @@ class Models:
         self._announce = announce
         self._spec: ModelSpec | None = None
         self._model: LoadedModel | None = None
+        self._peak = 0
 
     def get(self, spec: ModelSpec) -> LoadedModel:
         """The model of a spec, loaded unless it is the one in memory."""
@@ -41,6 +42,7 @@ class Models:
     def _drop(self) -> None:
         """Frees the model in memory, so that two are never held."""
         self._model = None
+        self._peak = 0
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -54,7 +56,13 @@ class Models:
         return int(psutil.virtual_memory().available)
 
     def peak_bytes(self) -> int:
-        """Most memory used so far: by tensors on the GPU, else by this whole process."""
+        """Most memory used since the model in memory was loaded, loading included: by tensors on
+        the GPU, else by this whole process. A step may begin a measurement of its own in between.
+        """
+        self._peak = max(self._peak, self._peak_since())
+        return self._peak
+
+    def _peak_since(self) -> int:
         if self._model is not None and self._model.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._model.device))
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

@@ -30,6 +30,8 @@ class Context:
     """Memory free on the model's device once the model is loaded."""
     earlier: Mapping[str, Sequence[Batch]]
     """The batches of the steps before this one, by step id."""
+    estimate: Mapping[str, Any] | None = None
+    """The plan's memory estimate, as `plan -o json` gives it; None where there is none."""
 
     def prompts(self, probes: str | Sequence[str]) -> dict[str, Prompt]:
         """The rendered prompts of the named probes; `strict` names all of them."""

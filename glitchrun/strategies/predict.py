@@ -46,7 +46,7 @@ class Case:
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
     """Yields one batch a prompt, in the order in which they are given."""
     batches = list(history)
-    names = _names(config.prompts)
+    names = prompt_names(config.prompts)
     for place in range(len(batches), len(config.prompts)):
         start = time.perf_counter()
         prompt = config.prompts[place]
@@ -90,7 +90,7 @@ def _case(prompt: Mapping[str, Any], name: str, form: str, context: Context) -> 
     return Case(name, form, text, ids)
 
 
-def _names(prompts: Sequence[Mapping[str, Any]]) -> list[str]:
+def prompt_names(prompts: Sequence[Mapping[str, Any]]) -> list[str]:
     """Each prompt's name, or its text; numbered where it was there before."""
     names: list[str] = []
     for prompt in prompts:

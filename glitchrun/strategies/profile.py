@@ -1,0 +1,206 @@
+"""What a model costs: loading, bytes, peak memory, speed, beside what the plan expected.
+
+Everything but the bytes held is a measurement of the clock or of the machine, and differs from run
+to run; the fragment marks those columns and metrics as `measured`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from glitchrun.errors import RunError
+from glitchrun.events import Batch, Entry, Event, Measured
+from glitchrun.model import census
+from glitchrun.model.device import peaks, start_peaks
+from glitchrun.strategies.context import Context
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    workload: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is timed: a pass over prompts, and continuing them token by token."""
+
+    prompt_tokens: int = 128
+    batch_size: int = 1
+    new_tokens: int = 32
+    repeats: int = 3
+
+
+def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
+    """Yields what is held, then one batch for each timing, then the peaks and the sum of it all."""
+    workload = Workload(**(config.workload or {}))
+    timer = _Timer(context, workload)
+    batches = list(history)
+    parts = ["held", *["forward", "generation"] * workload.repeats, "summary"]
+    start_peaks()
+    for place in range(len(batches), len(parts)):
+        start = time.perf_counter()
+        entries = _part(parts[place], timer, batches)
+        seconds = time.perf_counter() - start
+        batches.append(Batch(tuple(entries), place + 1, len(parts), seconds))
+        yield batches[-1]
+    yield from _metrics(batches)
+
+
+def _part(name: str, timer: _Timer, batches: Sequence[Batch]) -> list[Entry]:
+    if name == "held":
+        return _held(timer.context)
+    if name == "summary":
+        return [*_peaks(timer.context), _summary(timer.context, batches)]
+    seconds = timer.time(name)
+    tokens = timer.tokens(name)
+    earlier = sum(
+        entry.cells["pass"] == name
+        for batch in batches
+        for entry in batch.entries
+        if entry.table == "speed"
+    )
+    cells = {
+        "pass": name,
+        "tokens_per_second": tokens / seconds,
+        "repeat": earlier + 1,
+        "tokens": tokens,
+        "seconds": seconds,
+    }
+    return [Entry("speed", cells)]
+
+
+class _Timer:
+    """Runs the workload on prompts of ids drawn from the seed."""
+
+    def __init__(self, context: Context, workload: Workload) -> None:
+        self.context = context
+        self._backend = context.backend
+        self._load = workload
+        self._warm: set[str] = set()
+        limit = getattr(context.backend.model.config, "max_position_embeddings", None)
+        needed = workload.prompt_tokens + workload.new_tokens
+        if limit is not None and needed > limit:
+            raise RunError(
+                f"workload: prompt_tokens and new_tokens take {needed} positions, this model has "
+                f"{limit}; ask for fewer"
+            )
+        generator = torch.Generator().manual_seed(context.spec.seed)
+        scope = torch.tensor(context.scope() or range(len(context.vocabulary)))
+        shape = (workload.batch_size, workload.prompt_tokens)
+        self._ids = scope[torch.randint(len(scope), shape, generator=generator)]
+
+    def tokens(self, name: str) -> int:
+        """Tokens that one repeat of a pass handles."""
+        each = self._load.prompt_tokens if name == "forward" else self._load.new_tokens
+        return self._load.batch_size * each
+
+    def time(self, name: str) -> float:
+        """Seconds of one repeat; the first one is preceded by one that does not count."""
+        passing = {"forward": self._forward, "generation": self._generate}[name]
+        if name not in self._warm:
+            passing()
+            self._warm.add(name)
+        return passing()
+
+    def _forward(self) -> float:
+        start = self._now()
+        self._prefill()
+        return self._now() - start
+
+    def _generate(self) -> float:
+        """Time of the new tokens alone, behind prompts that are there already."""
+        logits, cache = self._prefill()
+        start = self._now()
+        for _ in range(self._load.new_tokens):
+            logits, cache = self._backend.step(logits.argmax(dim=-1, keepdim=True), cache)
+        return self._now() - start
+
+    def _prefill(self) -> tuple[Any, Any]:
+        return self._backend.step(self._ids, self._backend.start((), len(self._ids)))
+
+    def _now(self) -> float:
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.synchronize(device)  # what was asked of a GPU may not have been done yet
+        return time.perf_counter()
+
+
+def _held(context: Context) -> list[Entry]:
+    found = census.by_device(context.backend.model.module)
+    total = sum(found.values())
+    return [
+        Entry("bytes", {"dtype": kind, "bytes": held, "share": held / total, "device": device})
+        for (device, kind), held in found.items()
+    ]
+
+
+def _peaks(context: Context) -> list[Entry]:
+    """Most memory in use on each device while the workload ran, beside the plan's estimate."""
+    model, plan = context.backend.model, context.estimate or {}
+    rows = [
+        ("weights", model.bytes, plan.get("weight_bytes")),
+        (
+            "beyond the weights while loading",
+            max(0, model.peak_bytes - model.bytes),
+            plan.get("loading_bytes"),
+        ),
+    ]
+    for device, peak in peaks().items():
+        own = plan.get("total_bytes") if device == str(model.device) else None
+        what = "process" if device == "cpu" else "tensors"
+        rows.append((f"{what} on {device} while the workload ran", peak, own))
+    return [
+        Entry(
+            "memory",
+            {
+                "what": what,
+                "measured": measured,
+                "estimated": estimated,
+                "deviation": (measured - estimated) / estimated if estimated else None,
+            },
+        )
+        for what, measured, estimated in rows
+    ]
+
+
+def _summary(context: Context, batches: Sequence[Batch]) -> Entry:
+    """The row that a table of several quantizations is made of."""
+    model, plan = context.backend.model, context.estimate or {}
+    found = peaks()
+    cells = {
+        "quantization": model.quantization,
+        "weights": model.bytes,
+        "weights_planned": plan.get("weight_bytes"),
+        "peak": found.get(str(model.device), found["cpu"]),
+        "peak_planned": plan.get("total_bytes"),
+        "load": model.load_seconds,
+        "forward": _speed(batches, "forward"),
+        "generation": _speed(batches, "generation"),
+        "dtype": model.dtype,
+        "device": str(model.device),
+    }
+    return Entry("summary", cells)
+
+
+def _speed(batches: Sequence[Batch], name: str) -> float:
+    """Tokens per second: the median over the repeats of one pass."""
+    rows = [entry.cells for batch in batches for entry in batch.entries if entry.table == "speed"]
+    return median(row["tokens_per_second"] for row in rows if row["pass"] == name)
+
+
+def _metrics(batches: Sequence[Batch]) -> Iterator[Measured]:
+    entries = [entry for batch in batches for entry in batch.entries]
+    row = next(entry.cells for entry in entries if entry.table == "summary")
+    repeats = sum(entry.table == "speed" for entry in entries) // 2
+    yield Measured("weight_bytes", row["weights"])
+    yield Measured("peak_bytes", row["peak"])
+    yield Measured("load_seconds", row["load"])
+    yield Measured("forward_tokens_per_second", row["forward"], repeats)
+    yield Measured("generation_tokens_per_second", row["generation"], repeats)
+    planned = row["weights_planned"]
+    yield Measured("estimate_deviation", row["weights"] / planned - 1 if planned else None)
