@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ def written(folder: Path, content: Any, name: str = "file.json") -> Path:
     path = folder / name
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     return path
+
+
+def outcome(path: Path) -> str:
+    """The name of the file read, or the message of its refusal."""
+    try:
+        return read(path).source.file
+    except RunError as error:
+        return str(error)
 
 
 def by_id(found: Imported) -> dict[int, Found]:
@@ -199,8 +208,12 @@ def test_an_entry_that_contradicts_an_earlier_one_is_counted(tmp_path: Path) -> 
         ({"test_results": [{"is_glitch": True}]}, r"test_results\[0\]: no token id"),
         ({"test_results": [7]}, r"test_results\[0\]: expected an object, got 7"),
         ({"examined": [{"token_id": 1, "asr": "x", "is_glitch": True}]}, r"\[0\]\.asr: expected"),
+        ([{"id": 1, "asr": 1.5}], r"\[0\]\.asr: expected a number from 0 to 1"),
+        ([{"id": 1, "p": -0.1}], r"\[0\]\.p: expected a number from 0 to 1"),
+        ([{"id": 1, "attempts": 2, "failures": 3}], r"\[0\]: 3 failures in 2 attempts"),
         ({"columns": ["token_id", "p"], "data": [[1]]}, "1 cells beside 2 columns"),
         ({"tokens": [{"name": "x"}]}, r"tokens\[0\]: no token id"),
+        ({"token_impacts": [], "metadata": 1}, "metadata: expected an object, got 1"),
         ([["a"], [1, 2]], "1 texts beside 2 ids"),
         ({"glitches": [1]}, "(?s)none of the formats.*glitcher-log.*glitchrun-run"),
         ({"glitch_tokens": ["a", "b"]}, "none of the formats"),
@@ -224,6 +237,47 @@ def test_a_broken_line_is_named_by_its_number(tmp_path: Path) -> None:
     path = written(tmp_path, '{"event": "token_result", "token_id": "7"}\n', "a.jsonl")
     with pytest.raises(RunError, match=r"a\.jsonl: line 1\.token_id: expected a whole number"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, f"[{'9' * 5000}]", f"[{'9' * 400}]", '[{"id": 1, "p": 1e999}]', "[1.5]"]
+)
+def test_hostile_numbers_and_brackets_end_in_a_message(tmp_path: Path, text: str) -> None:
+    assert "file.json" in outcome(written(tmp_path, text))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_no_change_to_a_file_ends_in_a_traceback(path: Path, tmp_path: Path) -> None:
+    """Values of every kind put anywhere are read, or refused with the file's name."""
+    if path.suffix == ".txt":
+        return
+    source = random.Random(path.name)
+    lines = path.suffix == ".jsonl"
+    text = path.read_text(encoding="utf-8")
+    rows = [row for row in text.splitlines() if row.startswith("{") and row.endswith("}")]
+    for _ in range(25):
+        data = [json.loads(row) for row in rows] if lines else json.loads(text)
+        _spoil(data, source)
+        spoiled = "\n".join(map(json.dumps, data)) + "\n" if lines else json.dumps(data)
+        assert path.name in outcome(written(tmp_path, spoiled, path.name))
+
+
+_ODD = (None, True, -1, 3, 2.5, float("nan"), "x", "", [], {}, [1], ["a"], {"a": 1}, 10**400)
+
+
+def _spoil(data: Any, source: random.Random) -> None:
+    """Puts something odd in one place, at any depth, or takes it out."""
+    while True:
+        keys = list(data) if isinstance(data, dict) else list(range(len(data)))
+        key = source.choice(keys)
+        if isinstance(data[key], dict | list) and data[key] and source.random() < 0.7:
+            data = data[key]
+            continue
+        if source.random() < 0.1:
+            del data[key]
+        else:
+            data[key] = source.choice(_ODD)
+        return
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ def parse(path: Path) -> Document:
         if error.msg == "Extra data" and error.lineno > 1:
             return _lines(path, digest, text)
         _not_json(path, error.lineno, error)
+    except (ValueError, RecursionError) as error:  # an endless number, brackets without end
+        raise RunError(f"{path}: cannot be read as JSON: {error}") from error
 
 
 def _text(path: Path) -> tuple[bytes, str]:
@@ -90,7 +92,7 @@ def _lines(path: Path, digest: str, text: str) -> Document:
     for place, (number, row) in enumerate(rows):
         try:
             value = json.loads(row)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             if place and place == len(rows) - 1 and not text.endswith("\n"):
                 left_out["last line, which was cut off"] = 1  # its writer was killed
                 break
@@ -101,8 +103,10 @@ def _lines(path: Path, digest: str, text: str) -> Document:
     return Document(path.name, digest, "lines", tuple(found), left_out)
 
 
-def _not_json(path: Path, line: int, error: json.JSONDecodeError) -> NoReturn:
+def _not_json(path: Path, line: int, error: Exception) -> NoReturn:
+    place, what = f"line {line}", str(error)
+    if isinstance(error, json.JSONDecodeError):
+        place, what = f"line {line}, column {error.colno}", error.msg
     raise RunError(
-        f"{path}: line {line}, column {error.colno}: is not JSON ({error.msg}); "
-        "repair the file, or export it again"
+        f"{path}: {place}: is not JSON ({what}); repair the file, or export it again"
     ) from error

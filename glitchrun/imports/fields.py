@@ -21,6 +21,7 @@ _NAMES = {
     "failures": ("failures", "glitch_attempts"),
 }
 """What the tools call each field of `Found`."""
+_BITS = 63
 _MODEL = ("model_path", "model", "model_name")
 
 
@@ -31,9 +32,14 @@ def objects(value: Any, place: str) -> Iterator[tuple[Mapping[str, Any], str]]:
         Malformed: it is no list, or holds something else.
     """
     for index, item in enumerate(items(value, place)):
-        if not isinstance(item, Mapping):
-            raise Malformed(f"{place}[{index}]", f"expected an object, got {_short(item)}")
-        yield item, f"{place}[{index}]"
+        yield mapping(item, f"{place}[{index}]"), f"{place}[{index}]"
+
+
+def mapping(value: Any, place: str) -> Mapping[str, Any]:
+    """The object at a place. Raises Malformed where it is none."""
+    if not isinstance(value, Mapping):
+        raise Malformed(place, f"expected an object, got {_short(value)}")
+    return value
 
 
 def items(value: Any, place: str) -> list[Any]:
@@ -72,6 +78,8 @@ def _first(item: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
 def _with_failures(found: Found) -> Found:
     """ASR is failures by attempts: where a file has two of the three, the third is known."""
     asr, attempts, failures = found.asr, found.attempts, found.failures
+    if failures is not None and attempts is not None and failures > attempts:
+        raise Malformed(found.place, f"{failures} failures in {attempts} attempts")
     if failures is None and asr is not None and attempts:
         nearest = round(asr * attempts)
         if abs(nearest - asr * attempts) < 1e-6 * attempts:
@@ -85,14 +93,30 @@ def whole(value: Any, place: str) -> int:
     """A token id or a count: a whole number that is not negative."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise Malformed(place, f"expected a whole number from 0, got {_short(value)}")
-    return value
+    return _bounded(value, place)
 
 
 def number(value: Any, place: str) -> float | None:
     """A number; None for one that is not finite, as JSON writers other than Python's have null."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Malformed(place, f"expected a number, got {_short(value)}")
-    return float(value) if math.isfinite(value) else None
+    if isinstance(value, int):
+        return float(_bounded(value, place))
+    return value if math.isfinite(value) else None
+
+
+def _bounded(value: int, place: str) -> int:
+    if value.bit_length() > _BITS:
+        raise Malformed(place, "the number is too large")
+    return value
+
+
+def share(value: Any, place: str) -> float | None:
+    """A probability or a rate: a number from 0 to 1, but for rounding."""
+    found = number(value, place)
+    if found is not None and not 0 <= found <= 1 + 1e-6:
+        raise Malformed(place, f"expected a number from 0 to 1, got {_short(value)}")
+    return found
 
 
 def string(value: Any, place: str) -> str:
@@ -112,7 +136,7 @@ def flag(value: Any, place: str) -> bool:
 def verdict(value: Any, place: str) -> tuple[bool, float | None]:
     """A verdict and its ASR: glitcher writes either `true` or `[true, 0.8]`."""
     if isinstance(value, list) and len(value) == 2:
-        return flag(value[0], f"{place}[0]"), number(value[1], f"{place}[1]")
+        return flag(value[0], f"{place}[0]"), share(value[1], f"{place}[1]")
     return flag(value, place), None
 
 
@@ -140,10 +164,10 @@ def _short(value: Any) -> str:
 _READERS: dict[str, Callable[[Any, str], Any]] = {
     "id": whole,
     "text": string,
-    "p": number,
+    "p": share,
     "entropy": number,
     "norm": number,
-    "asr": number,
+    "asr": share,
     "attempts": whole,
     "failures": whole,
 }

@@ -10,7 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from glitchrun.imports.document import Document, Malformed
-from glitchrun.imports.fields import claimed_model, items, objects, settings, string, token, whole
+from glitchrun.imports.fields import (
+    claimed_model,
+    items,
+    mapping,
+    objects,
+    settings,
+    string,
+    token,
+    whole,
+)
 from glitchrun.imports.formats.format import Content, Format
 from glitchrun.imports.found import Found
 
@@ -44,7 +53,7 @@ def _members(row: Mapping[str, Any], place: str) -> Iterator[Found]:
 
 def _impacts(document: Document) -> Content:
     data, key = document.data, "token_impacts"
-    about = data.get("metadata", data)
+    about = mapping(data.get("metadata", data), "metadata")
     return Content(
         tokens=(token(row, place) for row, place in objects(data[key], key)),
         claimed_model=claimed_model(about),

@@ -8,7 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glitchrun.imports.document import Document, Malformed
-from glitchrun.imports.fields import claimed_model, flag, items, number, token, verdict, whole
+from glitchrun.imports.fields import (
+    claimed_model,
+    flag,
+    mapping,
+    number,
+    objects,
+    share,
+    token,
+    verdict,
+    whole,
+)
 from glitchrun.imports.formats.format import Content, Format
 from glitchrun.imports.found import Found
 
@@ -35,7 +45,7 @@ class _Fold:
         name = str(event.get("event"))
         self.events[name] += 1
         if name in _ABOUT_THE_RUN:
-            self.settings |= event.get("info", event)
+            self.settings |= mapping(event.get("info", event), f"{place}.info")
         elif name == "template_info":
             self.settings["template"] = event.get("info")
         elif name in _FACTS:
@@ -51,8 +61,7 @@ class _Fold:
             self.repeated += 1
             return
         self.seen.add((token_id, name))
-        for what, count in _texts_in(event).items():
-            self.left_out[what] += count
+        self.left_out["generated texts"] += _texts_in(event, place)
         facts = _FACTS[name](event, place)
         known = self.tokens.setdefault(token_id, {"place": place})
         said = known.get("said", {}) | facts.pop("said", {})
@@ -62,10 +71,15 @@ class _Fold:
         self.tokens[token_id] = {"text": _text(event), **settled, "said": said}
 
 
-def _texts_in(event: Mapping[str, Any]) -> dict[str, int]:
-    attempts = event.get("all_attempts_results") or [event]
-    tests = [test for attempt in attempts for test in attempt.get("test_results", ())]
-    return {"generated texts": sum("generated_text" in test for test in tests)}
+def _texts_in(event: Mapping[str, Any], place: str) -> int:
+    key = "all_attempts_results"
+    holders = [(event, place)] if key not in event else objects(event[key], f"{place}.{key}")
+    tests = (test for holder, at in holders for test in _tests(holder, at))
+    return sum("generated_text" in test for test in tests)
+
+
+def _tests(holder: Mapping[str, Any], place: str) -> list[Mapping[str, Any]]:
+    return [test for test, _ in objects(holder.get("test_results", []), f"{place}.test_results")]
 
 
 def _text(event: Mapping[str, Any]) -> Any:
@@ -91,14 +105,15 @@ def _probed(event: Mapping[str, Any], place: str) -> Fields:
 
 
 def _measured(event: Mapping[str, Any], key: str, place: str) -> float | None:
-    return None if event.get(key) is None else number(event[key], f"{place}.{key}")
+    read = number if key == "entropy" else share
+    return None if event.get(key) is None else read(event[key], f"{place}.{key}")
 
 
 def _sampled(event: Mapping[str, Any], place: str) -> Fields:
     facts: Fields = {"confirmed": flag(event.get("is_glitch"), f"{place}.is_glitch")}
     for name, key in _SAMPLED.items():
         if event.get(key) is not None:
-            facts[name] = (number if name == "asr" else whole)(event[key], f"{place}.{key}")
+            facts[name] = (share if name == "asr" else whole)(event[key], f"{place}.{key}")
     return {**facts, "said": _said(event, "is_glitch", *_SAMPLED.values())}
 
 
@@ -113,8 +128,7 @@ def _validated(event: Mapping[str, Any], place: str) -> Fields:
 
 def _strict(event: Mapping[str, Any], place: str) -> Fields:
     """Three probes, which must all fail; p is of the one that came closest to passing."""
-    tests = items(event.get("test_results", []), f"{place}.test_results")
-    found = [_measured(test, "target_probability", place) for test in tests]
+    found = [_measured(test, "target_probability", place) for test in _tests(event, place)]
     ps = [p for p in found if p is not None]
     failed = flag(event.get("is_glitch"), f"{place}.is_glitch")
     return {"glitch": failed, "said": {"strict": failed}} | ({"p": max(ps)} if ps else {})

@@ -6,7 +6,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from glitchrun.imports.document import Document, Malformed
-from glitchrun.imports.fields import flag, items, number, objects, settings, token, whole
+from glitchrun.imports.fields import (
+    count,
+    flag,
+    items,
+    mapping,
+    objects,
+    settings,
+    share,
+    string,
+    token,
+    whole,
+)
 from glitchrun.imports.formats.format import Content, Format
 from glitchrun.imports.found import Found
 
@@ -18,16 +29,17 @@ _VERDICTS = ("glitch", "confirmed")
 def _run(document: Document) -> Content:
     """tokens.jsonl has a line for each step that looked at a token: they are put together, and
     what a later step says of a verdict stands. Controls are nothing that a run found."""
-    rows: dict[Any, dict[str, Any]] = {}
-    places: dict[Any, str] = {}
+    rows: dict[int, dict[str, Any]] = {}
+    places: dict[int, str] = {}
     own = [(line, row) for line, row in document.data if not _is_control(row)]
     for line, row in own:
-        place = places.setdefault(row.get("token_id"), f"line {line}")
-        known = rows.setdefault(row.get("token_id"), {})
+        token_id = whole(row.get("token_id"), f"line {line}.token_id")
+        places.setdefault(token_id, f"line {line}")
+        known = rows.setdefault(token_id, {})
         known |= {key: value for key, value in row.items() if value is not None or key not in known}
         known["steps"] = [*known.get("steps", []), row.get("step")]
         if row.get("probes"):
-            known |= _closest(row["probes"], place)
+            known |= _closest(row["probes"], f"line {line}.probes")
     return Content(
         tokens=[_ours(row, places[token_id]) for token_id, row in rows.items()],
         left_out=_controls_left_out(len(document.data) - len(own)),
@@ -43,12 +55,15 @@ def _controls_left_out(count: int) -> dict[str, int]:
     return {"controls": count} if count else {}
 
 
-def _closest(probes: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _closest(probes: Any, place: str) -> dict[str, Any]:
     """p, rank and entropy of the probe that came closest to passing."""
-    if not isinstance(probes, Mapping) or not all(isinstance(r, Mapping) for r in probes.values()):
-        raise Malformed(f"{place}.probes", "expected an object of objects")
-    best = max(probes.values(), key=lambda result: -1 if result["p"] is None else result["p"])
-    return {"p": best["p"], "rank": best.get("rank"), "entropy": best.get("entropy")}
+    found = []
+    for name, value in mapping(probes, place).items():
+        result = mapping(value, f"{place}.{name}")
+        p = None if result.get("p") is None else share(result["p"], f"{place}.{name}.p")
+        found.append((-1.0 if p is None else p, result))
+    best = max(found, key=lambda scored: scored[0])[1]
+    return {key: best.get(key) for key in ("p", "rank", "entropy")}
 
 
 def _table(document: Document) -> Content:
@@ -58,7 +73,8 @@ def _table(document: Document) -> Content:
 
 
 def _rows(data: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    columns = items(data["columns"], "columns")
+    named = enumerate(items(data["columns"], "columns"))
+    columns = [string(name, f"columns[{place}]") for place, name in named]
     for index, row in enumerate(items(data["data"], "data")):
         place = f"data[{index}]"
         cells = items(row, place)
@@ -69,15 +85,15 @@ def _rows(data: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _imported(document: Document) -> Content:
     data = document.data
-    source = data.get("source", {})
+    source = mapping(data.get("source", {}), "source")
     rows = objects(data.get("tokens"), "tokens")
     return Content(
-        tokens=(_ours(row, place, row.get("said", {})) for row, place in rows),
+        tokens=(_ours(row, place, row.get("said")) for row, place in rows),
         claimed_model=source.get("claimed_model"),
-        lists=source.get("lists", "verdicts"),
-        looked_at=source.get("looked_at"),
+        lists="findings" if source.get("lists") == "findings" else "verdicts",
+        looked_at=count(source, "looked_at"),
         settings=settings(data, "tokens", "extra"),
-        extra=data.get("extra", {}),
+        extra=mapping(data.get("extra", {}), "extra"),
     )
 
 
@@ -88,16 +104,15 @@ def _ours(row: Mapping[str, Any], place: str, said: Mapping[str, Any] | None = N
     }
     if row.get("rank") is not None:
         settled["rank"] = whole(row["rank"], f"{place}.rank")
-    if row.get("p") is not None:
-        number(row["p"], f"{place}.p")
+    shown = row.get("token_repr")
     known = (*_VERDICTS, "rank", "token_repr", "filtered", "verdict", "said")
     return token(
         row,
         place,
         known,
-        visible=row.get("token_repr"),
-        filtered=row.get("filtered"),
-        said=dict(said or {}),
+        visible=None if shown is None else string(shown, f"{place}.token_repr"),
+        filtered=row.get("filtered") is True,
+        said=dict(mapping(said or {}, f"{place}.said")),
         **settled,
     )
 

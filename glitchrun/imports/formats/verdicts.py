@@ -27,7 +27,7 @@ _TRIMMED = "tokens looked at that the file itself leaves out"
 def _tested(document: Document) -> Content:
     data = document.data
     sampled = data.get("validation_method") == "enhanced"
-    attempts = data.get("num_attempts") if sampled else None
+    attempts = count(data, "num_attempts") if sampled else None
     rows = objects(data["test_results"], "test_results")
     tokens = (_judged(row, place, sampled, attempts) for row, place in rows)
     return _content(data, tokens, "test_results")
@@ -45,7 +45,7 @@ def _judged(
 
 def _compared(document: Document) -> Content:
     data, key = document.data, "comparison_results"
-    attempts = data.get("num_attempts")
+    attempts = count(data, "num_attempts")
     tokens = (_two_methods(row, place, attempts) for row, place in objects(data[key], key))
     return _content(data, tokens, key)
 
@@ -86,7 +86,7 @@ def _scanned(document: Document) -> Content:
     """`examined` is every token of the sample, `confirmed_glitches` some of them again."""
     data = document.data
     keys = ("examined", "confirmed_glitches")
-    attempts = data.get("num_attempts")
+    attempts = count(data, "num_attempts")
     tokens = (
         _judged(row, place, True, attempts)
         for key in keys
@@ -97,9 +97,9 @@ def _scanned(document: Document) -> Content:
 
 def _vocabulary_scan(document: Document) -> Content:
     data = document.data
-    rows = objects(data["results"], "results")
+    rows = list(objects(data["results"], "results"))
     total = count(data, "original_total")
-    trimmed = (total or 0) - len(data["results"])
+    trimmed = (total or 0) - len(rows)
     return _content(
         data,
         (_judged(row, place, True) for row, place in rows),

@@ -149,7 +149,6 @@ def of_file(label: str, imported: Imported, by: str) -> Side:
     tokens = {token.id: _from_file(token, by, bare) for token in imported.tokens}
     seen = frozenset(t.id for t in imported.tokens if bare or t.verdict != "listed")
     looked_at = None if bare else source.looked_at
-    checked = source.settings.get("checked") or {}
     return Side(
         label=label,
         name=f"{source.file} ({source.format})",
@@ -157,9 +156,17 @@ def of_file(label: str, imported: Imported, by: str) -> Side:
         tokens=tokens,
         seen=seen,
         looked_at=looked_at,
-        vocabulary=checked.get("vocabulary_size") or source.settings.get("vocab_size"),
+        vocabulary=_vocabulary(source.settings),
         note=_note(bare, source.lists, looked_at, len(seen)),
     )
+
+
+def _vocabulary(settings: Mapping[str, Any]) -> int | None:
+    """The size that an import checked against, or that a scan says."""
+    checked = settings.get("checked")
+    said = checked.get("vocabulary_size") if isinstance(checked, Mapping) else None
+    said = said or settings.get("vocab_size")
+    return said if isinstance(said, int) and said > 0 else None
 
 
 def _from_file(token: Found, by: str, bare: bool) -> Judged:
