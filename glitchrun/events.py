@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+DIGITS = 7
+"""Significant digits of the floats in tokens.jsonl: what float32 holds."""
 SEVERE = 1e-3
 """A glitch token is severe when its probability lies below this in every probe. On
 SmolLM2-135M-Instruct 27 % of the vocabulary fails its probe, most of it by naming a piece of the
@@ -77,9 +79,12 @@ class Verified:
 
     @property
     def p(self) -> float:
-        """Largest probability over the probes, by which a failure is severe; NaN where one is."""
+        """Largest probability over the probes, by which a failure is severe; NaN where one is.
+
+        To the digits that tokens.jsonl has, so that what is counted here can be counted there.
+        """
         found = [result.p for result in self.probes.values()]
-        return math.nan if any(map(math.isnan, found)) else max(found)
+        return math.nan if any(map(math.isnan, found)) else float(f"{max(found):.{DIGITS}g}")
 
     @property
     def flagged(self) -> bool:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from glitchrun.events import Entry
-from glitchrun.ledger.record import StepRecord
+from glitchrun.events import Control, Entry
+from glitchrun.ledger.record import StepRecord, TimedBatch
 from glitchrun.report.figures import (
     ancestry,
     asr,
@@ -21,6 +21,7 @@ from glitchrun.report.figures import (
     next_token,
     norms,
     rank,
+    severity,
 )
 from glitchrun.report.figures.style import label
 from glitchrun.report.plots import write_plots
@@ -33,13 +34,13 @@ GLITCH = {"p": 0.01, "passed": False, "glitch": True}
 
 def test_a_full_run_has_every_figure_once(tmp_path: Path) -> None:
     names = [drawing.name for drawing in drawings(write_run(tmp_path))]
-    assert names == ["discovery", "norms", "entropy", "rank", "asr"]
+    assert names == ["severity", "discovery", "norms", "entropy", "rank", "asr"]
 
 
 def test_figures_without_data_are_left_out(tmp_path: Path) -> None:
     scan = step("scan", "scan", verified(1), verified(2, **GLITCH))
     names = [drawing.name for drawing in drawings(run_of(tmp_path, scan))]
-    assert names == ["norms", "entropy", "rank"]  # no search, no samples
+    assert names == ["severity", "norms", "entropy", "rank"]  # no search, no samples
     assert drawings(run_of(tmp_path, step("mine", "mine"))) == []
 
 
@@ -51,7 +52,7 @@ def test_hostile_labels_are_drawn_without_a_warning(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         paths = write_plots(record, tmp_path)
-    assert len(paths) == 5
+    assert len(paths) == 6
 
 
 @pytest.mark.parametrize(
@@ -71,12 +72,42 @@ def test_labels_are_what_the_font_can_draw(text: str, shown: str) -> None:
 
 
 def test_the_discovery_curve_counts_what_was_found(tmp_path: Path) -> None:
-    found = [verified(i, **(GLITCH if i in (2, 3, 7) else {})) for i in range(10)]
-    drawing = discovery.draw(run_of(tmp_path, step("mine", "mine", *found)))
+    severe = {**GLITCH, "p": 1e-4}
+    looks = {2: severe, 3: GLITCH, 7: severe}
+    found = [verified(i, **looks.get(i, {})) for i in range(10)]
+    searched = step("mine", "mine", *found, gradients=3, screens=500)
+    control = replace(searched.batches[0].batch, facts=(Control(2, True, verified(99, **severe)),))
+    with_controls = replace(searched, batches=(*searched.batches, TimedBatch(2000, control)))
+    drawing = discovery.draw(run_of(tmp_path, with_controls))
     assert drawing
-    (line,) = drawing.figure.axes[0].lines
-    assert list(zip(*line.get_data(), strict=True)) == [(0, 0), (3, 1), (4, 2), (8, 3), (10, 3)]
-    assert "mine: 3 of 10 (30 %)" in drawing.caption
+    by_count, by_time = drawing.figure.axes
+    counts, severe_counts = [0, 0, 0, 1, 2, 2, 2, 2, 3, 3, 3], [0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2]
+    for axes, spent in ((by_count, range(11)), (by_time, [i / 10 for i in range(11)])):
+        lines = [line.get_data() for line in axes.lines]
+        assert [list(y) for _, y in lines] == [counts, severe_counts]
+        assert list(lines[0][0]) == pytest.approx(list(spent))
+    assert (
+        "mine: 3 of 10 (30 %), 2 of them severe, for 10 verifications, 3 gradients, 500 screens "
+        "and 1 s." in drawing.caption
+    )
+
+
+def test_severity_bars_are_shares_of_each_decade(tmp_path: Path) -> None:
+    facts = [
+        replace(verified(i, p=p, passed=False, glitch=True), emitted=kind)
+        for i, (p, kind) in enumerate(
+            [(2e-6, "other"), (5e-4, "prefix"), (9e-4, "other"), (0.2, "prefix"), (1.0, "prefix")]
+        )
+    ]
+    drawing = severity.draw(run_of(tmp_path, step("scan", "scan", verified(9), *facts)))
+    assert drawing
+    (axes,) = drawing.figure.axes
+    other, prefix = ([bar.get_width() for bar in c] for c in axes.containers)
+    assert other == [100, 0, 50, 0, 0, 0]
+    assert prefix == [0, 0, 50, 0, 0, 100]
+    assert [text.get_text() for text in axes.texts] == ["1", "0", "2", "0", "0", "2", "severe ↑"]
+    assert "5 tokens failed every probe, 3 of them" in drawing.caption
+    assert "came in place of 60 % of all, and of 33.3 % of the latter" in drawing.caption
 
 
 def test_norm_shares_are_of_groups_of_equal_size(tmp_path: Path) -> None:
@@ -111,7 +142,7 @@ def test_one_token_can_be_drawn(tmp_path: Path) -> None:
         step("mine", "mine", verified(1, **GLITCH)),
         step("asr", "validate", sampled(1, 1)),
     )
-    assert len(write_plots(record, tmp_path)) == 5
+    assert len(write_plots(record, tmp_path)) == 6
 
 
 @pytest.mark.parametrize("count", [asr.LABELLED, asr.LABELLED + 1])

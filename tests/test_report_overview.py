@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from glitchrun.report.headline import headline
 from glitchrun.report.numbers import duration, figure, percent, share, size
-from glitchrun.report.overview import counters, emitted, headline, not_finite, tallies, verdicts
+from glitchrun.report.overview import counters, not_finite, tallies
+from glitchrun.report.severity import severity
 from glitchrun.report.summary import summary_lines
 from glitchrun.report.table import most_interesting_first, table
 from tests.support.records import Invented, write_run
@@ -24,19 +26,29 @@ def test_the_headline_is_the_confirmed_tokens(tmp_path: Path) -> None:
     asr = step("asr", "validate", sampled(2, 5), sampled(3, 4), sampled(4, 3))
     top = headline(run_of(tmp_path, mine, asr))
     assert (top.number, top.unit) == (2, "confirmed glitch tokens")
-    about_samples, about_verdicts = top.sentences
+    about_samples, about_verdicts, about_severity, about_emitted = top.sentences
     assert about_samples == (
         "Of 3 sampled tokens, 2 failed in at least 80 % of 5 sampled attempts "
         "(thresholds.asr = 0.8)."
     )
     assert about_verdicts == (
-        "Of 4 verified tokens (< 0.01 % of the vocabulary's 49,152), 3 failed the probe repeat."
+        "Of 4 verified tokens (< 0.01 % of the vocabulary's 49,152), 3 (75 %) failed the probe "
+        "repeat, whatever the probability it gave the token (thresholds.probability = 1)."
     )
+    assert about_severity == (
+        "Of these 3 glitch tokens, 0 (0 %) are severe, with a probability below 0.001; "
+        "0 lie below 0.01."
+    )
+    assert "In place of 0 of them (0 %)" in about_emitted
 
 
 def test_unsampled_tokens_are_not_called_confirmed(tmp_path: Path) -> None:
-    top = headline(run_of(tmp_path, step("scan", "scan", verified(1), verified(2, **GLITCH))))
-    assert (top.number, top.unit) == (1, "glitch token, not sampled")
+    severe = {**GLITCH, "p": 1e-4}
+    facts = [verified(1), verified(2, **GLITCH), verified(3, **severe)]
+    top = headline(run_of(tmp_path, step("scan", "scan", *facts)))
+    assert (top.number, top.unit) == (1, "severe glitch token, not sampled")
+    assert "Of 3 verified tokens" in top.sentences[0]
+    assert "Of these 2 glitch tokens, 1 (50 %) is severe" in top.sentences[1]
     assert "no step that samples" in top.sentences[-1]
 
 
@@ -121,7 +133,8 @@ def test_the_closest_probe_is_the_most_probable_one(tmp_path: Path) -> None:
 def test_emitted_kinds_are_of_glitch_tokens_alone(tmp_path: Path) -> None:
     odd = replace(verified(3, **NEAR), emitted="prefix")
     record = run_of(tmp_path, step("scan", "scan", verified(1), verified(2, **GLITCH), odd))
-    assert emitted(verdicts(record)) == [("other", 1)]
+    assert {kind for kind, number in severity(record).emitted.items() if number} == {"other"}
+    assert severity(record).emitted["other"] == severity(record).near_miss == 1
 
 
 def test_counters_keep_their_steps_and_what_belongs_to_none(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from glitchrun.events import Batch, Entry, batch_from_json, batch_to_json
 from glitchrun.ledger.record import Metric, RunRecord
-from glitchrun.report import overview, sections, step_tables
+from glitchrun.report import headline, overview, sections, step_tables
 from glitchrun.report.document import document
 from glitchrun.report.html import render
 from glitchrun.report.markdown import markdown
@@ -57,7 +57,7 @@ def answer(prompt: str, outcome: str, **cells: Any) -> Entry:
 
 @pytest.fixture
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRecord:
-    for module in (overview, sections, step_tables):
+    for module in (headline, overview, sections, step_tables):
         monkeypatch.setattr(module, "strategies", lambda: DECLARED)
     asked = step(
         "ask", "ask", answer("The quick ", "pass"), answer(HOSTILE, "fail", p=float("nan"))
@@ -90,7 +90,7 @@ def test_mlflow_is_told_of_the_tables(record: RunRecord) -> None:
 
 
 def test_a_run_without_verdicts_leads_with_its_own_number(record: RunRecord) -> None:
-    top = overview.headline(record)
+    top = headline.headline(record)
     assert (top.number, top.unit) == (2.5, "mean rank")
     assert top.sentences == ("The mean rank was 2.50.",)
     assert not overview.is_about_tokens(record)
@@ -102,14 +102,14 @@ def test_a_run_without_verdicts_leads_with_its_own_number(record: RunRecord) -> 
 
 def test_a_run_with_verdicts_still_leads_with_them(record: RunRecord) -> None:
     both = replace(record, steps=(step("scan", "scan", verified(1)), *record.steps))
-    top = overview.headline(both)
+    top = headline.headline(both)
     assert (top.number, top.unit) == (0, "glitch tokens")
     assert top.sentences[-1] == "ask: The mean rank was 2.50."
 
 
 def test_an_unfinished_run_has_no_number(record: RunRecord) -> None:
     (asked,) = record.steps
-    top = overview.headline(replace(record, status="KILLED", steps=(replace(asked, metrics={}),)))
+    top = headline.headline(replace(record, status="KILLED", steps=(replace(asked, metrics={}),)))
     assert (top.number, top.unit) == (None, "no result")
 
 

@@ -7,8 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from glitchrun.ledger.record import RunRecord, StepRecord
-from glitchrun.report.overview import counters, emitted, headline, tallies, thresholds, verdicts
+from glitchrun.report.headline import headline
+from glitchrun.report.overview import counters, tallies, thresholds
 from glitchrun.report.rows import rounded
+from glitchrun.report.severity import Alarms, alarms, bands, patterns, severity
 from glitchrun.report.step_tables import StepTable, step_tables
 
 
@@ -29,7 +31,11 @@ def document(record: RunRecord) -> dict[str, Any]:
         "headline": {"number": top.number, "unit": top.unit, "sentences": list(top.sentences)},
         "thresholds": asdict(thresholds(record)),
         "verdicts": [asdict(tally) for tally in tallies(record)],
-        "emitted": dict(emitted(verdicts(record))),
+        "emitted": dict(severity(record).emitted),
+        "severity": asdict(severity(record)),
+        "bands": [asdict(band) for band in bands(record)],
+        "probe_patterns": [asdict(pattern) for pattern in patterns(record)],
+        "false_alarms": [_alarms(found) for found in alarms(record)],
         "steps": [_step(step) for step in record.steps],
         "tables": [_table(table) for table in step_tables(record)],
         "counters": [_counter(name, found) for name, found in counters(record).items()],
@@ -58,6 +64,10 @@ def _step(step: StepRecord) -> dict[str, Any]:
         "total": step.batches[-1].batch.total if step.batches else None,
         "seconds": rounded(step.seconds),
     }
+
+
+def _alarms(found: Alarms) -> dict[str, Any]:
+    return {**asdict(found), "low": rounded(found.low), "high": rounded(found.high)}
 
 
 def _table(table: StepTable) -> dict[str, Any]:

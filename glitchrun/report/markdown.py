@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from glitchrun.ledger.record import RunRecord
+from glitchrun.report.headline import DIGITS, headline
 from glitchrun.report.markup import code, escaped, grid, prose
 from glitchrun.report.numbers import count, figure, percent, share, size
-from glitchrun.report.overview import DIGITS, headline, tallies
+from glitchrun.report.overview import tallies
 from glitchrun.report.sections import commands
 from glitchrun.report.spelling import spelled
 from glitchrun.report.step_tables import StepColumn, StepTable, shown, step_tables

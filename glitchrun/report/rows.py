@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from glitchrun.events import Control, ProbeResult, Sampled, Verified
+from glitchrun.events import DIGITS, Control, ProbeResult, Sampled, Verified
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.table import (
     Row,
@@ -20,9 +20,6 @@ from glitchrun.report.table import (
     table,
 )
 from glitchrun.vocabulary.text import visible
-
-DIGITS = 7
-"""Significant digits of every float written: what float32 holds."""
 
 # What JSON would carry raw but a reader may trip over: C1 controls and the line separators at
 # which `str.splitlines` breaks a JSON line, bidi and zero-width marks, and lone surrogates, which

@@ -6,22 +6,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from glitchrun.events import SEVERE
 from glitchrun.ledger.command import apply_command
 from glitchrun.ledger.record import ModelRecord, RunRecord, StepRecord
+from glitchrun.report.headline import declared_headline, headline
 from glitchrun.report.numbers import MISSING, count, duration, figure, moment, share, size
 from glitchrun.report.overview import (
-    EMITTED,
     NOTES,
     counters,
-    declared_headline,
-    emitted,
-    headline,
     is_about_tokens,
     not_finite,
     tallies,
     thresholds,
-    verdicts,
 )
+from glitchrun.report.severity import MILD, Alarms, Severity, alarms, severity
+from glitchrun.report.severity_page import severity_sections
 from glitchrun.report.step_tables import StepTable, shown, step_tables
 from glitchrun.report.table import VERDICTS
 from glitchrun.spec.schema import strategies
@@ -50,7 +49,7 @@ def sections(record: RunRecord) -> dict[str, Any]:
         "figure": figure,
         "tallies": tallies(record),
         "share": share,
-        "emitted": [(EMITTED.get(kind, kind), number) for kind, number in _emitted(record)],
+        **severity_sections(record),
         "legend": VERDICTS,
         "memory": _memory(record),
         "census": _census(record.model),
@@ -78,14 +77,7 @@ def commands(record: RunRecord) -> list[str]:
 
 def _cards(record: RunRecord) -> list[tuple[str, str, str]]:
     """Label, number and what it means, for the row of figures at the top."""
-    found = verdicts(record)
-    cards = []
-    if found:
-        glitch = sum(fact.glitch for fact in found)
-        cards = [
-            ("verified", count(len(found)), "tokens with a verdict"),
-            ("glitch", count(glitch), f"{share(glitch, len(found))} of those verified"),
-        ]
+    cards = [*_verdict_cards(severity(record)), *map(_alarm_card, alarms(record))]
     cards += [card for step in record.steps for card in _step_cards(step)]
     rates = [
         (step.id, metric.value)
@@ -96,6 +88,23 @@ def _cards(record: RunRecord) -> list[tuple[str, str, str]]:
     if record.model:
         cards.append(("peak memory", size(record.model.peak_bytes), f"on {record.model.device}"))
     return [*cards, ("time", duration(_elapsed(record)), "spent in steps and loading")]
+
+
+def _verdict_cards(found: Severity) -> list[tuple[str, str, str]]:
+    if not found.verified:
+        return []
+    mild = (f"p < {MILD:g}", count(found.mild), "glitch tokens, severe ones too")
+    return [
+        ("verified", count(found.verified), "tokens with a verdict"),
+        ("severe", count(found.severe), f"glitch tokens, p < {SEVERE:g}"),
+        *([mild] if found.mild < found.glitch else []),
+        ("glitch", count(found.glitch), f"{share(found.glitch, found.verified)} of those verified"),
+    ]
+
+
+def _alarm_card(found: Alarms) -> tuple[str, str, str]:
+    rate = share(found.alarms, found.controls)
+    return f"{found.step} false alarms", rate, f"{found.alarms:,} of {found.controls:,} controls"
 
 
 def _step_cards(step: StepRecord) -> list[tuple[str, str, str]]:
@@ -188,10 +197,6 @@ def _table(table: StepTable) -> dict[str, Any]:
         ],
         "hidden": max(0, len(table.rows) - SHOWN),
     }
-
-
-def _emitted(record: RunRecord) -> list[tuple[str, int]]:
-    return emitted(verdicts(record))
 
 
 def _memory(record: RunRecord) -> list[tuple[str, str, str, str]]:

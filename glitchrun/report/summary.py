@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from glitchrun.ledger.record import RunRecord
+from glitchrun.report.headline import DIGITS, headline
 from glitchrun.report.numbers import counted, duration, figure, percent, size
-from glitchrun.report.overview import DIGITS, headline, is_about_tokens
+from glitchrun.report.overview import is_about_tokens
 from glitchrun.report.step_tables import step_tables
 from glitchrun.report.table import Row, most_interesting_first, table
 from glitchrun.vocabulary.text import visible

@@ -16,10 +16,22 @@ from glitchrun.report.figures import (
     norms,
     predictions,
     rank,
+    severity,
 )
 from glitchrun.report.figures.style import Drawing
 
-_FIGURES = (discovery, norms, entropy, rank, asr, fitness, ancestry, next_token, predictions)
+_FIGURES = (
+    severity,
+    discovery,
+    norms,
+    entropy,
+    rank,
+    asr,
+    fitness,
+    ancestry,
+    next_token,
+    predictions,
+)
 
 
 def drawings(record: RunRecord) -> list[Drawing]:

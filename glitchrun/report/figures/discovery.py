@@ -1,72 +1,105 @@
-"""Glitch tokens found against tokens verified, by the steps that search."""
+"""Glitch tokens found against what finding them took, by the steps that search."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
+from glitchrun.events import Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.figures.style import Drawing, new_figure, style
-from glitchrun.report.numbers import share
+from glitchrun.report.numbers import counted, duration, share
 from glitchrun.report.palette import LIGHT
-from glitchrun.report.table import facts_by_token
 
 _COLOURS = ("glitch", "accent", "good", "muted")
-_DASHES = ("-", "--", ":", "-.")
+_MARKS = ("o", "s", "^", "D")
+COSTS = {"gradients": "gradient", "screens": "screen"}
+"""Counters of work that is no verification: a search's own, counted apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What a step had found, and spent, after each token."""
+
+    step: StepRecord
+    points: tuple[tuple[int, float, int, int], ...]
+    """Tokens verified, seconds of batch time (which the tokens of a batch share, everything in it
+    included), glitch tokens and severe ones found: from zeros, in the step's order."""
+    counters: Counter[str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.step.id} ({self.step.params.get('search') or 'gradient'})"
 
 
 def draw(record: RunRecord) -> Drawing | None:
-    """One line for each `mine` step."""
-    curves = [(step, curve) for step in record.steps if (curve := _curve(step))]
+    """For each `mine` step, the tokens found against those verified, and against time."""
+    curves = [curve for step in record.steps if (curve := _curve(step))]
     if not curves:
         return None
     with style():
-        drawn = new_figure()
-        axes = drawn.subplots()
-        _lines(axes, curves)
-    ends = [f"{step.id}: {_end(curve)}" for step, curve in curves]
+        drawn = new_figure((5.6, 3.8))
+        _panels(drawn, curves)
     caption = (
         "A steep line is a search that finds; a flat one has used up its neighbourhood. "
-        f"At the end, {'; '.join(ends)}."
+        f"{' '.join(map(_cost, curves))}"
     )
-    return Drawing("discovery", "Found against verified", caption, drawn)
+    return Drawing("discovery", "Found against budget", caption, drawn)
 
 
-def _curve(step: StepRecord) -> list[tuple[int, int]]:
-    """Tokens verified and glitch tokens found so far, where the latter grows and at the end."""
+def _curve(step: StepRecord) -> Curve | None:
+    """None for a step that does not search, or has verified nothing yet. Controls are no part."""
     if step.strategy != "mine":
-        return []
-    verified = [fact for fact, _ in facts_by_token(step).values() if fact]
-    return list(_corners([fact.glitch for fact in verified]))
+        return None
+    points = [(0, 0.0, 0, 0)]
+    counters: Counter[str] = Counter()
+    seen: set[int] = set()
+    for timed in step.batches:
+        if timed.batch.controls:
+            continue
+        counters.update(timed.batch.counters)
+        facts = [fact for fact in timed.batch.token_facts if isinstance(fact, Verified)]
+        new = [fact for fact in facts if fact.token.id not in seen]
+        seen.update(fact.token.id for fact in new)
+        each = timed.batch.seconds / max(1, len(new))
+        for fact in new:
+            verified, seconds, glitch, severe = points[-1]
+            found = (glitch + fact.glitch, severe + fact.severe)
+            points.append((verified + 1, seconds + each, *found))
+        if not new:  # a screen of the vocabulary, say: time that has found nothing yet
+            verified, seconds, glitch, severe = points[-1]
+            points.append((verified, seconds + each, glitch, severe))
+    return Curve(step, tuple(points), counters) if seen else None
 
 
-def _corners(glitches: list[bool]) -> Iterator[tuple[int, int]]:
-    if not glitches:
-        return
-    yield 0, 0
-    found = 0
-    for place, glitch in enumerate(glitches, start=1):
-        found += glitch
-        if glitch:
-            yield place, found
-    yield len(glitches), found
+def _panels(drawn: Any, curves: list[Curve]) -> None:
+    by_count, by_time = drawn.subplots(1, 2, sharey=True)
+    for curve, colour, mark in zip(curves, cycle(_COLOURS), cycle(_MARKS), strict=False):
+        verified, seconds, glitch, severe = zip(*curve.points, strict=True)
+        for axes, spent in ((by_count, verified), (by_time, seconds)):
+            look = {"color": LIGHT[colour], "marker": mark, "markevery": (0.1, 0.2), "ms": 4}
+            axes.plot(spent, glitch, lw=1.8, label=curve.name, **look)
+            name = f"{curve.name}, severe"
+            axes.plot(spent, severe, lw=1.4, ls="--", label=name, mfc="none", **look)
+            axes.set_xlim(left=0)
+            axes.set_ylim(bottom=0)
+            axes.yaxis.get_major_locator().set_params(integer=True)
+    by_count.xaxis.get_major_locator().set_params(integer=True)
+    by_count.set_xlabel("tokens verified")
+    by_time.set_xlabel("seconds")
+    by_count.set_ylabel("glitch tokens found")
+    drawn.legend(*by_count.get_legend_handles_labels(), loc="outside upper left", ncols=2)
 
 
-def _lines(axes: Any, curves: list[tuple[StepRecord, list[tuple[int, int]]]]) -> None:
-    for (step, curve), colour, dashes in zip(curves, cycle(_COLOURS), cycle(_DASHES), strict=False):
-        name = f"{step.id} ({step.params.get('search') or 'gradient'})"
-        look = {"color": LIGHT[colour], "ls": dashes, "lw": 1.8, "label": name}
-        axes.plot(*zip(*curve, strict=True), drawstyle="steps-post", **look)
-    axes.set_xlabel("tokens verified")
-    axes.set_ylabel("glitch tokens found")
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.yaxis.get_major_locator().set_params(integer=True)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(loc="upper left")
-
-
-def _end(curve: list[tuple[int, int]]) -> str:
-    verified, found = curve[-1]
-    return f"{found:,} of {verified:,} ({share(found, verified)})"
+def _cost(curve: Curve) -> str:
+    """What a step found, and what for, in the currency that all searches are compared in."""
+    verified, seconds, found, severe = curve.points[-1]
+    spent = [counted(verified, "verification")] + [
+        counted(curve.counters[name], one) for name, one in COSTS.items()
+    ]
+    return (
+        f"{curve.step.id}: {found:,} of {verified:,} ({share(found, verified)}), "
+        f"{severe:,} of them severe, for {', '.join(spent)} and {duration(seconds)}."
+    )

@@ -1,0 +1,169 @@
+"""The number a run comes down to, and what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from glitchrun.events import SEVERE, Sampled
+from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.report.numbers import counted, figure, percent, share
+from glitchrun.report.overview import is_about_tokens, samples, thresholds, verdicts
+from glitchrun.report.severity import MILD, Alarms, Severity, alarms, severity
+from glitchrun.spec.schema import strategies
+
+DIGITS = 3
+"""Significant digits of a metric in the headline."""
+
+_STOPPED = {
+    "RUNNING": "The run is not over: the numbers are those of the moment this page was written.",
+    "KILLED": "The run was stopped before its end: the numbers cover what was finished until then. "
+    "Resume it with glitchrun apply.",
+    "FAILED": "The run failed: the numbers cover what was finished until then.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """The number a run comes down to, and what it means."""
+
+    number: float | None
+    unit: str
+    sentences: tuple[str, ...]
+
+
+def headline(record: RunRecord) -> Headline:
+    """The number to read first: confirmed tokens, else severe glitch tokens, else the one that a
+    step's strategy declares as `x-headline`, the last step's first, else that there is none."""
+    warning = _STOPPED.get(record.status)
+    reason = f"Reason on record: {record.error}" if record.error else None
+    number, unit, sentences = _result(record)
+    return Headline(number, unit, tuple(filter(None, (warning, reason, *sentences))))
+
+
+def _result(record: RunRecord) -> tuple[float | None, str, list[str]]:
+    found, unit, sentences = _verdict(record)
+    told = [told for step in reversed(record.steps) if (told := _told(step))]
+    several = len(record.steps) > 1
+    also = [f"{step}: {said}" if several else said for step, _, _, said in told]
+    if told and found is None:
+        return told[0][1], told[0][2], also
+    return found, unit, [*sentences, *also]
+
+
+def _told(step: StepRecord) -> tuple[str, float | None, str, str] | None:
+    """Id, number, unit and sentence of a step by its strategy's `x-headline`; None where there is
+    no such thing, or the step has not come to it yet."""
+    declared = declared_headline(step)
+    metric = step.metrics.get(declared["metric"]) if declared else None
+    if not declared or not metric:
+        return None
+    numbers = {name: figure(found.value, DIGITS) for name, found in step.metrics.items()}
+    return step.id, metric.value, declared["unit"], declared["sentence"].format(**numbers)
+
+
+def declared_headline(step: StepRecord) -> Mapping[str, Any] | None:
+    """What the step's strategy declares as `x-headline`: metric, unit, sentence, cards."""
+    found: Mapping[str, Any] | None = strategies().get(step.strategy, {}).get("x-headline")
+    return found
+
+
+def _verdict(record: RunRecord) -> tuple[int | None, str, list[str]]:
+    found, sampled = severity(record), samples(record)
+    about = [
+        _about_verdicts(record, found),
+        _about_severity(record, found),
+        _about_emitted(found),
+        *map(_about_controls, alarms(record)),
+    ]
+    if sampled:
+        confirmed = sum(fact.confirmed for fact in sampled)
+        unit = "confirmed glitch token" if confirmed == 1 else "confirmed glitch tokens"
+        return confirmed, unit, [_about_samples(record, sampled), *about]
+    if found.verified:
+        if not found.glitch:
+            return 0, "glitch tokens", about
+        unit = "severe glitch token" if found.severe == 1 else "severe glitch tokens"
+        return found.severe, f"{unit}, not sampled", [*about, _why_unsampled(record)]
+    if is_about_tokens(record):
+        return None, "no verdict", ["No token was verified or sampled."]
+    return None, "no result", []
+
+
+def _about_samples(record: RunRecord, sampled: list[Sampled]) -> str:
+    attempts = sorted({fact.attempts for fact in sampled})
+    number = f"{attempts[0]}" if len(attempts) == 1 else f"{attempts[0]} to {attempts[-1]}"
+    tokens = counted(len(sampled), "sampled token")
+    level = thresholds(record).asr
+    return (
+        f"Of {tokens}, {sum(fact.confirmed for fact in sampled):,} failed in at least "
+        f"{percent(level)} of {number} sampled {'attempt' if attempts == [1] else 'attempts'} "
+        f"(thresholds.asr = {level:g})."
+    )
+
+
+def _about_verdicts(record: RunRecord, found: Severity) -> str:
+    """What share of how many tokens failed, and by what measure."""
+    if not found.verified:
+        return ""
+    probes = sorted({name for fact in verdicts(record) for name in fact.probes})
+    level = thresholds(record).probability
+    prompts = (
+        f"the probe {probes[0]}" if len(probes) == 1 else f"each of the probes {', '.join(probes)}"
+    )
+    limit = (
+        ", whatever the probability it gave the token (thresholds.probability = 1)"
+        if level >= 1
+        else f" with a probability below {level:g} (thresholds.probability), and "
+        f"{counted(found.near_miss, 'near miss', 'near misses')} failed with a higher one"
+    )
+    size = record.model.vocabulary_size if record.model else 0
+    whole = f" ({share(found.verified, size)} of the vocabulary's {size:,})" if size else ""
+    return (
+        f"Of {counted(found.verified, 'verified token')}{whole}, {found.glitch:,} "
+        f"({share(found.glitch, found.verified)}) failed {prompts}{limit}."
+    )
+
+
+def _about_severity(record: RunRecord, found: Severity) -> str:
+    if not found.glitch:
+        return ""
+    each = " in every probe" if _has_several_probes(record) else ""
+    return (
+        f"Of these {counted(found.glitch, 'glitch token')}, {found.severe:,} "
+        f"({share(found.severe, found.glitch)}) "
+        f"{'is' if found.severe == 1 else 'are'} severe, with a probability below "
+        f"{SEVERE:g}{each}; {found.mild:,} {'lies' if found.mild == 1 else 'lie'} below {MILD:g}."
+    )
+
+
+def _has_several_probes(record: RunRecord) -> bool:
+    return any(len(fact.probes) > 1 for fact in verdicts(record))
+
+
+def _about_emitted(found: Severity) -> str:
+    if not found.glitch:
+        return ""
+    piece, same = found.emitted["prefix"], found.emitted["case_space"]
+    return (
+        f"In place of {piece:,} of them ({share(piece, found.glitch)}) the model began the right "
+        f"text with a shorter piece, and {same:,} ({share(same, found.glitch)}) it said but for "
+        "case or space: it may know these, and only not as one token."
+    )
+
+
+def _about_controls(found: Alarms) -> str:
+    rate = share(found.alarms, found.controls)
+    return (
+        f"{found.step}: of {counted(found.controls, 'ordinary token')} like these in script, "
+        f"length and frequency, {found.alarms:,} raised the same alarm ({rate}; 95 %: "
+        f"{percent(found.low)} to {percent(found.high)}), against {found.flagged:,} of "
+        f"{found.tokens:,} ({share(found.flagged, found.tokens)}) of the step's own."
+    )
+
+
+def _why_unsampled(record: RunRecord) -> str:
+    if any(step.strategy == "validate" for step in record.steps):
+        return "No sampled attempt is on record, so none of them is confirmed."
+    return "The experiment has no step that samples attempts, so none of them is confirmed."

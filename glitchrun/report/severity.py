@@ -1,0 +1,181 @@
+"""How bad the failures are: by probability, by what came instead, by probe, against controls."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+from glitchrun.events import SEVERE, Sampled, Verified
+from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.report.overview import EMITTED, samples, verdicts
+from glitchrun.report.table import Row, controls_of, facts_by_token, most_interesting_first, table
+
+MILD = 1e-2
+"""Probability below which a failure is no near miss any more, though it need not be severe."""
+DECADES = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Bounds of the bands that failures are counted in, by probability."""
+KINDS = (*EMITTED, "unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """The tokens that failed every probe with a probability from `low` to below `high`."""
+
+    low: float
+    high: float
+    failed: int
+    glitch: int
+    """Of these, below thresholds.probability."""
+    emitted: Mapping[str, int]
+    """How often each kind of text came instead."""
+    sampled: int
+    confirmed: int
+
+    @property
+    def severe(self) -> bool:
+        return self.high <= SEVERE
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """The tokens of a step that passed just these of its probes."""
+
+    step: str
+    passed: Mapping[str, bool]
+    """By probe, in the step's order."""
+    tokens: int
+    severe: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alarms:
+    """What a step made of matched ordinary tokens, beside what it made of its own."""
+
+    step: str
+    flagged: int
+    """Of `tokens`, found or confirmed."""
+    tokens: int
+    alarms: int
+    """Of `controls`, found or confirmed."""
+    controls: int
+    alike: int
+    """Controls with their token's script and a space in front as it has."""
+    low: float
+    high: float
+    """Bounds of Wilson's 95 % interval of alarms / controls."""
+
+
+@dataclass(frozen=True, slots=True)
+class Severity:
+    """The glitch tokens of a run in numbers."""
+
+    verified: int
+    glitch: int
+    severe: int
+    mild: int
+    """Glitch tokens with a probability below `MILD`, severe ones too."""
+    near_miss: int
+    """Failed every probe, but not with a probability below thresholds.probability."""
+    emitted: Mapping[str, int]
+    """How often each kind of text came in a glitch token's place."""
+
+
+def severity(record: RunRecord) -> Severity:
+    """What the verdicts of a run add up to."""
+    found = verdicts(record)
+    glitch = [fact for fact in found if fact.glitch]
+    return Severity(
+        verified=len(found),
+        glitch=len(glitch),
+        severe=sum(fact.severe for fact in glitch),
+        mild=sum(fact.p < MILD for fact in glitch),
+        near_miss=sum(fact.failed and not fact.glitch for fact in found),
+        emitted=_by_kind(glitch),
+    )
+
+
+def bands(record: RunRecord) -> list[Band]:
+    """Failures by decade of probability, the most severe first; empty where nothing failed.
+
+    Over several probes it is the largest probability that counts.
+    """
+    failed = [fact for fact in verdicts(record) if fact.failed]
+    tried = {fact.token.id: fact for fact in samples(record)}
+    pairs = pairwise(DECADES)
+    return [_band(low, high, failed, tried) for low, high in pairs] if failed else []
+
+
+def _band(low: float, high: float, failed: list[Verified], tried: Mapping[int, Sampled]) -> Band:
+    inside = [fact for fact in failed if low <= fact.p < high or fact.p == high == 1]
+    sampled = [tried[fact.token.id] for fact in inside if fact.token.id in tried]
+    return Band(
+        low=low,
+        high=high,
+        failed=len(inside),
+        glitch=sum(fact.glitch for fact in inside),
+        emitted=_by_kind(inside),
+        sampled=len(sampled),
+        confirmed=sum(fact.confirmed for fact in sampled),
+    )
+
+
+def _by_kind(facts: Iterable[Verified]) -> dict[str, int]:
+    counts = Counter(fact.emitted or "unknown" for fact in facts)
+    return {kind: counts[kind] for kind in KINDS if kind != "unknown" or counts[kind]}
+
+
+def patterns(record: RunRecord) -> list[Pattern]:
+    """Which probes the tokens of a step passed, the most frequent pattern first, for every step
+    with more than one probe."""
+    return [pattern for step in record.steps for pattern in _patterns_of(step)]
+
+
+def _patterns_of(step: StepRecord) -> list[Pattern]:
+    found = [verified for verified, _ in facts_by_token(step).values() if verified]
+    if all(len(fact.probes) < 2 for fact in found):
+        return []
+    groups: dict[tuple[tuple[str, bool], ...], list[Verified]] = {}
+    for fact in found:
+        key = tuple((name, result.passed) for name, result in fact.probes.items())
+        groups.setdefault(key, []).append(fact)
+    made = [
+        Pattern(step.id, dict(key), len(facts), sum(fact.severe for fact in facts))
+        for key, facts in groups.items()
+    ]
+    return sorted(made, key=lambda one: (-one.tokens, *one.passed.values()))
+
+
+def alarms(record: RunRecord) -> list[Alarms]:
+    """The false alarms of every step that had controls."""
+    return [found for step in record.steps if (found := _alarms_of(step))]
+
+
+def _alarms_of(step: StepRecord) -> Alarms | None:
+    from scipy.stats import binomtest
+
+    controls = controls_of(step)
+    if not controls:
+        return None
+    raised = sum(control.alarm for control in controls)
+    interval = binomtest(raised, len(controls)).proportion_ci(method="wilson")
+    own = [verified or sampled for verified, sampled in facts_by_token(step).values()]
+    return Alarms(
+        step=step.id,
+        flagged=sum(bool(fact and fact.flagged) for fact in own),
+        tokens=len(own),
+        alarms=raised,
+        controls=len(controls),
+        alike=sum(control.alike for control in controls),
+        low=float(interval.low),
+        high=float(interval.high),
+    )
+
+
+def most_severe(record: RunRecord, count: int) -> list[Row]:
+    """The glitch tokens of lowest probability, below `MILD`, each once."""
+    once = {row.token.id: row for row in reversed(most_interesting_first(table(record)))}
+    found = [row for row in once.values() if row.glitch and row.verified]
+    below = [(row.verified.p, row.token.id, row) for row in found if row.verified]
+    return [row for p, _, row in sorted(below, key=lambda item: item[:2])[:count] if p < MILD]

@@ -1,0 +1,120 @@
+"""What the page says of severity: the tables of page/severity.html.j2, as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from glitchrun.events import SEVERE
+from glitchrun.ledger.record import RunRecord
+from glitchrun.report.numbers import MISSING, count, figure, percent, share
+from glitchrun.report.overview import EMITTED, thresholds
+from glitchrun.report.severity import (
+    DECADES,
+    MILD,
+    Alarms,
+    Band,
+    Pattern,
+    alarms,
+    bands,
+    most_severe,
+    patterns,
+    severity,
+)
+from glitchrun.report.spelling import spelled
+from glitchrun.report.table import Row
+
+LISTED = 12
+"""The most severe tokens that the page leads with; all are in its table."""
+
+
+def severity_sections(record: RunRecord) -> dict[str, Any]:
+    """Everything page/severity.html.j2 shows."""
+    found, in_bands = severity(record), bands(record)
+    kinds = [kind for kind in (*EMITTED, "unknown") if any(b.emitted.get(kind) for b in in_bands)]
+    return {
+        "severe_below": f"{SEVERE:g}",
+        "mild_below": f"{MILD:g}",
+        "limit": f"{thresholds(record).probability:g}",
+        "bands": [_band(band, found.verified, kinds) for band in in_bands],
+        "band_sums": _sums(in_bands, found.verified, kinds) if in_bands else None,
+        "kinds": [EMITTED.get(kind, kind) for kind in kinds],
+        "severest": [_token(row) for row in most_severe(record, LISTED)],
+        "below_mild": found.mild,
+        "alarms": [_alarms(one) for one in alarms(record)],
+        "patterns": [_pattern(one) for one in patterns(record)],
+    }
+
+
+def label(low: float, high: float) -> str:
+    """`0.001 to 0.01`, `below 1e-05`, `0.1 and more`."""
+    if low == DECADES[0]:
+        return f"below {high:g}"
+    return f"{low:g} and more" if high == DECADES[-1] else f"{low:g} to {high:g}"
+
+
+def _band(band: Band, verified: int, kinds: list[str]) -> dict[str, Any]:
+    return {
+        "label": label(band.low, band.high),
+        "severe": band.severe,
+        "failed": count(band.failed),
+        "share": share(band.failed, verified),
+        "glitch": count(band.glitch),
+        "kinds": [_part(band.emitted.get(kind, 0), band.failed) for kind in kinds],
+        "sampled": count(band.sampled) if band.sampled else MISSING,
+        "confirmed": count(band.confirmed) if band.sampled else MISSING,
+    }
+
+
+def _sums(found: list[Band], verified: int, kinds: list[str]) -> dict[str, Any]:
+    """All bands together."""
+    failed = sum(band.failed for band in found)
+    by_kind = {kind: sum(band.emitted.get(kind, 0) for band in found) for kind in kinds}
+    sampled = sum(band.sampled for band in found)
+    return {
+        "failed": count(failed),
+        "share": share(failed, verified),
+        "glitch": count(sum(band.glitch for band in found)),
+        "kinds": [_part(by_kind[kind], failed) for kind in kinds],
+        "sampled": count(sampled) if sampled else MISSING,
+        "confirmed": count(sum(band.confirmed for band in found)) if sampled else MISSING,
+    }
+
+
+def _part(number: int, whole: int) -> tuple[str, str]:
+    return count(number), share(number, whole) if number else ""
+
+
+def _token(row: Row) -> dict[str, str]:
+    assert row.closest
+    result, sampled = row.closest[1], row.sampled
+    return {
+        "text": spelled(row.token.text),
+        "id": str(row.token.id),
+        "p": figure(result.p),
+        "rank": count(result.rank),
+        "said": MISSING if row.said is None else spelled(row.said),
+        "kind": EMITTED.get(row.verified.emitted or "", MISSING) if row.verified else MISSING,
+        "asr": f"{sampled.failures}/{sampled.attempts}" if sampled else MISSING,
+    }
+
+
+def _alarms(found: Alarms) -> dict[str, str]:
+    return {
+        "step": found.step,
+        "own": f"{found.flagged:,} of {found.tokens:,}",
+        "own_share": share(found.flagged, found.tokens),
+        "controls": count(found.controls),
+        "alike": share(found.alike, found.controls),
+        "alarms": count(found.alarms),
+        "rate": share(found.alarms, found.controls),
+        "interval": f"{percent(found.low)} to {percent(found.high)}",
+    }
+
+
+def _pattern(found: Pattern) -> dict[str, Any]:
+    return {
+        "step": found.step,
+        "probes": [(name, "pass" if ok else "fail") for name, ok in found.passed.items()],
+        "tokens": count(found.tokens),
+        "severe": count(found.severe),
+    }
