@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,17 @@ from torch import Tensor
 from glitchrun.errors import RunError
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.probing.float32 import Float32Arithmetic
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Frozen:
+    """A prompt whose suffix no longer looks at the token, its last position aside."""
+
+    prefix: tuple[int, ...]
+    last: int
+    """The suffix's last id, which is run for every token."""
+    means: list[tuple[Tensor, Tensor]]
+    """For each layer keys and values of the positions between, `(1, groups, F, D)`."""
 
 
 class Backend:
@@ -96,6 +108,60 @@ class Backend:
         chosen.layers = [copy.copy(layer) for layer in cache.layers]
         chosen.batch_select_indices(rows.to(self.device))
         return chosen
+
+    @torch.no_grad()
+    def freeze(self, prefix: Sequence[int], suffix: Sequence[int], tokens: Tensor) -> Frozen:
+        """The keys and values of a suffix, its last id aside, averaged over some tokens.
+
+        Args:
+            prefix: Ids before the token; at least one.
+            suffix: Ids after the token; at least one.
+            tokens: `(C,)` ids that stand between them in turn.
+
+        Raises:
+            RunError: this model's cache does not keep every position.
+        """
+        body = torch.tensor(suffix[:-1], dtype=torch.long).expand(len(tokens), -1)
+        ids = torch.cat([tokens[:, None], body], dim=1)
+        _, cache = self.step(ids, self.start(prefix, len(tokens)))
+        after = len(prefix) + 1
+        means = [self._mean(layer, after, after + len(suffix) - 1) for layer in cache.layers]
+        return Frozen(tuple(prefix), suffix[-1], means)
+
+    def _mean(self, layer: Any, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """Averages over the rows of one layer's keys and values, `(1, groups, end - start, D)`."""
+        if getattr(layer, "keys", None) is None or layer.keys.shape[-2] != end:
+            raise RunError(
+                "search: screen and cascade need a model that keeps keys and values of every "
+                "position; take search: surrogate"
+            )
+        kept = layer.keys[:, :, start:end], layer.values[:, :, start:end]
+        keys, values = (part.float().mean(dim=0, keepdim=True).to(part.dtype) for part in kept)
+        return keys, values
+
+    @torch.no_grad()
+    def screen(self, frozen: Frozen, tokens: Tensor) -> Tensor:
+        """Approximate next-token logits `(B, V)` after `prefix + token + suffix`, float32.
+
+        Only the token's position and the last one are run: what the others would have made of the
+        token is replaced by what they made of the calibration tokens on average.
+        """
+        cache = self.start(frozen.prefix, len(tokens))
+        cache = self._append(tokens[:, None], cache)
+        for index, (keys, values) in enumerate(frozen.means):
+            rows = (len(tokens), -1, -1, -1)
+            cache.update(keys.expand(rows), values.expand(rows), index)
+        last = torch.full((len(tokens), 1), frozen.last)
+        logits, _ = self.step(last, cache)
+        return logits
+
+    def _append(self, ids: Tensor, cache: Any) -> Any:
+        """Appends ids to a cache; no logits are taken."""
+        with self._arithmetic(False):
+            out = self.model.module.base_model(
+                input_ids=ids.to(self.device), past_key_values=cache, use_cache=True
+            )
+        return out.past_key_values
 
     @torch.no_grad()
     def logits_alone(self, ids: Sequence[int], *, float32: bool = False) -> Tensor:

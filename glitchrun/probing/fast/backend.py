@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from glitchrun.model.loaded import LoadedModel
 from glitchrun.probing.backend import Backend, finite
 from glitchrun.probing.fast.cache import Cache, empty
 from glitchrun.probing.fast.forward import last_logits
+from glitchrun.probing.fast.screen import frozen_prompt, screen_logits
 from glitchrun.probing.fast.shape import Shape
 from glitchrun.probing.fast.workspace import Workspace
 
@@ -58,6 +60,18 @@ class FastBackend(Backend):
     @torch.no_grad()
     def select(self, cache: Cache, rows: Tensor) -> Cache:
         return cache.select(rows.to(self.device))
+
+    @torch.no_grad()
+    def freeze(self, prefix: Sequence[int], suffix: Sequence[int], tokens: Tensor) -> Any:
+        body = torch.tensor(suffix[:-1], dtype=torch.long).expand(len(tokens), -1)
+        ids = torch.cat([tokens[:, None], body], dim=1)
+        _, cache = self.step(ids, self.start(prefix, len(tokens)))
+        return frozen_prompt(cache, len(prefix), suffix[-1])
+
+    @torch.no_grad()
+    def screen(self, frozen: Any, tokens: Tensor) -> Tensor:
+        ids = tokens.to(self.device)
+        return finite(screen_logits(self._shape, frozen, ids, self._space(False)).float())
 
     def _space(self, float32: bool) -> Workspace:
         dtype = torch.float32 if float32 else self.arithmetic

@@ -26,18 +26,19 @@ def last_logits(shape: Shape, ids: Tensor, cache: Cache, space: Workspace) -> Te
     """Next-token logits (B, V) after appending ids (B, S) to a cache, in `space.dtype`."""
     rows, steps = ids.shape
     x = F.embedding(ids.flatten(), shape.embedding).to(space.dtype)  # (B * S, H)
-    rotation = _rotation(shape, cache.length, steps, x)
+    positions = torch.arange(cache.length, cache.length + steps, device=x.device)
+    rotation = rotation_of(shape, positions, x)
     *body, final = enumerate(shape.layers)
     for index, layer in body:
         _attend(layer, x, rotation, cache, index, space)
-        _add_mlp(layer, x, space)
+        add_mlp(layer, x, space)
     x = _finish(final, x.view(rows, steps, -1), rotation, cache, space)
     cache.length += steps
     return project(shape.head, rms(x, shape.norm, space))
 
 
-def _rotation(shape: Shape, start: int, steps: int, like: Tensor) -> Rotation:
-    positions = torch.arange(start, start + steps, device=like.device)
+def rotation_of(shape: Shape, positions: Tensor, like: Tensor) -> Rotation:
+    """Cosines and sines for positions (S,), in the dtype of `like`."""
     cosine, sine = shape.rotary(like[:1, None], positions[None])
     return cosine[0], sine[0]
 
@@ -54,7 +55,7 @@ def _finish(
     queries = project(layer.attention.q, normed.view(rows, steps, -1)[:, -1].contiguous())
     rotation = (rotation[0][-1:], rotation[1][-1:])
     _add_attention(layer.attention, last, queries, rotation, (keys, values), space)
-    _add_mlp(layer, last, space)
+    add_mlp(layer, last, space)
     return last
 
 
@@ -125,7 +126,7 @@ def _heads(x: Tensor, steps: int, heads: int) -> Tensor:
     return x.view(len(x) // steps, steps, heads, -1)
 
 
-def _add_mlp(layer: Layer, x: Tensor, space: Workspace) -> None:
+def add_mlp(layer: Layer, x: Tensor, space: Workspace) -> None:
     """Adds the MLP, or the experts, to the residual stream (N, H)."""
     mlp, normed = layer.mlp, rms(x, layer.mlp_norm, space)
     if not isinstance(mlp, Dense):
