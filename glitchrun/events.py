@@ -151,6 +151,17 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
+class Screened:
+    """What a screen made of N tokens, by columns: it only says where to look first."""
+
+    token_ids: tuple[int, ...]
+    log_p: tuple[float, ...]
+    """Approximate log-probability of each, in nats."""
+    gap: tuple[float, ...]
+    """Approximate distance of each from the largest logit."""
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A row of one of the step's own tables: a fact about something other than one token.
 
@@ -166,7 +177,7 @@ class Entry:
 class Batch:
     """Facts that become durable together: the most that a killed run can lose."""
 
-    facts: tuple[TokenFact | Control | Entry, ...]
+    facts: tuple[TokenFact | Control | Screened | Entry, ...]
     done: int
     """Items finished in this step, this batch included."""
     total: int | None
@@ -186,6 +197,11 @@ class Batch:
     def controls(self) -> tuple[Control, ...]:
         """The facts about ordinary tokens that these are held against."""
         return tuple(fact for fact in self.facts if isinstance(fact, Control))
+
+    @property
+    def screened(self) -> tuple[Screened, ...]:
+        """The scores that say where to look first."""
+        return tuple(fact for fact in self.facts if isinstance(fact, Screened))
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -237,17 +253,20 @@ def batch_from_json(data: Mapping[str, Any]) -> Batch:
     )
 
 
-def _fact_to_json(fact: TokenFact | Control | Entry) -> dict[str, Any]:
+def _fact_to_json(fact: TokenFact | Control | Screened | Entry) -> dict[str, Any]:
     data = {"kind": type(fact).__name__.lower(), **asdict(fact)}
     if isinstance(fact, Control):
         data["fact"] = _fact_to_json(fact.fact)
     return data
 
 
-def _fact_from_json(data: Mapping[str, Any]) -> TokenFact | Control | Entry:
+def _fact_from_json(data: Mapping[str, Any]) -> TokenFact | Control | Screened | Entry:
     match data["kind"]:
         case "entry":
             return Entry(data["table"], data["cells"])
+        case "screened":
+            columns = ("token_ids", "log_p", "gap")
+            return Screened(*(tuple(data[name]) for name in columns))
         case "control":
             return Control(data["of"], data["alike"], _token_fact(data["fact"]))
         case _:

@@ -11,6 +11,7 @@ import torch
 
 from glitchrun.events import ProbeResult, Token, Verified
 from glitchrun.search import BUILDERS, Search, Space
+from glitchrun.search.base import Scores
 from glitchrun.strategies.mine import Config
 
 WORDS = ["cat", "dog", " the", "42", "...", "你好", "мир", " ", "A", "foo", "bar", "x1"]
@@ -41,6 +42,8 @@ def space(**changes: Any) -> Space:
         "vocabulary": Words(),
         "seed": 3,
         "gradient": lambda token_id: (1.0, torch.ones(8)),
+        "scores": Scores(np.linspace(-4, -9, len(WORDS) - 1), np.zeros(len(WORDS) - 1)),
+        "limit": 0.5,
     }
     return Space(**values | changes)
 
@@ -72,6 +75,8 @@ CONFIGS = {
     "random": Config(search="random"),
     "stratified": Config(search="stratified"),
     "surrogate": Config(search="surrogate"),
+    "screen": Config(search="screen"),
+    "cascade": Config(search="cascade"),
     "range": Config(search="range", ranges=((3, 5), (4, 8), (100, 200))),
     "category": Config(search="category", groups=("cyrillic", "cjk")),
     "pattern": Config(search="pattern", patterns=("^[a-z]{3}$", "[0-9]")),
@@ -89,7 +94,9 @@ def test_no_token_twice_and_none_out_of_scope(name: str) -> None:
     assert 0 not in found  # id 0 is not in scope
 
 
-@pytest.mark.parametrize("name", ["gradient", "low-norm", "random", "stratified", "surrogate"])
+@pytest.mark.parametrize(
+    "name", ["gradient", "low-norm", "random", "stratified", "surrogate", "screen", "cascade"]
+)
 def test_whole_vocabulary_is_reached(name: str) -> None:
     assert sorted(everything(BUILDERS[name](space(), CONFIGS[name]), 3)) == list(range(1, 12))
 
@@ -111,6 +118,11 @@ def test_low_norm_ascends() -> None:
     search = BUILDERS["low-norm"](space(), CONFIGS["low-norm"])
     norms = Words().norms[search.propose(11)].tolist()
     assert norms == sorted(norms)
+
+
+def test_screen_and_cascade_begin_with_the_worst_score() -> None:
+    for name in ("screen", "cascade"):
+        assert BUILDERS[name](space(), CONFIGS[name]).propose(3) == [11, 10, 9]
 
 
 def test_random_depends_on_the_seed_alone() -> None:

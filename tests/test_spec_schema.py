@@ -12,6 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from glitchrun.spec import types
+from glitchrun.spec.defaults import named
 from glitchrun.spec.problems import CODES
 from glitchrun.spec.schema import assembled, closed, published, strategies
 from glitchrun.spec.templates import TEMPLATE_MODES, TEMPLATE_NAMES
@@ -110,7 +111,7 @@ def test_needed_parameters_are_used_ones() -> None:
     for name, fragment in strategies().items():
         for key, part in fragment["properties"].items():
             for chooser, user in part.get("x-used-by", {}).items():
-                assert user in fragment["properties"][chooser]["enum"], (name, key)
+                assert set(named(user)) <= set(fragment["properties"][chooser]["enum"]), (name, key)
             assert part.get("x-needed-by", {}).items() <= part.get("x-used-by", {}).items()
 
 

@@ -14,6 +14,7 @@ import pytest
 from glitchrun.errors import RunError
 from glitchrun.events import Batch, Entry, Event, Measured, Sampled, Verified
 from glitchrun.probing.backend import Backend
+from glitchrun.probing.screen import _ROWS as screen_rows
 from glitchrun.spec.schema import strategies
 from glitchrun.spec.types import Thresholds, TokenScope
 from glitchrun.strategies import configure, load
@@ -88,6 +89,10 @@ def is_measured(fragment: Any, name: str) -> bool:
     )
 
 
+CASCADE = {"search": "cascade", "recall": 0.6, "confidence": 0.6}
+"""Ends a `mine` step with metrics of its own."""
+
+
 def test_every_strategy_is_tried() -> None:
     assert set(PARAMS) == set(strategies())
 
@@ -113,7 +118,8 @@ def test_same_events_twice(name: str, llama: Context) -> None:
 
 @pytest.mark.parametrize("name", sorted(strategies()))
 def test_metrics_are_the_declared_ones(name: str, llama: Context) -> None:
-    measured = {event.name for event in run(name, llama) if isinstance(event, Measured)}
+    events = run(name, llama) + (run(name, llama, **CASCADE) if name == "mine" else [])
+    measured = {event.name for event in events if isinstance(event, Measured)}
     assert measured == set(strategies()[name]["x-metrics"])
 
 
@@ -153,6 +159,33 @@ def test_progress_counts_up_to_the_total(name: str, llama: Context) -> None:
     assert done[-1].done == done[-1].total
     if not any(batch.entries for batch in done):
         assert done[-1].done == sum(len(batch.facts) for batch in done)
+
+
+def test_a_cascade_resumes_within_its_screen_and_after_it(
+    llama: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glitchrun.strategies.screening._AT_ONCE", 1)
+    monkeypatch.setitem(screen_rows, "cpu", 64)
+    strict = replace(llama, spec=replace(llama.spec, thresholds=Thresholds(probability=0.002)))
+    whole = run("mine", strict, **CASCADE)
+    done = batches(whole)
+    assert [bool(batch.screened) for batch in done[:5]] == [True, True, True, True, False]
+    assert sum(batch.counters.get("screens", 0) for batch in done) == len(llama.scope())
+    for cut in range(len(done) + 1):
+        rest = run("mine", strict, history=done[:cut], **CASCADE)
+        assert unhurried(done[:cut] + batches(rest)) == unhurried(done)
+    found = {f.token.id for b in done for f in b.token_facts if f.flagged}
+    scanned = {f.token.id for b in batches(run("scan", strict)) for f in b.token_facts if f.flagged}
+    assert found <= scanned
+    measured = {event.name: event.value for event in whole if isinstance(event, Measured)}
+    low, high = measured["recall_low"], measured["recall_high"]
+    assert low is not None
+    assert high is not None
+    assert 0.6 <= low <= len(found) / len(scanned) <= high
+
+
+def unhurried(done: Sequence[Batch]) -> list[Batch]:
+    return [replace(batch, seconds=0.0, search_seconds=0.0) for batch in done]
 
 
 def test_scan_looks_at_the_scope_and_no_more(llama: Context) -> None:

@@ -19,6 +19,8 @@ _POSITIONS = {"repeat": 64, "explain": 128, "question": 64}
 before a system text of the spec's own."""
 _BYTES_PER_TOKEN = 2
 """Text is rarely cut finer than this."""
+_SCREENS_A_PROMPT = 8
+"""Tokens screened in the time of one prompt: two of its some 17 positions are run."""
 _NARROW_SAMPLING_ROWS = 32
 """Rows of sampling in arithmetic narrower than float32, whatever is asked for."""
 
@@ -114,10 +116,15 @@ def _probes(params: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _mine(params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int) -> dict[str, Any]:
-    limit = min(params["iterations"] * params["batch_size"], vocab)
+    limit = vocab
+    if params["search"] != "cascade":  # which ends by itself
+        limit = min(params["iterations"] * params["batch_size"], vocab)
     if params.get("budget") is not None:
         limit = min(limit, params["budget"])
     tokens = min(limit + params["controls"], vocab)
+    if params["search"] in ("screen", "cascade"):
+        screens = vocab // _SCREENS_A_PROMPT
+        return _verified(tokens, params, screens=screens)
     if params["search"] != "gradient":
         return _verified(tokens, params)
     # A round verifies no more than the neighbours it looked at.
@@ -208,8 +215,10 @@ BOUNDS: Mapping[str, Bound] = {
 }
 
 
-def _verified(tokens: int, params: Mapping[str, Any], gradients: int = 0) -> dict[str, Any]:
-    prompts = tokens * len(_probes(params))
+def _verified(
+    tokens: int, params: Mapping[str, Any], gradients: int = 0, screens: int = 0
+) -> dict[str, Any]:
+    prompts = tokens * len(_probes(params)) + screens
     return {
         "tokens": tokens,
         "prompts": prompts,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from glitchrun.search.base import Search, Space
+from glitchrun.search.cascade import Cascade, screened
 from glitchrun.search.gradient import GradientWalk
 from glitchrun.search.ordered import (
     at_random,
@@ -17,7 +18,7 @@ from glitchrun.search.ordered import (
 from glitchrun.search.stratified import stratified
 from glitchrun.search.surrogate import Surrogate
 
-__all__ = ["BUILDERS", "Search", "Space"]
+__all__ = ["BUILDERS", "SCREENED", "Cascade", "Search", "Space"]
 
 BUILDERS: Mapping[str, Callable[[Space, Any], Search]] = {
     "gradient": GradientWalk.build,
@@ -25,8 +26,13 @@ BUILDERS: Mapping[str, Callable[[Space, Any], Search]] = {
     "random": at_random,
     "stratified": stratified,
     "surrogate": Surrogate.build,
+    "screen": screened,
+    "cascade": Cascade.build,
     "range": by_range,
     "category": by_category,
     "pattern": by_pattern,
 }
 """From a search's name in the spec to what builds it from a space and the strategy's Config."""
+
+SCREENED = frozenset({"screen", "cascade"})
+"""The searches that need the scores of the screen."""

@@ -7,10 +7,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from glitchrun.events import Verified
 from glitchrun.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Scores:
+    """What the frozen-suffix screen made of N tokens."""
+
+    log_p: NDArray[np.float64]
+    """(N,) log-probability of the token, in nats."""
+    gap: NDArray[np.float64]
+    """(N,) largest logit minus the token's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +39,10 @@ class Space:
     seed: int
     gradient: Callable[[int], tuple[float, Tensor]]
     """Entropy after the first probe's prompt for a token, and its gradient `(H,)` at the token."""
+    limit: float = 1.0
+    """thresholds.probability: a token that is as likely as that is no glitch."""
+    scores: Scores | None = None
+    """What the screen made of `ids`, for searches that ask for it."""
 
     @property
     def tied(self) -> bool:

@@ -30,13 +30,21 @@ def _filled(data: Any, schema: Mapping[str, Any]) -> Any:
     return filled
 
 
+def named(user: str | list[str]) -> list[str]:
+    """The values under `x-used-by`: one, or several."""
+    return [user] if isinstance(user, str) else user
+
+
 def step_with_defaults(step: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of one step, its id and the defaults of its strategy filled in."""
     filled = {"id": step["strategy"], **_copy(dict(step))}
     properties = strategies()[step["strategy"]]["properties"]
     for name, part in properties.items():
         users = part.get("x-used-by", {}).items()
-        unused = any(filled.get(key, properties[key].get("default")) != user for key, user in users)
+        unused = any(
+            filled.get(key, properties[key].get("default")) not in named(user)
+            for key, user in users
+        )
         if part.get("default") is not None and not unused:
             filled.setdefault(name, _copy(part["default"]))
     return filled

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from glitchrun.spec.defaults import named
 from glitchrun.spec.document import Document
 from glitchrun.spec.nodes import Path_
 from glitchrun.spec.problems import Problem
@@ -151,12 +152,13 @@ def _unused_and_needed(
             chosen = step.get(chooser, properties[chooser].get("default"))
             if not isinstance(chosen, str) or chosen not in properties[chooser]["enum"]:
                 continue
-            if name in step and chosen != user:
+            users = named(user)
+            if name in step and chosen not in users:
                 path: Path_ = ("steps", index, name)
-                message = f"{name!r} is not used by {chooser}: {chosen}, only by {user}"
+                message = f"{name!r} is not used by {chooser}: {chosen}, only by {', '.join(users)}"
                 place = document.key_place(path)
                 yield document.problem("GR311", path, message, "remove it", place=place)
-            elif name not in step and chosen == user and "x-needed-by" in schema:
+            elif name not in step and chosen in users and "x-needed-by" in schema:
                 path = ("steps", index, chooser)
                 yield document.problem("GR310", path, f"{chooser}: {chosen} needs {name!r}")
 

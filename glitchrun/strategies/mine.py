@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +13,14 @@ from torch import Tensor
 from glitchrun.events import Batch, Event, Measured, Verified
 from glitchrun.probing.statistics import entropy
 from glitchrun.prompts.render import Prompt
-from glitchrun.search import BUILDERS, Search, Space
+from glitchrun.search import BUILDERS, SCREENED, Cascade, Search, Space
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.false_alarms import (
     control_metrics,
     controls_done,
     judged_controls,
 )
+from glitchrun.strategies.screening import scores, screen
 from glitchrun.strategies.verdicts import Judge, judged, verdict_metrics
 
 
@@ -27,6 +29,8 @@ class Config:
     search: str = "gradient"
     iterations: int = 50
     batch_size: int = 8
+    recall: float = 0.9
+    confidence: float = 0.95
     k: int = 32
     budget: int | None = None
     start: int | None = None
@@ -38,21 +42,27 @@ class Config:
 
     @property
     def limit(self) -> int:
-        """Verifications the search may spend."""
+        """Verifications the search may spend; a cascade ends by itself."""
+        if self.search == "cascade":
+            return sys.maxsize if self.budget is None else self.budget
         most = self.iterations * self.batch_size
         return most if self.budget is None else min(most, self.budget)
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
     """Yields one batch an iteration, until the budget is spent or the search is at its end."""
-    judge = Judge(context, config.probes, config.batch_size)
+    rows = "auto" if config.search == "cascade" else config.batch_size
+    judge = Judge(context, config.probes, rows)
+    batches = list(history)
+    for batch in _screened(config, context, history):
+        batches.append(batch)
+        yield batch
     start = time.perf_counter()
-    search = BUILDERS[config.search](_space(config, context), config)
+    search = BUILDERS[config.search](_space(config, context, batches), config)
     for batch in history:
         if not batch.controls:
             search.update([fact for fact in batch.token_facts if isinstance(fact, Verified)])
     search.counters.clear()  # what the past counted is in its batches
-    batches = list(history)
     for batch in _go_on(config, judge, search, batches, time.perf_counter() - start):
         batches.append(batch)
         yield batch
@@ -62,37 +72,60 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     yield from verdict_metrics(batches)
     yield from control_metrics(config.controls, batches)
     yield from _costs(batches)
+    if isinstance(search, Cascade):
+        yield from _recall(search, batches)
+
+
+def _screened(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Batch]:
+    if config.search in SCREENED:
+        yield from screen(context, _prompt(config, context), history)
 
 
 def _go_on(
     config: Config, judge: Judge, search: Search, history: Sequence[Batch], prepared: float
 ) -> Iterator[Batch]:
     """The batches after `history`; the first bears the seconds in which the search was prepared."""
-    done = history[-1].done if history else 0
+    before = sum(len(fact.token_ids) for batch in history for fact in batch.screened)
+    done = sum(len(batch.token_facts) for batch in history)
+    total = before + config.limit if config.limit < sys.maxsize else None
     while done < config.limit and not controls_done(history):
         start = time.perf_counter()
-        ids = search.propose(min(config.batch_size, config.limit - done))
+        ids = search.propose(min(judge.rows, config.limit - done))
         seconds, prepared = prepared + time.perf_counter() - start, 0.0
         if not ids:
             return
-        verdicts, batch = judged(judge, ids, done, config.limit)
+        verdicts, batch = judged(judge, ids, before + done, total)
         search.update(verdicts)
         counters = dict(batch.counters) | search.counters
         search.counters.clear()
         yield replace(batch, counters=counters, search_seconds=seconds)
-        done = batch.done
+        done += len(ids)
 
 
 def _costs(batches: Sequence[Batch]) -> Iterator[Measured]:
     """What choosing the tokens cost, beside the verifications."""
     n = batches[-1].done if batches else 0
-    yield Measured("gradients", sum(batch.counters.get("gradients", 0) for batch in batches), n)
+    for name in ("gradients", "screens"):
+        yield Measured(name, sum(batch.counters.get(name, 0) for batch in batches), n)
     yield Measured("search_seconds", sum(batch.search_seconds for batch in batches), n)
 
 
-def _space(config: Config, context: Context) -> Space:
-    model = context.backend.model
-    prompt = next(iter(context.prompts(config.probes).values()))
+def _recall(search: Cascade, batches: Sequence[Batch]) -> Iterator[Measured]:
+    """What share of the scope's glitch tokens was found; None where no audit came to its end."""
+    n = sum(len(batch.token_facts) for batch in batches)
+    reached = search.reached
+    yield Measured("recall", reached.estimate if reached else None, n)
+    yield Measured("recall_low", reached.low if reached else None, n)
+    yield Measured("recall_high", reached.high if reached else None, n)
+
+
+def _prompt(config: Config, context: Context) -> Prompt:
+    """The first probe's prompt, by which a search chooses."""
+    return next(iter(context.prompts(config.probes).values()))
+
+
+def _space(config: Config, context: Context, batches: Sequence[Batch]) -> Space:
+    model, prompt = context.backend.model, _prompt(config, context)
     return Space(
         ids=torch.tensor(context.scope(), dtype=torch.long),
         embeddings=model.output_embeddings,
@@ -100,6 +133,8 @@ def _space(config: Config, context: Context) -> Space:
         vocabulary=context.vocabulary,
         seed=context.spec.seed,
         gradient=lambda token_id: _entropy_gradient(context, prompt, token_id),
+        limit=context.spec.thresholds.probability,
+        scores=scores(batches) if config.search in SCREENED else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 The fragments' annotations stay out of what is published: `x-metrics` names the numbers a strategy
 ends with, `x-tables` the tables of its entries with their columns, `x-headline` the metric that a
-run without verdicts leads with, and `x-used-by` on a parameter names the one search that reads it
+run without verdicts leads with, and `x-used-by` on a parameter names the searches that read it
 (with `x-needed-by`, that cannot do without it).
 """
 

@@ -1,0 +1,142 @@
+"""Cascades: what the audit proves, and that neither batches nor interruptions reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.stats import hypergeom
+
+from glitchrun.events import ProbeResult, Token, Verified
+from glitchrun.search.base import Scores, Space
+from glitchrun.search.cascade import Cascade, by_score
+from glitchrun.search.recall import Audit, recall, sample_size
+
+N = 6000
+
+
+def population(seed: int, sharpness: float) -> tuple[NDArray[np.bool_], Scores]:
+    """Tokens of which some 4 % are glitches, and scores that tell them apart more or less."""
+    rng = np.random.default_rng(seed)
+    glitch = rng.random(N) < 0.04
+    log_p = rng.normal(size=N) - sharpness * glitch
+    return glitch, Scores(log_p.round(4), -log_p)
+
+
+def search(scores: Scores, seed: int, share: float = 0.9) -> Cascade:
+    table = torch.zeros(N, 1)
+    space = Space(
+        ids=torch.arange(N),
+        embeddings=table,
+        input_embeddings=table,
+        vocabulary=None,  # type: ignore[arg-type]
+        seed=seed,
+        gradient=lambda token_id: (0.0, table[0]),
+        limit=0.01,
+        scores=scores,
+    )
+    return Cascade(space, share, 0.95)
+
+
+def verdicts(ids: Sequence[int], glitch: NDArray[np.bool_]) -> list[Verified]:
+    probe = {"repeat": ProbeResult(0.1, 2, 1.0, 0, 1.0, False, "float32")}
+    return [Verified(Token(i, "x", "x", "normal", 1.0), probe, bool(glitch[i]), None) for i in ids]
+
+
+def looked_at(cascade: Cascade, glitch: NDArray[np.bool_], n: int) -> list[int]:
+    order: list[int] = []
+    while ids := cascade.propose(n):
+        order += ids
+        cascade.update(verdicts(ids, glitch))
+    return order
+
+
+def test_bounds_hold_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    rest, sample, hits = 3000, 400, 45
+    drawn = hypergeom.rvs(rest, hits, sample, size=400, random_state=rng)
+    audits = [Audit(rest, sample, int(h)) for h in drawn]
+    assert sum(audit.most(0.05) >= hits for audit in audits) >= 0.92 * len(audits)
+    assert sum(audit.least(0.05) <= hits for audit in audits) >= 0.92 * len(audits)
+    assert sum(audit.most(0.05) < 3 * hits for audit in audits) > 0.9 * len(audits)
+    assert np.mean([audit.expected for audit in audits]) == pytest.approx(hits, rel=0.1)
+
+
+def test_bounds_where_everything_or_nothing_was_sampled() -> None:
+    assert Audit(50, 50, 3).most(0.05) == Audit(50, 50, 3).least(0.05) == 3
+    assert Audit(50, 0, 0).most(0.05) == 50
+    found = recall(7, Audit(50, 50, 3), 0.05, 0.95)
+    assert found is not None
+    assert (found.low, found.estimate, found.high) == (1.0, 1.0, 1.0)
+    assert recall(0, Audit(50, 50, 0), 0.05, 0.95) is None
+
+
+def test_sample_sizes_are_the_smallest_that_do() -> None:
+    size = sample_size(4000, 40, 0.05)
+    assert Audit(4000, size, 0).most(0.05) <= 40 < Audit(4000, size - 1, 0).most(0.05)
+
+
+@pytest.mark.parametrize("sharpness", [6.0, 3.0])
+def test_the_recall_asked_for_is_reached(sharpness: float) -> None:
+    kept, verified = 0, []
+    for seed in range(20):
+        glitch, scores = population(seed, sharpness)
+        cascade = search(scores, seed)
+        order = looked_at(cascade, glitch, 64)
+        assert len(order) == len(set(order))
+        share = glitch[order].sum() / glitch.sum()
+        reached = cascade.reached
+        assert reached is not None
+        assert reached.low >= 0.9
+        assert reached.low <= reached.estimate <= reached.high
+        kept += bool(reached.low <= share <= reached.high)
+        assert share >= 0.85
+        verified.append(len(order))
+    assert kept >= 18  # 95 % each way, over 20 populations
+    # A sharp screen spares most verifications, a blunt one is paid for in the front.
+    assert np.mean(verified) < (0.4 if sharpness > 5 else 0.9) * N
+
+
+def test_a_screen_that_says_nothing_is_found_out() -> None:
+    glitch, scores = population(1, 0.0)
+    cascade = search(scores, 1)
+    order = looked_at(cascade, glitch, 64)
+    assert glitch[order].sum() / glitch.sum() >= 0.9
+    assert cascade.reached is not None
+    assert cascade.reached.low >= 0.9
+
+
+@pytest.mark.parametrize("n", [1, 7, 1000])
+def test_the_order_does_not_depend_on_the_batch(n: int) -> None:
+    glitch, scores = population(3, 4.0)
+    one, other = search(scores, 3), search(scores, 3)
+    assert looked_at(one, glitch, 64) == looked_at(other, glitch, n)
+    assert one.reached == other.reached
+
+
+def test_resuming_is_being_told_again() -> None:
+    glitch, scores = population(4, 4.0)
+    whole = search(scores, 4)
+    order = looked_at(whole, glitch, 64)
+    for cut in (0, 10, 64, 700, len(order)):
+        again = search(scores, 4)
+        again.update(verdicts(order[:cut], glitch))
+        assert order[:cut] + looked_at(again, glitch, 64) == order
+        assert again.reached == whole.reached
+
+
+def test_nothing_to_find_ends_without_a_recall() -> None:
+    _, scores = population(5, 0.0)
+    cascade = search(scores, 5)
+    order = looked_at(cascade, np.zeros(N, bool), 64)
+    assert len(order) < N
+    assert cascade.reached is None
+
+
+def test_scores_are_looked_at_as_the_definition_asks() -> None:
+    scores = Scores(np.array([-1.0, -9.0, -2.0]), np.array([8.0, 1.0, 8.0]))
+    assert by_score([10, 11, 12], scores, limit=0.01) == [11, 12, 10]
+    assert by_score([10, 11, 12], scores, limit=1.0) == [10, 12, 11]
