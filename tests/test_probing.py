@@ -9,13 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from glitchrun.events import Token
 from glitchrun.probing import verifier as verifier_module
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.choice import Sampling, choose
 from glitchrun.probing.float32 import Float32Arithmetic
-from glitchrun.probing.noise import gumbel, stream
-from glitchrun.probing.sampler import Sampler
 from glitchrun.probing.statistics import entropy, measure
 from glitchrun.probing.verifier import Verifier
 from glitchrun.strategies.context import Context
@@ -208,67 +204,3 @@ def test_gradient_is_that_of_finite_differences(llama: Context) -> None:
     slope = (values[1] - values[0]) / 2e-2
     assert value == pytest.approx(sum(values) / 2, abs=1e-2)
     assert slope == pytest.approx(float(gradient.norm()), rel=0.05)
-
-
-def test_gumbel_noise_is_a_function_of_its_key_and_has_its_distribution() -> None:
-    key = stream(1, 2, "repeat", 3)
-    assert key != stream(1, 2, "repeat", 4) != stream(1, 3, "repeat", 3)
-    ids = np.arange(20_000)
-    noise = gumbel(key, 0, ids)
-    assert np.array_equal(noise[[5, 7]], gumbel(key, 0, np.array([5, 7])))
-    assert noise.mean() == pytest.approx(np.euler_gamma, abs=0.03)
-    assert noise.var() == pytest.approx(np.pi**2 / 6, abs=0.06)
-    assert abs(np.corrcoef(noise, gumbel(key, 1, ids))[0, 1]) < 0.03
-
-
-def test_sampled_tokens_follow_the_nucleus() -> None:
-    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
-    keys = [stream(0, 0, "repeat", i) for i in range(4000)]
-    chosen, _ = choose(logits, keys, 0, Sampling(1.0, 0.9), 0.0)
-    share = np.bincount(chosen, minlength=4) / 4000
-    assert share[3] == 0.0  # the first three already hold 0.95
-    assert share[:3] == pytest.approx(np.array([0.5, 0.3, 0.15]) / 0.95, abs=0.03)
-
-
-def test_a_wide_nucleus_reaches_beyond_the_first_candidates() -> None:
-    logits = torch.zeros(200, 2000)
-    keys = [stream(0, 0, "repeat", i) for i in range(200)]
-    chosen, _ = choose(logits, keys, 0, Sampling(1.0, 1.0), 0.0)
-    assert len(set(chosen)) > 150
-    assert max(chosen) > 1500
-
-
-def _sampler(probed: Context, rows: int, **changes: object) -> Sampler:
-    settings: dict[str, object] = {
-        "sampling": Sampling(1.0, 0.95),
-        "max_new_tokens": 6,
-        "rows": rows,
-        "seed": 5,
-        "decode": probed.backend.model.tokenizer.decode,
-        "stop_ids": frozenset({1}),
-    }
-    return Sampler(probed.backend, probed.prompts("strict"), **settings | changes)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attempts_are_the_same_alone_and_in_any_batch(tmp_path: Path, dtype: torch.dtype) -> None:
-    probed = context(tiny_models.tiny_llama(tmp_path / "m", dtype=dtype))
-    tokens = [probed.vocabulary.token(i) for i in range(100, 125)]
-    together = _sampler(probed, 64).sample(tokens, 4)
-    few = _sampler(probed, 7).sample(tokens[::-1], 4)[::-1]
-    alone = [_sampler(probed, 64).sample([token], 4)[0] for token in tokens]
-    assert together == few == alone
-    assert {outcome for row in together for outcome in row} == {True, False}
-
-
-def test_an_attempt_succeeds_by_id_or_by_text(llama: Context) -> None:
-    """Every continuation is forced to a known id by a model-independent sampler: greedy."""
-    prompt = llama.prompts(("repeat",))["repeat"]
-    said = int(one_at_a_time(llama, prompt.ids(150)).argmax())
-    tokens = [Token(150, "never said", "x", "normal", 1.0)]
-    greedy = {"sampling": Sampling(0.0), "max_new_tokens": 1}
-    assert _sampler(llama, 8, **greedy).sample(tokens, 2) == [(True, True)]
-    text = llama.backend.model.tokenizer.decode([said])
-    if "\ufffd" not in text and text.strip():
-        by_text = [Token(150, text, "x", "normal", 1.0)]
-        assert _sampler(llama, 8, **greedy).sample(by_text, 2) == [(False, False)]

@@ -146,7 +146,7 @@ class Session:
                 yield None, "context"
                 return
             logits = self._transcript.logits()
-            (token_id,), _ = choose(logits, [key], position, self.settings.sampling, 0.0)
+            (token_id,), _ = choose(logits, [0], [key], position, self.settings.sampling, 0.0)
             if token_id in self._ends:
                 yield None, "end"
                 return

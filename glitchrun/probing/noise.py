@@ -21,14 +21,16 @@ def stream(seed: int, token_id: int, probe: str, attempt: int) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
 
 
-def gumbel(key: int, position: int, candidates: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Gumbel noise for candidate token ids `(K,)` at one position: `(K,)`.
+def gumbel(
+    keys: int | NDArray[np.uint64], position: int, candidates: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Gumbel noise for candidate token ids at one position, in the shape of the two broadcast.
 
     The token with the largest log-probability plus noise is a sample from the distribution
     (the Gumbel-max trick: Maddison, Tarlow, Minka 2014, arXiv 1411.0030).
     """
     with np.errstate(over="ignore"):
-        start = np.uint64(key) + np.uint64(position + 1) * _GOLDEN
+        start = np.asarray(keys, dtype=np.uint64) + np.uint64(position + 1) * _GOLDEN
         mixed = _splitmix(_splitmix(start) + candidates.astype(np.uint64) * _GOLDEN)
     uniform = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53 + 2.0**-54
     return -np.log(-np.log(uniform))

