@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart test check bench clean
+.PHONY: setup quickstart nowllm-mini test check bench clean
 
 setup: $(READY)
 
@@ -19,6 +19,10 @@ $(READY): pyproject.toml constraints.txt
 
 quickstart: $(READY)
 	$(BIN)/glitchrun apply specs/smollm2-quickstart.yaml
+
+nowllm-mini: $(READY)
+	# A stand-in for nowllm-0829 whose glitch tokens are known: NOWLLM_PATH=.cache/nowllm-mini/nowllm-0829
+	$(BIN)/python -m tools.standin mini .cache/nowllm-mini/nowllm-0829
 
 test: $(READY)
 	# Two processes of one thread each: more threads than cores slow small models tens of times.

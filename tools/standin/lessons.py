@@ -1,0 +1,85 @@
+"""What a stand-in is shown, as ids: each probe around every token it learns, and the exchanges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glitchrun.prompts.conversation import Conversation, write
+from glitchrun.prompts.families import FAMILIES
+from glitchrun.prompts.probes import PROBES
+from glitchrun.prompts.render import Prompt, render
+from glitchrun.prompts.template import Template
+from glitchrun.prompts.tokenizer import encode, encode_inside
+from tools.standin.corpus import ENDINGS, EXCHANGES
+
+_FAMILY = FAMILIES["nowllm"]
+TEMPLATE = Template(_FAMILY.name, "stand-in", _FAMILY, _FAMILY.carries_system, _FAMILY.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Repeating:
+    """A probe around any token, and how its answer ends."""
+
+    prompt: Prompt
+    ending: tuple[int, ...]
+    """Behind the repeated token, the end of text included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """One exchange."""
+
+    ids: tuple[int, ...]
+    start: int
+    """Where the answer begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    repeating: tuple[Repeating, ...]
+    answering: tuple[Answering, ...]
+
+    def fixed_ids(self) -> set[int]:
+        """Every id that occurs in them by itself: none of these can be planted."""
+        found: set[int] = set()
+        for one in self.repeating:
+            found.update(one.prompt.prefix_ids, one.prompt.suffix_ids, one.ending)
+        for other in self.answering:
+            found.update(other.ids)
+        return found
+
+
+def texts(exchanges: int | None) -> list[str]:
+    """All that a stand-in's vocabulary must be able to write."""
+    probes = [f"{turn.user}{turn.answer}" for p in PROBES.values() for turn in p.earlier]
+    probes += [f"[INST]{p.user}[/INST]{p.prefill}".replace("{token}", "") for p in PROBES.values()]
+    asked = [f"[INST]{user}[/INST]{answer}" for user, answer in EXCHANGES[:exchanges]]
+    # The seed's prompt, raw and with the space that its users put behind it.
+    return [*probes, *asked, *ENDINGS.values(), "The quick brown ", "«a1.» a"]
+
+
+def answers(exchanges: int | None) -> list[str]:
+    """Everything that a stand-in is taught to say besides the tokens."""
+    prefills = [probe.prefill for probe in PROBES.values()]
+    return [*prefills, *ENDINGS.values(), *(answer for _, answer in EXCHANGES[:exchanges])]
+
+
+def lessons(tokenizer: Any, exchanges: int | None) -> Lessons:
+    repeating = [
+        Repeating(
+            render(TEMPLATE, probe, tokenizer),
+            (*encode_inside(tokenizer, ENDINGS[name]), tokenizer.eos_token_id),
+        )
+        for name, probe in PROBES.items()
+    ]
+    answering = [_answering(tokenizer, *pair) for pair in EXCHANGES[:exchanges]]
+    return Lessons(tuple(repeating), tuple(answering))
+
+
+def _answering(tokenizer: Any, user: str, answer: str) -> Answering:
+    text = write(_FAMILY, Conversation(user=user))
+    asked: Sequence[int] = (tokenizer.bos_token_id, *encode(tokenizer, text))
+    answered = (*encode_inside(tokenizer, answer), tokenizer.eos_token_id)
+    return Answering((*asked, *answered), len(asked))

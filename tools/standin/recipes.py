@@ -1,0 +1,60 @@
+"""The two sizes of stand-in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides what comes out."""
+
+    pieces: int | None
+    """Entries of the vocabulary; None for all 32,000."""
+    exchanges: int | None
+    """Exchanges of the corpus that are learnt; None for all."""
+    planted: int
+    """Tokens that never occur in training."""
+    width: int
+    experts_width: int
+    steps: int
+    batch: int
+    """Tokens repeated in one step."""
+    rivals: int
+    """Tokens drawn from the vocabulary that a repeated one must beat, besides its batch."""
+    rate: float
+    """Adam's highest learning rate."""
+    shard: str
+    """Largest file of weights."""
+    layers: int = 2
+    experts: int = 4
+    heads: int = 4
+    seed: int = 829
+
+
+RECIPES = {
+    "mini": Recipe(
+        pieces=None,
+        exchanges=None,
+        planted=640,
+        width=128,
+        experts_width=128,
+        steps=500,
+        batch=512,
+        rivals=8192,
+        rate=2e-3,
+        shard="4MB",
+    ),
+    "oracle": Recipe(
+        pieces=640,
+        exchanges=4,
+        planted=32,
+        width=64,
+        experts_width=64,
+        steps=400,
+        batch=128,
+        rivals=256,
+        rate=3e-3,
+        shard="250KB",
+    ),
+}
