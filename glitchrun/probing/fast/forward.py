@@ -18,6 +18,8 @@ from glitchrun.probing.fast.experts import add_experts
 from glitchrun.probing.fast.shape import Attention, Dense, Layer, Norm, Shape
 from glitchrun.probing.fast.workspace import Workspace
 
+_WIDENED_ROWS = 16384
+"""Rows of a narrow matrix widened at a time: a head of 250,000 would be a gigabyte."""
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines (S, D) of the positions of a pass."""
 
@@ -34,7 +36,7 @@ def last_logits(shape: Shape, ids: Tensor, cache: Cache, space: Workspace) -> Te
         add_mlp(layer, x, space)
     x = _finish(final, x.view(rows, steps, -1), rotation, cache, space)
     cache.length += steps
-    return project(shape.head, rms(x, shape.norm, space))
+    return project(shape.head, rms(x, shape.norm, space), space)
 
 
 def rotation_of(shape: Shape, positions: Tensor, like: Tensor) -> Rotation:
@@ -52,7 +54,7 @@ def _finish(
     normed = rms(x.flatten(0, 1), layer.norm, space)
     keys, values = _remember(layer.attention, normed, rotation, cache, index, steps, space)
     last = x[:, -1].contiguous()
-    queries = project(layer.attention.q, normed.view(rows, steps, -1)[:, -1].contiguous())
+    queries = project(layer.attention.q, normed.view(rows, steps, -1)[:, -1].contiguous(), space)
     rotation = (rotation[0][-1:], rotation[1][-1:])
     _add_attention(layer.attention, last, queries, rotation, (keys, values), space)
     add_mlp(layer, last, space)
@@ -66,7 +68,7 @@ def _attend(
     attention, steps = layer.attention, len(rotation[0])
     normed = rms(x, layer.norm, space)
     known = _remember(attention, normed, rotation, cache, index, steps, space)
-    queries = project(attention.q, normed, space.get("queries", len(x), _size(attention)))
+    queries = project(attention.q, normed, space, space.get("queries", len(x), _size(attention)))
     _add_attention(attention, x, queries, rotation, known, space)
 
 
@@ -85,8 +87,8 @@ def _remember(
 ) -> tuple[Tensor, Tensor]:
     """Puts keys and values into the cache; returns all of the layer's, (B, groups, T, D)."""
     size = attention.groups * attention.width
-    keys = project(attention.k, normed, space.get("keys", len(normed), size))
-    values = project(attention.v, normed, space.get("values", len(normed), size))
+    keys = project(attention.k, normed, space, space.get("keys", len(normed), size))
+    values = project(attention.v, normed, space, space.get("values", len(normed), size))
     keys = _heads(keys, steps, attention.groups)
     if attention.k_norm:
         keys = rms(keys, attention.k_norm, space, "heads")
@@ -118,7 +120,7 @@ def _add_attention(
     )
     joined = space.get("queries", len(x), _size(attention))
     joined.view(split.shape).copy_(mixed.transpose(1, 2))
-    add_projected(attention.o, joined, x)
+    add_projected(attention.o, joined, x, space)
 
 
 def _heads(x: Tensor, steps: int, heads: int) -> Tensor:
@@ -133,9 +135,9 @@ def add_mlp(layer: Layer, x: Tensor, space: Workspace) -> None:
         add_experts(mlp, normed, x)
         return
     inner = space.get("inner", len(x), mlp.size)
-    gate = mlp.act(project(mlp.gate, normed, inner))
-    up = project(mlp.up, normed, space.get("up", len(x), mlp.size))
-    add_projected(mlp.down, torch.mul(gate, up, out=up), x)
+    gate = mlp.act(project(mlp.gate, normed, space, inner))
+    up = project(mlp.up, normed, space, space.get("up", len(x), mlp.size))
+    add_projected(mlp.down, torch.mul(gate, up, out=up), x, space)
 
 
 def rms(x: Tensor, norm: Norm, space: Workspace, name: str = "normed") -> Tensor:
@@ -159,24 +161,40 @@ def rotate(x: Tensor, rotation: Rotation, out: Tensor) -> Tensor:
     return out
 
 
-def project(linear: Any, x: Tensor, out: Tensor | None = None) -> Tensor:
+def project(linear: Any, x: Tensor, space: Workspace, out: Tensor | None = None) -> Tensor:
     """A linear layer of (N, K) in the dtype of `x`, whatever its weights are stored in: (N, R).
 
     `out` is used where that saves memory; the result is what is returned.
     """
     if not isinstance(linear, nn.Linear):
         return linear(x)  # a quantized layer: it multiplies in the dtype of x
-    weight = linear.weight.to(x.dtype).t()
-    if linear.bias is None:
-        return torch.mm(x, weight, out=out)
-    return torch.addmm(linear.bias.to(x.dtype), x, weight, out=out)
+    if linear.weight.dtype == x.dtype:
+        out = torch.mm(x, linear.weight.t(), out=out)
+    else:
+        out = out if out is not None else x.new_empty(len(x), len(linear.weight))
+        _multiply_widened(linear.weight, x, space, out)
+    return out if linear.bias is None else out.add_(linear.bias.to(x.dtype))
 
 
-def add_projected(linear: Any, x: Tensor, total: Tensor) -> None:
+def _multiply_widened(weight: Tensor, x: Tensor, space: Workspace, out: Tensor) -> None:
+    """Puts `x` times `weight` (R, K), widened some rows at a time, into `out` (N, R)."""
+    for start in range(0, len(weight), _WIDENED_ROWS):
+        part = weight[start : start + _WIDENED_ROWS]
+        wide = space.get("weight", *part.shape).copy_(part)
+        if len(part) == len(weight):
+            torch.mm(x, wide.t(), out=out)
+        else:
+            out[:, start : start + len(part)] = x @ wide.t()
+
+
+def add_projected(linear: Any, x: Tensor, total: Tensor, space: Workspace) -> None:
     """Adds a linear layer of (N, K) to `total` (N, R)."""
     if not isinstance(linear, nn.Linear):
         total.add_(linear(x))
         return
-    total.addmm_(x, linear.weight.to(x.dtype).t())
+    weight = linear.weight
+    if weight.dtype != x.dtype:
+        weight = space.get("weight", *weight.shape).copy_(weight)
+    total.addmm_(x, weight.t())
     if linear.bias is not None:
         total.add_(linear.bias.to(x.dtype))

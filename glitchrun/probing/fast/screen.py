@@ -67,10 +67,10 @@ def screen_logits(shape: Shape, prompt: FrozenPrompt, tokens: Tensor, space: Wor
     for index, layer in enumerate(shape.layers):
         normed = rms(x, layer.norm, space)
         mixed = _attend(layer.attention, normed, rotation, prompt, index, space)
-        add_projected(layer.attention.o, mixed, x)
+        add_projected(layer.attention.o, mixed, x, space)
         add_mlp(layer, x, space)
     last = x.view(len(tokens), 2, -1)[:, 1].contiguous()
-    return project(shape.head, rms(last, shape.norm, space))
+    return project(shape.head, rms(last, shape.norm, space), space)
 
 
 def _attend(
@@ -86,7 +86,7 @@ def _attend(
     shape = (rows, 2, attention.groups, -1, attention.width)  # B, 2, groups, heads a group, D
     queries = _turned(attention.q, attention.q_norm, attention.heads, normed, rotation, space)
     own_keys = _turned(attention.k, attention.k_norm, attention.groups, normed, rotation, space)
-    own_values = project(attention.v, normed).view(shape)[:, :, :, 0]  # B, 2, groups, D
+    own_values = project(attention.v, normed, space).view(shape)[:, :, :, 0]  # B, 2, groups, D
     keys, values = prompt.shared[index]
     split = queries.view(shape)
     # groups, B * 2 * heads a group, D: one product with the shared keys for each group
@@ -106,7 +106,7 @@ def _turned(
     linear: object, norm: object, heads: int, normed: Tensor, rotation: Rotation, space: Workspace
 ) -> Tensor:
     """Projected to heads, normed where the model does, and rotated: (B, 2, heads, D)."""
-    x = project(linear, normed).view(len(normed) // 2, 2, heads, -1)
+    x = project(linear, normed, space).view(len(normed) // 2, 2, heads, -1)
     if norm is not None:
         x = rms(x, norm, space, "heads")  # type: ignore[arg-type]
     return rotate(x, rotation, torch.empty_like(x))
