@@ -128,6 +128,17 @@ def test_resuming_is_being_told_again() -> None:
         assert again.reached == whole.reached
 
 
+def test_what_was_found_may_outweigh_all_that_is_left() -> None:
+    glitch, scores = population(6, 0.0)
+    glitch[:] = True  # nearly everything fails: the front never ends before the last tokens
+    glitch[scores.log_p.argsort()[-1200:]] = False
+    cascade = search(scores, 6, share=0.5)
+    order = looked_at(cascade, glitch, 64)
+    assert len(order) < N
+    assert cascade.reached is not None
+    assert 0.5 <= cascade.reached.low <= cascade.reached.estimate <= cascade.reached.high == 1.0
+
+
 def test_nothing_to_find_ends_without_a_recall() -> None:
     _, scores = population(5, 0.0)
     cascade = search(scores, 5)

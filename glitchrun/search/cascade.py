@@ -54,8 +54,9 @@ class Cascade:
         self._found: dict[int, bool] = {}
         self._end = min(_BLOCK, len(self._front))
         self._round = 0
-        self._sample: list[int] = []
-        """The audit of this round; empty while the front goes on."""
+        self._sample: list[int] | None = None
+        """The audit of this round; None while the front goes on. It may be empty: where what was
+        found outweighs all that is left."""
 
     @classmethod
     def build(cls, space: Space, config: Config) -> Self:
@@ -76,10 +77,12 @@ class Cascade:
         if len(self._found) == len(self._front):
             every = any(self._found.values())
             return Recall(1.0, 1.0, 1.0, self.confidence) if every else None
-        if not self._sample or self._open():
+        if self._sample is None or self._open():
             return None
         found = self._hits(self._front[: self._end])
-        return recall(found, self._audit(), self._alpha, self.confidence)
+        rest = len(self._front) - self._end
+        audit = Audit(rest, len(self._sample), self._hits(self._sample))
+        return recall(found, audit, self._alpha, self.confidence)
 
     @property
     def _alpha(self) -> float:
@@ -87,15 +90,15 @@ class Cascade:
 
     def _open(self) -> list[int]:
         """What this stage has still to verify, in its order."""
-        stage = self._sample or self._front[: self._end]
+        stage = self._front[: self._end] if self._sample is None else self._sample
         return [token_id for token_id in stage if token_id not in self._found]
 
     def _advance(self) -> bool:
         """Goes on to the next stage; whether there is one."""
-        if self._sample:
+        if self._sample is not None:
             if self._settled():
                 return False
-            self._sample = []
+            self._sample = None
             self._end = min(self._end + _BLOCK, len(self._front))
         elif self._end < len(self._front) and not self._exhausted():
             self._end = min(self._end + _BLOCK, len(self._front))
@@ -122,9 +125,6 @@ class Cascade:
         size = min(_SAFETY * least, max(least, int(_AUDIT * rest)), rest)
         aside = (i for i in self._random if self._rank[i] >= self._end)
         return [token_id for token_id, _ in zip(aside, range(size), strict=False)]
-
-    def _audit(self) -> Audit:
-        return Audit(len(self._front) - self._end, len(self._sample), self._hits(self._sample))
 
     def _settled(self) -> bool:
         reached = self.reached
