@@ -58,7 +58,7 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
         batches.append(batch)
         yield batch
     start = time.perf_counter()
-    search = BUILDERS[config.search](_space(config, context, batches), config)
+    search = BUILDERS[config.search](space(config, context, batches), config)
     for batch in history:
         if not batch.controls:
             search.update([fact for fact in batch.token_facts if isinstance(fact, Verified)])
@@ -124,7 +124,8 @@ def _prompt(config: Config, context: Context) -> Prompt:
     return next(iter(context.prompts(config.probes).values()))
 
 
-def _space(config: Config, context: Context, batches: Sequence[Batch]) -> Space:
+def space(config: Config, context: Context, batches: Sequence[Batch]) -> Space:
+    """What a search is told of the model; `batches` hold the scores of the screen, if asked for."""
     model, prompt = context.backend.model, _prompt(config, context)
     return Space(
         ids=torch.tensor(context.scope(), dtype=torch.long),
