@@ -23,6 +23,7 @@ from glitchrun.strategies.tokens import read_ids
 from tests.support.engine import context
 
 PARAMS: dict[str, dict[str, Any]] = {
+    "check": {"glitch": [40, 41], "controls": 6, "attempts": 2, "max_new_tokens": 3},
     "genetic": {
         "base_text": "The quick brown",
         "wanted": 90,

@@ -194,6 +194,21 @@ def profile_workload(params: Mapping[str, Any]) -> dict[str, int]:
     return {name: given.get(name, part["default"]) for name, part in parts.items()}
 
 
+def _check(params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int) -> dict[str, Any]:
+    glitch, controls = params["glitch"], params["controls"]
+    tokens = len(glitch) + (controls if isinstance(controls, int) else len(controls))
+    expected = sum(1 + 2 * len(prompt["expected"].encode()) for prompt in params["prompts"])
+    continuations = 2 * len(glitch) * params["attempts"] * len(STRICT)
+    prompts = 1 + 4 * expected + tokens * len(STRICT)
+    return _nothing() | {
+        "tokens": tokens,
+        "prompts": prompts,
+        "continuations": continuations,
+        "new_tokens": continuations * params["max_new_tokens"],
+        "repeats": prompts + continuations,
+    }
+
+
 def _nothing() -> dict[str, Any]:
     return dict.fromkeys(("prompts", "gradients", "continuations", "new_tokens", "repeats"), 0)
 
@@ -205,6 +220,7 @@ def _unknown(
 
 
 BOUNDS: Mapping[str, Bound] = {
+    "check": _check,
     "genetic": _genetic,
     "mine": _mine,
     "predict": _predict,

@@ -1,0 +1,91 @@
+"""Checks of what was loaded, and of the memory it takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from glitchrun.errors import RunError
+from glitchrun.model.device import peaks
+from glitchrun.plan.devices import parse_size
+from glitchrun.prompts.tokenizer import encode
+from glitchrun.strategies.context import Context
+from glitchrun.strategies.findings import Checked, Finding, at_least, at_most, equals
+
+if TYPE_CHECKING:
+    from glitchrun.strategies.check import Config
+
+_QUANTIZED = ("int4", "int8")
+_LEAST_QUANTIZED = 0.5
+"""Share of the bytes beside embedding and head that a quantized model holds in codes."""
+_WEIGHT_DEVIATION = 0.05
+
+
+def loading(config: Config, context: Context) -> Checked:
+    """Architecture, vocabulary, what the weights are held in, finite logits."""
+    model, expect = context.backend.model, config.expect or {}
+    found = [
+        equals("architecture", model.architecture, expect.get("architecture")),
+        equals("vocabulary size", model.vocab_size, expect.get("vocabulary_size")),
+        at_most("entries of the tokenizer", len(model.tokenizer), model.vocab_size),
+        *_numerics(context),
+        _logits(context),
+        Finding("seconds", model.load_seconds, measured=True),
+        Finding("revision", context.spec.model.revision or "none named"),
+    ]
+    planned = (context.estimate or {}).get("weight_bytes")
+    if planned:
+        deviation = abs(model.bytes - planned) / planned
+        found.append(at_most("bytes against the plan's", deviation, _WEIGHT_DEVIATION))
+    return Checked("loading", tuple(found))
+
+
+def _numerics(context: Context) -> list[Finding]:
+    """That weights are held as the spec asks."""
+    model, asked = context.backend.model, context.spec.model.quantization
+    if asked not in _QUANTIZED:
+        wanted = None if asked == "none" or "stored" in model.quantization else asked
+        return [equals("dtype", model.dtype, wanted)]
+    left = ", ".join(model.unquantized) or "none"
+    return [
+        at_least(f"share of the layers' bytes in {asked}", _in_codes(context), _LEAST_QUANTIZED),
+        equals("large weights left unquantized", left, "none"),
+    ]
+
+
+def _in_codes(context: Context) -> float:
+    """Codes against all bytes but those of the embedding and the head."""
+    model = context.backend.model
+    ends = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in (model.input_embeddings, model.output_embeddings)
+    }
+    rest = model.bytes - sum(ends.values())
+    codes = model.census.get(context.spec.model.quantization, 0)
+    return codes / rest if rest else 0.0
+
+
+def _logits(context: Context) -> Finding:
+    tokenizer = context.backend.model.tokenizer
+    try:
+        context.backend.logits_alone(encode(tokenizer, "The quick brown"))
+    except RunError as exc:  # the backend refuses logits that are not finite
+        return Finding("logits", str(exc), "finite numbers", False)
+    return Finding("logits", "finite", "finite numbers", True)
+
+
+def memory(config: Config, context: Context) -> Checked:
+    """Most memory in use on every device since the model was loaded, against the budget.
+
+    Without a GPU that is the process's peak, libraries included.
+    """
+    found = peaks()
+    gpus = {device: peak for device, peak in found.items() if device != "cpu"}
+    used = gpus if context.backend.model.device.type == "cuda" else {"cpu": found["cpu"]}
+    what = "tensors on" if used is gpus else "process on"
+    findings = [Finding(f"{what} {name}", peak, measured=True) for name, peak in used.items()]
+    findings.append(Finding("weights", context.backend.model.bytes))
+    if config.memory_budget is None:
+        return Checked("memory", tuple(findings), "no memory_budget is given to hold it against")
+    budget = parse_size(config.memory_budget)
+    total = at_most("peak over all of these", sum(used.values()), budget, measured=True)
+    return Checked("memory", (*findings, total))

@@ -1,0 +1,117 @@
+"""Checks of how prompts are written, and of what the model makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from glitchrun.probing.continuation import Continuation, best_continuation
+from glitchrun.prompts.render import whole
+from glitchrun.prompts.template import Template
+from glitchrun.prompts.tokenizer import Tokenizer, adds_bos, encode
+from glitchrun.strategies.context import Context
+from glitchrun.strategies.findings import Checked, Finding, at_least, at_most, equals, within_factor
+from glitchrun.strategies.predict import cases, prompt_names, spellings
+
+if TYPE_CHECKING:
+    from glitchrun.strategies.check import Config
+
+_USER, _SYSTEM = "The quick brown fox", "Answer briefly."
+
+
+def template(config: Config, context: Context) -> Checked:
+    """One BOS, the user's text whole, the system text there or declared to have no place."""
+    used, tokenizer = context.template, context.backend.model.tokenizer
+    system = _SYSTEM if used.carries_system else None
+    text, ids = whole(used, _USER, tokenizer, system)
+    decoded = tokenizer.decode(ids, skip_special_tokens=False)
+    found = [
+        equals("name", used.name, (config.expect or {}).get("template")),
+        Finding("rule", used.rule),
+        _bos(ids, used, tokenizer),
+        equals("user text once in the decoded prompt", decoded.count(_USER), 1),
+        _encoded_again(text, ids, tokenizer),
+    ]
+    if used.carries_system:
+        found.append(equals("system text once in the decoded prompt", decoded.count(_SYSTEM), 1))
+    else:
+        found.append(Finding("system text", "has no place in this template; a spec's is refused"))
+    return Checked("template", tuple(found))
+
+
+def _encoded_again(text: str, ids: Sequence[int], tokenizer: Tokenizer) -> Finding:
+    again = encode(tokenizer, text)
+    same = tuple(ids[len(ids) - len(again) :]) == again
+    return Finding("ids of the prompt's text", "equal" if same else "different", "equal", same)
+
+
+def _bos(ids: Sequence[int], used: Template, tokenizer: Tokenizer) -> Finding:
+    """BOS opens the prompt just once: also where every turn begins with it, as in ChatML."""
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return Finding("BOS at the start of the prompt", "this tokenizer has none")
+    belongs = adds_bos(tokenizer) or (used.family is not None and used.family.bos)
+    opening = len(list(takewhile(lambda one: one == bos, ids)))
+    wanted = "1" if belongs else "at most 1"
+    holds = opening == 1 if belongs else opening <= 1
+    return Finding("BOS at the start of the prompt", opening, wanted, holds)
+
+
+def prediction(config: Config, context: Context) -> Checked:
+    """The expected continuation of each text itself, with and without a space behind it."""
+    found = _measured(config, context, ("raw", "raw-space"))
+    return _held("prediction", config, found, "raw")
+
+
+def chat(config: Config, context: Context) -> Checked:
+    """The expected continuation in the chat format, and whether that is better than raw."""
+    found = _measured(config, context, ("raw", "chat"))
+    checked = _held("chat", config, found, "chat")
+    gain = fmean(one["chat"].log_p - one["raw"].log_p for one in found.values())
+    what = "mean log-probability above raw (nats)"
+    limit = config.min_improvement
+    told = Finding(what, gain) if limit is None else at_least(what, gain, limit)
+    return Checked(checked.name, (*checked.findings, told))
+
+
+def _measured(
+    config: Config, context: Context, formats: Sequence[str]
+) -> dict[str, dict[str, Continuation]]:
+    """For each prompt its expected continuation, by format."""
+    backend = context.backend
+    found: dict[str, dict[str, Continuation]] = {}
+    for prompt, name in zip(config.prompts, prompt_names(config.prompts), strict=True):
+        forms = spellings(prompt["expected"], backend.model.tokenizer)
+        found[name] = {
+            case.format: best_continuation(backend, case.ids, forms, backend.logits_alone(case.ids))
+            for case in cases(prompt, name, formats, context)
+        }
+    return found
+
+
+def _held(
+    name: str, config: Config, found: Mapping[str, Mapping[str, Continuation]], form: str
+) -> Checked:
+    """Rank and probability against the prompt's reference, else the rank against `max_rank`."""
+    findings = []
+    for prompt, own in zip(config.prompts, prompt_names(config.prompts), strict=True):
+        for kind, one in found[own].items():
+            reference = (prompt.get("reference") or {}).get(kind, {})
+            findings += _against(f"«{own}» {kind}", one, reference, config, limit=kind == form)
+    return Checked(name, tuple(findings))
+
+
+def _against(
+    label: str, one: Continuation, reference: Mapping[str, Any], config: Config, *, limit: bool
+) -> list[Finding]:
+    rank, p = f"{label}: rank", f"{label}: p"
+    findings = [Finding(rank, one.ranks[0]), Finding(p, one.first_p)]
+    if "rank" in reference:
+        findings[0] = within_factor(rank, one.ranks[0], reference["rank"], config.rank_factor)
+    elif limit and "p" not in reference:
+        findings[0] = at_most(rank, one.ranks[0], config.max_rank)
+    if "p" in reference:
+        findings[1] = within_factor(p, one.first_p, reference["p"], config.p_factor)
+    return [*findings, Finding(f"{label}: log-probability (nats)", one.log_p)]
