@@ -98,7 +98,7 @@ def test_every_strategy_of_the_schema_has_bounds() -> None:
         ("scan", {}, "float32", None),
         ("scan", {"batch_size": 16}, "bfloat16", 16),
         ("validate", {"tokens": {"ids": [1]}}, "float32", None),
-        ("validate", {"tokens": {"ids": [1]}, "batch_size": 4}, "bfloat16", 32),
+        ("validate", {"tokens": {"ids": [1]}, "batch_size": 4}, "bfloat16", 128),
     ],
 )
 def test_the_rows_of_a_pass(

@@ -12,6 +12,8 @@ from glitchrun.plan.weights import WIDTH, Weights, weights
 
 STANDARD_ROWS = {"cpu": 64, "cuda": 512}
 """Rows that `batch_size: auto` takes at most, as `probing.memory` does."""
+SAMPLING_ROWS = {"cpu": 256, "cuda": 512}
+"""The same where continuations are sampled."""
 _TIGHT = 0.8
 """Share of the free memory from which a run counts as tight: the estimate of what is computed
 along the way is rough."""
@@ -34,6 +36,8 @@ class Workload:
     positions: int
     """Positions of a row: prompt and continuation."""
     gradient: bool = False
+    samples: bool = False
+    """Whether a row grows by one position a pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +149,7 @@ def _rows(header: Header, held: Weights, load: Workload, device: DeviceMemory, r
     """Rows of a pass: as asked for, else the largest power of two that fits in half the room."""
     if load.batch is not None:
         return load.batch
-    rows = STANDARD_ROWS[device.kind]
+    rows = (SAMPLING_ROWS if load.samples else STANDARD_ROWS)[device.kind]
     while rows > 1 and rows * sum(_row(header, held, load.positions)) > room // 2:
         rows //= 2
     return rows

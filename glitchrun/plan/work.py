@@ -21,8 +21,8 @@ _BYTES_PER_TOKEN = 2
 """Text is rarely cut finer than this."""
 _SCREENS_A_PROMPT = 8
 """Tokens screened in the time of one prompt: two of its some 17 positions are run."""
-_NARROW_SAMPLING_ROWS = 32
-"""Rows of sampling in arithmetic narrower than float32, whatever is asked for."""
+_NARROW_SAMPLING_ROWS = 128
+"""Rows of sampling in arithmetic narrower than float32 at most, whatever is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,7 @@ def _workload(step: Step, system: int, dtype: str) -> Workload:
         batch=batch if isinstance(batch, int) else None,
         positions=longest + system + (params["max_new_tokens"] if samples else 0),
         gradient=params.get("search") == "gradient",
+        samples=samples,
     )
 
 

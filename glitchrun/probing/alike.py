@@ -15,7 +15,7 @@ _LEAST = 16
 bits, and one row alone others. In float32 those of 16 to 128 rows did on one thread, not on two."""
 _MOST = 128
 _TRIED = (_LEAST, 17, 41, _MOST)
-_FIXED = {"cpu": 64, "cuda": 256}
+_FIXED = {"cpu": 64, "cuda": 128}
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ EMITTED = {
 NOTES = {
     "not_intact": "tokens presented by id that would not survive encoding the prompt as text",
     "rechecked": "verdicts within rounding, decided again in float32",
-    "resampled": "continuations within rounding of another token, sampled again alone",
+    "resampled": "sampled tokens within rounding of another, drawn again from a pass of their own",
     "walk_ties": "steps of the search at which several tokens were equally good",
     "batch_halvings": "times the batch was halved because memory ran out",
     "dropped_system": "prompts whose own system text the template cannot carry",

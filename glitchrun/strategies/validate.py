@@ -22,6 +22,7 @@ from glitchrun.strategies.false_alarms import (
     controls_done,
     draw,
 )
+from glitchrun.strategies.stopping import Stopping
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class Config:
     probes: str | tuple[str, ...] = "strict"
     batch_size: int | str = "auto"
     controls: int = 0
+    sequential: bool = False
+    error_rate: float = 0.05
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
@@ -47,7 +50,7 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     for batch in _sampled_controls(config, context, sampler, tokens, batches):
         batches.append(batch)
         yield batch
-    yield from _metrics(batches)
+    yield from _metrics(batches, config.attempts)
     yield from control_metrics(config.controls, batches)
 
 
@@ -60,7 +63,8 @@ def _sampled_in_order(
     before: int = 0,
 ) -> Iterator[Batch]:
     """Samples tokens, which come after `before` others, going on after the batches in `history`."""
-    at_once = max(1, sampler.rows // config.attempts)
+    rule = _stopping(config, context)
+    at_once = max(1, sampler.rows // (rule.needed(0, 0) if rule else config.attempts))
     done = history[-1].done - before if history else 0
     while done < len(tokens):
         chunk = tokens[done : done + at_once]
@@ -92,7 +96,8 @@ def _sampler(config: Config, context: Context, prompts: Mapping[str, Prompt]) ->
     rows = config.batch_size
     if rows == "auto":
         longest = max(len(p.prefix_ids) + len(p.suffix_ids) + 1 for p in prompts.values())
-        rows = standard_rows(model, longest + config.max_new_tokens, context.free_bytes)
+        positions = longest + config.max_new_tokens
+        rows = standard_rows(model, positions, context.free_bytes, sampling=True)
     return Sampler(
         context.backend,
         prompts,
@@ -114,7 +119,7 @@ def _sampled(
     progress: tuple[int, int],
 ) -> Batch:
     start = time.perf_counter()
-    outcomes = sampler.sample(tokens, config.attempts)
+    outcomes = _outcomes(config, context, sampler, tokens)
     ids = [token.id for token in tokens]
     tokenizer = context.backend.model.tokenizer
     kept = [intact(prompt, ids, tokenizer) for prompt in sampler.prompts.values()]
@@ -129,6 +134,35 @@ def _sampled(
     return Batch(facts, *progress, time.perf_counter() - start, counters)
 
 
+def _stopping(config: Config, context: Context) -> Stopping | None:
+    if not config.sequential:
+        return None
+    return Stopping(context.spec.thresholds.asr, config.attempts, config.error_rate)
+
+
+def _outcomes(
+    config: Config, context: Context, sampler: Sampler, tokens: Sequence[Token]
+) -> list[tuple[bool, ...]]:
+    """Each token's attempts, in rounds where they may stop early.
+
+    A round samples no attempt that the stopping rule could do without, so that what is sampled is
+    what the rule has looked at, in order, whatever the batch.
+    """
+    rule = _stopping(config, context)
+    if rule is None:
+        return sampler.sample(tokens, config.attempts)
+    made: list[tuple[bool, ...]] = [()] * len(tokens)
+    while True:
+        needed = [rule.needed(len(some), sum(some)) for some in made]
+        going = [row for row, more in enumerate(needed) if more]
+        if not going:
+            return made
+        numbers = [range(len(made[row]), len(made[row]) + needed[row]) for row in going]
+        found = sampler.sample([tokens[row] for row in going], numbers)
+        for row, outcomes in zip(going, found, strict=True):
+            made[row] += outcomes
+
+
 def _estimate(token: Token, outcomes: tuple[bool, ...], threshold: float, kept: bool) -> Sampled:
     test = binomtest(sum(outcomes), len(outcomes))
     interval = test.proportion_ci(confidence_level=0.95, method="wilson")
@@ -138,7 +172,7 @@ def _estimate(token: Token, outcomes: tuple[bool, ...], threshold: float, kept: 
     )
 
 
-def _metrics(batches: Sequence[Batch]) -> Iterator[Measured]:
+def _metrics(batches: Sequence[Batch], asked: int) -> Iterator[Measured]:
     facts = [fact for b in batches for fact in b.token_facts if isinstance(fact, Sampled)]
     n = len(facts)
     attempts = sum(fact.attempts for fact in facts)
@@ -147,6 +181,8 @@ def _metrics(batches: Sequence[Batch]) -> Iterator[Measured]:
     yield Measured("asr_mean", sum(fact.asr for fact in facts) / n if n else None, n)
     yield Measured("validated", n, n)
     yield Measured("attempts", attempts, n)
+    yield Measured("attempts_saved", asked * n - attempts, n)
+    yield Measured("stopped_early", sum(fact.attempts < asked for fact in facts), n)
     yield Measured("attempts_per_second", attempts / seconds if seconds else None, attempts)
     for name in ("resampled", "not_intact"):
         yield Measured(name, sum(batch.counters.get(name, 0) for batch in batches), n)
