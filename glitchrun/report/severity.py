@@ -10,7 +10,7 @@ from itertools import pairwise
 from glitchrun.events import SEVERE, Sampled, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.overview import EMITTED, samples, verdicts
-from glitchrun.report.table import Row, controls_of, facts_by_token, most_interesting_first, table
+from glitchrun.report.table import Row, controls_of, facts_by_token
 
 MILD = 1e-2
 """Probability below which a failure is no near miss any more, though it need not be severe."""
@@ -174,8 +174,8 @@ def _alarms_of(step: StepRecord) -> Alarms | None:
 
 
 def most_severe(record: RunRecord, count: int) -> list[Row]:
-    """The glitch tokens of lowest probability, below `MILD`, each once."""
-    once = {row.token.id: row for row in reversed(most_interesting_first(table(record)))}
-    found = [row for row in once.values() if row.glitch and row.verified]
-    below = [(row.verified.p, row.token.id, row) for row in found if row.verified]
-    return [row for p, _, row in sorted(below, key=lambda item: item[:2])[:count] if p < MILD]
+    """The glitch tokens of lowest probability, below `MILD`, with their samples."""
+    tried = {fact.token.id: fact for fact in samples(record)}
+    found = [fact for fact in verdicts(record) if fact.glitch and fact.p < MILD]
+    found.sort(key=lambda fact: (fact.p, fact.token.id))
+    return [Row(fact.token, (), fact, tried.get(fact.token.id)) for fact in found[:count]]
