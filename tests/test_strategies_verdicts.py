@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,9 @@ def test_controls_are_ordinary_tokens_that_count_for_nothing_else(
 ) -> None:
     with_controls = batches(run(name, llama))
     without = batches(run(name, llama, controls=0))
-    assert timeless(with_controls)[: len(without)] == [
+    assert timeless(name, with_controls)[: len(without)] == [
         replace(batch, total=ours.total)
-        for batch, ours in zip(timeless(without), with_controls, strict=False)  # type: ignore[type-var]
+        for batch, ours in zip(timeless(name, without), with_controls, strict=False)  # type: ignore[type-var]
     ]
     tokens = {fact.token.id for batch in without for fact in batch.token_facts}
     controls = [control for batch in with_controls for control in batch.controls]
@@ -67,6 +68,16 @@ def test_controls_are_ordinary_tokens_that_count_for_nothing_else(
     again = run(name, llama, controls=0, **(params if name == "mine" else {"tokens": alone}))
     by_id = {fact.token.id: fact for batch in batches(again) for fact in batch.token_facts}
     assert [control.fact for control in controls] == [by_id[c.token.id] for c in controls]
+
+
+@pytest.mark.parametrize("search", ["screen", "cascade"])
+def test_controls_come_after_what_a_search_has_screened(search: str, llama: Context) -> None:
+    done = batches(run("mine", llama, search=search, budget=20))
+    assert sum(len(batch.controls) for batch in done) == PARAMS["mine"]["controls"]
+    assert all(one.done < next_.done for one, next_ in pairwise(done))
+    assert done[-1].done == done[-1].total
+    resumed = batches(run("mine", llama, done[:-1], search=search, budget=20))
+    assert timeless("mine", resumed) == timeless("mine", done[-1:])
 
 
 def test_controls_of_a_scan_are_tokens_it_has_verified(llama: Context) -> None:

@@ -44,8 +44,9 @@ def judged_controls(
         return
     facts = [fact for batch in batches for fact in batch.token_facts]
     matches = draw(context, [fact.token.id for fact in facts if fact.flagged], count, batches)
-    done = len(facts)
-    for start in range(controls_done(batches), len(matches), judge.rows):
+    first = controls_done(batches)
+    done = batches[-1].done - first if batches else 0
+    for start in range(first, len(matches), judge.rows):
         chunk = matches[start : start + judge.rows]
         total = done + len(matches)
         _, batch = judged(judge, [match.token_id for match in chunk], done + start, total)

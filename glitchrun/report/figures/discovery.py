@@ -25,8 +25,8 @@ class Curve:
 
     step: StepRecord
     points: tuple[tuple[int, float, int, int], ...]
-    """Tokens verified, seconds of batch time (which the tokens of a batch share, everything in it
-    included), glitch tokens and severe ones found: from zeros, in the step's order."""
+    """Tokens verified, seconds (of choosing them too; the tokens of a batch share its time), glitch
+    tokens and severe ones found: from zeros, in the step's order."""
     counters: Counter[str]
 
     @property
@@ -63,7 +63,7 @@ def _curve(step: StepRecord) -> Curve | None:
         facts = [fact for fact in timed.batch.token_facts if isinstance(fact, Verified)]
         new = [fact for fact in facts if fact.token.id not in seen]
         seen.update(fact.token.id for fact in new)
-        each = timed.batch.seconds / max(1, len(new))
+        each = (timed.batch.seconds + timed.batch.search_seconds) / max(1, len(new))
         for fact in new:
             verified, seconds, glitch, severe = points[-1]
             found = (glitch + fact.glitch, severe + fact.severe)
