@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from glitchrun.ledger.record import Metric
 from glitchrun.report.headline import headline
 from glitchrun.report.numbers import duration, figure, percent, share, size
 from glitchrun.report.overview import counters, not_finite, tallies
@@ -40,6 +41,19 @@ def test_the_headline_is_the_confirmed_tokens(tmp_path: Path) -> None:
         "0 lie below 0.01."
     )
     assert "In place of 0 of them (0 %)" in about_emitted
+
+
+def test_a_cascade_says_what_it_found_of_what_there_is(tmp_path: Path) -> None:
+    mine = step("mine", "mine", verified(1), verified(2, **GLITCH))
+    cascade = replace(mine, params={"search": "cascade"})
+    audited = replace(cascade, metrics={"recall_low": Metric(0.813, 2)})
+    sentence = "it found at least 81.3 % of the glitch tokens in scope, with a confidence of 95 %."
+    assert any(sentence in one for one in headline(run_of(tmp_path / "a", audited)).sentences)
+    cut_short = replace(cascade, metrics={"recall_low": Metric(None, 2)})
+    assert any(
+        "is not known" in one for one in headline(run_of(tmp_path / "b", cut_short)).sentences
+    )
+    assert not any("audit" in one for one in headline(run_of(tmp_path / "c", mine)).sentences)
 
 
 def test_unsampled_tokens_are_not_called_confirmed(tmp_path: Path) -> None:

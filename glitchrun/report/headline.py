@@ -11,6 +11,7 @@ from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.numbers import counted, figure, percent, share
 from glitchrun.report.overview import is_about_tokens, samples, thresholds, verdicts
 from glitchrun.report.severity import MILD, Alarms, Severity, alarms, severity
+from glitchrun.spec.defaults import step_with_defaults
 from glitchrun.spec.schema import strategies
 
 DIGITS = 3
@@ -75,6 +76,7 @@ def _verdict(record: RunRecord) -> tuple[int | None, str, list[str]]:
         _about_verdicts(record, found),
         _about_severity(record, found),
         _about_emitted(found),
+        *map(_about_recall, record.steps),
         *map(_about_controls, alarms(record)),
     ]
     if sampled:
@@ -123,6 +125,21 @@ def _about_verdicts(record: RunRecord, found: Severity) -> str:
     return (
         f"Of {counted(found.verified, 'verified token')}{whole}, {found.glitch:,} "
         f"({share(found.glitch, found.verified)}) failed {prompts}{limit}."
+    )
+
+
+def _about_recall(step: StepRecord) -> str:
+    """What share of the glitch tokens that there are a cascade found."""
+    metric = step.metrics.get("recall_low")
+    if not metric:
+        return ""
+    if metric.value is None:
+        return f"No audit of step {step.id} came to its end: what it missed is not known."
+    confidence = step_with_defaults({"strategy": step.strategy, **step.params})["confidence"]
+    return (
+        f"By a random audit of what step {step.id} left aside, it found at least "
+        f"{percent(metric.value)} of the glitch tokens in scope, with a confidence of "
+        f"{percent(confidence)}."
     )
 
 
