@@ -24,6 +24,14 @@ from tests.support.engine import context
 
 PARAMS: dict[str, dict[str, Any]] = {
     "check": {"glitch": [40, 41], "controls": 6, "attempts": 2, "max_new_tokens": 3},
+    "classify": {
+        "tokens": {"ids": [40, 300, 5]},
+        "tests": ["repetition", "drift", "missing", "email-with-token"],
+        "controls": 2,
+        "attempts": 2,
+        "max_new_tokens": 6,
+        "batch_size": 6,
+    },
     "genetic": {
         "base_text": "The quick brown",
         "wanted": 90,

@@ -23,6 +23,8 @@ _SCREENS_A_PROMPT = 8
 """Tokens screened in the time of one prompt: two of its some 17 positions are run."""
 _NARROW_SAMPLING_ROWS = 128
 """Rows of sampling in arithmetic narrower than float32 at most, whatever is asked for."""
+_MOST_QUESTIONS = 8
+"""Questions of `classify` that its tests share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,26 @@ def _validate(
     }
 
 
+def _classify(
+    params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int
+) -> dict[str, Any]:
+    named = _named(params["tokens"], done, vocab)
+    attempts = params["attempts"] if params["temperature"] else 1
+    asked = min(named * (1 + params["controls"]), named + vocab) * attempts
+    tests = params["tests"]
+    continuations = asked * (
+        _MOST_QUESTIONS if tests == "all" else min(len(tests), _MOST_QUESTIONS)
+    )
+    return {
+        "tokens": named,
+        "prompts": 0,
+        "gradients": 0,
+        "continuations": continuations,
+        "new_tokens": continuations * params["max_new_tokens"],
+        "repeats": continuations,
+    }
+
+
 def _genetic(
     params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int
 ) -> dict[str, Any]:
@@ -222,6 +244,7 @@ def _unknown(
 
 BOUNDS: Mapping[str, Bound] = {
     "check": _check,
+    "classify": _classify,
     "genetic": _genetic,
     "mine": _mine,
     "predict": _predict,

@@ -1,0 +1,129 @@
+"""The rows and metrics of `classify`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from glitchrun.behaviour.catalogue import TESTS
+from glitchrun.behaviour.judging import BehaviourTest, Judgement
+from glitchrun.behaviour.rates import Rate, difference, wilson
+from glitchrun.events import Batch, Entry, Measured, Token
+
+_EXCERPT = 160
+"""Code points of an answer that are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A sampled answer and what a test makes of it."""
+
+    text: str
+    judgement: Judgement
+
+
+def category_row(token: Token, reason: str) -> Entry:
+    cells = {"token_id": token.id, "token": token.text, "category": token.category}
+    return Entry("categories", {**cells, "reason": reason})
+
+
+def class_row(
+    token: Token,
+    test: BehaviourTest,
+    own: Sequence[Answer],
+    controls: Sequence[Sequence[Answer]],
+    confidence: float,
+) -> Entry:
+    """How often one token shows a class, beside its controls."""
+    rate, decided = _rate(own, confidence)
+    control, control_decided = _rate([one for some in controls for one in some], confidence)
+    apart = difference(rate, control) if rate and control else None
+    cells = {
+        "class": test.name,
+        "token": token.text,
+        "token_id": token.id,
+        "flagged": None if apart is None else apart.low > 0,
+        "decided": decided,
+        **_bounds("rate", rate),
+        "controls": len(controls),
+        "control_decided": control_decided,
+        **_bounds("control", control),
+        **_bounds("difference", apart),
+    }
+    return Entry("classes", cells)
+
+
+def answer_row(
+    token: Token, control_of: Token | None, test: BehaviourTest, answers: Sequence[Answer]
+) -> Entry:
+    """One token's answers to a test, with the first that shows the class, or else the first."""
+    shown = next((one for one in answers if one.judgement.found), answers[0])
+    found = [one.judgement.found for one in answers]
+    cells = {
+        "class": test.name,
+        "token": token.text,
+        "token_id": token.id,
+        "control_of": None if control_of is None else control_of.id,
+        "attempts": len(answers),
+        "found": found.count(True),
+        "undecided": found.count(None),
+        "seen": shown.judgement.reason,
+        "answer": _excerpt(shown.text),
+    }
+    return Entry("answers", cells)
+
+
+def class_metrics(batches: Sequence[Batch]) -> Iterator[Measured]:
+    """The metrics of a step, headline first."""
+    entries = [entry for batch in batches for entry in batch.entries]
+    categories = [entry.cells for entry in entries if entry.table == "categories"]
+    classes = [entry.cells for entry in entries if entry.table == "classes"]
+    answers = [entry.cells for entry in entries if entry.table == "answers"]
+    compared = [row for row in classes if row["flagged"] is not None]
+    flagged = [row for row in compared if row["flagged"]]
+    n = len(categories)
+    yield Measured("flagged", len({row["token_id"] for row in flagged}), n)
+    yield Measured("classified", n, n)
+    yield Measured("not_normal", sum(row["category"] != "normal" for row in categories), n)
+    yield Measured("pairs_flagged", len(flagged), len(compared))
+    yield Measured("pairs", len(classes), len(classes))
+    for name in TESTS:
+        rows = [row for row in compared if row["class"] == name]
+        value = sum(row["flagged"] for row in rows) if rows else None
+        yield Measured(f"flagged_{name.replace('-', '_')}", value, len(rows))
+    judged = sum(row["attempts"] for row in answers)
+    yield Measured("undecided", sum(row["undecided"] for row in answers), judged)
+    yield from _work(batches, n)
+
+
+def _work(batches: Sequence[Batch], n: int) -> Iterator[Measured]:
+    total = {
+        name: sum(batch.counters.get(name, 0) for batch in batches)
+        for name in ("controls", "continuations", "resampled", "not_intact")
+    }
+    seconds = sum(batch.seconds for batch in batches)
+    yield Measured("controls", total["controls"], n)
+    yield Measured("answers", total["continuations"], n)
+    rate = total["continuations"] / seconds if seconds and total["continuations"] else None
+    yield Measured("answers_per_second", rate, total["continuations"])
+    yield Measured("resampled", total["resampled"], total["continuations"])
+    yield Measured("not_intact", total["not_intact"], n)
+
+
+def _rate(answers: Sequence[Answer], confidence: float) -> tuple[Rate | None, int]:
+    """The share of decided answers that show a class, None where none is decided; their number."""
+    decided = [one.judgement.found for one in answers if one.judgement.found is not None]
+    if not decided:
+        return None, 0
+    return wilson(sum(decided), len(decided), confidence), len(decided)
+
+
+def _bounds(name: str, rate: Rate | None) -> dict[str, float | None]:
+    low, high = f"{name}_low", f"{name}_high"
+    if rate is None:
+        return {name: None, low: None, high: None}
+    return {name: rate.value, low: rate.low, high: rate.high}
+
+
+def _excerpt(text: str) -> str:
+    return text if len(text) <= _EXCERPT else text[: _EXCERPT - 1] + "…"
