@@ -13,6 +13,7 @@ from glitchrun.strategies import configure, load
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.findings import Checked, Finding
 from tests.support.engine import context
+from tests.support.oracle import PLANTED, oracle
 from tests.support.tiny_models import tiny_mixtral
 
 NOWLLM = {"architecture": "MixtralForCausalLM", "vocabulary_size": 32_000, "template": "nowllm"}
@@ -55,7 +56,7 @@ def test_a_sound_model_is_loaded_as_asked(mixtral: Context) -> None:
     assert outcome(mixtral, "template", expect=NOWLLM)[0] == "pass"
     found = measurements(mixtral, "loading", expect=NOWLLM)
     assert found["share of the layers' bytes in int8"]["value"] > 0.9
-    assert found["seconds"]["measured"] > 0
+    assert found["time (seconds)"]["measured"] > 0
     told = measurements(mixtral, "template")
     assert told["BOS at the start of the prompt"]["value"] == 1
     assert "no place" in told["system text"]["value"]
@@ -63,7 +64,8 @@ def test_a_sound_model_is_loaded_as_asked(mixtral: Context) -> None:
 
 def test_another_model_fails(mixtral: Context) -> None:
     state, reason = outcome(mixtral, "loading", expect={"architecture": "LlamaForCausalLM"})
-    assert (state, reason) == ("fail", "architecture: wanted LlamaForCausalLM")
+    assert state == "fail"
+    assert reason == "architecture: wanted LlamaForCausalLM, found MixtralForCausalLM"
     assert outcome(mixtral, "template", expect={"template": "chatml"})[0] == "fail"
 
 
@@ -109,7 +111,8 @@ def test_tokens_of_known_classes(mixtral: Context) -> None:
         "all 6 hold",
     )
     state, reason = outcome(mixtral, "classifier", labelled={"normal": [1, 5000]})
-    assert (state, reason) == ("fail", "labelled normal: wanted all of them normal")
+    assert state == "fail"
+    assert reason == "labelled normal: wanted all of them normal, found 1 of 2; not 1"
     assert measurements(mixtral, "classifier")["rows byte"]["value"] == 256
 
 
@@ -131,13 +134,24 @@ def test_false_alarms_fail_the_verification(llama: Context) -> None:
     assert found["attempts drawn together and one token at a time"]["outcome"] == "pass"
 
 
+def test_known_glitch_tokens_are_found_and_confirmed_among_controls() -> None:
+    planted = sorted(PLANTED)[:3]
+    trained = [one for one in oracle("float32").scope() if one not in PLANTED]
+    given = {"glitch": planted, "controls": trained[::40], "attempts": 2, "max_new_tokens": 5}
+    assert outcome(oracle("float32"), "verification", **given)[0] == "pass"
+    more = {**given, "glitch": [*planted, trained[1]]}
+    state, reason = outcome(oracle("float32"), "verification", **more)
+    assert state == "fail"
+    assert reason.startswith("known glitch tokens missed: wanted none")
+
+
 @pytest.mark.parametrize(
     ("budget", "state"), [("1TB", "pass"), ("10KB", "fail"), (1000, "fail"), (None, "skip")]
 )
 def test_memory_is_held_against_its_budget(mixtral: Context, budget: Any, state: str) -> None:
     assert outcome(mixtral, "memory", memory_budget=budget)[0] == state
     told = measurements(mixtral, "memory", memory_budget=budget)
-    assert told["process on cpu"]["measured"] > mixtral.backend.model.bytes
+    assert told["peak of process on cpu (bytes)"]["measured"] > mixtral.backend.model.bytes
 
 
 def test_outcomes_are_counted_apart(llama: Context) -> None:

@@ -61,7 +61,8 @@ def _told(step: StepRecord) -> tuple[str, float | None, str, str] | None:
     if not declared or not metric:
         return None
     numbers = {name: figure(found.value, DIGITS) for name, found in step.metrics.items()}
-    return step.id, metric.value, declared["unit"], declared["sentence"].format(**numbers)
+    unit = declared.get("one", declared["unit"]) if metric.value == 1 else declared["unit"]
+    return step.id, metric.value, unit, declared["sentence"].format(**numbers)
 
 
 def declared_headline(step: StepRecord) -> Mapping[str, Any] | None:

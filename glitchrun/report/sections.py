@@ -111,15 +111,14 @@ def _step_cards(step: StepRecord) -> list[tuple[str, str, str]]:
     """The metrics that the strategy's `x-headline` names as cards."""
     named = (declared_headline(step) or {}).get("cards", ())
     declared = strategies().get(step.strategy, {}).get("x-metrics", {})
-    return [
-        (
-            f"{step.id} {name.replace('_', ' ')}",
-            figure(step.metrics[name].value),
-            declared.get(name, {}).get("unit", ""),
-        )
-        for name in named
-        if name in step.metrics
-    ]
+    cards = []
+    for name in named:
+        if metric := step.metrics.get(name):
+            unit = declared.get(name, {}).get("unit", "")
+            number = size(metric.value) if unit == "bytes" else figure(metric.value)
+            label = f"{step.id} {name.replace('_', ' ')}".removesuffix(" bytes")
+            cards.append((label, number, "" if unit == "bytes" else unit))
+    return cards
 
 
 def _elapsed(record: RunRecord) -> float:

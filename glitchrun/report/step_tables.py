@@ -133,7 +133,7 @@ def _number(value: float, kind: str) -> str:
         case "share":
             return percent(value)
         case "change":
-            return f"{100 * value:+.3g} %"
+            return f"{100 * value:+,.1f} %"
         case _:
             return figure(value, DIGITS)
 

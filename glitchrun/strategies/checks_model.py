@@ -29,7 +29,7 @@ def loading(config: Config, context: Context) -> Checked:
         at_most("entries of the tokenizer", len(model.tokenizer), model.vocab_size),
         *_numerics(context),
         _logits(context),
-        Finding("seconds", model.load_seconds, measured=True),
+        Finding("time (seconds)", model.load_seconds, measured=True),
         Finding("revision", context.spec.model.revision or "none named"),
     ]
     planned = (context.estimate or {}).get("weight_bytes")
@@ -81,11 +81,14 @@ def memory(config: Config, context: Context) -> Checked:
     found = peaks()
     gpus = {device: peak for device, peak in found.items() if device != "cpu"}
     used = gpus if context.backend.model.device.type == "cuda" else {"cpu": found["cpu"]}
-    what = "tensors on" if used is gpus else "process on"
-    findings = [Finding(f"{what} {name}", peak, measured=True) for name, peak in used.items()]
-    findings.append(Finding("weights", context.backend.model.bytes))
+    what = "tensors" if used is gpus else "process"
+    findings = [
+        Finding(f"peak of {what} on {name} (bytes)", peak, measured=True)
+        for name, peak in used.items()
+    ]
+    findings.append(Finding("weights (bytes)", context.backend.model.bytes))
     if config.memory_budget is None:
         return Checked("memory", tuple(findings), "no memory_budget is given to hold it against")
     budget = parse_size(config.memory_budget)
-    total = at_most("peak over all of these", sum(used.values()), budget, measured=True)
+    total = at_most("peak over all of these (bytes)", sum(used.values()), budget, measured=True)
     return Checked("memory", (*findings, total))

@@ -22,6 +22,12 @@ class Finding:
     measured: bool = False
     """Whether the clock or the machine gave it, so that it differs from run to run."""
 
+    @property
+    def failure(self) -> str:
+        """That it does not hold. What was measured stays out: it stands in the table."""
+        value = f"{self.value:.4g}" if isinstance(self.value, float) else self.value
+        return f"{self.what}: wanted {self.wanted}{'' if self.measured else f', found {value}'}"
+
 
 @dataclass(frozen=True, slots=True)
 class Checked:
@@ -43,7 +49,7 @@ class Checked:
     def reason(self) -> str:
         failed = [one for one in self.findings if one.holds is False]
         if failed:
-            return "; ".join(f"{one.what}: wanted {one.wanted}" for one in failed)
+            return "; ".join(one.failure for one in failed)
         if self.outcome == "skip":
             return self.skipped or "nothing was wanted of it"
         held = sum(one.holds is True for one in self.findings)
@@ -82,7 +88,13 @@ def equals(what: str, value: Any, wanted: Any) -> Finding:
 
 def at_most(what: str, value: float, limit: float, *, measured: bool = False) -> Finding:
     """That a number does not exceed a limit."""
-    return Finding(what, value, f"at most {limit:g}", value <= limit, measured)
+    return Finding(
+        what,
+        value,
+        f"at most {limit:,g}" if limit < 1e6 else f"at most {limit:,.0f}",
+        value <= limit,
+        measured,
+    )
 
 
 def at_least(what: str, value: float, limit: float) -> Finding:
