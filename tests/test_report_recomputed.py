@@ -24,7 +24,7 @@ from glitchrun.strategies.validate import _metrics as sampling_metrics
 from glitchrun.strategies.verdicts import verdict_metrics
 from tests.support.reporting import run_of, step
 
-LIMIT, ASR = 0.02, 0.6
+LIMIT, ASR, ATTEMPTS = 0.02, 0.6, 5
 KINDS = ("prefix", "case_space", "whitespace", "other")
 Line = dict[str, Any]
 
@@ -86,9 +86,11 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
             counters={"not_intact": sum(not _intact(fact) for fact in facts)},
         )
         batches = [own, only]
-        metrics = sampling_metrics if kind == "validate" else verdict_metrics
         timed = tuple(replace(made.batches[0], batch=batch) for batch in batches)
-        events = [*metrics(batches), *control_metrics(1, batches)]
+        own_metrics = (
+            sampling_metrics(batches, ATTEMPTS) if kind == "validate" else verdict_metrics(batches)
+        )
+        events = [*own_metrics, *control_metrics(1, batches)]
         steps.append(measured(replace(made, batches=timed), events))
     record = run_of(tmp_path_factory.mktemp("runs"), *steps)
     spec = {**record.spec, "thresholds": {"asr": ASR, "probability": LIMIT}}
@@ -179,6 +181,8 @@ def metrics_of(lines: list[Line]) -> Iterator[tuple[str, float]]:
         yield "validated", len(tried)
         yield "confirmed", sum(line["confirmed"] for line in tried)
         yield "attempts", sum(line["attempts"] for line in tried)
+        yield "attempts_saved", sum(ATTEMPTS - line["attempts"] for line in tried)
+        yield "stopped_early", sum(line["attempts"] < ATTEMPTS for line in tried)
         yield "asr_mean", sum(line["asr"] for line in tried) / len(tried)
     yield "not_intact", sum(not line["presented_intact"] for line in own + tried)
     marked = [line["false_alarm"] for line in lines if line["control_of"] is not None]
