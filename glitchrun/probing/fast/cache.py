@@ -35,10 +35,10 @@ class Cache:
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
     def select(self, rows: Tensor) -> Cache:
-        """The given rows, `(N,)`, each as often as it is named."""
+        """The given rows, `(N,)`, each as often as it is named, with room for more positions."""
         return Cache(
-            [keys[:, :, : self.length].index_select(0, rows) for keys in self.keys],
-            [values[:, :, : self.length].index_select(0, rows) for values in self.values],
+            [_selected(keys, rows, self.length) for keys in self.keys],
+            [_selected(values, rows, self.length) for values in self.values],
             self.length,
         )
 
@@ -56,6 +56,13 @@ def _longer(buffer: Tensor, end: int) -> Tensor:
     longer = buffer.new_empty(rows, groups, end + _ROOM, width)
     longer[:, :, :capacity] = buffer
     return longer
+
+
+def _selected(buffer: Tensor, rows: Tensor, length: int) -> Tensor:
+    _, groups, _, width = buffer.shape
+    made = buffer.new_empty(len(rows), groups, length + _ROOM, width)
+    torch.index_select(buffer[:, :, :length], 0, rows, out=made[:, :, :length])
+    return made
 
 
 def _repeated(buffer: Tensor, rows: int, length: int) -> Tensor:
