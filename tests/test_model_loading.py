@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from glitchrun.errors import DoesNotFit, ModelUnavailable, PreflightError
-from glitchrun.model import LoadedModel, load, load_tokenizer
+from glitchrun.model import LoadedModel, census, load, load_tokenizer
 from glitchrun.spec.types import ModelSpec
 from tests.support.tiny_models import (
     bpe_tokenizer,
@@ -102,6 +102,24 @@ def test_a_gpu_that_is_not_there(llama: Path) -> None:
     absent = f"cuda:{torch.cuda.device_count()}"
     with pytest.raises(PreflightError, match=f"{absent}.*usable CUDA devices"):
         _load(llama, device=absent)
+
+
+def test_a_model_is_shared_out_over_memory_and_disk(tmp_path: Path) -> None:
+    """What two small devices hold together gives the logits that one large device gives."""
+    folder = tiny_llama(tmp_path / "deep", layers=6)
+    whole = _load(folder)
+    limits = {"cpu": int(whole.bytes * 0.6), "disk": "1GB"}
+    shared = _load(folder, max_memory=limits)
+    places = set(shared.module.hf_device_map.values())
+    assert places == {"cpu", "disk"}
+    in_memory = census.by_device(shared.module)["cpu", "float32"]
+    assert in_memory <= limits["cpu"] < whole.bytes
+    assert shared.bytes == pytest.approx(whole.bytes, rel=0.01)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        pair = [model.module(input_ids=ids).logits for model in (whole, shared)]
+    assert torch.equal(*pair)
+    assert torch.equal(whole.output_embeddings, shared.output_embeddings)
 
 
 def test_max_memory(llama: Path) -> None:

@@ -27,7 +27,7 @@ def take(module: Any) -> dict[str, int]:
 
 
 def by_device(module: Any) -> dict[tuple[str, str], int]:
-    """As `take`, by device and storage dtype. What lies on disk until it is needed is on `meta`."""
+    """As `take`, by device and dtype. What lies elsewhere until it is needed is on `meta`."""
     census: dict[tuple[str, str], int] = {}
     for _, kind, tensor in _storages(module):
         key = (str(tensor.device), kind)
@@ -61,7 +61,9 @@ def _storages(module: Any, skip: set[int] | None = None) -> Iterator[tuple[str, 
     for prefix, part in module.named_modules():
         own = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
         for name, tensor in [*own, *_foreign_scales(part)]:
-            address = tensor.untyped_storage().data_ptr()
+            # What is offloaded has no address until it is needed: there each tensor is itself.
+            is_away = tensor.device.type == "meta"
+            address = -id(tensor) if is_away else tensor.untyped_storage().data_ptr()
             if address not in seen:
                 seen.add(address)
                 yield f"{prefix}.{name}".lstrip("."), _kind(part, name, tensor), tensor

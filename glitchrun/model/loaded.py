@@ -46,8 +46,11 @@ class LoadedModel:
     def output_embeddings(self) -> torch.Tensor:
         """The output matrix, (V, H); the input embedding itself where they are tied."""
         head = self.module.get_output_embeddings()
-        weight: torch.Tensor = self.input_embeddings if head is None else head.weight
-        return weight
+        if head is None:
+            return self.input_embeddings
+        weight: torch.Tensor = head.weight
+        # Under max_memory the head may lie in main memory or on disk, and come for each pass.
+        return head._hf_hook.weights_map["weight"] if weight.device.type == "meta" else weight
 
     @property
     def compute_dtype(self) -> torch.dtype:

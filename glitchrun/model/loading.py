@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -128,7 +129,10 @@ def _module(
     model_class: Any, config: Any, header: Header, spec: ModelSpec, device: torch.device
 ) -> PreTrainedModel:
     """The transformers model with its weights in place."""
+    offload = TemporaryDirectory(prefix="glitchrun-offload-") if _uses_disk(spec) else None
     arguments = _numbers(spec, header) | _placement(spec, device)
+    if offload is not None:
+        arguments["offload_folder"] = offload.name
     with frugal(), _weights(header, spec, device) as tensors, load_report() as report:
         try:
             module, found = model_class.from_pretrained(
@@ -155,6 +159,7 @@ def _module(
     if header.prequantized == "bitsandbytes":
         adopt(module)
     module.requires_grad_(False)
+    module.glitchrun_offload = offload  # the folder goes when the module does
     return module.eval()
 
 
@@ -199,6 +204,11 @@ def _placement(spec: ModelSpec, device: torch.device) -> dict[str, Any]:
     return {"device_map": "auto", "max_memory": bounds}
 
 
+def _uses_disk(spec: ModelSpec) -> bool:
+    """Whether the spec itself lets weights lie on disk, to be read at every pass."""
+    return "disk" in (spec.max_memory or {})
+
+
 def _weights(
     header: Header, spec: ModelSpec, device: torch.device
 ) -> AbstractContextManager[dict[str, Any]]:
@@ -232,14 +242,20 @@ def _check_complete(found: Mapping[str, Any], source: str) -> None:
 
 def _check_placed(module: Any, spec: ModelSpec) -> None:
     places = set(getattr(module, "hf_device_map", {}).values())
-    if "disk" in places:
+    if "disk" in places and not _uses_disk(spec):
         raise _beyond_bounds(spec)
+    if module.get_input_embeddings().weight.device.type == "meta":
+        raise DoesNotFit(
+            f"model.max_memory {dict(spec.max_memory or {})}: not even the input embedding fits "
+            "into memory; allow more"
+        )
 
 
 def _beyond_bounds(spec: ModelSpec) -> DoesNotFit:
     return DoesNotFit(
         f"model.max_memory {dict(spec.max_memory or {})}: the model does not fit into it and would "
-        "be read from disk at every step; allow more memory or quantize further"
+        "be read from disk at every step; allow more memory, quantize further, or name disk there "
+        "too"
     )
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +47,8 @@ class DeviceMemory:
 def device_memory(device: str, max_memory: Mapping[str, str | int] | None = None) -> DeviceMemory:
     """Free memory of `auto` | `cpu` | `cuda` | `cuda:N`, as the model will be placed.
 
-    With `max_memory` the sum over its devices, each as far as its limit goes; offloading to disk is
-    not counted. A GPU that is not there has nothing free, and `source` says so.
+    With `max_memory` the sum over its devices, each as far as its limit goes, the disk too where it
+    is named. A GPU that is not there has nothing free, and `source` says so.
     """
     if max_memory:
         return _spread([_limited(name, limit) for name, limit in max_memory.items()])
@@ -70,7 +71,11 @@ def parse_size(value: str | int) -> int:
 
 def _limited(name: str, limit: str | int) -> DeviceMemory:
     if name == "disk":
-        return DeviceMemory("disk", 0, 0, "disk not counted")
+        usage = shutil.disk_usage(tempfile.gettempdir())
+        most = parse_size(limit)
+        return DeviceMemory(
+            "disk", min(usage.free, most), min(usage.total, most), "free space for temporary files"
+        )
     found = _cpu() if name == "cpu" else _gpu(f"cuda:{name}")
     most = parse_size(limit)
     return DeviceMemory(found.device, min(found.free, most), min(found.total, most), found.source)
