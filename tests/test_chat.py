@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 
 from glitchrun.chat.commands import COMMANDS
 from glitchrun.chat.loop import talk
 from glitchrun.chat.session import Session, Settings
 from glitchrun.chat.stream import Stream
+from glitchrun.cli import main
 from glitchrun.errors import UsageError
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.choice import Sampling
@@ -306,22 +308,38 @@ def started(spec: Path, *words: str, **streams: Any) -> subprocess.Popen[bytes]:
     )
 
 
+def piped(spec: Path, lines: str, *words: str) -> Result:
+    return CliRunner().invoke(main, ["chat", str(spec), *words], input=lines)
+
+
 def test_a_piped_chat_prints_the_answers_alone(llama: Context, spec: Path) -> None:
     words = ("--set", "system=Be brief.", "--max-new-tokens", str(LENGTH))
-    lines = "hello\n\nagain\n/reset\nhello\n"
-    out, err = started(spec, *words).communicate(lines.encode(), timeout=120)
+    done = piped(spec, "hello\n\nagain\n/reset\nhello\n", *words)
     hello, again = say(begin(llama, system="Be brief."), "hello", "again")
-    assert out.decode() == f"{hello}\n{again}\n{hello}\n"
-    assert err.decode().count("loading ") == 1
-    assert err.decode().count("cut after") == 3
+    assert done.stdout == f"{hello}\n{again}\n{hello}\n"
+    assert done.exit_code == 0
+    assert done.stderr.count("loading ") == 1
+    assert done.stderr.count("cut after") == 3
+
+
+def test_options_say_how_answers_are_drawn(llama: Context, spec: Path) -> None:
+    words = ("--seed", "2", "--max-new-tokens", str(LENGTH), "--temperature", "0.5")
+    (other,) = say(begin(llama, seed=2, temperature=0.5), "hello")
+    assert piped(spec, "hello\n", *words).stdout == f"{other}\n"
 
 
 def test_a_wrong_piped_command_ends_with_two(spec: Path) -> None:
-    process = started(spec, "--set", "template=nowllm", "--set", "system=x")
-    out, err = process.communicate(b"/frob\nhello\n", timeout=120)
-    assert (process.returncode, out) == (2, b"")
-    assert "there is no /frob" in err.decode()
-    assert "cannot carry the spec's system text: it is left out" in err.decode()
+    done = piped(spec, "/frob\nhello\n", "--set", "template=nowllm", "--set", "system=x")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "there is no /frob" in done.stderr
+    assert "cannot carry the spec's system text: it is left out" in done.stderr
+
+
+def test_one_cell_of_a_matrix_is_chosen_by_name(spec: Path) -> None:
+    spec.write_text(spec.read_text() + "matrix: {axes: {seed: [1, 2]}}\n")
+    assert piped(spec, "").exit_code == 2
+    assert piped(spec, "", "--only", "frob").exit_code == 2
+    assert piped(spec, "", "--only", "seed=2").exit_code == 0
 
 
 def until(process: subprocess.Popen[bytes], mark: bytes) -> None:
