@@ -117,3 +117,13 @@ def test_positions_cover_the_prompt_its_system_text_and_the_continuation() -> No
     assert plain.positions == 128 + 50
     assert with_system.positions == plain.positions + 50
     assert repeat.positions == 64
+
+
+def test_an_evolution_is_bounded_by_its_generations() -> None:
+    asked = {"base_text": "x" * 200, "population": 10, "generations": 4, "max_tokens": 6}
+    work = _work("genetic", **asked, impact_tokens=30)
+    assert (work.tokens, work.prompts, work.gradients) == (30, 30 + 10 * 5 + 3, 0)
+    assert _work("genetic", **asked, impact_tokens="all").tokens == VOCAB
+    assert _work("genetic", **asked, pool={"ids": [1, 2, 2]}).tokens == 2
+    (load,) = workloads(_spec(Step("s", "genetic", asked)), "float32")
+    assert load.positions == 64 + 100 + 6

@@ -87,6 +87,10 @@ def _workload(step: Step, system: int, dtype: str) -> Workload:
     samples = "max_new_tokens" in params
     if step.strategy == "predict":
         return Workload(step.id, batch=1, positions=_longest_prompt(params) + system)
+    if step.strategy == "genetic":
+        text = len((params["base_text"] + params["prefill"]).encode()) // _BYTES_PER_TOKEN
+        positions = _POSITIONS["repeat"] + text + params["max_tokens"] + system
+        return Workload(step.id, batch=None, positions=positions)
     if step.strategy == "profile":
         load = profile_workload(params)
         positions = load["prompt_tokens"] + load["new_tokens"]
