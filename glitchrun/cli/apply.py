@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +17,9 @@ from glitchrun.errors import GlitchrunError, UsageError
 from glitchrun.spec.loading import load_experiment
 
 if TYPE_CHECKING:
-    from glitchrun.plan.build import Plan
+    from glitchrun.plan.build import Plan, PlannedRun
     from glitchrun.runner.apply import Applied
+    from glitchrun.runner.progress import Display
 
 ROOT = Path("mlruns")
 """The tracking root, in the working directory."""
@@ -31,6 +32,8 @@ ROOT = Path("mlruns")
 @click.option("--fresh", is_flag=True, help="Start a new attempt even where one is finished.")
 @click.option("--keep-going", is_flag=True, help="Go on with the next run when one fails.")
 @click.option("--yes", is_flag=True, help="Do not ask before starting more than one run.")
+@click.option("--live", is_flag=True, help="Draw searches in the terminal as they run.")
+@click.option("--gui", is_flag=True, help="Draw searches in a window as they run.")
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
@@ -43,6 +46,8 @@ def command(
     fresh: bool,
     keep_going: bool,
     yes: bool,
+    live: bool,
+    gui: bool,
     output: str,
 ) -> None:
     """Executes SPEC: starts, resumes or skips each of its runs.
@@ -57,14 +62,41 @@ def command(
         # for: beside other work on two cores, waiting passively was 3 times as fast.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from glitchrun.runner.apply import Options, apply
-        from glitchrun.runner.progress import Display
 
         options = Options(only=only, fresh=fresh, keep_going=keep_going)
-        confirm = _go_ahead if yes else _ask
-        applied = apply(experiment, ROOT.resolve(), options, Display(), confirm)
+        with _shown(live, gui, _go_ahead if yes else _ask) as (display, confirm):
+            applied = apply(experiment, ROOT.resolve(), options, display, confirm)
     (_print_json if output == "json" else _print_text)(applied)
     _say_undelivered(applied)
     context.exit(int(applied.exit_code))
+
+
+@contextmanager
+def _shown(
+    live: bool, gui: bool, confirm: Callable[[Plan], None]
+) -> Iterator[tuple[Display, Callable[[Plan], None]]]:
+    """Where progress goes, and what is asked before a run starts: a window opens then, or tells
+    why it cannot."""
+    from glitchrun.runner.live.gui import WindowDisplay
+    from glitchrun.runner.live.terminal import LiveDisplay
+    from glitchrun.runner.progress import Display
+
+    display = LiveDisplay() if live else Display()
+    if not gui:
+        yield display, confirm
+        return
+    require("matplotlib")
+    window = WindowDisplay(display)
+
+    def confirm_and_open(plan: Plan) -> None:
+        confirm(plan)
+        if _waiting(plan):
+            window.open()
+
+    try:
+        yield window, confirm_and_open
+    finally:
+        window.release()
 
 
 @contextmanager
@@ -85,12 +117,16 @@ def _go_ahead(plan: Plan) -> None:
 
 def _ask(plan: Plan) -> None:
     """Asks before a matrix is started from a terminal; a script is never asked."""
-    waiting = [run for run in plan.runs if run.action in ("start", "resume")]
+    waiting = _waiting(plan)
     if len(waiting) > 1 and sys.stdin.isatty() and sys.stderr.isatty():
         names = "\n".join(f"  {run.action}  {run.cell.name}" for run in waiting)
         click.echo(f"{len(waiting)} runs:\n{names}", err=True)
         if not click.confirm("Go ahead?", err=True):
             raise UsageError("called off; nothing was started")
+
+
+def _waiting(plan: Plan) -> list[PlannedRun]:
+    return [run for run in plan.runs if run.action in ("start", "resume")]
 
 
 def _print_json(applied: Applied) -> None:

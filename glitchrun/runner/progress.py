@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -32,16 +31,20 @@ class Display:
         if not self.console.is_terminal:
             yield _Lines(name, self)
             return
-        columns: list[Any] = [
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[found]}"),
-            TimeRemainingColumn(),
-        ]
-        with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task(name, total=None, found="")
-            yield _Bar(progress, task)
+        with bars(self.console) as progress:
+            yield Bar(progress, name)
+
+
+def bars(console: Console) -> Progress:
+    """What a `Bar` is drawn in."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[found]}"),
+        TimeRemainingColumn(),
+        console=console,
+    )
 
 
 class StepDisplay:
@@ -67,11 +70,13 @@ class StepDisplay:
         raise NotImplementedError
 
 
-class _Bar(StepDisplay):
-    def __init__(self, progress: Progress, task: Any) -> None:
+class Bar(StepDisplay):
+    """A bar that grows."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
         super().__init__()
         self._progress = progress
-        self._task = task
+        self._task = progress.add_task(name, total=None, found="")
 
     def _draw(self, batch: Batch, found: str) -> None:
         self._progress.update(self._task, completed=batch.done, total=batch.total, found=found)

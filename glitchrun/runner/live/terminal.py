@@ -1,0 +1,121 @@
+"""A search drawn in the terminal: fitness, diversity and the best sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from glitchrun.events import Batch
+from glitchrun.report.spelling import spelled
+from glitchrun.runner.live.view import Row, SearchView
+from glitchrun.runner.progress import Bar, Display, StepDisplay, bars
+
+_HEIGHT = 9
+_SPARKS = "▁▂▃▄▅▆▇█"
+_FULL, _ASCII = ("━", "╌"), ("*", "-")
+"""Marks of the best and the mean fitness."""
+
+
+class LiveDisplay(Display):
+    """Draws a search as it runs; other steps have their bar."""
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[StepDisplay]:
+        if not self.console.is_terminal:
+            with super().step(name) as plain:
+                yield plain
+            return
+        progress = bars(self.console)
+        with Live(progress, console=self.console, auto_refresh=False) as live:
+            yield _LiveStep(progress, name, live)
+
+
+class _LiveStep(Bar):
+    def __init__(self, progress: Progress, name: str, live: Live) -> None:
+        super().__init__(progress, name)
+        self._shown = progress
+        self._live = live
+        self._view = SearchView(name)
+
+    def show(self, batch: Batch) -> None:
+        self._view.take(batch)
+        super().show(batch)
+        parts: list[RenderableType] = [self._shown]
+        if self._view.start is not None:
+            parts.append(Picture(self._view))
+        self._live.update(Group(*parts), refresh=True)
+
+
+class Picture:
+    """A search as rich draws it, to the width there is."""
+
+    def __init__(self, view: SearchView) -> None:
+        self.view = view
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        inner = max(20, options.max_width - 4)
+        parts: list[RenderableType] = []
+        if self.view.generations:
+            parts += [*_curve(self.view.generations, inner, options.ascii_only), Text("")]
+        if self.view.best:
+            parts.append(_table(self.view.best, options.ascii_only))
+        title = Text(f"{self.view.step}: {_plain(self.view.goals(spelled), options.ascii_only)}")
+        rate = f"{self.view.evaluations:,} evaluations, {self.view.rate:.1f}/s"
+        yield Panel(Group(*parts), title=title, title_align="left", subtitle=rate)
+
+
+def _curve(rows: Sequence[Row], width: int, ascii_only: bool) -> Iterator[Text]:
+    """Best and mean fitness over the generations, and a line of diversity below them."""
+    columns = _spread(rows, max(4, width - 16))
+    series = {name: [row[name] for row in columns] for name in ("best", "mean")}
+    low, high = min(series["mean"]), max(series["best"])
+    marks = _ASCII if ascii_only else _FULL
+    lines = [[(" ", "")] * len(columns) for _ in range(_HEIGHT)]
+    for name, mark, look in (("mean", marks[1], "dim"), ("best", marks[0], "bold green")):
+        for column, value in enumerate(series[name]):
+            share = (value - low) / (high - low) if high > low else 1.0
+            lines[round((1 - share) * (_HEIGHT - 1))][column] = (mark, look)
+    ends = {0: f"{high:8.4f}", _HEIGHT - 1: f"{low:8.4f}"}
+    for place, cells in enumerate(lines):
+        yield Text.assemble((ends.get(place, " " * 8), "dim"), " ", *cells)
+    last = rows[-1]
+    yield Text(
+        f"{'':8} generation {last['generation']}: {marks[0]} best {last['best']:.4f}  "
+        f"{marks[1]} mean {last['mean']:.4f}  mutation {last['mutation'] or 0:.2f}"
+    )
+    if not ascii_only:
+        sparks = "".join(_SPARKS[min(7, int(8 * row["diversity"]))] for row in columns)
+        yield Text.assemble(("diverse  ", "dim"), sparks, f" {last['diversity']:.2f}")
+    else:
+        yield Text(f"{'':8} diversity {last['diversity']:.2f}")
+
+
+def _spread(rows: Sequence[Row], columns: int) -> list[Row]:
+    """So many rows, evenly apart: few ones repeated, many ones thinned, the last one among them."""
+    return [rows[round(place * (len(rows) - 1) / (columns - 1))] for place in range(columns)]
+
+
+def _table(best: Sequence[Row], ascii_only: bool) -> Table:
+    table = Table(box=None, pad_edge=False, expand=True)
+    table.add_column("fitness", justify="right", no_wrap=True)
+    table.add_column("P(target)", justify="right", no_wrap=True)
+    wanted = any(row["wanted_p"] is not None for row in best)
+    if wanted:
+        table.add_column("P(wanted)", justify="right", no_wrap=True)
+    table.add_column("sequence", ratio=1, no_wrap=True, overflow="ellipsis")
+    for row in best:
+        numbers = [row["target_p"], *([row["wanted_p"]] if wanted else [])]
+        text = Text(_plain(spelled(row["text"]), ascii_only))
+        table.add_row(f"{row['fitness']:.4f}", *(f"{p:.3g}" for p in numbers), text)
+    return table
+
+
+def _plain(text: str, ascii_only: bool) -> str:
+    return text.encode("ascii", "backslashreplace").decode() if ascii_only else text

@@ -1,0 +1,168 @@
+"""The window of `apply --gui`: a process of its own, so that it answers while the model works.
+
+    python -m glitchrun.runner.live.window
+
+Reads one JSON document a line from standard input, `{"step": ID, "batch": {...}}`, and draws the
+step that the last one was of. Says `ready` once the window is there, or why there can be none (and
+exits with 4). The end of the input is the end of the run; the window stays until it is closed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+from typing import Any
+
+from glitchrun.errors import ExitCode, PreflightError
+from glitchrun.events import batch_from_json
+from glitchrun.report.figures.fitness import curve
+from glitchrun.report.figures.style import label, style
+from glitchrun.report.palette import LIGHT
+from glitchrun.runner.live.view import SearchView
+
+_BACKENDS = ("TkAgg", "QtAgg", "GTK4Agg", "GTK3Agg", "WXAgg", "macosx")
+_EVERY_MS = 200
+_SHOWN = 8
+
+
+def main() -> None:
+    with style():
+        try:
+            plt = _toolkit()
+        except PreflightError as error:
+            print(str(error), flush=True)
+            raise SystemExit(int(ExitCode.PREFLIGHT)) from None
+        window = Window(plt.figure(figsize=(9, 6.5), layout="constrained"))
+        lines = _incoming()
+        animation = _animate(window, lines)
+        window.figure.canvas.manager.set_window_title("glitchrun")
+        plt.show(block=False)
+        plt.pause(0.1)
+        print("ready", flush=True)
+        _leave_terminal()
+        plt.show()
+        del animation  # it draws for as long as it is held
+
+
+def _leave_terminal() -> None:
+    """Lets go of the caller's output: who reads that is not to wait for a window to be closed."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _toolkit() -> Any:
+    """pyplot with the first toolkit that can open a window here.
+
+    Raises:
+        PreflightError: there is none, or no display.
+    """
+    from matplotlib import pyplot
+
+    own = os.environ.get("MPLBACKEND")
+    reasons = []
+    for name in (own, *_BACKENDS) if own else _BACKENDS:
+        try:
+            pyplot.switch_backend(name)
+        except (ImportError, ValueError) as error:
+            reasons.append(f"{name}: {error}")
+            continue
+        if pyplot.get_backend().lower() == "agg":  # MPLBACKEND asks for no window
+            reasons.append(f"{name}: opens no window")
+            continue
+        return pyplot
+    raise PreflightError("; ".join(reasons))
+
+
+def _incoming() -> queue.SimpleQueue[str | None]:
+    """The lines of standard input as they come, and None at their end."""
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
+
+
+def _animate(window: Window, lines: queue.SimpleQueue[str | None]) -> Any:
+    from matplotlib.animation import FuncAnimation
+
+    def draw(_: int) -> None:
+        changed = False
+        while not lines.empty():
+            window.take(lines.get())
+            changed = True
+        if changed:
+            window.draw()
+
+    return FuncAnimation(window.figure, draw, interval=_EVERY_MS, cache_frame_data=False)
+
+
+class Window:
+    """What is drawn: fitness and diversity above, the best sequences below."""
+
+    def __init__(self, figure: Any) -> None:
+        self.figure = figure
+        self.view: SearchView | None = None
+        self.over = False
+        panels = figure.subplots(3, 1, height_ratios=(4, 1.3, 3))
+        self.above, self.below, self.listing = panels
+        self.draw()
+
+    def take(self, line: str | None) -> None:
+        """One document of the input; None at its end."""
+        if line is None:
+            self.over = True
+            return
+        told = json.loads(line)
+        if self.view is None or self.view.step != told["step"]:
+            self.view = SearchView(told["step"])
+        self.view.take(batch_from_json(told["batch"]))
+
+    def draw(self) -> None:
+        for axes in (self.above, self.below, self.listing):
+            axes.clear()
+        self.listing.axis("off")
+        self.figure.suptitle(self._title(), x=0.01, ha="left", fontsize=11)
+        if self.view and self.view.generations:
+            curve(self.above, self.below, self.view.generations, LIGHT["glitch"])
+        if self.view and self.view.best:
+            self._list(self.view)
+
+    def _title(self) -> str:
+        if self.view is None:
+            return "the run is over" if self.over else "waiting for the first batch"
+        state = "over" if self.over else f"{self.view.done} of {self.view.total or '?'}"
+        rate = f"{self.view.evaluations:,} evaluations, {self.view.rate:.1f}/s"
+        goals = self.view.goals(label)
+        return f"{self.view.step} ({state}): {goals}\n{rate}" if goals else self.view.step
+
+    def _list(self, view: SearchView) -> None:
+        rows = [
+            (
+                f"{row['fitness']:.4f}",
+                f"{row['target_p']:.3g}",
+                "" if row["wanted_p"] is None else f"{row['wanted_p']:.3g}",
+                label(row["text"], 60),
+            )
+            for row in view.best[:_SHOWN]
+        ]
+        self.listing.table(
+            rows,
+            colLabels=("fitness", "P(target)", "P(wanted)", "sequence"),
+            colWidths=(0.12, 0.12, 0.12, 0.64),
+            cellLoc="left",
+            loc="upper left",
+            edges="horizontal",
+        )
+
+
+if __name__ == "__main__":
+    main()

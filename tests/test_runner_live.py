@@ -1,0 +1,204 @@
+"""Searches drawn as they run: in the terminal and in a window."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image, ImageGrab
+from rich.console import Console
+
+from glitchrun.errors import ExitCode, PreflightError
+from glitchrun.events import Batch, batch_to_json
+from glitchrun.runner.live.gui import WindowDisplay
+from glitchrun.runner.live.terminal import LiveDisplay, Picture
+from glitchrun.runner.live.view import SearchView
+from glitchrun.runner.live.window import Window
+from glitchrun.runner.progress import Display
+from glitchrun.strategies import configure, genetic, load
+from tests.support.engine import context
+from tests.support.screens import NO_WINDOWS, run_in_terminal, virtual_display
+
+PARAMS = {"population": 10, "generations": 3, "elite": 2, "impact_tokens": 30}
+SPEC = """\
+apiVersion: glitchrun/v1
+kind: Experiment
+metadata: {name: tiny}
+model: {path: ./model, device: cpu}
+template: chatml
+steps:
+  - {id: evolve, strategy: genetic, base_text: The quick brown, population: 10, generations: 3,
+    impact_tokens: 20}
+"""
+
+
+@pytest.fixture(scope="module")
+def batches(llama_folder: Path) -> list[Batch]:
+    config = configure(load("genetic"), {"base_text": "The quick brown", "wanted": 90} | PARAMS)
+    events = genetic.run(config, context(llama_folder), ())
+    return [event for event in events if isinstance(event, Batch)]
+
+
+@pytest.fixture(scope="module")
+def view(batches: list[Batch]) -> SearchView:
+    seen = SearchView("evolve")
+    for batch in batches:
+        seen.take(batch)
+    return seen
+
+
+def drawn(view: SearchView, width: int = 100, encoding: str = "utf-8") -> str:
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    console = Console(file=file, force_terminal=True, width=width, color_system=None)
+    console.print(Picture(view))
+    file.flush()
+    return file.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+
+
+def test_the_view_holds_what_the_batches_say(view: SearchView, batches: list[Batch]) -> None:
+    best = [e.cells for e in batches[-1].entries if e.table == "best"]
+    assert view.best[0]["fitness"] == best[0]["fitness"]
+    assert [row["generation"] for row in view.generations] == [0, 1, 2, 3]
+    assert view.evaluations == sum(batch.counters["evaluations"] for batch in batches)
+    assert (view.done, view.total) == (len(batches), len(batches))
+    fitness = [row["fitness"] for row in view.best]
+    assert fitness == sorted(fitness, reverse=True)
+    assert view.goals(repr).startswith("raise ")
+
+
+def test_the_terminal_shows_curve_diversity_and_sequences(view: SearchView) -> None:
+    picture = drawn(view)
+    assert "generation 3" in picture
+    assert "━" in picture
+    assert "╌" in picture
+    assert f"{view.generations[-1]['best']:.4f}" in picture
+    assert f"{view.generations[-1]['diversity']:.2f}" in picture
+    assert f"{view.evaluations} evaluations" in picture
+    assert max(map(len, picture.splitlines())) == 100
+
+
+@pytest.mark.parametrize("width", [24, 60, 200])
+def test_the_picture_fits_the_terminal(view: SearchView, width: int) -> None:
+    assert max(map(len, drawn(view, width).splitlines())) <= width
+
+
+def test_a_terminal_without_unicode_is_drawn_on_too(view: SearchView) -> None:
+    picture = drawn(view, encoding="ascii")
+    assert "* best" in picture
+    assert "- mean" in picture
+
+
+def test_without_a_terminal_there_are_lines(
+    batches: list[Batch], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with LiveDisplay().step("evolve") as shown:
+        for batch in batches:
+            shown.show(batch)
+    assert f"evolve: {len(batches)}/{len(batches)}" in capsys.readouterr().err
+
+
+def test_the_window_draws_each_batch(batches: list[Batch]) -> None:
+    window = Window(Figure())
+    assert window.figure.get_suptitle() == "waiting for the first batch"
+    for batch in batches:
+        window.take(json.dumps({"step": "evolve", "batch": batch_to_json(batch)}))
+        window.draw()
+    best, mean = window.above.lines[:2]
+    assert window.view
+    assert list(best.get_ydata()) == [row["best"] for row in window.view.generations]
+    assert list(mean.get_ydata()) == [row["mean"] for row in window.view.generations]
+    assert len(window.below.lines[0].get_ydata()) == 4
+    (table,) = window.listing.tables
+    assert table[1, 0].get_text().get_text() == f"{window.view.best[0]['fitness']:.4f}"
+    window.take(None)
+    window.draw()
+    assert "evolve (over)" in window.figure.get_suptitle()
+    window.take(json.dumps({"step": "other", "batch": batch_to_json(batches[0])}))
+    assert window.view.generations == []  # another step has a picture of its own
+
+
+def test_no_display_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    with pytest.raises(PreflightError, match=r"--gui: no window can be opened here \(.*TkAgg") as e:
+        WindowDisplay(Display()).open()
+    assert e.value.exit_code == ExitCode.PREFLIGHT
+
+
+def colours(display: str) -> dict[tuple[int, ...], int]:
+    """How many pixels of each colour the display shows."""
+    shot = ImageGrab.grab(xdisplay=display)
+    assert isinstance(shot, Image.Image)
+    counted = shot.convert("RGB").getcolors(1 << 24)
+    return {colour: count for count, colour in counted or []}  # type: ignore[misc]
+
+
+CURVE = (0xB9, 0x4A, 0x05)
+"""The palette's colour of the fitness curve."""
+WHITE = (255, 255, 255)
+
+
+def waited_for(display: str, fewest: int, colour: tuple[int, ...] = CURVE) -> int:
+    """Pixels of a colour, once there are so many; what there were at last otherwise."""
+    deadline = time.monotonic() + 60
+    while (found := colours(display).get(colour, 0)) < fewest and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
+
+
+@pytest.mark.skipif(bool(NO_WINDOWS), reason=NO_WINDOWS)
+def test_a_real_window_follows_the_run_and_may_be_closed(
+    batches: list[Batch], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    display = WindowDisplay(Display())
+    with virtual_display() as name:
+        monkeypatch.setenv("DISPLAY", name)
+        monkeypatch.delenv("MPLBACKEND", raising=False)
+        display.open()
+        assert waited_for(name, 100_000, WHITE) >= 100_000
+        assert CURVE not in colours(name)
+        with display.step("evolve") as shown:
+            for batch in batches[:3]:
+                shown.show(batch)
+            few = waited_for(name, 10)
+            assert few >= 10
+            for batch in batches[3:]:
+                shown.show(batch)
+            assert waited_for(name, few + 50) >= few + 50
+    # The display is gone, and the window with it: the run notices, and goes on.
+    process = display._process
+    assert process
+    process.wait(timeout=30)
+    with display.step("evolve") as shown:
+        shown.show(batches[0])
+    assert "the window was closed; the run goes on" in capsys.readouterr().err
+    display.release()
+
+
+@pytest.mark.skipif(bool(NO_WINDOWS), reason=NO_WINDOWS)
+def test_apply_draws_on_terminal_and_window(tmp_path: Path, llama_folder: Path) -> None:
+    (tmp_path / "model").symlink_to(llama_folder)
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    with virtual_display() as name:
+        environment = {"DISPLAY": name, "MPLBACKEND": ""}
+        code, text = run_in_terminal(
+            tmp_path, "apply", "spec.yaml", "--live", "--gui", **environment
+        )
+        assert waited_for(name, 50) >= 50  # it stays when the command is over
+    assert code == 0, text
+    assert "generation 3" in text
+    assert "the window stays until you close it" in text
+
+
+def test_the_window_needs_no_model() -> None:
+    """It starts quickly, and holds no second copy of anything."""
+    code = "import sys, glitchrun.runner.live.window; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
