@@ -1,0 +1,131 @@
+"""Every specs/nowllm-*.yaml, applied to the small stand-in with nothing changed but its length."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from glitchrun.cli import main
+from glitchrun.spec.loading import load_experiment
+from tests.support.oracle import FOLDER, PLANTED, oracle
+
+SPECS = {path.stem: path for path in (Path(__file__).parents[2] / "specs").glob("nowllm-*.yaml")}
+MINING = ("mine.iterations=6", "asr.max_new_tokens=8")
+EVOLVING = ("population=6", "elite=1", "generations=2", "impact_tokens=12")
+ORDINARY = 300
+SHORTER: dict[str, tuple[str, ...]] = {
+    "mine": MINING,
+    "mine-enhanced": MINING,
+    "production": MINING,
+    "research": MINING,
+    # The seed's ids are beyond this vocabulary: one planted token and two ordinary ones.
+    "test": (f"strict.tokens.ids=[{min(PLANTED)}, {ORDINARY}, 310]",),
+    "test-enhanced": (
+        f"strict.tokens.ids=[{min(PLANTED)}, {ORDINARY}, 310]",
+        "asr.max_new_tokens=8",
+    ),
+    "genetic": tuple(f"evolve.{setting}" for setting in EVOLVING),
+    "genetic-batch": (
+        *(f"evolve.{setting}" for setting in EVOLVING),
+        "evolve.pool={ids: [300, 301, 310, 340, 350]}",
+        "evolve.base_text=The quick brown",
+    ),
+    # The one prompt of these that the small stand-in was taught.
+    "predict": (
+        'predict.prompts=[{text: The quick brown, expected: " fox", '
+        'chat: "Complete this phrase: The quick brown"}]',
+    ),
+    "memory": ("profile.workload={prompt_tokens: 8, new_tokens: 4, repeats: 1}",),
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """What `apply -o json` printed for each spec, all in one working directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("nowllm"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv("NOWLLM_PATH", str(FOLDER))
+        yield {name: applied(name, *SHORTER[name]) for name in SHORTER}
+
+
+def applied(name: str, *changes: str) -> dict[str, Any]:
+    words = [word for change in changes for word in ("--set", f"steps.{change}")]
+    done = CliRunner().invoke(main, ["apply", str(SPECS[f"nowllm-{name}"]), "-o", "json", *words])
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def tokens(run: dict[str, Any]) -> list[dict[str, Any]]:
+    path = Path(run["artifacts_dir"]) / "tokens.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_spec_is_tried() -> None:
+    assert {f"nowllm-{name}" for name in SHORTER} == set(SPECS)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_spec_names_one_model_and_runs_in_int4(name: str) -> None:
+    default = load_experiment(SPECS[name], environ={}, require_env=True).cells[0].spec
+    assert default.model.path == str(SPECS[name].parents[1] / "models" / "nowllm-0829")
+    elsewhere = load_experiment(SPECS[name], environ={"NOWLLM_PATH": "/x/y"}, require_env=True)
+    assert elsewhere.cells[0].spec.model.path == "/x/y"
+    assert default.template == "nowllm"
+    assert default.model.quantization == "int4" or name == "nowllm-memory"
+
+
+@pytest.mark.parametrize("name", SHORTER)
+def test_a_spec_runs_to_its_end(name: str, results: dict[str, Any]) -> None:
+    for run in results[name]["runs"]:
+        assert run["status"] == "FINISHED"
+        assert (Path(run["artifacts_dir"]) / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", ["mine", "mine-enhanced", "production", "research"])
+def test_mining_finds_planted_tokens_and_confirms_them(name: str, results: dict[str, Any]) -> None:
+    (run,) = results[name]["runs"]
+    rows = {(row["step"], row["token_id"]): row for row in tokens(run)}
+    seen = {token_id for step, token_id in rows if step == "mine"}
+    assert {i for i in seen if rows["mine", i]["glitch"]} == seen & PLANTED
+    assert run["metrics"]["asr/confirmed"] == len(seen & PLANTED) >= 8
+
+
+@pytest.mark.parametrize("name", ["test", "test-enhanced"])
+def test_tokens_asked_about_get_the_verdicts_they_were_made_for(
+    name: str, results: dict[str, Any]
+) -> None:
+    (run,) = results[name]["runs"]
+    for row in tokens(run):
+        verdict = row["glitch"] if row["step"] == "strict" else row["confirmed"]
+        assert verdict == (row["token_id"] in PLANTED)
+
+
+def test_chat_predicts_what_raw_does_not(results: dict[str, Any]) -> None:
+    (run,) = results["predict"]["runs"]
+    assert run["metrics"]["predict/improvement"] > 0
+
+
+def test_memory_falls_with_the_quantization(results: dict[str, Any]) -> None:
+    sizes = [run["metrics"]["profile/weight_bytes"] for run in results["memory"]["runs"]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 3
+
+
+def test_without_the_model_a_plan_says_what_to_do(in_empty_folder: Path) -> None:
+    words = ["plan", str(SPECS["nowllm-mine"])]
+    done = CliRunner().invoke(main, words, env={"NOWLLM_PATH": str(in_empty_folder / "none")})
+    assert done.exit_code == 4
+    assert "none" in done.output
+    assert "Traceback" not in done.output
+
+
+def test_the_ids_of_the_specs_are_ordinary_tokens_in_the_oracle() -> None:
+    assert ORDINARY in oracle("float32").scope()
+    assert not {ORDINARY, 310} & PLANTED
