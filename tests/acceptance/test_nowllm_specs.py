@@ -37,8 +37,16 @@ SHORTER: dict[str, tuple[str, ...]] = {
     ),
     # The one prompt of these that the small stand-in was taught.
     "predict": (
-        'predict.prompts=[{text: The quick brown, expected: " fox", '
-        'chat: "Complete this phrase: The quick brown"}]',
+        """predict.prompts=[{text: The quick brown, expected: " fox",
+        chat: "Complete this phrase: The quick brown"}]""",
+    ),
+    "check": (
+        "check.expect={architecture: MixtralForCausalLM, vocabulary_size: 640, template: nowllm}",
+        f"check.labelled={{normal: [{ORDINARY}, 310], special: [0, 1, 2], byte: [13]}}",
+        f"check.glitch={sorted(PLANTED)[:3]}",
+        f"check.controls={sorted(set(range(300, 320)) - PLANTED)[:6]}",
+        "check.max_new_tokens=8",
+        "check.max_rank=200",
     ),
     "memory": ("profile.workload={prompt_tokens: 8, new_tokens: 4, repeats: 1}",),
 }
@@ -94,7 +102,10 @@ def test_mining_finds_planted_tokens_and_confirms_them(name: str, results: dict[
     rows = {(row["step"], row["token_id"]): row for row in tokens(run)}
     seen = {token_id for step, token_id in rows if step == "mine"}
     assert {i for i in seen if rows["mine", i]["glitch"]} == seen & PLANTED
-    assert run["metrics"]["asr/confirmed"] == len(seen & PLANTED) >= 8
+    confirmed = {token_id for (step, token_id), row in rows.items() if row["confirmed"]}
+    assert 1 <= len(confirmed) == run["metrics"]["asr/confirmed"]
+    assert confirmed <= seen & PLANTED
+    assert len(confirmed) >= 0.8 * len(seen & PLANTED)
 
 
 @pytest.mark.parametrize("name", ["test", "test-enhanced"])
@@ -116,6 +127,11 @@ def test_memory_falls_with_the_quantization(results: dict[str, Any]) -> None:
     sizes = [run["metrics"]["profile/weight_bytes"] for run in results["memory"]["runs"]]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == 3
+
+
+def test_all_checks_pass_and_none_is_skipped(results: dict[str, Any]) -> None:
+    (run,) = results["check"]["runs"]
+    assert run["metrics"]["check/passed"] == run["metrics"]["check/checks"] == 7
 
 
 def test_without_the_model_a_plan_says_what_to_do(in_empty_folder: Path) -> None:
