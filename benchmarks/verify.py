@@ -3,9 +3,10 @@
     python benchmarks/verify.py [--rounds 5] [--verdicts FILE] [--shapes]
 
 All sides take the same prompts on the same loaded model, in turns, so that a noisy machine is noisy
-for all; each ratio is the median over the rounds. The rate of a matrix product of the engine's
-shape is timed in each round too: what it makes of the floating-point operations of a prompt is the
-floor, and the engine's share of it is printed. Verdicts must agree, or the benchmark fails.
+for all; each ratio is the median over the rounds. The products of the model's own matrices with as
+many rows as the engine's, one after another and nothing else, are timed in each round too: at that
+rate a prompt's floating-point operations take the floor, and the engine's share of it is printed.
+Verdicts must agree, or the benchmark fails.
 
 `--verdicts` checks every token of a table of reference verdicts. `--shapes` runs random models of
 other architectures through the generic backend, and prints its rate per floating-point operation
@@ -65,12 +66,23 @@ def rate(work: Callable[[], object], items: int) -> float:
     return items / (time.perf_counter() - start)
 
 
-def product_rate(rows: int, inner: int, columns: int) -> float:
-    """Floating-point operations per second of float32 matrix products of one shape."""
-    x, weight = torch.randn(rows, inner), torch.randn(columns, inner)
-    multiply = torch.nn.functional.linear
-    multiply(x, weight)
-    return rate(lambda: [multiply(x, weight) for _ in range(8)], 8) * 2 * rows * inner * columns
+def product_rate(model: LoadedModel, rows: int) -> float:
+    """Floating-point operations per second of a model's own matrices, one product after another.
+
+    Float32 products of as many rows as the engine's, and nothing else: what is left to do once
+    everything around the products costs nothing.
+    """
+    weights = [
+        weight.float()
+        for name, weight in model.module.named_parameters()
+        if name.endswith("proj.weight")
+    ]
+    x = {inner: torch.randn(rows, inner) for inner in {w.shape[1] for w in weights}}
+    out = {outer: torch.empty(rows, outer) for outer in {w.shape[0] for w in weights}}
+    work = 2 * rows * sum(weight.numel() for weight in weights)
+    return work * rate(
+        lambda: [torch.mm(x[w.shape[1]], w.t(), out=out[w.shape[0]]) for w in weights], 1
+    )
 
 
 def operations(model: LoadedModel, positions: int) -> float:
@@ -116,7 +128,7 @@ def ladder(quantization: str, rounds: int) -> Rounds:
     }
     found = []
     for _ in range(rounds):
-        floor = product_rate(ROWS * (SUFFIX + 1), 576, 1536) / operations(model, SUFFIX + 1)
+        floor = product_rate(model, ROWS * (SUFFIX + 1)) / operations(model, SUFFIX + 1)
         found.append({"floor": floor} | {name: rate(*side) for name, side in sides.items()})
     return found
 

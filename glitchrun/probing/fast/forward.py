@@ -135,9 +135,14 @@ def add_mlp(layer: Layer, x: Tensor, space: Workspace) -> None:
         add_experts(mlp, normed, x)
         return
     inner = space.get("inner", len(x), mlp.size)
-    gate = mlp.act(project(mlp.gate, normed, space, inner))
+    gate = _activated(mlp, project(mlp.gate, normed, space, inner))
     up = project(mlp.up, normed, space, space.get("up", len(x), mlp.size))
     add_projected(mlp.down, torch.mul(gate, up, out=up), x, space)
+
+
+def _activated(mlp: Dense, x: Tensor) -> Tensor:
+    """The activation of `x`, in place where torch has it so."""
+    return F.silu(x, inplace=True) if mlp.silu else mlp.act(x)
 
 
 def rms(x: Tensor, norm: Norm, space: Workspace, name: str = "normed") -> Tensor:

@@ -61,6 +61,8 @@ class Dense:
     act: Callable[[Tensor], Tensor]
     size: int
     """Numbers between the projections."""
+    silu: bool
+    """Whether `act` is SiLU, which torch can do in place."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -184,12 +186,18 @@ def _mlp(module: Any) -> Dense | Experts:
     if names >= _DENSE:
         _expect(module, _DENSE, "the MLP", {"act_fn"})
         size = _rows(module.gate_proj)
-        return Dense(module.gate_proj, module.up_proj, module.down_proj, module.act_fn, size)
+        act = module.act_fn
+        return Dense(module.gate_proj, module.up_proj, module.down_proj, act, size, _is_silu(act))
     _expect(module, _EXPERTS, "the MLP")
     router, experts = module.gate, module.experts
     if not (hasattr(router, "top_k") and hasattr(experts, "gate_up_proj")):
         raise OtherShapeError(f"{type(module).__name__} has experts of another kind")
     return Experts(router.weight, experts, router.top_k, experts.act_fn)
+
+
+def _is_silu(act: Callable[[Tensor], Tensor]) -> bool:
+    points = torch.linspace(-9, 9, 64)
+    return torch.equal(act(points), nn.functional.silu(points))
 
 
 def is_float(weight: Any) -> bool:
