@@ -118,9 +118,7 @@ def _add_attention(
         scale=attention.scale,
         enable_gqa=attention.heads != attention.groups,
     )
-    joined = space.get("queries", len(x), _size(attention))
-    joined.view(split.shape).copy_(mixed.transpose(1, 2))
-    add_projected(attention.o, joined, x, space)
+    add_projected(attention.o, mixed.transpose(1, 2).reshape(len(x), -1), x, space)
 
 
 def _heads(x: Tensor, steps: int, heads: int) -> Tensor:
