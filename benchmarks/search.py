@@ -100,7 +100,9 @@ class Asked:
     def scores(self, context: Context, prompt: Prompt, ids: Sequence[int]) -> Scores:
         if self._scores.get("ids") != list(ids):
             start = time.perf_counter()
-            screener = Screener(context.backend, prompt, context.scope(), context.spec.seed)
+            screener = Screener(
+                context.backend, prompt, context.scope(), context.spec.seed, context.free_bytes
+            )
             log_p, gap = screener.screen(list(ids))
             seconds = (time.perf_counter() - start) / len(ids)
             self._scores = {"ids": list(ids), "log_p": log_p, "gap": gap, "seconds": seconds}

@@ -114,7 +114,7 @@ def ladder(quantization: str, rounds: int) -> Rounds:
     out.print(f"{quantization}: {why}")
     fast = Verifier(backend, {"repeat": prompt}, ROWS)
     generic = Verifier(Backend(model), {"repeat": prompt}, ROWS)
-    screener = Screener(backend, prompt, range(300, 40000), 0)
+    screener = Screener(backend, prompt, range(300, 40000), 0, 1 << 31)
     if quantization == "float32":
         expected = one_at_a_time(model, prompt, FEW)
         for side in (fast, generic):

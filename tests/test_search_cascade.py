@@ -13,7 +13,7 @@ from scipy.stats import hypergeom
 from glitchrun.events import ProbeResult, Token, Verified
 from glitchrun.search.base import Scores, Space
 from glitchrun.search.cascade import Cascade, by_score
-from glitchrun.search.recall import Audit, recall, sample_size
+from glitchrun.search.recall import Audit, Recall, recall, sample_size
 
 N = 6000
 
@@ -98,6 +98,34 @@ def test_the_recall_asked_for_is_reached(sharpness: float) -> None:
     assert kept >= 18  # 95 % each way, over 20 populations
     # A sharp screen spares most verifications, a blunt one is paid for in the front.
     assert np.mean(verified) < (0.4 if sharpness > 5 else 0.9) * N
+
+
+def test_bounds_hold_wherever_a_budget_ends_the_search() -> None:
+    glitch, scores = population(2, 2.0)
+    whole = search(scores, 2)
+    order = looked_at(whole, glitch, 64)
+    front = next(n for n in range(64, len(order)) if _reached_after(order[:n], scores, glitch))
+    wrong, cuts = 0, range(front, len(order), 97)
+    for n in cuts:
+        reached = _reached_after(order[:n], scores, glitch)
+        assert reached is not None
+        assert reached == _reached_after(order[:n], scores, glitch, 61)
+        share = glitch[order[:n]].sum() / glitch.sum()
+        wrong += not reached.low <= share <= reached.high
+    assert len(cuts) > 10
+    assert wrong <= 1
+    assert _reached_after(order[: front - 1], scores, glitch) is None
+
+
+def _reached_after(
+    order: Sequence[int], scores: Scores, glitch: NDArray[np.bool_], n: int = N
+) -> Recall | None:
+    """What a search says that a budget ended after these verdicts, told of n at a time."""
+    cascade = search(scores, 2)
+    for start in range(0, len(order), n):
+        cascade.propose(n)
+        cascade.update(verdicts(order[start : start + n], glitch))
+    return cascade.reached
 
 
 def test_a_screen_that_says_nothing_is_found_out() -> None:

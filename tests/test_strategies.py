@@ -14,7 +14,7 @@ import pytest
 from glitchrun.errors import RunError
 from glitchrun.events import Batch, Entry, Event, Measured, Sampled, Verified
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.screen import _ROWS as screen_rows
+from glitchrun.probing.memory import _SCREENING_ROWS as screen_rows
 from glitchrun.spec.schema import strategies
 from glitchrun.spec.types import Thresholds, TokenScope
 from glitchrun.strategies import configure, load

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from glitchrun.model.loaded import LoadedModel
@@ -10,6 +12,9 @@ _STANDARD_ROWS = {"cpu": 64, "cuda": 512}
 """Rows beyond which a pass gains no speed: on two CPU cores 128 was no faster than 64."""
 _SAMPLING_ROWS = {"cpu": 256, "cuda": 512}
 """The same where a row is one position: products of 256 rows were up to twice as fast as of 64."""
+
+_SCREENING_ROWS = {"cpu": 256, "cuda": 2048}
+"""The same where a row is the two positions of the frozen-suffix screen."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -31,6 +36,17 @@ def standard_rows(
         sampling: Continuations grow by one position a pass.
     """
     standard = _SAMPLING_ROWS if sampling else _STANDARD_ROWS
+    return _fitting(standard, model, positions, free_bytes)
+
+
+def screening_rows(model: LoadedModel, positions: int, free_bytes: int) -> int:
+    """Rows of a pass of the frozen-suffix screen; `positions` are those of the whole prompt."""
+    return _fitting(_SCREENING_ROWS, model, positions, free_bytes)
+
+
+def _fitting(
+    standard: Mapping[str, int], model: LoadedModel, positions: int, free_bytes: int
+) -> int:
     rows = standard.get(model.device.type, standard["cpu"])
     while rows > 1 and rows * row_bytes(model, positions) > free_bytes // 2:
         rows //= 2

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from glitchrun.errors import RunError
 from glitchrun.probing.backend import Backend
+from glitchrun.probing.memory import screening_rows
 from glitchrun.prompts.render import Prompt
 
 CALIBRATION = 64
 """Tokens whose average the suffix is frozen at."""
-_ROWS = {"cpu": 256, "cuda": 2048}
 _ROWS_MEASURED = 16
 """Rows measured at a time on a CPU: some megabytes, which stay in the cache and in the heap."""
 _DIGITS = 4
@@ -30,14 +30,17 @@ where a score lies on the edge between two."""
 class Screener:
     """Scores tokens by one probe's prompt with its suffix frozen."""
 
-    def __init__(self, backend: Backend, prompt: Prompt, scope: Sequence[int], seed: int) -> None:
+    def __init__(
+        self, backend: Backend, prompt: Prompt, scope: Sequence[int], seed: int, free_bytes: int
+    ) -> None:
         if not prompt.prefix_ids or not prompt.suffix_ids:
             raise RunError(
                 "search: screen and cascade need a prompt with text before and after the token; "
                 "this template's has none on one side: take search: surrogate"
             )
         self._backend = backend
-        self.rows = _ROWS.get(backend.device.type, _ROWS["cpu"])
+        positions = len(prompt.prefix_ids) + 1 + len(prompt.suffix_ids)
+        self.rows = screening_rows(backend.model, positions, free_bytes)
         drawn = np.random.default_rng(seed).permutation(np.asarray(scope))[:CALIBRATION]
         self._frozen = backend.freeze(
             prompt.prefix_ids, prompt.suffix_ids, torch.from_numpy(np.sort(drawn))

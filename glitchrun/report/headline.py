@@ -135,7 +135,9 @@ def _about_recall(step: StepRecord) -> str:
     if not metric:
         return ""
     if metric.value is None:
-        return f"No audit of step {step.id} came to its end: what it missed is not known."
+        return (
+            f"What step {step.id} missed is not known: it ended before an audit, or found nothing."
+        )
     confidence = step_with_defaults({"strategy": step.strategy, **step.params})["confidence"]
     return (
         f"By a random audit of what step {step.id} left aside, it found at least "

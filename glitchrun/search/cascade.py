@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -72,17 +73,30 @@ class Cascade:
 
     @property
     def reached(self) -> Recall | None:
-        """What the audit of the last round says; None before the first one is complete, and where
-        there is nothing to find."""
+        """What the audit says of all that was verified so far; None before it has begun, and where
+        there is nothing to find.
+
+        Where a budget ends the search in a front or an audit, the front is as far as it came, and
+        the audit what came first in the random order: that is a uniform sample of the rest too.
+        """
+        self.propose(0)  # so that it rests on the verdicts alone, not on what was asked last
+        return self._recall()
+
+    def _recall(self) -> Recall | None:
         if len(self._found) == len(self._front):
             every = any(self._found.values())
             return Recall(1.0, 1.0, 1.0, self.confidence) if every else None
-        if self._sample is None or self._open():
+        waits = bool(self._open())
+        end = self._end
+        if self._sample is None and waits:
+            end = next(n for n, token_id in enumerate(self._front) if token_id not in self._found)
+        aside = (token_id for token_id in self._random if self._rank[token_id] >= end)
+        sample = list(takewhile(self._found.__contains__, aside))
+        if not sample and (self._sample is None or waits):
             return None
-        found = self._hits(self._front[: self._end])
-        rest = len(self._front) - self._end
-        audit = Audit(rest, len(self._sample), self._hits(self._sample))
-        return recall(found, audit, self._alpha, self.confidence)
+        audit = Audit(len(self._front) - end, len(sample), self._hits(sample))
+        alpha = self._alpha if self._sample is not None else self._alpha / 2
+        return recall(self._hits(self._front[:end]), audit, alpha, self.confidence)
 
     @property
     def _alpha(self) -> float:
@@ -127,7 +141,7 @@ class Cascade:
         return [token_id for token_id, _ in zip(aside, range(size), strict=False)]
 
     def _settled(self) -> bool:
-        reached = self.reached
+        reached = self._recall()
         return reached is None or reached.low >= self._share
 
     def _hits(self, ids: Sequence[int]) -> int:

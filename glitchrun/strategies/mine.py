@@ -111,7 +111,7 @@ def _costs(batches: Sequence[Batch]) -> Iterator[Measured]:
 
 
 def _recall(search: Cascade, batches: Sequence[Batch]) -> Iterator[Measured]:
-    """What share of the scope's glitch tokens was found; None where no audit came to its end."""
+    """What share of the scope's glitch tokens was found; None where no audit began."""
     n = sum(len(batch.token_facts) for batch in batches)
     reached = search.reached
     yield Measured("recall", reached.estimate if reached else None, n)

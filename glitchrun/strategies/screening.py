@@ -24,7 +24,7 @@ def screen(context: Context, prompt: Prompt, history: Sequence[Batch]) -> Iterat
     if done == len(scope):
         return
     start = time.perf_counter()
-    screener = Screener(context.backend, prompt, scope, context.spec.seed)
+    screener = Screener(context.backend, prompt, scope, context.spec.seed, context.free_bytes)
     at_once = _AT_ONCE * screener.rows
     while done < len(scope):
         ids = scope[done : done + at_once]
