@@ -159,14 +159,23 @@ def _attention(module: Any) -> Attention:
         k=module.k_proj,
         v=module.v_proj,
         o=module.o_proj,
-        q_norm=_norm(module.q_norm) if hasattr(module, "q_norm") else None,
-        k_norm=_norm(module.k_norm) if hasattr(module, "k_norm") else None,
+        q_norm=_norm_of_heads(module, "q_norm"),
+        k_norm=_norm_of_heads(module, "k_norm"),
         heads=heads,
         groups=heads // module.num_key_value_groups,
         width=module.head_dim,
         scale=module.scaling,
         window=_window(module),
     )
+
+
+def _norm_of_heads(module: Any, name: str) -> Norm | None:
+    if not hasattr(module, name):
+        return None
+    norm = _norm(getattr(module, name))
+    if len(norm.weight) != module.head_dim:  # OLMoE's go over all heads together
+        raise OtherShapeError(f"{name} is not of one head")
+    return norm
 
 
 def _window(module: Any) -> int | None:
