@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from glitchrun.events import Entry
 from glitchrun.ledger.record import Metric
 from glitchrun.report.headline import headline
 from glitchrun.report.numbers import duration, figure, percent, share, size
@@ -54,6 +55,34 @@ def test_a_cascade_says_what_it_found_of_what_there_is(tmp_path: Path) -> None:
         "is not known" in one for one in headline(run_of(tmp_path / "b", cut_short)).sentences
     )
     assert not any("audit" in one for one in headline(run_of(tmp_path / "c", mine)).sentences)
+
+
+def test_attempts_that_sequential_saved_are_told(tmp_path: Path) -> None:
+    asr = step("asr", "validate", sampled(2, 5), sampled(3, 4))
+    saved = {"attempts": Metric(10, 2), "attempts_saved": Metric(30, 2)}
+    saving = replace(asr, metrics={**saved, "stopped_early": Metric(2, 2)})
+    assert (
+        "Step asr stopped early on 2 tokens, as soon as the verdict was settled, which saved 30 of "
+        "40 attempts."
+    ) in headline(run_of(tmp_path / "a", saving)).sentences
+    whole = replace(asr, metrics={"attempts": Metric(10, 2), "attempts_saved": Metric(0, 2)})
+    told = headline(run_of(tmp_path / "b", whole)).sentences
+    assert not any("saved" in one for one in told)
+
+
+def test_the_summary_names_the_checks_that_did_not_pass(tmp_path: Path) -> None:
+    rows = [
+        ("loading", "pass", "all hold"),
+        ("chat", "fail", "no\nend"),
+        ("memory", "skip", "none"),
+    ]
+    entries = tuple(
+        Entry("checks", {"check": name, "outcome": outcome, "reason": reason})
+        for name, outcome, reason in rows
+    )
+    lines = summary_lines(run_of(tmp_path, step("check", "check", *entries)))
+    told = [line for line in lines if line.startswith("  check ")]
+    assert told == ["  check    fail: chat: no⟨LF⟩end", "  check    skip: memory: none"]
 
 
 def test_unsampled_tokens_are_not_called_confirmed(tmp_path: Path) -> None:

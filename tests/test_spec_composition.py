@@ -240,6 +240,12 @@ class TestSet:
         assert (spec.seed, spec.thresholds.asr) == (0, 0.5)
         assert spec.steps[1].params["tokens"] == {"ids": [1]}
 
+    def test_a_slip_in_a_key_that_stands_in_the_spec_names_that_key(self, tmp_path: Path) -> None:
+        steps = "steps: [{id: evolve, strategy: genetic, base_text: a, generations: 50}]\n"
+        text = BASE[: BASE.index("steps:")] + steps
+        (problem,) = problems(tmp_path, text, sets=["steps.evolve.generatons=5"])
+        assert problem.hint == "did you mean 'generations'?"
+
     @pytest.mark.parametrize(
         ("text", "code", "hint"),
         [

@@ -83,7 +83,8 @@ def _verdict(record: RunRecord) -> tuple[int | None, str, list[str]]:
     if sampled:
         confirmed = sum(fact.confirmed for fact in sampled)
         unit = "confirmed glitch token" if confirmed == 1 else "confirmed glitch tokens"
-        return confirmed, unit, [_about_samples(record, sampled), *about]
+        saved = map(_about_saved, record.steps)
+        return confirmed, unit, [_about_samples(record, sampled), *saved, *about]
     if found.verified:
         if not found.glitch:
             return 0, "glitch tokens", about
@@ -104,6 +105,23 @@ def _about_samples(record: RunRecord, sampled: list[Sampled]) -> str:
         f"{percent(level)} of {number} sampled {'attempt' if attempts == [1] else 'attempts'} "
         f"(thresholds.asr = {level:g})."
     )
+
+
+def _about_saved(step: StepRecord) -> str:
+    """What `sequential` did without; empty where no attempt was saved."""
+    names = ("attempts", "attempts_saved", "stopped_early")
+    made, saved, stopped = (int(_value(step, name)) for name in names)
+    if not saved:
+        return ""
+    return (
+        f"Step {step.id} stopped early on {counted(stopped, 'token')}, as soon as the verdict was "
+        f"settled, which saved {saved:,} of {counted(made + saved, 'attempt')}."
+    )
+
+
+def _value(step: StepRecord, name: str) -> float:
+    metric = step.metrics.get(name)
+    return (metric.value or 0) if metric else 0
 
 
 def _about_verdicts(record: RunRecord, found: Severity) -> str:

@@ -6,12 +6,13 @@ from glitchrun.ledger.record import RunRecord
 from glitchrun.report.headline import DIGITS, headline
 from glitchrun.report.numbers import counted, duration, figure, percent, size
 from glitchrun.report.overview import is_about_tokens
-from glitchrun.report.step_tables import step_tables
+from glitchrun.report.step_tables import StepColumn, shown, step_tables
 from glitchrun.report.table import Row, most_interesting_first, table
 from glitchrun.vocabulary.text import visible
 
 SHOWN = 10
 """Tokens listed before the rest is only counted."""
+_REASON = StepColumn("reason")
 
 
 def summary_lines(record: RunRecord) -> list[str]:
@@ -22,6 +23,7 @@ def summary_lines(record: RunRecord) -> list[str]:
         f"{record.identity.experiment} · {record.identity.name}: {record.status}",
         f"  {number}{top.unit}",
         *(f"  {sentence}" for sentence in top.sentences),
+        *_check_lines(record),
         *_token_lines(table(record)),
         *_gate_lines(record),
         *_work_lines(record),
@@ -37,6 +39,17 @@ def _file_lines(record: RunRecord) -> list[str]:
     ]
     tokens = [f"  tokens   {record.artifacts / 'tokens.jsonl'}"]
     return [*tables, *(tokens if is_about_tokens(record) else ())]
+
+
+def _check_lines(record: RunRecord) -> list[str]:
+    """The checks that did not pass, and why."""
+    return [
+        f"  check    {row['outcome']}: {row['check']}: {shown(row['reason'], _REASON)}"
+        for table in step_tables(record)
+        if table.name == "checks"
+        for row in table.rows
+        if row["outcome"] != "pass"
+    ]
 
 
 def _token_lines(rows: list[Row]) -> list[str]:

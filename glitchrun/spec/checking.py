@@ -16,7 +16,7 @@ from glitchrun.spec.nodes import Path_, ScalarNode, path_text
 from glitchrun.spec.problems import Problem
 from glitchrun.spec.scalars import shortened
 from glitchrun.spec.schema import closed
-from glitchrun.spec.suggestions import did_you_mean, nearest, one_of
+from glitchrun.spec.suggestions import did_you_mean, nearest, nearest_free, one_of
 
 _MAX_ERRORS = 200
 """Errors looked at in one document; a hostile one could have as many as it has values."""
@@ -126,7 +126,7 @@ def _unknown_keys(document: Document, path: Path_, error: ValidationError) -> It
             where = f" in a step with strategy {instance.get('strategy')!r}"
         place = document.key_place((*path, key))
         message = f"unknown key {shortened(key)!r}{where}"
-        near = nearest(key, [name for name in known if name not in instance])
+        near = nearest_free(key, known, taken=instance)
         hint = f"did you mean {near!r}?" if near else did_you_mean(key, known)
         yield document.problem("GR101", (*path, key), message, hint, place=place)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 _MOST = 500
+_ALIKE = 0.6
+"""From which likeness (`difflib`'s ratio) a name is offered at all."""
+_SLIP = 0.9
+"""From which a name is the other, but for a slip of the finger."""
 _LONGEST = 64
 """Longer names are no slip of the finger, and comparing takes the product of both lengths."""
 
 
-def nearest(word: object, names: Iterable[object]) -> str | None:
+def nearest(word: object, names: Iterable[object], cutoff: float = _ALIKE) -> str | None:
     """The name most like `word`; None where none is near."""
     if not isinstance(word, str) or len(word) > _LONGEST:
         return None
@@ -19,12 +23,19 @@ def nearest(word: object, names: Iterable[object]) -> str | None:
     from difflib import get_close_matches  # only when something is wrong
 
     candidates = {str(name).lower(): str(name) for name in names if name is not None}
-    found = get_close_matches(word.lower(), list(candidates), n=1, cutoff=0.6)
-    if found:
-        return candidates[found[0]]
+    found = get_close_matches(word.lower(), list(candidates), n=1, cutoff=cutoff)
+    if found or cutoff > _ALIKE:
+        return candidates[found[0]] if found else None
     # A part of a compound name: `asr` for `asr_threshold`.
     parts = [name for name in candidates if len(name) > 2 and name in word.lower()]
     return candidates[max(parts, key=len)] if parts else None
+
+
+def nearest_free(word: str, names: Iterable[str], taken: Container[str]) -> str | None:
+    """The name most like `word` that is not `taken`, unless a taken one is all but `word`."""
+    names = list(names)
+    slip = nearest(word, (name for name in names if name in taken), cutoff=_SLIP)
+    return slip or nearest(word, (name for name in names if name not in taken))
 
 
 def did_you_mean(word: object, names: Iterable[object]) -> str:
