@@ -35,6 +35,7 @@ thresholds: {{asr: 0.5, probability: 1.0}}
 _MINE = "  - {id: mine, strategy: mine, search: gradient, iterations: 50, batch_size: 8, k: 32}"
 # How each strategy's step is written in a new spec; those not here need no parameters.
 _STEPS = {
+    "classify": [_MINE, "  - {id: classify, strategy: classify, tokens: {from: mine}}"],
     "genetic": ['  - {id: genetic, strategy: genetic, base_text: "The quick brown", format: raw}'],
     "mine": [_MINE, "  - {id: asr, strategy: validate, tokens: {from: mine}, attempts: 5}"],
     "predict": [
