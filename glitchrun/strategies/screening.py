@@ -32,7 +32,7 @@ def screen(context: Context, prompt: Prompt, history: Sequence[Batch]) -> Iterat
         done += len(ids)
         facts = (Screened(tuple(ids), tuple(log_p), tuple(gap)),)
         seconds, start = time.perf_counter() - start, time.perf_counter()
-        yield Batch(facts, done, None, counters={"screens": len(ids)}, search_seconds=seconds)
+        yield Batch(facts, done, len(scope), counters={"screens": len(ids)}, search_seconds=seconds)
 
 
 def scores(batches: Sequence[Batch]) -> Scores:
