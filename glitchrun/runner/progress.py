@@ -52,16 +52,21 @@ class StepDisplay:
 
     def __init__(self) -> None:
         self._found = 0
+        self._done = 0
+        self._timed = 0
+        """Items done in `_seconds`: a screen is timed apart."""
         self._seconds = 0.0
         self._about_tokens = False
 
     def show(self, batch: Batch) -> None:
         """Takes in a batch that has become durable."""
         self._seconds += batch.seconds
+        self._timed += 0 if batch.screened else batch.done - self._done
+        self._done = batch.done
         facts = batch.token_facts
         self._about_tokens |= bool(facts)
         self._found += sum(fact.flagged for fact in facts)
-        rate = batch.done / self._seconds if self._seconds else 0.0
+        rate = self._timed / self._seconds if self._seconds else 0.0
         digits = 1 if rate >= 1 else 3  # slow sampling is no standstill
         found = f"{self._found} found  " if self._about_tokens else ""
         self._draw(batch, f"{found}{rate:.{digits}f}/s" if rate else "")
