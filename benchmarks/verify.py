@@ -1,6 +1,6 @@
 """Tokens verified and screened per second, against what a user of transformers would write.
 
-    python benchmarks/verify.py [--rounds 5] [--verdicts FILE] [--shapes]
+    python benchmarks/verify.py [--rounds 5] [--verdicts FILE] [--shapes] [--products]
 
 All sides take the same prompts on the same loaded model, in turns, so that a noisy machine is noisy
 for all; each ratio is the median over the rounds. The products of the model's own matrices with as
@@ -10,7 +10,7 @@ Verdicts must agree, or the benchmark fails.
 
 `--verdicts` checks every token of a table of reference verdicts. `--shapes` runs random models of
 other architectures through the generic backend, and prints its rate per floating-point operation
-against the fast path's.
+against the fast path's. `--products` times one matrix product in each kind of number.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,34 @@ def print_shapes(rounds: int) -> None:
     out.print(table)
 
 
+def print_products(rounds: int) -> None:
+    """Operations per second of one product of the engine's shape, the same matrices each time."""
+    rows, inner, outer = ROWS * (SUFFIX + 1), 576, 1536
+    x, weight = torch.randn(rows, inner), torch.randn(outer, inner)
+    sides: dict[str, Callable[[], object]] = {
+        str(dtype).removeprefix("torch."): _product(x.to(dtype), weight.to(dtype))
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    }
+    x8, weight8 = (part.mul(32).clamp(-127, 127).to(torch.int8) for part in (x, weight))
+    sides["int8"] = lambda: torch._int_mm(x8, weight8.t())
+    work = 2 * rows * inner * outer
+    found = [
+        {name: work * rate(partial(_repeat, side, 20), 20) for name, side in sides.items()}
+        for _ in range(rounds + 1)
+    ][1:]  # the first round warms up
+    for name in sides:
+        out.print(f"{name}: {median(found, name) / 1e9:.0f} billion operations a second")
+
+
+def _repeat(side: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        side()
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], object]:
+    return lambda: torch.nn.functional.linear(x, weight)
+
+
 def _operations_rate(model: LoadedModel, backend: Backend) -> float:
     ids = torch.randint(0, 32000, (ROWS, SUFFIX + 1), generator=torch.Generator().manual_seed(0))
     prefix = list(range(5, 5 + PREFIX))
@@ -232,8 +261,17 @@ def _operations_rate(model: LoadedModel, backend: Backend) -> float:
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--verdicts", type=click.Path(exists=True, path_type=Path))
 @click.option("--shapes", is_flag=True)
+@click.option("--products", is_flag=True)
 @click.option("--quantization", default=("float32", "bfloat16"), multiple=True)
-def main(rounds: int, verdicts: Path | None, shapes: bool, quantization: tuple[str, ...]) -> None:
+def main(
+    rounds: int,
+    verdicts: Path | None,
+    shapes: bool,
+    products: bool,
+    quantization: tuple[str, ...],
+) -> None:
+    if products:
+        print_products(rounds)
     if verdicts:
         check_verdicts(verdicts)
     found = {name: ladder(name, rounds) for name in quantization}
