@@ -8,7 +8,8 @@
     └── PreflightError              4   the spec is fine, the surroundings are not
         ├── MissingExtra                an optional package is not installed
         ├── ModelUnavailable            no such model, or one that may not be loaded
-        ├── DoesNotFit                  the memory estimate exceeds what is free
+        ├── DoesNotFit                  the model's memory exceeds what is free, or the spec's
+        │                               token ids its vocabulary
         ├── TrackingUnavailable         the MLflow store cannot be reached or written
         └── RunLocked                   another process is executing the same run
 
@@ -97,7 +98,7 @@ class ModelUnavailable(PreflightError):
 
 
 class DoesNotFit(PreflightError):
-    """The memory estimate exceeds what is free."""
+    """The model's memory exceeds what is free, or the spec's token ids its vocabulary."""
 
 
 class TrackingUnavailable(PreflightError):

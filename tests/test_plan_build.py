@@ -191,3 +191,44 @@ def test_the_json_form_is_plain_and_complete(tmp_path: Path) -> None:
     assert first["memory"]["verdict"] in ("fits", "tight")
     assert first["work"][0]["tokens"] == 10
     assert 0 < first["seconds"][0] <= first["seconds"][1]
+
+
+@pytest.mark.parametrize(
+    ("step", "outside"),
+    [
+        ("strategy: test, tokens: {ids: [9, 10, 3]}", [10]),
+        ("strategy: validate, tokens: {ids: [11]}", [11]),
+        ("strategy: classify, tokens: {ids: [12]}", [12]),
+        ("strategy: mine, search: gradient, start: 13", [13]),
+        (
+            "strategy: check, glitch: [14], controls: [15, 2], labelled: {byte: [16], normal: [1]}",
+            [14, 15, 16],
+        ),
+        ("strategy: check, controls: 20, attempts: 30", []),  # these are numbers of tokens
+        (
+            "strategy: genetic, base_text: x, target: 17, wanted: 18, pool: {ids: [19, 4]}",
+            [17, 18, 19],
+        ),
+        ("strategy: mine, search: range, ranges: [[5, 99]]", []),  # to the end, however far
+    ],
+)
+def test_ids_outside_the_vocabulary_block_a_run(
+    tmp_path: Path, step: str, outside: list[int]
+) -> None:
+    text = SPEC.replace("id: all, strategy: scan", step)
+    (run,) = _build(_experiment(tmp_path, text)).runs
+    assert run.action == ("blocked" if outside else "start")
+    line = text.splitlines()[5]
+    for token_id in outside:
+        column = line.index(str(token_id)) + 1
+        assert f"{token_id} ({tmp_path / 'spec.yaml'}:6:{column})" in run.reason
+    if outside:
+        assert "outside the model's vocabulary, 0 to 9: " in run.reason
+        assert "set model.path to the model that they are of" in run.reason
+
+
+def test_a_missing_model_is_told_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    experiment = load_experiment(tmp_path / "spec.yaml")
+    with pytest.raises(ModelUnavailable, match=r"spec\.yaml:4:15: model\.path .*no such file"):
+        _build(experiment)

@@ -67,6 +67,14 @@ def test_what_cannot_fit_is_shown_and_refused(spec: Path) -> None:
     assert json.loads(result.stdout)["runs"][0]["action"] == "blocked"
 
 
+def test_ids_outside_the_vocabulary_are_shown_and_refused(spec: Path) -> None:
+    spec.write_text(SPEC.replace("{from: mine}", "{ids: [3, 99]}"))
+    result = _plan(str(spec))
+    assert isinstance(result.exception, DoesNotFit)
+    assert result.exception.exit_code == 4
+    assert "spec.yaml:7:53)" in str(result.exception)
+
+
 def test_nothing_is_written(spec: Path) -> None:
     before = sorted(spec.parent.rglob("*"))
     assert _plan(str(spec)).exit_code == 0

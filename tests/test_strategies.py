@@ -16,7 +16,7 @@ from glitchrun.events import Batch, Entry, Event, Measured, Sampled, Verified
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.memory import _SCREENING_ROWS as screen_rows
 from glitchrun.spec.schema import strategies
-from glitchrun.spec.types import Thresholds, TokenScope
+from glitchrun.spec.types import Origin, Thresholds, TokenScope
 from glitchrun.strategies import configure, load
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.tokens import read_ids
@@ -273,6 +273,10 @@ def test_impossible_tokens_are_named(llama: Context) -> None:
         llama.tokens({"ids": [999999]})
     with pytest.raises(RunError, match="not one token"):
         llama.tokens({"texts": ["surely many tokens"]})
+    origins = {"steps[1].tokens.texts[0]": Origin("spec.yaml", 7, 31)}
+    placed = replace(llama, spec=replace(llama.spec, origins=origins), path="steps[1]")
+    with pytest.raises(RunError, match=r"^spec\.yaml:7:31: tokens\.texts\[0\]: 'surely"):
+        placed.tokens({"texts": ["surely many tokens"]})
 
 
 @pytest.mark.parametrize(

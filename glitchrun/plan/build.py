@@ -11,15 +11,19 @@ from glitchrun import checkpoint as checkpoints
 from glitchrun.checkpoint.fingerprint import fingerprint
 from glitchrun.checkpoint.headers import Header, read_header
 from glitchrun.checkpoint.resolve import Checkpoint
+from glitchrun.errors import ModelUnavailable
 from glitchrun.plan import duration
 from glitchrun.plan.devices import device_memory
 from glitchrun.plan.memory import MemoryEstimate, estimate
 from glitchrun.plan.weights import load_dtype
 from glitchrun.plan.work import StepWork, step_work, workloads
 from glitchrun.spec.digest import cosmetic_digest, numerics_digest, results_digest
+from glitchrun.spec.token_ids import token_ids
 from glitchrun.spec.types import Cell, Experiment, ModelSpec, Spec
 
 KEY_LENGTH = 16
+_NAMED = 5
+"""Token ids that a message names at most."""
 Action = Literal["start", "resume", "skip", "blocked"]
 
 
@@ -98,13 +102,14 @@ def build(
             with an empty key and no estimate.
 
     Raises:
-        ModelUnavailable: a model is missing or unsound.
+        ModelUnavailable: a model is missing or unsound; the message begins with the place of
+            `model.path`.
     """
     models = _Models(fetch)
     runs: list[PlannedRun] = []
     for cell in experiment.cells:
         taken = {run.key for run in runs}
-        runs.append(_plan(cell, models.of(cell.spec.model), existing, taken))
+        runs.append(_plan(cell, _contents(cell.spec, models), existing, taken))
     return Plan(experiment.name, tuple(runs))
 
 
@@ -138,6 +143,13 @@ class _Models:
         return _Contents(header, fingerprint(checkpoint, header))
 
 
+def _contents(spec: Spec, models: _Models) -> _Contents | None:
+    try:
+        return models.of(spec.model)
+    except ModelUnavailable as error:
+        raise ModelUnavailable(f"{spec.origins['model.path']}: {error}") from error
+
+
 def _plan(
     cell: Cell,
     contents: _Contents | None,
@@ -161,7 +173,7 @@ def _plan(
         device_memory(model.device, model.max_memory),
     )
     work = step_work(cell.spec, header.vocab)
-    action, reason = _action(existing(key), memory)
+    action, reason = _action(existing(key), _outside(cell.spec, header.vocab), memory)
     seconds = duration.seconds(header, memory, work)
     return PlannedRun(
         cell, key, action, reason, memory, work, seconds, contents.fingerprint, digests
@@ -180,14 +192,32 @@ def _key(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:KEY_LENGTH]
 
 
-def _action(status: str | None, memory: MemoryEstimate) -> tuple[Action, str]:
+def _action(status: str | None, outside: str | None, memory: MemoryEstimate) -> tuple[Action, str]:
     if status == "FINISHED":
         return "skip", "finished before; nothing that changes results is different"
+    if outside:
+        return "blocked", outside
     if memory.verdict == "no":
         return "blocked", _why_blocked(memory)
     if status is None:
         return "start", "never run"
     return "resume", f"the latest attempt is {status}"
+
+
+def _outside(spec: Spec, vocab: int) -> str | None:
+    """Why the spec's token ids do not suit a vocabulary of `vocab` entries; None where they do."""
+    ids = [
+        f"{token_id} ({spec.origins[path]})"
+        for path, token_id in token_ids(spec)
+        if token_id >= vocab
+    ]
+    if not ids:
+        return None
+    more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+    return (
+        f"token ids outside the model's vocabulary, 0 to {vocab - 1}: {', '.join(ids[:_NAMED])}"
+        f"{more}; correct them, or set model.path to the model that they are of"
+    )
 
 
 def _why_blocked(memory: MemoryEstimate) -> str:

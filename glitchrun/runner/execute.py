@@ -151,8 +151,8 @@ class _Run:
     def _work(self) -> None:
         context = self._context()
         self._session.interrupt.check()
-        for step in self._spec.steps:
-            self._step(step, context)
+        for place, step in enumerate(self._spec.steps):
+            self._step(step, replace(context, path=f"steps[{place}]"))
         self._journal.append("model", model=asdict(self._measured(context)))
         results = gates.evaluate(self._spec.gates, self._journal.record.metrics, self._spec.origins)
         self._journal.append("gates", gates=[asdict(result) for result in results])

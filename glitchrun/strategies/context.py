@@ -32,6 +32,14 @@ class Context:
     """The batches of the steps before this one, by step id."""
     estimate: Mapping[str, Any] | None = None
     """The plan's memory estimate, as `plan -o json` gives it; None where there is none."""
+    path: str = ""
+    """Of the step in the document: `steps[0]`; empty where there is no document."""
+
+    def at(self, name: str) -> str:
+        """What a message about a parameter of the step begins with: the place of `target` or
+        `tokens.texts[2]` in the spec, as far as it is known, and the name."""
+        origin = (self.spec.origins or {}).get(f"{self.path}.{name}")
+        return f"{origin}: {name}" if origin else name
 
     def prompts(self, probes: str | Sequence[str]) -> dict[str, Prompt]:
         """The rendered prompts of the named probes; `strict` names all of them."""
@@ -46,12 +54,16 @@ class Context:
         """Ids of the part of the vocabulary that the experiment may look at, ascending."""
         return self.vocabulary.ids(self.spec.tokens.categories)
 
-    def tokens(self, source: Mapping[str, Any]) -> list[Token]:
-        """The tokens that a step's `tokens:` names, each once, in the order named."""
+    def tokens(self, source: Mapping[str, Any], name: str = "tokens") -> list[Token]:
+        """The tokens that a step's `tokens:` (or the parameter `name`) names, each once, in the
+        order named."""
         if "ids" in source:
             ids = list(source["ids"])
         elif "texts" in source:
-            ids = [self._id_of(text) for text in source["texts"]]
+            ids = [
+                self._id_of(text, f"{name}.texts[{place}]")
+                for place, text in enumerate(source["texts"])
+            ]
         elif "file" in source:
             ids = self._in_file(Path(source["file"]))
         else:
@@ -66,12 +78,12 @@ class Context:
         facts = [fact for batch in self.earlier[step] for fact in batch.token_facts]
         return [fact.token.id for fact in facts if select == "all" or fact.flagged]
 
-    def _id_of(self, text: str) -> int:
+    def _id_of(self, text: str, name: str) -> int:
         token_id = self.vocabulary.find(text)
         if token_id is None:
             raise RunError(
-                f"tokens.texts: {text!r} is not one token of this model's vocabulary; "
-                "give its id under tokens.ids, or another text"
+                f"{self.at(name)}: {text!r} is not one token of this model's vocabulary; "
+                "give its id under `ids`, or another text"
             )
         return token_id
 

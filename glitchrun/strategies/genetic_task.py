@@ -88,7 +88,8 @@ def _one_token(name: str, value: int | str, context: Context) -> int:
     if isinstance(value, int):
         if not 0 <= value < size:
             raise RunError(
-                f"{name}: token id {value} is outside this model's vocabulary of {size} entries"
+                f"{context.at(name)}: token id {value} is outside this model's vocabulary of "
+                f"{size} entries"
             )
         return value
     found = context.vocabulary.find(value)
@@ -96,8 +97,8 @@ def _one_token(name: str, value: int | str, context: Context) -> int:
         ids = encode_inside(context.backend.model.tokenizer, value)
         pieces = ", ".join(f"{context.vocabulary.text(one)!r} ({one})" for one in ids)
         raise RunError(
-            f"{name}: {value!r} is not one token of this model's vocabulary but {len(ids)}: "
-            f"{pieces}; give one of them, by its text or id"
+            f"{context.at(name)}: {value!r} is not one token of this model's vocabulary but "
+            f"{len(ids)}: {pieces}; give one of them, by its text or id"
         )
     return found
 
@@ -111,7 +112,7 @@ def _pool(config: Config, context: Context, wanted: int | None) -> list[int]:
     if config.pool is None:
         ids = context.scope()
     else:
-        ids = sorted(token.id for token in context.tokens(config.pool))
+        ids = sorted(token.id for token in context.tokens(config.pool, "pool"))
     pattern = re.compile(config.pool_pattern or "")
     text = context.vocabulary.text
     kept = [

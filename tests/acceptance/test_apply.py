@@ -288,11 +288,12 @@ def test_keep_going_ends_with_7_and_without_it_the_failure_decides(project: Path
     bad = SPEC.replace("iterations: 30", "iterations: 2").split("gates:")[0]
     bad = bad.replace("tokens: {from: mine}", "tokens: {ids: [5]}")
     (project / "spec.yaml").write_text(
-        bad + "matrix: {axes: {'steps.asr.tokens': [{ids: [999999]}, {ids: [5]}]}}\n"
+        bad + "matrix: {axes: {'steps.asr.tokens': [{texts: [not one]}, {ids: [5]}]}}\n"
     )
     stopped = run(project, "apply", "spec.yaml")
     assert stopped.returncode == 1
-    assert "999999" in stopped.stderr
+    assert "spec.yaml:10:47" in stopped.stderr, stopped.stderr
+    assert "'not one' is not one token" in stopped.stderr
     assert "Traceback" not in stopped.stderr
     kept = run(project, "apply", "spec.yaml", "--keep-going")
     assert kept.returncode == 7
@@ -302,6 +303,7 @@ def test_a_missing_model_is_a_preflight_error(project: Path) -> None:
     (project / "spec.yaml").write_text(SPEC.replace("./model", "./nowhere"))
     failed = run(project, "apply", "spec.yaml")
     assert failed.returncode == 4
+    assert "spec.yaml:4:15: model.path" in failed.stderr
     assert "nowhere" in failed.stderr
     assert "Traceback" not in failed.stderr
 

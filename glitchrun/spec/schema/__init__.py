@@ -3,7 +3,7 @@
 The fragments' annotations stay out of what is published: `x-metrics` names the numbers a strategy
 ends with, `x-tables` the tables of its entries with their columns, `x-headline` the metric that a
 run without verdicts leads with, and `x-used-by` on a parameter names the searches that read it
-(with `x-needed-by`, that cannot do without it).
+(with `x-needed-by`, that cannot do without it). `x-token-id` marks an integer that is one.
 """
 
 from __future__ import annotations
@@ -55,6 +55,13 @@ def closed() -> Mapping[str, Any]:
     by what it names, which makes validating several times faster."""
     schema = _joined()
     result: dict[str, Any] = _inline(schema, schema["$defs"])
+    return result
+
+
+@cache
+def parameters(strategy: str) -> Mapping[str, Any]:
+    """The schema of each parameter of a strategy, every `$ref` replaced by what it names."""
+    result: dict[str, Any] = _inline(strategies()[strategy]["properties"], _joined()["$defs"])
     return result
 
 

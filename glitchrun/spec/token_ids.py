@@ -1,0 +1,36 @@
+"""Token ids that a spec names outright, and where each is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from glitchrun.spec.nodes import Path_, path_text
+from glitchrun.spec.schema import parameters
+from glitchrun.spec.types import Spec
+
+
+def token_ids(spec: Spec) -> Iterator[tuple[str, int]]:
+    """Each id with its path in the document, such as `steps[0].tokens.ids[2]`.
+
+    They are what the schema marks with `x-token-id`.
+    """
+    for index, step in enumerate(spec.steps):
+        schemas = parameters(step.strategy)
+        for name, value in step.params.items():
+            for path, token_id in _marked(schemas[name], value, ("steps", index, name)):
+                yield path_text(path), token_id
+
+
+def _marked(schema: Mapping[str, Any], value: Any, path: Path_) -> Iterator[tuple[Path_, int]]:
+    if isinstance(value, int):
+        if "x-token-id" in schema:
+            yield path, value
+        return
+    for part in (schema, schema.get("then", {})):
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                yield from _marked(part.get("properties", {}).get(name, {}), inner, (*path, name))
+        elif isinstance(value, list | tuple):
+            for place, item in enumerate(value):
+                yield from _marked(part.get("items", {}), item, (*path, place))
