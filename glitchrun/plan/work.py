@@ -152,7 +152,8 @@ def _validate(
     params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int
 ) -> dict[str, Any]:
     tokens = min(_named(params["tokens"], done, vocab) + params["controls"], vocab)
-    continuations = tokens * params["attempts"] * len(_probes(params))
+    attempts = params["attempts"] if params["temperature"] else 1
+    continuations = tokens * attempts * len(_probes(params))
     return {
         "tokens": tokens,
         "prompts": 0,

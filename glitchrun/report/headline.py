@@ -100,9 +100,10 @@ def _about_samples(record: RunRecord, sampled: list[Sampled]) -> str:
     number = f"{attempts[0]}" if len(attempts) == 1 else f"{attempts[0]} to {attempts[-1]}"
     tokens = counted(len(sampled), "sampled token")
     level = thresholds(record).asr
+    share = percent(level) if level else "one"
     return (
         f"Of {tokens}, {sum(fact.confirmed for fact in sampled):,} failed in at least "
-        f"{percent(level)} of {number} sampled {'attempt' if attempts == [1] else 'attempts'} "
+        f"{share} of {number} sampled {'attempt' if attempts == [1] else 'attempts'} "
         f"(thresholds.asr = {level:g})."
     )
 

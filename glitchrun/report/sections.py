@@ -133,7 +133,7 @@ def _setup(record: RunRecord) -> Pairs:
     meaning = [
         ("Vocabulary in scope", ", ".join(map(str, scope))),
         ("Glitch", f"every probe failed, with p < {level.probability:g} in each"),
-        ("Confirmed", f"ASR ≥ {level.asr:g}"),
+        ("Confirmed", f"ASR ≥ {level.asr:g}" if level.asr else "ASR > 0"),
     ]
     pairs = [
         ("Model", _text((record.spec.get("model") or {}).get("path"))),

@@ -29,6 +29,11 @@ class Stopping:
     attempts: int
     error_rate: float
 
+    @property
+    def theta(self) -> float:
+        """The rate that confirms a token; a threshold of 0 asks for one failed attempt."""
+        return self.threshold or 1 / self.attempts
+
     def needed(self, made: int, failures: int) -> int:
         """Further attempts without which nothing can be settled; 0 where the attempts may stop."""
         if self._settled(made, failures):
@@ -45,14 +50,14 @@ class Stopping:
         if made == 0:
             return False
         left = self.attempts - made
-        if failures / self.attempts >= self.threshold:
+        if failures / self.attempts >= self.theta:
             return True
-        if (failures + left) / self.attempts < self.threshold:
+        if (failures + left) / self.attempts < self.theta:
             return True
         return self._evidence(made, failures)
 
     def _evidence(self, made: int, failures: int) -> bool:
-        theta, successes = self.threshold, made - failures
+        theta, successes = self.theta, made - failures
         if self.error_rate == 0 or not 0 < theta < 1:
             return False
         above, below = betaincc, betainc

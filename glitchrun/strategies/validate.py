@@ -38,6 +38,11 @@ class Config:
     sequential: bool = False
     error_rate: float = 0.05
 
+    @property
+    def repeats(self) -> int:
+        """Attempts made at most: greedy ones are all the same, and prove no more than one."""
+        return self.attempts if self.temperature else 1
+
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
     """Yields the attempts on a few tokens at a time, in the order in which they are named."""
@@ -50,7 +55,7 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     for batch in _sampled_controls(config, context, sampler, tokens, batches):
         batches.append(batch)
         yield batch
-    yield from _metrics(batches, config.attempts)
+    yield from _metrics(batches, config.repeats)
     yield from control_metrics(config.controls, batches)
 
 
@@ -64,7 +69,7 @@ def _sampled_in_order(
 ) -> Iterator[Batch]:
     """Samples tokens, which come after `before` others, going on after the batches in `history`."""
     rule = _stopping(config, context)
-    at_once = max(1, sampler.rows // (rule.needed(0, 0) if rule else config.attempts))
+    at_once = max(1, sampler.rows // (rule.needed(0, 0) if rule else config.repeats))
     done = history[-1].done - before if history else 0
     while done < len(tokens):
         chunk = tokens[done : done + at_once]
@@ -137,7 +142,7 @@ def _sampled(
 def _stopping(config: Config, context: Context) -> Stopping | None:
     if not config.sequential:
         return None
-    return Stopping(context.spec.thresholds.asr, config.attempts, config.error_rate)
+    return Stopping(context.spec.thresholds.asr, config.repeats, config.error_rate)
 
 
 def _outcomes(
@@ -150,7 +155,7 @@ def _outcomes(
     """
     rule = _stopping(config, context)
     if rule is None:
-        return sampler.sample(tokens, config.attempts)
+        return sampler.sample(tokens, config.repeats)
     made: list[tuple[bool, ...]] = [()] * len(tokens)
     while True:
         needed = [rule.needed(len(some), sum(some)) for some in made]
@@ -167,9 +172,9 @@ def _estimate(token: Token, outcomes: tuple[bool, ...], threshold: float, kept: 
     test = binomtest(sum(outcomes), len(outcomes))
     interval = test.proportion_ci(confidence_level=0.95, method="wilson")
     asr = float(test.statistic)
-    return Sampled(
-        token, outcomes, asr, float(interval.low), float(interval.high), asr >= threshold, kept
-    )
+    # Every ASR reaches a threshold of 0: at least one attempt must have failed.
+    confirmed = any(outcomes) and asr >= threshold
+    return Sampled(token, outcomes, asr, float(interval.low), float(interval.high), confirmed, kept)
 
 
 def _metrics(batches: Sequence[Batch], asked: int) -> Iterator[Measured]:

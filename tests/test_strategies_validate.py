@@ -1,0 +1,79 @@
+"""`validate`: attempts that differ and repeat, and what confirms a token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glitchrun.events import Batch, Measured, Sampled
+from glitchrun.spec.types import Thresholds
+from glitchrun.strategies import configure, load
+from glitchrun.strategies.context import Context
+from tests.support.engine import context
+from tests.support.oracle import PLANTED, oracle
+
+PARAMS: dict[str, Any] = {
+    "tokens": {"ids": [100, 101, 102, 108]},
+    "attempts": 40,
+    "max_new_tokens": 8,
+    "temperature": 1.0,
+}
+ORDINARY = (300, 310)
+
+
+@pytest.fixture(scope="module")
+def llama(llama_folder: Path) -> Context:
+    return context(llama_folder, seed=7)
+
+
+def events(probed: Context, **changes: Any) -> list[Any]:
+    strategy = load("validate")
+    return list(strategy.run(configure(strategy, PARAMS | changes), probed, ()))
+
+
+def facts(found: Sequence[Any]) -> list[Sampled]:
+    return [fact for event in found if isinstance(event, Batch) for fact in event.facts]  # type: ignore[misc]
+
+
+def metrics(found: Sequence[Any]) -> dict[str, Any]:
+    return {event.name: event.value for event in found if isinstance(event, Measured)}
+
+
+def outcomes(probed: Context, **changes: Any) -> list[tuple[bool, ...]]:
+    return [fact.outcomes for fact in facts(events(probed, **changes))]
+
+
+def test_attempts_differ_from_each_other_and_repeat_with_their_seed(llama: Context) -> None:
+    made = outcomes(llama)
+    assert any(len(set(one)) == 2 for one in made)
+    assert outcomes(llama) == made
+    assert outcomes(replace(llama, spec=replace(llama.spec, seed=8))) != made
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", 0.3), ("top_p", 0.2)])
+def test_how_attempts_are_drawn_is_as_asked(name: str, value: float, llama: Context) -> None:
+    assert outcomes(llama, **{name: value}) != outcomes(llama)
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_greedy_attempts_are_one_and_prove_no_more(sequential: bool, llama: Context) -> None:
+    found = events(llama, temperature=0, sequential=sequential)
+    single = events(llama, temperature=0, attempts=1)
+    assert facts(found) == facts(single)
+    assert {fact.attempts for fact in facts(found)} == {1}
+    assert metrics(found)["attempts"] == 4
+    assert metrics(found)["attempts_saved"] == metrics(found)["stopped_early"] == 0
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_threshold_of_nothing_asks_for_one_failed_attempt(sequential: bool) -> None:
+    probed = oracle("float32")
+    open_ = replace(probed, spec=replace(probed.spec, thresholds=Thresholds(asr=0.0)))
+    ids = [*sorted(PLANTED)[:3], *ORDINARY]
+    found = facts(events(open_, tokens={"ids": ids}, attempts=3, sequential=sequential))
+    assert {fact.token.id for fact in found if fact.confirmed} == {*ids} & PLANTED
+    assert all(fact.confirmed == (fact.failures > 0) for fact in found)
