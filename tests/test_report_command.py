@@ -80,6 +80,36 @@ def test_cells_of_a_matrix_are_told_apart_by_name(tmp_path: Path) -> None:
         find_run("quantization-sweep", tmp_path)
 
 
+def _again(place: int) -> Invented:
+    """The experiment `old` with another spec, later."""
+    return Invented(
+        experiment="old",
+        name="first",
+        key=f"bbb{place}000000000000",
+        tokens=24,
+        started_at=START + 60_000 * place,
+    )
+
+
+def test_of_runs_of_one_name_the_newest_finished_is_taken_and_told(
+    root: Path, report: Callable[..., Result]
+) -> None:
+    write_run(root, _again(1))
+    write_run(root, _again(2), upto=2)  # newer, but cut off
+    for name in ("old", "first"):
+        result = report(name, "--format", "json")
+        assert json.loads(result.stdout)["key"] == "bbb1000000000000"
+        assert "took the newest finished, bbb100000000#1  FINISHED" in result.stderr
+        assert "`glitchrun status` lists 2 others" in result.stderr
+    assert report("aaaa", "--format", "json").stderr == ""
+
+
+def test_of_unfinished_runs_of_one_name_the_newest_is_taken(tmp_path: Path) -> None:
+    write_run(tmp_path, _again(1), upto=2)
+    write_run(tmp_path, _again(2), upto=2)
+    assert find_run("old", tmp_path).identity.key == "bbb2000000000000"
+
+
 def test_no_runs_at_all_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="glitchrun apply"):
         find_run("latest", tmp_path)

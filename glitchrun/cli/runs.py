@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
+
+import click
 
 from glitchrun.errors import UsageError
 from glitchrun.ledger import RunRecord, find_runs, latest_attempt, read_run
@@ -13,7 +17,9 @@ _LISTED = 12
 def find_run(text: str, root: Path) -> RunRecord:
     """The run that `text` names: a folder, `latest`, the start of a key, or a run's name.
 
-    Of a run with several attempts the newest is meant; `KEY#N` means attempt N.
+    Of a run with several attempts the newest is meant; `KEY#N` means attempt N. Of several runs of
+    one name, as after a change of the spec, the newest finished one is, or else the newest; which
+    it is, is said on standard error.
 
     Raises:
         UsageError: no run is meant, or more than one; the message lists what there is.
@@ -29,11 +35,37 @@ def find_run(text: str, root: Path) -> RunRecord:
     found = _named(text, newest_first)
     if not found:
         raise UsageError(f"no run is called {text!r}; there are:\n{_listing(newest_first)}")
-    if len({record.identity.key for record in found}) > 1:
-        raise UsageError(
-            f"{text!r} fits more than one run; give more of the key:\n{_listing(found)}"
-        )
-    return max(found, key=lambda record: record.identity.attempt)
+    runs = _newest_attempts(found)
+    if len(runs) == 1:
+        return runs[0]
+    names = {(record.identity.experiment, record.identity.name) for record in runs}
+    if len(names) > 1 or any(record.identity.key.startswith(text) for record in runs):
+        raise UsageError(f"{text!r} fits more than one run; give a key:\n{_listing(found)}")
+    return _taken(text, runs)
+
+
+def _newest_attempts(found: Sequence[RunRecord]) -> list[RunRecord]:
+    """The newest attempt of each run, in the order in which the runs are met."""
+    newest: dict[str, RunRecord] = {}
+    for record in found:
+        known = newest.setdefault(record.identity.key, record)
+        if record.identity.attempt > known.identity.attempt:
+            newest[record.identity.key] = record
+    return list(newest.values())
+
+
+def _taken(text: str, runs: Sequence[RunRecord]) -> RunRecord:
+    """The newest finished run of one name, or else the newest; `runs` begins with the newest."""
+    finished = [record for record in runs if record.status == "FINISHED"]
+    taken = (finished or runs)[0]
+    which = "newest finished" if finished else "newest"
+    others = f"{len(runs) - 1} other{'s' if len(runs) > 2 else ''}"
+    click.echo(
+        f"{text!r} ran with more than one spec: took the {which}, {_line(taken)}; "
+        f"`glitchrun status` lists {others}",
+        err=True,
+    )
+    return taken
 
 
 def _in_folder(path: Path) -> RunRecord | None:
@@ -55,10 +87,14 @@ def _named(text: str, runs: list[RunRecord]) -> list[RunRecord]:
 
 
 def _listing(runs: list[RunRecord]) -> str:
-    lines = [
-        f"  {run.identity.key[:12]}#{run.identity.attempt}  {run.status:<8}  "
-        f"{run.identity.experiment} · {run.identity.name}"
-        for run in runs[:_LISTED]
-    ]
+    lines = [f"  {_line(run)}" for run in runs[:_LISTED]]
     hidden = len(runs) - len(lines)
     return "\n".join([*lines, f"  … and {hidden} more"] if hidden else lines)
+
+
+def _line(run: RunRecord) -> str:
+    started = datetime.fromtimestamp(run.started_at / 1000).isoformat(timespec="minutes")
+    return (
+        f"{run.identity.key[:12]}#{run.identity.attempt}  {run.status:<8}  {started}  "
+        f"{run.identity.experiment} · {run.identity.name}"
+    )
