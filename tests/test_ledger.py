@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import socket
 import subprocess
 import sys
 import threading
@@ -147,6 +149,25 @@ def test_a_second_process_is_refused_with_the_first_ones_pid(tmp_path: Path) -> 
     assert not is_held(folder)
     with hold(folder):
         assert is_held(folder)
+
+
+def test_a_killed_process_holds_no_run_while_its_memory_is_freed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    dying = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with hold(folder):
+        owner = {"pid": dying.pid, "host": socket.gethostname()}
+        (folder / "owner.json").write_text(json.dumps(owner))
+        assert is_held(folder)
+        dying.kill()
+        # Killed and not yet waited for, it is a process that has all but ended.
+        os.waitid(os.P_PID, dying.pid, os.WEXITED | os.WNOWAIT)
+        assert not is_held(folder)
+        release = threading.Timer(1.5, lambda: (folder / "lock").rename(folder / "gone"))
+        release.start()
+        with hold(folder):  # waits for it beyond the time that another process is given
+            pass
+        release.join()
+    dying.communicate()
 
 
 def test_runs_left_running_by_a_dead_process_are_set_right_once(tmp_path: Path) -> None:

@@ -8,11 +8,16 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from glitchrun.errors import MissingExtra, RunLocked
 
 _PATIENCE = 1.0
 """Seconds: `is_held` and `settle` in other processes take the lock too, for a moment."""
+_LAST_BREATH = 60.0
+"""Seconds in which a killed process lets go of its lock: its memory is freed first."""
+_PF_EXITING = 0x4
+"""Of a process's flags in /proc/PID/stat: it is shutting down. (linux/sched.h)"""
 
 
 @contextmanager
@@ -29,11 +34,15 @@ def hold(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
-        lock.acquire(timeout=_PATIENCE, poll_interval=0.05)
+        try:
+            lock.acquire(timeout=_PATIENCE, poll_interval=0.05)
+        except Timeout:
+            lock.acquire(timeout=_LAST_BREATH if _owner_is_dying(folder) else 0)
     except Timeout as exc:
+        owner = _owner(folder)
         raise RunLocked(
-            f"another process ({_owner(folder)}) is executing this run ({folder}); "
-            "wait for it or stop it, then apply again"
+            f"another process (pid {owner.get('pid')} on {owner.get('host')}) is executing this "
+            f"run ({folder}); wait for it or stop it, then apply again"
         ) from exc
     try:
         _sign(folder)
@@ -43,7 +52,8 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether some process is executing the run now."""
+    """Whether some process is executing the run now. One that was killed is not, though it holds
+    the lock until the kernel has freed its memory, which takes long where that is much."""
     import fcntl
 
     path = folder / "lock"
@@ -53,7 +63,7 @@ def is_held(folder: Path) -> bool:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return True
+            return not _owner_is_dying(folder)
         return False
 
 
@@ -62,9 +72,22 @@ def _sign(folder: Path) -> None:
     (folder / "owner.json").write_text(json.dumps(owner), encoding="utf-8")
 
 
-def _owner(folder: Path) -> str:
+def _owner(folder: Path) -> dict[str, Any]:
     try:
-        owner = json.loads((folder / "owner.json").read_text(encoding="utf-8"))
+        owner: dict[str, Any] = json.loads((folder / "owner.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return "unknown"
-    return f"pid {owner.get('pid')} on {owner.get('host')}"
+        return {"pid": "unknown", "host": "unknown"}
+    return owner
+
+
+def _owner_is_dying(folder: Path) -> bool:
+    """Whether the process that signed the lock was killed and has not quite ended yet."""
+    owner = _owner(folder)
+    if owner.get("host") != socket.gethostname():
+        return False
+    try:
+        text = Path(f"/proc/{owner.get('pid')}/stat").read_text(encoding="utf-8")
+    except OSError:  # no such process: the lock is held by one that has yet to sign it
+        return False
+    state, *numbers = text.rpartition(")")[2].split()  # from the third field on: proc(5)
+    return state in "ZX" or bool(int(numbers[5]) & _PF_EXITING)
