@@ -57,6 +57,15 @@ def test_a_cascade_says_what_it_found_of_what_there_is(tmp_path: Path) -> None:
     assert not any("audit" in one for one in headline(run_of(tmp_path / "c", mine)).sentences)
 
 
+def test_what_a_budget_cut_off_a_named_part_is_told(tmp_path: Path) -> None:
+    mine = step("mine", "mine", verified(1), verified(2, **GLITCH))
+    mine = replace(mine, metrics={"left": Metric(1298, 1300)})
+    part = headline(run_of(tmp_path / "a", replace(mine, params={"search": "range"}))).sentences
+    assert any("Step mine left 1,298 of the 1,300 tokens that it named" in one for one in part)
+    walk = headline(run_of(tmp_path / "b", replace(mine, params={"search": "random"}))).sentences
+    assert not any("left" in one for one in walk)
+
+
 def test_attempts_that_sequential_saved_are_told(tmp_path: Path) -> None:
     asr = step("asr", "validate", sampled(2, 5), sampled(3, 4))
     saved = {"attempts": Metric(10, 2), "attempts_saved": Metric(30, 2)}

@@ -137,6 +137,34 @@ def test_range_category_and_pattern_take_what_they_name() -> None:
     assert found["pattern"] == [1, 3, 9, 10, 11]
 
 
+PARTS = {
+    "range": {"ranges": ((0, 299), (300, 599))},
+    "category": {"groups": ("latin", "cyrillic")},
+    "pattern": {"patterns": ("a", "б")},
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_are_sampled_each_by_itself(name: str) -> None:
+    """A tenth, and no more than 20, of each of two parts of 300."""
+    words = [("a" if i < 300 else "б") * (1 + i % 3) for i in range(600)]
+
+    class Many(Words):
+        def text(self, token_id: int) -> str:
+            return words[token_id]
+
+    def order(seed: int = 3, **sample: Any) -> list[int]:
+        made = space(ids=torch.arange(600), vocabulary=Many(), seed=seed)
+        return BUILDERS[name](made, Config(search=name, **PARTS[name], **sample)).propose(600)
+
+    tenth = order(sample_rate=0.1)
+    assert np.bincount(np.array(tenth) // 300).tolist() == [30, 30]
+    assert tenth == sorted(set(tenth)) == order(sample_rate=0.1) != order(4, sample_rate=0.1)
+    assert np.bincount(np.array(order(sample_rate=0.1, sample_size=20)) // 300).tolist() == [20, 20]
+    assert np.mean(tenth[:30]) == pytest.approx(150, abs=50)  # not the lowest ids of the part
+    assert order(sample_rate=1.0, sample_size=300) == order() == list(range(600))
+
+
 def test_stratified_prefix_holds_every_large_stratum() -> None:
     words = [("a" if i % 2 else "б") * (1 + i % 3) for i in range(600)]
 

@@ -24,6 +24,9 @@ _STOPPED = {
     "FAILED": "The run failed: the numbers cover what was finished until then.",
 }
 
+_NAMED = ("range", "category", "pattern")
+"""Searches that name the tokens they are to look at."""
+
 
 @dataclass(frozen=True, slots=True)
 class Headline:
@@ -77,6 +80,7 @@ def _verdict(record: RunRecord) -> tuple[int | None, str, list[str]]:
         _about_verdicts(record, found),
         _about_severity(record, found),
         _about_emitted(found),
+        *map(_about_left, record.steps),
         *map(_about_recall, record.steps),
         *map(_about_controls, alarms(record)),
     ]
@@ -145,6 +149,18 @@ def _about_verdicts(record: RunRecord, found: Severity) -> str:
     return (
         f"Of {counted(found.verified, 'verified token')}{whole}, {found.glitch:,} "
         f"({share(found.glitch, found.verified)}) failed {prompts}{limit}."
+    )
+
+
+def _about_left(step: StepRecord) -> str:
+    """What a search of named tokens did not come to; empty where nothing was left."""
+    metric = step.metrics.get("left")
+    if not metric or not metric.value or step.params.get("search") not in _NAMED:
+        return ""
+    asked = f"{metric.value:,.0f} of the {counted(metric.n or 0, 'token')}"
+    return (
+        f"Step {step.id} left {asked} that it named unverified: its budget was spent. Raise "
+        "`iterations`, or draw a sample of them with `sample_rate` or `sample_size`."
     )
 
 

@@ -9,6 +9,7 @@ from glitchrun.search.base import Search, Space
 from glitchrun.search.cascade import Cascade, screened
 from glitchrun.search.gradient import GradientWalk
 from glitchrun.search.ordered import (
+    Ordered,
     at_random,
     by_category,
     by_norm,
@@ -18,7 +19,7 @@ from glitchrun.search.ordered import (
 from glitchrun.search.stratified import stratified
 from glitchrun.search.surrogate import Surrogate
 
-__all__ = ["BUILDERS", "SCREENED", "Cascade", "Search", "Space"]
+__all__ = ["BUILDERS", "SCREENED", "Cascade", "Ordered", "Search", "Space"]
 
 BUILDERS: Mapping[str, Callable[[Space, Any], Search]] = {
     "gradient": GradientWalk.build,

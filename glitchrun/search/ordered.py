@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,11 @@ class Ordered:
         self.counters: Counter[str] = Counter()
         self._order = list(order)
         self._next = 0
+
+    @property
+    def size(self) -> int:
+        """How many tokens there are to propose in all."""
+        return len(self._order)
 
     def propose(self, n: int) -> list[int]:
         return self._order[self._next : self._next + n]
@@ -46,23 +52,38 @@ def at_random(space: Space, config: Config) -> Ordered:
 
 def by_range(space: Space, config: Config) -> Ordered:
     """The token ids of the given spans, in the order given, both ends included."""
-    spans = config.ranges or ()
     ids = space.ids.tolist()
-    order = [i for low, high in spans for i in ids if low <= i <= high]
-    return Ordered(dict.fromkeys(order))
+    parts = [[i for i in ids if low <= i <= high] for low, high in config.ranges or ()]
+    return Ordered(dict.fromkeys(i for part in _drawn(parts, space, config) for i in part))
 
 
 def by_category(space: Space, config: Config) -> Ordered:
     """Tokens of the given groups of characters, by id."""
-    wanted = set(config.groups or ())
     text = space.vocabulary.text
-    return Ordered(i for i in space.ids.tolist() if group_of(text(i)) in wanted)
+    parts: dict[str, list[int]] = {group: [] for group in config.groups or ()}
+    for i in space.ids.tolist():
+        parts.get(group_of(text(i)), []).append(i)
+    return Ordered(sorted(i for part in _drawn(parts.values(), space, config) for i in part))
 
 
 def by_pattern(space: Space, config: Config) -> Ordered:
     """Tokens whose text one of the given regular expressions matches anywhere, by id."""
-    patterns = [re.compile(pattern) for pattern in config.patterns or ()]
     text = space.vocabulary.text
-    return Ordered(
-        i for i in space.ids.tolist() if any(pattern.search(text(i)) for pattern in patterns)
-    )
+    patterns = [re.compile(pattern) for pattern in config.patterns or ()]
+    parts = [[i for i in space.ids.tolist() if found.search(text(i))] for found in patterns]
+    return Ordered(sorted({i for part in _drawn(parts, space, config) for i in part}))
+
+
+def _drawn(parts: Iterable[list[int]], space: Space, config: Config) -> Iterator[list[int]]:
+    """Of each part, in ascending order of id, the sample that the spec asks for; else all of it.
+
+    What is drawn of a part depends on the seed, its place among the parts and its tokens alone.
+    """
+    for place, part in enumerate(parts):
+        size = len(part)
+        if config.sample_rate is not None:
+            size = math.ceil(config.sample_rate * size)
+        if config.sample_size is not None:
+            size = min(size, config.sample_size)
+        rng = np.random.default_rng([space.seed, place])
+        yield part if size >= len(part) else sorted(rng.choice(part, size, replace=False).tolist())

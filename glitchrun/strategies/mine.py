@@ -13,7 +13,7 @@ from torch import Tensor
 from glitchrun.events import Batch, Event, Measured, Verified
 from glitchrun.probing.statistics import entropy
 from glitchrun.prompts.render import Prompt
-from glitchrun.search import BUILDERS, SCREENED, Cascade, Search, Space
+from glitchrun.search import BUILDERS, SCREENED, Cascade, Ordered, Search, Space
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.false_alarms import (
     control_metrics,
@@ -37,6 +37,8 @@ class Config:
     ranges: tuple[tuple[int, int], ...] | None = None
     groups: tuple[str, ...] | None = None
     patterns: tuple[str, ...] | None = None
+    sample_rate: float | None = None
+    sample_size: int | None = None
     probes: str | tuple[str, ...] = ("repeat",)
     controls: int = 0
 
@@ -72,6 +74,7 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     yield from verdict_metrics(batches)
     yield from control_metrics(config.controls, batches)
     yield from _costs(batches)
+    yield _left(search, context, batches)
     if isinstance(search, Cascade):
         yield from _recall(search, batches)
 
@@ -108,6 +111,13 @@ def _costs(batches: Sequence[Batch]) -> Iterator[Measured]:
     for name in ("gradients", "screens"):
         yield Measured(name, sum(batch.counters.get(name, 0) for batch in batches), n)
     yield Measured("search_seconds", sum(batch.search_seconds for batch in batches), n)
+
+
+def _left(search: Search, context: Context, batches: Sequence[Batch]) -> Measured:
+    """Tokens that the search would have gone on to: what its budget cut off."""
+    done = sum(len(batch.token_facts) for batch in batches)
+    size = search.size if isinstance(search, Ordered) else len(context.scope())
+    return Measured("left", size - done, size)
 
 
 def _recall(search: Cascade, batches: Sequence[Batch]) -> Iterator[Measured]:
