@@ -183,6 +183,31 @@ def test_where_a_continuation_ends() -> None:
     assert _ends("a  b", [5], replace(token, text="  ")) == (True, True)
 
 
+def test_what_says_a_token_can_be_chosen() -> None:
+    text = Text(_token(9, " cat"), (5, 6), ())
+    by_text = Ending(lambda _: "a cat", frozenset(), match="text")
+    by_id = Ending(lambda _: "a cat", frozenset(), match="id")
+    assert by_text.of(text) == (True, True)
+    assert by_id.of(text) == (False, False)
+    named = replace(text, ids=(5, 9))
+    assert by_id.of(named) == (True, True)
+    assert Ending(lambda _: "a dog", frozenset(), match="text").of(named) == (False, False)
+
+
+@pytest.mark.parametrize("rows", [3, 256])
+def test_distinct_continuations_are_counted_once(llama: Context, rows: int) -> None:
+    """However the attempts are packed; greedy ones are all the same."""
+    tokens = [_token(150), _token(151)]
+    greedy = _sampler(llama, rows, sampling=Sampling(0.0))
+    greedy.sample(tokens, 5)
+    assert greedy.counters["distinct"] == 2 * 3  # tokens, probes
+    short = _sampler(llama, rows, max_new_tokens=1)
+    short.sample(tokens, 5)
+    whole = _sampler(llama, rows)
+    whole.sample(tokens, 5)
+    assert 6 < short.counters["distinct"] <= whole.counters["distinct"] <= 30
+
+
 def test_texts_part_where_attempts_choose_differently() -> None:
     attempts = [Attempt(_token(t), i, 0) for t in (7, 8) for i in range(3)]
     texts = beginnings(attempts)

@@ -143,3 +143,16 @@ def test_sequential_results_do_not_depend_on_the_batch_or_an_interruption(
 def test_nothing_is_saved_where_all_attempts_are_made(probed: Context) -> None:
     measured = {e.name: e.value for e in _events(probed) if isinstance(e, Measured)}
     assert measured["attempts_saved"] == measured["stopped_early"] == 0
+
+
+def test_attempts_that_are_alike_are_told(probed: Context) -> None:
+    measured = {e.name: e for e in _events(probed, temperature=0.05) if isinstance(e, Measured)}
+    few = measured["distinct"]
+    many = next(e for e in _events(probed) if isinstance(e, Measured) and e.name == "distinct")
+    assert few.value is not None
+    assert many.value is not None
+    assert 0 < few.value < many.value <= 1
+    assert few.n == 8 * 12  # continuations of one probe
+    rounds = _events(probed, sequential=True)
+    (unknown,) = (e for e in rounds if isinstance(e, Measured) and e.name == "distinct")
+    assert unknown.value is None

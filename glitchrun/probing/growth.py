@@ -34,6 +34,8 @@ class Growth:
     shape: Shape
     counters: Counter[str]
     """Added to: drawn (tokens of all attempts), rows (of all passes of one token), resampled."""
+    ends: set[tuple[int, tuple[int, ...]]]
+    """Added to: the token and the ids of each continuation that came to its end."""
 
     def grow(self, texts: Sequence[Text]) -> list[Attempt]:
         """Continues texts that are empty yet to their ends; the attempts that say their token."""
@@ -47,18 +49,21 @@ class Growth:
 
     def _finish(self, cache: Any, texts: Sequence[Text]) -> list[Attempt]:
         said: list[Attempt] = []
+        going = list(texts)
         for _ in range(1, self.max_new_tokens):
             ids = self._filled([text.ids[-1:] for text in texts])
             self.counters["rows"] += len(ids)
             logits, cache = self.backend.step(ids, cache)
             found, newly = self._next(logits, texts)
             said += newly
+            going = [branch.text for branch in found]
             if not found:
                 break
             if _stay(found, len(texts)):
                 texts = _in_place(texts, found)
             else:
-                cache, texts = self._follow(cache, found), [branch.text for branch in found]
+                cache, texts = self._follow(cache, found), going
+        self.ends.update((text.token.id, text.ids) for text in going)
         return said
 
     def _next(self, logits: Tensor, texts: Sequence[Text]) -> tuple[list[Branch], list[Attempt]]:
@@ -74,6 +79,8 @@ class Growth:
                 said += branch.text.attempts
             elif not ended:
                 going.append(branch)
+                continue
+            self.ends.add((branch.text.token.id, branch.text.ids))
         return going, said
 
     def _choose(

@@ -38,6 +38,7 @@ class Sampler:
         decode: Callable[[Sequence[int]], str],
         stop_ids: frozenset[int],
         stop_text: str | None = None,
+        match: str = "either",
     ) -> None:
         self.backend = backend
         self.prompts = prompts
@@ -47,8 +48,9 @@ class Sampler:
         """Attempts that are sampled side by side at most."""
         self.seed = seed
         self.counters: Counter[str] = Counter()
-        """Work since it was last cleared: continuations, drawn, rows, resampled, batch_halvings."""
-        self._ending = Ending(decode, stop_ids, stop_text)
+        """Work since it was last cleared: continuations, distinct (of one token and
+        prompt, in one call), drawn, rows, resampled, batch_halvings."""
+        self._ending = Ending(decode, stop_ids, stop_text, match)
         self._shape: Shape | None = None
 
     def sample(
@@ -81,21 +83,23 @@ class Sampler:
         texts = beginnings(attempts)
         self.counters["continuations"] += sum(len(text.attempts) for text in texts)
         said: list[Attempt] = []
+        ends: set[tuple[int, tuple[int, ...]]] = set()
         start = 0
         while start < len(texts):
             now = self._shape = self._shape or shape(self.backend, prompt, self.rows)
             chunk = texts[start : start + now.most]
             try:
-                said += self._growth(prompt, now).grow(chunk)
+                said += self._growth(prompt, now, ends).grow(chunk)
             except (torch.OutOfMemoryError, RuntimeError) as exc:
                 if now.most == 1 or not is_out_of_memory(exc):
                     raise
                 self._halve(now)
                 continue
             start += len(chunk)
+        self.counters["distinct"] += len(ends)
         return said
 
-    def _growth(self, prompt: Prompt, now: Shape) -> Growth:
+    def _growth(self, prompt: Prompt, now: Shape, ends: set[tuple[int, tuple[int, ...]]]) -> Growth:
         return Growth(
             self.backend,
             prompt,
@@ -104,6 +108,7 @@ class Sampler:
             self._ending,
             now,
             self.counters,
+            ends,
         )
 
     def _halve(self, now: Shape) -> None:

@@ -87,10 +87,13 @@ class Ending:
         decode: Callable[[Sequence[int]], str],
         stop_ids: frozenset[int],
         stop_text: str | None = None,
+        match: str = "either",
     ) -> None:
+        """`match`: what says a token: its `id`, its `text`, or `either`."""
         self._decode = decode
         self._stop_ids = stop_ids
         self._stop_text = stop_text
+        self._match = match
 
     def of(self, text: Text) -> tuple[bool, bool]:
         """Whether a text is at its end, and whether it says its token; call it at every token."""
@@ -99,7 +102,9 @@ class Ending:
         stop = ""
         if self._stop_text:
             answer, stop, _ = answer.partition(self._stop_text)
-        said_it = newest == text.token.id or _holds(answer, text.token.text)
+        said_it = (self._match != "text" and newest == text.token.id) or (
+            self._match != "id" and _holds(answer, text.token.text)
+        )
         return said_it or bool(stop) or newest in self._stop_ids, said_it
 
 

@@ -37,6 +37,7 @@ class Config:
     controls: int = 0
     sequential: bool = False
     error_rate: float = 0.05
+    match: str = "either"
 
     @property
     def repeats(self) -> int:
@@ -56,6 +57,7 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
         batches.append(batch)
         yield batch
     yield from _metrics(batches, config.repeats)
+    yield _distinct(config, batches)
     yield from control_metrics(config.controls, batches)
 
 
@@ -113,6 +115,7 @@ def _sampler(config: Config, context: Context, prompts: Mapping[str, Prompt]) ->
         decode=model.tokenizer.decode,
         stop_ids=stop_ids(context.template, model.tokenizer) | model.end_ids,
         stop_text=context.template.stop,
+        match=config.match,
     )
 
 
@@ -191,3 +194,14 @@ def _metrics(batches: Sequence[Batch], asked: int) -> Iterator[Measured]:
     yield Measured("attempts_per_second", attempts / seconds if seconds else None, attempts)
     for name in ("resampled", "not_intact"):
         yield Measured(name, sum(batch.counters.get(name, 0) for batch in batches), n)
+
+
+def _distinct(config: Config, batches: Sequence[Batch]) -> Measured:
+    """Which share of the continuations is unlike the others of its token and prompt."""
+    made, distinct = (
+        sum(batch.counters.get(name, 0) for batch in batches)
+        for name in ("continuations", "distinct")
+    )
+    # Rounds of attempts are not held against each other.
+    known = made and not config.sequential
+    return Measured("distinct", distinct / made if known else None, made)
