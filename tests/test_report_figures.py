@@ -244,3 +244,10 @@ def test_two_searches_share_the_figures_and_hostile_texts_are_drawn(tmp_path: Pa
         warnings.simplefilter("error")
         names = [path.stem for path in write_plots(record, tmp_path)]
     assert names == ["fitness", "ancestry", "next_token"]
+
+
+def test_many_searches_of_one_line_each_have_room(tmp_path: Path) -> None:
+    steps = [replace(evolved(born("1", 0)), id=f"step{number}") for number in range(5)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_plots(run_of(tmp_path, *steps), tmp_path)

@@ -30,7 +30,7 @@ def draw(record: RunRecord) -> Drawing | None:
         return None
     heights = [min(len(rows), _SHOWN) + 1 for _, rows in lines]
     with style():
-        drawn = new_figure((5.6, max(1.8, 0.9 + 0.24 * sum(heights))))
+        drawn = new_figure((5.6, max(1.8, 0.2 + 0.7 * len(lines) + 0.24 * sum(heights))))
         panels = drawn.subplots(len(lines), 1, squeeze=False, height_ratios=heights)
         for axes, (name, rows) in zip(panels[:, 0], lines, strict=True):
             _tree(axes, rows[:_SHOWN])
