@@ -71,6 +71,16 @@ def test_a_step_looks_at_no_more_than_the_step_it_follows() -> None:
     assert [work.tokens for work in step_work(_spec(*steps), VOCAB)] == [12, 12, 12]
 
 
+def test_several_steps_followed_are_bounded_together() -> None:
+    steps = (
+        Step("a", "mine", {"iterations": 3, "batch_size": 4}),
+        Step("b", "mine", {"iterations": 2, "batch_size": 4}),
+        Step("asr", "validate", {"tokens": {"from": ["a", "b"]}, "attempts": 1}),
+    )
+    assert [work.tokens for work in step_work(_spec(*steps), VOCAB)] == [12, 8, 20]
+    assert [work.tokens for work in step_work(_spec(*steps), 15)] == [12, 8, 15]
+
+
 def test_a_file_of_tokens_is_bounded_by_its_size(tmp_path: Path) -> None:
     path = tmp_path / "tokens.json"
     ids = list(range(10))

@@ -50,6 +50,7 @@ MOVED = [
     ("system=Be brief.", "results"),
     ("thresholds.asr=0.6", "results"),
     ("tokens.categories=[normal, byte]", "results"),
+    ("tokens.exclude=['^ ']", "results"),
     ("steps.mine.batch_size=9", "results"),  # a search looks at what its batches showed
     ("steps.mine.k=9", "results"),
     ("steps.again.batch_size=9", "numerics"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields, replace
 from itertools import pairwise
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import pytest
@@ -203,6 +204,31 @@ def test_scan_looks_at_the_scope_and_no_more(llama: Context) -> None:
     special = replace(llama, spec=replace(llama.spec, tokens=TokenScope(("special",))))
     few = [fact.token for batch in batches(run("scan", special)) for fact in batch.token_facts]
     assert {token.category for token in few} == {"special"}
+
+
+def test_excluded_tokens_are_out_of_scope_and_counted(llama: Context) -> None:
+    narrow = replace(llama, spec=replace(llama.spec, tokens=TokenScope(exclude=("a", "^[A-Z]"))))
+    texts = list(map(llama.vocabulary.text, llama.scope()))
+    left_out = [text for text in texts if "a" in text or text[:1] in set(ascii_uppercase)]
+    assert 0 < narrow.excluded == len(left_out)
+    kept = list(map(llama.vocabulary.text, narrow.scope()))
+    assert sorted(kept + left_out) == sorted(texts)
+    assert llama.excluded == 0
+    named = next(i for i in llama.scope() if i not in narrow.scope())
+    assert [token.id for token in narrow.tokens({"ids": [named]})] == [named]
+
+
+def test_tokens_of_several_steps_are_taken_once(llama: Context) -> None:
+    earlier = {
+        "low": batches(run("mine", llama, search="range", ranges=((40, 60),), controls=0)),
+        "all": batches(run("scan", llama)),
+    }
+    after = replace(llama, earlier=earlier)
+    first, second = (after.tokens({"from": name}) for name in earlier)
+    both = after.tokens({"from": ["low", "all"]})
+    assert 0 < len(first) < len(second) == len(both)
+    assert both[: len(first)] == first
+    assert {token.id for token in both} == {token.id for token in second}
 
 
 def test_a_glitch_fails_every_probe_with_a_low_probability(llama: Context) -> None:

@@ -104,6 +104,8 @@ class ModelRecord:
     """The detection rule that chose it."""
     engine: str = ""
     """Which forward pass ran the model, and why; empty in records older than the choice."""
+    excluded: int = 0
+    """Tokens of the categories in scope that `tokens.exclude` left out."""
 
 
 @dataclass(frozen=True, slots=True)

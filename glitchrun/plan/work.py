@@ -284,6 +284,7 @@ def _named(source: Mapping[str, Any], done: Mapping[str, int | None], vocab: int
             return vocab
         return min(vocab, path.stat().st_size // 2 + 1)
     if "from" in source:
-        earlier = done.get(source["from"])
-        return vocab if earlier is None else earlier
+        steps = [source["from"]] if isinstance(source["from"], str) else source["from"]
+        earlier = [done.get(step) for step in steps]
+        return vocab if None in earlier else min(vocab, sum(filter(None, earlier)))
     return min(vocab, len(set(source.get("ids") or source.get("texts") or ())))

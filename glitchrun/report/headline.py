@@ -80,6 +80,7 @@ def _verdict(record: RunRecord) -> tuple[int | None, str, list[str]]:
         _about_verdicts(record, found),
         _about_severity(record, found),
         _about_emitted(found),
+        _about_excluded(record),
         *map(_about_left, record.steps),
         *map(_about_recall, record.steps),
         *map(_about_controls, alarms(record)),
@@ -150,6 +151,13 @@ def _about_verdicts(record: RunRecord, found: Severity) -> str:
         f"Of {counted(found.verified, 'verified token')}{whole}, {found.glitch:,} "
         f"({share(found.glitch, found.verified)}) failed {prompts}{limit}."
     )
+
+
+def _about_excluded(record: RunRecord) -> str:
+    """What the spec kept out of the scope; empty where there is no such thing."""
+    if not record.model or not (record.spec.get("tokens") or {}).get("exclude"):
+        return ""
+    return f"tokens.exclude left {counted(record.model.excluded, 'token')} out of the scope."
 
 
 def _about_left(step: StepRecord) -> str:

@@ -132,6 +132,7 @@ def _setup(record: RunRecord) -> Pairs:
     scope = (record.spec.get("tokens") or {}).get("categories") or ["normal"]
     meaning = [
         ("Vocabulary in scope", ", ".join(map(str, scope))),
+        *_excluded(record),
         ("Glitch", f"every probe failed, with p < {level.probability:g} in each"),
         ("Confirmed", f"ASR ≥ {level.asr:g}" if level.asr else "ASR > 0"),
     ]
@@ -149,6 +150,14 @@ def _setup(record: RunRecord) -> Pairs:
     ]
     cell = ", ".join(f"{key} = {_text(value)}" for key, value in _assigned(record).items())
     return [("Matrix cell", cell), *pairs] if cell else pairs
+
+
+def _excluded(record: RunRecord) -> Pairs:
+    patterns = (record.spec.get("tokens") or {}).get("exclude")
+    if not patterns:
+        return []
+    number = f"{record.model.excluded:,} tokens: " if record.model else ""
+    return [("Left out of it", f"{number}{', '.join(map(_text, patterns))}")]
 
 
 def _assigned(record: RunRecord) -> Mapping[str, Any]:

@@ -192,6 +192,7 @@ class _Run:
             template=context.template.name,
             template_rule=context.template.rule,
             engine=self._engine,
+            excluded=context.excluded,
         )
 
     def _step(self, step: Step, context: Context) -> None:

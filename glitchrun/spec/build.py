@@ -36,7 +36,7 @@ def build_spec(document: Document) -> Spec:
         template=_template(data.get("template", "auto")),
         system=data.get("system"),
         seed=data.get("seed", 0),
-        tokens=TokenScope(tuple(data.get("tokens", {}).get("categories", ("normal",)))),
+        tokens=TokenScope(**{name: tuple(value) for name, value in data.get("tokens", {}).items()}),
         steps=tuple(_step(step) for step in data["steps"]),
         thresholds=Thresholds(
             **{name: float(value) for name, value in data.get("thresholds", {}).items()}

@@ -19,7 +19,7 @@ from typing import Any
 
 from glitchrun.spec.defaults import step_with_defaults
 from glitchrun.spec.schema import TOKEN_SOURCES
-from glitchrun.spec.types import Spec
+from glitchrun.spec.types import Spec, TokenScope
 
 NUMERICS = ("model.device", "model.max_memory", "execution")
 COSMETIC = ("apiVersion", "kind", "metadata", "gates", "tracking", "matrix")
@@ -41,7 +41,7 @@ def results_digest(spec: Spec) -> str:
             "template": template,
             "system": spec.system,
             "seed": spec.seed,
-            "tokens": sorted(spec.tokens.categories),
+            "tokens": _scope(spec.tokens),
             "thresholds": asdict(spec.thresholds),
             "steps": steps,
         }
@@ -99,6 +99,13 @@ def _kind(path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         if index < len(document.get("steps", ()))
     }
     return "numerics" if strategies <= set(_BATCHES_FREELY) else "results"
+
+
+def _scope(tokens: TokenScope) -> Any:
+    categories = sorted(tokens.categories)
+    if not tokens.exclude:
+        return categories
+    return {"categories": categories, "exclude": sorted(tokens.exclude)}
 
 
 def _step_results(name: str, strategy: str, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ def semantic_problems(document: Document, *, partial: bool = False) -> list[Prob
     """Every problem of meaning. Values of the wrong type are passed over: the schema names them.
     A `partial` document (a fragment) may lack what its references are to."""
     problems = [*_step_ids(document), *_template(document), *_system(document)]
+    problems += _exclude(document)
     for index, step in _steps(document):
         problems += _token_source(document, index, step)
         problems += _parameters(document, index, step)
@@ -80,6 +81,9 @@ def _named_tokens(document: Document, index: int, name: str, tokens: Any) -> Ite
     wanted = tokens.get("from")
     if isinstance(wanted, str):
         yield from _reference(document, index, (*path, "from"), wanted)
+    for position, one in enumerate(_list(wanted)):
+        if isinstance(one, str):
+            yield from _reference(document, index, (*path, "from", position), one)
     file = tokens.get("file")
     if isinstance(file, str) and not os.path.isfile(file):  # noqa: PTH113 - Path() costs more
         message = f"the token file {file!r} does not exist"
@@ -200,6 +204,14 @@ def _system(document: Document) -> Iterator[Problem]:
         place = document.key_place(("system",))
         hint = "add template.system with {system} in it" if inline_without else "remove `system`"
         yield document.problem("GR307", ("system",), message, hint, place=place)
+
+
+def _exclude(document: Document) -> Iterator[Problem]:
+    scope = document.data.get("tokens")
+    patterns = _list(scope.get("exclude")) if isinstance(scope, dict) else []
+    for position, pattern in enumerate(patterns):
+        if isinstance(pattern, str):
+            yield from _regex(document, ("tokens", "exclude", position), pattern)
 
 
 def _gates(document: Document) -> Iterator[Problem]:

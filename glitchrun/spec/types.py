@@ -76,6 +76,8 @@ class TokenScope:
     """Which part of the vocabulary the experiment may look at."""
 
     categories: tuple[str, ...] = ("normal",)
+    exclude: tuple[str, ...] | None = None
+    """Regular expressions; a token whose text one of them matches anywhere is left out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,17 @@ class Context:
 
     def scope(self) -> list[int]:
         """Ids of the part of the vocabulary that the experiment may look at, ascending."""
-        return self.vocabulary.ids(self.spec.tokens.categories)
+        ids = self.vocabulary.ids(self.spec.tokens.categories)
+        patterns = [re.compile(pattern) for pattern in self.spec.tokens.exclude or ()]
+        text = self.vocabulary.text
+        return [i for i in ids if not any(pattern.search(text(i)) for pattern in patterns)]
+
+    @property
+    def excluded(self) -> int:
+        """Tokens of the categories in scope that `tokens.exclude` leaves out of it."""
+        if not self.spec.tokens.exclude:
+            return 0
+        return len(self.vocabulary.ids(self.spec.tokens.categories)) - len(self.scope())
 
     def tokens(self, source: Mapping[str, Any], name: str = "tokens") -> list[Token]:
         """The tokens that a step's `tokens:` (or the parameter `name`) names, each once, in the
@@ -67,7 +78,9 @@ class Context:
         elif "file" in source:
             ids = self._in_file(Path(source["file"]))
         else:
-            ids = self._found_by(source["from"], source.get("select", "glitch"))
+            steps = [source["from"]] if isinstance(source["from"], str) else source["from"]
+            select = source.get("select", "glitch")
+            ids = [one for step in steps for one in self._found_by(step, select)]
         return [self._token(token_id) for token_id in dict.fromkeys(ids)]
 
     def _in_file(self, path: Path) -> list[int]:
