@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from glitchrun.events import Entry
+from glitchrun.events import Entry, Screened
 from glitchrun.ledger.record import Metric
 from glitchrun.report.headline import headline
 from glitchrun.report.numbers import duration, figure, percent, share, size
@@ -45,7 +45,8 @@ def test_the_headline_is_the_confirmed_tokens(tmp_path: Path) -> None:
 
 
 def test_a_cascade_says_what_it_found_of_what_there_is(tmp_path: Path) -> None:
-    mine = step("mine", "mine", verified(1), verified(2, **GLITCH))
+    scores = Screened((1, 2, 3), (-1.0, -9.0, -2.0), (0.0, 5.0, 0.0))
+    mine = step("mine", "mine", scores, verified(1), verified(2, **GLITCH))
     cascade = replace(mine, params={"search": "cascade"})
     audited = replace(cascade, metrics={"recall_low": Metric(0.813, 2)})
     sentence = "it found at least 81.3 % of the glitch tokens in scope, with a confidence of 95 %."
@@ -64,6 +65,18 @@ def test_what_a_budget_cut_off_a_named_part_is_told(tmp_path: Path) -> None:
     assert any("Step mine left 1,298 of the 1,300 tokens that it named" in one for one in part)
     walk = headline(run_of(tmp_path / "b", replace(mine, params={"search": "random"}))).sentences
     assert not any("left" in one for one in walk)
+
+
+@pytest.mark.parametrize("low", [1.0, None])
+def test_a_cascade_that_verified_everything_speaks_of_no_audit(
+    tmp_path: Path, low: float | None
+) -> None:
+    scores = Screened((1, 2), (-1.0, -9.0), (0.0, 5.0))
+    mine = step("mine", "mine", scores, verified(1), verified(2))
+    every = replace(mine, params={"search": "cascade"}, metrics={"recall_low": Metric(low, 2)})
+    sentences = headline(run_of(tmp_path, every)).sentences
+    assert "Step mine verified every token in scope, so that it missed none." in sentences
+    assert not any("audit" in one for one in sentences)
 
 
 def test_attempts_that_sequential_saved_are_told(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ DECLARED = {
             "metric": "rank",
             "unit": "mean rank",
             "sentence": "The mean rank was {rank}.",
+            "when": {"rank": "It is not 0.", "cut": "It was cut."},
             "cards": ["rank"],
         },
     }
@@ -92,7 +93,7 @@ def test_mlflow_is_told_of_the_tables(record: RunRecord) -> None:
 def test_a_run_without_verdicts_leads_with_its_own_number(record: RunRecord) -> None:
     top = headline.headline(record)
     assert (top.number, top.unit) == (2.5, "mean rank")
-    assert top.sentences == ("The mean rank was 2.50.",)
+    assert top.sentences == ("The mean rank was 2.50. It is not 0.",)
     assert not overview.is_about_tokens(record)
     lines = "\n".join(summary_lines(record))
     assert "2.50 mean rank" in lines
@@ -104,7 +105,7 @@ def test_a_run_with_verdicts_still_leads_with_them(record: RunRecord) -> None:
     both = replace(record, steps=(step("scan", "scan", verified(1)), *record.steps))
     top = headline.headline(both)
     assert (top.number, top.unit) == (0, "glitch tokens")
-    assert top.sentences[-1] == "ask: The mean rank was 2.50."
+    assert top.sentences[-1] == "ask: The mean rank was 2.50. It is not 0."
 
 
 def test_an_unfinished_run_has_no_number(record: RunRecord) -> None:

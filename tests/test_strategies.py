@@ -149,7 +149,9 @@ def test_headlines_are_of_declared_metrics(name: str) -> None:
     if headline := strategies()[name].get("x-headline"):
         assert {headline["metric"], *headline.get("cards", ())} <= set(metrics)
         assert headline["unit"]
-        assert "{" not in headline["sentence"].format(**metrics)
+        sentences = (headline["sentence"], *headline.get("when", {}).values())
+        assert all("{" not in sentence.format(**metrics) for sentence in sentences)
+        assert set(headline.get("when", {})) <= set(metrics)
 
 
 @pytest.mark.parametrize("name", sorted(strategies()))

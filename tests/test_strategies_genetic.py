@@ -172,9 +172,23 @@ def test_every_token_alone_and_nothing_else(llama: Context) -> None:
 def test_an_early_stop_ends_the_count_too(llama: Context) -> None:
     events = run(llama, early_stop=0.01, generations=50)
     done = [event for event in events if isinstance(event, Batch)]
-    assert metrics(events)["generations"] == 0
+    found = metrics(events)
+    assert found["generations"] == 0
+    assert (found["stopped_by_fitness"], found["stopped_by_patience"]) == (1, 0)
     assert done[-1].done == done[-1].total == len(done)
     assert done[0].total == 54
+
+
+def test_an_end_by_patience_is_told_from_one_by_the_last_generation(llama: Context) -> None:
+    pool = {"ids": [50, 60]}  # of which all there is has soon been tried
+    alike = {"pool": pool, "impact_tokens": "all", "max_tokens": 2, "population": 4}
+    found = metrics(run(llama, patience=2, generations=40, **alike))
+    assert found["generations"] < 40  # type: ignore[operator]
+    assert (found["stopped_by_fitness"], found["stopped_by_patience"]) == (0, 1)
+    last = int(found["generations"])  # type: ignore[arg-type]
+    for params in ({"patience": 2, "generations": last}, {"generations": 3}):
+        found = metrics(run(llama, **alike, **params))
+        assert (found["stopped_by_fitness"], found["stopped_by_patience"]) == (0, 0)
 
 
 def test_the_seed_decides(llama: Context) -> None:

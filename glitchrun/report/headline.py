@@ -11,6 +11,7 @@ from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.numbers import counted, figure, percent, share
 from glitchrun.report.overview import is_about_tokens, samples, thresholds, verdicts
 from glitchrun.report.severity import MILD, Alarms, Severity, alarms, severity
+from glitchrun.report.table import facts_by_token
 from glitchrun.spec.defaults import step_with_defaults
 from glitchrun.spec.schema import strategies
 
@@ -65,11 +66,17 @@ def _told(step: StepRecord) -> tuple[str, float | None, str, str] | None:
         return None
     numbers = {name: figure(found.value, DIGITS) for name, found in step.metrics.items()}
     unit = declared.get("one", declared["unit"]) if metric.value == 1 else declared["unit"]
-    return step.id, metric.value, unit, declared["sentence"].format(**numbers)
+    holds = [
+        sentence
+        for name, sentence in declared.get("when", {}).items()
+        if (found := step.metrics.get(name)) and found.value
+    ]
+    said = " ".join([declared["sentence"], *holds]).format(**numbers)
+    return step.id, metric.value, unit, said
 
 
 def declared_headline(step: StepRecord) -> Mapping[str, Any] | None:
-    """What the step's strategy declares as `x-headline`: metric, unit, sentence, cards."""
+    """What the step's strategy declares as `x-headline`: metric, unit, sentence, when, cards."""
     found: Mapping[str, Any] | None = strategies().get(step.strategy, {}).get("x-headline")
     return found
 
@@ -177,6 +184,9 @@ def _about_recall(step: StepRecord) -> str:
     metric = step.metrics.get("recall_low")
     if not metric:
         return ""
+    screened = (fact for timed in step.batches for fact in timed.batch.screened)
+    if len(facts_by_token(step)) == sum(len(fact.token_ids) for fact in screened):
+        return f"Step {step.id} verified every token in scope, so that it missed none."
     if metric.value is None:
         return (
             f"What step {step.id} missed is not known: it ended before an audit, or found nothing."

@@ -44,7 +44,7 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
         batches.append(batch)
         if recorded is None:
             yield batch
-    yield from tables.metrics(batches)
+    yield from tables.metrics(batches, course.evolution.ended_early)
 
 
 Stage = Callable[[Batch | None], Batch]

@@ -116,7 +116,7 @@ def recorded_scores(batch: Batch, table: str) -> dict[Ids, tuple[float, ...]]:
     return found
 
 
-def metrics(batches: Sequence[Batch]) -> Iterator[Measured]:
+def metrics(batches: Sequence[Batch], ended_early: str | None) -> Iterator[Measured]:
     """What the step ends with. Rates are over the evaluations of the model alone."""
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for entry in (entry for batch in batches for entry in batch.entries):
@@ -135,6 +135,8 @@ def metrics(batches: Sequence[Batch]) -> Iterator[Measured]:
     yield Measured("evaluations", n, n)
     yield Measured("evaluations_per_second", n / seconds if seconds else None, n)
     yield Measured("generations", len(curve) - 1, n)
+    for why in ("fitness", "patience"):
+        yield Measured(f"stopped_by_{why}", int(ended_early == why), n)
     yield Measured("diversity", curve[-1]["diversity"], n)
     yield Measured("pool", start["pool"], n)
     yield Measured("not_intact", sum(batch.counters["not_intact"] for batch in batches), n)

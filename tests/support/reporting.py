@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from glitchrun.events import Batch, Entry, ProbeResult, Sampled, Token, TokenFact, Verified
+from glitchrun.events import (
+    Batch,
+    Entry,
+    ProbeResult,
+    Sampled,
+    Screened,
+    Token,
+    TokenFact,
+    Verified,
+)
 from glitchrun.ledger.record import RunRecord, StepRecord, TimedBatch
 from tests.support.records import write_run
 
@@ -35,7 +44,9 @@ def sampled(token_id: int, failures: int, attempts: int = 5, *, text: str | None
     return Sampled(token, outcomes, asr, asr / 2, (1 + asr) / 2, asr >= 0.8)
 
 
-def step(name: str, strategy: str, *facts: TokenFact | Entry, **counters: int) -> StepRecord:
+def step(
+    name: str, strategy: str, *facts: TokenFact | Entry | Screened, **counters: int
+) -> StepRecord:
     """A finished step with all its facts in one batch, which took a second."""
     batch = Batch(tuple(facts), len(facts), len(facts), 1.0, counters)
     return StepRecord(name, strategy, {}, 0, 1000, (TimedBatch(1000, batch),))

@@ -157,6 +157,12 @@ class Evolution:
             return "patience"
         return "generations" if self.generation >= settings.generations else None
 
+    @property
+    def ended_early(self) -> str | None:
+        """fitness or patience, where that ended the search with generations left; else None."""
+        left = self.generation <= self.settings.generations
+        return self.ending if self.ending != "generations" and left else None
+
     def _first(self, rng: Generator) -> list[Ids]:
         """The best singles, sequences made of them, and random ones."""
         size, share = self.settings.population, self.settings.seed_ratio
