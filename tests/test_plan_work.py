@@ -10,6 +10,7 @@ import pytest
 
 from glitchrun.plan import work as module
 from glitchrun.plan.work import BOUNDS, StepWork, parameters, step_work, workloads
+from glitchrun.search.recall import most_missed
 from glitchrun.spec.types import ModelSpec, Spec, Step
 
 VOCAB = 1000
@@ -41,6 +42,19 @@ def test_only_a_walk_takes_gradients() -> None:
 def test_the_budget_and_the_vocabulary_are_bounds() -> None:
     assert _work("mine", iterations=20, batch_size=4, budget=7).tokens == 7
     assert _work("mine", iterations=5000, batch_size=4).tokens == VOCAB
+
+
+@pytest.mark.parametrize(("recall", "fewest"), [(0.9, 9), (0.95, 19), (0.5, 1), (0.99, 99)])
+def test_a_cascade_is_told_to_verify_nearly_all_where_few_are_found(
+    recall: float, fewest: int
+) -> None:
+    assert most_missed(fewest, recall) == 1
+    assert most_missed(fewest - 1, recall) == 0
+    caveat = _work("mine", search="cascade", recall=recall).caveat
+    assert caveat is not None
+    assert f"unless {fewest} or more are found" in caveat
+    assert _work("mine", search="cascade", recall=recall, budget=500).caveat is None
+    assert _work("mine", search="screen").caveat is None
 
 
 def test_strict_asks_three_times() -> None:

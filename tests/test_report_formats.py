@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from glitchrun.events import Control
 from glitchrun.ledger.record import GateResult, RunRecord
 from glitchrun.report.document import document
 from glitchrun.report.junit import junit
@@ -78,6 +79,28 @@ def test_markdown_shows_the_headline_and_the_tokens(record: RunRecord) -> None:
     assert "| `asr/confirmed >= 1` | pass | 3 |" in text
     assert "glitchrun apply specs/smollm2-quickstart.yaml --fresh" in text
     assert "| confirmed |" in text
+
+
+def test_markdown_has_the_tables_of_severity_and_controls(tmp_path: Path) -> None:
+    severe = {"p": 1e-6, "passed": False, "glitch": True}
+    controls = [Control(2, True, verified(90 + i, **(severe if i else {}))) for i in range(4)]
+    own = [verified(1), verified(2, **severe), verified(3, **GLITCH)]
+    mine = step("mine|", "mine", *own, *controls)
+    text = markdown(run_of(tmp_path, mine))
+    assert "| below 1e-05 (severe) | 1 | 33.3 % | 1 |" in text
+    assert "| 0.01 to 0.1 | 1 | 33.3 % | 1 |" in text
+    assert "| all failures | 2 | 66.7 % | 2 |" in text
+    assert "| `mine\\|` | 2 of 3 | 66.7 % | 4 | 100 % | 3 | 75 % | 30.1 % to 95.4 % |" in text
+    assert "Probes passed" not in text  # with one probe the verdicts say it all
+    strict = [replace(one, probes={**one.probes, "explain": one.probes["repeat"]}) for one in own]
+    text = markdown(run_of(tmp_path / "strict", step("mine", "mine", *strict)))
+    assert "| `mine` | repeat fail, explain fail | 2 | 1 |" in text
+    assert "False alarms" not in text
+
+
+def test_markdown_of_a_run_without_failures_has_no_table_of_severity(tmp_path: Path) -> None:
+    text = markdown(run_of(tmp_path, step("scan", "scan", verified(1))))
+    assert "Failures by probability" not in text
 
 
 def test_markdown_holds_hostile_tokens_in_code_spans(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from scipy.stats import hypergeom
 from glitchrun.events import ProbeResult, Token, Verified
 from glitchrun.search.base import Scores, Space
 from glitchrun.search.cascade import Cascade, by_score
-from glitchrun.search.recall import Audit, Recall, recall, sample_size
+from glitchrun.search.recall import Audit, Recall, most_missed, recall, sample_size
 
 N = 6000
 
@@ -77,6 +77,23 @@ def test_bounds_where_everything_or_nothing_was_sampled() -> None:
 def test_sample_sizes_are_the_smallest_that_do() -> None:
     size = sample_size(4000, 40, 0.05)
     assert Audit(4000, size, 0).most(0.05) <= 40 < Audit(4000, size - 1, 0).most(0.05)
+
+
+@pytest.mark.parametrize(
+    ("found", "share", "missed"),
+    [
+        (8, 0.9, 0),
+        (9, 0.9, 1),
+        (17, 0.9, 1),
+        (18, 0.9, 2),
+        (19, 0.95, 1),
+        (7, 0.7, 3),
+        (99, 0.99, 1),
+    ],
+)
+def test_what_may_be_missed_is_counted_exactly(found: int, share: float, missed: int) -> None:
+    assert most_missed(found, share) == missed
+    assert found / (found + missed) >= share > found / (found + missed + 1)
 
 
 @pytest.mark.parametrize("sharpness", [6.0, 3.0])

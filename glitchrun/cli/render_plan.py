@@ -61,6 +61,8 @@ def _run_lines(run: PlannedRun) -> Iterator[str]:
         yield from (f"  {line}" for line in _memory_lines(run.estimate))
     for work in run.work:
         yield f"  step    {work.step} ({work.strategy}): {_work(work)}"
+        if work.caveat:
+            yield f"          {work.caveat}"
     if run.seconds is not None:
         low, high = map(span, run.seconds)
         yield f"  time    {low} to {high} after loading (orders of magnitude, not a promise)"

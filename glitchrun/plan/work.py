@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,8 @@ class StepWork:
     repeats: int
     """Prompts and continuations that come within rounding and are done once more; by experience
     a few per cent of this bound."""
+    caveat: str | None = None
+    """When the step comes near these bounds though it usually stays far below them."""
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
@@ -130,13 +134,25 @@ def _mine(params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int)
         limit = min(limit, params["budget"])
     tokens = min(limit + params["controls"], vocab)
     if params["search"] in ("screen", "cascade"):
+        ends_by_recall = params["search"] == "cascade" and params.get("budget") is None
+        caveat = _few_found(params["recall"]) if ends_by_recall else None
         screens = vocab // _SCREENS_A_PROMPT
-        return _verified(tokens, params, screens=screens)
+        return _verified(tokens, params, screens=screens) | {"caveat": caveat}
     if params["search"] != "gradient":
         return _verified(tokens, params)
     # A round verifies no more than the neighbours it looked at.
     each = min(params["batch_size"], params["k"])
     return _verified(tokens, params, gradients=-(-limit // each))
+
+
+def _few_found(recall: float) -> str:
+    """What a cascade costs where there is little to find: no token may have been missed then."""
+    exact = Fraction(str(recall))
+    fewest = math.ceil(exact / (1 - exact))
+    return (
+        f"recall {recall:g} allows none to be missed unless {fewest} or more are found: with "
+        "fewer, nearly every token is verified; a budget or a lower recall ends it sooner"
+    )
 
 
 def _scan(params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from glitchrun.report.markup import code, escaped, grid, prose
 from glitchrun.report.numbers import count, figure, percent, share, size
 from glitchrun.report.overview import tallies
 from glitchrun.report.sections import commands
+from glitchrun.report.severity_markdown import severity_parts
 from glitchrun.report.spelling import spelled
 from glitchrun.report.step_tables import StepColumn, StepTable, shown, step_tables
 from glitchrun.report.table import Row, most_interesting_first, table
@@ -20,7 +21,8 @@ SHOWN = 30
 
 
 def markdown(record: RunRecord) -> str:
-    """The headline, gates, verdict counts, the tokens found and how to reproduce them."""
+    """The headline, gates, verdict counts, severity, false alarms, the tokens found and how to
+    reproduce them."""
     top = headline(record)
     number = "" if top.number is None else f"{figure(top.number, DIGITS)} "
     identity = record.identity
@@ -30,6 +32,7 @@ def markdown(record: RunRecord) -> str:
         *map(prose, top.sentences),
         *_gates(record),
         *_verdicts(record),
+        *severity_parts(record),
         *_tokens(table(record)),
         *(part for table in step_tables(record) for part in _step_table(table)),
         *_model(record),

@@ -12,7 +12,7 @@ import numpy as np
 from glitchrun.events import Verified
 from glitchrun.search.base import Scores, Space
 from glitchrun.search.ordered import Ordered
-from glitchrun.search.recall import Audit, Recall, recall, sample_size
+from glitchrun.search.recall import Audit, Recall, most_missed, recall, sample_size
 
 if TYPE_CHECKING:
     from glitchrun.strategies.mine import Config
@@ -134,8 +134,7 @@ class Cascade:
     def _drawn(self) -> list[int]:
         rest = len(self._front) - self._end
         found = max(1, self._hits(self._front[: self._end]))
-        allowed = int(found * (1 - self._share) / self._share)
-        least = sample_size(rest, allowed, self._alpha)
+        least = sample_size(rest, most_missed(found, self._share), self._alpha)
         size = min(_SAFETY * least, max(least, int(_AUDIT * rest)), rest)
         aside = (i for i in self._random if self._rank[i] >= self._end)
         return [token_id for token_id, _ in zip(aside, range(size), strict=False)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from scipy.stats import hypergeom
 
@@ -77,6 +78,15 @@ def recall(found: int, audit: Audit, alpha: float, confidence: float) -> Recall 
     low, high = (share(bound - audit.hits) for bound in (audit.most(alpha), audit.least(alpha)))
     estimate = share(audit.expected - audit.hits)
     return None if math.isnan(estimate) else Recall(estimate, low, high, confidence)
+
+
+def most_missed(found: int, share: float) -> int:
+    """How many may be missed beside `found` so that those are still `share` of all.
+
+    In exact numbers, of the share as it is written: 9 found and 0.9 allow 1.
+    """
+    exact = Fraction(str(share))
+    return int(found * (1 - exact) / exact)
 
 
 def sample_size(rest: int, allowed: int, alpha: float) -> int:
