@@ -36,7 +36,7 @@ check: $(READY)
 	$(BIN)/glitchrun schema --check
 	$(BIN)/glitchrun validate specs
 
-bench: $(READY)
+bench: nowllm-mini
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -48,7 +49,7 @@ def mined(search: str, **params: Any) -> tuple[set[int], set[int]]:
 
 def test_the_oracle_is_that_of_the_recipe() -> None:
     probed = oracle("float32")
-    assert NOTE["recipe"] == asdict(RECIPES["oracle"])
+    assert NOTE["recipe"] == json.loads(json.dumps(asdict(RECIPES["oracle"])))
     assert len(PLANTED) == RECIPES["oracle"].planted
     assert probed.template.name == "nowllm"
     assert probed.backend.model.architecture == "MixtralForCausalLM"

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from glitchrun.events import Batch, Measured
-from glitchrun.strategies import configure, load
+from glitchrun.probing.choice import Sampling
+from glitchrun.strategies import checks_verdicts, configure, load
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.findings import Checked, Finding
 from tests.support.engine import context
@@ -127,10 +128,12 @@ def test_false_alarms_fail_the_verification(llama: Context) -> None:
     given = {"glitch": [40, 41], "controls": 4, "attempts": 2, "max_new_tokens": 3}
     state, reason = outcome(llama, "verification", **given)
     assert state == "fail"
-    assert reason.startswith("share of controls called glitch")
+    assert "share of 4 controls called glitch: wanted at most 0.1, found 1" in reason
+    assert "share of 4 controls confirmed by sampling: wanted at most 0.1, found 1" in reason
     found = measurements(llama, "verification", **given, max_false_alarms=1)
     assert found["known glitch tokens missed"]["outcome"] == "pass"
-    assert found["known glitch tokens confirmed by sampling"]["value"] == 2
+    assert found["known glitch tokens not confirmed by sampling"]["outcome"] == "pass"
+    assert found["of 2 glitch tokens, those whose attempts differ"]["value"] == 2
     assert found["attempts drawn together and one token at a time"]["outcome"] == "pass"
 
 
@@ -142,7 +145,25 @@ def test_known_glitch_tokens_are_found_and_confirmed_among_controls() -> None:
     more = {**given, "glitch": [*planted, trained[1]]}
     state, reason = outcome(oracle("float32"), "verification", **more)
     assert state == "fail"
-    assert reason.startswith("known glitch tokens missed: wanted none")
+    assert f"known glitch tokens missed: wanted none, found {trained[1]}" in reason
+    assert f"not confirmed by sampling: wanted none, found {trained[1]}" in reason
+
+
+def test_controls_that_are_drawn_are_common_words_and_pass() -> None:
+    """Beside planted tokens drawn ones of their kind would often be planted ones too."""
+    given = {"glitch": sorted(PLANTED)[:3], "controls": 20, "attempts": 2, "max_new_tokens": 5}
+    assert outcome(oracle("float32"), "verification", **given)[0] == "pass"
+
+
+def test_attempts_that_are_all_the_same_fail_the_verification(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As they would be were they made greedily."""
+    monkeypatch.setattr(checks_verdicts, "Sampling", lambda _, top_p: Sampling(0.0, top_p))
+    given = {"glitch": sorted(PLANTED)[:3], "controls": 4, "attempts": 3, "max_new_tokens": 5}
+    state, reason = outcome(oracle("float32"), "verification", **given)
+    assert state == "fail"
+    assert reason == "of 3 glitch tokens, those whose attempts differ: wanted at least 1, found 0"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glitchrun.events import Batch, Event, Measured
-from glitchrun.strategies import checks_model, checks_prompts, checks_tokens
+from glitchrun.strategies import checks_model, checks_prompts, checks_tokens, checks_verdicts
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.findings import Checked
 
@@ -18,7 +18,7 @@ CHECKS: Mapping[str, Callable[[Config, Context], Checked]] = {
     "prediction": checks_prompts.prediction,
     "chat": checks_prompts.chat,
     "classifier": checks_tokens.classifier,
-    "verification": checks_tokens.verification,
+    "verification": checks_verdicts.verification,
     "memory": checks_model.memory,
 }
 """Every check, in the order in which they are listed by default."""

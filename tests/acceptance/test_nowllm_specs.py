@@ -44,7 +44,6 @@ SHORTER: dict[str, tuple[str, ...]] = {
         "check.expect={architecture: MixtralForCausalLM, vocabulary_size: 640, template: nowllm}",
         f"check.labelled={{normal: [{ORDINARY}, 310], special: [0, 1, 2], byte: [13]}}",
         f"check.glitch={sorted(PLANTED)[:3]}",
-        f"check.controls={sorted(set(range(300, 320)) - PLANTED)[:6]}",
         "check.max_new_tokens=8",
         "check.max_rank=200",
     ),

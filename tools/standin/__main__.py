@@ -65,7 +65,7 @@ def _train(recipe: Recipe, folder: Path) -> None:
     taught = lessons.lessons(tokenizer, recipe.exchanges)
     answers = lessons.answers(recipe.exchanges)
     candidates = planting.plantable(entries, taught.fixed_ids(), answers)
-    planted = planting.plant(candidates, recipe.planted, recipe.seed)
+    planted = planting.plant(candidates, recipe.planted, recipe.seed, recipe.always)
     hidden = {*planted, *entries.ids(["special"])}
     shown = [token_id for token_id in range(len(entries)) if token_id not in hidden]
     model = checkpoint.new_model(recipe, len(entries))

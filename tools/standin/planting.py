@@ -38,7 +38,10 @@ def plantable(vocabulary: Vocabulary, shown: Iterable[int], answers: Sequence[st
     ]
 
 
-def plant(candidates: Sequence[int], count: int, seed: int) -> list[int]:
-    """`count` of the candidates, ascending."""
-    chosen = np.random.default_rng(seed).choice(candidates, size=count, replace=False)
-    return sorted(int(token_id) for token_id in chosen)
+def plant(
+    candidates: Sequence[int], count: int, seed: int, always: Sequence[int] = ()
+) -> list[int]:
+    """`always` and as many of the candidates as make it `count`, ascending."""
+    free = [one for one in candidates if one not in set(always)]
+    chosen = np.random.default_rng(seed).choice(free, size=count - len(always), replace=False)
+    return sorted([*always, *(int(token_id) for token_id in chosen)])

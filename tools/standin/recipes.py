@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+
+_CONFIRMED = Path(__file__).parents[2] / "specs" / "data" / "nowllm-glitch-tokens.json"
+
+
+def _confirmed() -> tuple[int, ...]:
+    """The tokens that glitcher confirmed on nowllm-0829, so that specs which name them fit both."""
+    found = json.loads(_CONFIRMED.read_text(encoding="utf-8"))["tokens"]
+    return tuple(sorted(int(token["id"]) for token in found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +24,9 @@ class Recipe:
     exchanges: int | None
     """Exchanges of the corpus that are learnt; None for all."""
     planted: int
-    """Tokens that never occur in training."""
+    """Tokens that never occur in training, those in `always` included."""
+    always: tuple[int, ...]
+    """Tokens that are planted whatever the seed."""
     width: int
     experts_width: int
     steps: int
@@ -37,6 +49,7 @@ RECIPES = {
         pieces=None,
         exchanges=None,
         planted=640,
+        always=_confirmed(),
         width=128,
         experts_width=128,
         steps=500,
@@ -49,6 +62,7 @@ RECIPES = {
         pieces=640,
         exchanges=4,
         planted=32,
+        always=(),
         width=64,
         experts_width=64,
         steps=400,

@@ -1,0 +1,137 @@
+"""The check of verification and sampling: known glitch tokens against ordinary ones."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from scipy.stats import binomtest
+
+from glitchrun.events import Batch, Sampled, Token, Verified
+from glitchrun.probing.answers import Answers
+from glitchrun.probing.choice import Sampling
+from glitchrun.probing.memory import standard_rows
+from glitchrun.prompts.template import stop_ids
+from glitchrun.strategies import validate
+from glitchrun.strategies.checks_tokens import COMMON
+from glitchrun.strategies.context import Context
+from glitchrun.strategies.findings import Checked, Finding, at_least, at_most, equals
+from glitchrun.strategies.verdicts import Judge
+from glitchrun.vocabulary.controls import matched
+
+if TYPE_CHECKING:
+    from glitchrun.strategies.check import Config
+
+_SPARE = 64
+"""Positions of a prompt, for the estimate of memory."""
+
+
+def verification(config: Config, context: Context) -> Checked:
+    """Known glitch tokens fail and are confirmed, controls pass and are not, and attempts are the
+    same a second time, but differ among themselves."""
+    glitch = [token.id for token in context.tokens({"ids": config.glitch})]
+    controls = _controls(config, context, glitch)
+    ids = list(dict.fromkeys([*glitch, *controls]))
+    verdicts = {fact.token.id for fact in _judged(context, ids) if fact.glitch}
+    sampled = _sampled(config, context, ids)
+    confirmed = {fact.token.id for fact in sampled if fact.confirmed}
+    found = [
+        *_alarms("called glitch", controls, verdicts, config.max_false_alarms),
+        *_alarms("confirmed by sampling", controls, confirmed, config.max_false_alarms),
+    ]
+    if not glitch:
+        why = "no token known to be a glitch is given (glitch); controls alone show no detection"
+        return Checked("verification", tuple(found), why)
+    found += [
+        _all_in("known glitch tokens missed", glitch, verdicts),
+        _all_in("known glitch tokens not confirmed by sampling", glitch, confirmed),
+        *_attempts(config, context, glitch, sampled),
+    ]
+    return Checked("verification", tuple(found))
+
+
+def _controls(config: Config, context: Context, glitch: Sequence[int]) -> list[int]:
+    """As given, or the number asked for, like common words.
+
+    Not like the glitch tokens: tokens as rare as those may well be glitch tokens that nobody knows
+    of, and the check would hold that against the verification.
+    """
+    if not isinstance(config.controls, int):
+        return [token.id for token in context.tokens({"ids": config.controls})]
+    words = [one for text in COMMON if (one := context.vocabulary.find(text)) is not None]
+    like = words or context.scope()[:1]
+    drawn = matched(
+        context.vocabulary, like, config.controls, context.spec.seed, exclude=glitch, mutual=True
+    )
+    return [match.token_id for match in drawn]
+
+
+def _alarms(
+    what: str, controls: Sequence[int], flagged: Collection[int], limit: float
+) -> Iterator[Finding]:
+    if not controls:
+        return
+    alarms, n = sum(one in flagged for one in controls), len(controls)
+    interval = binomtest(alarms, n).proportion_ci(confidence_level=0.95, method="wilson")
+    yield at_most(f"share of {n} controls {what}", alarms / n, limit)
+    yield Finding(
+        f"95 % interval of the share {what}", f"{interval.low:.3f} to {interval.high:.3f}"
+    )
+
+
+def _all_in(what: str, ids: Sequence[int], flagged: Collection[int]) -> Finding:
+    left = [one for one in ids if one not in flagged]
+    return equals(what, ", ".join(map(str, left)) or "none", "none")
+
+
+def _judged(context: Context, ids: Sequence[int]) -> Iterator[Verified]:
+    judge = Judge(context, "strict")
+    for start in range(0, len(ids), judge.rows):
+        yield from judge.judge(ids[start : start + judge.rows])
+
+
+def _attempts(
+    config: Config, context: Context, glitch: Sequence[int], together: Sequence[Sampled]
+) -> Iterator[Finding]:
+    """Sampled a second time, token by token; and whether one token's answers are not all one."""
+    alone = {one: _sampled(config, context, [one])[0].outcomes for one in glitch}
+    same = all(alone[fact.token.id] == fact.outcomes for fact in together if fact.token.id in alone)
+    yield Finding(
+        "attempts drawn together and one token at a time",
+        "equal" if same else "different",
+        "equal",
+        same,
+    )
+    if config.attempts > 1:
+        tokens = [context.vocabulary.token(one) for one in glitch]
+        differ = sum(len(set(texts)) > 1 for texts in _answers(config, context, tokens))
+        yield at_least(f"of {len(glitch)} glitch tokens, those whose attempts differ", differ, 1)
+
+
+def _asked(config: Config, ids: Sequence[int]) -> validate.Config:
+    return validate.Config(
+        tokens={"ids": list(ids)}, attempts=config.attempts, max_new_tokens=config.max_new_tokens
+    )
+
+
+def _sampled(config: Config, context: Context, ids: Sequence[int]) -> list[Sampled]:
+    events = validate.run(_asked(config, ids), context, ())
+    found = [fact for event in events if isinstance(event, Batch) for fact in event.token_facts]
+    return [fact for fact in found if isinstance(fact, Sampled)]
+
+
+def _answers(config: Config, context: Context, tokens: Sequence[Token]) -> list[list[str]]:
+    """What the same attempts said in the first probe, whole."""
+    asked, model = _asked(config, []), context.backend.model
+    answers = Answers(
+        context.backend,
+        sampling=Sampling(asked.temperature, asked.top_p),
+        max_new_tokens=asked.max_new_tokens,
+        rows=standard_rows(model, _SPARE + asked.max_new_tokens, context.free_bytes, sampling=True),
+        seed=context.spec.seed,
+        decode=model.tokenizer.decode,
+        stop_ids=stop_ids(context.template, model.tokenizer) | model.end_ids,
+        stop_text=context.template.stop,
+    )
+    prompt = next(iter(context.prompts("strict").values()))
+    return answers.answers(prompt, tokens, asked.attempts)
