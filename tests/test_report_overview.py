@@ -58,6 +58,24 @@ def test_a_cascade_says_what_it_found_of_what_there_is(tmp_path: Path) -> None:
     assert not any("audit" in one for one in headline(run_of(tmp_path / "c", mine)).sentences)
 
 
+def test_a_token_that_several_steps_found_is_listed_once(tmp_path: Path) -> None:
+    low, again = (
+        step(name, "mine", verified(1, **GLITCH), verified(2, **GLITCH))
+        for name in ("low", "again")
+    )
+    first, second = (step(name, "validate", sampled(2, 5)) for name in ("asr", "more"))
+    lines = summary_lines(run_of(tmp_path, low, again, first, second))
+    assert sum("  «␣t2»  confirmed" in line for line in lines) == 1
+    assert sum("  «␣t1»  glitch" in line for line in lines) == 1
+
+
+def test_probes_that_differ_by_step_are_not_taken_for_one_check(tmp_path: Path) -> None:
+    mine, other = verified(1, **GLITCH), verified(2, **GLITCH)
+    other = replace(other, probes={"explain": other.probes["repeat"]})
+    told = headline(run_of(tmp_path, step("a", "mine", mine), step("b", "test", other))).sentences
+    assert any("failed every probe that they were asked in (explain, repeat)" in s for s in told)
+
+
 def test_what_a_budget_cut_off_a_named_part_is_told(tmp_path: Path) -> None:
     mine = step("mine", "mine", verified(1), verified(2, **GLITCH))
     mine = replace(mine, metrics={"left": Metric(1298, 1300)})

@@ -141,11 +141,7 @@ def _about_verdicts(record: RunRecord, found: Severity) -> str:
     """What share of how many tokens failed, and by what measure."""
     if not found.verified:
         return ""
-    probes = sorted({name for fact in verdicts(record) for name in fact.probes})
-    level = thresholds(record).probability
-    prompts = (
-        f"the probe {probes[0]}" if len(probes) == 1 else f"each of the probes {', '.join(probes)}"
-    )
+    level, prompts = thresholds(record).probability, _asked(record)
     limit = (
         ", whatever the probability it gave the token (thresholds.probability = 1)"
         if level >= 1
@@ -158,6 +154,17 @@ def _about_verdicts(record: RunRecord, found: Severity) -> str:
         f"Of {counted(found.verified, 'verified token')}{whole}, {found.glitch:,} "
         f"({share(found.glitch, found.verified)}) failed {prompts}{limit}."
     )
+
+
+def _asked(record: RunRecord) -> str:
+    """What a token had to fail, in words."""
+    asked = {tuple(fact.probes) for fact in verdicts(record)}
+    names = sorted({name for probes in asked for name in probes})
+    if len(names) == 1:
+        return f"the probe {names[0]}"
+    if len(asked) > 1:  # by steps that asked differently
+        return f"every probe that they were asked in ({', '.join(names)})"
+    return f"each of the probes {', '.join(names)}"
 
 
 def _about_excluded(record: RunRecord) -> str:

@@ -53,7 +53,12 @@ def _check_lines(record: RunRecord) -> list[str]:
 
 
 def _token_lines(rows: list[Row]) -> list[str]:
-    found = [row for row in most_interesting_first(rows) if row.verdict in ("confirmed", "glitch")]
+    ranked = most_interesting_first(rows)
+    first: dict[int, Row] = {}  # a token that several steps found is one token
+    for row in ranked:
+        if row.verdict in ("confirmed", "glitch"):
+            first.setdefault(row.token.id, row)
+    found = list(first.values())
     lines = [f"  {_token_line(row)}" for row in found[:SHOWN]]
     hidden = len(found) - len(lines)
     return [*lines, f"  … and {counted(hidden, 'more token')}"] if hidden else lines
