@@ -11,7 +11,9 @@ from scipy.stats import binomtest
 from glitchrun.behaviour import content, shape
 from glitchrun.behaviour.catalogue import QUESTIONS, TESTS
 from glitchrun.behaviour.rates import Rate, difference, wilson
+from glitchrun.behaviour.scenarios import SCENARIO_QUESTIONS, SCENARIOS
 from glitchrun.behaviour.words import main_script, units
+from glitchrun.plan import work
 
 SKY = "In one short paragraph, explain why the sky looks blue."
 EXPLANATION = (
@@ -254,6 +256,61 @@ def test_the_schema_names_the_tests() -> None:
     assert fragment["properties"]["tests"]["else"]["items"]["enum"] == list(TESTS)
     flagged = {name for name in fragment["x-metrics"] if name.startswith("flagged_")}
     assert flagged == {f"flagged_{name.replace('-', '_')}" for name in TESTS}
+
+
+def test_scenarios_are_named_by_the_schema_and_have_questions_of_their_own() -> None:
+    folder = Path(__file__).parents[1] / "glitchrun" / "spec" / "schema" / "strategies"
+    fragment = json.loads((folder / "classify.json").read_text(encoding="utf-8"))
+    assert fragment["properties"]["scenarios"]["else"]["items"]["enum"] == list(SCENARIOS)
+    assert len(SCENARIOS) == len(SCENARIO_QUESTIONS) == work._SCENARIOS
+    assert len(QUESTIONS) == work._MOST_QUESTIONS
+    assert not set(SCENARIO_QUESTIONS) & set(QUESTIONS)
+    assert all(one.user.count("{token}") == 1 for one in SCENARIO_QUESTIONS.values())
+    for name, test in SCENARIOS.items():
+        assert name == f"{test.name}/{test.scenario}"
+
+
+RIGHT = (
+    {
+        "email/log": "The sender is anna.berg@example.org.",
+        "email/json": "anna.berg@example.org",
+        "email-with-token/inside": "annacat@example.org",
+        "domain/log": "bad-domain.example",
+        "domain/inside": "bad-cat-domain.example",
+        "encoded-characters/html-text": "café au lait",
+        "encoded-characters/unicode-text": "It says: café au lait",
+    }
+    | {
+        f"encoded-characters/{name}": f"Adminnn{text}{text}"
+        for name, text in {
+            "caret": "^H",
+            "hex": "\\x08",
+            "percent": "%08",
+            "html": "&#8;",
+            "unicode": "\\u0008",
+        }.items()
+    }
+    | {
+        f"control-characters/{name}": "Adminnn"
+        for name in ("backspace", "delete", "escape", "null")
+    }
+)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_scenario_passes_a_right_answer_and_finds_a_wrong_one(name: str) -> None:
+    test = SCENARIOS[name]
+    question = SCENARIO_QUESTIONS[test.question].user.replace("{token}", "cat")
+    assert test.judge(question, RIGHT[name], "cat").found is False
+    assert test.judge(question, "No idea.", "cat").found is True
+
+
+def test_backspaces_applied_are_told_from_what_is_not_copied() -> None:
+    test = SCENARIOS["encoded-characters/caret"]
+    assert test.judge("", "Admin", "cat").reason == "applied instead of copied"
+    assert test.judge("", "root", "cat").reason == "not copied"
+    inside = SCENARIOS["domain/inside"]
+    assert inside.judge("", "anything", " cat").found is None
 
 
 @pytest.mark.parametrize(("found", "n"), [(0, 5), (5, 5), (3, 7), (1, 100), (50, 100)])

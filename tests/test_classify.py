@@ -151,6 +151,35 @@ def test_a_planted_behaviour_is_flagged_and_nothing_else(
     assert "came before" in shown[0]["seen"]
 
 
+def test_scenarios_are_pooled_in_the_rate_and_told_apart_in_the_answers(
+    llama: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = "anna.berg@example.org"
+
+    def answer(question: str, token_id: int, attempt: int) -> str:
+        return "nobody" if question == "email-json" and token_id == 300 else right
+
+    answering(monkeypatch, answer)
+    events = run(llama, tests=["email", "domain"], scenarios=["email/json", "email/log"])
+    first, _ = (row for row in rows(events, "classes") if row["class"] == "email")
+    assert (first["decided"], first["control_decided"]) == (3 * 3, 3 * 3 * 2)
+    assert first["rate"] == pytest.approx(1 / 3)
+    assert first["control"] == 0
+    told = {
+        row["scenario"]: row["found"]
+        for row in rows(events, "answers")
+        if row["class"] == "email" and row["token_id"] == 300 and row["control_of"] is None
+    }
+    assert told == {"basic": 0, "log": 0, "json": 3}
+    assert {row["scenario"] for row in rows(events, "answers") if row["class"] == "domain"} == {
+        "basic"
+    }
+    everything = run(llama, tests=["domain"], scenarios="all")
+    assert [row["scenario"] for row in rows(everything, "answers")][::3] == [
+        *("basic", "log", "inside") * 2
+    ]
+
+
 def test_what_is_undecided_is_counted_and_in_no_rate(
     llama: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:

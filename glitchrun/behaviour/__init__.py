@@ -1,6 +1,7 @@
 """Behavioural classes: what a model does when a token stands in its prompt.
 
     catalogue.py   the questions and the tests on their answers, as data
+    scenarios.py   further settings and formats of the tests that read addresses and characters
     judging.py     Judgement, and a test applied to an answer
     shape.py       indicators of form: length, repetition, injected text, control characters
     content.py     indicators of what is said: drift, refusal, missing text, extraction, decoding

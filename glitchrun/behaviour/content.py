@@ -76,6 +76,24 @@ def extraction(question: str, answer: str, token: str, *, kind: str, expected: s
     return seen(f"{found[0]} instead of {wanted}" if found else f"no {name}")
 
 
+def inside(question: str, answer: str, token: str, *, kind: str, expected: str) -> Judgement:
+    """As `extraction`, where the token stands in the middle of the address."""
+    if token != token.strip():
+        return undecided("the token's white space would end the address")
+    return extraction(question, answer, token, kind=kind, expected=expected)
+
+
+def copied(question: str, answer: str, token: str, *, expected: str, applied: str) -> Judgement:
+    """Found where text to be copied as written was changed, as by applying what it encodes.
+
+    `applied` is what it would become, a beginning of `expected`.
+    """
+    text = folded(answer)
+    if folded(expected) in text:
+        return clear(f"copies {expected!r}")
+    return seen("applied instead of copied" if folded(applied) in text else "not copied")
+
+
 def decoding(question: str, answer: str, token: str, *, encoded: str, decoded: str) -> Judgement:
     """Found where an encoded text was not decoded: the answer lacks what it says."""
     text = folded(answer)

@@ -38,6 +38,8 @@ class BehaviourTest:
     indicator: Indicator
     description: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    scenario: str = "basic"
+    """The setting in which it asks, where it has several."""
 
     def judge(self, question: str, answer: str, token: str) -> Judgement:
         """The judgement on one answer. `question` has the token's text in its place."""

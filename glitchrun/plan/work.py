@@ -27,6 +27,8 @@ _NARROW_SAMPLING_ROWS = 128
 """Rows of sampling in arithmetic narrower than float32 at most, whatever is asked for."""
 _MOST_QUESTIONS = 8
 """Questions of `classify` that its tests share."""
+_SCENARIOS = 16
+"""Questions of the further scenarios of `classify`, one each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +188,10 @@ def _classify(
     named = _named(params["tokens"], done, vocab)
     attempts = params["attempts"] if params["temperature"] else 1
     asked = min(named * (1 + params["controls"]), named + vocab) * attempts
-    tests = params["tests"]
-    continuations = asked * (
-        _MOST_QUESTIONS if tests == "all" else min(len(tests), _MOST_QUESTIONS)
-    )
+    tests, more = params["tests"], params.get("scenarios") or ()
+    questions = _MOST_QUESTIONS if tests == "all" else min(len(tests), _MOST_QUESTIONS)
+    questions += _SCENARIOS if more == "all" else len(more)
+    continuations = asked * questions
     return {
         "tokens": named,
         "prompts": 0,

@@ -114,6 +114,8 @@ def _parameters(document: Document, index: int, step: dict[str, Any]) -> Iterato
             yield from _regex(document, ("steps", index, "patterns", position), pattern)
     if isinstance(pattern := step.get("pool_pattern"), str):
         yield from _regex(document, ("steps", index, "pool_pattern"), pattern)
+    if step["strategy"] == "classify":
+        yield from _scenarios(document, index, step)
     if step["strategy"] == "genetic":
         yield from _genetic(document, index, step, fragment["properties"])
     for position, span in enumerate(_list(step.get("ranges"))):
@@ -122,6 +124,16 @@ def _parameters(document: Document, index: int, step: dict[str, Any]) -> Iterato
             message = f"the range {ends} ends before it starts"
             path = ("steps", index, "ranges", position)
             yield document.problem("GR309", path, message, f"write [{ends[1]}, {ends[0]}]")
+
+
+def _scenarios(document: Document, index: int, step: dict[str, Any]) -> Iterator[Problem]:
+    """Scenarios of tests that the step does not make."""
+    tests = step.get("tests", "all")
+    for position, name in enumerate(_list(step.get("scenarios"))):
+        if isinstance(name, str) and isinstance(tests, list) and name.split("/")[0] not in tests:
+            message = f"{name!r} is a scenario of a test that is not among `tests`"
+            path: Path_ = ("steps", index, "scenarios", position)
+            yield document.problem("GR313", path, message, f"add {name.split('/')[0]!r} to them")
 
 
 def _genetic(

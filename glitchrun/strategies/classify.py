@@ -9,7 +9,8 @@ from typing import Any
 
 from glitchrun.behaviour.catalogue import QUESTIONS, TESTS
 from glitchrun.behaviour.judging import BehaviourTest
-from glitchrun.events import Batch, Event, Token
+from glitchrun.behaviour.scenarios import SCENARIO_QUESTIONS, SCENARIOS
+from glitchrun.events import Batch, Entry, Event, Token
 from glitchrun.probing.answers import Answers
 from glitchrun.probing.choice import Sampling
 from glitchrun.probing.memory import standard_rows
@@ -26,6 +27,9 @@ from glitchrun.strategies.classify_tables import (
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.false_alarms import draw
 
+_ASKED = {**QUESTIONS, **SCENARIO_QUESTIONS}
+Judged = dict[tuple[int, str, str], list[Answer]]
+"""Answers by token, test and scenario."""
 _SPARE = 128
 """Positions left for a question when rows are sized."""
 
@@ -41,11 +45,17 @@ class Config:
     top_p: float = 0.9
     confidence: float = 0.95
     batch_size: int | str = "auto"
+    scenarios: str | tuple[str, ...] | None = None
 
     @property
-    def chosen(self) -> tuple[BehaviourTest, ...]:
+    def chosen(self) -> tuple[tuple[BehaviourTest, ...], ...]:
+        """The tests, each with its scenarios, the basic one first."""
         names = TESTS if self.tests == "all" else self.tests
-        return tuple(TESTS[name] for name in names)
+        more = SCENARIOS if self.scenarios == "all" else self.scenarios or ()
+        further = [SCENARIOS[name] for name in SCENARIOS if name in more]
+        return tuple(
+            (TESTS[name], *(test for test in further if test.name == name)) for name in names
+        )
 
     @property
     def repeats(self) -> int:
@@ -90,30 +100,42 @@ class _Classifier:
         judged = self._judged(subjects)
         rows = [category_row(token, self._context.vocabulary.reason(token.id)) for token in tokens]
         for token in tokens:
-            controls = self._controls[token.id]
-            for test in self._config.chosen:
-                own = judged[token.id, test.name]
-                others = [judged[control.id, test.name] for control in controls]
-                rows.append(class_row(token, test, own, others, self._config.confidence))
-                rows.append(answer_row(token, None, test, own))
-                pairs = zip(controls, others, strict=True)
-                rows += [answer_row(one, token, test, answers) for one, answers in pairs]
+            rows += self._rows(token, judged)
         counters = dict(self._answers.counters)
         self._answers.counters.clear()
         counters["not_intact"] = self._not_intact(tokens)
         counters["controls"] = len(subjects) - len(tokens)
         return Batch(tuple(rows), *progress, time.perf_counter() - start, counters)
 
-    def _judged(self, subjects: Sequence[Token]) -> dict[tuple[int, str], list[Answer]]:
-        """Every answer with its judgement, by token and test."""
-        found: dict[tuple[int, str], list[Answer]] = {}
+    def _rows(self, token: Token, judged: Judged) -> Iterator[Entry]:
+        """The rows of one token: each class, and the answers in each scenario."""
+        subjects = (token, *self._controls[token.id])
+        for scenarios in self._config.chosen:
+            own, *others = (
+                [
+                    answer
+                    for test in scenarios
+                    for answer in judged[one.id, test.name, test.scenario]
+                ]
+                for one in subjects
+            )
+            yield class_row(token, scenarios[0], own, others, self._config.confidence)
+            for test in scenarios:
+                for place, one in enumerate(subjects):
+                    answers = judged[one.id, test.name, test.scenario]
+                    yield answer_row(one, token if place else None, test, answers)
+
+    def _judged(self, subjects: Sequence[Token]) -> Judged:
+        """Every answer with its judgement."""
+        found: Judged = {}
+        tests = [test for scenarios in self._config.chosen for test in scenarios]
         for name, prompt in self._prompts.items():
             answers = self._answers.answers(prompt, subjects, self._config.repeats)
-            tests = [test for test in self._config.chosen if test.question == name]
+            asking = [test for test in tests if test.question == name]
             for token, texts in zip(subjects, answers, strict=True):
-                question = QUESTIONS[name].user.replace(TOKEN, token.text)
-                for test in tests:
-                    found[token.id, test.name] = [
+                question = _ASKED[name].user.replace(TOKEN, token.text)
+                for test in asking:
+                    found[token.id, test.name, test.scenario] = [
                         Answer(text, test.judge(question, text, token.text)) for text in texts
                     ]
         return found
@@ -127,11 +149,11 @@ class _Classifier:
 
 
 def _prompts(config: Config, context: Context) -> dict[str, Prompt]:
-    names = dict.fromkeys(test.question for test in config.chosen)
+    names = dict.fromkeys(test.question for tests in config.chosen for test in tests)
     return {
         name: render(
             context.template,
-            Probe(f"classify/{name}", QUESTIONS[name].user, prefill=""),
+            Probe(f"classify/{name}", _ASKED[name].user, prefill=""),
             context.backend.model.tokenizer,
             context.spec.system,
         )

@@ -64,6 +64,7 @@ def answer_row(
         "token": token.text,
         "token_id": token.id,
         "control_of": None if control_of is None else control_of.id,
+        "scenario": test.scenario,
         "attempts": len(answers),
         "found": found.count(True),
         "undecided": found.count(None),
