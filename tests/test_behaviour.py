@@ -32,6 +32,10 @@ JAPANESE = (
     "太陽の光にはすべての色が含まれていますが、空気の分子は波長の短い青い光を強く散乱させます。"
     "そのため、青い光はあらゆる方向から私たちの目に届き、空は青く見えるのです。"
 )
+BREAD = (
+    "Замесите тесто из муки, воды, соли и дрожжей, дайте ему подняться, сформуйте каравай и "
+    "выпекайте примерно сорок минут."
+)
 RECIPE = (
     "Melt the butter slowly, whisk the flour into it, then pour warm milk over both while "
     "stirring. Season with nutmeg, simmer until thick, and serve beside roasted potatoes or "
@@ -67,6 +71,23 @@ def test_an_answer_about_something_else_drifts() -> None:
     assert drifts("Butter.") is False  # too short to say
     assert content.drift("Почему небо голубое?", RUSSIAN, "", anchors=()).found is False
     assert content.drift("Как испечь хлеб?", RUSSIAN, "", anchors=()).found is True
+
+
+def test_words_of_the_topic_are_not_looked_for_inside_other_words() -> None:
+    """As "light" in "slightly", "ciel" in "officiel", and the sky of 今天."""
+    assert drifts(f"Whisk it slightly, for a certain delight. {RECIPE}") is True
+    assert drifts(f"Le logiciel officiel: {RECIPE}") is True
+    # In another script what names nothing of the topic is not decided.
+    assert drifts(f"Купите небольшой апельсин, творог, немного масла. {BREAD}") is None
+    assert drifts("今天聊天时大家讨论了公司明年的预算安排和人员招聘计划。") is None
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    ["Das Sonnenlicht", "והשמיים נראים כך כי", "والسماء تبدو هكذا لأن", "Az égbolt", "青空の"],
+)
+def test_the_topic_is_known_in_words_written_together(beginning: str) -> None:
+    assert drifts(f"{beginning} {RECIPE}") is False
 
 
 def test_saying_the_token_alone_is_not_keeping_to_the_topic() -> None:

@@ -49,6 +49,12 @@ def test_a_run_is_found_by(text: str, name: str, root: Path) -> None:
     assert find_run(text, root).identity.name == name
 
 
+def test_a_run_is_found_by_the_id_that_mlflow_knows_it_by(root: Path) -> None:
+    folder = find_run("first", root).folder
+    (folder / "delivered.json").write_text(json.dumps({"run_id": "f" * 32}))
+    assert find_run("f" * 32, root).identity.name == "first"
+
+
 def test_a_run_is_found_by_its_folders(root: Path) -> None:
     for folder in ("runs/old/aaaa000000000000", "runs/old/aaaa000000000000/attempt-1"):
         assert find_run(str(root / folder), root).identity.name == "first"

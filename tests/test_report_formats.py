@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from glitchrun.events import Control
+from glitchrun.events import Control, Entry
 from glitchrun.ledger.record import GateResult, RunRecord
 from glitchrun.report.document import document
 from glitchrun.report.junit import junit
@@ -42,6 +42,25 @@ def test_junit_has_a_case_for_the_run_and_each_gate(record: RunRecord) -> None:
     failure = suite.find("testcase/failure")
     assert failure is not None
     assert failure.get("message") == "observed 7, n = 12 (spec.yaml:10:5)"
+
+
+def test_junit_has_a_case_for_each_check_and_a_skip_is_no_pass(tmp_path: Path) -> None:
+    found = {"loading": "pass", "verification": "skip", "memory": "fail"}
+    rows = [
+        Entry("checks", {"check": name, "outcome": outcome, "reason": f"so {name}"})
+        for name, outcome in found.items()
+    ]
+    made = run_of(tmp_path, step("ck", "check", *rows))
+    suite = ElementTree.fromstring(junit(made).encode()).find("testsuite")
+    assert suite is not None
+    cases = {case.get("name"): [child.tag for child in case] for case in suite.iter("testcase")}
+    assert cases == {
+        "the run finishes": [],
+        "ck: loading": [],
+        "ck: verification": ["skipped"],
+        "ck: memory": ["failure"],
+    }
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("4", "1", "1")
 
 
 @pytest.mark.parametrize("status", ["KILLED", "FAILED", "RUNNING"])

@@ -8,25 +8,17 @@ from types import MappingProxyType
 from glitchrun.behaviour import content, shape
 from glitchrun.behaviour.judging import BehaviourTest, Question
 
-# The sky, its light and its blue in many languages; and whom the scattering is named after.
+# The sky, its light and its blue in many languages, as words begin, and whom the scattering is
+# named after. Beginnings that common words share are left out: certain, небольшой.
 _SKY = (
-    *("rayleigh", "sky", "light", "scatter", "himmel", "licht", "blau", "blå", "hemel", "taivas"),
-    *(
-        "ciel",
-        "bleu",
-        "lumière",
-        "cielo",
-        "azul",
-        "azzurr",
-        "céu",
-        "cer",
-        "nieb",
-        "obloh",
-        "langit",
-    ),
-    *("gökyüzü", "mavi", "trời", "неб", "свет", "голуб", "син", "ουραν", "φως"),
-    *("天", "空", "光", "蓝", "藍", "青", "하늘", "빛", "파란", "푸른"),
-    *("السماء", "الضوء", "أزرق", "שמי", "אור", "आसमान", "आकाश", "नीला", "प्रकाश", "ท้องฟ้า"),
+    *("rayleigh", "sky", "skies", "light", "sunlight", "scatter", "himmel", "himlen", "licht"),
+    *("sonnenlicht", "blau", "blå", "hemel", "zonlicht", "taivas", "taivaan", "ciel", "bleu"),
+    *("lumière", "cielo", "azul", "azzurr", "céu", "cerul", "niebo", "nieba", "obloh", "langit"),
+    *("gökyüzü", "mavi", "trời", "égbolt", "kék", "свет", "світл", "рассе"),
+    *("голуб", "синий", "синего", "синие", "блакит", "розсі", "ουραν", "φως"),
+    *("天空", "青空", "青い", "空は", "空が", "蓝色", "藍色", "蓝光", "藍光", "散射", "散乱"),
+    *("하늘", "빛", "파란", "푸른", "السماء", "الضوء", "أزرق", "שמי", "אור"),
+    *("आसमान", "आकाश", "नीला", "प्रकाश", "ท้องฟ้า"),
 )
 
 _QUESTIONS = (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from glitchrun.behaviour.judging import Judgement, clear, seen, undecided
 from glitchrun.behaviour.refusals import APOLOGIES, DECLINES
-from glitchrun.behaviour.words import folded, main_script, units
+from glitchrun.behaviour.words import JOINED, folded, main_script, units
 
 _LONG_ENOUGH = 12
 """Content units from which an answer is long enough to be about something else."""
@@ -32,7 +32,7 @@ def drift(
     if len(said) < _LONG_ENOUGH:
         return clear(f"{len(said)} content units are too few to drift")
     text = folded(answer)
-    named = next((anchor for anchor in anchors if folded(anchor) in text), None)
+    named = next((anchor for anchor in anchors if _names(text, folded(anchor))), None)
     if named:
         return clear(f"names {named!r}")
     shared = sorted((set(units(topic or question)) - set(units(token))) & set(said))
@@ -41,6 +41,14 @@ def drift(
     if main_script(answer) != main_script(question):
         return undecided("in another script, and none of the words it is looked for by")
     return seen(f"none of its {len(said)} content units is of the topic")
+
+
+def _names(text: str, anchor: str) -> bool:
+    """Whether a word of the text begins with the anchor: "slightly" speaks of no light. In scripts
+    that join words it may stand anywhere."""
+    if main_script(anchor) in JOINED:
+        return anchor in text
+    return re.search(rf"(?<!\w){re.escape(anchor)}", text) is not None
 
 
 def refusal(question: str, answer: str, token: str) -> Judgement:

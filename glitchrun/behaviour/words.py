@@ -9,6 +9,8 @@ from itertools import groupby
 # Scripts written without spaces between words, by the first word of a letter's Unicode name: their
 # units are pairs of letters.
 _UNSPACED = frozenset({"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"})
+JOINED = _UNSPACED | {"ARABIC", "HEBREW", "HANGUL"}
+"""Scripts in which a word may begin in the middle of what is written together."""
 _SHORTEST = 4
 """Letters of a word that carries content: shorter ones are mostly grammar."""
 _STEM = 5

@@ -15,7 +15,8 @@ _LISTED = 12
 
 
 def find_run(text: str, root: Path) -> RunRecord:
-    """The run that `text` names: a folder, `latest`, the start of a key, or a run's name.
+    """The run that `text` names: a folder, `latest`, the start of a key, a run's name,
+    or the `run_id` that `apply -o json` prints.
 
     Of a run with several attempts the newest is meant; `KEY#N` means attempt N. Of several runs of
     one name, as after a change of the spec, the newest finished one is, or else the newest; which
@@ -77,11 +78,13 @@ def _in_folder(path: Path) -> RunRecord | None:
 
 
 def _named(text: str, runs: list[RunRecord]) -> list[RunRecord]:
-    """Runs whose key begins with `text` or whose own name it is, else those of an experiment."""
+    """Runs whose key begins with `text`, whose MLflow id or own name it is, else those of an
+    experiment."""
     name, _, attempt = text.rpartition("#")
     if name and attempt.isdecimal():
         return [run for run in _named(name, runs) if run.identity.attempt == int(attempt)]
     found = [run for run in runs if text and run.identity.key.startswith(text)]
+    found = found or [run for run in runs if run.delivered_to.get("run_id") == text]
     found = found or [run for run in runs if run.identity.name == text]
     return found or [run for run in runs if run.identity.experiment == text]
 

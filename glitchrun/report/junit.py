@@ -1,7 +1,8 @@
-"""The gates as JUnit XML, so that a CI system shows them as test cases."""
+"""Gates and checks as JUnit XML, so that a CI system shows them as test cases."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from xml.etree import ElementTree
 
 from glitchrun.ledger.record import GateResult, RunRecord
@@ -10,7 +11,8 @@ from glitchrun.vocabulary.text import visible
 
 
 def junit(record: RunRecord) -> str:
-    """One test case for each gate, and one for the run itself, which fails unless it FINISHED.
+    """One test case for each gate and each check of a `check` step, and one for the run itself,
+    which fails unless it FINISHED.
 
     A gate that is inconclusive is a skipped test case with its reason.
     """
@@ -18,6 +20,7 @@ def junit(record: RunRecord) -> str:
     suite = ElementTree.Element("testsuite", name=_legible(name), errors="0")
     suite.append(_run_case(record))
     suite.extend(_gate_case(record, gate) for gate in record.gates)
+    suite.extend(_check_cases(record))
     suite.set("tests", str(len(suite)))
     suite.set("failures", str(len(suite.findall("*/failure"))))
     suite.set("skipped", str(len(suite.findall("*/skipped"))))
@@ -47,6 +50,23 @@ def _gate_case(record: RunRecord, gate: GateResult) -> ElementTree.Element:
     elif gate.outcome != "pass":
         ElementTree.SubElement(case, "failure", message=message)
     return case
+
+
+def _check_cases(record: RunRecord) -> Iterator[ElementTree.Element]:
+    """A check that was skipped is a skipped test case: a green report must not hide it."""
+    for step in record.steps:
+        rows = [
+            entry.cells
+            for timed in step.batches
+            for entry in timed.batch.entries
+            if step.strategy == "check" and entry.table == "checks"
+        ]
+        for row in rows:
+            case = _case(record, f"{step.id}: {row['check']}")
+            tag = {"skip": "skipped", "fail": "failure"}.get(row["outcome"])
+            if tag:
+                ElementTree.SubElement(case, tag, message=_legible(row["reason"]))
+            yield case
 
 
 def _case(record: RunRecord, name: str) -> ElementTree.Element:
