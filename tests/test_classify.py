@@ -242,6 +242,31 @@ def test_batches_change_no_result(llama: Context) -> None:
         assert rows(alone, table) == rows(together, table)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("temperature", 2.0), ("top_p", 0.01), ("max_new_tokens", 2)]
+)
+def test_answers_are_drawn_as_asked(name: str, value: float, llama: Context) -> None:
+    asked = {"tests": ["length"], "controls": 0, "max_new_tokens": 8}
+    usual, other = run(llama, **asked), run(llama, **asked | {name: value})
+    assert rows(usual, "answers") != rows(other, "answers")
+
+
+def test_a_narrow_nucleus_is_greedy(llama: Context) -> None:
+    asked = {"tests": ["length"], "controls": 0, "max_new_tokens": 8}
+    said = [
+        [row["answer"] for row in rows(run(llama, **asked, **how), "answers")]
+        for how in ({"top_p": 1e-6}, {"temperature": 0})
+    ]
+    assert said[0] == said[1]
+
+
+def test_tests_that_were_not_asked_for_are_not_made(llama: Context) -> None:
+    events = run(llama, tests=["domain"])
+    assert {row["class"] for row in rows(events, "answers")} == {"domain"}
+    assert metrics(events)["answers"].value == 2 * 3 * 3  # one question
+    assert metrics(events)["flagged_email"].value is None
+
+
 def test_greedy_answers_are_given_once(llama: Context) -> None:
     events = run(llama, tests=["length"], temperature=0)
     assert {row["attempts"] for row in rows(events, "answers")} == {1}

@@ -62,7 +62,9 @@ def test_a_search_with_budget_for_everything_finds_all_that_is_planted_and_nothi
 ) -> None:
     seen, found = mined(search, **EVERYTHING.get(search, {}))
     assert found == PLANTED
-    assert seen <= set(oracle("float32").scope())
+    # No token is passed over for its text. A cascade may end before the last.
+    scope = set(oracle("float32").vocabulary.ids(("normal",)))
+    assert seen <= scope if search == "cascade" else seen == scope
 
 
 @pytest.mark.parametrize("search", SEARCHES)

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from glitchrun.behaviour.catalogue import QUESTIONS
 from glitchrun.errors import PreflightError
 from glitchrun.prompts.detect import detect
+from glitchrun.prompts.families import FAMILIES
 from glitchrun.prompts.probes import PROBES, Probe
 from glitchrun.prompts.render import Prompt, intact, render
 from glitchrun.prompts.tokenizer import decode_inside
@@ -214,3 +216,25 @@ def test_a_prompt_does_not_change_overnight() -> None:
     )
     prompt = prompt_of("tokenizer", with_chat_template(smollm2(), template))
     assert prompt.prefix_text.startswith("26 Jul 2024 2024-07-26 Please repeat")
+
+
+@pytest.mark.parametrize("setting", [*FAMILIES, "raw"])
+@pytest.mark.parametrize("tokenizer", [mistral, smollm2], ids=["mistral", "smollm2"])
+def test_every_template_carries_every_question(setting: str, tokenizer: Any) -> None:
+    """None ends in a lone space, behind which a model that writes " word" as one token is lost."""
+    asked = [Probe(name, question.user, prefill="") for name, question in QUESTIONS.items()]
+    for probe in (*PROBES.values(), *asked):
+        prompt = prompt_of(setting, tokenizer(), probe)
+        token_id = tokenizer().convert_tokens_to_ids("house")
+        decoded = tokenizer().decode(prompt.ids(token_id), skip_special_tokens=False)
+        assert decoded.count("house") == 1
+        assert probe.user.partition("{token}")[0] in decoded
+        last = decode_inside(tokenizer(), prompt.suffix_ids[-1:])[0]
+        assert last.strip(" ")
+
+
+@pytest.mark.parametrize("setting", [*FAMILIES, "raw"])
+def test_whatever_the_template_there_is_one_bos(setting: str) -> None:
+    prompt = prompt_of(setting, mistral())
+    assert prompt.prefix_ids.count(1) == 1
+    assert prompt.prefix_ids[0] == 1

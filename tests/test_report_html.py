@@ -255,3 +255,14 @@ def test_a_run_leaves_all_the_contracts_files(tmp_path: Path) -> None:
     assert {"tokens.jsonl", "tokens.json", "report.html"} <= paths
     assert {"plots/norms.png", "plots/asr.png", "plots/discovery.png"} <= paths
     assert all((record.artifacts / path).stat().st_size for path in paths)
+
+
+def test_how_much_of_the_vocabulary_is_left_out_is_said(tmp_path: Path) -> None:
+    record = run_of(tmp_path, step("scan", "scan", verified(7)))
+    assert record.model is not None
+    held = {"byte": 313, "normal": 48_814, "special": 17}
+    told = replace(record, model=replace(record.model, categories=held))
+    text = Page(render(told)).text
+    assert "normal: 48,814 of 49,144 tokens; left out: 313 byte, 17 special" in text
+    wide = replace(told, spec={**told.spec, "tokens": {"categories": list(held)}})
+    assert "left out" not in Page(render(wide)).text

@@ -278,6 +278,13 @@ def test_tokens_come_from_ids_texts_files_and_steps(llama: Context, tmp_path: Pa
     assert [t.id for t in later.tokens({"from": "mine"})] == glitches
 
 
+@pytest.mark.parametrize("name", ["test", "validate", "classify"])
+def test_a_token_named_twice_is_looked_at_once(name: str, llama: Context) -> None:
+    once = run(name, llama, tokens={"ids": [40, 41]})
+    twice = run(name, llama, tokens={"ids": [40, 41, 40, 41, 40]})
+    assert timeless(name, twice) == timeless(name, once)
+
+
 def test_a_file_about_another_vocabulary_is_not_run(llama: Context, tmp_path: Path) -> None:
     right = {"id": 300, "text": llama.vocabulary.text(300)}
     file = tmp_path / "ids.json"

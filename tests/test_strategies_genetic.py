@@ -13,6 +13,7 @@ from glitchrun.errors import PreflightError, RunError
 from glitchrun.events import Batch, Event, Measured
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.slot import slot
+from glitchrun.spec.schema import strategies
 from glitchrun.strategies import configure, genetic, load
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.genetic_tables import read_ids
@@ -167,6 +168,59 @@ def test_every_token_alone_and_nothing_else(llama: Context) -> None:
     assert alone == set(llama.scope())
     assert rows(events, "sequences") == []  # all are known by then
     assert run(llama, impact_tokens=0)
+
+
+SETTINGS: dict[str, Any] = {
+    "format": "raw",
+    "prefill": " fox",
+    "target": 80,
+    "wanted": 90,
+    "pool": {"ids": list(range(60, 90))},
+    "pool_pattern": "^[a-m]",
+    "ascii_only": True,
+    "min_tokens": 2,
+    "max_tokens": 2,
+    "population": 10,
+    "generations": 3,
+    "elite": 0,
+    "tournament": 1,
+    "crossover": 0.0,
+    "mutation": "constant",
+    "mutation_start": 0.2,
+    "mutation_end": 0.7,
+    "impact_tokens": 20,
+    "seed_ratio": 0.1,
+    "seed_top": 3,
+    "diversity_after": 1,
+    "diversity_share": 0.8,
+    "early_stop": 0.01,
+    "patience": 1,
+}
+NEEDING: dict[str, dict[str, Any]] = {
+    "objective": {"wanted": 90, "target": 80},
+    "wanted_in_pool": {"wanted": 70, "pool": {"ids": list(range(60, 90))}},
+    "diversity_share": {"diversity_after": 1},
+}
+OTHERS = SETTINGS | {"objective": "wanted", "wanted_in_pool": True, "base_text": "2 + 2"}
+
+
+def test_every_setting_is_tried() -> None:
+    assert set(OTHERS) == set(strategies()["genetic"]["properties"])
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_no_setting_is_idle(name: str, llama: Context) -> None:
+    given = {"generations": 8} | NEEDING.get(name, {})
+    usual, other = run(llama, **given), run(llama, **given | {name: OTHERS[name]})
+    tables = ("baseline", "impacts", "sequences", "generations")
+    assert [rows(usual, one) for one in tables] != [rows(other, one) for one in tables]
+
+
+@pytest.mark.parametrize("objective", ["wanted", "both"])
+def test_a_wanted_token_needs_no_impacts_measured_first(objective: str, llama: Context) -> None:
+    found = metrics(run(llama, wanted=90, objective=objective, impact_tokens=0))
+    assert found["wanted_p0"] is not None
+    assert found["wanted_p1"] is not None
 
 
 def test_an_early_stop_ends_the_count_too(llama: Context) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from glitchrun.events import Measured, Verified
+from glitchrun.events import Batch, Measured, Verified
 from glitchrun.prompts.probes import PROBES
 from glitchrun.spec.types import Thresholds
+from glitchrun.strategies import configure, load
 from glitchrun.strategies.context import Context
 from glitchrun.vocabulary.text import emitted_kind
 from tests.support.engine import context
+from tests.support.oracle import oracle
 from tests.test_strategies import PARAMS, batches, run, timeless
 
 
@@ -87,6 +89,16 @@ def test_controls_of_a_scan_are_tokens_it_has_verified(llama: Context) -> None:
     assert len({control.token.id for control in controls}) == len(controls) == 20
     assert all(control.fact == facts[control.token.id] for control in controls)
     assert done[-1].counters == {}, "no forward pass"
+
+
+@pytest.mark.parametrize("name", ["test", "validate"])
+def test_prompts_without_their_own_system_text_are_counted(name: str) -> None:
+    """nowllm carries none, and of the probes `explain` has one."""
+    strategy = load(name)
+    for probes, dropped in (("strict", 2), (["repeat"], 0)):
+        config = configure(strategy, {"tokens": {"ids": [300, 341]}, "probes": probes})
+        found = [e for e in strategy.run(config, oracle("float32"), ()) if isinstance(e, Batch)]
+        assert sum(batch.counters.get("dropped_system", 0) for batch in found) == dropped
 
 
 @pytest.mark.parametrize("name", ["mine", "scan", "test", "validate"])

@@ -106,6 +106,8 @@ class ModelRecord:
     """Which forward pass ran the model, and why; empty in records older than the choice."""
     excluded: int = 0
     """Tokens of the categories in scope that `tokens.exclude` left out."""
+    categories: Mapping[str, int] = field(default_factory=dict)
+    """Rows of the vocabulary by category; empty where no step needed to know them."""
 
 
 @dataclass(frozen=True, slots=True)

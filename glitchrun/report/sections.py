@@ -129,9 +129,8 @@ def _elapsed(record: RunRecord) -> float:
 def _setup(record: RunRecord) -> Pairs:
     """What was run, apart from the steps."""
     level = thresholds(record)
-    scope = (record.spec.get("tokens") or {}).get("categories") or ["normal"]
     meaning = [
-        ("Vocabulary in scope", ", ".join(map(str, scope))),
+        ("Vocabulary in scope", _scope(record)),
         *_excluded(record),
         ("Glitch", f"every probe failed, with p < {level.probability:g} in each"),
         ("Confirmed", f"ASR ≥ {level.asr:g}" if level.asr else "ASR > 0"),
@@ -158,6 +157,18 @@ def _excluded(record: RunRecord) -> Pairs:
         return []
     number = f"{record.model.excluded:,} tokens: " if record.model else ""
     return [("Left out of it", f"{number}{', '.join(map(_text, patterns))}")]
+
+
+def _scope(record: RunRecord) -> str:
+    """Which part of the vocabulary could be looked at, and how much of it that leaves out."""
+    scope = [*map(str, (record.spec.get("tokens") or {}).get("categories") or ["normal"])]
+    held = record.model.categories if record.model else {}
+    if not held:
+        return ", ".join(scope)
+    inside = sum(held.get(name, 0) for name in scope)
+    others = [f"{number:,} {name}" for name, number in held.items() if name not in scope]
+    told = f"{', '.join(scope)}: {inside:,} of {sum(held.values()):,} tokens"
+    return f"{told}; left out: {', '.join(others)}" if others else told
 
 
 def _assigned(record: RunRecord) -> Mapping[str, Any]:

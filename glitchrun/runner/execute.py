@@ -193,6 +193,7 @@ class _Run:
             template_rule=context.template.rule,
             engine=self._engine,
             excluded=context.excluded,
+            categories=context.vocabulary.tally,
         )
 
     def _step(self, step: Step, context: Context) -> None:

@@ -139,6 +139,8 @@ def _sampled(
     counters = dict(sampler.counters)
     sampler.counters.clear()
     counters["not_intact"] = sum(not fact.intact for fact in facts)
+    if lacking := sum(prompt.dropped_system is not None for prompt in sampler.prompts.values()):
+        counters["dropped_system"] = lacking * len(tokens)
     return Batch(facts, *progress, time.perf_counter() - start, counters)
 
 

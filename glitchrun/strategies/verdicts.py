@@ -37,6 +37,8 @@ class Judge:
 
     def judge(self, token_ids: Sequence[int]) -> list[Verified]:
         results = self._verifier.verify(token_ids)
+        if lacking := sum(prompt.dropped_system is not None for prompt in self._prompts.values()):
+            self._verifier.counters["dropped_system"] += lacking * len(token_ids)
         kept = {
             name: intact(prompt, token_ids, self._context.backend.model.tokenizer)
             for name, prompt in self._prompts.items()

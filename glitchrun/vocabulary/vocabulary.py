@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -67,6 +68,11 @@ class Vocabulary:
     def categories(self) -> tuple[str, ...]:
         """Each row's category, one of CATEGORIES."""
         return tuple(map(self._category, range(len(self)), self._reachable))
+
+    @property
+    def tally(self) -> dict[str, int]:
+        """Rows by category; empty until something has asked for categories, which takes seconds."""
+        return dict(sorted(Counter(self.__dict__.get("categories", ())).items()))
 
     @cached_property
     def frequency_ranks(self) -> tuple[int, ...]:
