@@ -41,6 +41,9 @@ def test_only_a_walk_takes_gradients() -> None:
 
 def test_the_budget_and_the_vocabulary_are_bounds() -> None:
     assert _work("mine", iterations=20, batch_size=4, budget=7).tokens == 7
+    assert _work("mine", iterations=20, batch_size=4, budget=700).tokens == 80
+    assert _work("mine", batch_size=4, budget=700).tokens == 700
+    assert _work("mine", batch_size=4).tokens == 200
     assert _work("mine", iterations=5000, batch_size=4).tokens == VOCAB
 
 
@@ -66,8 +69,8 @@ def test_defaults_are_those_of_the_schema() -> None:
     declared = json.loads((STRATEGIES / "mine.json").read_text())["properties"]
     found = parameters(Step("s", "mine", {"k": 7}))
     assert found["k"] == 7
-    assert found["iterations"] == declared["iterations"]["default"]
-    assert _work("mine").tokens == found["iterations"] * found["batch_size"]
+    assert found["batch_size"] == declared["batch_size"]["default"]
+    assert _work("mine").tokens == 50 * found["batch_size"]
 
 
 def test_validation_counts_every_attempt_behind_every_probe() -> None:

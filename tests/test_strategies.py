@@ -251,6 +251,19 @@ def test_budget_ends_a_search(llama: Context) -> None:
     assert [len(batch.facts) for batch in found] == [5, 2]
 
 
+def test_a_budget_alone_is_spent_whole_and_iterations_bound_it(llama: Context) -> None:
+    everything = len(llama.scope())
+    assert everything > 52
+    assert mined(llama, budget=everything, batch_size=1) == everything
+    assert mined(llama, batch_size=1) == 50
+    assert mined(llama, budget=everything, iterations=52, batch_size=1) == 52
+
+
+def mined(probed: Context, **params: Any) -> int:
+    given = {"search": "random", "iterations": None} | params
+    return sum(len(batch.token_facts) for batch in batches(run("mine", probed, **given)))
+
+
 def test_validate_counts_attempts_and_confirms_by_threshold(llama: Context) -> None:
     events = run("validate", llama)
     facts = [fact for batch in batches(events) for fact in batch.token_facts]

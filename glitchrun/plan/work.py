@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glitchrun.plan.memory import Workload
-from glitchrun.spec.defaults import step_with_defaults
+from glitchrun.spec.defaults import ITERATIONS, step_with_defaults
 from glitchrun.spec.schema import strategies
 from glitchrun.spec.types import Spec, Step
 
@@ -128,12 +128,17 @@ def _probes(params: Mapping[str, Any]) -> Sequence[str]:
     return STRICT if isinstance(probes, str) else tuple(probes)
 
 
+def _mined(params: Mapping[str, Any], vocab: int) -> int:
+    """Tokens that a search verifies at most."""
+    rounds, budget = params.get("iterations"), params.get("budget")
+    most = vocab if budget is None else min(vocab, int(budget))
+    if params["search"] == "cascade" or (rounds is None and budget is not None):
+        return most
+    return min(int(rounds or ITERATIONS) * int(params["batch_size"]), most)
+
+
 def _mine(params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int) -> dict[str, Any]:
-    limit = vocab
-    if params["search"] != "cascade":  # which ends by itself
-        limit = min(params["iterations"] * params["batch_size"], vocab)
-    if params.get("budget") is not None:
-        limit = min(limit, params["budget"])
+    limit = _mined(params, vocab)
     tokens = min(limit + params["controls"], vocab)
     if params["search"] in ("screen", "cascade"):
         ends_by_recall = params["search"] == "cascade" and params.get("budget") is None

@@ -7,6 +7,9 @@ from typing import Any
 
 from glitchrun.spec.schema import closed, strategies
 
+ITERATIONS = 50
+"""Rounds of a search that neither `iterations` nor `budget` limits."""
+
 
 def with_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a valid document in which every key that has a default has a value. Parameters that

@@ -14,6 +14,7 @@ from glitchrun.events import Batch, Event, Measured, Verified
 from glitchrun.probing.statistics import entropy
 from glitchrun.prompts.render import Prompt
 from glitchrun.search import BUILDERS, SCREENED, Cascade, Ordered, Search, Space
+from glitchrun.spec.defaults import ITERATIONS
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.false_alarms import (
     control_metrics,
@@ -27,7 +28,7 @@ from glitchrun.strategies.verdicts import Judge, judged, verdict_metrics
 @dataclass(frozen=True, slots=True)
 class Config:
     search: str = "gradient"
-    iterations: int = 50
+    iterations: int | None = None
     batch_size: int = 8
     recall: float = 0.9
     confidence: float = 0.95
@@ -45,10 +46,10 @@ class Config:
     @property
     def limit(self) -> int:
         """Verifications the search may spend; a cascade ends by itself."""
-        if self.search == "cascade":
-            return sys.maxsize if self.budget is None else self.budget
-        most = self.iterations * self.batch_size
-        return most if self.budget is None else min(most, self.budget)
+        budget = sys.maxsize if self.budget is None else self.budget
+        if self.search == "cascade" or (self.iterations is None and self.budget is not None):
+            return budget
+        return min((self.iterations or ITERATIONS) * self.batch_size, budget)
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
