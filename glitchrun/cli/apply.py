@@ -67,6 +67,8 @@ def command(
         with _shown(live, gui, _go_ahead if yes else _ask) as (display, confirm):
             applied = apply(experiment, ROOT.resolve(), options, display, confirm)
     (_print_json if output == "json" else _print_text)(applied)
+    for failure in applied.failures:
+        click.echo(f"failed: {failure}", err=True)
     _say_undelivered(applied)
     context.exit(int(applied.exit_code))
 
@@ -101,7 +103,7 @@ def _shown(
 
 @contextmanager
 def _errors_as_json(wanted: bool) -> Iterator[None]:
-    """Where JSON is wanted, an error that ends the command is a document too."""
+    """Where JSON is wanted, an error that ends the command before any run is a document too."""
     try:
         yield
     except GlitchrunError as error:
@@ -133,7 +135,9 @@ def _print_json(applied: Applied) -> None:
     from glitchrun.runner.execute import describe
 
     runs = [describe(outcome.record) for outcome in applied.outcomes]
-    click.echo(json.dumps({"runs": runs, "exit_code": int(applied.exit_code)}, indent=2))
+    error = {"error": "\n".join(applied.failures)} if applied.failures else {}
+    document = {"runs": runs, "exit_code": int(applied.exit_code), **error}
+    click.echo(json.dumps(document, indent=2))
 
 
 def _print_text(applied: Applied) -> None:
@@ -141,9 +145,8 @@ def _print_text(applied: Applied) -> None:
 
     for outcome in applied.outcomes:
         click.echo("\n".join(summary_lines(outcome.record)))
-    for failure in applied.failures:
-        click.echo(f"failed: {failure}", err=True)
-    click.echo("compare  glitchrun ui")
+    if applied.outcomes:
+        click.echo("compare  glitchrun ui")
 
 
 def _say_undelivered(applied: Applied) -> None:

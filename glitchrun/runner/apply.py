@@ -42,7 +42,7 @@ class Applied:
 
     outcomes: tuple[Outcome, ...]
     failures: tuple[str, ...]
-    """Messages of the runs that failed, under `keep_going`."""
+    """Messages of the runs that failed; one at most without `keep_going`, which ends it."""
     exit_code: ExitCode
 
 
@@ -88,7 +88,7 @@ def apply(
     with listening(interrupt):
         try:
             return _carry_out(chosen, session, options)
-        except Stopped as stopped:
+        except Stopped as stopped:  # between two runs
             raise Interrupted(stopped.exit_code) from None
 
 
@@ -130,10 +130,13 @@ def _carry_out(runs: Sequence[PlannedRun], session: Session, options: Options) -
             return Applied(tuple(outcomes), tuple(failures), session.interrupt.exit_code)
         try:
             outcome = _one(run, session)
+        except Stopped as stopped:
+            failures.append(str(Interrupted(stopped.exit_code)))
+            return Applied(tuple(outcomes), tuple(failures), stopped.exit_code)
         except GlitchrunError as exc:
-            if not options.keep_going:
-                raise
             failures.append(f"{run.cell.name}: {exc}")
+            if not options.keep_going:
+                return Applied(tuple(outcomes), tuple(failures), exc.exit_code)
             session.display.say(failures[-1])
             continue
         outcomes.append(outcome)

@@ -12,7 +12,7 @@ from typing import Any
 from glitchrun.spec.cell_names import cell_names
 from glitchrun.spec.document import Document
 from glitchrun.spec.nodes import MappingNode, Node, Path_, SequenceNode, path_text, plain, with_via
-from glitchrun.spec.paths import PathError, assign, split
+from glitchrun.spec.paths import PathError, assign, resolved, split
 from glitchrun.spec.problems import Problem
 from glitchrun.spec.suggestions import did_you_mean
 
@@ -94,7 +94,22 @@ def _axes(
             dropped.add(name)
         else:
             axes[name] = Axis(name, entry.value.items)
+    problems += _overlapping(base, list(axes))
     return axes, dropped
+
+
+def _overlapping(base: Document, names: Sequence[str]) -> Iterator[Problem]:
+    """Axes that set the same value, or one within another's: which of them wins is the order's to
+    say."""
+    paths = {name: resolved(base.node, split(name)) for name in names}
+    for first, second in itertools.combinations(names, 2):
+        outer, inner = sorted((first, second), key=lambda name: len(paths[name]))
+        if paths[inner][: len(paths[outer])] == paths[outer]:
+            what = "is the same as" if paths[inner] == paths[outer] else "lies within"
+            message = f"the axis {inner!r} {what} the axis {outer!r}"
+            hint = "name axes for the single values, in one zip group where they go together"
+            path: Path_ = ("matrix", "axes", second)
+            yield base.problem("GR215", path, message, hint, place=base.key_place(path))
 
 
 def _varied(name: str) -> tuple[str, ...]:

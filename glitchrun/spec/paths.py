@@ -71,6 +71,17 @@ def place_near(node: MappingNode, parts: tuple[str, ...]) -> Place:
     return place
 
 
+def resolved(node: MappingNode, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """The path with a step's id replaced by its place, so that equal paths are equal."""
+    steps = node.get("steps")
+    if parts[0] != "steps" or len(parts) < 2 or not isinstance(steps, SequenceNode):
+        return parts
+    try:
+        return ("steps", str(_index(steps, parts[1], ("steps",))), *parts[2:])
+    except PathError:
+        return parts
+
+
 def step_name(step: Node) -> str | None:
     """The id of a step: as given, or its strategy's name."""
     if not isinstance(step, MappingNode):

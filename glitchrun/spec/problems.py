@@ -52,6 +52,7 @@ CODES: dict[str, str] = {
     "GR212": "The matrix has more cells than `max_runs` allows.",
     "GR213": "Every cell of the matrix is excluded.",
     "GR214": "A Fragment was given where an Experiment is needed.",
+    "GR215": "Two axes of the matrix set the same value, or one sets a value within the other's.",
     "GR301": "Two steps have the same id, or a step's id is reserved.",
     "GR302": "`from` names a step that does not exist.",
     "GR303": "`from` names a step that has not run yet.",

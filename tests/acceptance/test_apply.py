@@ -284,19 +284,22 @@ def test_gates_decide_the_exit_code(project: Path, gate: str, code: int) -> None
     assert applied(project, "spec.yaml")["exit_code"] == code  # also when there is nothing to do
 
 
-def test_keep_going_ends_with_7_and_without_it_the_failure_decides(project: Path) -> None:
+def test_a_failing_cell_decides_the_exit_code_and_hides_none_that_finished(project: Path) -> None:
     bad = SPEC.replace("iterations: 30", "iterations: 2").split("gates:")[0]
     bad = bad.replace("tokens: {from: mine}", "tokens: {ids: [5]}")
-    (project / "spec.yaml").write_text(
-        bad + "matrix: {axes: {'steps.asr.tokens': [{texts: [not one]}, {ids: [5]}]}}\n"
-    )
-    stopped = run(project, "apply", "spec.yaml")
-    assert stopped.returncode == 1
-    assert "spec.yaml:10:47" in stopped.stderr, stopped.stderr
-    assert "'not one' is not one token" in stopped.stderr
-    assert "Traceback" not in stopped.stderr
-    kept = run(project, "apply", "spec.yaml", "--keep-going")
-    assert kept.returncode == 7
+    values = "[{ids: [5]}, {texts: [not one]}, {ids: [6]}]"
+    (project / "spec.yaml").write_text(f"{bad}matrix: {{axes: {{steps.asr.tokens: {values}}}}}\n")
+    first, last = ('tokens={"ids": [5]}', 'tokens={"ids": [6]}')
+    for words, code, finished in (([], 1, [first]), (["--keep-going"], 7, [first, last])):
+        stopped = run(project, "apply", "-o", "json", "spec.yaml", *words)
+        found = json.loads(stopped.stdout)
+        assert stopped.returncode == found["exit_code"] == code
+        assert [one["name"] for one in found["runs"]] == finished
+        assert {one["status"] for one in found["runs"]} == {"FINISHED"}
+        for text in (found["error"], stopped.stderr):
+            assert "spec.yaml:10:57" in text
+            assert "'not one' is not one token" in text
+        assert "Traceback" not in stopped.stderr
 
 
 def test_a_missing_model_is_a_preflight_error(project: Path) -> None:
