@@ -10,6 +10,8 @@ import pytest
 
 from glitchrun.errors import PreflightError
 from glitchrun.prompts.detect import detect
+from glitchrun.prompts.dialogue import Dialogue
+from glitchrun.prompts.render import whole
 from glitchrun.prompts.template import stop_ids
 from glitchrun.spec.types import InlineTemplate
 from tests.support.real_tokenizers import mistral, smollm2, with_chat_template
@@ -67,6 +69,44 @@ def test_the_name_goes_before_a_chat_template() -> None:
     tokenizer = with_chat_template(mistral(), TAKES_ALL)
     assert detect("auto", tokenizer, MIXTRAL, "m/nowllm-0829").name == "nowllm"
     assert detect("auto", tokenizer, MIXTRAL, "m/other").name == "tokenizer"
+
+
+EFFORT = "Reasoning: {{ effort | default('medium') }}\n{{ messages[-1]['content'] }}"
+
+
+def test_variables_reach_the_chat_template_and_are_told() -> None:
+    tokenizer = with_chat_template(smollm2(), EFFORT)
+    template = detect("auto", tokenizer, {}, "x", {"effort": "low"})
+    assert "It is given effort = 'low'." in template.rule
+    text, _ = whole(template, "hello", tokenizer)
+    assert text == "Reasoning: low\nhello"
+    text, _ = whole(detect("auto", tokenizer, {}, "x"), "hello", tokenizer)
+    assert text == "Reasoning: medium\nhello"
+    dialogue = Dialogue(template, tokenizer)
+    assert tokenizer.decode(dialogue.open("hello")) == "Reasoning: low\nhello"
+
+
+@pytest.mark.parametrize(
+    ("setting", "variables", "message"),
+    [
+        ("auto", {"effrt": "low"}, "does not read effrt"),
+        ("tokenizer", {"messages": "x"}, "does not read messages"),
+        ("chatml", {"effort": "low"}, "the template in force is chatml"),
+    ],
+)
+def test_variables_that_nothing_reads_are_refused(
+    setting: str, variables: dict[str, str], message: str
+) -> None:
+    with pytest.raises(PreflightError, match=message):
+        detect(setting, with_chat_template(smollm2(), EFFORT), {}, "x", variables)
+
+
+def test_harmony_s_answers_begin_in_their_channel() -> None:
+    """Its own chat template leaves the channel to the model: no answer can be begun behind that."""
+    tokenizer = with_chat_template(smollm2(), TAKES_ALL)
+    markers = ("<|start|>", "<|channel|>", "<|message|>", "<|return|>")
+    tokenizer.get_vocab = lambda: dict.fromkeys(markers, 0)
+    assert detect("auto", tokenizer, {"model_type": "gpt_oss"}, "x").name == "harmony"
 
 
 def test_a_default_system_text_is_declared() -> None:

@@ -51,6 +51,7 @@ MOVED = [
     ("thresholds.asr=0.6", "results"),
     ("tokens.categories=[normal, byte]", "results"),
     ("tokens.exclude=['^ ']", "results"),
+    ("template_variables={effort: low}", "results"),
     ("steps.mine.batch_size=9", "results"),  # a search looks at what its batches showed
     ("steps.mine.k=9", "results"),
     ("steps.again.batch_size=9", "numerics"),

@@ -98,7 +98,9 @@ def _session(run: PlannedRun, settings: object) -> Session:
 
     spec = run.cell.spec
     model = Models(ROOT.resolve().parent / ".cache" / "glitchrun", _note).get(spec.model)
-    template = detect(spec.template, model.tokenizer, model.config, spec.model.path)
+    template = detect(
+        spec.template, model.tokenizer, model.config, spec.model.path, spec.template_variables
+    )
     _note(f"template: {template.name} ({template.rule})")
     system = spec.system
     if system and not template.carries_system:

@@ -6,6 +6,11 @@ or read the clock; each of these is found out here instead of passing in silence
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 from jinja2 import TemplateError
 
 from glitchrun.errors import PreflightError
@@ -13,6 +18,10 @@ from glitchrun.prompts.conversation import Conversation
 from glitchrun.prompts.probes import Exchange
 from glitchrun.prompts.tokenizer import Tokenizer, encode
 
+Variables = Mapping[str, Any]
+"""What a template is given besides the conversation, such as reasoning_effort."""
+_NONE: Variables = MappingProxyType({})
+_GIVEN = ("messages", "add_generation_prompt", "date_string", "chat_template", "tokenize")
 _MARK = "XglitchrunmarkX"
 # What a template that reads the clock is told: a prompt must not change overnight. The day is the
 # one that Llama's own templates fall back to.
@@ -29,7 +38,7 @@ _CLOCK = (
 _FAULTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 
 
-def write(tokenizer: Tokenizer, conversation: Conversation) -> str:
+def write(tokenizer: Tokenizer, conversation: Conversation, variables: Variables = _NONE) -> str:
     """The conversation as the tokenizer's chat template writes it, up to where the answer begins.
 
     Raises PreflightError when the template refuses it.
@@ -37,16 +46,16 @@ def write(tokenizer: Tokenizer, conversation: Conversation) -> str:
     messages = [] if conversation.system is None else [_say("system", conversation.system)]
     for turn in conversation.earlier:
         messages += [_say("user", turn.user), _say("assistant", turn.answer)]
-    return _render(tokenizer, [*messages, _say("user", conversation.user)])
+    return _render(tokenizer, [*messages, _say("user", conversation.user)], variables)
 
 
-def write_next(tokenizer: Tokenizer, user: str) -> str:
+def write_next(tokenizer: Tokenizer, user: str, variables: Variables = _NONE) -> str:
     """What the template writes between an answer and the next one: its close, and the user's turn.
 
     Raises PreflightError where the template refuses a second turn, or leaves earlier answers out.
     """
     said = Conversation(user=user, earlier=(Exchange("u", _MARK),))
-    _, found, tail = write(tokenizer, said).partition(_MARK)
+    _, found, tail = write(tokenizer, said, variables).partition(_MARK)
     if not found:
         raise PreflightError(
             "the tokenizer's chat template leaves earlier answers out, so a conversation cannot go "
@@ -55,20 +64,20 @@ def write_next(tokenizer: Tokenizer, user: str) -> str:
     return tail
 
 
-def rewrites(tokenizer: Tokenizer, system: str | None = None) -> bool:
+def rewrites(tokenizer: Tokenizer, system: str | None = None, variables: Variables = _NONE) -> bool:
     """Whether the template writes what was said before differently once the talk goes on.
 
     Some move the system text to the last user turn, or cut earlier answers short.
     """
-    first = write(tokenizer, Conversation(user="u", system=system))
+    first = write(tokenizer, Conversation(user="u", system=system), variables)
     said = Conversation(user="v", earlier=(Exchange("u", _MARK),), system=system)
-    return not write(tokenizer, said).startswith(first + _MARK)
+    return not write(tokenizer, said, variables).startswith(first + _MARK)
 
 
-def fault(tokenizer: Tokenizer) -> str | None:
+def fault(tokenizer: Tokenizer, variables: Variables = _NONE) -> str | None:
     """Why the template cannot be used at all: it fails on, or alters, a single user turn."""
     try:
-        text = write(tokenizer, Conversation(user=_MARK))
+        text = write(tokenizer, Conversation(user=_MARK), variables)
     except PreflightError as error:
         return str(error)
     if text.count(_MARK) != 1:
@@ -76,30 +85,31 @@ def fault(tokenizer: Tokenizer) -> str | None:
     return None
 
 
-def carries_system(tokenizer: Tokenizer) -> bool:
+def carries_system(tokenizer: Tokenizer, variables: Variables = _NONE) -> bool:
     """False where the template refuses a system text, or drops it in silence."""
     try:
-        return _MARK in write(tokenizer, Conversation(user="u", system=_MARK))
+        return _MARK in write(tokenizer, Conversation(user="u", system=_MARK), variables)
     except PreflightError:
         return False
 
 
-def default_system(tokenizer: Tokenizer) -> str | None:
+def default_system(tokenizer: Tokenizer, variables: Variables = _NONE) -> str | None:
     """The system text that the template adds by itself where none is given; None for none."""
-    if not carries_system(tokenizer):
+    if not carries_system(tokenizer, variables):
         return None
-    text = write(tokenizer, Conversation(user="u"))
-    before, _, after = write(tokenizer, Conversation(user="u", system=_MARK)).partition(_MARK)
+    text = write(tokenizer, Conversation(user="u"), variables)
+    marked = write(tokenizer, Conversation(user="u", system=_MARK), variables)
+    before, _, after = marked.partition(_MARK)
     if text.startswith(before) and text.endswith(after) and len(text) >= len(before + after):
         return text[len(before) : len(text) - len(after)] or None
     return None
 
 
-def stop(tokenizer: Tokenizer) -> str | None:
+def stop(tokenizer: Tokenizer, variables: Variables = _NONE) -> str | None:
     """The special token that the template closes an answer with; None where it writes none."""
     messages = [_say("user", "u"), _say("assistant", _MARK)]
     try:
-        text = _render(tokenizer, messages, open_answer=False)
+        text = _render(tokenizer, messages, variables, open_answer=False)
     except PreflightError:
         return None
     _, found, tail = text.rpartition(_MARK)
@@ -112,8 +122,22 @@ def _say(role: str, text: str) -> dict[str, str]:
     return {"role": role, "content": text}
 
 
+def unread(tokenizer: Tokenizer, variables: Variables) -> list[str]:
+    """The variables that the template does not mention, or that are set here in any case."""
+    text = tokenizer.get_chat_template()
+    return [
+        name
+        for name in variables
+        if name in _GIVEN or not re.search(rf"\b{re.escape(name)}\b", text)
+    ]
+
+
 def _render(
-    tokenizer: Tokenizer, messages: list[dict[str, str]], *, open_answer: bool = True
+    tokenizer: Tokenizer,
+    messages: list[dict[str, str]],
+    variables: Variables,
+    *,
+    open_answer: bool = True,
 ) -> str:
     try:
         template = tokenizer.get_chat_template()
@@ -123,6 +147,7 @@ def _render(
             tokenize=False,
             add_generation_prompt=open_answer,
             date_string=_DAY,
+            **variables,
         )
     except _FAULTS as error:
         raise PreflightError(

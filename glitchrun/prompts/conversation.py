@@ -28,7 +28,7 @@ def write(family: Family, conversation: Conversation) -> str:
     if system is None:
         system = family.default_system
     texts = [turn.user for turn in conversation.earlier] + [conversation.user]
-    parts = []
+    parts = [family.opening]
     if system is not None and family.system is not None:
         parts.append(_fill(family.system, "{system}", system))
     elif system is not None and family.system_in_user is not None:

@@ -35,16 +35,29 @@ _MARKERS = (
 )
 
 
+_HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|return|>")
+
+
 def detect(
-    setting: str | InlineTemplate, tokenizer: Tokenizer, config: object, source: str
+    setting: str | InlineTemplate,
+    tokenizer: Tokenizer,
+    config: object,
+    source: str,
+    variables: Mapping[str, Any] | None = None,
 ) -> Template:
     """The template that a spec's `template` means for this model; logs the rule.
 
     `config` is the model's configuration (attributes or a mapping; `model_type` and the rope
-    settings are read), `source` is `model.path` as written. Raises PreflightError when `tokenizer`
-    is asked for and its chat template is missing or unusable, or an inline template lacks `{user}`.
+    settings are read), `source` is `model.path` as written, `variables` are for the tokenizer's own
+    chat template. Raises PreflightError when `tokenizer` is asked for and its chat template is
+    missing or unusable, an inline template lacks `{user}`, or variables are read by nothing.
     """
-    template = _choose(setting, tokenizer, config, source)
+    template = _choose(setting, tokenizer, config, source, variables or {})
+    if variables and template.family is not None:
+        raise PreflightError(
+            "template_variables are for the tokenizer's own chat template, and the template in "
+            f"force is {template.name} ({template.rule}); remove them, or give template: tokenizer"
+        )
     stop = (template.stop or "").strip()
     if len(encode(tokenizer, stop)) > 1:
         note = f"{template.rule} Its closing text {stop!r} is not one token here."
@@ -54,14 +67,19 @@ def detect(
 
 
 def _choose(
-    setting: str | InlineTemplate, tokenizer: Tokenizer, config: object, source: str
+    setting: str | InlineTemplate,
+    tokenizer: Tokenizer,
+    config: object,
+    source: str,
+    variables: Mapping[str, Any],
 ) -> Template:
     if isinstance(setting, InlineTemplate):
         return _inline(setting)
     if setting == "auto":
-        return _auto(tokenizer, config, source)
+        return _auto(tokenizer, config, source, variables)
     if setting == "tokenizer":
-        return _tokenizers_own(tokenizer, "The spec asks for the tokenizer's own chat template.")
+        rule = "The spec asks for the tokenizer's own chat template."
+        return _tokenizers_own(tokenizer, rule, variables)
     family = RAW if setting == "raw" else FAMILIES.get(setting)
     if family is None:
         raise PreflightError(
@@ -71,16 +89,22 @@ def _choose(
     return _of_family(family, f"The spec names {setting}.")
 
 
-def _auto(tokenizer: Tokenizer, config: object, source: str) -> Template:
+def _auto(
+    tokenizer: Tokenizer, config: object, source: str, variables: Mapping[str, Any]
+) -> Template:
     component = PurePosixPath(source).name
     for family in FAMILIES.values():
         if _is_named(component, family.folder_names):
             return _of_family(family, f"The model's own name is {component!r}.")
+    if all(marker in tokenizer.get_vocab() for marker in _HARMONY):
+        # gpt-oss's chat template ends before the channel: no answer could be begun behind it.
+        rule = f"The vocabulary holds {' and '.join(_HARMONY)}."
+        return _of_family(FAMILIES["harmony"], rule)
     passed_over = ""
     if tokenizer.chat_template:
-        fault = chat_template.fault(tokenizer)
+        fault = chat_template.fault(tokenizer, variables)
         if fault is None:
-            return _tokenizers_own(tokenizer, "The tokenizer brings a chat template.")
+            return _tokenizers_own(tokenizer, "The tokenizer brings a chat template.", variables)
         passed_over = f" (The tokenizer's chat template was passed over: {fault}.)"
     chosen = _by_markers(tokenizer, config) or _by_architecture(tokenizer, config)
     if chosen is None:
@@ -152,20 +176,29 @@ def _inline(setting: InlineTemplate) -> Template:
     return _of_family(family, "The format is written in the spec.")
 
 
-def _tokenizers_own(tokenizer: Tokenizer, rule: str) -> Template:
+def _tokenizers_own(tokenizer: Tokenizer, rule: str, variables: Mapping[str, Any]) -> Template:
     if not tokenizer.chat_template:
         raise PreflightError(
             "template: tokenizer, but this tokenizer has no chat template; "
             "give `auto` or one of `glitchrun list templates`"
         )
-    fault = chat_template.fault(tokenizer)
+    unread = chat_template.unread(tokenizer, variables)
+    if unread:
+        raise PreflightError(
+            f"template_variables: the tokenizer's chat template does not read {', '.join(unread)}; "
+            "remove what it does not read"
+        )
+    fault = chat_template.fault(tokenizer, variables)
     if fault is not None:
         raise PreflightError(f"template: tokenizer: {fault}")
-    default = chat_template.default_system(tokenizer)
+    default = chat_template.default_system(tokenizer, variables)
     if default is not None:
         rule = f"{rule} It adds a system text of its own where none is given: {default!r}."
-    carries = chat_template.carries_system(tokenizer)
-    return Template("tokenizer", rule, None, carries, chat_template.stop(tokenizer))
+    if variables:
+        rule = f"{rule} It is given {', '.join(f'{k} = {v!r}' for k, v in variables.items())}."
+    carries = chat_template.carries_system(tokenizer, variables)
+    stop = chat_template.stop(tokenizer, variables)
+    return Template("tokenizer", rule, None, carries, stop, variables)
 
 
 def _setting(config: object, name: str) -> Any:

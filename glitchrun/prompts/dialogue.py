@@ -55,7 +55,7 @@ class Dialogue:
         """
         marked, mark, named = _take_ids(user)
         if self.template.family is None:
-            text = chat_template.write_next(self.tokenizer, marked)
+            text = chat_template.write_next(self.tokenizer, marked, self.template.variables)
         else:
             text = conversation.write_next(self.template.family, marked, closed=closed)
         before, *after = text.split(mark)
@@ -66,7 +66,7 @@ class Dialogue:
         """Whether the template itself would write earlier turns differently as the talk goes on."""
         if self.template.family is not None:
             return False
-        return chat_template.rewrites(self.tokenizer, self.system)
+        return chat_template.rewrites(self.tokenizer, self.system, self.template.variables)
 
     def _join(
         self, ids: tuple[int, ...], named: Sequence[int], texts: Sequence[str]

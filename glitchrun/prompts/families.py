@@ -23,6 +23,8 @@ class Family:
     """A user turn up to where the answer begins; holds `{user}`."""
     answer: str
     """An earlier answer of the assistant and what closes it; holds `{answer}`."""
+    opening: str = ""
+    """What every conversation begins with."""
     system: str | None = None
     """The system turn, before the first user turn; holds `{system}`."""
     system_in_user: str | None = None
@@ -138,6 +140,21 @@ _ALL = (
         answer="{answer}<|im_end|>",
         system="<|im_start|>system<|im_sep|>{system}<|im_end|>",
         stop="<|im_end|>",
+    ),
+    # gpt-oss. Answers are spoken in the final channel, which is written here, so that a probe's
+    # answer begins in it: no reasoning goes before. System texts are the developer's. The day is
+    # that of the format's own examples, so that a prompt does not change overnight.
+    # (OpenAI, "Harmony Response Format", cookbook.openai.com/articles/openai-harmony)
+    Family(
+        name="harmony",
+        opening="<|start|>system<|message|>You are ChatGPT, a large language model trained by "
+        "OpenAI.\nKnowledge cutoff: 2024-06\nCurrent date: 2025-06-28\n\nReasoning: medium\n\n"
+        "# Valid channels: analysis, commentary, final. Channel must be included for every message."
+        "<|end|>",
+        user="<|start|>user<|message|>{user}<|end|><|start|>assistant<|channel|>final<|message|>",
+        answer="{answer}<|end|>",
+        system="<|start|>developer<|message|># Instructions\n\n{system}<|end|>",
+        stop="<|return|>",
     ),
     # For models that were never taught a conversation: paragraphs, and nothing else.
     Family(

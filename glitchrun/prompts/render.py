@@ -135,7 +135,7 @@ def _system_text(
 def write(template: Template, said: Conversation, tokenizer: Tokenizer) -> str:
     """The conversation as the template writes it, up to where the answer begins."""
     if template.family is None:
-        return chat_template.write(tokenizer, said)
+        return chat_template.write(tokenizer, said, template.variables)
     return conversation.write(template.family, said)
 
 

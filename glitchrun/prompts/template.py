@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from glitchrun.prompts.families import Family
 from glitchrun.prompts.tokenizer import Tokenizer, encode
@@ -21,6 +23,8 @@ class Template:
     carries_system: bool
     stop: str | None
     """The text that ends an answer, where one is known."""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """What the tokenizer's own chat template is given besides the conversation."""
 
 
 def stop_ids(template: Template, tokenizer: Tokenizer) -> frozenset[int]:

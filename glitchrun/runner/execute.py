@@ -160,7 +160,10 @@ class _Run:
     def _context(self) -> Context:
         model = self._session.models.get(self._spec.model)
         tokenizer = model.tokenizer
-        template = detect(self._spec.template, tokenizer, model.config, self._spec.model.path)
+        spec = self._spec
+        template = detect(
+            spec.template, tokenizer, model.config, spec.model.path, spec.template_variables
+        )
         self._session.display.say(f"template: {template.name} ({template.rule})")
         backend, self._engine = best_backend(model)
         self._session.display.say(f"engine: {self._engine}")

@@ -35,6 +35,7 @@ def build_spec(document: Document) -> Spec:
         model=ModelSpec(**_model(document)),
         template=_template(data.get("template", "auto")),
         system=data.get("system"),
+        template_variables=data.get("template_variables") or None,
         seed=data.get("seed", 0),
         tokens=TokenScope(**{name: tuple(value) for name, value in data.get("tokens", {}).items()}),
         steps=tuple(_step(step) for step in data["steps"]),

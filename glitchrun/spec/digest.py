@@ -34,11 +34,13 @@ def results_digest(spec: Spec) -> str:
     """SHA-256, in hex, of what decides the results, without the model's path and contents."""
     steps = [_step_results(step.id, step.strategy, step.params) for step in spec.steps]
     template = asdict(spec.template) if is_dataclass(spec.template) else spec.template
+    variables = dict(spec.template_variables or {})
     return _digest(
         {
             "revision": spec.model.revision,
             "quantization": spec.model.quantization,
             "template": template,
+            **({"variables": variables} if variables else {}),
             "system": spec.system,
             "seed": spec.seed,
             "tokens": _scope(spec.tokens),

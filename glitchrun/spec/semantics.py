@@ -27,7 +27,7 @@ def semantic_problems(document: Document, *, partial: bool = False) -> list[Prob
     """Every problem of meaning. Values of the wrong type are passed over: the schema names them.
     A `partial` document (a fragment) may lack what its references are to."""
     problems = [*_step_ids(document), *_template(document), *_system(document)]
-    problems += _exclude(document)
+    problems += [*_exclude(document), *_variables(document)]
     for index, step in _steps(document):
         problems += _token_source(document, index, step)
         problems += _parameters(document, index, step)
@@ -202,6 +202,17 @@ def _template(document: Document) -> Iterator[Problem]:
             if isinstance(text, str) and text.count(f"{{{part}}}") != 1:
                 message = f"template.{part} must hold {{{part}}} once, where the text goes"
                 yield document.problem("GR306", ("template", part), message)
+
+
+def _variables(document: Document) -> Iterator[Problem]:
+    template, path = document.data.get("template", "auto"), ("template_variables",)
+    if path[0] not in document.data or template in ("auto", "tokenizer"):
+        return
+    if isinstance(template, str) or (isinstance(template, dict) and "env" not in template):
+        message = "template_variables are for the tokenizer's own chat template, not for this one"
+        place = document.key_place(path)
+        hint = "remove them, or give template: tokenizer"
+        yield document.problem("GR307", path, message, hint, place=place)
 
 
 def _system(document: Document) -> Iterator[Problem]:

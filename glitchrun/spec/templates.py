@@ -16,6 +16,7 @@ TEMPLATE_NAMES = (
     "gemma",
     "phi",
     "phi4",
+    "harmony",
     "plain",
 )
 """Known template families, in the order `glitchrun list templates` shows them."""

@@ -97,6 +97,8 @@ class Spec:
     tags: Mapping[str, str] = None  # type: ignore[assignment]
     template: str | InlineTemplate = "auto"
     system: str | None = None
+    template_variables: Mapping[str, Any] | None = None
+    """What the tokenizer's own chat template is given besides the conversation."""
     seed: int = 0
     tokens: TokenScope = TokenScope()
     thresholds: Thresholds = Thresholds()
