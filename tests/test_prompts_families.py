@@ -68,7 +68,8 @@ def test_every_format_holds_its_places_once(family: Family) -> None:
             (
                 "<|start|>system<|message|>You are ChatGPT, a large language model trained by "
                 "OpenAI.\nKnowledge cutoff: 2024-06\nCurrent date: 2025-06-28\n\n"
-                "Reasoning: medium\n\n# Valid channels: analysis, commentary, final. Channel must be included for every "
+                "Reasoning: medium\n\n# Valid channels: analysis, commentary, final. "
+                "Channel must be included for every "
                 "message.<|end|><|start|>developer<|message|># Instructions\n\nS<|end|>"
                 "<|start|>user<|message|>q1<|end|><|start|>assistant<|channel|>final<|message|>"
                 "a1<|end|><|start|>user<|message|>q2<|end|>"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from glitchrun.errors import PreflightError
+from glitchrun.errors import PreflightError, RunError
 from glitchrun.events import Batch, Measured
 from glitchrun.probing.continuation import Continuation
 from glitchrun.report.figures import predictions
@@ -57,6 +57,35 @@ def test_prompts_have_one_bos_and_the_seed_s_space(mixtral: Context) -> None:
         assert row["ids"].count(bos) == 1
         assert row["ids"][0] == bos
         assert row["tokens"] == len(row["ids"])
+
+
+def test_a_token_named_by_id_stands_there_by_that_id(mixtral: Context) -> None:
+    text = "Repeat this exactly once: <#31415>!"
+    raw, chat = rows(ask(mixtral, {"text": text}, formats=["raw", "chat"]), "prompts")
+    tokenizer = mixtral.backend.model.tokenizer
+    read = tokenizer.decode([31415])
+    for row in (raw, chat):
+        assert row["ids"].count(31415) == 1
+        assert read in row["text"]
+        assert "<#" not in row["text"]
+    place = raw["ids"].index(31415)
+    assert raw["ids"][:place] == tokenizer.encode("Repeat this exactly once: ")
+    with pytest.raises(RunError, match="40000 is outside"):
+        ask(mixtral, {"text": "say <#40000>"})
+
+
+def test_a_continuation_is_the_likeliest_token_each_time(mixtral: Context) -> None:
+    events = ask(mixtral, PROMPT, formats=["raw", "chat"], max_new_tokens=4)
+    prompts = {row["case"]: row["ids"] for row in rows(events, "prompts")}
+    tokenizer = mixtral.backend.model.tokenizer
+    for row in rows(events, "predictions"):
+        ids = list(prompts[row["case"]])
+        said = []
+        for _ in range(4):
+            said.append(int(one_at_a_time(mixtral, [*ids, *said]).argmax()))
+        assert tokenizer.decode(said).strip() == row["continuation"].strip() != ""
+    (without,) = rows(ask(mixtral, PROMPT, formats=["raw"]), "predictions")
+    assert without["continuation"] is None
 
 
 def test_a_bos_that_is_written_out_is_not_doubled(mixtral: Context) -> None:

@@ -13,7 +13,8 @@ from glitchrun.errors import UsageError
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.choice import Sampling, choose
 from glitchrun.probing.noise import stream
-from glitchrun.prompts.dialogue import BY_ID, Dialogue
+from glitchrun.prompts.dialogue import Dialogue
+from glitchrun.prompts.named import BY_ID
 from glitchrun.prompts.template import Template, stop_ids
 
 

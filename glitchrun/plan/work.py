@@ -225,6 +225,7 @@ def _predict(
     # One pass for the distribution; of each spelling of what is expected one for each further
     # token, of which there are no more than bytes, and one for a space.
     each = [1 + 2 * len(prompt.get("expected", "").encode()) for prompt in params["prompts"]]
+    each = [one + (params.get("max_new_tokens") or 0) for one in each]
     return _nothing() | {"tokens": 0, "prompts": len(params["formats"]) * sum(each)}
 
 

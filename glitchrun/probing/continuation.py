@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +52,24 @@ def best_continuation(
     so that a number does not depend on what else is measured.
     """
     return max((_measure(backend, prompt, ids, first) for ids in forms), key=lambda one: one.log_p)
+
+
+def greedy(
+    backend: Backend, prompt: Sequence[int], first: Tensor, most: int, ends: Collection[int]
+) -> tuple[int, ...]:
+    """The likeliest token after a prompt, again and again, `most` times or until one of `ends`.
+
+    `first` are the logits `(V,)` after the prompt itself.
+    """
+    said: tuple[int, ...] = ()
+    while True:
+        logits = backend.logits_alone((*prompt, *said)) if said else first
+        token_id = int(logits.argmax())
+        if token_id in ends:
+            return said
+        said = (*said, token_id)
+        if len(said) == most:
+            return said
 
 
 def _measure(

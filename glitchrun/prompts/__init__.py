@@ -9,6 +9,7 @@
     render.py         template + probe -> Prompt (ids around the token's own id)
     slot.py           a prompt with a place for sequences of ids right before a text
     dialogue.py       a conversation of several turns as ids, each turn appended to those before
+    named.py          tokens that a text names by id
     tokenizer.py      the few tokenizer calls that this package rests on
 
 Nothing here imports torch or transformers.

@@ -6,21 +6,14 @@ keys and values of earlier turns stay valid.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glitchrun.prompts import chat_template, conversation
 from glitchrun.prompts.conversation import Conversation
+from glitchrun.prompts.named import joined, marked
 from glitchrun.prompts.render import begin, write
 from glitchrun.prompts.template import Template
 from glitchrun.prompts.tokenizer import Tokenizer, encode_inside
-
-BY_ID = re.compile(r"<#(\d+)>")
-"""How a user text names a token by its id: `<#31415>`."""
-# Begins what stands for such a token while the text is put together: letters only, so that no
-# template alters it.
-_MARK = "Xglitchruntoken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +30,11 @@ class Dialogue:
 
         Raises PreflightError where the tokenizer's chat template refuses the conversation.
         """
-        marked, mark, named = _take_ids(user)
-        said = Conversation(user=marked, system=self.system)
-        before, *after = write(self.template, said, self.tokenizer).split(mark)
+        found = marked(user)
+        said = Conversation(user=found.text, system=self.system)
+        before, *after = write(self.template, said, self.tokenizer).split(found.mark)
         _, _, ids = begin(self.template, before, self.tokenizer)
-        return self._join(ids, named, after)
+        return joined(ids, found.ids, after, self.tokenizer)
 
     def go_on(self, user: str, *, closed: bool = False) -> tuple[int, ...]:
         """Ids from the end of an answer to where the next one begins.
@@ -53,13 +46,13 @@ class Dialogue:
 
         Raises PreflightError where the tokenizer's chat template knows no second turn.
         """
-        marked, mark, named = _take_ids(user)
+        found = marked(user)
         if self.template.family is None:
-            text = chat_template.write_next(self.tokenizer, marked, self.template.variables)
+            text = chat_template.write_next(self.tokenizer, found.text, self.template.variables)
         else:
-            text = conversation.write_next(self.template.family, marked, closed=closed)
-        before, *after = text.split(mark)
-        return self._join(encode_inside(self.tokenizer, before), named, after)
+            text = conversation.write_next(self.template.family, found.text, closed=closed)
+        before, *after = text.split(found.mark)
+        return joined(encode_inside(self.tokenizer, before), found.ids, after, self.tokenizer)
 
     @property
     def rewritten(self) -> bool:
@@ -67,18 +60,3 @@ class Dialogue:
         if self.template.family is not None:
             return False
         return chat_template.rewrites(self.tokenizer, self.system, self.template.variables)
-
-    def _join(
-        self, ids: tuple[int, ...], named: Sequence[int], texts: Sequence[str]
-    ) -> tuple[int, ...]:
-        for token_id, text in zip(named, texts, strict=True):
-            ids = (*ids, token_id, *encode_inside(self.tokenizer, text))
-        return ids
-
-
-def _take_ids(user: str) -> tuple[str, str, list[int]]:
-    """A user text with a mark in place of each token named by id, the mark, and those ids."""
-    mark = f"{_MARK}X"
-    while mark in user:
-        mark = f"{mark}X"
-    return BY_ID.sub(mark, user), mark, [int(found) for found in BY_ID.findall(user)]

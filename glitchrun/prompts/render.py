@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from glitchrun.errors import PreflightError
 from glitchrun.prompts import chat_template, conversation
 from glitchrun.prompts.conversation import Conversation
+from glitchrun.prompts.named import joined, marked
 from glitchrun.prompts.probes import TOKEN, Probe
 from glitchrun.prompts.template import Template
 from glitchrun.prompts.tokenizer import (
@@ -172,14 +173,19 @@ def whole(
     """The prompt in which the user says `user`, as a text and as ids, up to the next token.
 
     `prefill` is how the assistant's answer begins. The ids hold exactly one BOS where one belongs.
+    Tokens that `user` names by id (`<#31415>`) stand there by it, and in the text as they read.
 
     Raises:
         PreflightError: the template refuses the text, or carries no system text and one is given.
     """
     carried, _ = _system_text(template, Probe("whole", user, prefill), system)
-    said = Conversation(user=user, system=carried)
-    text, _, ids = begin(template, write(template, said, tokenizer) + prefill, tokenizer)
-    return text, ids
+    found = marked(user)
+    said = Conversation(user=found.text, system=carried)
+    before, *after = (write(template, said, tokenizer) + prefill).split(found.mark)
+    before, _, ids = begin(template, before, tokenizer)
+    read = decode_inside(tokenizer, found.ids)
+    text = before + "".join(map("".join, zip(read, after, strict=True)))
+    return text, joined(ids, found.ids, after, tokenizer)
 
 
 def _without_second_bos(text: str, tokenizer: Tokenizer) -> str:

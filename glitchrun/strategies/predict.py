@@ -7,12 +7,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from glitchrun.errors import RunError
 from glitchrun.events import Batch, Entry, Event, Measured
-from glitchrun.probing.continuation import Continuation, best_continuation, log_probabilities
+from glitchrun.probing.continuation import (
+    Continuation,
+    best_continuation,
+    greedy,
+    log_probabilities,
+)
 from glitchrun.prompts.detect import detect
+from glitchrun.prompts.named import marked
 from glitchrun.prompts.render import whole
-from glitchrun.prompts.tokenizer import Tokenizer, decode_inside, encode, encode_inside
+from glitchrun.prompts.template import stop_ids
+from glitchrun.prompts.tokenizer import (
+    Tokenizer,
+    decode_inside,
+    decode_runs_inside,
+    encode,
+    encode_inside,
+)
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.means import mean
 
@@ -25,6 +40,7 @@ class Config:
     prompts: tuple[Mapping[str, Any], ...]
     formats: tuple[str, ...] = FORMATS
     top_k: int = 10
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +69,7 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
         entries = [
             entry
             for case in cases(prompt, names[place], config.formats, context)
-            for entry in _looked_at(case, prompt.get("expected"), config.top_k, context)
+            for entry in _looked_at(case, prompt.get("expected"), config, context)
         ]
         seconds = time.perf_counter() - start
         counters = {"prompts": len(config.formats)}
@@ -77,6 +93,7 @@ def cases(
 def _case(prompt: Mapping[str, Any], name: str, form: str, context: Context) -> Case:
     model = context.backend.model
     kind, _, space = form.partition("-")
+    context.tokens({"ids": marked(prompt["text"] + prompt.get("chat", "")).ids})  # or an error
     prefill = " " if space else ""
     if kind == "chat":
         user = prompt.get("chat", prompt["text"])
@@ -101,7 +118,9 @@ def prompt_names(prompts: Sequence[Mapping[str, Any]]) -> list[str]:
     return names
 
 
-def _looked_at(case: Case, expected: str | None, top_k: int, context: Context) -> Iterator[Entry]:
+def _looked_at(
+    case: Case, expected: str | None, config: Config, context: Context
+) -> Iterator[Entry]:
     """The rows of all tables for one case."""
     backend = context.backend
     logits = backend.logits_alone(case.ids)
@@ -110,16 +129,26 @@ def _looked_at(case: Case, expected: str | None, top_k: int, context: Context) -
         forms = spellings(expected, backend.model.tokenizer)
         found = best_continuation(backend, case.ids, forms, logits)
     log_p = log_probabilities(logits)
-    best = log_p.topk(min(top_k, len(log_p)))
+    best = log_p.topk(min(config.top_k, len(log_p)))
     text = context.vocabulary.text
     top = [(int(one), float(value.exp())) for value, one in zip(*best, strict=True)]
     entropy = float(-(log_p.exp() * log_p).sum())
-    yield _answer(case, top[0], entropy, found, context)
+    most = config.max_new_tokens
+    said = _continued(case, logits, most, context) if most else None
+    yield _answer(case, top[0], said, entropy, found, context)
     for place, (token_id, p) in enumerate(top, start=1):
         cells = {"case": case.name, "token": text(token_id), "place": place, "id": token_id, "p": p}
         yield Entry("top", {**cells, "expected": found is not None and token_id == found.ids[0]})
     cells = {"case": case.name, "text": case.text, "tokens": len(case.ids), "ids": list(case.ids)}
     yield Entry("prompts", cells)
+
+
+def _continued(case: Case, logits: Tensor, most: int, context: Context) -> str:
+    """What the model says by itself, token by token, to its end or for `most` tokens."""
+    model = context.backend.model
+    ends = stop_ids(context.template, model.tokenizer) | model.end_ids
+    said = greedy(context.backend, case.ids, logits, most, ends)
+    return "".join(decode_runs_inside(model.tokenizer, [said] if said else []))
 
 
 def spellings(expected: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
@@ -132,6 +161,7 @@ def spellings(expected: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
 def _answer(
     case: Case,
     first: tuple[int, float],
+    said: str | None,
     entropy: float,
     found: Continuation | None,
     context: Context,
@@ -142,6 +172,7 @@ def _answer(
         "case": case.name,
         "output": context.vocabulary.text(first[0]),
         "output_p": first[1],
+        "continuation": said,
         "expected": "".join(pieces) if pieces else None,
         "rank": found.ranks[0] if found else None,
         "p": found.first_p if found else None,
