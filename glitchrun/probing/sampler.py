@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 
@@ -26,10 +27,12 @@ class Sampler:
     was batched with: `alike.shape` and `Growth` see to that.
     """
 
+    _ends: ClassVar[type[Ending]] = Ending
+
     def __init__(
         self,
         backend: Backend,
-        prompts: Mapping[str, Prompt],
+        prompts: Mapping[str, Prompt] | None = None,
         *,
         sampling: Sampling,
         max_new_tokens: int,
@@ -41,7 +44,7 @@ class Sampler:
         match: str = "either",
     ) -> None:
         self.backend = backend
-        self.prompts = prompts
+        self.prompts = prompts or {}
         self.sampling = sampling
         self.max_new_tokens = max_new_tokens
         self.rows = rows
@@ -50,7 +53,7 @@ class Sampler:
         self.counters: Counter[str] = Counter()
         """Work since it was last cleared: continuations, distinct (of one token and
         prompt, in one call), drawn, rows, resampled, batch_halvings."""
-        self._ending = Ending(decode, stop_ids, stop_text, match)
+        self._ending = self._ends(decode, stop_ids, stop_text, match)
         self._shape: Shape | None = None
 
     def sample(

@@ -79,33 +79,27 @@ def packs(found: Sequence[Branch], most: int) -> Iterator[list[Branch]]:
         yield pack
 
 
+@dataclass(frozen=True)
 class Ending:
     """Where a continuation ends, and whether it holds its token by then."""
 
-    def __init__(
-        self,
-        decode: Callable[[Sequence[int]], str],
-        stop_ids: frozenset[int],
-        stop_text: str | None = None,
-        match: str = "either",
-    ) -> None:
-        """`match`: what says a token: its `id`, its `text`, or `either`."""
-        self._decode = decode
-        self._stop_ids = stop_ids
-        self._stop_text = stop_text
-        self._match = match
+    decode: Callable[[Sequence[int]], str]
+    stop_ids: frozenset[int]
+    stop_text: str | None = None
+    match: str = "either"
+    """What says a token: its `id`, its `text`, or `either`."""
 
     def of(self, text: Text) -> tuple[bool, bool]:
         """Whether a text is at its end, and whether it says its token; call it at every token."""
         newest = text.ids[-1]
-        answer = self._decode(text.ids)
+        answer = self.decode(text.ids)
         stop = ""
-        if self._stop_text:
-            answer, stop, _ = answer.partition(self._stop_text)
-        said_it = (self._match != "text" and newest == text.token.id) or (
-            self._match != "id" and _holds(answer, text.token.text)
+        if self.stop_text:
+            answer, stop, _ = answer.partition(self.stop_text)
+        said_it = (self.match != "text" and newest == text.token.id) or (
+            self.match != "id" and _holds(answer, text.token.text)
         )
-        return said_it or bool(stop) or newest in self._stop_ids, said_it
+        return said_it or bool(stop) or newest in self.stop_ids, said_it
 
 
 def _holds(answer: str, text: str) -> bool:
