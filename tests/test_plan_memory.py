@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from glitchrun.checkpoint import resolve
 from glitchrun.checkpoint.headers import Header, read_header
 from glitchrun.plan.devices import DeviceMemory
-from glitchrun.plan.memory import MemoryEstimate, Workload, estimate
+from glitchrun.plan.memory import MemoryEstimate, estimate
+from glitchrun.plan.passes import Workload
+from glitchrun.plan.rows import ROOM
 from tests.support import raw_checkpoints as raw
 
 GB = 1_000_000_000
@@ -32,9 +35,55 @@ def _estimate(
 
 
 def test_the_key_value_cache_by_hand(header: Header) -> None:
-    found = _estimate(header, Workload("s", 4, 100))
-    # 4 rows, one layer and a copy of it, keys and values, 2 heads of 4, 100 positions, 2 bytes.
-    assert found.kv_cache_bytes == 4 * 2 * 2 * 2 * 4 * 100 * 2
+    # 4 rows, one layer and a copy of it, keys and values, 2 heads of 4, 100 positions, 4 bytes: on
+    # a CPU narrow weights may be multiplied in float32.
+    load = Workload("s", 4, 100)
+    assert _estimate(header, load).kv_cache_bytes == 4 * 2 * 2 * 2 * 4 * 100 * 4
+    on_gpu = estimate(header, "none", [load], _device(8 * GB, "cuda:0"))
+    assert on_gpu.kv_cache_bytes == 4 * 2 * 2 * 2 * 4 * 100 * 2
+
+
+def test_a_growing_cache_is_copied_whole_and_has_room(header: Header) -> None:
+    found = _estimate(header, Workload("s", 64, 100, kind="sample"))
+    assert found.kv_cache_bytes == 64 * 2 * 2 * 2 * 4 * (100 + ROOM) * 4
+
+
+def test_attempts_that_begin_as_one_share_the_activations_of_their_prompt(header: Header) -> None:
+    apart = _estimate(header, Workload("s", 100, 1000, kind="sample"))
+    together = _estimate(header, Workload("s", 100, 1000, kind="sample", together=5))
+    assert together.activation_bytes == apart.activation_bytes // 5
+    one_position = _estimate(header, Workload("s", 100, 1, kind="sample"))
+    many = _estimate(header, Workload("s", 100, 1000, kind="sample", together=10**6))
+    assert apart.activation_bytes > many.activation_bytes > one_position.activation_bytes
+
+
+def test_a_screen_computes_two_positions_of_many_rows(header: Header) -> None:
+    screen = _estimate(header, Workload("s", None, 100, kind="screen"))
+    verify = _estimate(header, Workload("s", 256, 100))
+    assert screen.batch == 256
+    assert screen.kv_cache_bytes == verify.kv_cache_bytes
+    assert screen.activation_bytes < verify.activation_bytes / 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "quantization", "batch", "device", "taken"),
+    [
+        ("sample", "float32", None, "cpu", 256),
+        ("sample", "none", None, "cpu", 256),  # bfloat16, widened to float32
+        ("sample", "float32", 4, "cpu", 4),
+        ("sample", "none", 4, "cpu", 64),  # the rows of a fixed shape, should that be needed
+        ("sample", "none", 4, "cuda:0", 128),
+        ("sample", "float32", None, "cuda:0", 512),
+        ("answer", "none", None, "cpu", 64),
+        ("score", "none", None, "cpu", 8),
+        ("screen", "none", None, "cuda:0", 2048),
+    ],
+)
+def test_rows_are_those_that_the_run_takes(
+    header: Header, kind: Any, quantization: str, batch: int | None, device: str, taken: int
+) -> None:
+    load = Workload("s", batch, 20, kind=kind)
+    assert estimate(header, quantization, [load], _device(8 * GB, device)).batch == taken
 
 
 def test_the_total_is_the_sum_of_its_parts(header: Header) -> None:

@@ -119,28 +119,46 @@ def test_every_strategy_of_the_schema_has_bounds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "params", "dtype", "batch"),
+    ("strategy", "params", "passes"),
     [
-        ("mine", {"batch_size": 4}, "float32", 4),
-        ("scan", {}, "float32", None),
-        ("scan", {"batch_size": 16}, "bfloat16", 16),
-        ("validate", {"tokens": {"ids": [1]}}, "float32", None),
-        ("validate", {"tokens": {"ids": [1]}, "batch_size": 4}, "bfloat16", 128),
+        ("mine", {"batch_size": 7}, [("verify", 7, True)]),
+        ("mine", {"search": "random", "batch_size": 7}, [("verify", 7, False)]),
+        (
+            "mine",
+            {"search": "screen", "batch_size": 7},
+            [("screen", None, False), ("verify", 7, False)],
+        ),
+        ("mine", {"search": "cascade"}, [("screen", None, False), ("verify", None, False)]),
+        ("scan", {}, [("verify", None, False)]),
+        ("scan", {"batch_size": 16}, [("verify", 16, False)]),
+        ("validate", {"tokens": {"ids": [1]}}, [("sample", None, False)]),
+        ("validate", {"tokens": {"ids": [1]}, "batch_size": 4}, [("sample", 4, False)]),
+        ("classify", {"tokens": {"ids": [1]}}, [("answer", None, False)]),
+        ("genetic", {"base_text": "x"}, [("score", None, False)]),
     ],
 )
-def test_the_rows_of_a_pass(
-    strategy: str, params: dict[str, Any], dtype: str, batch: int | None
+def test_the_passes_of_a_step(
+    strategy: str, params: dict[str, Any], passes: list[tuple[str, int | None, bool]]
 ) -> None:
-    (load,) = workloads(_spec(Step("s", strategy, params)), dtype)
-    assert load.batch == batch
-    assert load.gradient is (strategy == "mine")
+    found = workloads(_spec(Step("s", strategy, params)))
+    assert [(load.kind, load.batch, load.gradient) for load in found] == passes
+
+
+def test_attempts_of_validate_begin_as_one_unless_they_stop_early() -> None:
+    def together(**params: Any) -> int:
+        asked = {"tokens": {"ids": [1]}, "attempts": 7, **params}
+        (load,) = workloads(_spec(Step("s", "validate", asked)))
+        return load.together
+
+    assert together() == 7
+    assert together(sequential=True) == 1
 
 
 def test_positions_cover_the_prompt_its_system_text_and_the_continuation() -> None:
     step = Step("s", "validate", {"tokens": {"ids": [1]}, "max_new_tokens": 50})
-    (plain,) = workloads(_spec(step), "float32")
-    (with_system,) = workloads(_spec(step, system="x" * 100), "float32")
-    (repeat,) = workloads(_spec(Step("s", "scan", {})), "float32")
+    (plain,) = workloads(_spec(step))
+    (with_system,) = workloads(_spec(step, system="x" * 100))
+    (repeat,) = workloads(_spec(Step("s", "scan", {})))
     assert plain.positions == 128 + 50
     assert with_system.positions == plain.positions + 50
     assert repeat.positions == 64
@@ -152,5 +170,5 @@ def test_an_evolution_is_bounded_by_its_generations() -> None:
     assert (work.tokens, work.prompts, work.gradients) == (30, 30 + 10 * 5 + 3, 0)
     assert _work("genetic", **asked, impact_tokens="all").tokens == VOCAB
     assert _work("genetic", **asked, pool={"ids": [1, 2, 2]}).tokens == 2
-    (load,) = workloads(_spec(Step("s", "genetic", asked)), "float32")
+    (load,) = workloads(_spec(Step("s", "genetic", asked)))
     assert load.positions == 64 + 100 + 6

@@ -14,8 +14,8 @@ import pytest
 
 from glitchrun.errors import RunError
 from glitchrun.events import Batch, Entry, Event, Measured, Sampled, Verified
+from glitchrun.plan.rows import SCREENING as screen_rows
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.memory import _SCREENING_ROWS as screen_rows
 from glitchrun.spec.schema import strategies
 from glitchrun.spec.types import Origin, Thresholds, TokenScope
 from glitchrun.strategies import configure, load

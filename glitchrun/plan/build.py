@@ -15,7 +15,6 @@ from glitchrun.errors import ModelUnavailable
 from glitchrun.plan import duration
 from glitchrun.plan.devices import device_memory
 from glitchrun.plan.memory import MemoryEstimate, estimate
-from glitchrun.plan.weights import load_dtype
 from glitchrun.plan.work import StepWork, step_work, workloads
 from glitchrun.spec.digest import cosmetic_digest, numerics_digest, results_digest
 from glitchrun.spec.token_ids import token_ids
@@ -169,7 +168,7 @@ def _plan(
     memory = estimate(
         header,
         model.quantization,
-        workloads(cell.spec, load_dtype(header, model.quantization)),
+        workloads(cell.spec),
         device_memory(model.device, model.max_memory),
     )
     work = step_work(cell.spec, header.vocab)

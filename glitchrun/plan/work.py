@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from glitchrun.plan.memory import Workload
+from glitchrun.plan.passes import Workload
 from glitchrun.spec.defaults import ITERATIONS, step_with_defaults
 from glitchrun.spec.schema import strategies
 from glitchrun.spec.types import Spec, Step
@@ -23,8 +23,6 @@ _BYTES_PER_TOKEN = 2
 """Text is rarely cut finer than this."""
 _SCREENS_A_PROMPT = 8
 """Tokens screened in the time of one prompt: two of its some 17 positions are run."""
-_NARROW_SAMPLING_ROWS = 128
-"""Rows of sampling in arithmetic narrower than float32 at most, whatever is asked for."""
 _MOST_QUESTIONS = 8
 """Questions of `classify` that its tests share."""
 _SCENARIOS = 16
@@ -76,10 +74,10 @@ def step_work(spec: Spec, vocab: int) -> tuple[StepWork, ...]:
     return tuple(found)
 
 
-def workloads(spec: Spec, dtype: str) -> tuple[Workload, ...]:
-    """The most demanding pass of each step, for activations of `dtype`."""
+def workloads(spec: Spec) -> tuple[Workload, ...]:
+    """The most demanding passes of each step."""
     system = len((spec.system or "").encode()) // _BYTES_PER_TOKEN
-    return tuple(_workload(step, system, dtype) for step in spec.steps)
+    return tuple(load for step in spec.steps for load in _workloads(step, system))
 
 
 def parameters(step: Step) -> dict[str, Any]:
@@ -87,30 +85,46 @@ def parameters(step: Step) -> dict[str, Any]:
     return step_with_defaults({"id": step.id, "strategy": step.strategy, **step.params})
 
 
-def _workload(step: Step, system: int, dtype: str) -> Workload:
+def _workloads(step: Step, system: int) -> Iterator[Workload]:
     params = parameters(step)
-    batch = params.get("batch_size")
-    samples = "max_new_tokens" in params
     if step.strategy == "predict":
-        return Workload(step.id, batch=1, positions=_longest_prompt(params) + system)
-    if step.strategy == "genetic":
+        yield Workload(step.id, batch=1, positions=_longest_prompt(params) + system)
+    elif step.strategy == "genetic":
         text = len((params["base_text"] + params["prefill"]).encode()) // _BYTES_PER_TOKEN
         positions = _POSITIONS["repeat"] + text + params["max_tokens"] + system
-        return Workload(step.id, batch=None, positions=positions)
-    if step.strategy == "profile":
+        yield Workload(step.id, batch=None, positions=positions, kind="score")
+    elif step.strategy == "profile":
         load = profile_workload(params)
         positions = load["prompt_tokens"] + load["new_tokens"]
-        return Workload(step.id, batch=load["batch_size"], positions=positions)
-    if samples and dtype != "float32":
-        batch = _NARROW_SAMPLING_ROWS
+        yield Workload(step.id, batch=load["batch_size"], positions=positions)
+    else:
+        yield from _of_probes(step, params, system)
+
+
+def _of_probes(step: Step, params: Mapping[str, Any], system: int) -> Iterator[Workload]:
+    """The passes of a step that presents tokens in the prompts of probes."""
+    asked, search = params.get("batch_size"), params.get("search")
+    batch = asked if isinstance(asked, int) and search != "cascade" else None
     longest = max(_POSITIONS.get(name, max(_POSITIONS.values())) for name in _probes(params))
-    return Workload(
+    positions = longest + system
+    if search in ("screen", "cascade"):
+        yield Workload(step.id, batch=None, positions=positions, kind="screen")
+    if "max_new_tokens" not in params:
+        yield Workload(step.id, batch, positions, gradient=search == "gradient")
+        return
+    yield Workload(
         step=step.id,
-        batch=batch if isinstance(batch, int) else None,
-        positions=longest + system + (params["max_new_tokens"] if samples else 0),
-        gradient=params.get("search") == "gradient",
-        samples=samples,
+        batch=batch,
+        positions=positions + params["max_new_tokens"],
+        kind="answer" if step.strategy == "classify" else "sample",
+        together=_beginning_as_one(step, params),
     )
+
+
+def _beginning_as_one(step: Step, params: Mapping[str, Any]) -> int:
+    """Attempts on one token that are always sampled side by side."""
+    every = step.strategy == "validate" and not params["sequential"]
+    return params["attempts"] if every else 1
 
 
 def _longest_prompt(params: Mapping[str, Any]) -> int:

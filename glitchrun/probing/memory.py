@@ -7,14 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from glitchrun.model.loaded import LoadedModel
-
-_STANDARD_ROWS = {"cpu": 64, "cuda": 512}
-"""Rows beyond which a pass gains no speed: on two CPU cores 128 was no faster than 64."""
-_SAMPLING_ROWS = {"cpu": 256, "cuda": 512}
-"""The same where a row is one position: products of 256 rows were up to twice as fast as of 64."""
-
-_SCREENING_ROWS = {"cpu": 256, "cuda": 2048}
-"""The same where a row is the two positions of the frozen-suffix screen."""
+from glitchrun.plan.rows import ROOM, SAMPLING, SCREENING, VERIFYING
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -35,34 +28,38 @@ def standard_rows(
         free_bytes: Memory free on the model's device.
         sampling: Continuations grow by one position a pass.
     """
-    standard = _SAMPLING_ROWS if sampling else _STANDARD_ROWS
-    return _fitting(standard, model, positions, free_bytes)
+    standard = SAMPLING if sampling else VERIFYING
+    return _fitting(standard, model, row_bytes(model, positions, grows=sampling), free_bytes)
 
 
 def screening_rows(model: LoadedModel, positions: int, free_bytes: int) -> int:
     """Rows of a pass of the frozen-suffix screen; `positions` are those of the whole prompt."""
-    return _fitting(_SCREENING_ROWS, model, positions, free_bytes)
+    return _fitting(SCREENING, model, row_bytes(model, positions), free_bytes)
 
 
-def _fitting(
-    standard: Mapping[str, int], model: LoadedModel, positions: int, free_bytes: int
-) -> int:
+def _fitting(standard: Mapping[str, int], model: LoadedModel, each: int, free_bytes: int) -> int:
     rows = standard.get(model.device.type, standard["cpu"])
-    while rows > 1 and rows * row_bytes(model, positions) > free_bytes // 2:
+    while rows > 1 and rows * each > free_bytes // 2:
         rows //= 2
     return rows
 
 
-def row_bytes(model: LoadedModel, positions: int) -> int:
+def row_bytes(model: LoadedModel, positions: int, *, grows: bool = False) -> int:
     """Bytes one row of a pass needs at most: keys, values, a layer's activations, float32 logits.
 
-    Attention scores are left out: prompts are tens of tokens long.
+    Attention scores are left out: prompts are tens of tokens long. Where rows grow by a position a
+    pass (`grows`), the cache is there twice while finished rows are taken out of it.
     """
     text = model.config.get_text_config()
-    width = torch.finfo(model.compute_dtype).bits // 8
-    layers, hidden = text.num_hidden_layers, text.hidden_size
+    # On a CPU the fast backend widens narrow weights and computes in float32.
+    narrow = torch.finfo(model.compute_dtype).bits // 8
+    width = 4 if model.device.type == "cpu" else narrow
+    heads, hidden = text.num_attention_heads, text.hidden_size
+    groups = getattr(text, "num_key_value_heads", None) or heads
     inner = getattr(text, "intermediate_size", None) or 4 * hidden
-    cache = 2 * layers * hidden * positions * width
+    position = 2 * groups * (getattr(text, "head_dim", None) or hidden // heads) * width
+    copies = 2 if grows else 1
+    cache = copies * text.num_hidden_layers * position * (positions + ROOM)
     activations = (6 * hidden + 3 * inner) * positions * width
     logits = 6 * model.vocab_size * 4
     return cache + activations + logits

@@ -9,13 +9,10 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from glitchrun.plan.rows import SCORING
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.memory import is_out_of_memory
 from glitchrun.prompts.slot import Slot
-
-_ROWS = {"cpu": 8, "cuda": 64}
-"""Rows of every pass, whatever is asked: on two CPU cores more of them were hardly faster, and the
-sequences of one length rarely fill more."""
 
 
 class SequenceScorer:
@@ -31,7 +28,7 @@ class SequenceScorer:
         self.place = place
         self.goals = tuple(goals)
         """Token ids whose probability is wanted."""
-        self.rows = _ROWS.get(backend.device.type, _ROWS["cpu"])
+        self.rows = SCORING.get(backend.device.type, SCORING["cpu"])
         self.counters: Counter[str] = Counter()
         """Work since it was last cleared: forwards, batch_halvings."""
 

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from glitchrun.events import ProbeResult
+from glitchrun.plan.rows import SETTLING
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.memory import is_out_of_memory
 from glitchrun.probing.statistics import ROUNDING, Statistics, measure
 from glitchrun.prompts.render import Prompt
-
-_SETTLING_ROWS = 16
-"""Rows of the float32 passes that settle verdicts of narrower arithmetic: always this many."""
 
 
 class Verifier:
@@ -53,7 +51,7 @@ class Verifier:
         self.counters["rechecked"] += len(unclear)
         if first != torch.float32 and unclear:
             again = [token_ids[i] for i in unclear]
-            settled = self._pass(prompt, again, _SETTLING_ROWS, torch.float32)
+            settled = self._pass(prompt, again, SETTLING, torch.float32)
             for i, result in zip(unclear, settled, strict=True):
                 results[i] = result
             unclear = [i for i in unclear if results[i][1]]

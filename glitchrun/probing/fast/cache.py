@@ -7,10 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from glitchrun.plan.rows import ROOM
 from glitchrun.probing.fast.shape import Shape
-
-_ROOM = 32
-"""Positions by which a full buffer grows: growing copies it."""
 
 
 @dataclass(slots=True)
@@ -53,21 +51,21 @@ class Cache:
 
 def _longer(buffer: Tensor, end: int) -> Tensor:
     rows, groups, capacity, width = buffer.shape
-    longer = buffer.new_empty(rows, groups, end + _ROOM, width)
+    longer = buffer.new_empty(rows, groups, end + ROOM, width)
     longer[:, :, :capacity] = buffer
     return longer
 
 
 def _selected(buffer: Tensor, rows: Tensor, length: int) -> Tensor:
     _, groups, _, width = buffer.shape
-    made = buffer.new_empty(len(rows), groups, length + _ROOM, width)
+    made = buffer.new_empty(len(rows), groups, length + ROOM, width)
     torch.index_select(buffer[:, :, :length], 0, rows, out=made[:, :, :length])
     return made
 
 
 def _repeated(buffer: Tensor, rows: int, length: int) -> Tensor:
     _, groups, _, width = buffer.shape
-    made = buffer.new_empty(rows, groups, length + _ROOM, width)
+    made = buffer.new_empty(rows, groups, length + ROOM, width)
     made[:, :, :length] = buffer[:1, :, :length]
     return made
 

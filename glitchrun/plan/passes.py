@@ -1,0 +1,139 @@
+"""Forward passes of a plan: how many rows each has, and what it holds beside the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from glitchrun.checkpoint.headers import Header
+from glitchrun.plan import rows
+from glitchrun.plan.weights import WIDTH, Weights
+
+_LOGIT_COPIES = 6
+"""Float32 tensors of the size of the logits that verdicts are computed from."""
+_SCREENED = 2
+"""Positions of a token that are run in a screen."""
+Kind = Literal["verify", "sample", "answer", "screen", "score"]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The most demanding pass of a step."""
+
+    step: str
+    batch: int | None
+    """Rows of a forward pass; None where the run chooses by itself."""
+    positions: int
+    """Positions of a row: prompt and continuation."""
+    gradient: bool = False
+    kind: Kind = "verify"
+    """sample and answer: a row grows by one position a pass."""
+    together: int = 1
+    """Rows of a growing batch that begin as one: the attempts on a token share its prompt."""
+
+    @property
+    def grows(self) -> bool:
+        return self.kind in ("sample", "answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """What a step holds beside the weights."""
+
+    kv_cache: int
+    activations: int
+    float32: int
+    gradient: int
+
+    @property
+    def total(self) -> int:
+        return self.kv_cache + self.activations + self.float32 + self.gradient
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """Forward passes of one model on one kind of device."""
+
+    header: Header
+    held: Weights
+    kind: str
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number in a pass. On a CPU narrow weights may be widened and multiplied in
+        float32 (`probing.fast`)."""
+        return WIDTH["float32"] if self.kind == "cpu" else WIDTH[self.held.dtype]
+
+    def rows(self, load: Workload, room: int) -> int:
+        """Rows of a pass: as asked, else the largest power of two that fits in half the room."""
+        narrow = WIDTH[self.held.dtype] < WIDTH["float32"]
+        if load.grows and narrow and self.kind == "cuda":
+            return rows.NARROW[self.kind]
+        if load.batch is not None:
+            return max(load.batch, rows.NARROW[self.kind]) if load.grows and narrow else load.batch
+        count = rows.STANDARD[load.kind][self.kind]
+        if load.kind == "score":
+            return count
+        while count > 1 and count * sum(self.row(load)) > room // 2:
+            count //= 2
+        return count
+
+    def largest_batch(self, load: Workload, room: int) -> int:
+        return max(0, room - self.buffers(load, 0).total) // sum(self.row(load))
+
+    def buffers(self, load: Workload, count: int) -> Buffers:
+        cache, activations = self.row(load)
+        return Buffers(
+            kv_cache=count * cache,
+            activations=count * activations,
+            float32=self._float32(load),
+            gradient=_gradient(self.header, load.positions) if load.gradient else 0,
+        )
+
+    def row(self, load: Workload) -> tuple[int, int]:
+        """Bytes one row takes in the key/value cache, and in everything computed beside it."""
+        layers, each = self.header.shape.layers, self._layer_cache
+        logits = _LOGIT_COPIES * self.header.vocab * WIDTH["float32"]
+        if load.grows:
+            # Taking finished rows out copies the others; buffers have room for positions to come.
+            cache = 2 * layers * each * (load.positions + rows.ROOM)
+            first = -(-(self._computed(load, load.positions) + logits) // load.together)
+            return cache, max(first, self._computed(load, 1) + logits)
+        # Appending to a layer's cache copies it: for a moment there is one layer more.
+        cache = (layers + 1) * each * load.positions
+        computed = _SCREENED if load.kind == "screen" else load.positions
+        return cache, self._computed(load, computed) + logits
+
+    @property
+    def _layer_cache(self) -> int:
+        """Of one position in one layer."""
+        shape = self.header.shape
+        return 2 * shape.kv_heads * shape.head_dim * self.width
+
+    def _computed(self, load: Workload, positions: int) -> int:
+        """Of one layer, over the positions that a pass computes, with their attention scores."""
+        shape = self.header.shape
+        each = self.width * (6 * shape.hidden + 3 * shape.intermediate * _paths(self.header))
+        return positions * (each + 2 * shape.heads * load.positions * WIDTH["float32"])
+
+    def _float32(self, load: Workload) -> int:
+        """What narrow weights need widened: the largest matrix, settling passes, the search."""
+        if WIDTH[self.held.dtype] >= WIDTH["float32"]:
+            return 0
+        row = sum(self.row(load)) * WIDTH["float32"] // self.width
+        settling = rows.SETTLING * row if self.width < WIDTH["float32"] else 0
+        table = self.header.vocab * self.header.shape.hidden * 4 if load.gradient else 0
+        return self.held.largest_matrix * 4 + settling + table
+
+
+def _paths(header: Header) -> int:
+    """Feed-forward blocks that one position passes through."""
+    return max(1, header.shape.active_experts)
+
+
+def _gradient(header: Header, positions: int) -> int:
+    """Activations that the backward pass of one prompt needs, over all layers, and the logits."""
+    shape = header.shape
+    attention = 2 * shape.heads * positions * positions
+    layer = positions * (12 * shape.hidden + 6 * shape.intermediate * _paths(header)) + attention
+    return shape.layers * layer * WIDTH["float32"] + _LOGIT_COPIES * header.vocab * 4
