@@ -77,6 +77,28 @@ def test_entries_that_do_not_fit_can_be_left_out(models: Path, tmp_path: Path) -
     assert "1 with another text dropped" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["glitch_mining_log_cut.jsonl", "genetic_results.json"])
+def test_a_redacted_list_has_no_text_and_the_same_ids(
+    name: str, models: Path, tmp_path: Path
+) -> None:
+    whole, bare = tmp_path / "whole.json", tmp_path / "bare.json"
+    words = (LEGACY / name, "--model", models / "mistral", "--mismatches", "drop")
+    assert imported(*words, "-o", whole).exit_code == 0
+    assert imported(*words, "--redact", "-o", bare).exit_code == 0
+    full, data = json.loads(whole.read_text()), json.loads(bare.read_text())
+    assert all(row["token"] for row in full["tokens"])
+    assert {row["token"] for row in data["tokens"]} == {None}
+    words_left = {type(value) for row in data["tokens"] for value in row.values()}
+    assert dict not in words_left
+    named = {key for row in data["tokens"] for key, value in row.items() if type(value) is str}
+    assert named <= {"verdict", "fit", "place"}
+    assert (data["extra"], data["source"]["settings"]) == ({}, {})
+    assert data["redacted"] is True
+    assert "/" not in data["checked"]["model"]
+    assert read_ids(bare) == read_ids(whole)
+    assert [row.get("p") for row in data["tokens"]] == [row.get("p") for row in full["tokens"]]
+
+
 def test_dropping_everything_is_refused(models: Path) -> None:
     file = LEGACY / "glitch_tokens.json"
     assert imported(file, "--model", models / "other", "--mismatches", "drop").exit_code == 1

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,9 +11,6 @@ from glitchrun.cli.apply import ROOT
 from glitchrun.cli.needs import require
 from glitchrun.errors import UsageError
 from glitchrun.imports import Imported, read
-
-if TYPE_CHECKING:
-    from glitchrun.vocabulary.claims import Fit
 
 
 @click.command("import")
@@ -40,7 +36,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="What to do with entries whose text is not what the model holds under their id.",
 )
-def command(file: Path, model: str, output: Path, mismatches: str) -> None:
+@click.option(
+    "--redact",
+    is_flag=True,
+    help="Leave out every text and path; ids, verdicts and numbers stay.",
+)
+def command(file: Path, model: str, output: Path, mismatches: str, redact: bool) -> None:
     """Reads FILE, a result file of glitcher, GlitchMiner or glitchrun, into a list of tokens.
 
     Ids are checked against the model's tokenizer, duplicates dropped and counted. What it writes
@@ -51,6 +52,7 @@ def command(file: Path, model: str, output: Path, mismatches: str) -> None:
     found = read(file)
     require("torch", "transformers")
     from glitchrun.model import tokenizer_of
+    from glitchrun.report.imported import document
     from glitchrun.vocabulary import claims
 
     tokenizer, rows = tokenizer_of(model, ROOT.parent / ".cache" / "glitchrun")
@@ -61,16 +63,14 @@ def command(file: Path, model: str, output: Path, mismatches: str) -> None:
         if wrong < len(fits):
             remedy += ", or leave these entries out with --mismatches drop"
         raise claims.refuse(str(file), found.source.claimed_model, model, fits, remedy)
-    _write(output, found, fits, model, rows)
+    _write(output, document(found, fits, model, rows, redact=redact))
     for line in _summary(found, claims.tallies(fits)):
         click.echo(line, err=True)
 
 
-def _write(output: Path, found: Imported, fits: Sequence[Fit], model: str, rows: int) -> None:
-    from glitchrun.report.imported import document
+def _write(output: Path, pieces: Iterator[str]) -> None:
     from glitchrun.report.rows import replacing
 
-    pieces = document(found, fits, model, rows)
     if str(output) == "-":
         for piece in pieces:
             click.echo(piece, nl=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import PurePath
 from typing import Any
 
 from glitchrun.imports import Imported
@@ -12,16 +13,23 @@ from glitchrun.imports.found import tally
 from glitchrun.report.rows import to_json
 from glitchrun.vocabulary.claims import MISFITS, Fit, tallies
 
+_HIDDEN = ("text_in_file", "said")
+"""What of a token's row, besides its own text, holds text of the file."""
 
-def document(found: Imported, fits: Sequence[Fit], model: str, rows: int) -> Iterator[str]:
+
+def document(
+    found: Imported, fits: Sequence[Fit], model: str, rows: int, *, redact: bool = False
+) -> Iterator[str]:
     """The file, piece by piece: where the tokens come from, what was checked and counted, then
-    every token that fits. `model` is the path given, `rows` its vocabulary's size."""
+    every token that fits. `model` is the path given, `rows` its vocabulary's size. `redact` leaves
+    out every text and path: of tokens their ids, verdicts and numbers are left."""
     kept = [fit for fit in fits if fit.fit not in MISFITS]
+    checked = {"model": PurePath(model).name if redact else model}
     head = {
         "kind": KIND,
         "version": 1,
         "source": asdict(found.source),
-        "checked": {"model": model, "vocabulary_size": rows, **tallies(fits)},
+        "checked": {**checked, "vocabulary_size": rows, **tallies(fits)},
         "counts": {
             "entries": found.entries,
             "duplicates": found.duplicates,
@@ -32,13 +40,27 @@ def document(found: Imported, fits: Sequence[Fit], model: str, rows: int) -> Ite
         },
         "extra": dict(found.extra),
     }
+    if redact:
+        head |= {"source": _nameless(found), "extra": {}, "redacted": True}
     yield "{\n"
     for key, value in head.items():
         yield f"{to_json(key)}: {to_json(_finite(value))},\n"
     yield '"tokens": ['
     for place, fit in enumerate(kept):
-        yield f"{',' if place else ''}\n{to_json(_finite(_row(fit)))}"
+        row = _row(fit)
+        if redact:
+            row = {key: None if key == "token" else row[key] for key in row if key not in _HIDDEN}
+        yield f"{',' if place else ''}\n{to_json(_finite(row))}"
     yield "\n]\n}\n"
+
+
+def _nameless(found: Imported) -> dict[str, Any]:
+    """The source without settings, which may hold texts, and without folders."""
+    claimed = found.source.claimed_model
+    return asdict(found.source) | {
+        "settings": {},
+        "claimed_model": PurePath(claimed).name if claimed else claimed,
+    }
 
 
 def _row(fit: Fit) -> dict[str, Any]:
