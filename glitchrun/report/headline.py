@@ -177,7 +177,11 @@ def _about_excluded(record: RunRecord) -> str:
 def _about_left(step: StepRecord) -> str:
     """What a search of named tokens did not come to; empty where nothing was left."""
     metric = step.metrics.get("left")
-    if not metric or not metric.value or step.params.get("search") not in _NAMED:
+    if not metric or step.params.get("search") not in _NAMED:
+        return ""
+    if metric.n == 0:
+        return f"Step {step.id} named no token that is in scope (`tokens` in the spec)."
+    if not metric.value:
         return ""
     asked = f"{metric.value:,.0f} of the {counted(metric.n or 0, 'token')}"
     return (
