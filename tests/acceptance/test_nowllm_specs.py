@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from glitchrun.cli import main
+from glitchrun.ledger import read_run
 from glitchrun.spec.loading import load_experiment
 from tests.support.oracle import FOLDER, PLANTED, oracle
 
@@ -126,6 +127,15 @@ def test_memory_falls_with_the_quantization(results: dict[str, Any]) -> None:
     sizes = [run["metrics"]["profile/weight_bytes"] for run in results["memory"]["runs"]]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == 3
+
+
+@pytest.mark.parametrize("name", sorted(SHORTER.keys() - {"memory"}))
+def test_weights_are_held_as_asked(name: str, results: dict[str, Any]) -> None:
+    for run in results[name]["runs"]:
+        held = read_run(Path(run["artifacts_dir"]).parent).model
+        assert held is not None
+        assert held.quantization == "int4"
+        assert held.census["int4"] > 0
 
 
 def test_all_checks_pass_and_none_is_skipped(results: dict[str, Any]) -> None:
