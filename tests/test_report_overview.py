@@ -11,6 +11,7 @@ import pytest
 from glitchrun.events import Entry, Screened
 from glitchrun.ledger.record import Metric
 from glitchrun.report.headline import headline
+from glitchrun.report.markdown import markdown
 from glitchrun.report.numbers import duration, figure, percent, share, size
 from glitchrun.report.overview import counters, not_finite, tallies
 from glitchrun.report.severity import severity
@@ -64,9 +65,12 @@ def test_a_token_that_several_steps_found_is_listed_once(tmp_path: Path) -> None
         for name in ("low", "again")
     )
     first, second = (step(name, "validate", sampled(2, 5)) for name in ("asr", "more"))
-    lines = summary_lines(run_of(tmp_path, low, again, first, second))
+    record = run_of(tmp_path, low, again, first, second)
+    lines = summary_lines(record)
     assert sum("  «␣t2»  confirmed" in line for line in lines) == 1
     assert sum("  «␣t1»  glitch" in line for line in lines) == 1
+    table = markdown(record)
+    assert table.count("| 2 | confirmed |") == table.count("| 1 | glitch |") == 1
 
 
 def test_probes_that_differ_by_step_are_not_taken_for_one_check(tmp_path: Path) -> None:

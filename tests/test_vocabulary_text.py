@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glitchrun.events import Token
 from glitchrun.vocabulary.groups import GROUPS, group_of
-from glitchrun.vocabulary.text import emitted_kind, visible
+from glitchrun.vocabulary.text import emitted_kind, visible, visible_token
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,23 @@ from glitchrun.vocabulary.text import emitted_kind, visible
 )
 def test_visible(text: str, shown: str) -> None:
     assert visible(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "piece", "category", "shown"),
+    [
+        (" the", "▁the", "normal", "␣the"),
+        ("\ufffd", "<0xE6>", "byte", "⟨E6⟩"),
+        ("\ufffd", "æĹ", "byte", "⟨E6 97⟩"),
+        (" \ufffd", "Ġæ", "byte", "⟨20 E6⟩"),
+        ("\n", "<0x0A>", "byte", "␊"),
+        ("\ufffd", "\ufffd", "undecodable", "\ufffd"),
+    ],
+)
+def test_parts_of_characters_are_shown_as_bytes(
+    text: str, piece: str, category: str, shown: str
+) -> None:
+    assert visible_token(Token(1, text, piece, category, 1.0)) == shown
 
 
 @given(st.text(alphabet=st.characters()), st.text(alphabet=st.characters()))

@@ -15,7 +15,7 @@ from glitchrun.events import Batch, Entry, Sampled, TokenFact, Verified
 from glitchrun.ledger import RunRecord
 from glitchrun.ledger.record import StepRecord
 from glitchrun.spec.schema import strategies
-from glitchrun.vocabulary.text import visible
+from glitchrun.vocabulary.text import visible, visible_token
 
 _SHOWN = 20
 
@@ -124,7 +124,7 @@ def _figure(cell: Any) -> str:
 
 
 def _item(fact: TokenFact) -> str:
-    head = f"{fact.token.id:>8}  «{visible(fact.token.text)}»"
+    head = f"{fact.token.id:>8}  «{visible_token(fact.token)}»"
     if isinstance(fact, Sampled):
         attempts = "".join("x" if failed else "." for failed in fact.outcomes)
         return f"{head}  ASR {fact.asr:.3g} [{fact.asr_low:.3g}, {fact.asr_high:.3g}]  {attempts}"

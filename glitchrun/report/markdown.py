@@ -12,9 +12,9 @@ from glitchrun.report.numbers import count, figure, percent, share, size
 from glitchrun.report.overview import tallies
 from glitchrun.report.sections import commands
 from glitchrun.report.severity_markdown import severity_parts
-from glitchrun.report.spelling import spelled
+from glitchrun.report.spelling import spelled_token
 from glitchrun.report.step_tables import StepColumn, StepTable, shown, step_tables
-from glitchrun.report.table import Row, most_interesting_first, table
+from glitchrun.report.table import Row, found_tokens, table
 
 SHOWN = 30
 """Tokens, and rows of a table, listed before the rest is only counted."""
@@ -69,11 +69,11 @@ def _verdicts(record: RunRecord) -> list[str]:
 
 
 def _tokens(rows: Sequence[Row]) -> list[str]:
-    found = [row for row in most_interesting_first(rows) if row.verdict in ("confirmed", "glitch")]
+    found = found_tokens(rows)
     if not found:
         return []
     lines = [
-        (code(spelled(row.token.text)), str(row.token.id), row.verdict, _asr(row), _p(row))
+        (code(spelled_token(row.token)), str(row.token.id), row.verdict, _asr(row), _p(row))
         for row in found[:SHOWN]
     ]
     parts = [grid(("Token", "Id", "Verdict", "ASR (95 % interval)", "p"), lines)]

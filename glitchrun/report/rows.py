@@ -19,7 +19,7 @@ from glitchrun.report.table import (
     most_interesting_first,
     table,
 )
-from glitchrun.vocabulary.text import visible
+from glitchrun.vocabulary.text import visible, visible_token
 
 # What JSON would carry raw but a reader may trip over: C1 controls and the line separators at
 # which `str.splitlines` breaks a JSON line, bidi and zero-width marks, and lone surrogates, which
@@ -146,7 +146,7 @@ def _probe(result: ProbeResult) -> dict[str, Any]:
 # The UI groups by the first column and compares the second; it drops leading spaces and shows line
 # breaks blank, hence the visible form of the token.
 COLUMNS: dict[str, Callable[[Row], Any]] = {
-    "token_repr": lambda row: visible(row.token.text),
+    "token_repr": lambda row: visible_token(row.token),
     "verdict": lambda row: row.verdict,
     "step": lambda row: ", ".join(row.steps),
     "token_id": lambda row: row.token.id,

@@ -20,7 +20,7 @@ from glitchrun.report.severity import (
     patterns,
     severity,
 )
-from glitchrun.report.spelling import spelled
+from glitchrun.report.spelling import spelled, spelled_token
 from glitchrun.report.table import Row
 
 LISTED = 12
@@ -88,7 +88,7 @@ def _token(row: Row) -> dict[str, str]:
     assert row.closest
     result, sampled = row.closest[1], row.sampled
     return {
-        "text": spelled(row.token.text),
+        "text": spelled_token(row.token),
         "id": str(row.token.id),
         "p": figure(result.p),
         "rank": count(result.rank),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from glitchrun.vocabulary.text import visible
+from glitchrun.events import Token
+from glitchrun.vocabulary.text import visible, visible_token
 
 # fmt: off
 _C0 = (
@@ -17,3 +18,8 @@ _SPELLED = {0x2400 + place: f"⟨{name}⟩" for place, name in enumerate(_C0)}
 def spelled(text: str) -> str:
     """As `visible`, but control characters by name, `⟨LF⟩` for `␊`: few fonts have pictures."""
     return visible(text).translate(_SPELLED)
+
+
+def spelled_token(token: Token) -> str:
+    """As `visible_token`, with control characters by name."""
+    return visible_token(token).translate(_SPELLED)

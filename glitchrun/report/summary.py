@@ -7,8 +7,8 @@ from glitchrun.report.headline import DIGITS, headline
 from glitchrun.report.numbers import counted, duration, figure, percent, size
 from glitchrun.report.overview import is_about_tokens
 from glitchrun.report.step_tables import StepColumn, shown, step_tables
-from glitchrun.report.table import Row, most_interesting_first, table
-from glitchrun.vocabulary.text import visible
+from glitchrun.report.table import Row, found_tokens, table
+from glitchrun.vocabulary.text import visible_token
 
 SHOWN = 10
 """Tokens listed before the rest is only counted."""
@@ -53,19 +53,14 @@ def _check_lines(record: RunRecord) -> list[str]:
 
 
 def _token_lines(rows: list[Row]) -> list[str]:
-    ranked = most_interesting_first(rows)
-    first: dict[int, Row] = {}  # a token that several steps found is one token
-    for row in ranked:
-        if row.verdict in ("confirmed", "glitch"):
-            first.setdefault(row.token.id, row)
-    found = list(first.values())
+    found = found_tokens(rows)
     lines = [f"  {_token_line(row)}" for row in found[:SHOWN]]
     hidden = len(found) - len(lines)
     return [*lines, f"  … and {counted(hidden, 'more token')}"] if hidden else lines
 
 
 def _token_line(row: Row) -> str:
-    text = f"{row.token.id:>8}  «{visible(row.token.text)}»  {row.verdict}"
+    text = f"{row.token.id:>8}  «{visible_token(row.token)}»  {row.verdict}"
     if row.sampled:
         fact = row.sampled
         interval = f"{percent(fact.asr_low)} to {percent(fact.asr_high)}"

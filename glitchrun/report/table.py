@@ -155,5 +155,14 @@ def most_interesting_first(rows: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=key)
 
 
+def found_tokens(rows: Iterable[Row]) -> list[Row]:
+    """What was found, the most interesting first; a token that several steps found stands once."""
+    first: dict[int, Row] = {}
+    for row in most_interesting_first(rows):
+        if row.verdict in ("confirmed", "glitch"):
+            first.setdefault(row.token.id, row)
+    return list(first.values())
+
+
 def _comparable(p: float) -> float:
     return p if p == p else -1.0  # NaN, from logits that overflowed, has no order of its own

@@ -9,7 +9,7 @@ from typing import Any
 
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.rows import rounded
-from glitchrun.report.spelling import spelled
+from glitchrun.report.spelling import spelled, spelled_token
 from glitchrun.report.table import VERDICTS, Row, most_interesting_first, table
 
 DIGITS = 4
@@ -30,7 +30,7 @@ class Column:
 
 _VERDICTS = tuple(VERDICTS)
 COLUMNS = (
-    Column("Token", "token", "Decoded text.", lambda row: spelled(row.token.text)),
+    Column("Token", "token", "Decoded text, or bytes.", lambda row: spelled_token(row.token)),
     Column("Piece", "token", "Vocabulary entry.", lambda row: spelled(row.token.piece)),
     Column("Id", "id", "Token id.", lambda row: row.token.id),
     Column("Verdict", "choice", "See the legend.", lambda row: row.verdict),

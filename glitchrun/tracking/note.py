@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from glitchrun.events import Sampled, Verified
+from glitchrun.events import Sampled, Token, Verified
 from glitchrun.ledger.command import apply_command
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.spec.schema import strategies
 from glitchrun.tracking.metrics import is_finite
-from glitchrun.vocabulary.text import visible
+from glitchrun.vocabulary.text import visible, visible_token
 
 _TOKENS = 10
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|<>~$&-])")
@@ -36,9 +36,9 @@ def escaped(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", visible(text).replace("␣", " ")).strip() or "(empty)"
 
 
-def _code(text: str) -> str:
-    """A token's text for a table cell; `|` would end the cell, even in code."""
-    shown = visible(text).replace("|", "¦").replace("`", "ˋ")
+def _code(token: Token) -> str:
+    """A token for a table cell; `|` would end the cell, even in code."""
+    shown = visible_token(token).replace("|", "¦").replace("`", "ˋ")
     return f"`{shown}`"
 
 
@@ -104,7 +104,7 @@ def _tokens(record: RunRecord) -> str:
         return ""
     rows = ["| token | id | ASR (95 %) | attempts |", "|---|--:|---|--:|"]
     rows += [
-        f"| {_code(fact.token.text)} | {fact.token.id} | "
+        f"| {_code(fact.token)} | {fact.token.id} | "
         f"{fact.asr:.2f} ({fact.asr_low:.2f} to {fact.asr_high:.2f}) | {fact.attempts} |"
         for fact in worst
     ]

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import unicodedata
 
+from glitchrun.events import Token
+from glitchrun.vocabulary.byte_pieces import raw_bytes
+
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"})
 # Letters, marks and symbols that draw nothing: Hangul fillers, Khmer vowels, blank Braille, joiner.
 _BLANK = frozenset("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\u034f")
@@ -24,6 +27,15 @@ def visible(text: str) -> str:
     """
     before = [" ", *text[:-1]] if text else []
     return "".join(map(_visible_character, before, text))
+
+
+def visible_token(token: Token) -> str:
+    """A token's text made visible; the bytes of a part of a character (`⟨E6 97⟩`).
+
+    Decoded, all of those are U+FFFD and look alike.
+    """
+    part = raw_bytes(token.piece) if token.category == "byte" and "\ufffd" in token.text else None
+    return f"⟨{part.hex(' ').upper()}⟩" if part else visible(token.text)
 
 
 def _visible_character(before: str, character: str) -> str:
