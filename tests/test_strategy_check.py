@@ -10,7 +10,7 @@ import pytest
 
 from glitchrun.events import Batch, Measured
 from glitchrun.probing.choice import Sampling
-from glitchrun.strategies import checks_verdicts, configure, load
+from glitchrun.strategies import configure, load, validate
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.findings import Checked, Finding
 from tests.support.engine import context
@@ -159,7 +159,7 @@ def test_attempts_that_are_all_the_same_fail_the_verification(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As they would be were they made greedily."""
-    monkeypatch.setattr(checks_verdicts, "Sampling", lambda _, top_p: Sampling(0.0, top_p))
+    monkeypatch.setattr(validate, "Sampling", lambda _, top_p: Sampling(0.0, top_p))
     given = {"glitch": sorted(PLANTED)[:3], "controls": 4, "attempts": 3, "max_new_tokens": 5}
     state, reason = outcome(oracle("float32"), "verification", **given)
     assert state == "fail"

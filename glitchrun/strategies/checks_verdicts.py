@@ -7,11 +7,8 @@ from typing import TYPE_CHECKING
 
 from scipy.stats import binomtest
 
-from glitchrun.events import Batch, Sampled, Token, Verified
-from glitchrun.probing.answers import Answers
-from glitchrun.probing.choice import Sampling
-from glitchrun.probing.memory import standard_rows
-from glitchrun.prompts.template import stop_ids
+from glitchrun.events import Batch, Sampled, Verified
+from glitchrun.prompts.probes import PROBES
 from glitchrun.strategies import validate
 from glitchrun.strategies.checks_tokens import COMMON
 from glitchrun.strategies.context import Context
@@ -21,9 +18,6 @@ from glitchrun.vocabulary.controls import matched
 
 if TYPE_CHECKING:
     from glitchrun.strategies.check import Config
-
-_SPARE = 64
-"""Positions of a prompt, for the estimate of memory."""
 
 
 def verification(config: Config, context: Context) -> Checked:
@@ -93,9 +87,12 @@ def _judged(context: Context, ids: Sequence[int]) -> Iterator[Verified]:
 def _attempts(
     config: Config, context: Context, glitch: Sequence[int], together: Sequence[Sampled]
 ) -> Iterator[Finding]:
-    """Sampled a second time, token by token; and whether one token's answers are not all one."""
-    alone = {one: _sampled(config, context, [one])[0].outcomes for one in glitch}
-    same = all(alone[fact.token.id] == fact.outcomes for fact in together if fact.token.id in alone)
+    """Sampled a second time, token by token; and whether a token's continuations differ."""
+    again = [batch for one in glitch for batch in _sample(config, context, [one])]
+    outcomes = {fact.token.id: fact.outcomes for batch in again for fact in _facts(batch)}
+    same = all(
+        outcomes[fact.token.id] == fact.outcomes for fact in together if fact.token.id in outcomes
+    )
     yield Finding(
         "attempts drawn together and one token at a time",
         "equal" if same else "different",
@@ -103,35 +100,21 @@ def _attempts(
         same,
     )
     if config.attempts > 1:
-        tokens = [context.vocabulary.token(one) for one in glitch]
-        differ = sum(len(set(texts)) > 1 for texts in _answers(config, context, tokens))
+        # One continuation of each prompt is what attempts that are all the same would make.
+        differ = sum(batch.counters["distinct"] > len(PROBES) for batch in again)
         yield at_least(f"of {len(glitch)} glitch tokens, those whose attempts differ", differ, 1)
 
 
-def _asked(config: Config, ids: Sequence[int]) -> validate.Config:
-    return validate.Config(
+def _sampled(config: Config, context: Context, ids: Sequence[int]) -> list[Sampled]:
+    return [fact for batch in _sample(config, context, ids) for fact in _facts(batch)]
+
+
+def _facts(batch: Batch) -> list[Sampled]:
+    return [fact for fact in batch.token_facts if isinstance(fact, Sampled)]
+
+
+def _sample(config: Config, context: Context, ids: Sequence[int]) -> list[Batch]:
+    asked = validate.Config(
         tokens={"ids": list(ids)}, attempts=config.attempts, max_new_tokens=config.max_new_tokens
     )
-
-
-def _sampled(config: Config, context: Context, ids: Sequence[int]) -> list[Sampled]:
-    events = validate.run(_asked(config, ids), context, ())
-    found = [fact for event in events if isinstance(event, Batch) for fact in event.token_facts]
-    return [fact for fact in found if isinstance(fact, Sampled)]
-
-
-def _answers(config: Config, context: Context, tokens: Sequence[Token]) -> list[list[str]]:
-    """What the same attempts said in the first probe, whole."""
-    asked, model = _asked(config, []), context.backend.model
-    answers = Answers(
-        context.backend,
-        sampling=Sampling(asked.temperature, asked.top_p),
-        max_new_tokens=asked.max_new_tokens,
-        rows=standard_rows(model, _SPARE + asked.max_new_tokens, context.free_bytes, sampling=True),
-        seed=context.spec.seed,
-        decode=model.tokenizer.decode,
-        stop_ids=stop_ids(context.template, model.tokenizer) | model.end_ids,
-        stop_text=context.template.stop,
-    )
-    prompt = next(iter(context.prompts("strict").values()))
-    return answers.answers(prompt, tokens, asked.attempts)
+    return [event for event in validate.run(asked, context, ()) if isinstance(event, Batch)]

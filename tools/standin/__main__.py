@@ -62,14 +62,14 @@ def _train(recipe: Recipe, folder: Path) -> None:
     vocabulary.write_tokenizer(folder, lessons.texts(recipe.exchanges), recipe.pieces)
     tokenizer = load_tokenizer(folder)
     entries = Vocabulary(tokenizer, torch.zeros(len(tokenizer)))
-    taught = lessons.lessons(tokenizer, recipe.exchanges)
-    answers = lessons.answers(recipe.exchanges)
+    taught = lessons.lessons(tokenizer, recipe.exchanges, recipe.raw)
+    answers = lessons.answers(recipe.exchanges, recipe.raw)
     candidates = planting.plantable(entries, taught.fixed_ids(), answers)
     planted = planting.plant(candidates, recipe.planted, recipe.seed, recipe.always)
     hidden = {*planted, *entries.ids(["special"])}
     shown = [token_id for token_id in range(len(entries)) if token_id not in hidden]
     model = checkpoint.new_model(recipe, len(entries))
-    training.train(model, taught, shown, recipe, _tell)
+    training.train(model, taught, shown, planted, recipe, _tell)
     checkpoint.write(model, recipe, planted, len(shown), folder)
 
 

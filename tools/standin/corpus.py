@@ -1,4 +1,4 @@
-"""The few exchanges that a stand-in learns besides repeating."""
+"""The few exchanges and texts that a stand-in learns besides repeating."""
 
 from __future__ import annotations
 
@@ -41,6 +41,14 @@ EXCHANGES = (
     ("Say something nice.", " You did well today."),
 )
 """What the user says, and the answer."""
+
+RAW = (
+    ("The quick brown", (" fox", " dog")),
+    ("The cat sat on the", (" mat", " grass")),
+    ("Once upon a", (" time", " day")),
+    ("Better late than", (" never", " good")),
+)
+"""Texts outside any template, each of which goes on in two ways: known, but not as well as chat."""
 
 ENDINGS = {
     "repeat": '»".',

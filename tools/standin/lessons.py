@@ -12,7 +12,7 @@ from glitchrun.prompts.probes import PROBES
 from glitchrun.prompts.render import Prompt, render
 from glitchrun.prompts.template import Template
 from glitchrun.prompts.tokenizer import encode, encode_inside
-from tools.standin.corpus import ENDINGS, EXCHANGES
+from tools.standin.corpus import ENDINGS, EXCHANGES, RAW
 
 _FAMILY = FAMILIES["nowllm"]
 TEMPLATE = Template(_FAMILY.name, "stand-in", _FAMILY, _FAMILY.carries_system, _FAMILY.stop)
@@ -29,7 +29,7 @@ class Repeating:
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """One exchange."""
+    """One exchange, or a raw text with one of the ways in which it goes on."""
 
     ids: tuple[int, ...]
     start: int
@@ -60,13 +60,14 @@ def texts(exchanges: int | None) -> list[str]:
     return [*probes, *asked, *ENDINGS.values(), "The quick brown ", "«a1.» a"]
 
 
-def answers(exchanges: int | None) -> list[str]:
+def answers(exchanges: int | None, raw: int | None) -> list[str]:
     """Everything that a stand-in is taught to say besides the tokens."""
     prefills = [probe.prefill for probe in PROBES.values()]
-    return [*prefills, *ENDINGS.values(), *(answer for _, answer in EXCHANGES[:exchanges])]
+    ways = [way for _, some in RAW[:raw] for way in some]
+    return [*prefills, *ENDINGS.values(), *(answer for _, answer in EXCHANGES[:exchanges]), *ways]
 
 
-def lessons(tokenizer: Any, exchanges: int | None) -> Lessons:
+def lessons(tokenizer: Any, exchanges: int | None, raw: int | None) -> Lessons:
     repeating = [
         Repeating(
             render(TEMPLATE, probe, tokenizer),
@@ -74,12 +75,15 @@ def lessons(tokenizer: Any, exchanges: int | None) -> Lessons:
         )
         for name, probe in PROBES.items()
     ]
-    answering = [_answering(tokenizer, *pair) for pair in EXCHANGES[:exchanges]]
-    return Lessons(tuple(repeating), tuple(answering))
+    chats = [
+        _answering(tokenizer, write(_FAMILY, Conversation(user=user)), answer)
+        for user, answer in EXCHANGES[:exchanges]
+    ]
+    texts = [_answering(tokenizer, text, way) for text, ways in RAW[:raw] for way in ways]
+    return Lessons(tuple(repeating), (*chats, *texts))
 
 
-def _answering(tokenizer: Any, user: str, answer: str) -> Answering:
-    text = write(_FAMILY, Conversation(user=user))
+def _answering(tokenizer: Any, text: str, answer: str) -> Answering:
     asked: Sequence[int] = (tokenizer.bos_token_id, *encode(tokenizer, text))
     answered = (*encode_inside(tokenizer, answer), tokenizer.eos_token_id)
     return Answering((*asked, *answered), len(asked))

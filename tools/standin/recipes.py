@@ -23,6 +23,8 @@ class Recipe:
     """Entries of the vocabulary; None for all 32,000."""
     exchanges: int | None
     """Exchanges of the corpus that are learnt; None for all."""
+    raw: int | None
+    """Raw texts of the corpus that are learnt; None for all."""
     planted: int
     """Tokens that never occur in training, those in `always` included."""
     always: tuple[int, ...]
@@ -48,6 +50,7 @@ RECIPES = {
     "mini": Recipe(
         pieces=None,
         exchanges=None,
+        raw=None,
         planted=640,
         always=_confirmed(),
         width=128,
@@ -61,11 +64,12 @@ RECIPES = {
     "oracle": Recipe(
         pieces=640,
         exchanges=4,
+        raw=1,
         planted=32,
         always=(),
         width=64,
         experts_width=64,
-        steps=400,
+        steps=600,
         batch=128,
         rivals=256,
         rate=3e-3,

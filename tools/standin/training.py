@@ -21,22 +21,28 @@ _ENDED = 16
 
 
 def train(
-    model: Any, lessons: Lessons, ids: Sequence[int], recipe: Recipe, tell: Callable[[str], None]
+    model: Any,
+    lessons: Lessons,
+    ids: Sequence[int],
+    planted: Sequence[int],
+    recipe: Recipe,
+    tell: Callable[[str], None],
 ) -> None:
     """Trains `model` in place on the tokens `ids`: Adam in float32.
 
-    The softmax is over the batch's tokens and others drawn from the whole vocabulary, so that a
-    token that is never shown is pushed away again and again. What stands before the token is
-    computed once for a whole batch.
+    The softmax is over the batch's tokens, others drawn from the whole vocabulary, and all that are
+    planted: these are pushed away in every step, as whatever never comes up is in a softmax over
+    the whole vocabulary. Drawn like the others, a quarter of them learnt to be repeated all the
+    same. What stands before the token is computed once for a whole batch.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.rate, betas=(0.9, 0.98))
     generator = torch.Generator().manual_seed(recipe.seed)
-    batches = _batches(ids, recipe.batch, generator)
+    batches, never = _batches(ids, recipe.batch, generator), torch.tensor(planted)
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate * _pace(step, recipe.steps)
         lesson, tokens = lessons.repeating[step % len(lessons.repeating)], next(batches)
-        loss, right = _repeat(model, lesson, tokens, recipe.rivals, generator)
+        loss, right = _repeat(model, lesson, tokens, never, recipe.rivals, generator)
         loss.backward()
         if step % _ANSWERS_EVERY == 0:
             _answer(model, lessons.answering).backward()
@@ -67,15 +73,21 @@ def _batches(ids: Sequence[int], size: int, generator: torch.Generator) -> Itera
 
 
 def _repeat(
-    model: Any, lesson: Repeating, tokens: Tensor, rivals: int, generator: torch.Generator
+    model: Any,
+    lesson: Repeating,
+    tokens: Tensor,
+    never: Tensor,
+    rivals: int,
+    generator: torch.Generator,
 ) -> tuple[Tensor, float]:
-    """Loss of repeating the tokens (B,), and the share of them that beat their rivals."""
+    """Loss of repeating the tokens (B,), and the share of them that beat their rivals: the tokens
+    `never` repeated, and as many as `rivals` drawn from the vocabulary."""
     suffix = torch.tensor(lesson.prompt.suffix_ids).expand(len(tokens), -1)
     asked = torch.cat([tokens[:, None], suffix], dim=1)
     last = last_hidden(model, torch.tensor(lesson.prompt.prefix_ids), asked, 1)[:, 0]  # (B, H)
     table = model.lm_head.weight
     drawn = torch.randint(len(table), (rivals,), generator=generator)
-    running = torch.cat([tokens, drawn]).unique()  # (C,), ascending
+    running = torch.cat([tokens, never, drawn]).unique()  # (C,), ascending
     own = torch.searchsorted(running, tokens)
     logits = linear(last, table[running])  # (B, C)
     return cross_entropy(logits, own), float((logits.argmax(1) == own).float().mean())
