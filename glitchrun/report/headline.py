@@ -230,6 +230,8 @@ def _about_emitted(found: Severity) -> str:
     if not found.glitch:
         return ""
     piece, same = found.emitted["prefix"], found.emitted["case_space"]
+    if not piece and not same:
+        return "In place of none of them did the model say a piece of the right text, or all but case."
     return (
         f"In place of {piece:,} of them ({share(piece, found.glitch)}) the model began the right "
         f"text with a shorter piece, and {same:,} ({share(same, found.glitch)}) it said but for "
