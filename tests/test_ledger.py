@@ -170,6 +170,21 @@ def test_a_killed_process_holds_no_run_while_its_memory_is_freed(tmp_path: Path)
     dying.communicate()
 
 
+def test_an_owner_s_name_may_be_any_bytes(tmp_path: Path) -> None:
+    """The kernel cuts a name off after 15 bytes, in the middle of a character too."""
+    code = "open('/proc/self/comm', 'wb').write(b'\\xe6\\x97) Z'); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as named:
+        assert named.stdout
+        named.stdout.readline()
+        with hold(tmp_path):
+            owner = {"pid": named.pid, "host": socket.gethostname()}
+            (tmp_path / "owner.json").write_text(json.dumps(owner))
+            assert is_held(tmp_path)
+        named.communicate(b"\n")
+
+
 def test_runs_left_running_by_a_dead_process_are_set_right_once(tmp_path: Path) -> None:
     journal(tmp_path, "dead").close()
     with journal(tmp_path, "done") as made:

@@ -86,7 +86,7 @@ def _owner_is_dying(folder: Path) -> bool:
     if owner.get("host") != socket.gethostname():
         return False
     try:
-        text = Path(f"/proc/{owner.get('pid')}/stat").read_text(encoding="utf-8")
+        text = Path(f"/proc/{owner.get('pid')}/stat").read_text(errors="replace")
     except OSError:  # no such process: the lock is held by one that has yet to sign it
         return False
     state, *numbers = text.rpartition(")")[2].split()  # from the third field on: proc(5)
