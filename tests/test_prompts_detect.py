@@ -77,7 +77,7 @@ EFFORT = "Reasoning: {{ effort | default('medium') }}\n{{ messages[-1]['content'
 def test_variables_reach_the_chat_template_and_are_told() -> None:
     tokenizer = with_chat_template(smollm2(), EFFORT)
     template = detect("auto", tokenizer, {}, "x", {"effort": "low"})
-    assert "It is given effort = 'low'." in template.rule
+    assert "It is given effort, as the spec says." in template.rule
     text, _ = whole(template, "hello", tokenizer)
     assert text == "Reasoning: low\nhello"
     text, _ = whole(detect("auto", tokenizer, {}, "x"), "hello", tokenizer)
@@ -99,6 +99,23 @@ def test_variables_that_nothing_reads_are_refused(
 ) -> None:
     with pytest.raises(PreflightError, match=message):
         detect(setting, with_chat_template(smollm2(), EFFORT), {}, "x", variables)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        pytest.param({"rag": EFFORT, "tool_use": EFFORT}, id="several, none the default"),
+        pytest.param("{{ 1 // 0 }}{{ messages[-1]['content'] }}", id="division by zero"),
+        pytest.param("{% for i in range(10**9) %}{% endfor %}", id="endless range"),
+        pytest.param("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", id="endless recursion"),
+        pytest.param("{{ ''.__class__.__mro__ }}{{ messages[-1]['content'] }}", id="reaches out"),
+    ],
+)
+def test_a_stranger_s_chat_template_that_fails_is_named(template: Any) -> None:
+    tokenizer = with_chat_template(smollm2(), template)
+    assert "was passed over" in detect("auto", tokenizer, {}, "x").rule
+    with pytest.raises(PreflightError, match="fails on this conversation"):
+        detect("tokenizer", tokenizer, {}, "x")
 
 
 def test_harmony_s_answers_begin_in_their_channel() -> None:

@@ -35,7 +35,15 @@ _CLOCK = (
     "{%- endmacro -%}"
 )
 # What a faulty template raises: its own `raise_exception`, or Python's errors from inside Jinja.
-_FAULTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+_FAULTS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 
 
 def write(tokenizer: Tokenizer, conversation: Conversation, variables: Variables = _NONE) -> str:
@@ -124,7 +132,8 @@ def _say(role: str, text: str) -> dict[str, str]:
 
 def unread(tokenizer: Tokenizer, variables: Variables) -> list[str]:
     """The variables that the template does not mention, or that are set here in any case."""
-    text = tokenizer.get_chat_template()
+    found = tokenizer.chat_template
+    text = "\n".join(found.values()) if isinstance(found, Mapping) else found
     return [
         name
         for name in variables

@@ -195,7 +195,8 @@ def _tokenizers_own(tokenizer: Tokenizer, rule: str, variables: Mapping[str, Any
     if default is not None:
         rule = f"{rule} It adds a system text of its own where none is given: {default!r}."
     if variables:
-        rule = f"{rule} It is given {', '.join(f'{k} = {v!r}' for k, v in variables.items())}."
+        # By name alone: a value may come from a variable of the environment that is secret.
+        rule = f"{rule} It is given {', '.join(variables)}, as the spec says."
     carries = chat_template.carries_system(tokenizer, variables)
     stop = chat_template.stop(tokenizer, variables)
     return Template("tokenizer", rule, None, carries, stop, variables)
