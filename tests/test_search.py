@@ -162,6 +162,7 @@ def test_parts_are_sampled_each_by_itself(name: str) -> None:
     assert tenth == sorted(set(tenth)) == order(sample_rate=0.1) != order(4, sample_rate=0.1)
     assert np.bincount(np.array(order(sample_rate=0.1, sample_size=20)) // 300).tolist() == [20, 20]
     assert np.mean(tenth[:30]) == pytest.approx(150, abs=50)  # not the lowest ids of the part
+    assert len(order(sample_rate=0.07)) == 42  # not one more for what 0.07 * 300 is in binary
     assert order(sample_rate=1.0, sample_size=300) == order() == list(range(600))
 
 

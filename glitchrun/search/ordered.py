@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -82,7 +83,8 @@ def _drawn(parts: Iterable[list[int]], space: Space, config: Config) -> Iterator
     for place, part in enumerate(parts):
         size = len(part)
         if config.sample_rate is not None:
-            size = math.ceil(config.sample_rate * size)
+            # In exact numbers, of the share as it is written: 0.07 of 100 are 7.
+            size = math.ceil(Fraction(str(config.sample_rate)) * size)
         if config.sample_size is not None:
             size = min(size, config.sample_size)
         rng = np.random.default_rng([space.seed, place])
