@@ -99,6 +99,24 @@ def test_a_redacted_list_has_no_text_and_the_same_ids(
     assert [row.get("p") for row in data["tokens"]] == [row.get("p") for row in full["tokens"]]
 
 
+def test_a_redacted_log_has_no_folder_of_another_system_and_no_unknown_event(
+    models: Path, tmp_path: Path
+) -> None:
+    log, bare = tmp_path / "mined.jsonl", tmp_path / "bare.json"
+    events = [
+        {"event": "start", "model_path": "C:\\Users\\anna\\models\\nowllm"},
+        {"event": "met Anna"},
+        {"event": "token_verification", "token_id": 9, "is_glitch": True},
+    ]
+    log.write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    words = (log, "--model", models / "mistral", "--redact", "-o", bare)
+    assert imported(*words).exit_code == 0
+    data = json.loads(bare.read_text())
+    assert data["source"]["claimed_model"] == "nowllm"
+    assert data["counts"]["left_out"]["events of unknown kind"] == 1
+    assert "anna" not in bare.read_text().casefold()
+
+
 def test_dropping_everything_is_refused(models: Path) -> None:
     file = LEGACY / "glitch_tokens.json"
     assert imported(file, "--model", models / "other", "--mismatches", "drop").exit_code == 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import PurePath
+from pathlib import PureWindowsPath
 from typing import Any
 
 from glitchrun.imports import Imported
@@ -24,7 +25,8 @@ def document(
     every token that fits. `model` is the path given, `rows` its vocabulary's size. `redact` leaves
     out every text and path: of tokens their ids, verdicts and numbers are left."""
     kept = [fit for fit in fits if fit.fit not in MISFITS]
-    checked = {"model": PurePath(model).name if redact else model}
+    left_out = _kinds(found.left_out) if redact else dict(found.left_out)
+    checked = {"model": _name(model) if redact else model}
     head = {
         "kind": KIND,
         "version": 1,
@@ -34,7 +36,7 @@ def document(
             "entries": found.entries,
             "duplicates": found.duplicates,
             "conflicts": found.conflicts,
-            "left_out": dict(found.left_out),
+            "left_out": left_out,
             "tokens": len(kept),
             "verdicts": tally(fit.token for fit in kept),
         },
@@ -59,8 +61,21 @@ def _nameless(found: Imported) -> dict[str, Any]:
     claimed = found.source.claimed_model
     return asdict(found.source) | {
         "settings": {},
-        "claimed_model": PurePath(claimed).name if claimed else claimed,
+        "claimed_model": _name(claimed) if claimed else claimed,
     }
+
+
+def _kinds(left_out: Mapping[str, int]) -> dict[str, int]:
+    """What was left out, without the file's own words, which stand in brackets."""
+    kinds: Counter[str] = Counter()
+    for what, number in left_out.items():
+        kinds[what.partition(" (")[0]] += number
+    return dict(kinds)
+
+
+def _name(path: str) -> str:
+    """Its last part, whichever system's separators it is written with."""
+    return PureWindowsPath(path).name
 
 
 def _row(fit: Fit) -> dict[str, Any]:
