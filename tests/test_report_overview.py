@@ -85,6 +85,15 @@ def test_what_a_budget_cut_off_a_named_part_is_told(tmp_path: Path) -> None:
     mine = replace(mine, metrics={"left": Metric(1298, 1300)})
     part = headline(run_of(tmp_path / "a", replace(mine, params={"search": "range"}))).sentences
     assert any("Step mine left 1,298 of the 1,300 tokens that it named" in one for one in part)
+    for limits, raised in (
+        ({}, "Raise `budget`,"),
+        ({"budget": 2}, "Raise `budget`,"),
+        ({"iterations": 1}, "Raise `iterations`,"),
+        ({"iterations": 9, "budget": 2}, "Raise `iterations` and `budget`,"),
+    ):
+        limited = replace(mine, params={"search": "range", **limits})
+        told = headline(run_of(tmp_path / raised / str(len(limits)), limited)).sentences
+        assert any(raised in one for one in told)
     none = replace(mine, metrics={"left": Metric(0, 0)}, params={"search": "pattern"})
     assert any("named no token" in one for one in headline(run_of(tmp_path / "c", none)).sentences)
     walk = headline(run_of(tmp_path / "b", replace(mine, params={"search": "random"}))).sentences

@@ -183,10 +183,12 @@ def _about_left(step: StepRecord) -> str:
         return f"Step {step.id} named no token that is in scope (`tokens` in the spec)."
     if not metric.value:
         return ""
+    limits = [name for name in ("iterations", "budget") if step.params.get(name) is not None]
+    raised = " and ".join(f"`{name}`" for name in limits or ["budget"])
     asked = f"{metric.value:,.0f} of the {counted(metric.n or 0, 'token')}"
     return (
         f"Step {step.id} left {asked} that it named unverified: its budget was spent. Raise "
-        "`iterations`, or draw a sample of them with `sample_rate` or `sample_size`."
+        f"{raised}, or draw a sample of them with `sample_rate` or `sample_size`."
     )
 
 
