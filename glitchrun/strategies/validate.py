@@ -199,7 +199,7 @@ def _metrics(batches: Sequence[Batch], asked: int) -> Iterator[Measured]:
 
 
 def _distinct(config: Config, batches: Sequence[Batch]) -> Measured:
-    """Which share of the continuations is unlike the others of its token and prompt."""
+    """How many continuations of each token and prompt differ, as a share of those made."""
     made, distinct = (
         sum(batch.counters.get(name, 0) for batch in batches)
         for name in ("continuations", "distinct")
