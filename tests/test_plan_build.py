@@ -209,6 +209,7 @@ def test_the_json_form_is_plain_and_complete(tmp_path: Path) -> None:
             "strategy: genetic, base_text: x, target: 17, wanted: 18, pool: {ids: [19, 4]}",
             [17, 18, 19],
         ),
+        ('strategy: predict, prompts: [{text: "a <#2", chat: "2>"}]', []),
         ("strategy: mine, search: range, ranges: [[5, 99]]", []),  # to the end, however far
     ],
 )
@@ -225,6 +226,14 @@ def test_ids_outside_the_vocabulary_block_a_run(
     if outside:
         assert "outside the model's vocabulary, 0 to 9: " in run.reason
         assert "set model.path to the model that they are of" in run.reason
+
+
+def test_ids_that_texts_name_are_held_against_the_vocabulary(tmp_path: Path) -> None:
+    step = 'strategy: predict, prompts: [{text: "<#20> <#1>", chat: "say <#21>"}]'
+    (run,) = _build(_experiment(tmp_path, SPEC.replace("id: all, strategy: scan", step))).runs
+    places = [run.reason.partition(f"{one} ({tmp_path / 'spec.yaml'}:6:")[2] for one in (20, 21)]
+    assert run.action == "blocked"
+    assert all(places)
 
 
 def test_a_missing_model_is_told_with_its_place(tmp_path: Path) -> None:

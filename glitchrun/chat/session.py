@@ -14,8 +14,8 @@ from glitchrun.probing.backend import Backend
 from glitchrun.probing.choice import Sampling, choose
 from glitchrun.probing.noise import stream
 from glitchrun.prompts.dialogue import Dialogue
-from glitchrun.prompts.named import BY_ID
 from glitchrun.prompts.template import Template, stop_ids
+from glitchrun.spec.token_ids import BY_ID
 
 
 @dataclass(frozen=True, slots=True)

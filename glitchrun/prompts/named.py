@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glitchrun.prompts.tokenizer import Tokenizer, encode_inside
+from glitchrun.spec.token_ids import BY_ID
 
-BY_ID = re.compile(r"<#(\d+)>")
-"""How a text names a token by its id."""
 # Begins what stands for such a token while the text is put together: letters only, so that no
 # template alters it.
 _MARK = "Xglitchruntoken"

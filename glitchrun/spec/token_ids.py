@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,11 +10,15 @@ from glitchrun.spec.nodes import Path_, path_text
 from glitchrun.spec.schema import parameters
 from glitchrun.spec.types import Spec
 
+BY_ID = re.compile(r"<#(\d+)>")
+"""How a text names a token by its id."""
+
 
 def token_ids(spec: Spec) -> Iterator[tuple[str, int]]:
     """Each id with its path in the document, such as `steps[0].tokens.ids[2]`.
 
-    They are what the schema marks with `x-token-id`.
+    They are what the schema marks with `x-token-id`, and what texts name that it marks with
+    `x-names-tokens`.
     """
     for index, step in enumerate(spec.steps):
         schemas = parameters(step.strategy)
@@ -26,6 +31,10 @@ def _marked(schema: Mapping[str, Any], value: Any, path: Path_) -> Iterator[tupl
     if isinstance(value, int):
         if "x-token-id" in schema:
             yield path, value
+        return
+    if isinstance(value, str):
+        if "x-names-tokens" in schema:
+            yield from ((path, int(found)) for found in BY_ID.findall(value))
         return
     for part in (schema, schema.get("then", {})):
         if isinstance(value, Mapping):

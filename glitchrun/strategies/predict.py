@@ -93,7 +93,8 @@ def cases(
 def _case(prompt: Mapping[str, Any], name: str, form: str, context: Context) -> Case:
     model = context.backend.model
     kind, _, space = form.partition("-")
-    context.tokens({"ids": marked(prompt["text"] + prompt.get("chat", "")).ids})  # or an error
+    for said in (prompt["text"], prompt.get("chat", "")):
+        context.tokens({"ids": marked(said).ids})  # or an error
     prefill = " " if space else ""
     if kind == "chat":
         user = prompt.get("chat", prompt["text"])
