@@ -233,7 +233,10 @@ def _about_emitted(found: Severity) -> str:
         return ""
     piece, same = found.emitted["prefix"], found.emitted["case_space"]
     if not piece and not same:
-        return "In place of none of them did the model say a piece of the right text, or all but case."
+        return (
+            "In place of none of them did the model begin the right text with a shorter piece, or "
+            "say it but for case or space."
+        )
     return (
         f"In place of {piece:,} of them ({share(piece, found.glitch)}) the model began the right "
         f"text with a shorter piece, and {same:,} ({share(same, found.glitch)}) it said but for "
