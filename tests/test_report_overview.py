@@ -80,6 +80,17 @@ def test_probes_that_differ_by_step_are_not_taken_for_one_check(tmp_path: Path) 
     assert any("failed every probe that they were asked in (explain, repeat)" in s for s in told)
 
 
+def test_a_screen_that_foresaw_little_is_told(tmp_path: Path) -> None:
+    mine = step("mine", "mine", verified(1), verified(2, **GLITCH))
+    blind, guide = (
+        replace(mine, params={"search": "screen"}, metrics={"screen_agreement": Metric(value, 200)})
+        for value in (0.013, 0.92)
+    )
+    told = headline(run_of(tmp_path / "a", blind)).sentences
+    assert any("foresaw 1.3 % of its 200 verdicts" in sentence for sentence in told)
+    assert not any("foresaw" in one for one in headline(run_of(tmp_path / "b", guide)).sentences)
+
+
 def test_what_a_budget_cut_off_a_named_part_is_told(tmp_path: Path) -> None:
     mine = step("mine", "mine", verified(1), verified(2, **GLITCH))
     mine = replace(mine, metrics={"left": Metric(1298, 1300)})

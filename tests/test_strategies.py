@@ -20,6 +20,7 @@ from glitchrun.spec.schema import strategies
 from glitchrun.spec.types import Origin, Thresholds, TokenScope
 from glitchrun.strategies import configure, load
 from glitchrun.strategies.context import Context
+from glitchrun.strategies.screening import agreement
 from glitchrun.strategies.tokens import read_ids
 from tests.support.engine import context
 
@@ -194,6 +195,19 @@ def test_a_cascade_resumes_within_its_screen_and_after_it(
     assert low is not None
     assert high is not None
     assert 0.6 <= low <= len(found) / len(scanned) <= high
+
+
+def test_a_screen_is_held_against_the_verdicts(llama: Context) -> None:
+    found = run("mine", llama, search="screen")
+    done = batches(found)
+    gaps = {i: g for b in done for s in b.screened for i, g in zip(s.token_ids, s.gap, strict=True)}
+    verdicts = [fact for batch in done for fact in batch.token_facts if isinstance(fact, Verified)]
+    agreed = [(gaps[fact.token.id] == 0) == fact.probes["repeat"].passed for fact in verdicts]
+    (told,) = [e for e in found if isinstance(e, Measured) and e.name == "screen_agreement"]
+    assert agreed
+    assert (told.value, told.n) == (sum(agreed) / len(agreed), len(agreed))
+    # Nothing verified, nothing to hold it against.
+    assert agreement(tuple(batch for batch in done if batch.screened)).value is None
 
 
 def unhurried(done: Sequence[Batch]) -> list[Batch]:

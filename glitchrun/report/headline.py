@@ -27,6 +27,8 @@ _STOPPED = {
 
 _NAMED = ("range", "category", "pattern")
 """Searches that name the tokens they are to look at."""
+_GUIDED = 0.5
+"""Share of verdicts below which a screen that foresaw them is called no guide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ def _verdict(record: RunRecord) -> tuple[int | None, str, list[str]]:
         _about_excluded(record),
         *map(_about_left, record.steps),
         *map(_about_recall, record.steps),
+        *map(_about_screen, record.steps),
         *map(_about_controls, alarms(record)),
     ]
     if sampled:
@@ -209,6 +212,18 @@ def _about_recall(step: StepRecord) -> str:
         f"By a random audit of what step {step.id} left aside, it found at least "
         f"{percent(metric.value)} of the glitch tokens in scope, with a confidence of "
         f"{percent(confidence)}."
+    )
+
+
+def _about_screen(step: StepRecord) -> str:
+    """That the screen was no guide to this model; empty where it was."""
+    metric = step.metrics.get("screen_agreement")
+    if not metric or metric.value is None or metric.value >= _GUIDED:
+        return ""
+    return (
+        f"The screen of step {step.id} foresaw {percent(metric.value)} of its "
+        f"{counted(metric.n or 0, 'verdict')}: on this model its order says little. "
+        "Take search: surrogate."
     )
 
 

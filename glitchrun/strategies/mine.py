@@ -21,7 +21,7 @@ from glitchrun.strategies.false_alarms import (
     controls_done,
     judged_controls,
 )
-from glitchrun.strategies.screening import scores, screen
+from glitchrun.strategies.screening import agreement, scores, screen
 from glitchrun.strategies.verdicts import Judge, judged, verdict_metrics
 
 
@@ -76,6 +76,8 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     yield from control_metrics(config.controls, batches)
     yield from _costs(batches)
     yield _left(search, context, batches)
+    if config.search in SCREENED:
+        yield agreement(batches)
     if isinstance(search, Cascade):
         yield from _recall(search, batches)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from glitchrun.events import Batch, Screened
+from glitchrun.events import Batch, Measured, Screened, Verified
 from glitchrun.probing.screen import Screener
 from glitchrun.prompts.render import Prompt
 from glitchrun.search.base import Scores
@@ -42,3 +42,26 @@ def scores(batches: Sequence[Batch]) -> Scores:
         np.array([value for fact in facts for value in fact.log_p]),
         np.array([value for fact in facts for value in fact.gap]),
     )
+
+
+def agreement(batches: Sequence[Batch]) -> Measured:
+    """The share of the verdicts of the first probe that the screen foresaw.
+
+    A model may carry the token to its answer by way of the positions in between, which the screen
+    holds frozen: then it foresees nothing, and its order is worth little.
+    """
+    passing = {token_id: gap == 0 for token_id, gap in _gaps(batches).items()}
+    verdicts = [
+        (fact.token.id, next(iter(fact.probes.values())).passed)
+        for batch in batches
+        for fact in batch.token_facts
+        if isinstance(fact, Verified)
+    ]
+    foreseen = sum(passing[token_id] == passed for token_id, passed in verdicts)
+    n = len(verdicts)
+    return Measured("screen_agreement", foreseen / n if n else None, n)
+
+
+def _gaps(batches: Sequence[Batch]) -> Mapping[int, float]:
+    facts = (fact for batch in batches for fact in batch.screened)
+    return {i: gap for fact in facts for i, gap in zip(fact.token_ids, fact.gap, strict=True)}
