@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from glitchrun.events import Batch, Measured
 from glitchrun.probing.choice import Sampling
+from glitchrun.probing.noise import stream
 from glitchrun.strategies import configure, load, validate
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.findings import Checked, Finding
@@ -164,6 +166,20 @@ def test_attempts_that_are_all_the_same_fail_the_verification(
     state, reason = outcome(oracle("float32"), "verification", **given)
     assert state == "fail"
     assert reason == "of 3 glitch tokens, those whose attempts differ: wanted at least 1, found 0"
+
+
+def test_attempts_that_differ_a_second_time_fail_the_verification(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of them fail the token, the second time too: what they drew tells them apart."""
+    turn = count()
+    monkeypatch.setattr(
+        "glitchrun.probing.sampler.stream", lambda *what: stream(next(turn), *what[1:])
+    )
+    given = {"glitch": sorted(PLANTED)[:3], "controls": [], "attempts": 3, "max_new_tokens": 5}
+    state, reason = outcome(oracle("float32"), "verification", **given)
+    assert state == "fail"
+    assert reason.startswith("attempts drawn together and one token at a time: wanted equal")
 
 
 @pytest.mark.parametrize(

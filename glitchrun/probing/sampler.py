@@ -53,6 +53,8 @@ class Sampler:
         self.counters: Counter[str] = Counter()
         """Work since it was last cleared: continuations, distinct (of one token and
         prompt, in one call), drawn, rows, resampled, batch_halvings."""
+        self.ends: set[tuple[int, tuple[int, ...]]] = set()
+        """Token and ids of each different continuation of the prompt sampled last."""
         self._ending = self._ends(decode, stop_ids, stop_text, match)
         self._shape: Shape | None = None
 
@@ -86,23 +88,23 @@ class Sampler:
         texts = beginnings(attempts)
         self.counters["continuations"] += sum(len(text.attempts) for text in texts)
         said: list[Attempt] = []
-        ends: set[tuple[int, tuple[int, ...]]] = set()
+        self.ends = set()
         start = 0
         while start < len(texts):
             now = self._shape = self._shape or shape(self.backend, prompt, self.rows)
             chunk = texts[start : start + now.most]
             try:
-                said += self._growth(prompt, now, ends).grow(chunk)
+                said += self._growth(prompt, now).grow(chunk)
             except (torch.OutOfMemoryError, RuntimeError) as exc:
                 if now.most == 1 or not is_out_of_memory(exc):
                     raise
                 self._halve(now)
                 continue
             start += len(chunk)
-        self.counters["distinct"] += len(ends)
+        self.counters["distinct"] += len(self.ends)
         return said
 
-    def _growth(self, prompt: Prompt, now: Shape, ends: set[tuple[int, tuple[int, ...]]]) -> Growth:
+    def _growth(self, prompt: Prompt, now: Shape) -> Growth:
         return Growth(
             self.backend,
             prompt,
@@ -111,7 +113,7 @@ class Sampler:
             self._ending,
             now,
             self.counters,
-            ends,
+            self.ends,
         )
 
     def _halve(self, now: Shape) -> None:

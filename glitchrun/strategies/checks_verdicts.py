@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from scipy.stats import binomtest
 
-from glitchrun.events import Batch, Sampled, Verified
-from glitchrun.prompts.probes import PROBES
+from glitchrun.events import Batch, Sampled, Token, Verified
 from glitchrun.strategies import validate
 from glitchrun.strategies.checks_tokens import COMMON
 from glitchrun.strategies.context import Context
@@ -19,6 +19,9 @@ from glitchrun.vocabulary.controls import matched
 if TYPE_CHECKING:
     from glitchrun.strategies.check import Config
 
+_PROBE = "repeat"
+"""Whose continuations are drawn twice."""
+
 
 def verification(config: Config, context: Context) -> Checked:
     """Known glitch tokens fail and are confirmed, controls pass and are not, and attempts are the
@@ -27,8 +30,7 @@ def verification(config: Config, context: Context) -> Checked:
     controls = _controls(config, context, glitch)
     ids = list(dict.fromkeys([*glitch, *controls]))
     verdicts = {fact.token.id for fact in _judged(context, ids) if fact.glitch}
-    sampled = _sampled(config, context, ids)
-    confirmed = {fact.token.id for fact in sampled if fact.confirmed}
+    confirmed = {fact.token.id for fact in _sampled(config, context, ids) if fact.confirmed}
     found = [
         *_alarms("called glitch", controls, verdicts, config.max_false_alarms),
         *_alarms("confirmed by sampling", controls, confirmed, config.max_false_alarms),
@@ -39,7 +41,7 @@ def verification(config: Config, context: Context) -> Checked:
     found += [
         _all_in("known glitch tokens missed", glitch, verdicts),
         _all_in("known glitch tokens not confirmed by sampling", glitch, confirmed),
-        *_attempts(config, context, glitch, sampled),
+        *_attempts(config, context, glitch),
     ]
     return Checked("verification", tuple(found))
 
@@ -84,37 +86,39 @@ def _judged(context: Context, ids: Sequence[int]) -> Iterator[Verified]:
         yield from judge.judge(ids[start : start + judge.rows])
 
 
-def _attempts(
-    config: Config, context: Context, glitch: Sequence[int], together: Sequence[Sampled]
-) -> Iterator[Finding]:
-    """Sampled a second time, token by token; and whether a token's continuations differ."""
-    again = [batch for one in glitch for batch in _sample(config, context, [one])]
-    outcomes = {fact.token.id: fact.outcomes for batch in again for fact in _facts(batch)}
-    same = all(
-        outcomes[fact.token.id] == fact.outcomes for fact in together if fact.token.id in outcomes
-    )
+def _attempts(config: Config, context: Context, glitch: Sequence[int]) -> Iterator[Finding]:
+    """Whether continuations are the same a second time, token by token, and a token's own differ.
+
+    Outcomes show neither: attempts on a glitch token fail whatever was drawn.
+    """
+    asked = _asked(config, glitch)
+    sampler = validate.new_sampler(asked, context, context.prompts((_PROBE,)))
+    tokens = context.tokens(asked.tokens)
+
+    def drawn(some: Sequence[Token]) -> set[tuple[int, tuple[int, ...]]]:
+        sampler.sample(some, asked.attempts)
+        return sampler.ends
+
+    together = drawn(tokens)
+    same = together == set().union(*(drawn([token]) for token in tokens))
     yield Finding(
         "attempts drawn together and one token at a time",
         "equal" if same else "different",
         "equal",
         same,
     )
-    if config.attempts > 1:
-        # One continuation of each prompt is what attempts that are all the same would make.
-        differ = sum(batch.counters["distinct"] > len(PROBES) for batch in again)
+    if asked.attempts > 1:
+        differ = sum(number > 1 for number in Counter(one for one, _ in together).values())
         yield at_least(f"of {len(glitch)} glitch tokens, those whose attempts differ", differ, 1)
 
 
-def _sampled(config: Config, context: Context, ids: Sequence[int]) -> list[Sampled]:
-    return [fact for batch in _sample(config, context, ids) for fact in _facts(batch)]
+def _sampled(config: Config, context: Context, ids: Sequence[int]) -> Iterator[Sampled]:
+    for event in validate.run(_asked(config, ids), context, ()):
+        facts = event.token_facts if isinstance(event, Batch) else ()
+        yield from (fact for fact in facts if isinstance(fact, Sampled))
 
 
-def _facts(batch: Batch) -> list[Sampled]:
-    return [fact for fact in batch.token_facts if isinstance(fact, Sampled)]
-
-
-def _sample(config: Config, context: Context, ids: Sequence[int]) -> list[Batch]:
-    asked = validate.Config(
+def _asked(config: Config, ids: Sequence[int]) -> validate.Config:
+    return validate.Config(
         tokens={"ids": list(ids)}, attempts=config.attempts, max_new_tokens=config.max_new_tokens
     )
-    return [event for event in validate.run(asked, context, ()) if isinstance(event, Batch)]

@@ -48,7 +48,7 @@ class Config:
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
     """Yields the attempts on a few tokens at a time, in the order in which they are named."""
     tokens = context.tokens(config.tokens)
-    sampler = _sampler(config, context, context.prompts(config.probes))
+    sampler = new_sampler(config, context, context.prompts(config.probes))
     batches = list(history)
     for batch in _sampled_in_order(config, context, sampler, tokens, batches):
         batches.append(batch)
@@ -98,7 +98,8 @@ def _sampled_controls(
         done += size
 
 
-def _sampler(config: Config, context: Context, prompts: Mapping[str, Prompt]) -> Sampler:
+def new_sampler(config: Config, context: Context, prompts: Mapping[str, Prompt]) -> Sampler:
+    """What samples attempts in the prompts, as the step is configured."""
     model = context.backend.model
     rows = config.batch_size
     if rows == "auto":
