@@ -20,6 +20,7 @@ from glitchrun.spec.schema import strategies
 from glitchrun.spec.types import Origin, Thresholds, TokenScope
 from glitchrun.strategies import configure, load
 from glitchrun.strategies.context import Context
+from glitchrun.strategies.false_alarms import draw
 from glitchrun.strategies.screening import agreement
 from glitchrun.strategies.tokens import read_ids
 from tests.support.engine import context
@@ -222,14 +223,23 @@ def test_scan_looks_at_the_scope_and_no_more(llama: Context) -> None:
     assert {token.category for token in few} == {"special"}
 
 
+def test_excluded_tokens_are_no_controls_either(llama: Context) -> None:
+    tokens = TokenScope(exclude=("[a-m]",))
+    narrow = replace(llama, spec=replace(llama.spec, tokens=tokens))
+    suspects, every = llama.scope()[:3], len(llama.vocabulary)
+    drawn = {match.token_id for match in draw(narrow, suspects, every, [])}
+    assert drawn == set(narrow.scope()) - set(suspects)
+    assert drawn < {match.token_id for match in draw(llama, suspects, every, [])}
+
+
 def test_excluded_tokens_are_out_of_scope_and_counted(llama: Context) -> None:
     narrow = replace(llama, spec=replace(llama.spec, tokens=TokenScope(exclude=("a", "^[A-Z]"))))
     texts = list(map(llama.vocabulary.text, llama.scope()))
     left_out = [text for text in texts if "a" in text or text[:1] in set(ascii_uppercase)]
-    assert 0 < narrow.excluded == len(left_out)
+    assert 0 < len(narrow.excluded(("normal",))) == len(left_out)
     kept = list(map(llama.vocabulary.text, narrow.scope()))
     assert sorted(kept + left_out) == sorted(texts)
-    assert llama.excluded == 0
+    assert not llama.excluded(("normal",))
     named = next(i for i in llama.scope() if i not in narrow.scope())
     assert [token.id for token in narrow.tokens({"ids": [named]})] == [named]
 

@@ -195,7 +195,7 @@ class _Run:
             template=context.template.name,
             template_rule=context.template.rule,
             engine=self._engine,
-            excluded=context.excluded,
+            excluded=len(context.excluded(context.spec.tokens.categories)),
             categories=context.vocabulary.tally,
         )
 

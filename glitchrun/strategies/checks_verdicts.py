@@ -56,8 +56,9 @@ def _controls(config: Config, context: Context, glitch: Sequence[int]) -> list[i
         return [token.id for token in context.tokens({"ids": config.controls})]
     words = [one for text in COMMON if (one := context.vocabulary.find(text)) is not None]
     like = words or context.scope()[:1]
+    barred = {*glitch, *context.excluded(("normal",))}
     drawn = matched(
-        context.vocabulary, like, config.controls, context.spec.seed, exclude=glitch, mutual=True
+        context.vocabulary, like, config.controls, context.spec.seed, exclude=barred, mutual=True
     )
     return [match.token_id for match in drawn]
 

@@ -53,17 +53,17 @@ class Context:
 
     def scope(self) -> list[int]:
         """Ids of the part of the vocabulary that the experiment may look at, ascending."""
-        ids = self.vocabulary.ids(self.spec.tokens.categories)
-        patterns = [re.compile(pattern) for pattern in self.spec.tokens.exclude or ()]
-        text = self.vocabulary.text
-        return [i for i in ids if not any(pattern.search(text(i)) for pattern in patterns)]
+        excluded = self.excluded(self.spec.tokens.categories)
+        return [i for i in self.vocabulary.ids(self.spec.tokens.categories) if i not in excluded]
 
-    @property
-    def excluded(self) -> int:
-        """Tokens of the categories in scope that `tokens.exclude` leaves out of it."""
-        if not self.spec.tokens.exclude:
-            return 0
-        return len(self.vocabulary.ids(self.spec.tokens.categories)) - len(self.scope())
+    def excluded(self, categories: Sequence[str]) -> frozenset[int]:
+        """Tokens of the categories that `tokens.exclude` keeps from being looked at."""
+        patterns = [re.compile(pattern) for pattern in self.spec.tokens.exclude or ()]
+        if not patterns:
+            return frozenset()
+        text = self.vocabulary.text
+        ids = self.vocabulary.ids(categories)
+        return frozenset(i for i in ids if any(pattern.search(text(i)) for pattern in patterns))
 
     def tokens(self, source: Mapping[str, Any], name: str = "tokens") -> list[Token]:
         """The tokens that a step's `tokens:` (or the parameter `name`) names, each once, in the

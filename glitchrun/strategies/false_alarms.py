@@ -19,8 +19,9 @@ def draw(
 ) -> list[Match]:
     """The controls of a step, from its seed and facts alone: the same after an interruption.
 
-    Ordinary tokens like the suspects, that neither this step has looked at nor any step before it
-    has flagged; those that a step before it has looked at come last.
+    Ordinary tokens like the suspects, that the spec does not exclude and neither this step has
+    looked at nor any step before it has flagged; those that a step before it has looked at come
+    last.
     """
     looked_at = {fact.token.id for batch in batches for fact in batch.token_facts}
     earlier = [batch for found in context.earlier.values() for batch in found]
@@ -31,7 +32,7 @@ def draw(
         suspects,
         count,
         context.spec.seed,
-        exclude=looked_at | flagged,
+        exclude=looked_at | flagged | context.excluded(("normal",)),
         avoid={fact.token.id for fact in before},
     )
 
