@@ -196,8 +196,13 @@ class _Run:
             template_rule=context.template.rule,
             engine=self._engine,
             excluded=len(context.excluded(context.spec.tokens.categories)),
-            categories=context.vocabulary.tally,
+            categories=self._categories(context.vocabulary),
         )
+
+    def _categories(self, vocabulary: Vocabulary) -> dict[str, int]:
+        """Rows by category where a step looked at tokens, if only before an interruption."""
+        facts = (batch.token_facts for some in self._earlier().values() for batch in some)
+        return vocabulary.tally(wanted=any(facts))
 
     def _step(self, step: Step, context: Context) -> None:
         record = next(known for known in self._journal.record.steps if known.id == step.id)

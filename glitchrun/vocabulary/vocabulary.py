@@ -69,10 +69,11 @@ class Vocabulary:
         """Each row's category, one of CATEGORIES."""
         return tuple(map(self._category, range(len(self)), self._reachable))
 
-    @property
-    def tally(self) -> dict[str, int]:
-        """Rows by category; empty until something has asked for categories, which takes seconds."""
-        return dict(sorted(Counter(self.__dict__.get("categories", ())).items()))
+    def tally(self, *, wanted: bool) -> dict[str, int]:
+        """Rows by category. It takes seconds to tell them: where it is not `wanted`, empty unless
+        something else has asked for them before."""
+        found = self.categories if wanted else self.__dict__.get("categories", ())
+        return dict(sorted(Counter(found).items()))
 
     @cached_property
     def frequency_ranks(self) -> tuple[int, ...]:

@@ -191,6 +191,20 @@ def test_tokens_are_verified_side_by_side(run: dict[str, Any]) -> None:
     assert sum(one["forwards"] for one in counters) <= 3 * 640 / 32 + 2 * rechecked
 
 
+def test_a_run_resumed_after_its_tokens_still_tells_what_its_scope_leaves_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    body = "steps: [{id: t, strategy: test, tokens: {ids: [300]}}, {id: p, strategy: predict, "
+    body += "prompts: [{text: a}], formats: [raw]}]\n"
+    with monkeypatch.context() as broken:
+        broken.setattr("glitchrun.strategies.predict.cases", lambda *_: 1 / 0)
+        assert apply("told", body).exit_code == 1
+    (resumed,) = runs(apply("told", body))
+    model = record(resumed).model
+    assert model
+    assert model.categories == {"byte": 256, "normal": 381, "special": 3}
+
+
 def test_a_resumed_run_is_as_if_its_error_never_was(
     scanned: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
