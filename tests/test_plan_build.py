@@ -210,6 +210,7 @@ def test_the_json_form_is_plain_and_complete(tmp_path: Path) -> None:
             [17, 18, 19],
         ),
         ('strategy: predict, prompts: [{text: "a <#2", chat: "2>"}]', []),
+        ('strategy: predict, prompts: [{text: "in <#123456789012345678>"}]', []),
         ("strategy: mine, search: range, ranges: [[5, 99]]", []),  # to the end, however far
     ],
 )

@@ -10,8 +10,9 @@ from glitchrun.spec.nodes import Path_, path_text
 from glitchrun.spec.schema import parameters
 from glitchrun.spec.types import Spec
 
-BY_ID = re.compile(r"<#(\d+)>")
-"""How a text names a token by its id."""
+BY_ID = re.compile(r"<#([0-9]{1,9})>")
+"""How a text names a token by its id. More digits are text: no vocabulary has as many entries, and
+chat services write a channel so."""
 
 
 def token_ids(spec: Spec) -> Iterator[tuple[str, int]]:
