@@ -10,7 +10,7 @@ import pytest
 from glitchrun.prompts.conversation import Conversation, write
 from glitchrun.prompts.families import FAMILIES, RAW, Family
 from glitchrun.prompts.probes import PROBES, STRICT, TOKEN, Exchange, select
-from glitchrun.spec.templates import TEMPLATE_MODES, TEMPLATE_NAMES
+from glitchrun.spec.templates import TEMPLATE_MODES, TEMPLATE_NAMES, WITHOUT_SYSTEM
 
 EARLIER = (Exchange(user="q1", answer="a1"),)
 
@@ -18,6 +18,12 @@ EARLIER = (Exchange(user="q1", answer="a1"),)
 def test_the_spec_layer_knows_the_same_names() -> None:
     assert tuple(FAMILIES) == TEMPLATE_NAMES
     assert not set(TEMPLATE_NAMES) & set(TEMPLATE_MODES)
+
+
+def test_the_spec_layer_knows_which_carry_no_system_text() -> None:
+    families = [*FAMILIES.values(), RAW]
+    without = {family.name for family in families if not family.carries_system}
+    assert without == set(WITHOUT_SYSTEM)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES.values(), RAW], ids=lambda family: family.name)

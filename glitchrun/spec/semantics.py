@@ -13,7 +13,7 @@ from glitchrun.spec.nodes import Path_
 from glitchrun.spec.problems import Problem
 from glitchrun.spec.schema import TOKEN_SOURCES, strategies
 from glitchrun.spec.suggestions import did_you_mean, one_of
-from glitchrun.spec.templates import TEMPLATE_MODES, TEMPLATE_NAMES
+from glitchrun.spec.templates import TEMPLATE_MODES, TEMPLATE_NAMES, WITHOUT_SYSTEM
 
 MODEL_METRICS = ("model/load_seconds", "model/bytes", "model/peak_bytes")
 _RESERVED = ("model",)
@@ -217,15 +217,18 @@ def _variables(document: Document) -> Iterator[Problem]:
 
 def _system(document: Document) -> Iterator[Problem]:
     template = document.data.get("template")
-    if "system" not in document.data or document.is_open(("system",)):
-        return
+    if not document.data.get("system") or document.is_open(("system",)):
+        return  # an empty text needs no place
     inline_without = (
         isinstance(template, dict) and "env" not in template and "system" not in template
     )
-    if template == "raw" or inline_without:
-        message = "there is a system text, but the template has no place for it"
+    named_without = isinstance(template, str) and template in WITHOUT_SYSTEM
+    if named_without or inline_without:
+        which = f"the template {template}" if named_without else "the template"
+        message = f"there is a system text, but {which} has no place for it"
         place = document.key_place(("system",))
-        hint = "add template.system with {system} in it" if inline_without else "remove `system`"
+        other = "remove `system`, or choose another `template`"
+        hint = "add template.system with {system} in it" if inline_without else other
         yield document.problem("GR307", ("system",), message, hint, place=place)
 
 

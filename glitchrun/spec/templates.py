@@ -1,7 +1,7 @@
 """The names a spec may give as `template`; the formats behind them are in `prompts/families.py`.
 
-They stand here because the spec layer may not import the prompts. `tests/test_prompts_families.py`
-holds the two equal.
+They stand here, with what `validate` must know of them, because the spec layer may not import the
+prompts. `tests/test_prompts_families.py` holds the two equal.
 """
 
 TEMPLATE_NAMES = (
@@ -23,3 +23,7 @@ TEMPLATE_NAMES = (
 
 TEMPLATE_MODES = ("auto", "tokenizer", "raw")
 """Ways of choosing that are not a family: detect, the tokenizer's own, nothing around the text."""
+
+WITHOUT_SYSTEM = ("nowllm", "mistral", "gemma", "raw")
+"""Templates with no place for a system text: known without the model, as `auto`'s and
+`tokenizer`'s choice is not."""
