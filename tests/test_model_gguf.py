@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from glitchrun.errors import ModelUnavailable, PreflightError
 from glitchrun.model import gguf_cache, load
 from glitchrun.model.gguf_cache import converted, load_gguf
+from glitchrun.model.tokenizer import tokenizer_of
 from glitchrun.spec.types import ModelSpec
 from tests.support.tiny_gguf import tiny_gguf
 
@@ -54,6 +55,18 @@ def test_the_converted_model_is_the_direct_one(gguf: Path, cache: Path) -> None:
     assert model.tokenizer.get_vocab() == tokenizer.get_vocab()
     for text in TEXTS:
         assert model.tokenizer(text).input_ids == tokenizer(text).input_ids
+
+
+def test_a_tokenizer_alone_unpacks_no_weights(
+    gguf: Path, cache: Path, in_empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _forbid(monkeypatch)
+    tokenizer, rows = tokenizer_of(str(gguf))
+    assert rows == len(tokenizer)
+    whole = load(ModelSpec(str(gguf), device="cpu"), cache).tokenizer
+    assert tokenizer.get_vocab() == whole.get_vocab()
+    assert [tokenizer(text).input_ids for text in TEXTS] == [whole(t).input_ids for t in TEXTS]
+    assert not list(in_empty_folder.iterdir())
 
 
 def test_the_second_load_finds_the_first(

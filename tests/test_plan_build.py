@@ -133,7 +133,7 @@ def test_a_run_that_cannot_fit_is_blocked(tmp_path: Path, monkeypatch: pytest.Mo
     _free(monkeypatch, 500_000_000)
     plan = _build(experiment)
     assert [run.action for run in plan.blocked] == ["blocked"]
-    assert "needs 0.6 GB of cpu, 0.5 GB are free" in plan.runs[0].reason
+    assert "needs 0.9 GB of cpu, 0.5 GB are free" in plan.runs[0].reason
     assert not plan.pending
     assert not _build(experiment, lambda key: "FINISHED").blocked
 

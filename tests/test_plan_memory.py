@@ -120,7 +120,7 @@ def test_the_verdict(header: Header, share: float, verdict: str) -> None:
 
 @pytest.mark.parametrize("quantization", ["none", "float32", "int8", "int4"])
 def test_the_largest_batch_is_the_last_that_fits(header: Header, quantization: str) -> None:
-    free = 700_000_000
+    free = 950_000_000
     load = Workload("s", 1, 100, gradient=True)
     most = _estimate(header, load, free=free, quantization=quantization).largest_batch
     assert most > 1

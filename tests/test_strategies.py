@@ -379,6 +379,16 @@ def test_tokens_jsonl_gives_its_glitches(tmp_path: Path) -> None:
     assert read_ids(tmp_path / "tokens.jsonl") == [1]
 
 
+def test_what_a_file_names_and_a_step_does_not_take_is_told(
+    tmp_path: Path, llama: Context, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [{"step": "m", "token_id": i, "glitch": i == 40} for i in (40, 41, 42)]
+    path = tmp_path / "tokens.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    assert [token.id for token in llama.tokens({"file": str(path)})] == [40]
+    assert "tokens.jsonl: 1 of its 3 tokens are taken" in caplog.text
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", "not json", '{"tokens": "x"}', "[true]"])
 def test_files_without_ids_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.json").write_text(text)

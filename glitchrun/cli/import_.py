@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from glitchrun.cli.apply import ROOT
 from glitchrun.cli.needs import require
 from glitchrun.errors import UsageError
 from glitchrun.imports import Imported, read
@@ -55,7 +54,7 @@ def command(file: Path, model: str, output: Path, mismatches: str, redact: bool)
     from glitchrun.report.imported import document
     from glitchrun.vocabulary import claims
 
-    tokenizer, rows = tokenizer_of(model, ROOT.parent / ".cache" / "glitchrun")
+    tokenizer, rows = tokenizer_of(model)
     fits = claims.check(found.tokens, tokenizer, rows)
     wrong = len(claims.misfits(fits))
     if wrong and (mismatches == "refuse" or wrong == len(fits)):

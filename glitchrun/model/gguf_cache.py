@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +82,9 @@ def load_gguf(gguf: Path) -> tuple[Any, Any]:
 
     Raises ModelUnavailable where transformers cannot read the file.
     """
-    try:
-        import gguf as _reader  # noqa: F401  transformers only says that "something" is missing
-    except ModuleNotFoundError as error:
-        raise MissingExtra("gguf") from error
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, GgufConfig
 
-    try:
+    with _reading(gguf):
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
@@ -96,13 +94,30 @@ def load_gguf(gguf: Path) -> tuple[Any, Any]:
             quantization_config=GgufConfig(dequantize=True),
             local_files_only=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(
+    return model, gguf_tokenizer(gguf)
+
+
+def gguf_tokenizer(gguf: Path) -> Any:
+    """The tokenizer alone; none of the weights is unpacked. Raises as `load_gguf` does."""
+    from transformers import AutoTokenizer
+
+    with _reading(gguf):
+        return AutoTokenizer.from_pretrained(
             gguf.parent, gguf_file=gguf.name, local_files_only=True
         )
+
+
+@contextmanager
+def _reading(gguf: Path) -> Iterator[None]:
+    try:
+        import gguf as _reader  # noqa: F401  transformers only says that "something" is missing
+    except ModuleNotFoundError as error:
+        raise MissingExtra("gguf") from error
+    try:
+        yield
     except (ValueError, KeyError, IndexError, NotImplementedError, OSError, RuntimeError) as error:
         raise ModelUnavailable(
             f"model.path {str(gguf)!r}: transformers cannot read this GGUF file "
             f"({type(error).__name__}: {error}); it may be damaged, or of an architecture it does "
             "not know, in which case the original checkpoint folder is the way"
         ) from error
-    return model, tokenizer

@@ -10,18 +10,18 @@ import transformers
 
 from glitchrun.checkpoint import fetch_tokenizer, resolve
 from glitchrun.errors import ModelUnavailable
-from glitchrun.model.gguf_cache import converted
+from glitchrun.model.gguf_cache import gguf_tokenizer
 from glitchrun.model.noise import first_line, quiet
 
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
-def tokenizer_of(path: str, cache: Path) -> tuple[Any, int]:
+def tokenizer_of(path: str) -> tuple[Any, int]:
     """The tokenizer of a model, and the rows of its vocabulary, without the model's weights.
 
     `path` is whatever `model.path` takes, or a folder that holds a tokenizer and no model. Rows
     are those of the embedding where config.json says how many: it may have more than the tokenizer
-    has entries. `cache` is where converted GGUF files are kept.
+    has entries.
 
     Raises ModelUnavailable, naming the value and the remedy.
     """
@@ -29,8 +29,11 @@ def tokenizer_of(path: str, cache: Path) -> tuple[Any, int]:
     if not any((folder / name).is_file() for name in _FILES):
         checkpoint = fetch_tokenizer(resolve(path))
         assert checkpoint.path is not None  # fetch_tokenizer sees to it
-        is_gguf = checkpoint.kind == "gguf"
-        folder = converted(checkpoint.path, cache) if is_gguf else checkpoint.path
+        if checkpoint.kind == "gguf":
+            with quiet():
+                tokenizer = gguf_tokenizer(checkpoint.path)
+            return tokenizer, len(tokenizer)
+        folder = checkpoint.path
     with quiet():
         tokenizer = load_tokenizer(folder)
     return tokenizer, max(len(tokenizer), _rows(folder))

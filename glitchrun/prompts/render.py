@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from glitchrun.errors import PreflightError
 from glitchrun.prompts import chat_template, conversation
@@ -125,12 +126,18 @@ def _system_text(
             f"({_shortened(system)!r}); remove `system`, or choose another `template`"
         )
     if probe.system:
-        logger.warning(
-            "template %s cannot carry a system text: probe %s is presented without its own",
-            template.name,
-            probe.name,
-        )
+        _tell_dropped(template.name, probe.name)
     return None, probe.system
+
+
+@cache
+def _tell_dropped(template: str, probe: str) -> None:
+    """Once is enough: prompts are rendered for each step, and reports count what was dropped."""
+    logger.warning(
+        "template %s cannot carry a system text: probe %s is presented without its own",
+        template,
+        probe,
+    )
 
 
 def write(template: Template, said: Conversation, tokenizer: Tokenizer) -> str:

@@ -265,7 +265,8 @@ def _about_controls(found: Alarms) -> str:
         f"{found.step}: of {counted(found.controls, 'ordinary token')} like these in script, "
         f"length and frequency, {found.alarms:,} raised the same alarm ({rate}; 95 %: "
         f"{percent(found.low)} to {percent(found.high)}), against {found.flagged:,} of "
-        f"{found.tokens:,} ({share(found.flagged, found.tokens)}) of the step's own."
+        f"{found.tokens:,} ({share(found.flagged, found.tokens)}) of the step's own. "
+        "Some of the ordinary ones may be glitch tokens that nobody knows of."
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from glitchrun.errors import RunError
 from glitchrun.imports import Imported, read
 from glitchrun.prompts.tokenizer import Tokenizer
 from glitchrun.vocabulary import claims
+
+logger = logging.getLogger(__name__)
 
 
 def read_ids(path: Path) -> list[int]:
@@ -37,7 +40,15 @@ def read_fitting_ids(path: Path, tokenizer: Tokenizer, rows: int, model: str) ->
             f"glitchrun import {path.name} --model PATH --mismatches drop"
         )
         raise claims.refuse(str(path), found.source.claimed_model, model, fits, remedy)
-    return _selected(found)
+    taken = _selected(found)
+    if len(taken) < len(found.tokens):
+        logger.warning(
+            "%s: %s of its %s tokens are taken: those confirmed, called a glitch or only listed",
+            path.name,
+            f"{len(taken):,}",
+            f"{len(found.tokens):,}",
+        )
+    return taken
 
 
 def _tokens(path: Path) -> Imported:
