@@ -12,7 +12,15 @@ from glitchrun.events import Entry, Screened
 from glitchrun.ledger.record import Metric
 from glitchrun.report.headline import headline
 from glitchrun.report.markdown import markdown
-from glitchrun.report.numbers import duration, figure, percent, share, size
+from glitchrun.report.numbers import (
+    duration,
+    figure,
+    fitness,
+    percent,
+    probability,
+    share,
+    size,
+)
 from glitchrun.report.overview import counters, not_finite, tallies
 from glitchrun.report.severity import severity
 from glitchrun.report.summary import summary_lines
@@ -277,6 +285,16 @@ def test_the_summary_names_tokens_counts_and_files(tmp_path: Path) -> None:
         (percent(0.99999), "> 99.9 %"),
         (percent(0.00001), "< 0.01 %"),
         (percent(0.0526), "5.26 %"),
+        (probability(6.9119e-6), "6.91e-06"),
+        (probability(1e-4), "0.01 %"),
+        (probability(0), "0 %"),
+        (probability(0.0526), "5.26 %"),
+        (fitness(0.97312), "0.9731"),
+        (fitness(0.9999996123), "0.999999612"),
+        (fitness(0.9999996142), "0.999999614"),
+        (fitness(1 - 2e-16), "0.999999999999999778"),
+        (fitness(1), "1"),
+        (fitness(-0.25), "-0.2500"),
         (share(1, 0), "–"),
         (size(538_060_032), "538 MB"),
         (size(999), "999 B"),

@@ -156,3 +156,35 @@ def test_a_table_that_no_fragment_declares_is_shown_too(tmp_path: Path) -> None:
     (table,) = step_tables.step_tables(record)
     assert [column.label for column in table.columns] == ["what", "n"]
     assert "odd" in render(record)
+
+
+def test_small_probabilities_and_all_but_full_fitness_are_told_apart(tmp_path: Path) -> None:
+    best = [
+        Entry("best", {"fitness": 1 - p / 0.8, "target_p": p, "how": "single"})
+        for p in (6.9149e-6, 6.9252e-6)
+    ]
+    goals = {"target_id": 7, "target_p": 5.1e-5, "wanted_id": None}
+    ranks = {"token": "x", "token_id": 7, "rank_before": 1, "rank_after": 9}
+    moved = Entry("distribution", {"p_before": 0.8, "p_after": 6.9149e-6} | ranks)
+    likely = Entry("top", {"case": "x", "token": "y", "p": 4.2e-5, "expected": None})
+    known = {"case": "x", "prompt": "x", "format": "raw", "expected": "z", "rank": 900}
+    small = {"output_p": 0.8, "p": 3.1e-7, "sequence_p": 2e-12}
+    asked = Entry("predictions", known | small)
+    record = run_of(
+        tmp_path,
+        step("evolve", "genetic", Entry("baseline", goals), *best, moved),
+        step("ask", "predict", asked, likely),
+    )
+    text, page = markdown(record), render(record)
+    for shown in (
+        ("0.99999136", "6.91e-06"),
+        ("0.99999134", "6.93e-06"),
+        ("80 %", "6.91e-06"),
+        ("3.10e-07", "2.00e-12"),
+        ("4.20e-05",),
+        ("5.10e-05",),
+    ):
+        assert " | ".join(shown) in text
+        assert all(f'<td class="number">{cell}</td>' in page for cell in shown)
+    assert "< 0.01 %" not in text
+    assert "&lt; 0.01 %" not in page

@@ -49,6 +49,19 @@ def percent(value: float) -> str:
     return f"{scaled:.2g} %" if scaled < 1 else f"{scaled:.3g} %"
 
 
+def probability(value: float) -> str:
+    """`2.5 %`, and `6.91e-06` below 0.01 %: how small it is matters."""
+    return figure(value) if 0 < value < 1e-4 else percent(value)
+
+
+def fitness(value: float, digits: int = 4) -> str:
+    """A share of what could be gained: `0.9731`, and near 1 three digits of what it lacks,
+    `0.999999612`, where all would read 1."""
+    if not 0.999 < value < 1:
+        return figure(value, digits)
+    return f"{value:.{2 - math.floor(math.log10(1 - value))}f}"
+
+
 def size(value: float | None) -> str:
     """Bytes in decimal units: `273 MB`."""
     if value is None:

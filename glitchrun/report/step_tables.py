@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glitchrun.ledger.record import RunRecord, StepRecord
-from glitchrun.report.numbers import MISSING, duration, figure, percent, size
+from glitchrun.report.numbers import MISSING, duration, figure, fitness, percent, probability, size
 from glitchrun.report.rows import replacing, rounded, to_json
 from glitchrun.report.spelling import spelled
 from glitchrun.spec.schema import strategies
@@ -19,7 +19,7 @@ from glitchrun.vocabulary.text import visible
 FOLDER = "tables"
 DIGITS = 4
 _RUNS = re.compile(" {2,}")
-_NUMERIC = ("number", "bytes", "seconds", "share", "change")
+_NUMERIC = ("number", "bytes", "seconds", "share", "probability", "fitness", "change")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class StepColumn:
     unit: str = ""
     kind: str = ""
     """How cells are shown: `token` (every space made visible), `outcome` (pass, fail or skip),
-    `id`, `bytes`, `seconds`, `share` or `change` (0.1 is `+10 %`); anything else by the type of the
-    cell."""
+    `id`, `bytes`, `seconds`, `share`, `probability` (a share that is not cut off below), `fitness`
+    (told apart up to 1) or `change` (0.1 is `+10 %`); anything else by the type of the cell."""
     measured: bool = False
     """Whether the clock or the machine gave it, so that it differs from run to run."""
 
@@ -132,6 +132,10 @@ def _number(value: float, kind: str) -> str:
             return duration(value)
         case "share":
             return percent(value)
+        case "probability":
+            return probability(value)
+        case "fitness":
+            return fitness(value, DIGITS)
         case "change":
             return f"{100 * value:+,.1f} %"
         case _:

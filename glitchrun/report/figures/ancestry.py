@@ -7,7 +7,7 @@ from typing import Any
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.figures.evolved import Rows, evolved
 from glitchrun.report.figures.style import Drawing, label, new_figure, style
-from glitchrun.report.numbers import counted, figure
+from glitchrun.report.numbers import counted, fitness
 from glitchrun.report.palette import LIGHT
 
 _SHOWN = 16
@@ -53,7 +53,8 @@ def _tree(axes: Any, rows: Rows) -> None:
         if found:
             axes.plot(*zip(*found, strict=True), "o", ms=6, color=LIGHT[colour], label=how)
     axes.set_yticks(
-        range(len(rows)), [f"{label(row['text'], 30)} · {figure(row['fitness'])}" for row in rows]
+        range(len(rows)),
+        [f"{label(row['text'], 30)} · {fitness(row['fitness'], 3)}" for row in rows],
     )
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("generation")

@@ -8,7 +8,7 @@ from typing import Any
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.figures.evolved import Rows, evolved
 from glitchrun.report.figures.style import Drawing, new_figure, style
-from glitchrun.report.numbers import counted, figure
+from glitchrun.report.numbers import counted, fitness
 from glitchrun.report.palette import LIGHT
 
 _COLOURS = ("glitch", "accent", "good", "confirmed")
@@ -57,4 +57,4 @@ def curve(above: Any, below: Any, rows: Rows, colour: str, name: str = "") -> No
 def _end(name: str, rows: Rows) -> str:
     first, last = rows[0]["best"], rows[-1]["best"]
     bred = counted(rows[-1]["generation"], "generation")
-    return f"{name}: from {figure(first)} to {figure(last)} in {bred}"
+    return f"{name}: from {fitness(first, 3)} to {fitness(last, 3)} in {bred}"

@@ -7,7 +7,7 @@ from typing import Any
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.figures.evolved import Rows, evolved, rows_of
 from glitchrun.report.figures.style import Drawing, label, new_figure, style
-from glitchrun.report.numbers import percent
+from glitchrun.report.numbers import probability
 from glitchrun.report.palette import LIGHT
 
 _SHOWN = 14
@@ -62,8 +62,8 @@ def _told(step: StepRecord, rows: Rows) -> str:
     goals = _goals(step)
     parts = [
         f"the {goals[row['token_id']]} {label(row['token'])!r} goes from "
-        f"{percent(row['p_before'])} (rank {row['rank_before']:,}) to "
-        f"{percent(row['p_after'])} (rank {row['rank_after']:,})"
+        f"{probability(row['p_before'])} (rank {row['rank_before']:,}) to "
+        f"{probability(row['p_after'])} (rank {row['rank_after']:,})"
         for row in rows
         if row["token_id"] in goals
     ]
