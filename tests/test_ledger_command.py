@@ -1,0 +1,108 @@
+"""The command that does a run again: what it takes from the environment, and no secret."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from glitchrun.ledger.command import apply_command
+from glitchrun.ledger.record import RunRecord
+from glitchrun.report.html import render
+from glitchrun.report.markdown import markdown
+from glitchrun.spec.loading import load_experiment
+from tests.support.records import write_run
+
+SPEC = """\
+apiVersion: glitchrun/v1
+kind: Experiment
+metadata: {name: example, description: {env: ABOUT}, tags: {version: {env: VERSION}}}
+model: {path: {env: MODEL}, revision: {env: HF_TOKEN}, device: {env: DEVICE, default: cpu}}
+seed: {env: SEED}
+thresholds: {asr: {env: RATE}}
+tracking: {uri: {env: STORE}}
+steps: [{id: test, strategy: test, tokens: {texts: [a, {env: WORD}]}}]
+"""
+ENVIRON = {
+    "ABOUT": "it's $HOME",
+    "VERSION": "1.10",
+    "MODEL": "org/model",
+    "HF_TOKEN": "hush-hush",
+    "SEED": "0x10",
+    "RATE": "0.25",
+    "STORE": "https://me:word@example.org",
+    "WORD": " odd",
+    "UNUSED": "x",
+}
+PLAIN = {"ABOUT", "VERSION", "MODEL", "SEED", "RATE", "WORD"}
+
+
+def record_of(folder: Path, environ: dict[str, str], text: str = SPEC, *sets: str) -> RunRecord:
+    """A run's record with the spec and origins that loading `text` gives."""
+    path = folder / "spec.yaml"
+    path.write_text(text)
+    spec = load_experiment(path, sets, environ, require_env=True).cells[0].spec
+    origins = {place: str(origin) for place, origin in spec.origins.items()}
+    made = write_run(folder)
+    identity = replace(made.identity, spec_path=str(path))
+    return replace(made, identity=identity, spec=spec.document, origins=origins)
+
+
+def assigned(command: str) -> dict[str, str]:
+    words = shlex.split(command)
+    return dict(word.split("=", 1) for word in words[: words.index("glitchrun")])  # type: ignore[misc]
+
+
+def test_the_variables_taken_stand_before_the_command_and_give_the_same_spec(
+    tmp_path: Path,
+) -> None:
+    record = record_of(tmp_path, ENVIRON)
+    given = assigned(apply_command(record))
+    assert set(given) == PLAIN | {"HF_TOKEN", "STORE"}  # DEVICE had its default
+    secrets = {name: ENVIRON[name] for name in ("HF_TOKEN", "STORE")}
+    (cell,) = load_experiment(tmp_path / "spec.yaml", (), given | secrets, require_env=True).cells
+    assert cell.spec.document == record.spec
+
+
+def test_a_secret_is_named_and_not_told(tmp_path: Path) -> None:
+    command = apply_command(record_of(tmp_path, ENVIRON))
+    assert "HF_TOKEN=... " in command
+    assert "STORE=... " in command
+    assert "hush" not in command
+    assert "word@" not in command
+
+
+def test_a_variable_secret_in_one_place_is_told_in_none(tmp_path: Path) -> None:
+    text = SPEC.replace("{env: ABOUT}", "{env: STORE}").replace("uri: {env", "experiment: {env")
+    command = apply_command(record_of(tmp_path, ENVIRON | {"STORE": "hidden"}, text))
+    assert assigned(command)["STORE"] == "..."
+    assert "hidden" not in command
+
+
+def test_a_variable_that_an_override_replaced_is_left_out(tmp_path: Path) -> None:
+    command = apply_command(record_of(tmp_path, ENVIRON, SPEC, "seed=7"))
+    assert "SEED" not in assigned(command)
+    assert command.endswith("--set seed=7")
+
+
+def test_a_relative_path_is_given_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = apply_command(record_of(tmp_path, ENVIRON | {"MODEL": "./model"}))
+    assert assigned(command)["MODEL"] == str(tmp_path / "model")
+
+
+def test_without_variables_the_command_stands_alone(tmp_path: Path) -> None:
+    record = write_run(tmp_path)
+    assert apply_command(record) == "glitchrun apply specs/smollm2-quickstart.yaml"
+
+
+def test_the_report_shows_them(tmp_path: Path) -> None:
+    record = record_of(tmp_path, ENVIRON)
+    line = f"{apply_command(record)} --fresh"
+    assert line in markdown(record)
+    page = render(record)
+    assert "MODEL=org/model" in page
+    assert "HF_TOKEN=... " in page
+    assert "hush" not in page
