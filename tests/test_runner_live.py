@@ -15,7 +15,8 @@ from PIL import Image, ImageGrab
 from rich.console import Console
 
 from glitchrun.errors import ExitCode, PreflightError
-from glitchrun.events import Batch, batch_to_json
+from glitchrun.events import Batch, Entry, batch_to_json
+from glitchrun.report.numbers import fitness
 from glitchrun.runner.live.gui import WindowDisplay
 from glitchrun.runner.live.terminal import LiveDisplay, Picture
 from glitchrun.runner.live.view import SearchView
@@ -63,12 +64,16 @@ def drawn(view: SearchView, width: int = 100, encoding: str = "utf-8") -> str:
 
 def test_the_view_holds_what_the_batches_say(view: SearchView, batches: list[Batch]) -> None:
     best = [e.cells for e in batches[-1].entries if e.table == "best"]
-    assert view.best[0]["fitness"] == best[0]["fitness"]
+    assert [row["ids"] for row in view.best] == [row["ids"] for row in best[: len(view.best)]]
+    before = SearchView("evolve")  # the last batch, which names the best, is still to come
+    for batch in batches[:-1]:
+        before.take(batch)
+    assert [row["ids"] for row in before.best] == [row["ids"] for row in view.best]
     assert [row["generation"] for row in view.generations] == [0, 1, 2, 3]
     assert view.evaluations == sum(batch.counters["evaluations"] for batch in batches)
     assert (view.done, view.total) == (len(batches), len(batches))
-    fitness = [row["fitness"] for row in view.best]
-    assert fitness == sorted(fitness, reverse=True)
+    values = [row["fitness"] for row in view.best]
+    assert values == sorted(values, reverse=True)
     assert view.goals(repr).startswith("raise ")
 
 
@@ -77,7 +82,7 @@ def test_the_terminal_shows_curve_diversity_and_sequences(view: SearchView) -> N
     assert "generation 3" in picture
     assert "━" in picture
     assert "╌" in picture
-    assert f"{view.generations[-1]['best']:.4f}" in picture
+    assert f"best {fitness(view.generations[-1]['best'])}" in picture
     assert f"{view.generations[-1]['diversity']:.2f}" in picture
     assert f"{view.evaluations} evaluations" in picture
     assert max(map(len, picture.splitlines())) == 100
@@ -115,7 +120,7 @@ def test_the_window_draws_each_batch(batches: list[Batch]) -> None:
     assert list(mean.get_ydata()) == [row["mean"] for row in window.view.generations]
     assert len(window.below.lines[0].get_ydata()) == 4
     (table,) = window.listing.tables
-    assert table[1, 0].get_text().get_text() == f"{window.view.best[0]['fitness']:.4f}"
+    assert table[1, 0].get_text().get_text() == fitness(window.view.best[0]["fitness"])
     window.take(None)
     window.draw()
     assert "evolve (over)" in window.figure.get_suptitle()
@@ -202,3 +207,15 @@ def test_the_window_needs_no_model() -> None:
     code = "import sys, glitchrun.runner.live.window; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_view_ranks_as_the_search_does() -> None:
+    """The fittest near 1, then the shorter, then the lower ids, whatever came first."""
+    lacking = {"9 9": 3e-9, "8": 9e-8, "7 1": 0.5, "7 0": 0.5, "6": 0.5, "5": 0.5 + 1e-9}
+    rows = [
+        Entry("sequences", {"ids": ids, "fitness": 1 - lack, "parents": []})
+        for ids, lack in lacking.items()
+    ]
+    view = SearchView("evolve")
+    view.take(Batch(tuple(rows), 1, 2))
+    assert [row["ids"] for row in view.best] == ["9 9", "8", "5", "6", "7 0", "7 1"]

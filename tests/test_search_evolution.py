@@ -221,6 +221,14 @@ def test_equal_fitness_goes_to_the_shorter_then_to_the_lower_ids() -> None:
     assert evolution.ranked(evolution.fitness) == [(9,), (1,), (2,), (3, 1)]
 
 
+def test_the_fittest_leads_where_all_but_nothing_is_lacking() -> None:
+    evolution = Evolution(POOL, SMALL, 0)
+    lacking = {(1,): 9e-8, (2, 2): 3e-9, (3, 3, 3): 2e-12, (4, 4): 0.0, (5,): 1.5}
+    evolution.fitness = {ids: 1 - lack for ids, lack in lacking.items()}
+    found = evolution.ranked(evolution.fitness)
+    assert found == [(4, 4), (3, 3, 3), (2, 2), (1,), (5,)]
+
+
 def test_ancestors_end_with_those_that_descend_from_none() -> None:
     evolution, found, _ = search(SMALL)
     line = evolution.ancestors(found[-1].best)

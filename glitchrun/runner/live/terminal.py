@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glitchrun.events import Batch
+from glitchrun.report.numbers import fitness
 from glitchrun.report.spelling import spelled
 from glitchrun.runner.live.view import Row, SearchView
 from glitchrun.runner.progress import Bar, Display, StepDisplay, bars
@@ -87,7 +88,7 @@ def _curve(rows: Sequence[Row], width: int, ascii_only: bool) -> Iterator[Text]:
         yield Text.assemble((ends.get(place, " " * 8), "dim"), " ", *cells)
     last = rows[-1]
     yield Text(
-        f"{'':8} generation {last['generation']}: {marks[0]} best {last['best']:.4f}  "
+        f"{'':8} generation {last['generation']}: {marks[0]} best {fitness(last['best'])}  "
         f"{marks[1]} mean {last['mean']:.4f}  mutation {last['mutation'] or 0:.2f}"
     )
     if not ascii_only:
@@ -113,7 +114,7 @@ def _table(best: Sequence[Row], ascii_only: bool) -> Table:
     for row in best:
         numbers = [row["target_p"], *([row["wanted_p"]] if wanted else [])]
         text = Text(_plain(spelled(row["text"]), ascii_only))
-        table.add_row(f"{row['fitness']:.4f}", *(f"{p:.3g}" for p in numbers), text)
+        table.add_row(fitness(row["fitness"]), *(f"{p:.3g}" for p in numbers), text)
     return table
 
 

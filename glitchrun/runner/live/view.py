@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from glitchrun.events import Batch
+from glitchrun.ranking import ranking
 
 _BEST = 10
 
@@ -21,12 +22,13 @@ class SearchView:
         """The baseline; None until it is there."""
         self.generations: list[Row] = []
         self.best: list[Row] = []
-        """The fittest sequences, best first: `text`, `fitness`, `target_p`, `wanted_p`."""
+        """The fittest sequences, best first: `ids`, `text`, `fitness`, `target_p`, `wanted_p`."""
         self.evaluations = 0
         self.seconds = 0.0
         self.done = 0
         self.total: int | None = None
-        self._singles: dict[str, Row] = {}
+        self._singles: list[Row] = []
+        """Single tokens measured; they are ranked once one is seen to be a sequence too."""
 
     def take(self, batch: Batch) -> None:
         self.done, self.total = batch.done, batch.total
@@ -56,14 +58,26 @@ class SearchView:
             case "baseline":
                 self.start = row
             case "impacts":
-                self._singles[str(row["token_id"])] = {**row, "text": row["token"]}
+                self._singles.append({**row, "ids": str(row["token_id"]), "text": row["token"]})
             case "sequences":
-                self._rank(row)
+                self._rank([row])
+                self._admit_singles([row["ids"], *row["parents"]])
             case "generations":
                 self.generations.append(row)
-                if row["best_ids"] in self._singles:  # evaluated before the first population was
-                    self._rank(self._singles.pop(row["best_ids"]))
+                self._admit_singles([row["best_ids"]])
+            case "best":
+                self._rank([row])
 
-    def _rank(self, row: Row) -> None:
-        found = sorted([*self.best, row], key=lambda one: -one["fitness"])
-        self.best = found[:_BEST]
+    def _admit_singles(self, sequences: Sequence[str]) -> None:
+        """Ranks the single tokens where one of the sequences has that length."""
+        if self._singles and any(" " not in ids for ids in sequences):
+            self._rank(self._singles)
+            self._singles = []
+
+    def _rank(self, rows: Sequence[Row]) -> None:
+        known = {row["ids"]: row for row in [*self.best, *rows]}
+        self.best = sorted(known.values(), key=_ranking)[:_BEST]
+
+
+def _ranking(row: Row) -> tuple[float, int, tuple[int, ...]]:
+    return ranking(row["fitness"], tuple(map(int, row["ids"].split())))

@@ -20,6 +20,7 @@ from glitchrun.errors import ExitCode, PreflightError
 from glitchrun.events import batch_from_json
 from glitchrun.report.figures.fitness import curve
 from glitchrun.report.figures.style import label, style
+from glitchrun.report.numbers import fitness
 from glitchrun.report.palette import LIGHT
 from glitchrun.runner.live.view import SearchView
 
@@ -147,7 +148,7 @@ class Window:
     def _list(self, view: SearchView) -> None:
         rows = [
             (
-                f"{row['fitness']:.4f}",
+                fitness(row["fitness"]),
                 f"{row['target_p']:.3g}",
                 "" if row["wanted_p"] is None else f"{row['wanted_p']:.3g}",
                 label(row["text"], 60),

@@ -9,6 +9,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.random import Generator
 
+from glitchrun.ranking import ranking, standing
 from glitchrun.search.evolution.operators import crossover, mutate, tournament
 from glitchrun.search.evolution.schedule import mutation_rate
 from glitchrun.search.evolution.seeding import random_sequence, sample, seeded_sequence
@@ -18,8 +19,6 @@ _TRIES = 12
 """Attempts at a child that has not been measured before; a small pool may hold none."""
 _FROM_THE_BEST = 0.25
 """Share of the tokens that mutations bring in which come from the best singles."""
-_DIGITS = 6
-"""Decimals of a fitness that count: a pass's rounding shall not decide between two sequences."""
 
 
 class _Purpose(IntEnum):
@@ -98,7 +97,7 @@ class Evolution:
             if self.settings.min_tokens == 1:
                 self.fitness[(token_id,)] = fitness
         fit = {token: value for token, value in impacts.items() if value > 0}
-        self._singles = tuple(sorted(fit, key=lambda token: (-round(fit[token], _DIGITS), token)))
+        self._singles = tuple(sorted(fit, key=lambda token: ranking(fit[token], (token,))))
 
     def propose(self) -> list[Ids]:
         """Sequences of the coming generation that have no fitness yet, each once."""
@@ -112,7 +111,7 @@ class Evolution:
         self.fitness |= fitness
         self._population, self._next = self._next, []
         best = self.ranked(self.fitness)[0]
-        better = not before or self._rounded(best) > self._rounded(before[0])
+        better = not before or self._standing(best) < self._standing(before[0])
         self._stagnant = 0 if better or not self.generation else self._stagnant + 1
         summary = Generation(
             number=self.generation,
@@ -131,7 +130,7 @@ class Evolution:
 
     def ranked(self, sequences: Mapping[Ids, float] | Sequence[Ids]) -> list[Ids]:
         """Measured sequences, fittest first; of equal ones the shorter, then the lower ids."""
-        return sorted(sequences, key=lambda ids: (-self._rounded(ids), len(ids), ids))
+        return sorted(sequences, key=lambda ids: ranking(self.fitness[ids], ids))
 
     def ancestors(self, ids: Ids) -> list[Ids]:
         """A sequence and all that it descends from, parents after children, nearest first."""
@@ -143,8 +142,8 @@ class Evolution:
             waiting += new
         return list(line)
 
-    def _rounded(self, ids: Ids) -> float:
-        return round(self.fitness[ids], _DIGITS)
+    def _standing(self, ids: Ids) -> float:
+        return standing(self.fitness[ids])
 
     def _rng(self, purpose: _Purpose) -> Generator:
         return np.random.default_rng([self._seed, purpose, self.generation])
