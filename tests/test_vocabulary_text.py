@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from glitchrun.events import Token
@@ -146,6 +146,7 @@ def test_every_answer_has_a_kind_and_bytes_are_read_like_text(
 
 
 @given(st.text(min_size=1), st.integers(1, 5))
+@example("\xa00", 1)
 def test_a_beginning_is_a_prefix(text: str, size: int) -> None:
     raw = text.encode()
     piece = raw[:size]

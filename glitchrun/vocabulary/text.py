@@ -102,6 +102,9 @@ def _folded(text: str) -> str:
 
 
 def _begins(wanted: str, closing: str, piece: str) -> bool:
+    # A piece may be the first byte of white space in front that takes several.
+    if piece.strip() and _encoded(wanted).startswith(_encoded(piece)):
+        return True
     # Where the text is nothing but white space, its pieces are white space too.
     if wanted.strip():
         wanted, piece = wanted.lstrip(), piece.lstrip()
