@@ -151,8 +151,6 @@ class _Keys:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._pressed = False
-        self.reading = False
-        """Whether a line is awaited: only there does a first Ctrl-C interrupt anything."""
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM:
@@ -160,9 +158,9 @@ class _Keys:
         if self._pressed:
             raise _Left(ExitCode.SIGINT)
         self._pressed = True
-        if self.reading:
+        if not self._session.generating:
             raise KeyboardInterrupt
-        self._session.stop()  # where an answer has just ended, nothing is left to stop
+        self._session.stop()
 
     def forget(self) -> None:
         """A line was read: the next Ctrl-C is a first one."""
@@ -188,7 +186,6 @@ def _reader(keys: _Keys, terminal: bool) -> Callable[[], str | None]:
     def read() -> str | None:
         while True:
             try:
-                keys.reading = True
                 line = input("> ") if terminal else sys.stdin.readline()
             except EOFError:
                 click.echo()
@@ -196,8 +193,6 @@ def _reader(keys: _Keys, terminal: bool) -> Callable[[], str | None]:
             except KeyboardInterrupt:
                 _note("(once more, or /exit, to leave)")
                 continue
-            finally:
-                keys.reading = False
             keys.forget()
             return line.rstrip("\r\n") if terminal or line else None
 
