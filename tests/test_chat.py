@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -386,7 +385,6 @@ def test_ctrl_c_once_ends_an_answer_and_twice_leaves(spec: Path) -> None:
     process.stdin.flush()
     while b"user: hello" not in process.stdout.readline():
         assert process.poll() is None
-    time.sleep(1)  # until the next line is awaited: before that, Ctrl-C leaves
     process.send_signal(signal.SIGINT)
     until(process, b"once more")
     process.send_signal(signal.SIGINT)

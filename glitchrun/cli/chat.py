@@ -151,6 +151,10 @@ class _Keys:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._pressed = False
+        self.reading = False
+        """Whether a line is awaited: only there may a first Ctrl-C interrupt."""
+        self.missed = False
+        """Whether one came when an answer had ended and no line was awaited yet."""
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM:
@@ -158,9 +162,12 @@ class _Keys:
         if self._pressed:
             raise _Left(ExitCode.SIGINT)
         self._pressed = True
-        if not self._session.generating:
+        if self.reading:
             raise KeyboardInterrupt
-        self._session.stop()
+        if self._session.generating:
+            self._session.stop()
+        else:
+            self.missed = True
 
     def forget(self) -> None:
         """A line was read: the next Ctrl-C is a first one."""
@@ -186,13 +193,19 @@ def _reader(keys: _Keys, terminal: bool) -> Callable[[], str | None]:
     def read() -> str | None:
         while True:
             try:
+                keys.reading = True
+                if keys.missed:
+                    raise KeyboardInterrupt
                 line = input("> ") if terminal else sys.stdin.readline()
             except EOFError:
                 click.echo()
                 return None
             except KeyboardInterrupt:
+                keys.missed = False
                 _note("(once more, or /exit, to leave)")
                 continue
+            finally:
+                keys.reading = False
             keys.forget()
             return line.rstrip("\r\n") if terminal or line else None
 
