@@ -76,7 +76,7 @@ def test_a_screen_computes_two_positions_of_many_rows(header: Header) -> None:
         ("sample", "float32", None, "cuda:0", 512),
         ("answer", "none", None, "cpu", 64),
         ("score", "none", None, "cpu", 8),
-        ("screen", "none", None, "cuda:0", 2048),
+        ("screen", "none", None, "cuda:0", 8192),
     ],
 )
 def test_rows_are_those_that_the_run_takes(
@@ -139,7 +139,7 @@ def test_where_not_one_row_fits_the_largest_batch_is_zero(header: Header) -> Non
 def test_auto_takes_a_power_of_two_of_rows_in_half_the_room(header: Header) -> None:
     load = Workload("s", None, 100)
     assert _estimate(header, load).batch == 64
-    assert estimate(header, "none", [load], _device(8 * GB, "cuda:0")).batch == 512
+    assert estimate(header, "none", [load], _device(8 * GB, "cuda:0")).batch == 2048
     one = _estimate(header, Workload("s", 1, 100))
     row = one.kv_cache_bytes + one.activation_bytes
     room = 2 * 20 * row

@@ -46,7 +46,9 @@ def ids(rows: int, length: int, size: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("quantization", ["none", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("shape", LLAMA_SHAPED)
-def test_logits_are_those_of_transformers(shape: str, quantization: str, tmp_path: Path) -> None:
+def test_logits_are_those_of_transformers(
+    shape: str, quantization: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = loaded(LLAMA_SHAPED[shape](tmp_path / "model"), quantization)
     found, why = best_backend(model)
     assert isinstance(found, FastBackend)
@@ -56,7 +58,9 @@ def test_logits_are_those_of_transformers(shape: str, quantization: str, tmp_pat
     theirs = generic.last_logits([3, 4, 5, 6], suffixes, float32=True)
     ours = found.last_logits([3, 4, 5, 6], suffixes, float32=True)
     assert torch.allclose(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
-    assert found.arithmetic == torch.float32  # no CPU with matrix units runs this test
+    for units, arithmetic in ((False, torch.float32), (True, model.compute_dtype)):
+        monkeypatch.setattr(fast_backend, "_has_narrow_units", lambda units=units: units)
+        assert found.arithmetic == arithmetic
 
 
 @pytest.mark.parametrize(
@@ -134,6 +138,7 @@ def test_narrow_arithmetic_gives_the_same_verdicts(
 ) -> None:
     probed = context(llama_folder, quantization="bfloat16")
     prompts, tokens = probed.prompts("strict"), list(range(4, 300, 7))
+    monkeypatch.setattr(fast_backend, "_has_narrow_units", lambda: False)
     wide = Verifier(probed.backend, prompts, rows=16).verify(tokens)
     monkeypatch.setattr(fast_backend, "_has_narrow_units", lambda: True)
     narrow = Verifier(probed.backend, prompts, rows=16)

@@ -121,7 +121,7 @@ class Passes:
         if WIDTH[self.held.dtype] >= WIDTH["float32"]:
             return 0
         row = sum(self.row(load)) * WIDTH["float32"] // self.width
-        settling = rows.SETTLING * row if self.width < WIDTH["float32"] else 0
+        settling = rows.SETTLING[self.kind] * row if self.width < WIDTH["float32"] else 0
         table = self.header.vocab * self.header.shape.hidden * 4 if load.gradient else 0
         return self.held.largest_matrix * 4 + settling + table
 

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 Rows = Mapping[str, int]
 """By kind of device: cpu, cuda."""
 
-VERIFYING: Rows = {"cpu": 64, "cuda": 512}
-"""Rows beyond which a pass gains no speed: on two CPU cores 128 was no faster than 64."""
+VERIFYING: Rows = {"cpu": 64, "cuda": 2048}
+"""Rows beyond which a pass gains no speed: on two CPU cores 128 was no faster than 64; on an H100
+2,048 of a 135M model were within 4 % of 8,192 (docs/gpu.md)."""
+PASSES: Rows = {"cpu": 1, "cuda": 4}
+"""Passes whose verdicts are one durable batch: a GPU runs the next pass while results are read."""
 SAMPLING: Rows = {"cpu": 256, "cuda": 512}
 """The same where a row is one position: products of 256 rows were up to twice as fast as of 64."""
-SCREENING: Rows = {"cpu": 256, "cuda": 2048}
+SCREENING: Rows = {"cpu": 256, "cuda": 8192}
 """The same where a row is the two positions of the frozen-suffix screen."""
 SCORING: Rows = {"cpu": 8, "cuda": 64}
 """Rows of every pass over an evolution's sequences, whatever is asked: on two CPU cores more were
@@ -25,7 +28,7 @@ STANDARD: Mapping[str, Rows] = {
 }
 """What `batch_size: auto` takes at most, by what a pass is for."""
 
-SETTLING = 16
+SETTLING: Rows = {"cpu": 16, "cuda": 128}
 """Rows of the float32 passes that settle verdicts of narrower arithmetic: always this many."""
 ALIKE = 128
 """Rows at most of sampling in narrower arithmetic whose passes give each row the same bits."""

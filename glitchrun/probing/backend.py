@@ -14,6 +14,7 @@ from torch import Tensor
 from glitchrun.errors import RunError
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.probing.float32 import Float32Arithmetic
+from glitchrun.probing.statistics import Statistics, check_finite, measure
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -61,6 +62,26 @@ class Backend:
         cache = self.start(prefix, len(suffixes), float32=float32)
         logits, _ = self.step(suffixes, cache, float32=float32)
         return logits
+
+    @torch.no_grad()
+    def statistics(
+        self,
+        prefix: Sequence[int],
+        suffixes: Tensor,
+        targets: Tensor,
+        *,
+        float32: bool = False,
+    ) -> Statistics:
+        """Statistics of the first `len(targets)` rows of `last_logits`, each asked for its target.
+
+        Args:
+            prefix: Token ids shared by all rows.
+            suffixes: Token ids, `(B, S)`.
+            targets: Token ids, `(T,)`, T at most B, on the model's device.
+            float32: Do the arithmetic in float32, whatever the weights are stored in.
+        """
+        logits = self.last_logits(prefix, suffixes, float32=float32)
+        return measure(logits[: len(targets)], targets)
 
     @torch.no_grad()
     def start(self, prefix: Sequence[int], rows: int, *, float32: bool = False) -> Any:
@@ -213,10 +234,6 @@ class Backend:
 
 
 def finite(logits: Tensor) -> Tensor:
-    """The logits; RunError where numbers overflowed: any verdict on those would be made up."""
-    if not bool(logits.amax(dim=-1).isfinite().all()):
-        raise RunError(
-            "the model's logits are not finite: its numbers overflow in this arithmetic, or its "
-            "weights are damaged; set model.quantization to bfloat16 or float32"
-        )
+    """The logits; RunError where numbers overflowed."""
+    check_finite(logits.amax(dim=-1))
     return logits

@@ -51,7 +51,8 @@ class Verifier:
         self.counters["rechecked"] += len(unclear)
         if first != torch.float32 and unclear:
             again = [token_ids[i] for i in unclear]
-            settled = self._pass(prompt, again, SETTLING, torch.float32)
+            rows = SETTLING.get(self.backend.device.type, SETTLING["cpu"])
+            settled = self._pass(prompt, again, rows, torch.float32)
             for i, result in zip(unclear, settled, strict=True):
                 results[i] = result
             unclear = [i for i in unclear if results[i][1]]
@@ -64,6 +65,7 @@ class Verifier:
     ) -> list[tuple[ProbeResult, bool]]:
         """Results in one arithmetic, each with whether it lies within the rounding of that."""
         found: list[tuple[ProbeResult, bool]] = []
+        running: Statistics | None = None
         start = 0
         while start < len(token_ids):
             chunk = token_ids[start : start + rows]
@@ -74,10 +76,18 @@ class Verifier:
                     raise
                 rows = self._halve(rows)
                 continue
-            doubt = statistics.unclear(ROUNDING[dtype], self.limit).tolist()
-            found += zip(_results(statistics, dtype), doubt, strict=True)
+            if running is not None:  # read while a GPU computes the next pass
+                found += self._read(running, dtype)
+            running = statistics
             start += len(chunk)
-        return found
+        return found if running is None else [*found, *self._read(running, dtype)]
+
+    def _read(
+        self, statistics: Statistics, dtype: torch.dtype
+    ) -> Iterator[tuple[ProbeResult, bool]]:
+        here = statistics.fetched()
+        doubt = here.unclear(ROUNDING[dtype], self.limit).tolist()
+        return zip(_results(here, dtype), doubt, strict=True)
 
     def _forward(
         self, prompt: Prompt, chunk: Sequence[int], rows: int, dtype: torch.dtype
@@ -85,10 +95,9 @@ class Verifier:
         targets = torch.tensor(chunk, device=self.backend.device)
         suffixes = _suffixes(prompt, chunk, rows)
         self.counters["forwards"] += 1
-        logits = self.backend.last_logits(
-            prompt.prefix_ids, suffixes, float32=dtype == torch.float32
+        return self.backend.statistics(
+            prompt.prefix_ids, suffixes, targets, float32=dtype == torch.float32
         )
-        return measure(logits[: len(chunk)], targets)
 
     def _alone(self, prompt: Prompt, token_id: int) -> ProbeResult:
         self.counters["forwards"] += 1

@@ -12,9 +12,11 @@ from glitchrun.model.loaded import LoadedModel
 from glitchrun.probing.backend import Backend, finite
 from glitchrun.probing.fast.cache import Cache, empty
 from glitchrun.probing.fast.forward import last_logits
+from glitchrun.probing.fast.gpu import last_logits_behind, load_kernels
 from glitchrun.probing.fast.screen import frozen_prompt, screen_logits
 from glitchrun.probing.fast.shape import Shape
 from glitchrun.probing.fast.workspace import Workspace
+from glitchrun.probing.statistics import Statistics, from_columns
 
 
 class FastBackend(Backend):
@@ -28,6 +30,7 @@ class FastBackend(Backend):
     def __init__(self, model: LoadedModel, shape: Shape) -> None:
         super().__init__(model)
         self._shape = shape
+        self._kernels = load_kernels(shape, self.device)
         self._filled: dict[tuple[tuple[int, ...], bool], Cache] = {}
         self._spaces: dict[torch.dtype, Workspace] = {}
 
@@ -38,11 +41,43 @@ class FastBackend(Backend):
         return self.model.compute_dtype
 
     @torch.no_grad()
+    def last_logits(
+        self, prefix: Sequence[int], suffixes: Tensor, *, float32: bool = False
+    ) -> Tensor:
+        if self._kernels is None:
+            return super().last_logits(prefix, suffixes, float32=float32)
+        return finite(self._behind(prefix, suffixes, float32).float())
+
+    @torch.no_grad()
+    def statistics(
+        self,
+        prefix: Sequence[int],
+        suffixes: Tensor,
+        targets: Tensor,
+        *,
+        float32: bool = False,
+    ) -> Statistics:
+        if self._kernels is None:
+            return super().statistics(prefix, suffixes, targets, float32=float32)
+        logits = self._behind(prefix, suffixes, float32)[: len(targets)]
+        return from_columns(self._kernels.row_statistics(logits, targets), targets)
+
+    def _behind(self, prefix: Sequence[int], suffixes: Tensor, float32: bool) -> Tensor:
+        """Logits `(B, V)` in the arithmetic of the pass, keeping no keys and values."""
+        ids = suffixes.to(self.device)
+        before = self._prefix(prefix, float32)
+        return last_logits_behind(self._shape, ids, before, self._space(float32))
+
+    @torch.no_grad()
     def start(self, prefix: Sequence[int], rows: int, *, float32: bool = False) -> Cache:
+        return self._prefix(prefix, float32).repeat(rows)
+
+    def _prefix(self, prefix: Sequence[int], float32: bool) -> Cache:
+        """Keys and values of a prefix, for one row."""
         key = (tuple(prefix), float32)
         if key not in self._filled:
             self._filled[key] = self._fill(prefix, float32)
-        return self._filled[key].repeat(rows)
+        return self._filled[key]
 
     def _fill(self, prefix: Sequence[int], float32: bool) -> Cache:
         space = self._space(float32)
@@ -75,7 +110,7 @@ class FastBackend(Backend):
 
     def _space(self, float32: bool) -> Workspace:
         dtype = torch.float32 if float32 else self.arithmetic
-        return self._spaces.setdefault(dtype, Workspace(dtype, self.device))
+        return self._spaces.setdefault(dtype, Workspace(dtype, self.device, self._kernels))
 
 
 def _has_narrow_units() -> bool:

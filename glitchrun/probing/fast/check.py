@@ -21,7 +21,8 @@ def largest_difference(fast: Backend, generic: Backend) -> float:
 
 
 def _logits(backend: Backend) -> torch.Tensor:
-    """Logits (TOKENS + 3, V): of a batch, and of three of its rows one position later."""
+    """Logits (2 * TOKENS + 3, V): of a batch whose cache is kept, of three of its rows one position
+    later, and of the batch again without a cache to go on with."""
     size = backend.model.vocab_size
     spread = torch.arange(_PREFIX + TOKENS * (_SUFFIX + _NEXT)) * 7919 % size
     suffixes = spread[_PREFIX:].view(TOKENS, _SUFFIX + _NEXT)
@@ -29,4 +30,5 @@ def _logits(backend: Backend) -> torch.Tensor:
     first, cache = backend.step(suffixes[:, :_SUFFIX], cache, float32=True)
     some = torch.tensor([TOKENS - 1, 3, 3])
     later, _ = backend.step(suffixes[some, _SUFFIX:], backend.select(cache, some), float32=True)
-    return torch.cat([first, later]).cpu()
+    again = backend.last_logits(spread[:_PREFIX].tolist(), suffixes[:, :_SUFFIX], float32=True)
+    return torch.cat([first, later, again]).cpu()

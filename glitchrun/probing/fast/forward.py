@@ -133,14 +133,18 @@ def add_mlp(layer: Layer, x: Tensor, space: Workspace) -> None:
         add_experts(mlp, normed, x)
         return
     inner = space.get("inner", len(x), mlp.size)
-    gate = _activated(mlp, project(mlp.gate, normed, space, inner))
+    gate = project(mlp.gate, normed, space, inner)
     up = project(mlp.up, normed, space, space.get("up", len(x), mlp.size))
-    add_projected(mlp.down, torch.mul(gate, up, out=up), x, space)
+    add_projected(mlp.down, _gated(mlp, gate, up, space), x, space)
 
 
-def _activated(mlp: Dense, x: Tensor) -> Tensor:
-    """The activation of `x`, in place where torch has it so."""
-    return F.silu(x, inplace=True) if mlp.silu else mlp.act(x)
+def _gated(mlp: Dense, gate: Tensor, up: Tensor, space: Workspace) -> Tensor:
+    """The activation of `gate` times `up`; both are used up."""
+    if mlp.silu and space.kernels is not None:
+        product: Tensor = space.kernels.gated(gate, up)
+        return product
+    activated = F.silu(gate, inplace=True) if mlp.silu else mlp.act(gate)
+    return torch.mul(activated, up, out=up)
 
 
 def rms(x: Tensor, norm: Norm, space: Workspace, name: str = "normed") -> Tensor:
@@ -148,10 +152,21 @@ def rms(x: Tensor, norm: Norm, space: Workspace, name: str = "normed") -> Tensor
 
     Lives in `space` under `name`.
     """
+    if x.is_cuda:  # one kernel there; on a CPU torch has none that is faster than the steps below
+        return F.rms_norm(x, (x.shape[-1],), norm.weight.to(x.dtype), norm.epsilon)
     wide = x if x.dtype == torch.float32 else x.float()
     mean = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
     scale = mean.add_(norm.epsilon).rsqrt_().to(x.dtype)
     return torch.mul(x, scale, out=space.get(name, *x.shape)).mul_(norm.weight.to(x.dtype))
+
+
+def normed_heads(
+    x: Tensor, norm: Norm | None, attention: Attention, space: Workspace, name: str
+) -> Tensor:
+    """(N, heads * D) with the norm of each head applied, where there is one; as (N, heads * D)."""
+    if norm is None:
+        return x
+    return rms(x.view(len(x), -1, attention.width), norm, space, name).view(len(x), -1)
 
 
 def rotate(x: Tensor, rotation: Rotation, out: Tensor) -> Tensor:

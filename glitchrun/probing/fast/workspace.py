@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -13,9 +15,13 @@ class Workspace:
     elementwise operation that fills it.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, dtype: torch.dtype, device: torch.device, kernels: ModuleType | None = None
+    ) -> None:
         self.dtype = dtype
         self.device = device
+        self.kernels = kernels
+        """`fast.kernels` where a GPU can run them."""
         self._buffers: dict[str, Tensor] = {}
 
     def get(self, name: str, *shape: int) -> Tensor:
