@@ -139,7 +139,7 @@ def test_where_not_one_row_fits_the_largest_batch_is_zero(header: Header) -> Non
 def test_auto_takes_a_power_of_two_of_rows_in_half_the_room(header: Header) -> None:
     load = Workload("s", None, 100)
     assert _estimate(header, load).batch == 64
-    assert estimate(header, "none", [load], _device(8 * GB, "cuda:0")).batch == 2048
+    assert estimate(header, "none", [load], _device(8 * GB, "cuda:0")).batch == 8192
     one = _estimate(header, Workload("s", 1, 100))
     row = one.kv_cache_bytes + one.activation_bytes
     room = 2 * 20 * row

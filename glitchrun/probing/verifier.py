@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,6 +124,5 @@ def _results(statistics: Statistics, dtype: torch.dtype) -> Iterator[ProbeResult
     names = ("p", "rank", "entropy", "argmax", "gap", "passed")
     columns = [getattr(statistics, name).tolist() for name in names]
     decided_in = str(dtype).removeprefix("torch.")
-    for row in zip(*columns, strict=True):
-        values: dict[str, Any] = dict(zip(names, row, strict=True))
-        yield ProbeResult(**values, decided_in=decided_in)
+    for p, rank, entropy, argmax, gap, passed in zip(*columns, strict=True):
+        yield ProbeResult(p, rank, entropy, argmax, gap, passed, decided_in)
