@@ -6,13 +6,14 @@ where torch, transformers and mlflow are not installed.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
+from typing import Any
 
 import click
 
 from glitchrun import __version__
 from glitchrun.errors import ExitCode, GlitchrunError, InvalidSpec
+from glitchrun.terminal import output_lost, protect_streams, say, visible_lines
 
 # Name, where it lives (`module:attribute`), and the line `glitchrun --help` shows for it.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -61,6 +62,18 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs a command line on streams that cannot fail it: its exit code says how it ended, not
+        whether somebody read what it printed."""
+        protect_streams()
+        try:
+            return super().main(*args, **kwargs)
+        except SystemExit as end:
+            if end.code in (None, 0) and (lost := output_lost()) is not None:
+                say(f"glitchrun: standard output is not complete: {lost.strerror}", err=True)
+                raise SystemExit(int(ExitCode.ERROR)) from lost
+            raise
+
     def invoke(self, ctx: click.Context) -> object:
         """Runs the command; a GlitchrunError becomes its message and exit code."""
         try:
@@ -68,13 +81,16 @@ class LazyGroup(click.Group):
         except InvalidSpec as error:
             from glitchrun.spec.formats import as_text
 
-            click.echo(as_text(error.problems), err=True)
+            say(as_text(error.problems), err=True)
             ctx.exit(error.exit_code)
         except GlitchrunError as error:
-            click.echo(f"glitchrun: {error}", err=True)
+            say(f"glitchrun: {error}", err=True)
             ctx.exit(error.exit_code)
+        except click.ClickException as error:
+            error.message = visible_lines(error.message)
+            raise
         except KeyboardInterrupt:
-            click.echo("glitchrun: stopped", err=True)
+            say("glitchrun: stopped", err=True)
             ctx.exit(ExitCode.SIGINT)
 
 
@@ -82,8 +98,3 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="glitchrun")
 def main() -> None:
     """Declarative experiments on glitch tokens in language models."""
-    for stream in (sys.stdout, sys.stderr):
-        # Token text holds any character; a terminal that cannot show one gets an escape instead.
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
 from glitchrun.cli.needs import require
 from glitchrun.errors import GlitchrunError, UsageError
 from glitchrun.spec.loading import load_experiment
+from glitchrun.terminal import QuietStream, emit_json, say
 
 if TYPE_CHECKING:
     from glitchrun.plan.build import Plan, PlannedRun
@@ -68,7 +68,7 @@ def command(
             applied = apply(experiment, ROOT.resolve(), options, display, confirm)
     (_print_json if output == "json" else _print_text)(applied)
     for failure in applied.failures:
-        click.echo(f"failed: {failure}", err=True)
+        say(f"failed: {failure}", err=True)
     _say_undelivered(applied)
     context.exit(int(applied.exit_code))
 
@@ -109,7 +109,7 @@ def _errors_as_json(wanted: bool) -> Iterator[None]:
     except GlitchrunError as error:
         if wanted:
             document = {"runs": [], "exit_code": int(error.exit_code), "error": str(error)}
-            click.echo(json.dumps(document, indent=2))
+            emit_json(document)
         raise
 
 
@@ -120,11 +120,15 @@ def _go_ahead(plan: Plan) -> None:
 def _ask(plan: Plan) -> None:
     """Asks before a matrix is started from a terminal; a script is never asked."""
     waiting = _waiting(plan)
-    if len(waiting) > 1 and sys.stdin.isatty() and sys.stderr.isatty():
+    if len(waiting) > 1 and _is_terminal(sys.stdin) and _is_terminal(sys.stderr):
         names = "\n".join(f"  {run.action}  {run.cell.name}" for run in waiting)
-        click.echo(f"{len(waiting)} runs:\n{names}", err=True)
+        say(f"{len(waiting)} runs:\n{names}", err=True)
         if not click.confirm("Go ahead?", err=True):
             raise UsageError("called off; nothing was started")
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return QuietStream(stream).isatty()
 
 
 def _waiting(plan: Plan) -> list[PlannedRun]:
@@ -137,22 +141,22 @@ def _print_json(applied: Applied) -> None:
     runs = [describe(outcome.record) for outcome in applied.outcomes]
     error = {"error": "\n".join(applied.failures)} if applied.failures else {}
     document = {"runs": runs, "exit_code": int(applied.exit_code), **error}
-    click.echo(json.dumps(document, indent=2))
+    emit_json(document)
 
 
 def _print_text(applied: Applied) -> None:
     from glitchrun.report.summary import summary_lines
 
     for outcome in applied.outcomes:
-        click.echo("\n".join(summary_lines(outcome.record)))
+        say("\n".join(summary_lines(outcome.record)))
     if applied.outcomes:
-        click.echo("compare  glitchrun ui")
+        say("compare  glitchrun ui")
 
 
 def _say_undelivered(applied: Applied) -> None:
     for outcome in applied.outcomes:
         if outcome.undelivered:
-            click.echo(
+            say(
                 f"MLflow does not have all of this run ({outcome.undelivered}); it is safe in "
                 f"{outcome.record.folder}. Deliver it with: glitchrun sync",
                 err=True,

@@ -21,6 +21,7 @@ from glitchrun.cli.needs import require
 from glitchrun.errors import DoesNotFit, ExitCode, UsageError
 from glitchrun.spec.loading import load_experiment
 from glitchrun.spec.types import Experiment
+from glitchrun.terminal import emit, say
 
 if TYPE_CHECKING:
     from glitchrun.chat.session import Session
@@ -110,7 +111,7 @@ def _session(run: PlannedRun, settings: object) -> Session:
 
 
 def _note(line: str) -> None:
-    click.echo(line, err=True)
+    say(line, err=True)
 
 
 class _Screen:
@@ -120,21 +121,25 @@ class _Screen:
         self._terminal = terminal
 
     def text(self, text: str) -> None:
-        click.echo(_harmless(text) if self._terminal else text, nl=False)
+        emit(_harmless(text) if self._terminal else text)
 
     def line(self, line: str) -> None:
-        click.echo(_harmless(line) if self._terminal else line)
+        emit((_harmless(line) if self._terminal else line) + "\n")
 
     def note(self, line: str) -> None:
         _note(f"({line})")
 
 
 def _harmless(text: str) -> str:
-    """A model may say escape sequences that would rearrange the terminal."""
-    return "".join(
-        f"⟨U+{ord(one):04X}⟩" if unicodedata.category(one) == "Cc" and one not in "\n\t" else one
-        for one in text
-    )
+    """A model may say escape sequences that would rearrange the terminal, or turn its text around.
+    Joiners stay: emoji and some scripts are written with them."""
+    return "".join(f"⟨U+{ord(one):04X}⟩" if _is_harmful(one) else one for one in text)
+
+
+def _is_harmful(character: str) -> bool:
+    if unicodedata.category(character) in ("Cc", "Zl", "Zp"):
+        return character not in "\n\t"
+    return unicodedata.category(character) == "Cf" and unicodedata.bidirectional(character) != "BN"
 
 
 class _Left(BaseException):
@@ -198,7 +203,7 @@ def _reader(keys: _Keys, terminal: bool) -> Callable[[], str | None]:
                     raise KeyboardInterrupt
                 line = input("> ") if terminal else sys.stdin.readline()
             except EOFError:
-                click.echo()
+                say()
                 return None
             except KeyboardInterrupt:
                 keys.missed = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from glitchrun.cli.apply import ROOT
 from glitchrun.cli.needs import require
 from glitchrun.cli.runs import find_run
 from glitchrun.errors import UsageError
+from glitchrun.terminal import emit_json, say
 
 if TYPE_CHECKING:
     from glitchrun.report.comparison.sides import Side
@@ -55,10 +55,10 @@ def command(runs: tuple[str, ...], by: str, scope: int | None, every: bool, outp
     sides = [_side(label, run, by) for label, run in zip(ascii_uppercase, runs, strict=False)]
     pairs = all_pairs(sides, scope)
     if output == "json":
-        click.echo(json.dumps(document(sides, pairs, by), indent=2, allow_nan=False))
+        emit_json(document(sides, pairs, by))
         return
     shown = sections(sides, pairs, None if every else _SHOWN)
-    click.echo(as_markdown(shown) if output == "md" else as_text(shown), nl=False)
+    say(as_markdown(shown) if output == "md" else as_text(shown), nl=False)
 
 
 def _side(label: str, text: str, by: str) -> Side:

@@ -15,6 +15,7 @@ from glitchrun.ledger import RunRecord, find_runs
 from glitchrun.spec.digest import changed_paths
 from glitchrun.spec.loading import load_experiment
 from glitchrun.spec.types import Cell
+from glitchrun.terminal import emit_json, say
 
 _MEANING = {
     "results": "changes results: apply starts a new run",
@@ -36,9 +37,9 @@ def command(spec: Path, run: str | None, sets: tuple[str, ...], output: str) -> 
     pairs = [(cell, _partner(cell, run)) for cell in experiment.cells]
     found = [_difference(cell, record) for cell, record in pairs]
     if output == "json":
-        click.echo(json.dumps({"cells": found}, indent=2, ensure_ascii=False))
+        emit_json({"cells": found})
     else:
-        click.echo("\n".join(line for cell in found for line in _lines(cell)))
+        say("\n".join(line for cell in found for line in _lines(cell)))
 
 
 def _partner(cell: Cell, run: str | None) -> RunRecord | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import click
@@ -10,6 +9,7 @@ import click
 from glitchrun.cli.apply import ROOT
 from glitchrun.cli.surroundings import Finding, all_findings
 from glitchrun.errors import ExitCode
+from glitchrun.terminal import emit_json, say
 
 _MARKS = {"ok": "ok", "note": "note", "missing": "MISSING"}
 
@@ -29,9 +29,9 @@ def command(context: click.Context, output: str) -> None:
     code = ExitCode.PREFLIGHT if missing else ExitCode.DONE
     if output == "json":
         found = [finding.to_json() for finding in findings]
-        click.echo(json.dumps({"findings": found, "exit_code": int(code)}, indent=2))
+        emit_json({"findings": found, "exit_code": int(code)})
     else:
-        click.echo("\n".join([*_lines(findings), "", _verdict(missing)]))
+        say("\n".join([*_lines(findings), "", _verdict(missing)]))
     context.exit(int(code))
 
 

@@ -15,6 +15,7 @@ from glitchrun.events import Batch, Entry, Sampled, TokenFact, Verified
 from glitchrun.ledger import RunRecord
 from glitchrun.ledger.record import StepRecord
 from glitchrun.spec.schema import strategies
+from glitchrun.terminal import say
 from glitchrun.vocabulary.text import visible, visible_token
 
 _SHOWN = 20
@@ -33,14 +34,14 @@ def command(run: str, metric: str, every: bool) -> None:
         raise UsageError(f"the run has no metric {metric!r}; it has: {known}")
     value = metrics[metric]
     rests = "" if value.n is None else f"  (n = {value.n:,})"
-    click.echo(f"{metric} = {value.value}{rests}")
+    say(f"{metric} = {value.value}{rests}")
     step_id, _, name = metric.partition("/")
     step = next((step for step in record.steps if step.id == step_id), None)
     if step is None:
-        click.echo("  measured while loading the model; see environment.json")
+        say("  measured while loading the model; see environment.json")
         return
     for line in _lines(record, step, name, every):
-        click.echo(line)
+        say(line)
 
 
 def _lines(record: RunRecord, step: StepRecord, name: str, every: bool) -> Iterator[str]:

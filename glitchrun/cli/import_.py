@@ -10,6 +10,7 @@ import click
 from glitchrun.cli.needs import require
 from glitchrun.errors import UsageError
 from glitchrun.imports import Imported, read
+from glitchrun.terminal import emit, say
 
 
 @click.command("import")
@@ -64,7 +65,7 @@ def command(file: Path, model: str, output: Path, mismatches: str, redact: bool)
         raise claims.refuse(str(file), found.source.claimed_model, model, fits, remedy)
     _write(output, document(found, fits, model, rows, redact=redact))
     for line in _summary(found, claims.tallies(fits)):
-        click.echo(line, err=True)
+        say(line, err=True)
 
 
 def _write(output: Path, pieces: Iterator[str]) -> None:
@@ -72,7 +73,7 @@ def _write(output: Path, pieces: Iterator[str]) -> None:
 
     if str(output) == "-":
         for piece in pieces:
-            click.echo(piece, nl=False)
+            emit(piece)
         return
     with replacing(output) as stream:
         stream.writelines(pieces)

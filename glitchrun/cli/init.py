@@ -13,6 +13,7 @@ from glitchrun.errors import UsageError
 from glitchrun.spec.loading import check_files
 from glitchrun.spec.scalars import resolve
 from glitchrun.spec.schema import strategies
+from glitchrun.terminal import say
 
 _HEAD = """\
 # yaml-language-server: $schema={schema}
@@ -67,7 +68,7 @@ def command(name: str, strategy: str) -> None:
         steps="\n".join(_STEPS.get(strategy, [f"  - {{id: {strategy}, strategy: {strategy}}}"])),
     )
     _write_new(path, text)
-    click.echo(f"{path}: written; check it with: glitchrun validate {path}")
+    say(f"{path}: written; check it with: glitchrun validate {path}")
 
 
 def _write_new(path: Path, text: str) -> None:

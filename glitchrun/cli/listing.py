@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 import click
 
 from glitchrun.spec.schema import strategies
 from glitchrun.spec.templates import TEMPLATE_MODES, TEMPLATE_NAMES
+from glitchrun.terminal import emit_json, say
 
 _MODES = {
     "auto": "detected from the model",
@@ -32,11 +32,11 @@ def command(what: str, output: str) -> None:
     found = sources[what]()
     if output == "json":
         rows = [{"name": name, "description": text} for name, text in found.items()]
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        emit_json(rows)
         return
     width = max(map(len, found))
     for name, text in found.items():
-        click.echo(f"{name:<{width}}  {text}")
+        say(f"{name:<{width}}  {text}")
 
 
 def _strategies() -> dict[str, str]:

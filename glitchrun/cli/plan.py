@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -13,6 +12,7 @@ from glitchrun.errors import DoesNotFit, ExitCode
 from glitchrun.ledger import existing_status
 from glitchrun.plan.build import Plan, build
 from glitchrun.spec.loading import load_experiment
+from glitchrun.terminal import emit_json, say
 
 
 @click.command("plan")
@@ -35,9 +35,9 @@ def command(
     name = first.tracking.experiment or first.name
     plan = build(experiment, lambda key: existing_status(ROOT, name, key), fetch=False)
     if output == "json":
-        click.echo(json.dumps(plan.to_json(), indent=2, ensure_ascii=False))
+        emit_json(plan.to_json())
     else:
-        click.echo("\n".join(plan_lines(plan)))
+        say("\n".join(plan_lines(plan)))
     _refuse_what_is_blocked(plan)
     if exit_code and plan.pending:
         context.exit(int(ExitCode.CHANGES_PENDING))

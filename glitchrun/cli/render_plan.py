@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from glitchrun.plan.build import Plan, PlannedRun
 from glitchrun.plan.memory import MemoryEstimate
 from glitchrun.plan.work import StepWork
+from glitchrun.terminal import visible
 
 _PARTS = ("embeddings", "head", "linear", "experts", "routers", "other", "scales")
 _BUFFERS = (
@@ -20,7 +21,7 @@ _UNITS = ((86_400, "days"), (3600, "h"), (60, "min"))
 
 def plan_lines(plan: Plan) -> list[str]:
     """The plan for a terminal: a block for each run, and what would happen in all."""
-    lines = [f"experiment {plan.experiment}"]
+    lines = [visible(f"experiment {plan.experiment}")]
     for run in plan.runs:
         lines += ["", *_run_lines(run)]
     counts = dict.fromkeys(("start", "resume", "skip", "blocked"), 0)
@@ -53,7 +54,7 @@ def span(seconds: float) -> str:
 
 def _run_lines(run: PlannedRun) -> Iterator[str]:
     key = f"  [{run.key}]" if run.key else ""
-    yield f"{run.action:<8}{run.cell.name}{key}"
+    yield visible(f"{run.action:<8}{run.cell.name}{key}")
     yield f"        {run.reason}"
     if run.action == "skip":
         return

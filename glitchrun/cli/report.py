@@ -12,6 +12,7 @@ from glitchrun.cli.needs import require
 from glitchrun.cli.runs import find_run
 from glitchrun.errors import UsageError
 from glitchrun.ledger import RunRecord
+from glitchrun.terminal import emit, say
 
 FORMATS = ("html", "json", "junit", "md")
 
@@ -37,10 +38,10 @@ def command(run: str, form: str, output: Path | None) -> None:
     if form == "html" and output is None:
         output = record.artifacts / "report.html"
     if output is None or str(output) == "-":
-        click.echo(text, nl=False)
+        emit(text)
         return
     _write(output, text)
-    click.echo(output, err=form == "json")
+    say(output, err=form == "json")
 
 
 def _text(record: RunRecord, form: str) -> str:

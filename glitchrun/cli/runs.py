@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-import click
-
 from glitchrun.errors import UsageError
 from glitchrun.ledger import RunRecord, find_runs, latest_attempt, read_run
+from glitchrun.terminal import say, visible
 
 _LISTED = 12
 
@@ -61,7 +60,7 @@ def _taken(text: str, runs: Sequence[RunRecord]) -> RunRecord:
     taken = (finished or runs)[0]
     which = "newest finished" if finished else "newest"
     others = f"{len(runs) - 1} other{'s' if len(runs) > 2 else ''}"
-    click.echo(
+    say(
         f"{text!r} ran with more than one spec: took the {which}, {_line(taken)}; "
         f"`glitchrun status` lists {others}",
         err=True,
@@ -97,7 +96,7 @@ def _listing(runs: list[RunRecord]) -> str:
 
 def _line(run: RunRecord) -> str:
     started = datetime.fromtimestamp(run.started_at / 1000).isoformat(timespec="minutes")
-    return (
+    return visible(
         f"{run.identity.key[:12]}#{run.identity.attempt}  {run.status:<8}  {started}  "
         f"{run.identity.experiment} · {run.identity.name}"
     )

@@ -8,6 +8,7 @@ import click
 
 from glitchrun.errors import ExitCode
 from glitchrun.spec.schema import published
+from glitchrun.terminal import emit, say
 
 PUBLISHED_AT = Path("schemas/experiment.schema.json")
 
@@ -23,12 +24,12 @@ def command(context: click.Context, check: bool) -> None:
     """Prints the JSON Schema (draft 2020-12) of a spec."""
     text = published()
     if not check:
-        click.echo(text, nl=False)
+        emit(text)
         return
     if PUBLISHED_AT.is_file() and PUBLISHED_AT.read_text(encoding="utf-8") == text:
-        click.echo(f"{PUBLISHED_AT} is up to date")
+        say(f"{PUBLISHED_AT} is up to date")
         return
-    click.echo(
+    say(
         f"{PUBLISHED_AT} is missing or out of date; write it with: "
         f"glitchrun schema > {PUBLISHED_AT}",
         err=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import click
 from glitchrun.cli.apply import ROOT
 from glitchrun.ledger import RunRecord, find_runs, is_held
 from glitchrun.spec.loading import load_experiment
+from glitchrun.terminal import emit_json, say, visible
 
 
 @click.command("status")
@@ -21,18 +21,18 @@ from glitchrun.spec.loading import load_experiment
 )
 def command(spec: Path | None, output: str) -> None:
     """Lists runs with their progress; with SPEC only those of its experiment."""
-    runs = find_runs(ROOT, lambda error: click.echo(f"damaged: {error}", err=True))
+    runs = find_runs(ROOT, lambda error: say(f"damaged: {error}", err=True))
     if spec is not None:
         first = load_experiment(spec).cells[0].spec
         name = first.tracking.experiment or first.name
         runs = [run for run in runs if run.identity.experiment == name]
     rows = [_row(run) for run in runs]
     if output == "json":
-        click.echo(json.dumps({"runs": rows}, indent=2))
+        emit_json({"runs": rows})
     elif not rows:
-        click.echo(f"no runs under {ROOT}/")
+        say(f"no runs under {ROOT}/")
     else:
-        click.echo("\n".join(_line(row) for row in rows))
+        say("\n".join(_line(row) for row in rows))
 
 
 def _row(run: RunRecord) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _line(row: dict[str, Any]) -> str:
         f"{step['id']} {'done' if step['finished'] else _count(step)}" for step in row["steps"]
     )
     undelivered = "" if row["delivered"] else "  (not in MLflow)"
-    return (
+    return visible(
         f"{row['status']:<9}{row['started']}  {row['experiment']} · {row['name']}  "
         f"{row['key'][:8]}#{row['attempt']}  {steps}{undelivered}"
     )

@@ -13,6 +13,7 @@ from glitchrun.cli.needs import require
 from glitchrun.cli.runs import find_run
 from glitchrun.errors import ExitCode, RunError
 from glitchrun.ledger import RunRecord, find_runs, settle
+from glitchrun.terminal import say, visible
 
 if TYPE_CHECKING:
     from glitchrun.tracking.sync import Synced
@@ -41,10 +42,10 @@ def command(context: click.Context, run: str | None, to: str | None, again: bool
     done = []
     for synced in sync(records, root, to=store, again=again or run is not None):
         done.append(synced)
-        click.echo(_line(synced), err=synced.outcome == "failed")
-    click.echo(_sum(done))
+        say(_line(synced), err=synced.outcome == "failed")
+    say(_sum(done))
     for error in damaged:
-        click.echo(f"damaged: {error}", err=True)
+        say(f"damaged: {error}", err=True)
     if any(synced.outcome == "failed" for synced in done):
         context.exit(ExitCode.PREFLIGHT)
     context.exit(ExitCode.ERROR if damaged else ExitCode.DONE)
@@ -59,7 +60,7 @@ def _chosen(run: str | None, damaged: list[RunError]) -> list[RunRecord]:
 def _line(synced: Synced) -> str:
     identity = synced.record.identity
     name = f"{identity.experiment} · {identity.name} ({identity.key[:12]}#{identity.attempt})"
-    return f"{synced.outcome:<14}{name}{': ' if synced.detail else ''}{synced.detail}"
+    return visible(f"{synced.outcome:<14}{name}{': ' if synced.detail else ''}{synced.detail}")
 
 
 def _sum(done: Sequence[Synced]) -> str:

@@ -16,6 +16,7 @@ import click
 from glitchrun.cli.apply import ROOT
 from glitchrun.cli.needs import require
 from glitchrun.errors import ExitCode, PreflightError
+from glitchrun.terminal import say
 
 
 @click.command("ui")
@@ -37,17 +38,17 @@ def command(spec: Path | None, port: int, no_open: bool) -> None:
     uri = tracking_uri(given, root)
     ensure_store(uri, root)
     if uri.startswith(("http://", "https://")):
-        click.echo("the store is a server with a UI of its own:")
+        say("the store is a server with a UI of its own:")
         _show(uri, uri, root, experiment, no_open)
         return
     with _told_to_end(), serving(uri, root, port) as server:
         server.wait_until_up()
         try:
             _show(server.address, uri, root, experiment, no_open)
-            click.echo("Ctrl-C stops it", err=True)
+            say("Ctrl-C stops it", err=True)
             code = server.wait()
         except KeyboardInterrupt:
-            click.echo("stopped", err=True)
+            say("stopped", err=True)
             return
         raise PreflightError(f"the MLflow server ended by itself, with exit code {code}")
 
@@ -65,9 +66,9 @@ def _show(address: str, uri: str, root: Path, experiment: str | None, no_open: b
 
     found = links(address, uri, root, experiment)
     for link in found:
-        click.echo(f"{link.what}\n  {link.address}")
+        say(f"{link.what}\n  {link.address}")
     if not found:
-        click.echo(f"no runs yet; {address}")
+        say(f"no runs yet; {address}")
     first = found[0].address if found else address
     if not no_open and _has_screen():
         webbrowser.open(first)

@@ -7,6 +7,7 @@ import click
 from glitchrun.errors import ExitCode
 from glitchrun.spec.formats import as_github, as_json, as_sarif, as_text
 from glitchrun.spec.loading import check_files
+from glitchrun.terminal import emit, say
 
 
 @click.command("validate")
@@ -25,12 +26,12 @@ def command(context: click.Context, paths: tuple[str, ...], form: str) -> None:
     problems, files = check_files(paths)
     counted = f"{files} file{'s' * (files != 1)}"
     if form == "json":
-        click.echo(as_json(problems, files))
+        emit(as_json(problems, files) + "\n")
     elif form == "sarif":
-        click.echo(as_sarif(problems))
+        emit(as_sarif(problems) + "\n")
     elif problems:
-        click.echo(as_github(problems) if form == "github" else as_text(problems))
-        click.echo(f"{len(problems)} problem{'s' * (len(problems) != 1)} in {counted}", err=True)
+        say(as_github(problems) if form == "github" else as_text(problems))
+        say(f"{len(problems)} problem{'s' * (len(problems) != 1)} in {counted}", err=True)
     else:
-        click.echo(f"{counted}: no problems", err=form == "github")
+        say(f"{counted}: no problems", err=form == "github")
     context.exit(ExitCode.SPEC_INVALID if problems else ExitCode.DONE)

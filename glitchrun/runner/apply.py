@@ -74,7 +74,7 @@ def apply(
     for failure in reap(settle(root), root):
         display.say(f"not delivered to MLflow: {failure}")
     confirm(plan)
-    interrupt = Interrupt(display.say)
+    interrupt = Interrupt()
     session = Session(
         experiment=experiment,
         root=root,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from glitchrun.events import Batch
+from glitchrun.terminal import QuietStream, visible_lines
 
 _EVERY_SECONDS = 10.0
 """Between printed lines where there is no terminal to draw on."""
@@ -19,11 +22,13 @@ class Display:
     """Draws one bar a step."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        # Progress that nobody can see any more is no reason to stop.
+        stream = cast("TextIO", QuietStream(sys.stderr))
+        self.console = Console(file=stream, highlight=False)
 
     def say(self, message: str) -> None:
         """Prints one line, above the bar where there is one."""
-        self.console.print(message, markup=False, soft_wrap=True)
+        self.console.print(visible_lines(message), markup=False, soft_wrap=True)
 
     @contextmanager
     def step(self, name: str) -> Iterator[StepDisplay]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from glitchrun.errors import ExitCode
@@ -26,8 +27,7 @@ class Stopped(BaseException):
 class Interrupt:
     """Remembers the first signal; a second one stops at once."""
 
-    def __init__(self, announce: Callable[[str], None]) -> None:
-        self._announce = announce
+    def __init__(self) -> None:
         self._signal: int | None = None
 
     @property
@@ -44,7 +44,15 @@ class Interrupt:
         if self._signal is not None:
             raise Stopped(_CODES[number], at_once=True)
         self._signal = number
-        self._announce("stopping after what is in hand; once more to stop at once")
+        _announce("stopping after what is in hand; once more to stop at once")
+
+
+def _announce(message: str) -> None:
+    """Writes to standard error from within a signal handler: past Python's streams, whose write may
+    be the very call that was interrupted."""
+    line = f"\n{message}\n" if os.isatty(2) else f"{message}\n"  # a terminal shows `^C` first
+    with suppress(OSError):
+        os.write(2, line.encode("ascii"))
 
 
 _CODES = {int(signal.SIGINT): ExitCode.SIGINT, int(signal.SIGTERM): ExitCode.SIGTERM}

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from glitchrun.spec.problems import CODES, Problem
+from glitchrun.terminal import visible
 
 _LINE_WIDTH = 100
 """Columns of a source line that are shown."""
 _TAB = "    "
-_INVISIBLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
-)
 
 
 def as_text(problems: Iterable[Problem]) -> str:
@@ -55,17 +52,6 @@ def as_sarif(problems: Sequence[Problem]) -> str:
         "runs": [run],
     }
     return json.dumps(log, indent=2)
-
-
-def visible(text: str) -> str:
-    """`text` with control, bidirectional and zero-width characters as escapes: a spec must not be
-    able to write to the reader's terminal."""
-    return _INVISIBLE.sub(lambda match: _escape(match[0]), text)
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def _text(problem: Problem) -> str:

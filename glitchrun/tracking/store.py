@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from glitchrun.errors import MissingExtra, TrackingUnavailable
 from glitchrun.ledger import RunRecord
+from glitchrun.terminal import say
 from glitchrun.tracking import sqlite_file
 from glitchrun.tracking.address import (
     delivery_uri,
@@ -143,4 +143,4 @@ def _advice(uri: str, exc: Exception) -> str:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    say(text, err=True)

@@ -1,0 +1,191 @@
+"""Standard output and standard error: what is written there can neither fail nor mislead.
+
+Every command writes through here. `say` is for people: what could write to their terminal, or turn
+its text around, is shown as an escape. `emit` and `emit_json` are for programs: documents. With
+`protect_streams` a reader that went away (`| head`), a closed terminal and a full disk cost output,
+never a run.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+import select
+import sys
+from collections.abc import Callable
+from typing import Any, BinaryIO, TextIO, cast
+
+_INVISIBLE = (
+    "\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f"
+)
+"""C1 controls, marks of direction, zero-width characters, line separators, surrogates, tags."""
+_HIDDEN = re.compile(f"[\x00-\x1f{_INVISIBLE}]")
+_HIDDEN_IN_LINES = re.compile(f"[\x00-\x08\x0b-\x1f{_INVISIBLE}]")
+_HIDDEN_IN_JSON = re.compile(f"[{_INVISIBLE}]")
+_NOBODY_READS = {errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET}
+"""A closed pipe, a terminal that went away. Any other failure is news to the caller."""
+
+
+def visible(text: str) -> str:
+    """`text` on one line: control, bidirectional and zero-width characters as escapes."""
+    return _HIDDEN.sub(_escape, text)
+
+
+def visible_lines(text: str) -> str:
+    """As `visible`, but line breaks and tabs stay."""
+    return _HIDDEN_IN_LINES.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
+    """Writes text for people to standard output, or to standard error."""
+    stream = QuietStream(sys.stderr if err else sys.stdout)
+    stream.write(visible_lines(str(text)) + "\n" * nl)
+    stream.flush()
+
+
+def emit(text: str) -> None:
+    """Writes a document to standard output as it is, in UTF-8 whatever the terminal takes."""
+    stream = QuietStream(sys.stdout)
+    stream.flush()
+    buffer = getattr(sys.stdout, "buffer", None)
+    if buffer is None:  # a stand-in that takes text alone
+        stream.write(text)
+        stream.flush()
+        return
+    _quietly(lambda: buffer.write(text.encode("utf-8", "backslashreplace")))
+    _quietly(buffer.flush)
+
+
+def emit_json(document: Any) -> None:
+    """Writes one JSON document to standard output. Readable text stays as it is; what could mislead
+    a reader is escaped, which means the same to a program."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    emit(_HIDDEN_IN_JSON.sub(_json_escape, text) + "\n")
+
+
+def _json_escape(match: re.Match[str]) -> str:
+    units = match[0].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4))
+
+
+class QuietStream:
+    """A text stream over another one, on which no write fails: what cannot be written is lost."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes `text`; what the stream's encoding lacks becomes an escape."""
+        stream = self._stream
+        if stream is not None:
+            try:
+                _quietly(lambda: stream.write(text))
+            except UnicodeEncodeError:
+                encoding = getattr(stream, "encoding", None) or "ascii"
+                plain = text.encode(encoding, "backslashreplace").decode(encoding)
+                _quietly(lambda: stream.write(plain))
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            _quietly(self._stream.flush)
+
+    def isatty(self) -> bool:
+        try:
+            return self._stream is not None and self._stream.isatty()
+        except (OSError, ValueError):
+            return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _quietly(action: Callable[[], object]) -> None:
+    try:
+        action()
+    except UnicodeEncodeError:
+        raise
+    except (OSError, ValueError):  # ValueError: the stream was closed
+        pass
+
+
+class _Guarded(io.FileIO):
+    """A descriptor on which no write fails: what cannot be written is lost, and remembered."""
+
+    lost: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        """Writes all of `data`."""
+        view = memoryview(data).cast("B")
+        rest = view
+        try:
+            while rest:
+                written = super().write(rest)
+                if written is None:  # somebody made it non-blocking, and it is full
+                    select.select([], [self], [])
+                rest = rest[written or 0 :]
+        except OSError as error:
+            self.lost = self.lost or error
+        return len(view)
+
+
+def protect_streams() -> None:
+    """Makes standard output and error safe to write to, for the rest of this process.
+
+    Descriptors that were closed are opened on nothing: the next file to be opened would take their
+    number, and get what is printed.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            # It takes the lowest free number, which is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = _protected(sys.stdout, 1)
+    sys.stderr = _protected(sys.stderr, 2)
+
+
+def _protected(stream: TextIO | None, number: int) -> TextIO:
+    if stream is None:
+        return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - no Path, and stays open
+    raw = _descriptor(stream)
+    if raw is None or isinstance(raw, _Guarded) or raw.fileno() != number:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+        return stream
+    QuietStream(stream).flush()
+    guarded = _Guarded(number, "w", closefd=False)
+    unbuffered = raw is stream.buffer  # PYTHONUNBUFFERED
+    return io.TextIOWrapper(
+        cast("BinaryIO", guarded) if unbuffered else io.BufferedWriter(guarded),
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=number == 2 or stream.line_buffering,
+        write_through=unbuffered,
+    )
+
+
+def _descriptor(stream: TextIO | None) -> io.FileIO | None:
+    """What a stream writes to in the end; None where that is no file."""
+    buffer = getattr(stream, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)
+    return raw if isinstance(raw, io.FileIO) else None
+
+
+def output_lost() -> OSError | None:
+    """Why standard output does not have all that was written, where its reader would miss it: a
+    full disk, for example. None where all is there, or nobody reads any more."""
+    raw = _descriptor(sys.stdout)
+    lost = raw.lost if isinstance(raw, _Guarded) else None
+    return lost if lost is not None and lost.errno not in _NOBODY_READS else None
