@@ -50,7 +50,7 @@ def test_four_processes_create_one_store(tmp_path: Path) -> None:
     said = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, said
     assert _is_whole(path)
-    assert not list(path.parent.glob(".mlflow-creating-*"))
+    assert not list(path.parent.glob(".creating-*"))
 
 
 def test_a_creation_that_was_killed_is_made_up_for(tmp_path: Path) -> None:

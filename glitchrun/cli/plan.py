@@ -13,6 +13,7 @@ from glitchrun.ledger import existing_status
 from glitchrun.plan.build import Plan, build
 from glitchrun.spec.loading import load_experiment
 from glitchrun.terminal import emit_json, say
+from glitchrun.tracking.address import check_store, tracking_uri
 
 
 @click.command("plan")
@@ -39,6 +40,7 @@ def command(
     else:
         say("\n".join(plan_lines(plan)))
     _refuse_what_is_blocked(plan)
+    check_store(tracking_uri(first.tracking.uri, ROOT))
     if exit_code and plan.pending:
         context.exit(int(ExitCode.CHANGES_PENDING))
 

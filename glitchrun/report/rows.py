@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,12 +65,30 @@ def write_tokens(record: RunRecord, folder: Path) -> tuple[Path, Path]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """A UTF-8 file that takes `path`'s place when the block ends without an error."""
-    partial = path.with_name(f".{path.name}.partial")
-    # A lone surrogate, which UTF-8 cannot hold, must not cost a run its report.
-    with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-        yield file
-    partial.replace(path)
+    """A UTF-8 file that takes `path`'s place when the block ends without an error.
+
+    A device, a pipe or a socket keeps its place: it is written through. Of a symbolic link the
+    file that it leads to is replaced.
+    """
+    if _is_written_through(path):
+        with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            yield file
+        return
+    path = path.resolve()
+    partial = path.with_name(f".{secrets.token_hex(6)}.partial")
+    try:
+        # A lone surrogate, which UTF-8 cannot hold, must not cost a run its report.
+        with partial.open("x", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _is_written_through(path: Path) -> bool:
+    """Whether `path` is no regular file, or a name for one that is open: /dev/stdout."""
+    is_open_file = path.absolute().parts[1:2] in (("dev",), ("proc",))
+    return is_open_file or (path.exists() and not path.is_file())
 
 
 def to_json(value: Any) -> str:

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from glitchrun.spec.defaults import named
-from glitchrun.spec.document import Document
+from glitchrun.spec.document import REDACTED, Document
 from glitchrun.spec.nodes import Path_
 from glitchrun.spec.problems import Problem
+from glitchrun.spec.scalars import shortened
 from glitchrun.spec.schema import TOKEN_SOURCES, strategies
 from glitchrun.spec.suggestions import did_you_mean, one_of
+from glitchrun.spec.tags import MAX_TAG_VALUE, tag_objection
 from glitchrun.spec.templates import TEMPLATE_MODES, TEMPLATE_NAMES, WITHOUT_SYSTEM
+from glitchrun.spec.tracking_store import checkpoint_around, database, is_sqlite, objection
 
 MODEL_METRICS = ("model/load_seconds", "model/bytes", "model/peak_bytes")
 _RESERVED = ("model",)
@@ -28,6 +31,7 @@ def semantic_problems(document: Document, *, partial: bool = False) -> list[Prob
     A `partial` document (a fragment) may lack what its references are to."""
     problems = [*_step_ids(document), *_template(document), *_system(document)]
     problems += [*_exclude(document), *_variables(document)]
+    problems += [*_tags(document), *_store(document)]
     for index, step in _steps(document):
         problems += _token_source(document, index, step)
         problems += _parameters(document, index, step)
@@ -238,6 +242,35 @@ def _exclude(document: Document) -> Iterator[Problem]:
     for position, pattern in enumerate(patterns):
         if isinstance(pattern, str):
             yield from _regex(document, ("tokens", "exclude", position), pattern)
+
+
+def _tags(document: Document) -> Iterator[Problem]:
+    """Tags that MLflow does not take as they are, or that are not a person's to set."""
+    metadata = document.data.get("metadata")
+    tags = metadata.get("tags") if isinstance(metadata, dict) else None
+    for name, value in (tags if isinstance(tags, dict) else {}).items():
+        path: Path_ = ("metadata", "tags", str(name))
+        if found := tag_objection(str(name)):
+            message = f"the tag {shortened(str(name))!r} {found}"
+            yield document.problem("GR320", path, message, place=document.key_place(path))
+        elif isinstance(value, str) and len(value) > MAX_TAG_VALUE:
+            message = f"a tag holds at most {MAX_TAG_VALUE:,} characters, not {len(value):,}"
+            yield document.problem("GR320", path, message, "shorten it, or use the description")
+
+
+def _store(document: Document) -> Iterator[Problem]:
+    """A tracking store that is not MLflow's: it would be overwritten, or cannot be opened."""
+    path: Path_ = ("tracking", "uri")
+    uri = document.text(path)
+    if not uri:
+        return
+    if found := objection(uri):
+        if path in document.secret and is_sqlite(uri):
+            found = found.replace(uri.partition("://")[2].lstrip("/"), REDACTED)
+        yield document.problem("GR321", path, f"the tracking store {found}")
+    elif is_sqlite(uri) and checkpoint_around(database(uri)):
+        message = "the tracking store lies in a folder that holds a model"
+        yield document.problem("GR321", path, message, "name a place outside of it")
 
 
 def _gates(document: Document) -> Iterator[Problem]:

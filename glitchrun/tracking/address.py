@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from glitchrun.errors import TrackingUnavailable
+from glitchrun.spec.tracking_store import address_objection, database, is_sqlite, objection
 
 VARIABLE = "MLFLOW_TRACKING_URI"
-_SQLITE = re.compile(r"sqlite(?:\+\w+)?://(?P<path>/.*)?", re.DOTALL)
-_TREACHEROUS = re.compile(r"\?|%[0-9A-Fa-f]{2}")
 _HIDDEN = "***"
 
 
@@ -31,23 +29,45 @@ def tracking_uri(spec_uri: str | None, root: Path, environ: Mapping[str, str] = 
         TrackingUnavailable: the URI names a store that cannot work; the message has the remedy.
     """
     uri = spec_uri or environ.get(VARIABLE) or f"sqlite:///{root.resolve() / 'mlflow.db'}"
-    if not _is_sqlite(uri):
-        return _not_a_file_store(uri)
-    return f"sqlite:///{_database(uri)}"
+    if found := address_objection(uri):
+        raise TrackingUnavailable(f"the tracking store {_named(uri)!r} {found}")
+    return f"sqlite:///{database(uri)}" if is_sqlite(uri) else uri
 
 
 def sqlite_path(uri: str) -> Path | None:
     """The database file of a SQLite store; None for any other store."""
-    return _database(uri) if _is_sqlite(uri) else None
+    return database(uri) if is_sqlite(uri) else None
+
+
+def check_store(uri: str) -> None:
+    """Looks whether a store may be written: it is a server, new, or a database of MLflow's.
+
+    Raises:
+        TrackingUnavailable: it is something else, which stays as it is.
+    """
+    if found := objection(uri):
+        raise TrackingUnavailable(f"the tracking store {found}")
 
 
 def shown(uri: str) -> str:
     """`uri` without what may be secret in it: user, password and query."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # no address at all: nobody knows what of it is secret
+        return _HIDDEN
     place = parts.netloc.rpartition("@")[2]
     netloc = f"{_HIDDEN}@{place}" if "@" in parts.netloc else place
     query = f"?{_HIDDEN}" if parts.query else ""
     return f"{parts.scheme}://{netloc}{parts.path}{query}" if parts.scheme else uri
+
+
+def _named(uri: str) -> str:
+    """`uri` as far as it can be shown: without a port that may be half of a password."""
+    try:
+        _ = urlsplit(uri).port
+    except ValueError:
+        return _HIDDEN
+    return shown(uri)
 
 
 def without_secrets(text: str, uri: str) -> str:
@@ -82,34 +102,3 @@ def delivery_uri(recorded: str, root: Path, environ: Mapping[str, str] = os.envi
             f"set {VARIABLE} to the whole address and try again"
         )
     return given
-
-
-def _is_sqlite(uri: str) -> bool:
-    return uri.lower().startswith(("sqlite:", "sqlite+"))
-
-
-def _database(uri: str) -> Path:
-    match = _SQLITE.fullmatch(uri)
-    path = (match["path"] or "")[1:] if match else ""
-    if not path or path == ":memory:":
-        raise TrackingUnavailable(
-            f"tracking store {uri!r} names no file; write sqlite:///PATH/mlflow.db"
-        )
-    if treacherous := _TREACHEROUS.search(path):
-        # SQLAlchemy takes the rest for a query, or decodes it, and opens another file than meant.
-        raise TrackingUnavailable(
-            f"tracking store {uri!r}: {treacherous[0]!r} in the path of an SQLite store is read as "
-            f"more than a name; use a folder without it, or name another store in {VARIABLE}"
-        )
-    return Path(path).expanduser().absolute()
-
-
-def _not_a_file_store(uri: str) -> str:
-    scheme = urlsplit(uri).scheme.lower()
-    if scheme == "file" or (len(scheme) < 2 and uri != "databricks"):
-        raise TrackingUnavailable(
-            f"tracking store {uri!r} is a folder, which MLflow no longer keeps runs in; use "
-            "sqlite:///PATH/mlflow.db, the address of a server, or nothing for mlruns/mlflow.db. "
-            "Old runs move over with: mlflow migrate-filestore"
-        )
-    return uri

@@ -7,7 +7,9 @@ a child process creates it under another name, and it takes its place in one ste
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -20,13 +22,19 @@ from pathlib import Path
 
 from glitchrun.errors import MissingExtra, TrackingUnavailable
 from glitchrun.ledger.files import write_atomically
+from glitchrun.spec.tracking_store import (
+    database_objection,
+    lock_path,
+    note_path,
+    our_note,
+)
 
 CREATION_SECONDS = 300
 """Longer than any creation takes; on a loaded machine it took 10."""
 
 _LOCK_SECONDS = 360
 _BUSY_SECONDS = 20
-_PARTIAL = ".mlflow-creating-"
+_PARTIAL = ".creating-"
 _CREATE = (
     "import sys; from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore; "
     "SqlAlchemyStore(sys.argv[1], sys.argv[2])"
@@ -49,8 +57,9 @@ def prepare(path: Path, say: Say) -> None:
         MissingExtra: mlflow is not installed.
     """
     installed = _installed()
+    check(path)
     _check_folder(path)
-    with _lock(path):
+    with locked(path):
         if not path.exists() or path.stat().st_size == 0:
             _create(path)
             _note(path, installed)
@@ -63,6 +72,16 @@ def prepare(path: Path, say: Say) -> None:
             _relocate(path, Path(noted["folder"]), say)
         if noted != {"mlflow": installed, "folder": str(path.parent)}:
             _note(path, installed)
+
+
+def check(path: Path) -> None:
+    """Looks whether the database may be written: it is new, or one of MLflow's.
+
+    Raises:
+        TrackingUnavailable: it is something else, which stays as it is.
+    """
+    if found := database_objection(path):
+        raise TrackingUnavailable(f"the tracking store {found}")
 
 
 def written_by(path: Path) -> str | None:
@@ -91,10 +110,16 @@ def _check_folder(path: Path) -> None:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Holds the database's lock, which every process takes that looks for something in it and
+    creates it where it is missing: MLflow cannot do that in one step.
+
+    Raises:
+        TrackingUnavailable: another process holds it for too long.
+    """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=_LOCK_SECONDS)
+    lock = FileLock(lock_path(path), timeout=_LOCK_SECONDS)
     try:
         lock.acquire()
     except Timeout as exc:
@@ -109,10 +134,12 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _create(path: Path) -> None:
-    for left in path.parent.glob(f"{_PARTIAL}*"):  # by processes that were killed
+    # Named after the database: another one beside it may be created at the same time.
+    prefix = f"{_PARTIAL}{path.name}-"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):  # by processes that were killed
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(
-        dir=path.parent, prefix=_PARTIAL, ignore_cleanup_errors=True
+        dir=path.parent, prefix=prefix, ignore_cleanup_errors=True
     ) as folder:
         partial = Path(folder) / path.name
         artifacts = (path.parent / "artifacts").as_uri()
@@ -130,7 +157,18 @@ def _create(path: Path) -> None:
             why = [line for line in said if "sqlalche.me" not in line]  # an address for programmers
             why = why or [f"exit code {done.returncode}"]
             raise TrackingUnavailable(f"MLflow could not create {path}: {why[-1]}")
-        partial.replace(path)
+        _put(partial, path)
+
+
+def _put(made: Path, path: Path) -> None:
+    """Gives a file its name, unless that was taken meanwhile."""
+    try:
+        os.link(made, path)
+    except OSError:  # an empty file that is ours, or a file system without hard links
+        check(path)
+        if path.exists() and path.stat().st_size:
+            raise
+        made.replace(path)
 
 
 def _check_sound(path: Path) -> None:
@@ -144,46 +182,35 @@ def _check_sound(path: Path) -> None:
             f"{path} cannot be used ({exc}); if another program holds it, close that; if it is "
             "damaged, move it away: glitchrun makes a new one and `glitchrun sync` fills it again"
         ) from exc
-    if "alembic_version" not in names or any(name.startswith("_alembic_tmp") for name in names):
+    if any(name.startswith("_alembic_tmp") for name in names):
         raise TrackingUnavailable(
-            f"{path} is not a whole MLflow store (its creation was cut short, or it is another "
-            "program's); move it away: glitchrun makes a new one and `glitchrun sync` fills it "
-            "again"
+            f"{path} is not a whole MLflow store: its creation was cut short; move it away: "
+            "glitchrun makes a new one and `glitchrun sync` fills it again"
         )
 
 
-def _note_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
-
-
 def _read_note(path: Path) -> dict[str, str]:
-    try:
-        noted: dict[str, str] = json.loads(_note_path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as exc:
-        raise TrackingUnavailable(f"{_note_path(path)} cannot be read ({exc}); delete it") from exc
-    return noted
+    return our_note(note_path(path)) or {}
 
 
 def _note(path: Path, installed: str) -> None:
     noted = {"mlflow": installed, "folder": str(path.parent)}
-    write_atomically(_note_path(path), json.dumps(noted, indent=1) + "\n")
+    write_atomically(note_path(path), json.dumps(noted, indent=1) + "\n")
 
 
 def _back_up(path: Path, before: str | None, installed: str, say: Say) -> None:
     """Another MLflow may migrate the tables on opening; the one before cannot read them then."""
     copy = path.with_name(f"{path.name}.before-{installed}")
-    if copy.exists():
+    if copy.exists() or copy.is_symlink():
         return
-    partial = copy.with_name(f".{copy.name}.partial")
-    partial.unlink(missing_ok=True)
-    with (
-        closing(sqlite3.connect(path, timeout=_BUSY_SECONDS)) as source,
-        closing(sqlite3.connect(partial)) as target,
-    ):
-        source.backup(target)
-    partial.replace(copy)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{_PARTIAL}{path.name}-") as folder:
+        partial = Path(folder) / copy.name
+        with (
+            closing(sqlite3.connect(path, timeout=_BUSY_SECONDS)) as source,
+            closing(sqlite3.connect(partial)) as target,
+        ):
+            source.backup(target)
+        _put(partial, copy)
     say(f"{path} was last opened by MLflow {before or 'of unknown version'}: kept as {copy.name}")
 
 

@@ -105,6 +105,9 @@ def open_store(uri: str, root: Path) -> Store:
         from mlflow import MlflowClient
     except ImportError as exc:
         raise MissingExtra("mlflow") from exc
+    path = sqlite_path(uri)
+    if path is not None:
+        sqlite_file.check(path)
     with unavailable(uri):
         return Store(uri, root, MlflowClient(tracking_uri=uri, registry_uri=uri))
 
