@@ -11,6 +11,7 @@
         ├── DoesNotFit                  the model's memory exceeds what is free, or the spec's
         │                               token ids its vocabulary
         ├── TrackingUnavailable         the MLflow store cannot be reached or written
+        │   └── DeletedInMlflow         somebody deleted there what is to be delivered
         └── RunLocked                   another process is executing the same run
 
 Messages name the file, the value and the remedy. Anything that is not a GlitchrunError is a defect
@@ -103,6 +104,10 @@ class DoesNotFit(PreflightError):
 
 class TrackingUnavailable(PreflightError):
     """The MLflow store cannot be reached or written."""
+
+
+class DeletedInMlflow(TrackingUnavailable):
+    """Somebody deleted in MLflow what is to be delivered, and it stays so unless asked for."""
 
 
 class RunLocked(PreflightError):

@@ -171,7 +171,7 @@ def _protected(stream: TextIO | None, number: int) -> TextIO:
         cast("BinaryIO", guarded) if unbuffered else io.BufferedWriter(guarded),
         encoding=stream.encoding,
         errors="backslashreplace",
-        line_buffering=number == 2 or stream.line_buffering,
+        line_buffering=number == 2 or bool(stream.line_buffering),
         write_through=unbuffered,
     )
 

@@ -87,7 +87,7 @@ class LazyGroup(click.Group):
             say(f"glitchrun: {error}", err=True)
             ctx.exit(error.exit_code)
         except click.ClickException as error:
-            error.message = visible_lines(error.message)
+            error.message = visible_lines(error.message)  # type: ignore[misc]
             raise
         except KeyboardInterrupt:
             say("glitchrun: stopped", err=True)

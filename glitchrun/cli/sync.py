@@ -22,13 +22,18 @@ if TYPE_CHECKING:
 @click.command("sync")
 @click.argument("run", required=False)
 @click.option("--to", metavar="URI", help="Deliver to this store, not the one a run belongs to.")
-@click.option("--again", is_flag=True, help="Deliver also what the store has already.")
+@click.option(
+    "--again",
+    is_flag=True,
+    help="Deliver also what the store has already, and bring back what was deleted there.",
+)
 @click.pass_context
 def command(context: click.Context, run: str | None, to: str | None, again: bool) -> None:
     """Delivers RUN, or every run, to its MLflow store.
 
     What the store has whole already is left alone, unless RUN is named or --again is given: then
-    it is delivered once more, which changes nothing that is right.
+    it is delivered once more, which changes nothing that is right. A run that was deleted in MLflow
+    stays so, unless --again is given.
     """
     require("mlflow", "filelock")
     from glitchrun.tracking.address import tracking_uri
@@ -40,7 +45,7 @@ def command(context: click.Context, run: str | None, to: str | None, again: bool
     records = _chosen(run, damaged)
     store = tracking_uri(to, root) if to else None
     done = []
-    for synced in sync(records, root, to=store, again=again or run is not None):
+    for synced in sync(records, root, to=store, again=again or run is not None, restore=again):
         done.append(synced)
         say(_line(synced), err=synced.outcome == "failed")
     say(_sum(done))

@@ -32,6 +32,9 @@ class RunIdentity:
     description: str
     tracking_uri: str
     """Where the run is to be delivered; credentials in it are kept out of every log."""
+    ledger: str = ""
+    """Random id of this ledger: another project may have a run with the same key. Empty in records
+    of earlier versions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,6 +167,8 @@ def _undelivered(record: RunRecord, session: Session) -> str | None:
     if record.delivered:
         return None
     (synced,) = sync([record], session.root)
+    if synced.outcome == "deleted":
+        session.display.say(f"not delivered to MLflow: {synced.detail}")
     return synced.detail if synced.outcome == "failed" else None
 
 

@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import socket
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -114,6 +115,7 @@ def _journal(folder: Path, planned: PlannedRun, session: Session) -> Journal:
         tags=spec.tags or {},
         description=spec.description,
         tracking_uri=shown(session.tracking_uri),  # without credentials
+        ledger=uuid.uuid4().hex,
     )
     return Journal.create(folder / f"attempt-{number + 1}", identity, spec.document, _places(spec))
 
@@ -249,6 +251,8 @@ class _Run:
         self._journal.append("ended", status=status, error=error)
         record = self._journal.record
         self._tracker.close(record)
+        if self._tracker.deleted:
+            self._session.display.say(f"not delivered to MLflow: {self._tracker.deleted}")
         gc.collect()
         return Outcome(record, code, self._tracker.failure)
 

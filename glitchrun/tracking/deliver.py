@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glitchrun.errors import DeletedInMlflow
 from glitchrun.ledger import mark_delivered
 from glitchrun.ledger.record import RunRecord
 from glitchrun.tracking import experiment, limits, parent, run
+from glitchrun.tracking.identity import ledger_id
 from glitchrun.tracking.metrics import Point, last_moment, points, state
 from glitchrun.tracking.params import model_name, params
 from glitchrun.tracking.store import Store, unavailable
-from glitchrun.tracking.tags import DELIVERED, birth_tags, tags
+from glitchrun.tracking.tags import DELIVERED, PARENT, birth_tags, tags
 
 LEFT_OUT = "glitchrun.params_left_out"
 
@@ -34,14 +36,20 @@ class Delivered:
     """Whether the run is over and all of it, files included, is there."""
 
 
-def deliver(record: RunRecord, store: Store) -> Delivered:
+def deliver(record: RunRecord, store: Store, *, restore: bool = False) -> Delivered:
     """Brings MLflow to the state of the record, and notes in the run's folder where it is.
 
+    Args:
+        record: The run.
+        store: Where it goes.
+        restore: Bring a run back that was deleted in MLflow.
+
     Raises:
+        DeletedInMlflow: the run was deleted there, and is not to be brought back.
         TrackingUnavailable: the store failed; call again when it is back.
     """
     with unavailable(store.uri):
-        place = begin(record, store)
+        place = begin(record, store, restore=restore)
         advance(record, place, store)
         return complete(record, place, store)
 
@@ -55,16 +63,36 @@ class Place:
     parent: Any | None
 
 
-def begin(record: RunRecord, store: Store) -> Place:
-    """Finds or creates the experiment, the parent and the run; tags and params are set."""
-    experiment_id = experiment.find_or_create(record, store)
-    above = parent.open_parent(record, experiment_id, store)
-    birth = birth_tags(record, above.info.run_id if above else None)
-    own = run.find_or_create(birth, _name(record), record.started_at, experiment_id, store)
-    _log_params(record, own, store)
+def begin(record: RunRecord, store: Store, *, restore: bool = False) -> Place:
+    """Finds or creates the experiment, the parent and the run; tags and params are set.
+
+    Raises:
+        DeletedInMlflow: the run was deleted there, and is not to be brought back.
+    """
+    place = store.exclusively(lambda: _place(record, store, restore))
+    _log_params(record, place.run, store)
     if record.status == run.RUNNING:
-        run.set_status(own, run.RUNNING, None, store)
-    mark_delivered(record.folder, _ids(own, experiment_id))
+        run.set_status(place.run, run.RUNNING, None, store)
+    mark_delivered(record.folder, _ids(place.run, place.experiment_id))
+    return place
+
+
+def _place(record: RunRecord, store: Store, restore: bool) -> Place:
+    experiment_id = experiment.find_or_create(record, store)
+    birth = birth_tags(record, ledger_id(record, store.root))
+    own = run.find(birth, experiment_id, store, record.delivered_to.get("run_id"))
+    if own is not None and run.is_deleted(own):
+        if not restore:
+            raise DeletedInMlflow(
+                "it was deleted in MLflow, and stays so; bring it back with: "
+                f"glitchrun sync {record.identity.key[:12]}#{record.identity.attempt} --again"
+            )
+        store.client.restore_run(own.info.run_id)
+        own = store.client.get_run(own.info.run_id)
+    above = parent.open_parent(record, own, experiment_id, store, restore=restore)
+    if own is None:
+        birth |= {PARENT: above.info.run_id} if above else {}
+        own = run.create(birth, _name(record), record.started_at, experiment_id, store)
     return Place(experiment_id, own, above)
 
 
@@ -91,14 +119,11 @@ def complete(record: RunRecord, place: Place, store: Store) -> Delivered:
     """Delivers what comes last: model and plan, dataset, files, status, parent, saved view."""
     client, run_id = store.client, place.run.info.run_id
     run.log_state(client.get_run(run_id), state(record), last_moment(record), store)
-    _log_dataset(record, run_id, store)
+    store.exclusively(lambda: _log_dataset(record, run_id, store))
     for file, folder in _files(record.artifacts):
         client.log_artifact(run_id, str(file), folder)
     run.set_status(client.get_run(run_id), record.status, record.ended_at, store)
-    experiment.describe(record, place.experiment_id, store)
-    if place.parent is not None:
-        above = client.get_run(place.parent.info.run_id)
-        parent.sum_up(record, above, place.experiment_id, store)
+    store.exclusively(lambda: _tell_around(record, place, store))
     is_over = record.ended_at is not None
     if is_over:
         client.set_tag(run_id, DELIVERED, record.ending)
@@ -106,6 +131,14 @@ def complete(record: RunRecord, place: Place, store: Store) -> Delivered:
     ending = {"ending": record.ending} if is_over else {}
     mark_delivered(record.folder, _ids(place.run, place.experiment_id) | ending)
     return Delivered(run_id, place.experiment_id, above_id, is_over)
+
+
+def _tell_around(record: RunRecord, place: Place, store: Store) -> None:
+    """Brings what several runs share up to date: the experiment, and the parent."""
+    experiment.describe(record, place.experiment_id, store)
+    if place.parent is not None:
+        above = store.client.get_run(place.parent.info.run_id)
+        parent.sum_up(record, above, place.experiment_id, store)
 
 
 def _ids(own: Any, experiment_id: str) -> dict[str, str]:

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from glitchrun.errors import TrackingUnavailable
+from glitchrun.errors import DeletedInMlflow, TrackingUnavailable
 from glitchrun.ledger.record import RunRecord
 from glitchrun.tracking import limits, view
 from glitchrun.tracking.metrics import columns, points
+from glitchrun.tracking.note import paragraphs
 from glitchrun.tracking.store import Store
 
 NOTE = "mlflow.note.content"
@@ -18,21 +19,22 @@ _OUR_NOTE = "glitchrun.note"
 
 
 def find_or_create(record: RunRecord, store: Store) -> str:
-    """The id of the experiment.
+    """The id of the experiment. To be called where no other process does.
 
     Raises:
-        TrackingUnavailable: it was deleted in MLflow, which keeps its name taken.
+        TrackingUnavailable: it was deleted in MLflow, which keeps its name taken; DeletedInMlflow
+            where the run had been there.
     """
     name = record.identity.experiment
-    with store.exclusive():
-        found = store.client.get_experiment_by_name(name)
-        if found is None:
-            tags = {"mlflow.experimentKind": "custom_model_development"}
-            location = store.artifact_location(record)
-            created = store.client.create_experiment(name, artifact_location=location, tags=tags)
-            return str(created)
+    found = store.client.get_experiment_by_name(name)
+    if found is None:
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        location = store.artifact_location(record)
+        created = store.client.create_experiment(name, artifact_location=location, tags=tags)
+        return str(created)
     if found.lifecycle_stage != "active":
-        raise TrackingUnavailable(
+        kind = DeletedInMlflow if record.delivered_to else TrackingUnavailable
+        raise kind(
             f"the experiment {name!r} was deleted in MLflow; restore it with: "
             f"mlflow experiments restore --experiment-id {found.experiment_id}"
         )
@@ -47,7 +49,7 @@ def describe(record: RunRecord, experiment_id: str, store: Store) -> None:
 
 
 def _note_tags(record: RunRecord, tags: Mapping[str, str]) -> dict[str, str]:
-    text = limits.storable(record.identity.description)
+    text = limits.value(paragraphs(record.identity.description), limits.EXPERIMENT_TAG)
     before = tags.get(NOTE, "")
     if not text or text == before or (before and _digest(before) != tags.get(_OUR_NOTE)):
         return {}

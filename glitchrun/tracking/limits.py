@@ -8,6 +8,7 @@ import re
 KEY = 250
 PARAM = 6_000
 TAG = 8_000
+EXPERIMENT_TAG = 5_000
 
 _FORBIDDEN = re.compile(r"[^\w\-./: ]")
 
@@ -28,5 +29,6 @@ def value(text: str, limit: int) -> str:
 
 
 def storable(text: str) -> str:
-    """`text` as UTF-8 can hold it: lone surrogates, which no store takes, are written out."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """`text` as every store takes it: lone surrogates, which UTF-8 cannot hold, and NUL, which
+    PostgreSQL does not, are written out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from glitchrun.errors import TrackingUnavailable
+from glitchrun.errors import DeletedInMlflow, TrackingUnavailable
 from glitchrun.ledger.record import RunRecord
 from glitchrun.tracking import limits
 from glitchrun.tracking.deliver import Place, advance, begin, complete, deliver
 from glitchrun.tracking.metrics import Point
-from glitchrun.tracking.store import Store, delivery_uri, open_store, unavailable
+from glitchrun.tracking.store import Store, delivery_uri, ensure_store, open_store, unavailable
 from glitchrun.tracking.system import Sampler
 
 INTERVAL = 3.0
@@ -33,6 +33,8 @@ class MlflowTracker:
     def __init__(self, uri: str, root: Path, interval: float = INTERVAL) -> None:
         self.failure: str | None = None
         """Why MLflow does not have all of the run; None where it does."""
+        self.deleted: str | None = None
+        """What to say of a run that somebody deleted in MLflow: it is not delivered."""
         self._uri, self._root, self._interval = uri, root, interval
         self._store: Store | None = None
         self._place: Place | None = None
@@ -85,8 +87,12 @@ class MlflowTracker:
             self._not_before = max(self._not_before, start + SHARE * (time.monotonic() - start))
 
     def _try(self, action: Callable[[], None]) -> None:
+        if self.deleted:
+            return
         try:
             action()
+        except DeletedInMlflow as exc:
+            self.deleted, self.failure = str(exc), None
         except TrackingUnavailable as exc:
             self.failure = str(exc)
             self._not_before = time.monotonic() + PAUSE
@@ -139,7 +145,10 @@ def reap(records: Sequence[RunRecord], root: Path) -> list[str]:
     for record in records:
         try:
             uri = delivery_uri(record.identity.tracking_uri, root)
+            ensure_store(uri, root)
             deliver(record, open_store(uri, root))
+        except DeletedInMlflow:
+            continue  # and it stays so
         except TrackingUnavailable as exc:
             failures.append(f"{record.identity.name}: {exc}")
     return failures

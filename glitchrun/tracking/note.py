@@ -9,17 +9,21 @@ from glitchrun.events import Sampled, Token, Verified
 from glitchrun.ledger.command import apply_command
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.spec.schema import strategies
+from glitchrun.terminal import visible_lines
 from glitchrun.tracking.metrics import is_finite
 from glitchrun.vocabulary.text import visible, visible_token
 
 _TOKENS = 10
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|<>~$&-])")
+_SPECIAL = re.compile(r"[\\`*_{}\[\]()#+!|<>~$&@:-]|(?i:(?<=www))\.|(?<=^\d)\.|(?<=^\d\d)\.")
+_AS_ENTITY = frozenset("<>&@:$.")
+"""Markdown of MLflow's UI knows no backslash before these; as entities nothing takes them for the
+start of a tag, an address or a mention."""
 
 
 def note(record: RunRecord) -> str:
     """Markdown, in which no token text can act as markup."""
     parts = [
-        escaped(record.identity.description) if record.identity.description else "",
+        paragraphs(record.identity.description),
         _outcome(record),
         _gates(record),
         _what(record),
@@ -32,8 +36,18 @@ def note(record: RunRecord) -> str:
 
 
 def escaped(text: str) -> str:
-    """`text` as Markdown that shows it, on one line."""
-    return _SPECIAL.sub(r"\\\1", visible(text).replace("␣", " ")).strip() or "(empty)"
+    """`text` as Markdown that shows it, on one line: no tag, link or mention in it acts as one."""
+    return _SPECIAL.sub(_escape, visible(text).replace("␣", " ").strip()) or "(empty)"
+
+
+def paragraphs(text: str) -> str:
+    """As `escaped`, each line a paragraph of its own; empty for empty text."""
+    return "\n\n".join(escaped(line) for line in text.splitlines() if line.strip())
+
+
+def _escape(match: re.Match[str]) -> str:
+    character = match[0]
+    return f"&#{ord(character)};" if character in _AS_ENTITY else f"\\{character}"
 
 
 def _code(token: Token) -> str:
@@ -141,8 +155,10 @@ def _counts(record: RunRecord) -> str:
 def _again(record: RunRecord) -> str:
     git = (record.environment.get("git") or {}).get("commit")
     commit = f"\n# at git commit {git}" if git else ""
+    command = visible_lines(apply_command(record))
+    # Longer than any fence in the command: a value of `--set` may hold one.
+    fence = "`" * max(3, *(len(ticks) + 1 for ticks in re.findall("`+", command) or [""]))
     return (
-        f"To do it again:\n\n```\n{apply_command(record)} --fresh"
-        f"{commit}\n```\n\nThe whole run is in report.html among the artifacts, each token in "
-        "tokens.jsonl."
+        f"To do it again:\n\n{fence}\n{command} --fresh{commit}\n{fence}\n\nThe whole run is in "
+        "report.html among the artifacts, each token in tokens.jsonl."
     )

@@ -8,8 +8,10 @@ from typing import Any
 
 from glitchrun.ledger.record import RunRecord
 from glitchrun.tracking import limits, metrics
+from glitchrun.tracking.identity import parent_id
 from glitchrun.tracking.metrics import column_order, headline
-from glitchrun.tracking.run import RUNNING, find_or_create, log_state, set_status
+from glitchrun.tracking.note import escaped
+from glitchrun.tracking.run import RUNNING, create, find, is_deleted, log_state, set_status
 from glitchrun.tracking.store import Store
 from glitchrun.tracking.tags import ATTEMPT, KEY, KIND, NOTE, PARENT, birth_tags
 
@@ -19,19 +21,33 @@ _BEST = ("confirmed", "glitch", "asr_mean", "glitch_rate", "tokens_per_second")
 """Metrics of which more is better: more found with the same work."""
 
 
-def open_parent(record: RunRecord, experiment_id: str, store: Store) -> Any | None:
-    """The parent's MLflow run; None for a run that has none."""
+def open_parent(
+    record: RunRecord, own: Any | None, experiment_id: str, store: Store, *, restore: bool
+) -> Any | None:
+    """The parent's MLflow run; None for a run that has none, or whose parent was deleted in MLflow
+    and is not to be brought back.
+
+    Args:
+        record: The run below it.
+        own: That run in MLflow, where it is there: it knows a parent of earlier versions.
+        experiment_id: MLflow's id.
+        store: Where to look.
+        restore: Bring it back where it was deleted.
+    """
     if record.identity.parent is None:
         return None
-    own = {KEY: record.identity.parent, ATTEMPT: "1", KIND: "matrix"}
-    swept = " × ".join(name.rpartition(".")[2] for name in record.identity.assignments)
-    return find_or_create(
-        birth_tags(record, None) | own,
-        f"sweep over {swept}" if swept else "sweep",
-        record.started_at,
-        experiment_id,
-        store,
-    )
+    ids = {KEY: record.identity.parent, ATTEMPT: "1", KIND: "matrix"}
+    tags = birth_tags(record, parent_id(record.identity.parent, store.root)) | ids
+    found = find(tags, experiment_id, store, own.data.tags.get(PARENT) if own else None)
+    if found is None:
+        swept = " × ".join(name.rpartition(".")[2] for name in record.identity.assignments)
+        name = f"sweep over {swept}" if swept else "sweep"
+        return create(tags, name, record.started_at, experiment_id, store)
+    if is_deleted(found):
+        if not restore:
+            return None
+        store.client.restore_run(found.info.run_id)
+    return found
 
 
 def sum_up(record: RunRecord, parent: Any, experiment_id: str, store: Store) -> None:
@@ -89,7 +105,7 @@ def _markdown(children: Sequence[Any], columns: Sequence[str]) -> str:
     rows = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for child in children:
         numbers = [_number(child.data.metrics, name) for name in columns]
-        cells = [child.info.run_name, *numbers, child.info.status]
+        cells = [escaped(str(child.info.run_name)), *numbers, child.info.status]
         rows.append(f"| {' | '.join(str(cell).replace('|', '¦') for cell in cells)} |")
     first = headline(dict.fromkeys(reversed(columns)))
     lead = max(
@@ -97,7 +113,7 @@ def _markdown(children: Sequence[Any], columns: Sequence[str]) -> str:
         key=lambda child: child.data.metrics[first],
         default=None,
     )
-    said = f"Most {first}: **{lead.info.run_name}**." if lead else ""
+    said = f"Most {escaped(str(first))}: **{escaped(str(lead.info.run_name))}**." if lead else ""
     if not columns:
         said = "No cell has results yet."
     return f"{len(children)} runs of one matrix. {said}".rstrip() + "\n\n" + "\n".join(rows)

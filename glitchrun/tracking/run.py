@@ -1,4 +1,4 @@
-"""A run in MLflow: found by its key or created, and brought to its status."""
+"""A run in MLflow: found by its ledger or created, and brought to its status."""
 
 from __future__ import annotations
 
@@ -6,30 +6,65 @@ from collections.abc import Mapping
 from typing import Any
 
 from glitchrun.tracking.store import Store
-from glitchrun.tracking.tags import ATTEMPT, KEY
+from glitchrun.tracking.tags import ATTEMPT, KEY, LEDGER
 
 RUNNING = "RUNNING"
 
 
-def find(tags: Mapping[str, str], experiment_id: str, store: Store) -> Any | None:
-    """The run with this key and attempt; None where there is none, or it was deleted.
+def find(
+    tags: Mapping[str, str], experiment_id: str, store: Store, before: str | None = None
+) -> Any | None:
+    """The run of a ledger, deleted ones too; None where there is none.
 
     Should a server have created it twice, by repeating a request whose answer was lost, the older
     one is taken, always.
+
+    Args:
+        tags: Those it was created with.
+        experiment_id: MLflow's id.
+        store: Where to look.
+        before: Its id, where the ledger remembers one. Earlier versions delivered without the
+            ledger's id: such a run is given it, unless another ledger was faster.
     """
-    wanted = " and ".join(f"tags.`{name}` = '{tags[name]}'" for name in (KEY, ATTEMPT))
-    found = store.client.search_runs([experiment_id], wanted)
-    return min(found, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+    from mlflow.entities import ViewType
+
+    wanted = f"tags.`{LEDGER}` = '{tags[LEDGER]}'"
+    found = store.client.search_runs([experiment_id], wanted, run_view_type=ViewType.ALL)
+    if found:
+        return min(found, key=lambda run: (is_deleted(run), run.info.start_time, run.info.run_id))
+    known = _remembered(before, store) if before else None
+    if known is None or known.info.experiment_id != experiment_id or LEDGER in known.data.tags:
+        return None
+    if any(known.data.tags.get(name) != tags[name] for name in (KEY, ATTEMPT)):
+        return None
+    if not is_deleted(known):
+        store.client.set_tag(known.info.run_id, LEDGER, tags[LEDGER])
+    return known
 
 
-def find_or_create(
+def _remembered(run_id: str, store: Store) -> Any | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return store.client.get_run(run_id)
+    except MlflowException as exc:
+        if exc.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None  # it is in another store, or was removed for good
+        raise
+
+
+def is_deleted(run: Any) -> bool:
+    """Whether somebody deleted the run in MLflow, which keeps it until it is told to forget."""
+    return bool(run.info.lifecycle_stage != "active")
+
+
+def create(
     tags: Mapping[str, str], name: str, started_at: int, experiment_id: str, store: Store
 ) -> Any:
-    """The run with these tags' key and attempt."""
-    with store.exclusive():
-        return find(tags, experiment_id, store) or store.client.create_run(
-            experiment_id, start_time=started_at, tags=dict(tags), run_name=name
-        )
+    """A new run with these tags."""
+    return store.client.create_run(
+        experiment_id, start_time=started_at, tags=dict(tags), run_name=name
+    )
 
 
 def set_status(run: Any, status: str, ended_at: int | None, store: Store) -> None:

@@ -15,8 +15,8 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -28,11 +28,11 @@ from glitchrun.spec.tracking_store import (
     note_path,
     our_note,
 )
+from glitchrun.tracking.locks import locked
 
 CREATION_SECONDS = 300
 """Longer than any creation takes; on a loaded machine it took 10."""
 
-_LOCK_SECONDS = 360
 _BUSY_SECONDS = 20
 _PARTIAL = ".creating-"
 _CREATE = (
@@ -59,7 +59,7 @@ def prepare(path: Path, say: Say) -> None:
     installed = _installed()
     check(path)
     _check_folder(path)
-    with locked(path):
+    with locked(lock_path(path)):
         if not path.exists() or path.stat().st_size == 0:
             _create(path)
             _note(path, installed)
@@ -107,30 +107,6 @@ def _check_folder(path: Path) -> None:
             f"the folder of the MLflow store, {path.parent}, cannot be written ({exc.strerror}); "
             "make it writable or name another store in MLFLOW_TRACKING_URI"
         ) from exc
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds the database's lock, which every process takes that looks for something in it and
-    creates it where it is missing: MLflow cannot do that in one step.
-
-    Raises:
-        TrackingUnavailable: another process holds it for too long.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(lock_path(path), timeout=_LOCK_SECONDS)
-    try:
-        lock.acquire()
-    except Timeout as exc:
-        raise TrackingUnavailable(
-            f"another process has been preparing {path} for {_LOCK_SECONDS} s; stop it, or wait "
-            "and try again"
-        ) from exc
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _create(path: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from glitchrun.errors import MissingExtra, TrackingUnavailable
+from glitchrun.errors import GlitchrunError, MissingExtra, TrackingUnavailable
 from glitchrun.ledger import RunRecord
+from glitchrun.spec.tracking_store import lock_path
 from glitchrun.terminal import say
 from glitchrun.tracking import sqlite_file
 from glitchrun.tracking.address import (
@@ -20,9 +23,23 @@ from glitchrun.tracking.address import (
     tracking_uri,
     without_secrets,
 )
+from glitchrun.tracking.locks import locked
 from glitchrun.tracking.reach import check_reachable
 
 __all__ = ["Store", "delivery_uri", "ensure_store", "open_store", "tracking_uri", "unavailable"]
+
+_TRIES = 5
+_CONFLICTS = (
+    "UNIQUE constraint failed",
+    "Duplicate entry",
+    "duplicate key value",
+    "RESOURCE_ALREADY_EXISTS",
+    "IntegrityError",
+)
+_FOREIGN = {"mlflow", "sqlalchemy", "alembic", "requests", "urllib3", "google", "databricks"}
+"""Packages whose exceptions speak of the store."""
+
+Result = TypeVar("Result")
 
 SETTINGS = {
     # What goes wrong is said in our own words; MLflow would add a traceback to each of them.
@@ -55,13 +72,31 @@ class Store:
         experiment = record.folder.parent.parent.name  # the name made fit for a folder
         return (self.root.resolve() / "artifacts" / experiment).as_uri()
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Held while something is looked for and created, which MLflow cannot do in one step."""
-        from filelock import FileLock
+    def exclusively(self, action: Callable[[], Result]) -> Result:
+        """The result of `action`, which looks for something and creates it where it is missing.
 
-        with FileLock(self.root / ".tracking.lock"):
-            yield
+        MLflow cannot do that in one step. Processes of this machine wait for each other; where one
+        of another machine was faster, the action is repeated, and finds what that one made.
+        """
+        for _ in range(_TRIES - 1):
+            with self._alone():
+                try:
+                    return action()
+                except Exception as exc:
+                    if not _is_conflict(exc):
+                        raise
+        with self._alone():
+            return action()
+
+    def _alone(self) -> AbstractContextManager[None]:
+        path = sqlite_path(self.uri)
+        return locked(self.root / ".tracking.lock" if path is None else lock_path(path))
+
+
+def _is_conflict(exc: Exception) -> bool:
+    """Whether something could not be created because it was there, in the words of MLflow and of
+    the databases it works with."""
+    return any(words in str(exc) for words in _CONFLICTS)
 
 
 def settle_mlflow() -> None:
@@ -114,16 +149,34 @@ def open_store(uri: str, root: Path) -> Store:
 
 @contextmanager
 def unavailable(uri: str) -> Iterator[None]:
-    """Turns what MLflow raises about its store into TrackingUnavailable, without credentials."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
+    """Turns whatever goes wrong in MLflow and below it into TrackingUnavailable, without
+    credentials. What goes wrong in glitchrun itself keeps its traceback."""
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError, ImportError) as exc:
+    except GlitchrunError:
+        raise
+    except Exception as exc:
+        if not _is_foreign(exc):
+            raise
         raise TrackingUnavailable(
             f"MLflow store {shown(uri)}: {_gist(exc, uri)}{_advice(uri, exc)}"
         ) from (None if "@" in uri else exc)
+
+
+def _is_foreign(exc: Exception) -> bool:
+    """Whether an exception is of the store's making: of a kind that only MLflow and what it works
+    with raise, or raised somewhere below a call of MLflow."""
+    if isinstance(exc, OSError | ImportError | HTTPException | sqlite3.Error):
+        return True
+    if any(kind.__module__.partition(".")[0] in _FOREIGN for kind in type(exc).__mro__):
+        return True
+    below: list[str] = []
+    trace = exc.__traceback__
+    while trace is not None:
+        package = str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0]
+        below = [] if package == "glitchrun" else [*below, package]
+        trace = trace.tb_next
+    return "mlflow" in below
 
 
 def _gist(exc: Exception, uri: str) -> str:
@@ -132,13 +185,15 @@ def _gist(exc: Exception, uri: str) -> str:
     if "Max retries exceeded" in text:  # urllib3's, with all of its nested causes
         refused = "Connection refused" in text
         return "nothing listens there" if refused else "it does not answer"
-    return text.splitlines()[0] if text else type(exc).__name__
+    first = text.splitlines()[0] if text else ""
+    is_clear = isinstance(exc, OSError) or type(exc).__name__ == "MlflowException"
+    return first if first and is_clear else f"{type(exc).__name__}: {first}".rstrip(": ")
 
 
 def _advice(uri: str, exc: Exception) -> str:
     path = sqlite_path(uri)
     if path is None or "out-of-date database schema" not in str(exc):
-        return ""
+        return "; set that right, or name another store in tracking.uri or MLFLOW_TRACKING_URI"
     return (
         f" (last opened by MLflow {sqlite_file.written_by(path)}; a copy from before is beside "
         f"it). Update MLflow, or bring the store up to date with: mlflow db upgrade {uri}"

@@ -6,6 +6,7 @@ import getpass
 import json
 
 from glitchrun.ledger.record import RunRecord
+from glitchrun.spec.tags import is_reserved
 from glitchrun.tracking import limits
 from glitchrun.tracking.note import note
 from glitchrun.tracking.params import model_name
@@ -13,6 +14,8 @@ from glitchrun.tracking.params import model_name
 KEY = "glitchrun.key"
 ATTEMPT = "glitchrun.attempt"
 KIND = "glitchrun.kind"
+LEDGER = "glitchrun.ledger"
+"""Id of the ledger that a run is made from: what it is found again by."""
 DELIVERED = "glitchrun.delivered"
 """When the run ended as it was delivered, whole: files too. Set last."""
 
@@ -22,9 +25,10 @@ TABLE = "tokens.json"
 TABLES = "tables"
 
 
-def birth_tags(record: RunRecord, parent_id: str | None) -> dict[str, str]:
+def birth_tags(record: RunRecord, ledger: str) -> dict[str, str]:
     """Tags that a run is created with: how it is found again, and who started it."""
-    tags = {
+    return {
+        LEDGER: ledger,
         KEY: record.identity.key,
         ATTEMPT: str(record.identity.attempt),
         KIND: "run",
@@ -32,14 +36,13 @@ def birth_tags(record: RunRecord, parent_id: str | None) -> dict[str, str]:
         "mlflow.source.type": "LOCAL",
         "mlflow.source.name": record.identity.spec_path,
     }
-    if parent_id:
-        tags[PARENT] = parent_id
-    return tags
 
 
 def tags(record: RunRecord) -> dict[str, str]:
-    """Tags of a run as its record stands. The spec's own tags keep their names."""
-    found = {limits.key(name): str(value) for name, value in record.identity.tags.items()}
+    """Tags of a run as its record stands. The spec's own tags keep their names; those that would
+    say what the run is, as only specs of earlier versions may have, are left out."""
+    own = ((limits.key(name), str(value)) for name, value in record.identity.tags.items())
+    found = {name: value for name, value in own if not is_reserved(name)}
     found |= {
         "glitchrun.model": model_name(record),
         "glitchrun.model_path": str(record.spec.get("model", {}).get("path", "")),
