@@ -52,7 +52,8 @@ def test_deliveries_of_a_growing_record_leave_what_one_of_the_whole_leaves(tmp_p
     assert query(grown, values) == query(whole, values)
     params = "SELECT key, value FROM params ORDER BY 1"
     assert query(grown, params) == query(whole, params)
-    tags = "SELECT key, value FROM tags WHERE key NOT IN ('mlflow.user', 'glitchrun.ledger') ORDER BY 1"
+    own = "('mlflow.user', 'glitchrun.ledger')"
+    tags = f"SELECT key, value FROM tags WHERE key NOT IN {own} ORDER BY 1"
     assert query(grown, tags) == query(whole, tags)
     latest = "SELECT key, value FROM latest_metrics ORDER BY 1"
     assert query(grown, latest) == query(whole, latest)
