@@ -15,12 +15,16 @@
         └── RunLocked                   another process is executing the same run
 
 Messages name the file, the value and the remedy. Anything that is not a GlitchrunError is a defect
-of glitchrun and keeps its traceback.
+of glitchrun and keeps its traceback. What the operating system says about a file becomes one in
+`file_access`, and nowhere else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -112,3 +116,59 @@ class DeletedInMlflow(TrackingUnavailable):
 
 class RunLocked(PreflightError):
     """Another process is executing the same run."""
+
+
+_REMEDIES = {
+    errno.EACCES: "give yourself the right to it, or use another path",
+    errno.EPERM: "give yourself the right to it, or use another path",
+    errno.EROFS: "the file system is read-only: use another path",
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room: your quota is used up",
+    errno.EFBIG: "make room: no larger file is allowed there",
+    errno.ENOENT: "see that it, and the folder it lies in, are there",
+    errno.ENOTDIR: "a file lies where a folder should be: move it away",
+    errno.EEXIST: "something else lies there: move it away",
+    errno.EISDIR: "a folder lies where a file should be: move it away",
+    errno.ENAMETOOLONG: "use a shorter path",
+    errno.ELOOP: "a symbolic link leads back to itself: remove it",
+    errno.EIO: "the disk or the share under it fails: check it",
+    errno.ESTALE: "the share it lies on has changed: mount it anew",
+    errno.ENOTCONN: "the share it lies on is gone: mount it anew",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine: close some",
+    errno.EINVAL: "see that a regular file lies there",
+}
+_REMEDY = "see that it can be used"
+
+
+def os_error_message(error: OSError, path: str | os.PathLike[str], what: str) -> str:
+    """One line: the path (the error's own where it names one), what failed, why, and the remedy."""
+    named = error.filename if isinstance(error.filename, str | os.PathLike) else path
+    why = error.strerror or str(error) or type(error).__name__
+    return f"{os.fspath(named)}: {what} ({why}); {_REMEDIES.get(error.errno or 0, _REMEDY)}"
+
+
+@contextmanager
+def file_access(
+    path: str | os.PathLike[str],
+    what: str = "cannot be read",
+    error: type[GlitchrunError] = RunError,
+    then: str = "",
+) -> Iterator[None]:
+    """Turns an OSError of a `with` block into a GlitchrunError that names path, cause and remedy.
+
+    Args:
+        path: What the block works on; named where the OSError names nothing itself.
+        what: What failed: `cannot be read`, `cannot be written`.
+        error: The kind of error to raise, which decides the exit code.
+        then: What to do after the remedy.
+
+    Raises:
+        GlitchrunError: of the kind `error`.
+    """
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno is None or exc.errno == errno.EPIPE:  # of a library; a reader that has left
+            raise
+        raise error(os_error_message(exc, path, what) + then) from exc

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -25,8 +26,9 @@ from glitchrun.ledger import (
     read_run,
     run_folder,
     settle,
+    unreadable_lines,
 )
-from glitchrun.ledger.files import LEDGER
+from glitchrun.ledger.files import IDENTITY, LEDGER
 from glitchrun.ledger.record import Metric, RunIdentity
 
 TOKEN = Token(7, " odd\u202e", "Ġodd", "normal", 0.5)
@@ -91,34 +93,30 @@ def test_a_torn_last_line_is_cut_off_and_nothing_else(tmp_path: Path, cut: int) 
     assert len(read_run(made.folder).steps[0].batches) == 2
 
 
-def test_a_changed_ledger_is_named_with_its_line(tmp_path: Path) -> None:
-    with journal(tmp_path) as made:
-        made.append("step", step="mine")
-    path = made.folder / LEDGER
-    path.write_bytes(b"{ not json\n" + path.read_bytes())
-    with pytest.raises(RunError, match=r"ledger\.jsonl:1: .*--fresh"):
-        read_run(made.folder)
-
-
 @pytest.mark.parametrize(
-    "line", ["[]", "null", "{}", '{"kind":"x"}', '{"kind":"batch"}', "[" * 9999]
+    "line", ["{ not json", "[]", "null", "{}", '{"kind":"x"}', '{"kind":"batch"}', "[" * 9999]
 )
 def test_a_line_that_is_no_entry_is_damage_and_not_a_defect(tmp_path: Path, line: str) -> None:
     with journal(tmp_path) as made:
         made.append("step", step="mine")
     path = made.folder / LEDGER
     path.write_bytes(line.encode() + b"\n" + path.read_bytes())
-    with pytest.raises(RunError, match=r"attempt-1.*--fresh"):
-        read_run(made.folder)
-    with pytest.raises(RunError, match=r"attempt-1.*--fresh"):
-        Journal(made.folder)
+    read = read_run(made.folder)
+    assert read.status == "DAMAGED"
+    assert re.search(r"attempt-1/ledger\.jsonl:[12]: .*--fresh", str(read.damage))
+    with Journal(made.folder) as again:
+        assert again.repaired
+    assert read_run(made.folder).damage is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"identity": {}}', '{"identity": 1, "spec": 2}'])
 def test_a_changed_identity_is_damage_and_not_a_defect(tmp_path: Path, text: str) -> None:
     made = journal(tmp_path)
     made.close()
-    (made.folder / "run.json").write_text(text)
+    right = read_run(made.folder)
+    (made.folder / IDENTITY).write_text(text)
+    assert read_run(made.folder) == right  # the ledger says it too
+    (made.folder / LEDGER).write_text("")
     with pytest.raises(RunError, match=r"attempt-1"):
         read_run(made.folder)
 
@@ -211,7 +209,7 @@ def test_entries_survive_the_process_at_once(tmp_path: Path) -> None:
     made = journal(tmp_path)
     made.append("batch", step="mine", **batch_to_json(BATCH))
     lines = (made.folder / LEDGER).read_text().splitlines()
-    assert [json.loads(line)["kind"] for line in lines] == ["session", "batch"]
+    assert [json.loads(line)["kind"] for line in lines] == ["ledger", "session", "batch"]
     made.close()
 
 
@@ -219,11 +217,14 @@ def test_one_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
     journal(tmp_path, "sound").close()
     with journal(tmp_path, "broken") as made:
         path = made.folder / LEDGER
-    path.write_bytes(b"{ not json\n" + path.read_bytes())
-    damaged: list[RunError] = []
-    assert [run.identity.key for run in find_runs(tmp_path, damaged.append)] == ["sound"]
-    assert "broken" in str(damaged)
+    path.unlink()
+    path.mkdir()
+    unreadable: list[RunError] = []
+    assert [run.identity.key for run in find_runs(tmp_path, unreadable.append)] == ["sound"]
+    assert "broken" in str(unreadable)
+    assert "a folder lies where a file should be" in str(unreadable)
     assert [run.identity.key for run in settle(tmp_path)] == ["sound"]
+    assert unreadable_lines(unreadable) == [f"1 run could not be read: {unreadable[0]}"]
 
 
 def test_a_run_that_ends_while_it_is_looked_at_stays_as_it_ended(

@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from glitchrun.cli.apply import ROOT
-from glitchrun.cli.runs import find_run
+from glitchrun.cli.runs import find_run, readable_runs
 from glitchrun.errors import UsageError
-from glitchrun.ledger import RunRecord, find_runs
+from glitchrun.ledger import RunRecord
 from glitchrun.spec.digest import changed_paths
 from glitchrun.spec.loading import load_experiment
 from glitchrun.spec.types import Cell
@@ -48,7 +48,7 @@ def _partner(cell: Cell, run: str | None) -> RunRecord | None:
     name = cell.spec.tracking.experiment or cell.spec.name
     mine = [
         record
-        for record in find_runs(ROOT)
+        for record in readable_runs(ROOT)
         if record.identity.experiment == name and record.identity.name == cell.name
     ]
     return mine[-1] if mine else None

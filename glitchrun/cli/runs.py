@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from glitchrun.errors import UsageError
-from glitchrun.ledger import RunRecord, find_runs, latest_attempt, read_run
+from glitchrun.errors import RunError, UsageError, file_access
+from glitchrun.ledger import RunRecord, find_runs, latest_attempt, read_run, unreadable_lines
+from glitchrun.ledger.journal import holds_run
 from glitchrun.terminal import say, visible
 
 _LISTED = 12
@@ -25,9 +27,31 @@ def find_run(text: str, root: Path) -> RunRecord:
         UsageError: no run is meant, or more than one; the message lists what there is.
         RunError: the run's files cannot be read.
     """
-    if record := _in_folder(Path(text)):
-        return record
-    newest_first = find_runs(root)[::-1]
+    record = _in_folder(Path(text)) or _under(root, text)
+    tell_damage([record])
+    return record
+
+
+def readable_runs(root: Path) -> list[RunRecord]:
+    """Every run that can be read, oldest first. How many cannot, and why, is said on standard
+    error."""
+    unreadable: list[RunError] = []
+    found = find_runs(root, unreadable.append)
+    for line in unreadable_lines(unreadable):
+        say(line, err=True)
+    return found
+
+
+def tell_damage(runs: Iterable[RunRecord]) -> None:
+    """Says on standard error which of the runs have a damaged ledger, and the remedy."""
+    for run in runs:
+        if run.damage:
+            say(f"damaged: {run.damage}", err=True)
+
+
+def _under(root: Path, text: str) -> RunRecord:
+    """The run under the tracking root that `text` names."""
+    newest_first = readable_runs(root)[::-1]
     if not newest_first:
         raise UsageError(f"there are no runs under {root}/: start one with glitchrun apply SPEC")
     if text == "latest":
@@ -70,9 +94,12 @@ def _taken(text: str, runs: Sequence[RunRecord]) -> RunRecord:
 
 def _in_folder(path: Path) -> RunRecord | None:
     """The run of an attempt's folder, or the newest attempt of a run's folder."""
-    if (path / "run.json").is_file():
-        return read_run(path)
-    number = latest_attempt(path) if path.is_dir() else 0
+    if not os.path.isdir(path):  # noqa: PTH112 - false for any text, where Path raises
+        return None
+    with file_access(path):
+        if holds_run(path):
+            return read_run(path)
+    number = latest_attempt(path)
     return read_run(path / f"attempt-{number}") if number else None
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from glitchrun.cli.apply import ROOT
-from glitchrun.ledger import RunRecord, find_runs, is_held
+from glitchrun.cli.runs import readable_runs, tell_damage
+from glitchrun.ledger import RunRecord, is_held
 from glitchrun.spec.loading import load_experiment
 from glitchrun.terminal import emit_json, say, visible
 
@@ -21,11 +22,12 @@ from glitchrun.terminal import emit_json, say, visible
 )
 def command(spec: Path | None, output: str) -> None:
     """Lists runs with their progress; with SPEC only those of its experiment."""
-    runs = find_runs(ROOT, lambda error: say(f"damaged: {error}", err=True))
+    runs = readable_runs(ROOT)
     if spec is not None:
         first = load_experiment(spec).cells[0].spec
         name = first.tracking.experiment or first.name
         runs = [run for run in runs if run.identity.experiment == name]
+    tell_damage(runs)
     rows = [_row(run) for run in runs]
     if output == "json":
         emit_json({"runs": rows})
@@ -46,6 +48,8 @@ def _row(run: RunRecord) -> dict[str, Any]:
         "steps": [_progress(run, step.id) for step in run.steps],
         "delivered": run.delivered,
         "folder": str(run.folder),
+        "damage": run.damage,
+        "repairs": list(run.repairs),
     }
 
 
@@ -72,9 +76,10 @@ def _line(row: dict[str, Any]) -> str:
         f"{step['id']} {'done' if step['finished'] else _count(step)}" for step in row["steps"]
     )
     undelivered = "" if row["delivered"] else "  (not in MLflow)"
+    repaired = "  (its ledger was damaged and repaired)" if row["repairs"] else ""
     return visible(
         f"{row['status']:<9}{row['started']}  {row['experiment']} · {row['name']}  "
-        f"{row['key'][:8]}#{row['attempt']}  {steps}{undelivered}"
+        f"{row['key'][:8]}#{row['attempt']}  {steps}{undelivered}{repaired}"
     )
 
 

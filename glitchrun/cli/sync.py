@@ -12,7 +12,7 @@ from glitchrun.cli.apply import ROOT
 from glitchrun.cli.needs import require
 from glitchrun.cli.runs import find_run
 from glitchrun.errors import ExitCode, RunError
-from glitchrun.ledger import RunRecord, find_runs, settle
+from glitchrun.ledger import find_runs, settle, unreadable_lines
 from glitchrun.terminal import say, visible
 
 if TYPE_CHECKING:
@@ -41,25 +41,23 @@ def command(context: click.Context, run: str | None, to: str | None, again: bool
 
     root = ROOT.resolve()
     settle(root)
-    damaged: list[RunError] = []
-    records = _chosen(run, damaged)
+    unreadable: list[RunError] = []
+    chosen = find_runs(root, unreadable.append) if run is None else [find_run(run, root)]
+    damaged = [record.damage for record in chosen if record.damage]
+    records = [record for record in chosen if not record.damage]
     store = tracking_uri(to, root) if to else None
     done = []
     for synced in sync(records, root, to=store, again=again or run is not None, restore=again):
         done.append(synced)
         say(_line(synced), err=synced.outcome == "failed")
     say(_sum(done))
-    for error in damaged:
-        say(f"damaged: {error}", err=True)
+    for damage in damaged:
+        say(f"not delivered, damaged: {damage}", err=True)
+    for line in unreadable_lines(unreadable):
+        say(line, err=True)
     if any(synced.outcome == "failed" for synced in done):
         context.exit(ExitCode.PREFLIGHT)
-    context.exit(ExitCode.ERROR if damaged else ExitCode.DONE)
-
-
-def _chosen(run: str | None, damaged: list[RunError]) -> list[RunRecord]:
-    """The runs to deliver; those that cannot be read are added to `damaged`."""
-    root = ROOT.resolve()
-    return find_runs(root, damaged.append) if run is None else [find_run(run, root)]
+    context.exit(ExitCode.ERROR if damaged or unreadable else ExitCode.DONE)
 
 
 def _line(synced: Synced) -> str:

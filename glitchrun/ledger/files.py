@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import errno
+import hashlib
 import os
+import shutil
+import stat
 import time
-from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
-from typing import Any
-
-from glitchrun.errors import RunError
+from typing import BinaryIO
 
 LEDGER = "ledger.jsonl"
 IDENTITY = "run.json"
 DELIVERED = "delivered.json"
+
+_LONGEST_NAME = 255
+"""Bytes in the name of a file, on every file system in use."""
 
 
 def now() -> int:
@@ -21,50 +26,84 @@ def now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def entries(folder: Path) -> Iterator[dict[str, Any]]:
-    """The entries of a run, in order. A torn last line is passed over.
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, opened to be read.
 
     Raises:
-        RunError: a line in the middle is no entry; the message names it.
+        OSError: it cannot be opened, or is something else; a FIFO is not waited for.
     """
-    path = folder / LEDGER
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError) as exc:
-                raise damaged(f"{path}:{number}", f"not a ledger entry ({exc})") from exc
-            if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str):
-                raise damaged(f"{path}:{number}", "not a ledger entry (it has no kind)")
-            yield entry
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
-def damaged(where: str, what: str) -> RunError:
-    """The error for a file of a run that only something else can have changed."""
-    return RunError(
-        f"{where}: {what}; the file was changed by something other than glitchrun: restore it "
-        "or start anew with --fresh"
-    )
+def read_text(path: Path) -> str:
+    """The text of a regular UTF-8 file.
+
+    Raises:
+        OSError: it cannot be read.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    with open_regular(path) as file:
+        return file.read().decode("utf-8")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that a reader, or a kill, never sees half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+def write_atomically(path: Path, text: str | bytes) -> None:
+    """Writes a file so that no reader sees half of it, and neither a kill nor a power cut leaves
+    half of it. In JSON, a lone surrogate becomes its escape."""
+    data = text.encode(errors="backslashreplace") if isinstance(text, str) else text
+    partial = partial_path(path)
+    with partial.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+    sync_folder(path.parent)
 
 
-def cut_torn_line(path: Path) -> None:
-    """Drops a last line without an end, as a kill in the middle of a write leaves it."""
-    with path.open("rb+") as file:
-        data = file.read()
-        whole = data.rfind(b"\n") + 1
-        if whole != len(data):
-            file.truncate(whole)
+def partial_path(path: Path) -> Path:
+    """Where a file is written that is to take `path`'s place: beside it, hidden."""
+    name = f".{path.name}.partial"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        digest = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
+        name = f".{digest}.partial"
+    return path.with_name(name)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes new and replaced names in a folder survive a power cut, where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # not every file system can: network shares, for example
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def set_aside(path: Path, good_bytes: int) -> Path:
+    """Keeps a damaged file under another name, and its first `good_bytes` under its own.
+
+    Returns:
+        The path that holds all of it.
+    """
+    names = (path.with_name(f"{path.stem}.damaged-{number}{path.suffix}") for number in count(1))
+    aside = next(name for name in names if not os.path.lexists(name))
+    try:
+        aside.hardlink_to(path)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, aside)
+    partial = partial_path(path)
+    with open_regular(path) as source, partial.open("wb") as target:
+        left = good_bytes
+        while left and (piece := source.read(min(left, 1 << 20))):
+            left -= target.write(piece)
+        target.flush()
+        os.fsync(target.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
+    return aside

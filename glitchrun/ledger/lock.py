@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from glitchrun.errors import MissingExtra, RunLocked
+from glitchrun.errors import MissingExtra, PreflightError, RunLocked, file_access
+from glitchrun.ledger.files import open_regular, read_text
 
 _PATIENCE = 1.0
 """Seconds: `is_held` and `settle` in other processes take the lock too, for a moment."""
@@ -26,18 +27,20 @@ def hold(folder: Path) -> Iterator[None]:
 
     Raises:
         RunLocked: another process holds it; the message names that process.
+        PreflightError: the folder, or the lock in it, cannot be created.
     """
     try:
         from filelock import FileLock, Timeout
     except ImportError as exc:
         raise MissingExtra("filelock") from exc
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
     try:
-        try:
-            lock.acquire(timeout=_PATIENCE, poll_interval=0.05)
-        except Timeout:
-            lock.acquire(timeout=_LAST_BREATH if _owner_is_dying(folder) else 0)
+        with file_access(folder, "the run cannot be locked", PreflightError):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / "lock")
+            try:
+                lock.acquire(timeout=_PATIENCE, poll_interval=0.05)
+            except Timeout:
+                lock.acquire(timeout=_LAST_BREATH if _owner_is_dying(folder) else 0)
     except Timeout as exc:
         owner = _owner(folder)
         raise RunLocked(
@@ -45,7 +48,8 @@ def hold(folder: Path) -> Iterator[None]:
             f"run ({folder}); wait for it or stop it, then apply again"
         ) from exc
     try:
-        _sign(folder)
+        with file_access(folder, "the run cannot be locked", PreflightError):
+            _sign(folder)
         yield
     finally:
         lock.release()
@@ -53,18 +57,23 @@ def hold(folder: Path) -> Iterator[None]:
 
 def is_held(folder: Path) -> bool:
     """Whether some process is executing the run now. One that was killed is not, though it holds
-    the lock until the kernel has freed its memory, which takes long where that is much."""
+    the lock until the kernel has freed its memory, which takes long where that is much.
+
+    Raises:
+        RunError: the lock cannot be looked at.
+    """
     import fcntl
 
     path = folder / "lock"
-    if not path.exists():
-        return False
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return not _owner_is_dying(folder)
-        return False
+    with file_access(path):
+        if not path.exists():
+            return False
+        with open_regular(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return not _owner_is_dying(folder)
+            return False
 
 
 def _sign(folder: Path) -> None:
@@ -74,10 +83,10 @@ def _sign(folder: Path) -> None:
 
 def _owner(folder: Path) -> dict[str, Any]:
     try:
-        owner: dict[str, Any] = json.loads((folder / "owner.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {"pid": "unknown", "host": "unknown"}
-    return owner
+        owner = json.loads(read_text(folder / "owner.json"))
+    except (OSError, ValueError, RecursionError):
+        owner = None
+    return owner if isinstance(owner, dict) else {"pid": "unknown", "host": "unknown"}
 
 
 def _owner_is_dying(folder: Path) -> bool:

@@ -119,7 +119,8 @@ class RunRecord:
     """The attempt's folder; artifacts are in `folder / "artifacts"`."""
     identity: RunIdentity
     status: str
-    """RUNNING, FINISHED, FAILED or KILLED."""
+    """RUNNING, FINISHED, FAILED or KILLED; DAMAGED where the ledger is not what was written: the
+    rest of the record is then what its good part adds up to."""
     started_at: int
     """Milliseconds since the epoch."""
     ended_at: int | None
@@ -140,6 +141,10 @@ class RunRecord:
     """Why the run failed, in one line."""
     origins: Mapping[str, str] = field(default_factory=dict)
     """Where each value of the spec was written, `file:line:column` by its path."""
+    damage: str | None = None
+    """What is wrong with the ledger, where, and the remedy; None where it is sound."""
+    repairs: tuple[str, ...] = ()
+    """Damage found when the run was resumed: what was lost then has been computed again."""
 
     @property
     def artifacts(self) -> Path:
@@ -148,7 +153,7 @@ class RunRecord:
     @property
     def ending(self) -> str:
         """How and when the run ended: what a complete delivery is stamped with."""
-        return f"{self.status} {self.ended_at}"
+        return ending(self.status, self.ended_at)
 
     @property
     def delivered(self) -> bool:
@@ -168,3 +173,8 @@ class RunRecord:
             flat["model/bytes"] = Metric(self.model.bytes)
             flat["model/peak_bytes"] = Metric(self.model.peak_bytes)
         return flat
+
+
+def ending(status: str, ended_at: int | None) -> str:
+    """How and when a run ended, in one word and a number."""
+    return f"{status} {ended_at}"

@@ -200,6 +200,8 @@ def _action(status: str | None, outside: str | None, memory: MemoryEstimate) -> 
         return "blocked", _why_blocked(memory)
     if status is None:
         return "start", "never run"
+    if status == "DAMAGED":
+        return "resume", "the latest attempt's ledger is damaged; apply goes on from its good part"
     return "resume", f"the latest attempt is {status}"
 
 

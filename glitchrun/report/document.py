@@ -26,6 +26,8 @@ def document(record: RunRecord) -> dict[str, Any]:
         "run_id": record.delivered_to.get("run_id"),
         "status": record.status,
         "error": record.error,
+        "damage": record.damage,
+        "repairs": list(record.repairs),
         "started_at": record.started_at,
         "ended_at": record.ended_at,
         "headline": {"number": top.number, "unit": top.unit, "sentences": list(top.sentences)},

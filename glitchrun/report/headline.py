@@ -22,6 +22,7 @@ _STOPPED = {
     "RUNNING": "The run is not over: the numbers are those of the moment this page was written.",
     "KILLED": "The run was stopped before its end: the numbers cover what was finished until then. "
     "Resume it with glitchrun apply.",
+    "DAMAGED": "The run's ledger is damaged: the numbers cover what is good of it.",
     "FAILED": "The run failed: the numbers cover what was finished until then.",
 }
 
@@ -46,7 +47,12 @@ def headline(record: RunRecord) -> Headline:
     warning = _STOPPED.get(record.status)
     reason = f"Reason on record: {record.error}" if record.error else None
     number, unit, sentences = _result(record)
-    return Headline(number, unit, tuple(filter(None, (warning, reason, *sentences))))
+    repairs = [
+        "The ledger was found damaged when the run was resumed, and what was lost was computed "
+        f"again: {repair}."
+        for repair in record.repairs
+    ]
+    return Headline(number, unit, tuple(filter(None, (warning, reason, *repairs, *sentences))))
 
 
 def _result(record: RunRecord) -> tuple[float | None, str, list[str]]:

@@ -7,7 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from glitchrun.errors import DoesNotFit, ExitCode, GlitchrunError, Interrupted, UsageError
+from glitchrun.errors import (
+    DoesNotFit,
+    ExitCode,
+    GlitchrunError,
+    Interrupted,
+    RunError,
+    UsageError,
+)
 from glitchrun.ledger import (
     RunRecord,
     existing_status,
@@ -15,6 +22,7 @@ from glitchrun.ledger import (
     read_run,
     run_folder,
     settle,
+    unreadable_lines,
 )
 from glitchrun.plan.build import Plan, PlannedRun, build
 from glitchrun.runner import gates
@@ -71,8 +79,11 @@ def apply(
     _check_fits(chosen, options)
     uri = tracking_uri(experiment.cells[0].spec.tracking.uri, root)
     ensure_store(uri, root)
-    for failure in reap(settle(root), root):
+    unreadable: list[RunError] = []
+    for failure in reap(settle(root, unreadable.append), root):
         display.say(f"not delivered to MLflow: {failure}")
+    for line in unreadable_lines(unreadable):
+        display.say(line)
     confirm(plan)
     interrupt = Interrupt()
     session = Session(

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import os
 import socket
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from glitchrun.errors import ExitCode, GlitchrunError, RunError
+from glitchrun.errors import ExitCode, GlitchrunError, file_access
 from glitchrun.events import Artifact, Batch, Measured, batch_to_json
-from glitchrun.ledger import Journal, RunRecord, hold, latest_attempt, run_folder
+from glitchrun.ledger import Journal, RunRecord, hold, latest_attempt, run_document, run_folder
 from glitchrun.ledger.files import now
 from glitchrun.ledger.record import ModelRecord, RunIdentity
 from glitchrun.model.loaded import LoadedModel
@@ -34,8 +33,6 @@ from glitchrun.tracking.address import shown
 from glitchrun.tracking.live import MlflowTracker
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.norms import row_norms
-
-_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def execute(planned: PlannedRun, session: Session) -> Outcome:
     """
     spec = planned.cell.spec
     folder = run_folder(session.root, spec.tracking.experiment or spec.name, planned.key)
-    with _room_to_write(folder), hold(folder), _journal(folder, planned, session) as journal:
+    with _writable(folder), hold(folder), _journal(folder, planned, session) as journal:
         journal.append(
             "session",
             pid=os.getpid(),
@@ -83,31 +80,23 @@ def execute(planned: PlannedRun, session: Session) -> Outcome:
         return _Run(planned, session, journal).to_its_end()
 
 
-@contextmanager
-def _room_to_write(folder: Path) -> Iterator[None]:
-    """Turns a full disk, and a file that may not be touched, into a RunError."""
-    try:
-        yield
-    except OSError as exc:
-        if exc.errno not in _UNWRITABLE:
-            raise
-        raise RunError(
-            f"{exc.filename or folder}: {exc.strerror}; make room, or give yourself the right, and "
-            "apply again: the run goes on where it was"
-        ) from exc
+def _writable(folder: Path) -> AbstractContextManager[None]:
+    """Turns a full disk, a file that may not be touched and their like into a RunError."""
+    return file_access(
+        folder, "the run cannot go on", then="; apply again: the run goes on where it was"
+    )
 
 
 def _journal(folder: Path, planned: PlannedRun, session: Session) -> Journal:
     """The ledger to go on with, or a new one."""
     number = latest_attempt(folder)
-    if number and not session.fresh:
-        return Journal(folder / f"attempt-{number}")
+    starts = session.fresh or not number
     spec = planned.cell.spec
     identity = RunIdentity(
         experiment=spec.tracking.experiment or spec.name,
         name=planned.cell.name,
         key=planned.key,
-        attempt=number + 1,
+        attempt=number + 1 if starts else number,
         parent=session.parent,
         assignments=planned.cell.assignments,
         spec_path=str(session.experiment.path),
@@ -117,7 +106,13 @@ def _journal(folder: Path, planned: PlannedRun, session: Session) -> Journal:
         tracking_uri=shown(session.tracking_uri),  # without credentials
         ledger=uuid.uuid4().hex,
     )
-    return Journal.create(folder / f"attempt-{number + 1}", identity, spec.document, _places(spec))
+    attempt = folder / f"attempt-{identity.attempt}"
+    if starts:
+        return Journal.create(attempt, identity, spec.document, _places(spec))
+    journal = Journal(attempt, run_document(identity, spec.document, _places(spec)))
+    if journal.repaired:
+        session.display.say(f"damaged: {journal.repaired}")
+    return journal
 
 
 def _places(spec: Spec) -> dict[str, str]:

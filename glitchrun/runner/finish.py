@@ -15,6 +15,7 @@ from glitchrun.spec.types import Experiment
 def write_inputs(record: RunRecord, experiment: Experiment) -> None:
     """What the run was asked to do and where it runs; there from the start."""
     folder = record.artifacts
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "spec.yaml").write_text(experiment.text, encoding="utf-8")
     resolved = yaml.safe_dump(dict(record.spec), sort_keys=False, allow_unicode=True, width=100)
     (folder / "spec.resolved.yaml").write_text(resolved, encoding="utf-8")

@@ -228,20 +228,27 @@ def test_a_full_disk_is_said_and_loses_nothing(
     assert tokens(applied(project, "spec.yaml")) == tokens(uninterrupted)
 
 
-def test_a_damaged_ledger_is_named_and_fresh_gets_past_it(project: Path) -> None:
+def test_a_damaged_ledger_is_named_repaired_and_computed_again(project: Path) -> None:
     short = SPEC.replace("iterations: 30", "iterations: 2").replace("120", "8")
     (project / "spec.yaml").write_text(short)
     first = applied(project, "spec.yaml")
     path = ledger(project)
     assert path
-    path.write_bytes(b"{ not json\n" + path.read_bytes())
-    refused = run(project, "apply", "spec.yaml")
-    assert refused.returncode == 1
-    assert "--fresh" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    assert "damaged" in run(project, "status").stderr
-    fresh = applied(project, "spec.yaml", "--fresh")
-    assert tokens(fresh) == tokens(first)
+    right = tokens(first)
+    lines = path.read_bytes().splitlines(keepends=True)
+    last = max(place for place, line in enumerate(lines) if b'"kind":"batch"' in line)
+    path.write_bytes(
+        b"".join([*lines[:last], lines[last].replace(b"0.", b"1.", 1), *lines[last + 1 :]])
+    )
+    (path.parent / "run.json").unlink()
+    assert f"ledger.jsonl:{last + 1}: it was altered" in run(project, "status").stderr
+    repaired = run(project, "apply", "spec.yaml")
+    assert repaired.returncode == 0, repaired.stderr
+    assert f"ledger.jsonl:{last + 1}: it was altered" in repaired.stderr
+    assert "kept in ledger.damaged-1.jsonl" in repaired.stderr
+    assert tokens(first) == right
+    assert "found damaged" in (path.parent / "artifacts" / "report.html").read_text()
+    assert "nothing to do" in run(project, "apply", "spec.yaml").stderr
 
 
 def test_a_second_process_is_refused(project: Path) -> None:

@@ -55,15 +55,15 @@ def write_run(root: Path, invented: Invented | None = None, upto: int | None = N
     folder = run_folder(root, made.experiment, made.key) / f"attempt-{made.attempt}"
     artifacts = folder / "artifacts"
     artifacts.mkdir(parents=True, exist_ok=True)
-    document = _document(made)
+    document = invented_document(made)
     data = {
-        "identity": asdict(_identity(made, root)),
+        "identity": asdict(invented_identity(made, root)),
         "spec": document,
         "origins": {"thresholds.asr": f"{made.spec_path}:14:9"},
         "created_at": made.started_at,
     }
     (folder / IDENTITY).write_text(json.dumps(data))
-    entries = _ledger(made)[:upto]
+    entries = invented_entries(made)[:upto]
     (folder / LEDGER).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     (artifacts / "spec.yaml").write_text(text)
@@ -94,7 +94,7 @@ def write_matrix(root: Path, made: Invented | None = None) -> list[RunRecord]:
     ]
 
 
-def _identity(made: Invented, root: Path) -> RunIdentity:
+def invented_identity(made: Invented, root: Path) -> RunIdentity:
     digests = {name: f"{name}-{made.key}" for name in ("results", "numerics", "cosmetic")}
     return RunIdentity(
         experiment=made.experiment,
@@ -111,7 +111,7 @@ def _identity(made: Invented, root: Path) -> RunIdentity:
     )
 
 
-def _document(made: Invented) -> dict[str, Any]:
+def invented_document(made: Invented) -> dict[str, Any]:
     return {
         "apiVersion": "glitchrun/v1",
         "kind": "Experiment",
@@ -145,7 +145,7 @@ def _document(made: Invented) -> dict[str, Any]:
     }
 
 
-def _ledger(made: Invented) -> list[dict[str, Any]]:
+def invented_entries(made: Invented) -> list[dict[str, Any]]:
     """Every entry of the ledger, stamped."""
     entries: list[dict[str, Any]] = []
     clock = made.started_at

@@ -1,0 +1,223 @@
+"""The numbers and checksums by which a ledger's lines hold together.
+
+Each line ends with its number and a checksum over itself and the checksum before it, so that a line
+that was altered, doubled, dropped or moved is found, and everything before it is known to be good.
+
+    {"kind":"ledger","at":...,"version":2,"before":...,"run":{...},"seq":1,"sum":"0123456789abcdef"}
+    {"kind":"batch","at":...,...,"seq":2,"sum":"fedcba9876543210"}
+
+The line of kind `ledger` begins the chain. It is the first one, but where an older glitchrun began
+the ledger: then it stands where this one went on, and `before` is the digest of what lies before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glitchrun.errors import RunError
+from glitchrun.ledger.files import open_regular
+
+VERSION = 2
+"""Of the format of ledgers. The first one had neither numbers nor checksums."""
+HEAD = "ledger"
+"""Kind of the entry that begins the chain."""
+
+HEAD_LINE = b'{"kind":"ledger",'
+"""How its line begins."""
+_SEAL = re.compile(rb',"seq":(\d{1,18}),"sum":"([0-9a-f]{16})"\}\n\Z')
+
+
+class NewerLedger(RunError):
+    """The ledger was written by a glitchrun newer than this one."""
+
+    def __init__(self, version: object) -> None:
+        super().__init__(
+            f"written by a newer glitchrun (ledger format {version}; this one reads up to "
+            f"{VERSION}): update glitchrun"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Where a ledger stops being what was written, and how that is seen."""
+
+    line: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """How much of a ledger is good."""
+
+    chain: Chain
+    """As it stands after the good lines."""
+    good_bytes: int
+    damage: Damage | None = None
+    torn: bool = False
+    """It ends in the middle of a line, as a kill leaves it."""
+
+
+def inspect(path: Path, known: Callable[[str], bool], odd: Damage | None = None) -> Inspection:
+    """Reads a ledger up to its end or the first line that is not what was written.
+
+    Args:
+        path: The ledger; one that is not there has no lines.
+        known: Whether there is an entry of such a kind.
+        odd: A line that was found to be damaged by other means: nothing from it on is good.
+
+    Raises:
+        NewerLedger: its format is not known yet.
+        OSError: it cannot be read.
+    """
+    chain, good = Chain(known), 0
+    try:
+        file = open_regular(path)
+    except FileNotFoundError:
+        return Inspection(chain, 0)
+    with file:
+        for number, line in enumerate(file, start=1):
+            if odd is not None and number == odd.line:
+                return Inspection(chain, good, odd)
+            objection = chain.objection(line) if line.endswith(b"\n") else _unended(chain, line)
+            if objection is None:
+                chain.add(line)
+                good += len(line)
+            elif objection == _TORN or (_has_holes(line) and not file.read(1)):
+                return Inspection(chain, good, torn=True)
+            elif chain.before_is_altered:
+                return Inspection(Chain(known), 0, Damage(number, objection))
+            else:
+                return Inspection(chain, good, Damage(number, objection))
+    return Inspection(chain, good)
+
+
+_TORN = "torn"
+
+
+def _unended(chain: Chain, line: bytes) -> str:
+    """What is wrong with a last line without a line feed: torn, unless all of it is there and
+    something else stands in the line feed's place."""
+    if chain.head is not None and chain.objection(line[:-1] + b"\n") is None:
+        return "it was altered: its line feed is gone"
+    return _TORN
+
+
+def _has_holes(line: bytes) -> bool:
+    """Whether a line holds what a file system puts where data did not reach the disk in time."""
+    return b"\0\0" in line
+
+
+class Chain:
+    """Follows a ledger line by line, and makes the lines that continue it."""
+
+    def __init__(self, known: Callable[[str], bool]) -> None:
+        """`known` says whether an entry's kind exists: lines without checksums are held to it."""
+        self.lines = 0
+        self.head: Mapping[str, Any] | None = None
+        """The entry that began the chain; None while no line had a checksum."""
+        self.before_is_altered = False
+        """The last objection was to what lies before the line."""
+        self._known = known
+        self._sum = ""
+        self._plain = hashlib.blake2b(digest_size=8)
+
+    def objection(self, line: bytes) -> str | None:
+        """Why a line cannot be the next one; None where it can.
+
+        Raises:
+            NewerLedger: the line begins a ledger in a format that is not known yet.
+        """
+        self.before_is_altered = False
+        if self.head is None:
+            is_head = line.startswith(HEAD_LINE)
+            return self._no_head(line) if is_head else self._no_plain(line)
+        found = _SEAL.search(line)
+        if found is None:
+            return "it was altered: it has no checksum"
+        wanted = self.lines + 1
+        number = int(found[1])
+        if number > wanted:
+            return f"entry {wanted} is missing or in another place: this is entry {number}"
+        if number < wanted:
+            return f"it is doubled or in another place: entry {number} stands here again"
+        if found[2].decode() != _digest(self._sum, line[: found.start()]):
+            return "it was altered: its checksum does not fit"
+        return None
+
+    def add(self, line: bytes) -> None:
+        """Takes a line in that nothing was to be said against."""
+        self.lines += 1
+        found = _SEAL.search(line)
+        if self.head is None and line.startswith(HEAD_LINE):
+            self.head = json.loads(line)
+        if self.head is None or found is None:
+            self._plain.update(line)
+        else:
+            self._sum = found[2].decode()
+
+    def line(self, entry: Mapping[str, Any]) -> bytes:
+        """The line that an entry makes here. `add` it once it is written."""
+        body = json.dumps(entry, separators=(",", ":")).encode()[:-1]
+        return body + _seal(self.lines + 1, _digest(self._sum, body))
+
+    def head_line(self, at: int, run: Mapping[str, Any]) -> bytes:
+        """The line that begins the chain here."""
+        entry = {"kind": HEAD, "at": at, "version": VERSION, "before": self._before(), "run": run}
+        return self.line(entry)
+
+    def _before(self) -> str:
+        return self._plain.hexdigest()
+
+    def _no_plain(self, line: bytes) -> str | None:
+        """What is to be said against a line without a checksum, of the first format."""
+        found = _SEAL.search(line)
+        if found is not None:
+            return (
+                f"the beginning of the ledger is missing or altered: this is entry {int(found[1])}"
+            )
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as exc:
+            return f"not a ledger entry ({exc})"
+        if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str):
+            return "not a ledger entry (it has no kind)"
+        return None if self._known(entry["kind"]) else f"no kind of entry: {entry['kind']!r:.40}"
+
+    def _no_head(self, line: bytes) -> str | None:
+        """What is to be said against a line that begins the chain."""
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as exc:
+            return f"not a ledger entry ({exc})"
+        version = entry.get("version")
+        is_newer = isinstance(version, int) and version > VERSION
+        if is_newer and not _only_the_version_is_altered(line, version):
+            raise NewerLedger(version)
+        found = _SEAL.search(line)
+        if found is None or found[2].decode() != _digest("", line[: found.start()]):
+            return "it was altered: its checksum does not fit"
+        if int(found[1]) != self.lines + 1 or entry.get("before") != self._before():
+            self.before_is_altered = True
+            return "what lies before it was altered"
+        return None
+
+
+def _only_the_version_is_altered(line: bytes, version: int) -> bool:
+    """Whether the line would be sound in our version: a digit was altered, nothing is newer."""
+    right = line.replace(f'"version":{version}'.encode(), f'"version":{VERSION}'.encode(), 1)
+    found = _SEAL.search(right)
+    return found is not None and found[2].decode() == _digest("", right[: found.start()])
+
+
+def _seal(number: int, checksum: str) -> bytes:
+    return f',"seq":{number},"sum":"{checksum}"}}\n'.encode()
+
+
+def _digest(before: str, body: bytes) -> str:
+    return hashlib.blake2b(before.encode() + body, digest_size=8).hexdigest()
