@@ -144,6 +144,8 @@ _REMEDY = "see that it can be used"
 def os_error_message(error: OSError, path: str | os.PathLike[str], what: str) -> str:
     """One line: the path (the error's own where it names one), what failed, why, and the remedy."""
     named = error.filename if isinstance(error.filename, str | os.PathLike) else path
+    if os.fspath(named).endswith(".partial"):  # what is being written to take the path's place
+        named = path
     why = error.strerror or str(error) or type(error).__name__
     return f"{os.fspath(named)}: {what} ({why}); {_REMEDIES.get(error.errno or 0, _REMEDY)}"
 

@@ -14,7 +14,7 @@ from glitchrun.checkpoint.resolve import SHARD_INDEX, SINGLE_FILE, Checkpoint
 from glitchrun.checkpoint.safetensors_header import read_safetensors
 from glitchrun.checkpoint.shape import Shape, shape_from_config, shape_from_gguf
 from glitchrun.checkpoint.tensors import TensorInfo
-from glitchrun.errors import ModelUnavailable
+from glitchrun.errors import ModelUnavailable, file_access
 
 # Input embeddings and output heads by the last parts of their names, over the families of models.
 EMBEDDING_NAMES = (
@@ -66,9 +66,10 @@ def read_header(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> Header
         raise ModelUnavailable(
             f"model.path {checkpoint.source!r}: this hub model is not on this machine yet"
         )
-    if checkpoint.kind == "gguf":
-        return _gguf(checkpoint.path)
-    return _folder(checkpoint.path, allow_pickle)
+    with file_access(checkpoint.path, error=ModelUnavailable):
+        if checkpoint.kind == "gguf":
+            return _gguf(checkpoint.path)
+        return _folder(checkpoint.path, allow_pickle)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:

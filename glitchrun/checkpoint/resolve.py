@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from glitchrun.errors import MissingExtra, ModelUnavailable
+from glitchrun.errors import MissingExtra, ModelUnavailable, file_access
 
 GGUF_MAGIC = b"GGUF"
 SINGLE_FILE = "model.safetensors"
@@ -45,11 +45,12 @@ def resolve(path: str, revision: str | None = None) -> Checkpoint:
 
     Raises ModelUnavailable, naming the value and the remedy.
     """
-    if path.startswith("package:"):
-        return _local(_in_package(path), path, revision)
-    local = _existing(path)
-    if local is not None:
-        return _local(local, path, revision)
+    with file_access(path, f"model.path {path!r} cannot be read", ModelUnavailable):
+        if path.startswith("package:"):
+            return _local(_in_package(path), path, revision)
+        local = _existing(path)
+        if local is not None:
+            return _local(local, path, revision)
     if _HUB_ID.fullmatch(path):
         return _hub(path, revision)
     raise _nowhere(path)

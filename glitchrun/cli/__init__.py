@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from glitchrun import __version__
-from glitchrun.errors import ExitCode, GlitchrunError, InvalidSpec
+from glitchrun.errors import ExitCode, GlitchrunError, InvalidSpec, file_access
 from glitchrun.terminal import output_lost, protect_streams, say, visible_lines
 
 # Name, where it lives (`module:attribute`), and the line `glitchrun --help` shows for it.
@@ -75,9 +75,11 @@ class LazyGroup(click.Group):
             raise
 
     def invoke(self, ctx: click.Context) -> object:
-        """Runs the command; a GlitchrunError becomes its message and exit code."""
+        """Runs the command; a GlitchrunError becomes its message and exit code. So does what the
+        operating system says about a file, where nobody closer to it knew better."""
         try:
-            return super().invoke(ctx)
+            with file_access("a file", "the command cannot go on"):
+                return super().invoke(ctx)
         except InvalidSpec as error:
             from glitchrun.spec.formats import as_text
 

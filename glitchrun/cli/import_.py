@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from glitchrun.cli.needs import require
-from glitchrun.errors import UsageError
+from glitchrun.errors import UsageError, file_access
 from glitchrun.imports import Imported, read
 from glitchrun.terminal import emit, say
 
@@ -47,7 +48,7 @@ def command(file: Path, model: str, output: Path, mismatches: str, redact: bool)
     Ids are checked against the model's tokenizer, duplicates dropped and counted. What it writes
     keeps verdicts and measurements, and `tokens: {file: ...}` in a spec and `compare` read it.
     """
-    if str(output) != "-" and not output.parent.is_dir():
+    if str(output) != "-" and not os.path.isdir(output.parent):  # noqa: PTH112
         raise UsageError(f"-o {output}: the folder {output.parent} does not exist; create it first")
     found = read(file)
     require("torch", "transformers")
@@ -75,7 +76,7 @@ def _write(output: Path, pieces: Iterator[str]) -> None:
         for piece in pieces:
             emit(piece)
         return
-    with replacing(output) as stream:
+    with file_access(output, "cannot be written"), replacing(output) as stream:
         stream.writelines(pieces)
 
 

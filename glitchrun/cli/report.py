@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ import click
 from glitchrun.cli.apply import ROOT
 from glitchrun.cli.needs import require
 from glitchrun.cli.runs import find_run
-from glitchrun.errors import UsageError
+from glitchrun.errors import UsageError, file_access
 from glitchrun.ledger import RunRecord
 from glitchrun.terminal import emit, say
 
@@ -66,7 +67,7 @@ def _text(record: RunRecord, form: str) -> str:
 def _write(path: Path, text: str) -> None:
     from glitchrun.report.rows import replacing
 
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):  # noqa: PTH112 - false for any text, where Path raises
         raise UsageError(f"-o {path}: the folder {path.parent} does not exist; create it first")
-    with replacing(path) as file:
+    with file_access(path, "cannot be written"), replacing(path) as file:
         file.write(text)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from glitchrun.errors import RunError, UsageError, file_access
+from glitchrun.errors import GlitchrunError, UsageError, file_access
 from glitchrun.ledger import RunRecord, find_runs, latest_attempt, read_run, unreadable_lines
 from glitchrun.ledger.journal import holds_run
 from glitchrun.terminal import say, visible
@@ -35,7 +35,7 @@ def find_run(text: str, root: Path) -> RunRecord:
 def readable_runs(root: Path) -> list[RunRecord]:
     """Every run that can be read, oldest first. How many cannot, and why, is said on standard
     error."""
-    unreadable: list[RunError] = []
+    unreadable: list[GlitchrunError] = []
     found = find_runs(root, unreadable.append)
     for line in unreadable_lines(unreadable):
         say(line, err=True)

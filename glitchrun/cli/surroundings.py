@@ -183,7 +183,12 @@ def disk(root: Path) -> Iterator[Finding]:
 def store(root: Path) -> Iterator[Finding]:
     """Whether the MLflow store answers."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        detail = f"MLFLOW_TRACKING_URI is no address ({error})"
+        yield Finding("store", "missing", detail, "correct it, or unset it")
+        return
     if parts.scheme in ("http", "https"):
         yield _server(uri)
     elif parts.scheme == "sqlite":

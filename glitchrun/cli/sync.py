@@ -11,7 +11,7 @@ import click
 from glitchrun.cli.apply import ROOT
 from glitchrun.cli.needs import require
 from glitchrun.cli.runs import find_run
-from glitchrun.errors import ExitCode, RunError
+from glitchrun.errors import ExitCode, GlitchrunError
 from glitchrun.ledger import find_runs, settle, unreadable_lines
 from glitchrun.terminal import say, visible
 
@@ -41,7 +41,7 @@ def command(context: click.Context, run: str | None, to: str | None, again: bool
 
     root = ROOT.resolve()
     settle(root)
-    unreadable: list[RunError] = []
+    unreadable: list[GlitchrunError] = []
     chosen = find_runs(root, unreadable.append) if run is None else [find_run(run, root)]
     damaged = [record.damage for record in chosen if record.damage]
     records = [record for record in chosen if not record.damage]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from glitchrun.errors import RunError, RunLocked, file_access
+from glitchrun.errors import GlitchrunError, RunError, RunLocked, file_access
 from glitchrun.ledger.journal import Journal, holds_run
 from glitchrun.ledger.lock import hold, is_held
 from glitchrun.ledger.read import DAMAGED, IdentityLost, read_identity, read_run, read_status
@@ -19,7 +19,7 @@ _LONGEST = 100
 """Bytes of an experiment's name in the name of its folder: file systems allow 255 in all."""
 _ATTEMPT = re.compile(r"attempt-([1-9][0-9]{0,8})")
 
-Unreadable = Callable[[RunError], None]
+Unreadable = Callable[[GlitchrunError], None]
 
 
 def run_folder(root: Path, experiment: str, key: str) -> Path:
@@ -135,7 +135,7 @@ def find_runs(root: Path, unreadable: Unreadable = lambda error: None) -> list[R
     return sorted(found, key=lambda run: run.started_at)
 
 
-def unreadable_lines(errors: Sequence[RunError]) -> list[str]:
+def unreadable_lines(errors: Sequence[GlitchrunError]) -> list[str]:
     """What is said of runs that could not be read: how many they are, and why."""
     if not errors:
         return []
@@ -168,7 +168,7 @@ def settle(root: Path, unreadable: Unreadable = lambda error: None) -> list[RunR
         try:
             if record.status == "RUNNING" and not is_held(record.folder.parent):
                 settled += _settled(record.folder)
-        except RunError as error:
+        except GlitchrunError as error:
             unreadable(error)
     return settled
 

@@ -59,21 +59,24 @@ def is_held(folder: Path) -> bool:
     """Whether some process is executing the run now. One that was killed is not, though it holds
     the lock until the kernel has freed its memory, which takes long where that is much.
 
-    Raises:
-        RunError: the lock cannot be looked at.
+    A lock that may not be looked at, of another user's run, counts as held.
     """
     import fcntl
 
-    path = folder / "lock"
-    with file_access(path):
-        if not path.exists():
-            return False
-        with open_regular(path) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return not _owner_is_dying(folder)
-            return False
+    try:
+        file = open_regular(folder / "lock")
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return not _owner_is_dying(folder)
+        except OSError:  # a share without locks
+            return True
+        return False
 
 
 def _sign(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -318,7 +319,7 @@ def _named(source: Mapping[str, Any], done: Mapping[str, int | None], vocab: int
         # An id takes two bytes with what parts it from the next, unless they are packed. A file
         # that is not there yet is for the run to complain of.
         path = Path(source["file"])
-        if path.suffix == ".gz" or not path.is_file():
+        if path.suffix == ".gz" or not os.path.isfile(path):  # noqa: PTH113 - Path may raise
             return vocab
         return min(vocab, path.stat().st_size // 2 + 1)
     if "from" in source:

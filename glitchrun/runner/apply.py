@@ -12,7 +12,6 @@ from glitchrun.errors import (
     ExitCode,
     GlitchrunError,
     Interrupted,
-    RunError,
     UsageError,
 )
 from glitchrun.ledger import (
@@ -79,7 +78,7 @@ def apply(
     _check_fits(chosen, options)
     uri = tracking_uri(experiment.cells[0].spec.tracking.uri, root)
     ensure_store(uri, root)
-    unreadable: list[RunError] = []
+    unreadable: list[GlitchrunError] = []
     for failure in reap(settle(root, unreadable.append), root):
         display.say(f"not delivered to MLflow: {failure}")
     for line in unreadable_lines(unreadable):

@@ -17,6 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from glitchrun.errors import PreflightError, file_access
 from glitchrun.spec.defaults import step_with_defaults
 from glitchrun.spec.schema import TOKEN_SOURCES
 from glitchrun.spec.types import Spec, TokenScope
@@ -116,8 +117,11 @@ def _step_results(name: str, strategy: str, params: Mapping[str, Any]) -> dict[s
         step.pop("batch_size", None)
     for source in TOKEN_SOURCES:
         file = step.get(source, {}).get("file")
-        if isinstance(file, str) and Path(file).is_file():  # its contents count, not where it lies
-            step[source] = {**step[source], "file": _file_digest(Path(file))}
+        if not isinstance(file, str):
+            continue
+        with file_access(file, f"the tokens of step {name!r} cannot be read", PreflightError):
+            if Path(file).is_file():  # its contents count, not where it lies
+                step[source] = {**step[source], "file": _file_digest(Path(file))}
     return step
 
 

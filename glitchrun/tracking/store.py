@@ -11,7 +11,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 
-from glitchrun.errors import GlitchrunError, MissingExtra, TrackingUnavailable
+from glitchrun.errors import GlitchrunError, MissingExtra, TrackingUnavailable, file_access
 from glitchrun.ledger import RunRecord
 from glitchrun.spec.tracking_store import lock_path
 from glitchrun.terminal import say
@@ -120,12 +120,26 @@ def ensure_store(uri: str, root: Path, say: sqlite_file.Say | None = None) -> No
     settle_mlflow()
     path = sqlite_path(uri)
     if path is not None:
-        sqlite_file.prepare(path, say or _say)
+        with _usable(path):
+            sqlite_file.prepare(path, say or _say)
         return
     check_reachable(uri)
     store = open_store(uri, root)
     with unavailable(uri):
         store.client.search_experiments(max_results=1)
+
+
+@contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    """Turns what the system and SQLite say about the store's files into TrackingUnavailable."""
+    try:
+        with file_access(path, "the MLflow store cannot be used", TrackingUnavailable):
+            yield
+    except sqlite3.Error as exc:
+        raise TrackingUnavailable(
+            f"{path}: the MLflow store cannot be used ({exc}); see that there is room and that it "
+            "can be written, or name another store in MLFLOW_TRACKING_URI"
+        ) from exc
 
 
 def open_store(uri: str, root: Path) -> Store:
