@@ -148,7 +148,7 @@ class Journal:
         what = f"{LEDGER}:{damage.line}: {damage.what}"
         self.append("damaged", line=damage.line, what=what, kept=kept.name if kept else None)
         going_on = f"the run goes on behind line {good}" if good else "the run begins anew"
-        self.repaired = f"{self.folder}: {self._fold.repairs[-1]}; {going_on}"
+        self.repaired = f"{self.folder}/{self._fold.repairs[-1]}; {going_on}"
 
     def close(self) -> None:
         """Ends the journal; every entry is on disk already."""
