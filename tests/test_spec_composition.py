@@ -258,6 +258,10 @@ class TestSet:
             ("seed=[", "GR206", ""),
             ("a..b=1", "GR207", "write it as model.device or steps.mine.k"),
             ("steps.mine.k=no", "GR102", ""),
+            ("steps.mine.k=.nan", "GR102", "'.nan' is not a finite number"),
+            ("seed=1e999", "GR102", "'1e999' is too large for a number"),
+            ("thresholds.asr=-.inf", "GR102", "'-.inf' is not a finite number"),
+            ("seed='5'", "GR102", "write 5 without quotes"),
         ],
     )
     def test_wrong_ones(self, tmp_path: Path, text: str, code: str, hint: str) -> None:
@@ -265,6 +269,21 @@ class TestSet:
         assert problem.code == code
         assert problem.via == f"--set {text}"
         assert problem.hint == hint
+
+    @pytest.mark.parametrize(
+        "written", ["12e4567", ".nan", "-.inf", "017", "1e3", "true", "9" * 80]
+    )
+    def test_what_looks_like_a_number_is_text_where_text_is_wanted(
+        self, tmp_path: Path, written: str
+    ) -> None:
+        spec = one(load(tmp_path, sets=[f"model.revision={written}"]))
+        assert spec.model.revision == written
+
+    @pytest.mark.parametrize("written", ["", "~", "null", " "])
+    def test_nothing_takes_a_value_away(self, tmp_path: Path, written: str) -> None:
+        text = BASE.replace("path: org/model", "path: org/model, revision: main")
+        assert one(load(tmp_path, text)).model.revision == "main"
+        assert one(load(tmp_path, text, [f"model.revision={written}"])).model.revision is None
 
     def test_without_a_value_it_is_wrong_usage(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="KEY=VALUE"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -261,3 +262,35 @@ def test_without_libyaml_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch)
     with_libyaml = [read(text) for text in texts]
     monkeypatch.delattr("yaml.CSafeLoader")
     assert [read(text) for text in texts] == with_libyaml
+
+
+@pytest.mark.parametrize(
+    "text", ["\U0001f600", "a\U0001f600b\U0010ffff", "\U00010000", '\\"\U0001f600']
+)
+@pytest.mark.parametrize("indent", [None, 2, "\t"])
+def test_json_with_surrogate_pairs_is_read_as_json(text: str, indent: int | str | None) -> None:
+    value = {"a": text, text: [text, "plain"]}
+    assert read(json.dumps(value, indent=indent)) == (value, [])
+
+
+def test_a_surrogate_pair_is_an_escape_in_double_quotes_alone() -> None:
+    pair = r"\ud83d\uDE00"
+    written = f'{{a: "{pair}", b: \'{pair}\', c: {pair}, d: "\\{pair[:6]}x"}} # {pair}\n'
+    assert read(written)[0] == {"a": "\U0001f600", "b": pair, "c": pair, "d": r"\ud83dx"}
+    assert read(f"a: |\n  {pair}\n")[0] == {"a": f"{pair}\n"}
+    # Characters of its own that the pairs are swapped for: left alone, and the pair is refused.
+    assert read('"\U000f1041"')[0] == "\U000f1041"
+
+
+def test_positions_after_a_surrogate_pair_are_those_of_the_text() -> None:
+    assert only_problem(r'{"a": "\ud83d\ude00", b: .nan}') == (1, 26, "GR010")
+
+
+def test_half_of_a_surrogate_pair_is_refused_with_a_remedy() -> None:
+    _, (problem,) = read(r'a: "x \ud83d y"')
+    assert problem.code == "GR005"
+    assert "surrogate" in problem.hint
+
+
+def test_a_document_of_one_bad_number_is_not_called_empty() -> None:
+    assert only_problem(".nan") == (1, 1, "GR010")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import click
 
+from glitchrun.cli.schema import PUBLISHED_AT
 from glitchrun.errors import UsageError
 from glitchrun.spec.loading import check_files
 from glitchrun.spec.scalars import resolve
@@ -62,13 +64,16 @@ def command(name: str, strategy: str) -> None:
     path = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     if path.name.startswith("."):  # no name, or a folder's; `validate` passes hidden files over
         raise UsageError(f"{name!r} is not a name for a spec, such as my-model or specs/my-model")
+    schema = _schema_file(path.parent)
     text = _HEAD.format(
-        schema=_schema_reference(path.parent),
+        schema=Path(os.path.relpath(schema, path.parent.absolute())).as_posix(),
         name=json.dumps(path.stem, ensure_ascii=False) if _needs_quotes(path.stem) else path.stem,
         steps="\n".join(_STEPS.get(strategy, [f"  - {{id: {strategy}, strategy: {strategy}}}"])),
     )
     _write_new(path, text)
-    say(f"{path}: written; check it with: glitchrun validate {path}")
+    say(f"{path}: written; check it with: glitchrun validate {_quoted(path)}")
+    if not schema.is_file():
+        _say_how_to_get(schema)
 
 
 def _write_new(path: Path, text: str) -> None:
@@ -85,13 +90,29 @@ def _write_new(path: Path, text: str) -> None:
         raise UsageError(f"{path.stem!r} cannot name an experiment: {problems[0].message}")
 
 
-def _schema_reference(folder: Path) -> str:
-    """Where an editor finds the schema: the nearest folder `schemas`, or else as installed."""
-    name = Path("schemas/experiment.schema.json")
-    for above in (folder.absolute(), *folder.absolute().parents):
-        if os.path.isfile(above / name):  # noqa: PTH113 - false also where nobody may look
-            return Path(os.path.relpath(above / name, folder.absolute())).as_posix()
-    return (Path(__file__).parents[1] / name).as_posix()
+def _schema_file(folder: Path) -> Path:
+    """Where an editor is to find the schema: in the nearest folder `schemas` above the spec that
+    has it, or else one of the working directory, or of a spec's that lies elsewhere."""
+    folder, here = folder.absolute(), Path.cwd()
+    for above in (folder, *folder.parents):
+        if (above / PUBLISHED_AT).is_file():
+            return above / PUBLISHED_AT
+    return (here if folder.is_relative_to(here) else folder) / PUBLISHED_AT
+
+
+def _say_how_to_get(schema: Path) -> None:
+    at = schema.relative_to(Path.cwd()) if schema.is_relative_to(Path.cwd()) else schema
+    say(
+        "for completion in an editor: "
+        f"mkdir -p {_quoted(at.parent)} && glitchrun schema > {_quoted(at)}",
+        err=True,
+    )
+
+
+def _quoted(path: Path) -> str:
+    """`path` as one word of a command, never taken for an option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def _needs_quotes(name: str) -> bool:

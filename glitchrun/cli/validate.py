@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import click
 
 from glitchrun.errors import ExitCode
-from glitchrun.spec.formats import as_github, as_json, as_sarif, as_text
+from glitchrun.spec.files import find_files
+from glitchrun.spec.formats import as_github, as_json, as_sarif, as_text, visible
 from glitchrun.spec.loading import check_files
 from glitchrun.terminal import emit, say
+
+_SHOWN = 5
+"""Folders named before the rest is only counted."""
 
 
 @click.command("validate")
@@ -22,7 +29,11 @@ from glitchrun.terminal import emit, say
 )
 @click.pass_context
 def command(context: click.Context, paths: tuple[str, ...], form: str) -> None:
-    """Checks spec files, and the .yaml and .yml files in folders and below them."""
+    """Checks spec files, and the .yaml and .yml files in folders and below them.
+
+    Below a folder, hidden ones and those of other people's code (venv, node_modules, build, ...) or
+    of finished runs (mlruns) are passed over; a path that is named is always read.
+    """
     problems, files = check_files(paths)
     counted = f"{files} file{'s' * (files != 1)}"
     if form == "json":
@@ -34,4 +45,14 @@ def command(context: click.Context, paths: tuple[str, ...], form: str) -> None:
         say(f"{len(problems)} problem{'s' * (len(problems) != 1)} in {counted}", err=True)
     else:
         say(f"{counted}: no problems", err=form == "github")
+    if form == "text" and (passed := find_files(paths).passed_over):
+        say(_passed_over(passed), err=True)
     context.exit(ExitCode.SPEC_INVALID if problems else ExitCode.DONE)
+
+
+def _passed_over(folders: Sequence[Path]) -> str:
+    """Which folders were not searched: `passed over 2 folders: .git, venv`."""
+    shown = ", ".join(visible(str(folder)) for folder in folders[:_SHOWN])
+    more = f" and {len(folders) - _SHOWN} more" if len(folders) > _SHOWN else ""
+    counted = f"{len(folders)} folder{'s' * (len(folders) != 1)}"
+    return f"passed over {counted}: {shown}{more}; name one to have it checked"

@@ -14,7 +14,7 @@ from jsonschema.validators import Draft202012Validator, extend
 from glitchrun.spec.document import Document
 from glitchrun.spec.nodes import Path_, ScalarNode, path_text
 from glitchrun.spec.problems import Problem
-from glitchrun.spec.scalars import shortened
+from glitchrun.spec.scalars import BadScalar, resolve, shortened
 from glitchrun.spec.schema import closed
 from glitchrun.spec.suggestions import did_you_mean, nearest, nearest_free, one_of
 
@@ -51,13 +51,13 @@ def schema_problems(document: Document, *, partial: bool = False) -> list[Proble
 
 
 def texts_expected(document: Document) -> list[Path_]:
-    """Values from environment variables that were read as numbers or booleans, where the schema
-    wants text."""
+    """Values from outside the file that were read as numbers or booleans, where the schema wants
+    text."""
     return [
         path
         for path, error in _type_errors(document)
         if isinstance(node := document.find(path), ScalarNode)
-        and node.from_variable
+        and node.from_outside
         and not isinstance(node.value, str)
         and "string" in str(error.validator_value)
     ]
@@ -203,13 +203,49 @@ def _objection(document: Document, path: Path_, error: ValidationError) -> str:
 
 
 def _hint(error: ValidationError) -> str:
+    schema: Mapping[str, Any] = error.schema  # type: ignore[assignment]
     if error.validator == "enum":
-        choices = [choice for choice in error.validator_value if choice is not None]  # type: ignore[union-attr]
-        near = nearest(error.instance, choices)
-        return f"did you mean {near!r}?" if near else one_of(choices)
+        return _choices(error)
+    if error.validator == "type":
+        return _quotes(error)
     if error.validator == "pattern":
-        return str(error.schema.get("description", ""))  # type: ignore[union-attr]
+        return str(schema.get("x-form") or schema.get("description", ""))
     return ""
+
+
+def _choices(error: ValidationError) -> str:
+    """What the value may be, the likeliest first."""
+    wanted: Any = error.validator_value
+    choices = [choice for choice in wanted if choice is not None]
+    near = nearest(error.instance, choices)
+    if near is None or len(choices) == 1:
+        return one_of(choices)
+    ordered = [near, *(choice for choice in choices if choice != near)]
+    return f"did you mean {near!r}? Allowed: {', '.join(map(repr, ordered))}"
+
+
+def _quotes(error: ValidationError) -> str:
+    """That a number stands in quotes, or a text without them; empty where that is not why."""
+    kinds, value = error.validator_value, error.instance
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    if isinstance(value, str) and "string" not in kinds:
+        try:
+            read = resolve(value)
+        except BadScalar as bad:
+            return str(bad)
+        fits = any(_is_of(read, kind) for kind in kinds)
+        return f"write {value} without quotes" if fits else ""
+    if isinstance(value, bool | int | float) and "string" in kinds:
+        return "put it in quotes if text is meant"
+    return ""
+
+
+def _is_of(value: Any, kind: str) -> bool:
+    """Whether JSON Schema calls `value` a `kind`."""
+    if kind == "number":
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    types: dict[str, type] = {"integer": int, "boolean": bool}
+    return type(value) is types.get(kind)
 
 
 def _subject(path: Path_) -> str:

@@ -148,7 +148,7 @@ class _Resolver:
         place = replace(node.place, via=f"environment variable {variable}", base=Path())
         if is_secret(path, variable):
             self.result.secret[path] = text
-        return ScalarNode(text if value is None else value, text, place, from_variable=variable)
+        return ScalarNode(text if value is None else value, text, place, from_outside=True)
 
     def _variable(self, node: MappingNode, path: Path_) -> str | None:
         """The variable a reference names; None, with the reason noted, where it is malformed."""

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from glitchrun.errors import InvalidSpec, UsageError
+from glitchrun.errors import InvalidSpec
 from glitchrun.spec.build import build_spec
 from glitchrun.spec.checking import schema_problems, texts_expected
 from glitchrun.spec.composition import Composition, compose
 from glitchrun.spec.document import Document
 from glitchrun.spec.environment import Resolution, Unset, resolve_environment
 from glitchrun.spec.file_paths import join_paths
+from glitchrun.spec.files import find_files
 from glitchrun.spec.matrix import DraftCell, axes_missing, expand
 from glitchrun.spec.nodes import MappingNode, ScalarNode, child, is_null, path_text, put, walk
 from glitchrun.spec.overrides import Override, apply_overrides, read_overrides
@@ -76,34 +77,12 @@ def check_files(
 ) -> tuple[list[Problem], int]:
     """Every problem of the files and folders at `paths`, sorted, and how many files there are.
     Raises UsageError for a folder without specs."""
-    files = find_files(paths)
+    files = find_files(paths).files
     surroundings = _Surroundings(os.environ if environ is None else environ, Unset.OPEN)
     problems = [
         problem for file in files for problem in _capped(_load(file, surroundings).problems)
     ]
     return sorted_problems(problems), len(files)
-
-
-def find_files(paths: Iterable[Path | str]) -> list[Path]:
-    """The files at `paths`, folders replaced by the YAML files in and below them (hidden
-    ones excepted), each once."""
-    found: dict[Path, None] = {}
-    for path in map(Path, paths):
-        if not os.path.isdir(path):  # noqa: PTH112 - false for any text, where Path raises
-            found[path] = None
-            continue
-        names = (file for file in path.rglob("*") if _is_spec_name(file.relative_to(path)))
-        inside = sorted(file for file in names if not file.is_dir())
-        if not inside:
-            raise UsageError(f"{path}: no .yaml or .yml file in this folder or below it")
-        found |= dict.fromkeys(inside)
-    return list(found)
-
-
-def _is_spec_name(inside: Path) -> bool:
-    """Whether a path in a folder names a YAML file; hidden files and folders are passed over."""
-    hidden = any(part.startswith(".") for part in inside.parts)
-    return inside.suffix in (".yaml", ".yml") and not hidden
 
 
 def _load(path: Path | str, surroundings: _Surroundings) -> _Loaded:
@@ -161,9 +140,9 @@ def _check(
 
 
 def _with_texts(document: Document) -> Document:
-    """`document` with numbers from the environment as text where text is expected."""
+    """`document` with numbers from outside the file as text where text is expected."""
     values = (node for _, node in walk(document.node) if isinstance(node, ScalarNode))
-    if not any(node.from_variable and not isinstance(node.value, str) for node in values):
+    if not any(node.from_outside and not isinstance(node.value, str) for node in values):
         return document
     changed = document.node
     for path in texts_expected(document):

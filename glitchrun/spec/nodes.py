@@ -44,8 +44,9 @@ class ScalarNode:
     place: Place
     open_variable: str | None = None
     """The environment variable whose value this will be, while that is not known."""
-    from_variable: str | None = None
-    """The environment variable this value was taken from."""
+    from_outside: bool = False
+    """Whether an environment variable or the command line gave it, where quotes are the shell's:
+    what looks like a number is text where text is wanted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from glitchrun.errors import UsageError
 from glitchrun.spec.nodes import MappingNode, Node, Place, ScalarNode, problem_at, with_via
 from glitchrun.spec.paths import PathError, assign, place_near, split
 from glitchrun.spec.problems import Problem
+from glitchrun.spec.scalars import BadScalar, resolve
 from glitchrun.spec.source import Source
 from glitchrun.spec.yaml_core import parse
 
@@ -63,11 +64,16 @@ def apply_overrides(
 
 
 def _value(text: str, written: str, root: Place) -> tuple[Node | None, list[Problem]]:
-    if not written.strip():  # `--set model.revision=`: as an empty value in a file
-        return ScalarNode(None, "", root), []
+    plain = written.strip()
+    try:
+        value = resolve(plain)
+    except BadScalar:  # text where text is wanted (12e4567 may be a commit); else refused there
+        return ScalarNode(plain, plain, root, from_outside=True), []
+    if value is None:  # `--set model.revision=`: as an empty value in a file
+        return ScalarNode(None, plain, root), []
     node, found = parse(Source("--set", written, Path()))
-    if node is None and written.strip() in ("~", "null", "Null", "NULL"):
-        return ScalarNode(None, written, root), []
+    if isinstance(node, ScalarNode):
+        node = replace(node, from_outside=True)
     message = "the value is not YAML: "
     return node, [_problem(root, text, "GR206", message + p.message, p.hint) for p in found]
 

@@ -22,12 +22,14 @@ from glitchrun.spec.nodes import (
 from glitchrun.spec.problems import Problem
 from glitchrun.spec.scalars import BadScalar, resolve, resolve_tagged, shortened
 from glitchrun.spec.source import Source
+from glitchrun.spec.surrogates import WRITTEN, joined_pairs, swap_pairs
 from glitchrun.spec.yaml_errors import syntax_problem
 
 MAX_DEPTH = 64
 MAX_NODES = 25_000
 """Values in a document once its aliases are expanded."""
 _MAX_DIRECTIVES = 16
+_QUOTE_IT = "put it in quotes if text is meant"
 
 _CORE = "tag:yaml.org,2002:"
 _SCALAR_TAGS = ("str", "int", "float", "bool", "null")
@@ -78,8 +80,10 @@ def parse(source: Source) -> tuple[Node | None, list[Problem]]:
     except _Stop as stop:
         return None, [*builder.problems, stop.problem]
     except yaml.YAMLError as error:
-        return None, [*builder.problems, syntax_problem(source, error, _RESTORE)]
+        return None, [*builder.problems, syntax_problem(source, error, _RESTORE | WRITTEN)]
     if builder.root is None or _is_empty(builder.root):
+        if builder.problems:  # a value that could not be read, not an empty file
+            return None, builder.problems
         hint = "`glitchrun init NAME` writes a spec to start from"
         return None, [Problem(source.name, 1, 1, "GR014", "the file holds no document", hint=hint)]
     return builder.root, builder.problems
@@ -93,6 +97,7 @@ def _events(source: Source) -> Iterator[Any]:
         raise _Stop(Problem(source.name, 1, 1, "GR005", message))
     if _HAS_OLD_BREAK.search(text):
         text = text.translate(_OLD_BREAKS)
+    text = swap_pairs(text)
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return iter(yaml.parse(text, loader))
 
@@ -105,6 +110,7 @@ class _Builder:
         self.root: Node | None = None
         self.problems: list[Problem] = []
         self._restore = bool(_HAS_OLD_BREAK.search(source.text))
+        self._swapped = swap_pairs(source.text) != source.text
         self._stack: list[_Open] = []
         self._anchors: dict[str, _Anchored] = {}
         self._documents = 0
@@ -127,7 +133,7 @@ class _Builder:
                            hint="one file holds one experiment")  # fmt: skip
 
     def _scalar(self, event: Any) -> None:
-        text = event.value.translate(_RESTORE) if self._restore else event.value
+        text = self._text(event)
         place = self._place(event)
         is_plain = not event.style
         top = self._stack[-1] if self._stack else None
@@ -136,6 +142,13 @@ class _Builder:
             return
         node = ScalarNode(self._value(event, text, is_plain), text, place)
         self._add(event, node, event.anchor, 1, 1)
+
+    def _text(self, event: Any) -> str:
+        """A scalar's text, what was swapped for libyaml put back."""
+        text: str = event.value.translate(_RESTORE) if self._restore else event.value
+        if not self._swapped:
+            return text
+        return joined_pairs(text) if event.style == '"' else text.translate(WRITTEN)
 
     def _key(self, event: Any, top: _Open, text: str, place: Place, is_plain: bool) -> None:
         if is_plain and text == "<<":
@@ -157,7 +170,7 @@ class _Builder:
             if name in _SCALAR_TAGS and event.tag.startswith(_CORE):
                 return resolve_tagged(text, name)
         except BadScalar as error:
-            self._note(event, error.code, str(error))
+            self._note(event, error.code, str(error), _QUOTE_IT if error.code == "GR010" else "")
             return None
         self._stop_at_tag(event)
 
@@ -239,9 +252,9 @@ class _Builder:
             width = end.column - start.column if same_line else _rest(self.source, start)
         return Place(self.source, start.line + 1, start.column + 1, max(1, width))
 
-    def _note(self, event: Any, code: str, message: str) -> None:
+    def _note(self, event: Any, code: str, message: str, hint: str) -> None:
         if len(self.problems) <= 1000:
-            self.problems.append(problem_at(self._place(event), code, message))
+            self.problems.append(problem_at(self._place(event), code, message, hint))
 
     def _stop(self, event: Any, code: str, message: str, hint: str = "") -> NoReturn:
         raise _Stop(problem_at(self._place(event), code, message, hint))

@@ -20,6 +20,8 @@ _HINTS = {
     "expected ',' or": "a flow list or mapping is missing a comma or its closing bracket",
     "alphabetic or numeric character": "quote a value that starts with `*` or `&`",
     "expected comment or line break": "quote a value that starts with `>` or `|`",
+    "invalid Unicode character escape": "write the character itself, or its code point with eight "
+    'digits, such as "\\U0001F600"; half of a surrogate pair is no character',
     "expected <block end>": "check the indentation of this line and those above it",
 }
 # Found where the parser gave up, but made where it began: a quote or a bracket that never closes, a

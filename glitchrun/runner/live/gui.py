@@ -98,8 +98,8 @@ def _start() -> subprocess.Popen[str]:
         process.kill()
         process.wait()
         raise PreflightError(
-            f"--gui: no window can be opened here ({said or 'it did not start'}); start on a "
-            "machine with a display and a GUI toolkit such as Tk, or use --live in a terminal"
+            f"--gui: no window can be opened: {said or 'its process did not start'}. Nothing was "
+            "started; --live draws the same in a terminal"
         )
     return process
 

@@ -65,18 +65,27 @@ def _toolkit() -> Any:
     from matplotlib import pyplot
 
     own = os.environ.get("MPLBACKEND")
-    reasons = []
+    headless = False
     for name in (own, *_BACKENDS) if own else _BACKENDS:
         try:
             pyplot.switch_backend(name)
         except (ImportError, ValueError) as error:
-            reasons.append(f"{name}: {error}")
+            headless |= "headless" in str(error)
             continue
-        if pyplot.get_backend().lower() == "agg":  # MPLBACKEND asks for no window
-            reasons.append(f"{name}: opens no window")
-            continue
-        return pyplot
-    raise PreflightError("; ".join(reasons))
+        if pyplot.get_backend().lower() != "agg":  # MPLBACKEND may ask for no window
+            return pyplot
+    raise PreflightError(_reason(headless))
+
+
+def _reason(headless: bool) -> str:
+    """Why no window opens: matplotlib found a toolkit and no display (`headless`), or none."""
+    if sys.platform.startswith("linux"):
+        display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        if not display:
+            return "there is no display: neither DISPLAY nor WAYLAND_DISPLAY is set"
+        if headless:
+            return f"the display {display} does not answer"
+    return "Python finds no GUI toolkit (Tk, Qt, GTK or wx); Debian has Tk in python3-tk"
 
 
 def _incoming() -> queue.SimpleQueue[str | None]:

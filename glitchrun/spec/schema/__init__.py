@@ -4,7 +4,8 @@ The fragments' annotations stay out of what is published: `x-metrics` names the 
 ends with, `x-tables` the tables of its entries with their columns, `x-headline` the metric that a
 run without verdicts leads with, and `x-used-by` on a parameter names the searches that read it
 (with `x-needed-by`, that cannot do without it). `x-token-id` marks an integer that is
-one, `x-names-tokens` a text that may name some (`<#31415>`).
+one, `x-names-tokens` a text that may name some (`<#31415>`). `x-form` says in words what a `pattern`
+asks for.
 """
 
 from __future__ import annotations
