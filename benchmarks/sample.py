@@ -27,9 +27,9 @@ from glitchrun.probing.choice import Sampling
 from glitchrun.probing.choose import best_backend
 from glitchrun.probing.sampler import Sampler
 from glitchrun.prompts.detect import detect
-from glitchrun.prompts.probes import PROBES
 from glitchrun.prompts.render import Prompt, render
 from glitchrun.prompts.template import stop_ids
+from glitchrun.spec.probes import PROBES
 from glitchrun.spec.types import ModelSpec
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.norms import row_norms

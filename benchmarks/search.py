@@ -34,11 +34,12 @@ from glitchrun.prompts.detect import detect
 from glitchrun.prompts.render import Prompt
 from glitchrun.report.figures.style import new_figure, style
 from glitchrun.report.rows import rounded
-from glitchrun.search import BUILDERS, SCREENED, Search, Space
+from glitchrun.search import BUILDERS, Search, Space
 from glitchrun.search.base import Scores
 from glitchrun.search.features import indicators
 from glitchrun.search.ordered import Ordered
 from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.mine import Config
 from glitchrun.strategies.mine import space as space_of
@@ -172,7 +173,7 @@ def builders(space: Space, batch: int) -> dict[str, Callable[[int], Search]]:
 
     plain = {"random": named("random"), "low norm": named("low-norm")}
     by_indicator = {n: ordered(*which) for n, which in ORDERED.items() if which[0] in measures}
-    learned = ["surrogate", *(sorted(SCREENED, reverse=True) if space.scores else ())]
+    learned = ["surrogate", *(("screen", "cascade") if space.scores else ())]
     last = {name: named(name) for name in learned}
     return {**plain, **by_indicator, "gradient (GlitchMiner)": walk, **last}
 
@@ -318,7 +319,7 @@ def main(
         runs = seeds if name not in ("low norm", *ORDERED) else 1
         if name.startswith("gradient") and walks is not None:
             runs = walks
-        screens = len(table) if name in SCREENED else 0
+        screens = len(table) if name in SEARCHES and SEARCHES[name].screened else 0
         traces[name] = [
             replay(lambda: build(seed), table, budget, batch, asked, screens)  # noqa: B023
             for seed in range(runs)

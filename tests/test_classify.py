@@ -14,8 +14,8 @@ from glitchrun.behaviour.judging import Judgement
 from glitchrun.events import Batch, Event, Measured, Token
 from glitchrun.probing.answers import Answers
 from glitchrun.probing.choice import Sampling
-from glitchrun.prompts.probes import Probe
 from glitchrun.prompts.render import Prompt, render
+from glitchrun.spec.probes import Probe
 from glitchrun.strategies import configure, load
 from glitchrun.strategies.context import Context
 from tests.support.engine import context, one_at_a_time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from glitchrun.cli import COMMANDS, main
 from glitchrun.spec.schema import published, strategies
+from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.templates import TEMPLATE_NAMES
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +63,31 @@ def test_init_writes_a_spec_that_validates(folder: Path, strategy: str) -> None:
 def test_init_takes_any_name(folder: Path, name: str) -> None:
     assert run("init", name).exit_code == 0
     assert run("validate", f"{name}.yaml").exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["my gemma", "it's", "-x", "a;b", "$HOME", "specs/a b"])
+def test_the_command_that_init_prints_can_be_pasted(folder: Path, name: str) -> None:
+    (folder / "specs").mkdir()
+    printed = run("init", "--", name).stdout
+    command = printed.rpartition("check it with: ")[2]
+    words = shlex.split(command)
+    assert words[:2] == ["glitchrun", "validate"]
+    assert run(*words[1:]).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["first", "specs/first"])
+def test_init_names_the_schema_by_a_relative_path(folder: Path, name: str) -> None:
+    (folder / "specs").mkdir()
+    told = run("init", name).stderr
+    path = folder / f"{name}.yaml"
+    modeline = path.read_text(encoding="utf-8").splitlines()[0]
+    schema = "schemas/experiment.schema.json"
+    up = "../" * name.count("/")
+    assert modeline == f"# yaml-language-server: $schema={up}{schema}"
+    assert f"mkdir -p schemas && glitchrun schema > {schema}" in told
+    (folder / "schemas").mkdir()
+    (folder / schema).write_text("{}")
+    assert run("init", f"{name}-2").stderr == ""
 
 
 def test_init_never_overwrites(folder: Path) -> None:
@@ -121,6 +148,47 @@ def test_folders_are_searched_below_but_not_where_hidden(folder: Path) -> None:
     assert {error["file"] for error in data["errors"]} == {"a/b/x.yml"}
 
 
+PASSED_OVER = [
+    *(
+        "venv",
+        ".venv",
+        "node_modules",
+        ".git",
+        "site-packages",
+        "build",
+        "dist",
+        "mlruns",
+        "own-env",
+    ),
+    *("a/node_modules", "a/.cache"),
+]
+
+
+def test_other_people_s_code_and_runs_are_passed_over_and_named(folder: Path) -> None:
+    for place in ("specs", *PASSED_OVER):
+        (folder / place).mkdir(parents=True)
+        (folder / place / "x.yaml").write_text("[")
+    (folder / "own-env" / "pyvenv.cfg").write_text("home = /usr/bin\n")  # a virtual environment
+    data = json.loads(run("validate", ".", "--format", "json").stdout)
+    assert data["files"] == 1
+    assert {error["file"] for error in data["errors"]} == {"specs/x.yaml"}
+    told = run("validate", ".").stderr
+    assert f"passed over {len(PASSED_OVER)} folders: .git, .venv, a/.cache, a/node_modules" in told
+    assert "and 6 more; name one to have it checked" in told
+    assert "passed over" not in run("validate", "specs").stderr
+
+
+@pytest.mark.parametrize("name", PASSED_OVER)
+def test_what_is_named_is_always_read(folder: Path, name: str) -> None:
+    deep = folder / name / "build"
+    deep.mkdir(parents=True)
+    for place in (folder / name, deep):
+        (place / "x.yaml").write_text("[")
+    assert run("validate", f"{name}/x.yaml").exit_code == 3
+    data = json.loads(run("validate", name, "--format", "json").stdout)
+    assert data["files"] == (1 if name in ("own-env", "a/.cache", ".venv", ".git") else 2)
+
+
 def test_a_folder_without_specs_is_wrong_usage(folder: Path) -> None:
     (folder / "empty").mkdir()
     result = run("validate", "empty")
@@ -142,6 +210,7 @@ def test_schema_prints_and_compares(folder: Path) -> None:
     ("what", "names"),
     [
         ("strategies", list(strategies())),
+        ("searches", list(SEARCHES)),
         ("templates", ["auto", "tokenizer", "raw", *TEMPLATE_NAMES]),
         ("probes", ["repeat", "explain", "question"]),
     ],

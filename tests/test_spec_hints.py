@@ -26,7 +26,7 @@ MINE = "steps: [{strategy: mine}]\n"
         ("model: {path: p, max_memory: {0: 20 gigs}}\n" + MINE, "20GiB"),
         (
             "model: {path: p, quantization: int3}\n" + MINE,
-            "did you mean 'int8'? Allowed: 'int8', 'none', 'float32', 'float16', 'bfloat16', 'int4'",
+            "did you mean 'int8'? Allowed: 'int8', 'none', 'float32', 'float16', ",
         ),
         ("model: {path: p, quantization: fp}\n" + MINE, "one of 'none', 'float32'"),
         ('seed: "12"\nmodel: {path: p}\n' + MINE, "write 12 without quotes"),

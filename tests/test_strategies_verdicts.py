@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from glitchrun.events import Batch, Measured, Verified
-from glitchrun.prompts.probes import PROBES
+from glitchrun.spec.probes import PROBES
 from glitchrun.spec.types import Thresholds
 from glitchrun.strategies import configure, load
 from glitchrun.strategies.context import Context

@@ -1,4 +1,4 @@
-"""`glitchrun list`: what strategies, templates and probes there are."""
+"""`glitchrun list`: what strategies, searches, templates and probes there are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import click
 
+from glitchrun.spec.probes import PROBES
 from glitchrun.spec.schema import strategies
+from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.templates import TEMPLATE_MODES, TEMPLATE_NAMES
 from glitchrun.terminal import emit_json, say
 
@@ -18,7 +20,7 @@ _MODES = {
 
 
 @click.command("list")
-@click.argument("what", type=click.Choice(["strategies", "templates", "probes"]))
+@click.argument("what", type=click.Choice(["strategies", "searches", "templates", "probes"]))
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
@@ -26,6 +28,7 @@ def command(what: str, output: str) -> None:
     """Shows what a spec can name."""
     sources: dict[str, Callable[[], dict[str, str]]] = {
         "strategies": _strategies,
+        "searches": _searches,
         "templates": _templates,
         "probes": _probes,
     }
@@ -43,6 +46,10 @@ def _strategies() -> dict[str, str]:
     return {name: fragment["description"] for name, fragment in strategies().items()}
 
 
+def _searches() -> dict[str, str]:
+    return {name: search.description for name, search in SEARCHES.items()}
+
+
 def _templates() -> dict[str, str]:
     from glitchrun.prompts.families import FAMILIES
 
@@ -51,6 +58,4 @@ def _templates() -> dict[str, str]:
 
 
 def _probes() -> dict[str, str]:
-    from glitchrun.prompts.probes import PROBES
-
     return {name: f"{probe.user!r} {probe.prefill!r}" for name, probe in PROBES.items()}

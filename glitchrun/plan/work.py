@@ -12,14 +12,11 @@ from typing import Any
 
 from glitchrun.plan.passes import Workload
 from glitchrun.spec.defaults import ITERATIONS, step_with_defaults
+from glitchrun.spec.probes import PROBES, STRICT, probe_names
 from glitchrun.spec.schema import strategies
+from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.types import Spec, Step
 
-STRICT = ("repeat", "explain", "question")
-"""What `probes: strict` stands for."""
-_POSITIONS = {"repeat": 64, "explain": 128, "question": 64}
-"""Positions that a probe's prompt takes at most in the templates and tokenizers tried: 32 to 100,
-before a system text of the spec's own."""
 _BYTES_PER_TOKEN = 2
 """Text is rarely cut finer than this."""
 _SCREENS_A_PROMPT = 8
@@ -92,7 +89,7 @@ def _workloads(step: Step, system: int) -> Iterator[Workload]:
         yield Workload(step.id, batch=1, positions=_longest_prompt(params) + system)
     elif step.strategy == "genetic":
         text = len((params["base_text"] + params["prefill"]).encode()) // _BYTES_PER_TOKEN
-        positions = _POSITIONS["repeat"] + text + params["max_tokens"] + system
+        positions = PROBES["repeat"].positions + text + params["max_tokens"] + system
         yield Workload(step.id, batch=None, positions=positions, kind="score")
     elif step.strategy == "profile":
         load = profile_workload(params)
@@ -104,14 +101,14 @@ def _workloads(step: Step, system: int) -> Iterator[Workload]:
 
 def _of_probes(step: Step, params: Mapping[str, Any], system: int) -> Iterator[Workload]:
     """The passes of a step that presents tokens in the prompts of probes."""
-    asked, search = params.get("batch_size"), params.get("search")
-    batch = asked if isinstance(asked, int) and search != "cascade" else None
-    longest = max(_POSITIONS.get(name, max(_POSITIONS.values())) for name in _probes(params))
+    asked, search = params.get("batch_size"), SEARCHES.get(params.get("search", ""))
+    batch = asked if isinstance(asked, int) and not (search and search.ends_itself) else None
+    longest = max(PROBES[name].positions for name in _probes(params))
     positions = longest + system
-    if search in ("screen", "cascade"):
+    if search and search.screened:
         yield Workload(step.id, batch=None, positions=positions, kind="screen")
     if "max_new_tokens" not in params:
-        yield Workload(step.id, batch, positions, gradient=search == "gradient")
+        yield Workload(step.id, batch, positions, gradient=bool(search and search.gradients))
         return
     yield Workload(
         step=step.id,
@@ -135,32 +132,31 @@ def _longest_prompt(params: Mapping[str, Any]) -> int:
         for prompt in params["prompts"]
     ]
     longest = max(len(text.encode()) for text in texts)
-    return _POSITIONS["repeat"] + longest // _BYTES_PER_TOKEN
+    return PROBES["repeat"].positions + longest // _BYTES_PER_TOKEN
 
 
 def _probes(params: Mapping[str, Any]) -> Sequence[str]:
-    probes = params.get("probes", STRICT)
-    return STRICT if isinstance(probes, str) else tuple(probes)
+    return probe_names(params.get("probes", "strict"))
 
 
 def _mined(params: Mapping[str, Any], vocab: int) -> int:
     """Tokens that a search verifies at most."""
     rounds, budget = params.get("iterations"), params.get("budget")
     most = vocab if budget is None else min(vocab, int(budget))
-    if params["search"] == "cascade" or (rounds is None and budget is not None):
+    if SEARCHES[params["search"]].ends_itself or (rounds is None and budget is not None):
         return most
     return min(int(rounds or ITERATIONS) * int(params["batch_size"]), most)
 
 
 def _mine(params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int) -> dict[str, Any]:
     limit = _mined(params, vocab)
-    tokens = min(limit + params["controls"], vocab)
-    if params["search"] in ("screen", "cascade"):
-        ends_by_recall = params["search"] == "cascade" and params.get("budget") is None
+    tokens, search = min(limit + params["controls"], vocab), SEARCHES[params["search"]]
+    if search.screened:
+        ends_by_recall = search.ends_itself and params.get("budget") is None
         caveat = _few_found(params["recall"]) if ends_by_recall else None
         screens = vocab // _SCREENS_A_PROMPT
         return _verified(tokens, params, screens=screens) | {"caveat": caveat}
-    if params["search"] != "gradient":
+    if not search.gradients:
         return _verified(tokens, params)
     # A round verifies no more than the neighbours it looked at.
     each = min(params["batch_size"], params["k"])

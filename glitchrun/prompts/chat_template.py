@@ -15,8 +15,8 @@ from jinja2 import TemplateError
 
 from glitchrun.errors import PreflightError
 from glitchrun.prompts.conversation import Conversation
-from glitchrun.prompts.probes import Exchange
 from glitchrun.prompts.tokenizer import Tokenizer, encode
+from glitchrun.spec.probes import Exchange
 
 Variables = Mapping[str, Any]
 """What a template is given besides the conversation, such as reasoning_effort."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glitchrun.prompts.families import Family
-from glitchrun.prompts.probes import Exchange
+from glitchrun.spec.probes import Exchange
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from glitchrun.errors import PreflightError
 from glitchrun.prompts import chat_template, conversation
 from glitchrun.prompts.conversation import Conversation
 from glitchrun.prompts.named import joined, marked
-from glitchrun.prompts.probes import TOKEN, Probe
 from glitchrun.prompts.template import Template
 from glitchrun.prompts.tokenizer import (
     Tokenizer,
@@ -25,6 +24,7 @@ from glitchrun.prompts.tokenizer import (
     encode_all,
     encode_inside,
 )
+from glitchrun.spec.probes import TOKEN, Probe
 
 logger = logging.getLogger(__name__)
 

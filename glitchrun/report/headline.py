@@ -14,6 +14,7 @@ from glitchrun.report.severity import MILD, Alarms, Severity, alarms, severity
 from glitchrun.report.table import facts_by_token
 from glitchrun.spec.defaults import step_with_defaults
 from glitchrun.spec.schema import strategies
+from glitchrun.spec.searches import SEARCHES
 
 DIGITS = 3
 """Significant digits of a metric in the headline."""
@@ -26,8 +27,6 @@ _STOPPED = {
     "FAILED": "The run failed: the numbers cover what was finished until then.",
 }
 
-_NAMED = ("range", "category", "pattern")
-"""Searches that name the tokens they are to look at."""
 _GUIDED = 0.5
 """Share of verdicts below which a screen that foresaw them is called no guide."""
 
@@ -186,7 +185,8 @@ def _about_excluded(record: RunRecord) -> str:
 def _about_left(step: StepRecord) -> str:
     """What a search of named tokens did not come to; empty where nothing was left."""
     metric = step.metrics.get("left")
-    if not metric or step.params.get("search") not in _NAMED:
+    search = SEARCHES.get(step.params.get("search", ""))
+    if not metric or not search or not search.names_tokens:
         return ""
     if metric.n == 0:
         return f"Step {step.id} named no token that is in scope (`tokens` in the spec)."

@@ -1,39 +1,28 @@
-"""Which tokens next. One file a search; `BUILDERS` is the list of them."""
+"""Which tokens next. One file a search; the list of them is `spec/searches.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import reduce
+from importlib import import_module
 from typing import Any
 
 from glitchrun.search.base import Search, Space
-from glitchrun.search.cascade import Cascade, screened
-from glitchrun.search.gradient import GradientWalk
-from glitchrun.search.ordered import (
-    Ordered,
-    at_random,
-    by_category,
-    by_norm,
-    by_pattern,
-    by_range,
-)
-from glitchrun.search.stratified import stratified
-from glitchrun.search.surrogate import Surrogate
+from glitchrun.search.cascade import Cascade
+from glitchrun.search.ordered import Ordered
+from glitchrun.spec.searches import SEARCHES
 
-__all__ = ["BUILDERS", "SCREENED", "Cascade", "Ordered", "Search", "Space"]
+__all__ = ["BUILDERS", "Cascade", "Ordered", "Search", "Space"]
+
+
+def _builder(place: str) -> Callable[[Space, Any], Search]:
+    """What `module:name` names."""
+    module, _, name = place.partition(":")
+    found: Callable[[Space, Any], Search] = reduce(getattr, name.split("."), import_module(module))
+    return found
+
 
 BUILDERS: Mapping[str, Callable[[Space, Any], Search]] = {
-    "gradient": GradientWalk.build,
-    "low-norm": by_norm,
-    "random": at_random,
-    "stratified": stratified,
-    "surrogate": Surrogate.build,
-    "screen": screened,
-    "cascade": Cascade.build,
-    "range": by_range,
-    "category": by_category,
-    "pattern": by_pattern,
+    name: _builder(search.build) for name, search in SEARCHES.items()
 }
 """From a search's name in the spec to what builds it from a space and the strategy's Config."""
-
-SCREENED = frozenset({"screen", "cascade"})
-"""The searches that need the scores of the screen."""

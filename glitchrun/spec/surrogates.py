@@ -24,7 +24,8 @@ _PAIR = re.compile(f"[{''.join(_SWAPPED.values())}]{{12}}")
 
 
 def swap_pairs(text: str) -> str:
-    """`text` with every surrogate pair swapped; as it is where it has such characters of its own."""
+    """`text` with every surrogate pair swapped; unchanged where it has the private-use characters
+    itself."""
     if r"\u" not in text or _PRIVATE.search(text):
         return text
     return _ESCAPE.sub(lambda found: found[0].translate(_SWAPPED) if found[1] else found[0], text)

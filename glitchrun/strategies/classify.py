@@ -14,9 +14,9 @@ from glitchrun.events import Batch, Entry, Event, Token
 from glitchrun.probing.answers import Answers
 from glitchrun.probing.choice import Sampling
 from glitchrun.probing.memory import standard_rows
-from glitchrun.prompts.probes import TOKEN, Probe
 from glitchrun.prompts.render import Prompt, intact, render
 from glitchrun.prompts.template import stop_ids
+from glitchrun.spec.probes import TOKEN, Probe
 from glitchrun.strategies.classify_tables import (
     Answer,
     answer_row,

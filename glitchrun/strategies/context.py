@@ -11,9 +11,9 @@ from typing import Any
 from glitchrun.errors import RunError
 from glitchrun.events import Batch, Token
 from glitchrun.probing.backend import Backend
-from glitchrun.prompts.probes import PROBES
 from glitchrun.prompts.render import Prompt, render
 from glitchrun.prompts.template import Template
+from glitchrun.spec.probes import PROBES, probe_names
 from glitchrun.spec.types import Spec
 from glitchrun.strategies.tokens import read_fitting_ids
 from glitchrun.vocabulary import Vocabulary
@@ -43,9 +43,8 @@ class Context:
         return f"{origin}: {name}" if origin else name
 
     def prompts(self, probes: str | Sequence[str]) -> dict[str, Prompt]:
-        """The rendered prompts of the named probes; `strict` names all of them."""
-        names = tuple(PROBES) if probes == "strict" else probes
-        return {name: self._render(name) for name in names}
+        """The rendered prompts of the named probes, or of those that `strict` stands for."""
+        return {name: self._render(name) for name in probe_names(probes)}
 
     def _render(self, name: str) -> Prompt:
         tokenizer = self.backend.model.tokenizer

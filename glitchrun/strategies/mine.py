@@ -13,8 +13,9 @@ from torch import Tensor
 from glitchrun.events import Batch, Event, Measured, Verified
 from glitchrun.probing.statistics import entropy
 from glitchrun.prompts.render import Prompt
-from glitchrun.search import BUILDERS, SCREENED, Cascade, Ordered, Search, Space
+from glitchrun.search import BUILDERS, Cascade, Ordered, Search, Space
 from glitchrun.spec.defaults import ITERATIONS
+from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.false_alarms import (
     control_metrics,
@@ -47,14 +48,16 @@ class Config:
     def limit(self) -> int:
         """Verifications the search may spend; a cascade ends by itself."""
         budget = sys.maxsize if self.budget is None else self.budget
-        if self.search == "cascade" or (self.iterations is None and self.budget is not None):
+        if SEARCHES[self.search].ends_itself or (
+            self.iterations is None and self.budget is not None
+        ):
             return budget
         return min((self.iterations or ITERATIONS) * self.batch_size, budget)
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
     """Yields one batch an iteration, until the budget is spent or the search is at its end."""
-    rows = "auto" if config.search == "cascade" else config.batch_size
+    rows = "auto" if SEARCHES[config.search].ends_itself else config.batch_size
     judge = Judge(context, config.probes, rows)
     batches = list(history)
     for batch in _screened(config, context, history):
@@ -76,14 +79,14 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     yield from control_metrics(config.controls, batches)
     yield from _costs(batches)
     yield _left(search, context, batches)
-    if config.search in SCREENED:
+    if SEARCHES[config.search].screened:
         yield agreement(batches)
     if isinstance(search, Cascade):
         yield from _recall(search, batches)
 
 
 def _screened(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Batch]:
-    if config.search in SCREENED:
+    if SEARCHES[config.search].screened:
         yield from screen(context, _prompt(config, context), history)
 
 
@@ -148,7 +151,7 @@ def space(config: Config, context: Context, batches: Sequence[Batch]) -> Space:
         seed=context.spec.seed,
         gradient=lambda token_id: _entropy_gradient(context, prompt, token_id),
         limit=context.spec.thresholds.probability,
-        scores=scores(batches) if config.search in SCREENED else None,
+        scores=scores(batches) if SEARCHES[config.search].screened else None,
     )
 
 

@@ -11,8 +11,8 @@ from glitchrun.events import Batch, Measured, ProbeResult, Token, Verified
 from glitchrun.plan.rows import PASSES
 from glitchrun.probing.memory import standard_rows
 from glitchrun.probing.verifier import Verifier
-from glitchrun.prompts.probes import PROBES
 from glitchrun.prompts.render import intact
+from glitchrun.spec.probes import PROBES
 from glitchrun.strategies.context import Context
 from glitchrun.vocabulary.text import emitted_kind
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from glitchrun.prompts.probes import PROBES
+
 from glitchrun.prompts.conversation import Conversation, write
 from glitchrun.prompts.families import FAMILIES
-from glitchrun.prompts.probes import PROBES
 from glitchrun.prompts.render import Prompt, render
 from glitchrun.prompts.template import Template
 from glitchrun.prompts.tokenizer import encode, encode_inside

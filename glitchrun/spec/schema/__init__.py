@@ -2,21 +2,28 @@
 
 The fragments' annotations stay out of what is published: `x-metrics` names the numbers a strategy
 ends with, `x-tables` the tables of its entries with their columns, `x-headline` the metric that a
-run without verdicts leads with, and `x-used-by` on a parameter names the searches that read it
-(with `x-needed-by`, that cannot do without it). `x-token-id` marks an integer that is
-one, `x-names-tokens` a text that may name some (`<#31415>`). `x-form` says in words what a `pattern`
+run without verdicts leads with. `x-enum` stands for names from a table (`ENUMS`). `x-used-by` on a
+parameter names the values of another one that read it (with `x-needed-by`, that cannot do without
+it); for the searches of `mine` their table says so. `x-token-id` marks an integer that is one,
+`x-names-tokens` a text that may name some (`<#31415>`), and `x-form` says in words what a `pattern`
 asks for.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from glitchrun.spec.probes import PROBES
+from glitchrun.spec.searches import SEARCHES, readers
+
 _FOLDER = Path(__file__).parent
+
+ENUMS: Mapping[str, Iterable[str]] = {"searches": SEARCHES, "probes": PROBES}
+"""The tables whose names an `x-enum` stands for."""
 
 # Where the document is the reader's own: kept as written, never an `{env: ...}`, nulls included.
 FREE = (("matrix", "axes"), ("matrix", "exclude"), ("extends",))
@@ -31,9 +38,29 @@ NO_REFERENCE = (("metadata", "tags"), ("matrix",))
 def strategies() -> Mapping[str, Mapping[str, Any]]:
     """Each strategy's fragment by its name, in alphabetical order."""
     folder = _FOLDER / "strategies"
-    return {
-        path.stem: json.loads(path.read_text(encoding="utf-8"))
+    found = {
+        path.stem: _with_enums(json.loads(path.read_text(encoding="utf-8")))
         for path in sorted(folder.glob("*.json"))
+    }
+    for name, part in found["mine"]["properties"].items():
+        if used := readers(name):
+            part["x-used-by"] = {"search": used}
+            needing = [one for one in used if name in SEARCHES[one].needs]
+            part |= {"x-needed-by": {"search": needing}} if needing else {}
+    return found
+
+
+def _with_enums(part: Any) -> Any:
+    """A fragment with every `x-enum` replaced by the `enum` that it names."""
+    if isinstance(part, list):
+        return [_with_enums(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    return {
+        "enum" if key == "x-enum" else key: list(ENUMS[value])
+        if key == "x-enum"
+        else _with_enums(value)
+        for key, value in part.items()
     }
 
 

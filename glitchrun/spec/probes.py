@@ -1,5 +1,8 @@
 """What is asked about a token: GlitchMiner's three probes.
 
+A probe is one entry of `_ALL`. The schema's enums, `glitchrun list probes`, the plan and the
+prompts read it from here; it stands in the spec's room because that may import nothing above it.
+
 Source: Wu et al., "GlitchMiner: Mining Glitch Tokens in Large Language Models via Gradient-based
 Discrete Optimization", arXiv 2410.15052. A probe passes when the most likely next token after its
 prompt is the token it asks about; the strict check calls a token a glitch when all three fail.
@@ -7,6 +10,7 @@ prompt is the token it asks about; the strict check calls a token a glitch when 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -27,6 +31,7 @@ class Probe:
     """One question that asks for one token back."""
 
     name: str
+    """As a spec's `probes` and the records call it."""
     user: str
     """The last user text; holds `{token}` exactly once."""
     prefill: str
@@ -37,6 +42,9 @@ class Probe:
     system: str | None = None
     """The probe's own system text. A template that cannot carry one presents the probe without,
     and says so (`Prompt.dropped_system`)."""
+    positions: int = 128
+    """Positions that its prompt takes at most in the templates and tokenizers tried, before a
+    system text of the spec's own: for the plan's memory."""
 
 
 _ALL = (
@@ -45,6 +53,7 @@ _ALL = (
         user='Please repeat the string: "«{token}»"',
         prefill=' Sure, the string is: "«',
         closing='»"',
+        positions=64,  # 32 were the most seen
     ),
     Probe(
         name="explain",
@@ -65,6 +74,7 @@ _ALL = (
         user="Question: Please can you repeat the string '{token}'?",
         prefill=" Of course! Here is the repeated string:'",
         closing="'",
+        positions=64,
     ),
 )
 
@@ -78,13 +88,9 @@ STRICT = ("repeat", "explain", "question")
 """What `probes: strict` stands for."""
 
 
-def select(names: str | tuple[str, ...] | list[str] | None) -> tuple[Probe, ...]:
-    """The probes that a spec's `probes` names: `strict`, a list of names, or None for the default.
-
-    Raises KeyError for an unknown name: the schema has refused it before.
-    """
-    if names is None:
-        names = DEFAULT
-    elif names == "strict":
-        names = STRICT
-    return tuple(PROBES[name] for name in names)
+def probe_names(probes: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The names that a spec's `probes` stands for: `strict`, a list of names, or None for the
+    default."""
+    if probes is None:
+        return DEFAULT
+    return STRICT if probes == "strict" else tuple(probes)
