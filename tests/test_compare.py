@@ -245,5 +245,5 @@ def test_an_unfinished_run_is_compared_as_far_as_it_is(
     write_run(tmp_path / ROOT, Invented(name="whole", key="a" * 16))
     write_run(tmp_path / ROOT, Invented(name="cut", key="b" * 16, status="KILLED"))
     found = document("whole", "cut")
-    assert found["sides"][1]["note"] == "the run is KILLED"
+    assert found["sides"][1]["note"] == "the run is INTERRUPTED"
     assert found["pairs"][0]["tokens"] == found["sides"][1]["tokens"] < 200

@@ -10,6 +10,7 @@ import pytest
 
 from glitchrun.events import Entry, Screened
 from glitchrun.ledger.record import Metric
+from glitchrun.report.document import document
 from glitchrun.report.headline import headline
 from glitchrun.report.markdown import markdown
 from glitchrun.report.numbers import (
@@ -25,6 +26,7 @@ from glitchrun.report.overview import counters, not_finite, tallies
 from glitchrun.report.severity import severity
 from glitchrun.report.summary import summary_lines
 from glitchrun.report.table import most_interesting_first, table
+from glitchrun.tracking.note import note
 from tests.support.records import Invented, write_run
 from tests.support.reporting import run_of, sampled, step, verified
 
@@ -39,8 +41,8 @@ def test_the_headline_is_the_confirmed_tokens(tmp_path: Path) -> None:
     assert (top.number, top.unit) == (2, "confirmed glitch tokens")
     about_samples, about_verdicts, about_severity, about_emitted = top.sentences
     assert about_samples == (
-        "Of 3 sampled tokens, 2 failed in at least 80 % of 5 sampled attempts "
-        "(thresholds.asr = 0.8)."
+        "2 of 3 sampled tokens failed at least 80 % of their attempts "
+        "(5 each; thresholds.asr = 0.8)."
     )
     assert about_verdicts == (
         "Of 4 verified tokens (< 0.01 % of the vocabulary's 49,152), 3 (75 %) failed the probe "
@@ -50,7 +52,10 @@ def test_the_headline_is_the_confirmed_tokens(tmp_path: Path) -> None:
         "Of these 3 glitch tokens, 0 (0 %) are severe, with a probability below 0.001; "
         "0 lie below 0.01."
     )
-    assert "In place of none of them" in about_emitted
+    assert about_emitted == (
+        "The model answered none of them with a shorter piece of the right text, or with the right "
+        "text in other case or spacing."
+    )
 
 
 def test_a_cascade_says_what_it_found_of_what_there_is(tmp_path: Path) -> None:
@@ -58,7 +63,7 @@ def test_a_cascade_says_what_it_found_of_what_there_is(tmp_path: Path) -> None:
     mine = step("mine", "mine", scores, verified(1), verified(2, **GLITCH))
     cascade = replace(mine, params={"search": "cascade"})
     audited = replace(cascade, metrics={"recall_low": Metric(0.813, 2)})
-    sentence = "it found at least 81.3 % of the glitch tokens in scope, with a confidence of 95 %."
+    sentence = "found at least 81.3 % of the glitch tokens in scope, with 95 % confidence"
     assert any(sentence in one for one in headline(run_of(tmp_path / "a", audited)).sentences)
     cut_short = replace(cascade, metrics={"recall_low": Metric(None, 2)})
     assert any(
@@ -88,15 +93,15 @@ def test_probes_that_differ_by_step_are_not_taken_for_one_check(tmp_path: Path) 
     assert any("failed every probe that they were asked in (explain, repeat)" in s for s in told)
 
 
-def test_a_screen_that_foresaw_little_is_told(tmp_path: Path) -> None:
+def test_a_screen_that_predicted_little_is_told(tmp_path: Path) -> None:
     mine = step("mine", "mine", verified(1), verified(2, **GLITCH))
     blind, guide = (
         replace(mine, params={"search": "screen"}, metrics={"screen_agreement": Metric(value, 200)})
         for value in (0.013, 0.92)
     )
     told = headline(run_of(tmp_path / "a", blind)).sentences
-    assert any("foresaw 1.3 % of its 200 verdicts" in sentence for sentence in told)
-    assert not any("foresaw" in one for one in headline(run_of(tmp_path / "b", guide)).sentences)
+    assert any("predicted 1.3 % of its 200 verdicts" in sentence for sentence in told)
+    assert not any("predicted" in one for one in headline(run_of(tmp_path / "b", guide)).sentences)
 
 
 def test_what_a_budget_cut_off_a_named_part_is_told(tmp_path: Path) -> None:
@@ -312,3 +317,71 @@ def test_the_summary_names_tokens_counts_and_files(tmp_path: Path) -> None:
 )
 def test_numbers_read_well(written: str, value: str) -> None:
     assert written == value
+
+
+def test_an_interrupted_run_is_called_so_and_can_be_resumed(tmp_path: Path) -> None:
+    record = run_of(tmp_path, step("scan", "scan", verified(1)), status="KILLED")
+    first, *rest = summary_lines(record)
+    assert first.endswith(": INTERRUPTED (resumable)")
+    assert "It can be resumed" in "\n".join(rest)
+    assert not any("KILLED" in line for line in [first, *rest, note(record)])
+    assert document(record)["status"] == "KILLED"  # MLflow's word, and the contract's
+
+
+def test_the_summary_ends_with_the_winning_sequence(tmp_path: Path) -> None:
+    baseline = {"target": " fox", "target_id": 3, "target_p": 0.73, "wanted": None}
+    best = {"text": " a\x1bb", "ids": "1 2", "fitness": 0.97, "target_p": 0.002, "wanted_p": None}
+    worse = best | {"text": "worse"}
+    rows = [Entry("baseline", baseline), Entry("best", best), Entry("best", worse)]
+    lines = summary_lines(run_of(tmp_path, step("evolve", "genetic", *rows)))
+    answers = [line for line in lines if line.startswith("  answer ")]
+    assert answers == [
+        "  answer   the best sequence is «␣a⟨ESC⟩b» (ids 1 2), of fitness 0.9700",
+        "  answer   probability of the target «␣fox»: 73 % without it, 0.2 % with it",
+    ]
+
+
+def test_the_summary_ends_with_what_was_predicted(tmp_path: Path) -> None:
+    known = {"case": "fox (raw)", "output": " dog", "output_p": 0.5, "expected": " fox"}
+    asked = known | {"rank": 2, "p": 2e-6}
+    open_ = {"case": "free (raw)", "output": " x", "output_p": 1e-5, "expected": None}
+    rows = [Entry("predictions", cells) for cells in (asked, open_, *[open_] * 11)]
+    lines = summary_lines(run_of(tmp_path, step("next", "predict", *rows)))
+    assert "  answer   fox (raw): «␣dog» (50 %); the expected «␣fox» has rank 2 (2.00e-06)" in lines
+    assert "  answer   free (raw): «␣x» (1.00e-05)" in lines
+    assert "  … and 1 more row in the table" in lines
+
+
+@pytest.mark.parametrize(("source", "listed"), [("ids", True), ("texts", True), ("from", False)])
+def test_tokens_that_passed_are_listed_where_the_spec_names_them(
+    tmp_path: Path, source: str, listed: bool
+) -> None:
+    facts = [verified(1), verified(2, **GLITCH), verified(3, **NEAR)]
+    named = replace(step("ask", "test", *facts), params={"tokens": {source: [1, 2, 3]}})
+    lines = "\n".join(summary_lines(run_of(tmp_path, named)))
+    assert lines.count("«␣t2»") == 1
+    assert ("«␣t1»  passed  p 0.900" in lines) == listed
+    assert ("«␣t3»  near miss" in lines) == listed
+    many = [verified(i) for i in range(15)]
+    long = replace(named, batches=step("ask", "test", *many).batches)
+    lines = "\n".join(summary_lines(run_of(tmp_path / "b", long)))
+    assert ("… and 5 more tokens asked about" in lines) == listed
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (-0.5, "-50 %"),
+        (-0.003, "-0.3 %"),
+        (-1e-6, "> -0.01 %"),
+        (-1, "-100 %"),
+        (-0.99999, "< -99.9 %"),
+        (1e-6, "< 0.01 %"),
+        (0.99999, "> 99.9 %"),
+        (0.0, "0 %"),
+        (-0.0, "0 %"),
+        (0.025, "2.5 %"),
+    ],
+)
+def test_percents_have_their_sign(value: float, text: str) -> None:
+    assert percent(value) == text

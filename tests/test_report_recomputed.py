@@ -288,7 +288,7 @@ def test_the_sentences(record: RunRecord, lines: list[Line]) -> None:
     numbers = [
         [int(n.replace(",", "")) for n in re.findall(r"\b\d[\d,]*\b(?![.%])", t)] for t in texts
     ]
-    assert numbers[0][:2] == [len(tried), sum(line["confirmed"] for line in tried)]
+    assert numbers[0][:2] == [sum(line["confirmed"] for line in tried), len(tried)]
     assert {found["verified"], found["glitch"], found["near_miss"]} <= {*numbers[1]}
     assert {found["glitch"], found["severe"], found["mild"]} <= {*numbers[2]}
     assert {found["emitted"]["prefix"], found["emitted"]["case_space"]} <= {*numbers[3]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, replace
 from itertools import pairwise
@@ -154,6 +155,27 @@ def test_headlines_are_of_declared_metrics(name: str) -> None:
         sentences = (headline["sentence"], *headline.get("when", {}).values())
         assert all("{" not in sentence.format(**metrics) for sentence in sentences)
         assert set(headline.get("when", {})) <= set(metrics)
+        for answer in headline.get("answers", ()):
+            assert {answer["table"], *_tables(answer)} <= set(_columns(name))
+            assert _named(answer) <= _columns(name)[answer["table"]] | _dotted(name)
+
+
+def _columns(name: str) -> dict[str, set[str]]:
+    return {table: set(made["columns"]) for table, made in strategies()[name]["x-tables"].items()}
+
+
+def _dotted(name: str) -> set[str]:
+    return {f"{table}.{column}" for table, made in _columns(name).items() for column in made}
+
+
+def _named(answer: dict[str, str]) -> set[str]:
+    """The columns that an answer's lines hold in braces, or hang on."""
+    texts = answer["line"] + answer.get("else", "")
+    return {*re.findall(r"\{([\w.]+)\}", texts), *([answer["where"]] if "where" in answer else ())}
+
+
+def _tables(answer: dict[str, str]) -> set[str]:
+    return {name.split(".")[0] for name in _named(answer) if "." in name}
 
 
 @pytest.mark.parametrize("name", sorted(strategies()))

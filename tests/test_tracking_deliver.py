@@ -146,7 +146,7 @@ def test_params_and_tags_are_what_a_person_looks_for(tmp_path: Path) -> None:
     assert data.params["model"] == "SmolLM2-135M-Instruct.Q4_1.gguf"
     assert data.params["mine.search"] == "gradient"
     assert data.params["thresholds.asr"] == "0.8"
-    assert "seed" not in data.params
+    assert data.params["seed"] == "0"
     assert data.tags["glitchrun.seed"] == "0"
     assert data.tags["glitchrun.template"] == "chatml"
     assert data.tags["glitchrun.gates"] == "pass"

@@ -10,6 +10,7 @@ from pathlib import Path
 from glitchrun.errors import GlitchrunError, UsageError, file_access
 from glitchrun.ledger import RunRecord, find_runs, latest_attempt, read_run, unreadable_lines
 from glitchrun.ledger.journal import holds_run
+from glitchrun.ledger.record import status_word
 from glitchrun.terminal import say, visible
 
 _LISTED = 12
@@ -123,7 +124,8 @@ def _listing(runs: list[RunRecord]) -> str:
 
 def _line(run: RunRecord) -> str:
     started = datetime.fromtimestamp(run.started_at / 1000).isoformat(timespec="minutes")
+    status = status_word(run.status)
     return visible(
-        f"{run.identity.key[:12]}#{run.identity.attempt}  {run.status:<8}  {started}  "
+        f"{run.identity.key[:12]}#{run.identity.attempt}  {status:<11}  {started}  "
         f"{run.identity.experiment} · {run.identity.name}"
     )

@@ -11,6 +11,7 @@ import click
 from glitchrun.cli.apply import ROOT
 from glitchrun.cli.runs import readable_runs, tell_damage
 from glitchrun.ledger import RunRecord, is_held
+from glitchrun.ledger.record import status_word
 from glitchrun.spec.loading import load_experiment
 from glitchrun.terminal import emit_json, say, visible
 
@@ -35,6 +36,8 @@ def command(spec: Path | None, output: str) -> None:
         say(f"no runs under {ROOT}/")
     else:
         say("\n".join(_line(row) for row in rows))
+        if any(row["status"] in ("KILLED", "STALE") for row in rows):
+            say("glitchrun apply resumes what is INTERRUPTED or STALE", err=True)
 
 
 def _row(run: RunRecord) -> dict[str, Any]:
@@ -78,7 +81,7 @@ def _line(row: dict[str, Any]) -> str:
     undelivered = "" if row["delivered"] else "  (not in MLflow)"
     repaired = "  (its ledger was damaged and repaired)" if row["repairs"] else ""
     return visible(
-        f"{row['status']:<9}{row['started']}  {row['experiment']} · {row['name']}  "
+        f"{status_word(row['status']):<12}{row['started']}  {row['experiment']} · {row['name']}  "
         f"{row['key'][:8]}#{row['attempt']}  {steps}{undelivered}{repaired}"
     )
 

@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import glitchrun
+from glitchrun.cli.render_plan import size
 from glitchrun.plan.devices import visible_gpus
 from glitchrun.plan.main_memory import main_memory
 
@@ -114,7 +115,7 @@ def processor(root: Path) -> Iterator[Finding]:
     """Cores and main memory, and whether the CPU multiplies bfloat16 by itself."""
     free, total, source = main_memory()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    detail = f"{cores} cores, {free / 1e9:.1f} of {total / 1e9:.1f} GB free ({source})"
+    detail = f"{cores} cores, {size(free)} of {size(total)} free ({source})"
     yield Finding("cpu", "ok", detail)
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -131,7 +132,7 @@ def gpus(root: Path) -> Iterator[Finding]:
     """NVIDIA devices that a run could use."""
     found = visible_gpus()
     for gpu in found:
-        detail = f"{gpu.source}, {gpu.free / 1e9:.1f} of {gpu.total / 1e9:.1f} GB free"
+        detail = f"{gpu.source}, {size(gpu.free)} of {size(gpu.total)} free"
         yield Finding(gpu.device, "ok", detail)
     if not found:
         yield Finding("gpu", "note", "none that torch could use: runs go to the CPU")
@@ -176,7 +177,7 @@ def disk(root: Path) -> Iterator[Finding]:
         return
     free = shutil.disk_usage(place).free
     low = free < _LEAST_DISK
-    detail = f"{root} can be written, {free / 1e9:.1f} GB free"
+    detail = f"{root} can be written, {size(free)} free"
     yield Finding("tracking root", "note" if low else "ok", detail, "make room" if low else None)
 
 

@@ -113,6 +113,16 @@ class ModelRecord:
     """Rows of the vocabulary by category; empty where no step needed to know them."""
 
 
+STATUS_WORDS = {"KILLED": "INTERRUPTED"}
+"""What people read in place of a status. KILLED is MLflow's word for a run that a signal ended; it is
+wrong for what Ctrl-C stopped cleanly and `apply` resumes."""
+
+
+def status_word(status: str) -> str:
+    """A run's status as people read it; records, JSON and MLflow keep the status itself."""
+    return STATUS_WORDS.get(status, status)
+
+
 @dataclass(frozen=True, slots=True)
 class RunRecord:
     folder: Path

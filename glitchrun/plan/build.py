@@ -12,6 +12,7 @@ from glitchrun.checkpoint.fingerprint import fingerprint
 from glitchrun.checkpoint.headers import Header, read_header
 from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.errors import ModelUnavailable
+from glitchrun.ledger.record import status_word
 from glitchrun.plan import duration
 from glitchrun.plan.devices import device_memory
 from glitchrun.plan.memory import MemoryEstimate, estimate
@@ -202,7 +203,7 @@ def _action(status: str | None, outside: str | None, memory: MemoryEstimate) -> 
         return "start", "never run"
     if status == "DAMAGED":
         return "resume", "the latest attempt's ledger is damaged; apply goes on from its good part"
-    return "resume", f"the latest attempt is {status}"
+    return "resume", f"the latest attempt is {status_word(status)}"
 
 
 def _outside(spec: Spec, vocab: int) -> str | None:

@@ -22,7 +22,7 @@ DIGITS = 3
 _STOPPED = {
     "RUNNING": "The run is not over: the numbers are those of the moment this page was written.",
     "KILLED": "The run was stopped before its end: the numbers cover what was finished until then. "
-    "Resume it with glitchrun apply.",
+    "It can be resumed: run the same glitchrun apply again.",
     "DAMAGED": "The run's ledger is damaged: the numbers cover what is good of it.",
     "FAILED": "The run failed: the numbers cover what was finished until then.",
 }
@@ -118,13 +118,11 @@ def _verdict(record: RunRecord) -> tuple[int | None, str, list[str]]:
 def _about_samples(record: RunRecord, sampled: list[Sampled]) -> str:
     attempts = sorted({fact.attempts for fact in sampled})
     number = f"{attempts[0]}" if len(attempts) == 1 else f"{attempts[0]} to {attempts[-1]}"
-    tokens = counted(len(sampled), "sampled token")
     level = thresholds(record).asr
     share = percent(level) if level else "one"
     return (
-        f"Of {tokens}, {sum(fact.confirmed for fact in sampled):,} failed in at least "
-        f"{share} of {number} sampled {'attempt' if attempts == [1] else 'attempts'} "
-        f"(thresholds.asr = {level:g})."
+        f"{sum(fact.confirmed for fact in sampled):,} of {counted(len(sampled), 'sampled token')} "
+        f"failed at least {share} of their attempts ({number} each; thresholds.asr = {level:g})."
     )
 
 
@@ -211,13 +209,13 @@ def _about_recall(step: StepRecord) -> str:
         return f"Step {step.id} verified every token in scope, so that it missed none."
     if metric.value is None:
         return (
-            f"What step {step.id} missed is not known: it ended before an audit, or found nothing."
+            f"How many glitch tokens step {step.id} missed is not known: it ended before an audit, "
+            "or found nothing."
         )
     confidence = step_with_defaults({"strategy": step.strategy, **step.params})["confidence"]
     return (
-        f"By a random audit of what step {step.id} left aside, it found at least "
-        f"{percent(metric.value)} of the glitch tokens in scope, with a confidence of "
-        f"{percent(confidence)}."
+        f"Step {step.id} found at least {percent(metric.value)} of the glitch tokens in scope, "
+        f"with {percent(confidence)} confidence, by a random audit of the tokens it had left aside."
     )
 
 
@@ -227,9 +225,9 @@ def _about_screen(step: StepRecord) -> str:
     if not metric or metric.value is None or metric.value >= _GUIDED:
         return ""
     return (
-        f"The screen of step {step.id} foresaw {percent(metric.value)} of its "
+        f"The screen of step {step.id} predicted {percent(metric.value)} of its "
         f"{counted(metric.n or 0, 'verdict')}: on this model its order says little. "
-        "Take search: surrogate."
+        "Use search: surrogate."
     )
 
 
@@ -255,13 +253,13 @@ def _about_emitted(found: Severity) -> str:
     piece, same = found.emitted["prefix"], found.emitted["case_space"]
     if not piece and not same:
         return (
-            "In place of none of them did the model begin the right text with a shorter piece, or "
-            "say it but for case or space."
+            "The model answered none of them with a shorter piece of the right text, or with the "
+            "right text in other case or spacing."
         )
     return (
-        f"In place of {piece:,} of them ({share(piece, found.glitch)}) the model began the right "
-        f"text with a shorter piece, and {same:,} ({share(same, found.glitch)}) it said but for "
-        "case or space: it may know these, and only not as one token."
+        f"For {piece:,} of them ({share(piece, found.glitch)}) the model began the right text with "
+        f"a shorter piece, and for {same:,} ({share(same, found.glitch)}) its answer differed only "
+        "in case or spacing; it may know these words, just not as single tokens."
     )
 
 

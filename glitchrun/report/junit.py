@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from xml.etree import ElementTree
 
-from glitchrun.ledger.record import GateResult, RunRecord
+from glitchrun.ledger.record import GateResult, RunRecord, status_word
 from glitchrun.report.numbers import figure
 from glitchrun.vocabulary.text import visible
 
@@ -36,7 +36,9 @@ def _run_case(record: RunRecord) -> ElementTree.Element:
     case = _case(record, "the run finishes")
     case.set("time", f"{seconds:.3f}")
     if record.status != "FINISHED":
-        message = f"status {record.status}" + (f": {record.error}" if record.error else "")
+        message = f"status {status_word(record.status)}" + (
+            f": {record.error}" if record.error else ""
+        )
         ElementTree.SubElement(case, "failure", message=_legible(message))
     return case
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from glitchrun.ledger.record import RunRecord
+from glitchrun.ledger.record import RunRecord, status_word
 from glitchrun.report.headline import DIGITS, headline
 from glitchrun.report.markup import code, escaped, grid, prose
 from glitchrun.report.numbers import count, figure, percent, share, size
@@ -27,7 +27,7 @@ def markdown(record: RunRecord) -> str:
     number = "" if top.number is None else f"{figure(top.number, DIGITS)} "
     identity = record.identity
     parts = [
-        f"## {prose(identity.experiment)} · {prose(identity.name)}: {record.status}",
+        f"## {prose(identity.experiment)} · {prose(identity.name)}: {status_word(record.status)}",
         f"**{number}{top.unit}**",
         *map(prose, top.sentences),
         *_gates(record),

@@ -38,8 +38,13 @@ def share(part: float, whole: float) -> str:
 
 
 def percent(value: float) -> str:
-    """`2.5 %` for 0.025: three digits, never 0 % or 100 % for what only rounds to it."""
-    scaled = 100 * value
+    """`2.5 %` for 0.025: three digits, never 0 % or 100 % for what only rounds to it. A difference
+    may be negative: `-2.5 %`."""
+    if value < 0:
+        text = percent(-value)
+        bound = {"<": ">", ">": "<"}.get(text[0])
+        return f"{bound} -{text[2:]}" if bound else f"-{text}"
+    scaled = abs(100 * value)
     if scaled in (0, 100):
         return f"{scaled:.0f} %"
     if scaled < 0.01:

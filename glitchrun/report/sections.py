@@ -8,7 +8,7 @@ from typing import Any
 
 from glitchrun.events import SEVERE
 from glitchrun.ledger.command import apply_command
-from glitchrun.ledger.record import ModelRecord, RunRecord, StepRecord
+from glitchrun.ledger.record import ModelRecord, RunRecord, StepRecord, status_word
 from glitchrun.report.headline import declared_headline, headline
 from glitchrun.report.numbers import MISSING, count, duration, figure, moment, share, size
 from glitchrun.report.overview import (
@@ -38,6 +38,7 @@ def sections(record: RunRecord) -> dict[str, Any]:
         "run": record.identity.name,
         "description": record.identity.description,
         "status": record.status,
+        "status_word": status_word(record.status),
         "headline": headline(record),
         "cards": _cards(record),
         "setup": _setup(record),

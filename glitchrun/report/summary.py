@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from glitchrun.ledger.record import RunRecord
-from glitchrun.report.headline import DIGITS, headline
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from glitchrun.ledger.record import RunRecord, status_word
+from glitchrun.report.headline import DIGITS, declared_headline, headline
 from glitchrun.report.numbers import counted, duration, figure, percent, size
 from glitchrun.report.overview import is_about_tokens
-from glitchrun.report.step_tables import StepColumn, shown, step_tables
+from glitchrun.report.step_tables import StepColumn, StepTable, shown, step_tables
 from glitchrun.report.table import Row, found_tokens, table
 from glitchrun.vocabulary.text import visible_token
 
@@ -20,11 +24,12 @@ def summary_lines(record: RunRecord) -> list[str]:
     top = headline(record)
     number = "" if top.number is None else f"{figure(top.number, DIGITS)} "
     return [
-        f"{record.identity.experiment} · {record.identity.name}: {record.status}",
+        f"{record.identity.experiment} · {record.identity.name}: {_status(record)}",
         f"  {number}{top.unit}",
         *(f"  {sentence}" for sentence in top.sentences),
+        *_answer_lines(record),
         *_check_lines(record),
-        *_token_lines(table(record)),
+        *_token_lines(record),
         *_gate_lines(record),
         *_work_lines(record),
         f"  report   {record.artifacts / 'report.html'}",
@@ -52,11 +57,84 @@ def _check_lines(record: RunRecord) -> list[str]:
     ]
 
 
-def _token_lines(rows: list[Row]) -> list[str]:
+def _status(record: RunRecord) -> str:
+    word = status_word(record.status)
+    return f"{word} (resumable)" if record.status == "KILLED" else word
+
+
+def _answer_lines(record: RunRecord) -> list[str]:
+    """What each step came to, as its strategy declares under `answers` of `x-headline`."""
+    lines = []
+    for step in record.steps:
+        rows = {found.name: found for found in step_tables(record) if found.step == step.id}
+        for answer in (declared_headline(step) or {}).get("answers", ()):
+            lines += _answers(answer, rows)
+    return lines
+
+
+def _answers(answer: Mapping[str, Any], tables: Mapping[str, StepTable]) -> list[str]:
+    """A line for each row of the table that the answer is about, up to `most` of them."""
+    about = tables.get(answer["table"])
+    if about is None:
+        return []
+    most = answer.get("most", len(about.rows))
+    lines = []
+    for row in about.rows[:most]:
+        column = answer.get("where")
+        known = column is None or row.get(column) is not None
+        text = answer["line"] if known else answer.get("else")
+        if text:
+            lines.append(f"  answer   {_filled(text, about, row, tables)}")
+    hidden = 0 if answer.get("most") == 1 else len(about.rows) - most
+    return [*lines, f"  … and {counted(hidden, 'more row')} in the table"] if hidden > 0 else lines
+
+
+def _filled(
+    text: str, about: StepTable, row: Mapping[str, Any], tables: Mapping[str, StepTable]
+) -> str:
+    """`text` with `{column}` of the row, and `{table.column}` of another table's first row."""
+
+    def cell(found: re.Match[str]) -> str:
+        name, dot, column = found[1].rpartition(".")
+        source = tables.get(name) if dot else about
+        cells = row if source is about else source.rows[0] if source else {}
+        kinds = {one.name: one for one in source.columns} if source else {}
+        return shown(cells.get(column), kinds.get(column, StepColumn(column)))
+
+    return re.sub(r"\{([\w.]+)\}", cell, text)
+
+
+def _token_lines(record: RunRecord) -> list[str]:
+    """What was found, then what became of the tokens that the spec names one by one."""
+    rows = table(record)
     found = found_tokens(rows)
-    lines = [f"  {_token_line(row)}" for row in found[:SHOWN]]
-    hidden = len(found) - len(lines)
-    return [*lines, f"  … and {counted(hidden, 'more token')}"] if hidden else lines
+    known = {row.token.id for row in found}
+    asked = [row for row in _asked(record, rows) if row.token.id not in known]
+    return [*_first_lines(found, "more token"), *_first_lines(asked, "more token asked about")]
+
+
+def _first_lines(rows: list[Row], rest: str) -> list[str]:
+    lines = [f"  {_token_line(row)}" for row in rows[:SHOWN]]
+    hidden = len(rows) - len(lines)
+    # `more token asked about`: the noun that takes the s is the second word.
+    words = rest if hidden == 1 else rest.replace("token", "tokens")
+    return [*lines, f"  … and {hidden:,} {words}"] if hidden else lines
+
+
+def _asked(record: RunRecord, rows: list[Row]) -> list[Row]:
+    """The tokens of steps whose `tokens` are ids or texts, each once: every verdict on them is an
+    answer, that they passed included."""
+    named = {
+        step.id
+        for step in record.steps
+        if isinstance(tokens := step.params.get("tokens"), Mapping)
+        and (tokens.get("ids") or tokens.get("texts"))
+    }
+    first: dict[int, Row] = {}
+    for row in rows:
+        if row.control_of is None and named.intersection(row.steps):
+            first.setdefault(row.token.id, row)
+    return list(first.values())
 
 
 def _token_line(row: Row) -> str:

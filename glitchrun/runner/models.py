@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from glitchrun.model.loaded import LoadedModel
+from glitchrun.report.numbers import size
 from glitchrun.spec.types import ModelSpec
 
 
@@ -35,7 +36,7 @@ class Models:
             self._spec = spec
             self._announce(
                 f"loaded in {self._model.load_seconds:.1f} s: "
-                f"{self._model.bytes / 1e6:,.0f} MB on {self._model.device}"
+                f"{size(self._model.bytes)} on {self._model.device}"
             )
         return self._model
 

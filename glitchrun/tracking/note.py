@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from glitchrun.events import Sampled, Token, Verified
 from glitchrun.ledger.command import apply_command
-from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.ledger.record import RunRecord, StepRecord, status_word
 from glitchrun.spec.schema import strategies
 from glitchrun.terminal import visible_lines
 from glitchrun.tracking.metrics import is_finite
@@ -70,7 +70,7 @@ def _what(record: RunRecord) -> str:
 
 def _outcome(record: RunRecord) -> str:
     if record.error:
-        return f"**{record.status}**: {escaped(record.error)}"
+        return f"**{status_word(record.status)}**: {escaped(record.error)}"
     sentences = [sentence for step in record.steps for sentence in _sentences(record, step)]
     return "**Result:** " + "; ".join(sentences) + "." if sentences else ""
 

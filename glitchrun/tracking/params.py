@@ -18,8 +18,7 @@ _SHOWN_ITEMS = 12
 def params(record: RunRecord) -> tuple[dict[str, str], int]:
     """Params by name, and how many were left out.
 
-    They come from what never changes in a run, because MLflow takes a param only once. The seed is
-    a tag, and a param only where it was swept: as a number it would stretch every comparison.
+    They come from what never changes in a run, because MLflow takes a param only once.
     """
     found: dict[str, str] = {}
     for name, value in _choices(record):
@@ -44,6 +43,7 @@ def _choices(record: RunRecord) -> Iterator[tuple[str, Any]]:
     yield "template", spec.get("template", "auto")
     if "system" in spec:
         yield "system", spec["system"]
+    yield "seed", spec.get("seed", 0)
     yield from _flat("thresholds", spec.get("thresholds", {}))
     yield from _flat("tokens", spec.get("tokens", {}))
     for step in record.steps:

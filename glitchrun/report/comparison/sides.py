@@ -8,7 +8,7 @@ from typing import Any
 
 from glitchrun.events import Sampled, Verified
 from glitchrun.imports import Found, Imported
-from glitchrun.ledger.record import Metric, RunRecord
+from glitchrun.ledger.record import Metric, RunRecord, status_word
 from glitchrun.report.table import Row, facts_by_token
 
 BY = {
@@ -87,7 +87,7 @@ def of_run(label: str, record: RunRecord, by: str) -> Side:
         metrics=record.metrics,
         spec=record.spec,
         setting=_setting(record),
-        note=None if record.status == "FINISHED" else f"the run is {record.status}",
+        note=None if record.status == "FINISHED" else f"the run is {status_word(record.status)}",
     )
 
 
