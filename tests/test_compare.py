@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import combinations
 from math import comb
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from glitchrun.cli import main
+from glitchrun.cli import compare, main
 from glitchrun.cli.apply import ROOT
+from glitchrun.ledger.record import Metric
 from glitchrun.report.comparison.agreement import Counts, Overlap, apart, wilson
 from glitchrun.report.rows import rows
 from tests.support.records import Invented, write_matrix, write_run
+from tests.support.reporting import run_of, step
 
 LEGACY = Path(__file__).parent / "data" / "legacy"
 
@@ -247,3 +250,59 @@ def test_an_unfinished_run_is_compared_as_far_as_it_is(
     found = document("whole", "cut")
     assert found["sides"][1]["note"] == "the run is INTERRUPTED"
     assert found["pairs"][0]["tokens"] == found["sides"][1]["tokens"] < 200
+
+
+def test_a_matrix_s_name_stands_for_its_cells(runs: list[Any], tmp_path: Path) -> None:
+    earlier = Invented(
+        experiment="quantization-sweep",
+        name="seed=7",
+        key="e" * 16,
+        parent="f" * 16,
+        assignments={"seed": 7},
+        started_at=runs[0].started_at - 1,
+    )
+    write_run(tmp_path / ROOT, earlier)  # of the matrix before it was given other axes
+    names = [run.identity.name for run in runs]
+    for words in (["quantization-sweep"], [runs[0].identity.parent]):
+        sides = document(*words)["sides"]
+        assert [side["name"].split(" · ")[1].split(" ")[0] for side in sides] == names
+    mixed = document("quantization-sweep", listed(tmp_path, "other.json", (1, "a", True)))
+    assert [side["kind"] for side in mixed["sides"]] == ["run", "run", "run", "file"]
+
+
+def test_of_a_cell_the_newest_finished_run_is_taken(runs: list[Any], tmp_path: Path) -> None:
+    cell = runs[1].identity
+    again = Invented(
+        experiment=cell.experiment,
+        name=cell.name,
+        key="e" * 16,
+        parent=cell.parent,
+        assignments=cell.assignments,
+        started_at=runs[2].started_at + 9,
+    )
+    write_run(tmp_path / ROOT, replace(again, status="FAILED"))
+    sides = document("quantization-sweep")["sides"]
+    assert len(sides) == 3
+    assert any(cell.key[:12] in side["name"] for side in sides)
+
+
+def test_runs_without_verdicts_are_compared_by_their_numbers_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speed = {"tokens_per_second": Metric(5.0), "estimate_deviation": Metric(None)}
+    profiles = [
+        replace(run_of(tmp_path / name), steps=(replace(step("p", "profile"), metrics=speed),))
+        for name in "abc"
+    ]
+    for count in (2, 3):
+        found = iter(profiles)
+        monkeypatch.setattr(compare, "find_cells", lambda *_: [])
+        monkeypatch.setattr(compare, "find_run", lambda *_, found=found: next(found))
+        done = compared(*"abc"[:count])
+        assert done.exit_code == 0, done.stderr
+        titles = [line for line in done.stdout.splitlines() if line and line[0] != " "]
+        assert titles[:2] == ["Compared", "Metrics"]
+        assert all(title.startswith("What differs") for title in titles[2:])
+        assert "Looked at" not in done.stdout
+        assert "p/tokens_per_second" in done.stdout
+        assert "estimate_deviation" not in done.stdout  # no side has it

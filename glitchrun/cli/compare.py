@@ -11,11 +11,12 @@ import click
 
 from glitchrun.cli.apply import ROOT
 from glitchrun.cli.needs import require
-from glitchrun.cli.runs import find_run
+from glitchrun.cli.runs import find_cells, find_run
 from glitchrun.errors import UsageError
 from glitchrun.terminal import emit_json, say
 
 if TYPE_CHECKING:
+    from glitchrun.ledger import RunRecord
     from glitchrun.report.comparison.sides import Side
 
 _SHOWN = 20
@@ -43,17 +44,19 @@ _SHOWN = 20
 def command(runs: tuple[str, ...], by: str, scope: int | None, every: bool, output: str) -> None:
     """Shows verdicts and metrics of two or more RUNs side by side, with their agreement.
 
-    A RUN is what `report` takes, or a file that `import` reads.
+    A RUN is what `report` takes, or a file that `import` reads. The name of an experiment with a
+    matrix stands for all of its cells.
     """
-    if not 2 <= len(runs) <= len(ascii_uppercase):
-        raise UsageError(f"compare takes 2 to {len(ascii_uppercase)} runs, got {len(runs)}")
     require("scipy")
     from glitchrun.report.comparison.document import document
     from glitchrun.report.comparison.pairs import all_pairs
     from glitchrun.report.comparison.render import as_markdown, as_text
     from glitchrun.report.comparison.sections import sections
 
-    sides = [_side(label, run, by) for label, run in zip(ascii_uppercase, runs, strict=False)]
+    found = [one for run in runs for one in _meant(run)]
+    if not 2 <= len(found) <= len(ascii_uppercase):
+        raise UsageError(f"compare takes 2 to {len(ascii_uppercase)} runs, got {len(found)}")
+    sides = [_side(label, one, by) for label, one in zip(ascii_uppercase, found, strict=False)]
     pairs = all_pairs(sides, scope)
     if output == "json":
         emit_json(document(sides, pairs, by))
@@ -62,10 +65,15 @@ def command(runs: tuple[str, ...], by: str, scope: int | None, every: bool, outp
     say(as_markdown(shown) if output == "md" else as_text(shown), nl=False)
 
 
-def _side(label: str, text: str, by: str) -> Side:
+def _meant(text: str) -> list[Path | RunRecord]:
+    """What a word of the command line stands for: a file, a run, or the cells of a matrix."""
+    if os.path.isfile(text):  # noqa: PTH113 - false for any text, where Path raises
+        return [Path(text)]
+    return [*(find_cells(text, ROOT) or [find_run(text, ROOT)])]
+
+
+def _side(label: str, one: Path | RunRecord, by: str) -> Side:
     from glitchrun.imports import read
     from glitchrun.report.comparison.sides import of_file, of_run
 
-    if os.path.isfile(text):  # noqa: PTH113 - false for any text, where Path raises
-        return of_file(label, read(Path(text)), by)
-    return of_run(label, find_run(text, ROOT), by)
+    return of_file(label, read(one), by) if isinstance(one, Path) else of_run(label, one, by)

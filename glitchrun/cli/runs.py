@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 from pathlib import Path
 
@@ -67,6 +68,34 @@ def _under(root: Path, text: str) -> RunRecord:
     if len(names) > 1 or any(record.identity.key.startswith(text) for record in runs):
         raise UsageError(f"{text!r} fits more than one run; give a key:\n{_listing(found)}")
     return _taken(text, runs)
+
+
+def find_cells(text: str, root: Path) -> list[RunRecord]:
+    """The cells of the matrix that `text` names by its experiment, or by the key that the cells
+    share, in the order in which they ran; empty where it means no such thing.
+
+    Of each cell the newest finished run is taken, or else the newest. Cells of an earlier shape of
+    the matrix, with other axes, are left out.
+    """
+    newest_first = find_runs(root)[::-1]
+    if any(text == run.identity.name or run.identity.key.startswith(text) for run in newest_first):
+        return []
+    cells = [
+        run
+        for run in newest_first
+        if run.identity.parent
+        and (text == run.identity.experiment or run.identity.parent.startswith(text))
+    ]
+    cells = [run for run in cells if run.identity.assignments.keys() == _axes(cells[0])]
+    cells.sort(key=lambda run: run.status != "FINISHED")  # stable: the newest stay first
+    taken: dict[str, RunRecord] = {}
+    for run in cells:
+        taken.setdefault(run.identity.name, run)
+    return sorted(taken.values(), key=lambda run: (run.started_at, run.identity.name))
+
+
+def _axes(run: RunRecord) -> AbstractSet[str]:
+    return run.identity.assignments.keys()
 
 
 def _newest_attempts(found: Sequence[RunRecord]) -> list[RunRecord]:

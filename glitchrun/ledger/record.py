@@ -114,8 +114,8 @@ class ModelRecord:
 
 
 STATUS_WORDS = {"KILLED": "INTERRUPTED"}
-"""What people read in place of a status. KILLED is MLflow's word for a run that a signal ended; it is
-wrong for what Ctrl-C stopped cleanly and `apply` resumes."""
+"""What people read in place of a status. KILLED is MLflow's word for a run that a signal ended; it
+is wrong for what Ctrl-C stopped cleanly and `apply` resumes."""
 
 
 def status_word(status: str) -> str:

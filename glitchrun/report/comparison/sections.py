@@ -17,7 +17,9 @@ from glitchrun.report.numbers import count, figure
 def sections(sides: Sequence[Side], pairs: Sequence[Pair], shown: int | None) -> Iterator[Section]:
     """The comparison; of long tables `shown` rows, all where it is None."""
     yield _sides(sides)
-    if len(pairs) == 1:
+    if not _about_tokens(sides):
+        pass  # profiles, predictions: their numbers are the comparison
+    elif len(pairs) == 1:
         yield from pair_sections(pairs[0], shown)
     else:
         yield from matrix_sections(sides, pairs, shown)
@@ -26,7 +28,14 @@ def sections(sides: Sequence[Side], pairs: Sequence[Pair], shown: int | None) ->
         yield from _changes(pair)
 
 
+def _about_tokens(sides: Sequence[Side]) -> bool:
+    return any(side.tokens for side in sides)
+
+
 def _sides(sides: Sequence[Side]) -> Section:
+    if not _about_tokens(sides):
+        named = tuple((side.label, side.name, side.note or "") for side in sides)
+        return Section("Compared", (), ("", "What", "Note"), named)
     rows = [
         (side.label, side.name, count(side.looked_at), count(len(side.found)), side.note or "")
         for side in sides
@@ -39,7 +48,11 @@ def _metrics(sides: Sequence[Side]) -> Iterator[Section]:
     names = dict.fromkeys(name for side in runs for name in side.metrics)
     if not runs:
         return
-    rows = tuple((name, *(_metric(side, name) for side in runs)) for name in names)
+    rows = tuple(
+        (name, *(_metric(side, name) for side in runs))
+        for name in names
+        if any(name in side.metrics and side.metrics[name].value is not None for side in runs)
+    )
     yield Section("Metrics", (), ("Metric", *(side.label for side in runs)), rows)
 
 
