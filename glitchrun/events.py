@@ -139,6 +139,8 @@ class Control:
     alike: bool
     """Whether it has that token's script and a space in front as it has."""
     fact: TokenFact
+    elsewhere: bool = False
+    """Whether it was drawn outside of the scripts in which most controls raise an alarm."""
 
     @property
     def token(self) -> Token:
@@ -195,8 +197,18 @@ class Batch:
 
     @property
     def controls(self) -> tuple[Control, ...]:
-        """The facts about ordinary tokens that these are held against."""
-        return tuple(fact for fact in self.facts if isinstance(fact, Control))
+        """The facts about ordinary tokens that these are held against, drawn of like script."""
+        return tuple(f for f in self.facts if isinstance(f, Control) and not f.elsewhere)
+
+    @property
+    def controls_elsewhere(self) -> tuple[Control, ...]:
+        """The facts about ordinary tokens drawn of other scripts, beside those."""
+        return tuple(f for f in self.facts if isinstance(f, Control) and f.elsewhere)
+
+    @property
+    def is_of_controls(self) -> bool:
+        """Whether it is about controls of either kind: what is found among them is no find."""
+        return any(isinstance(fact, Control) for fact in self.facts)
 
     @property
     def screened(self) -> tuple[Screened, ...]:
@@ -257,6 +269,8 @@ def _fact_to_json(fact: TokenFact | Control | Screened | Entry) -> dict[str, Any
     data = {"kind": type(fact).__name__.lower(), **asdict(fact)}
     if isinstance(fact, Control):
         data["fact"] = _fact_to_json(fact.fact)
+        if not fact.elsewhere:
+            del data["elsewhere"]
     return data
 
 
@@ -268,7 +282,8 @@ def _fact_from_json(data: Mapping[str, Any]) -> TokenFact | Control | Screened |
             columns = ("token_ids", "log_p", "gap")
             return Screened(*(tuple(data[name]) for name in columns))
         case "control":
-            return Control(data["of"], data["alike"], _token_fact(data["fact"]))
+            elsewhere = data.get("elsewhere", False)
+            return Control(data["of"], data["alike"], _token_fact(data["fact"]), elsewhere)
         case _:
             return _token_fact(data)
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from glitchrun.events import Entry, Screened
+from glitchrun.events import Control, Entry, Screened
 from glitchrun.ledger.record import Metric
 from glitchrun.report.document import document
 from glitchrun.report.headline import headline
+from glitchrun.report.html import render
 from glitchrun.report.markdown import markdown
 from glitchrun.report.numbers import (
     duration,
@@ -23,6 +24,7 @@ from glitchrun.report.numbers import (
     size,
 )
 from glitchrun.report.overview import counters, not_finite, tallies
+from glitchrun.report.rows import rows
 from glitchrun.report.severity import severity
 from glitchrun.report.summary import summary_lines
 from glitchrun.report.table import most_interesting_first, table
@@ -317,6 +319,37 @@ def test_the_summary_names_tokens_counts_and_files(tmp_path: Path) -> None:
 )
 def test_numbers_read_well(written: str, value: str) -> None:
     assert written == value
+
+
+def test_controls_are_told_by_kind_and_doubtful_scripts_are_named(tmp_path: Path) -> None:
+    wedge = "\U00012000\U00012001"
+    own = [verified(1, text=wedge, **GLITCH), verified(2, text="...", **GLITCH), verified(3)]
+    cuneiform = [Control(1, True, verified(i, text=wedge, **GLITCH)) for i in range(10, 14)]
+    cuneiform += [Control(1, True, verified(14, text=wedge))]
+    marks = [Control(2, True, verified(i, text="!?")) for i in range(20, 24)]
+    words = [Control(1, False, verified(i, text="word"), elsewhere=True) for i in range(30, 36)]
+    words[0] = Control(1, False, verified(30, text="word", **GLITCH), elsewhere=True)
+    made = step("mine", "mine", *own)
+    beside = step("mine", "mine", *cuneiform, *marks, *words)
+    record = run_of(tmp_path, replace(made, batches=(*made.batches, *beside.batches)))
+    (told,) = [one for one in headline(record).sentences if one.startswith("mine: ")]
+    assert told.startswith(
+        "mine: 4 of 9 matched ordinary tokens were also flagged (44.4 %, 95 % CI"
+    )
+    assert "against 2 of 3 candidates (66.7 %)." in told
+    assert "By kind: words 4 of 5, punctuation 0 of 4." in told
+    assert "1 of the 2 flagged candidates contains no letter or digit." in told
+    assert "At least half of the controls in cuneiform were flagged." in told
+    assert "Of 6 controls of other scripts, 1 was flagged (16.7 %)." in told
+    (alarms,) = document(record)["false_alarms"]
+    assert (alarms["controls"], alarms["elsewhere"], alarms["doubtful"]) == (
+        *(9, 6, ("cuneiform",)),
+    )
+    for page in (render(record), markdown(record)):
+        assert "other scripts than cuneiform" in page
+    lines = [row for row in rows(record) if row["control_elsewhere"]]
+    assert [row["token_id"] for row in lines] == [*range(30, 36)]
+    assert all(row["glitch"] is None for row in lines)
 
 
 def test_an_interrupted_run_is_called_so_and_can_be_resumed(tmp_path: Path) -> None:

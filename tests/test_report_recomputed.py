@@ -185,7 +185,11 @@ def metrics_of(lines: list[Line]) -> Iterator[tuple[str, float]]:
         yield "stopped_early", sum(line["attempts"] < ATTEMPTS for line in tried)
         yield "asr_mean", sum(line["asr"] for line in tried) / len(tried)
     yield "not_intact", sum(not line["presented_intact"] for line in own + tried)
-    marked = [line["false_alarm"] for line in lines if line["control_of"] is not None]
+    of_controls = [line for line in lines if line["control_of"] is not None]
+    marked = [line["false_alarm"] for line in of_controls if not line["control_elsewhere"]]
+    beside = [line["false_alarm"] for line in of_controls if line["control_elsewhere"]]
+    yield "controls_elsewhere", len(beside)
+    yield "false_alarms_elsewhere", sum(beside)
     low, high = wilson(sum(marked), len(marked))
     yield "controls", len(marked)
     yield "false_alarms", sum(marked)
@@ -203,7 +207,13 @@ def test_the_document(record: RunRecord, lines: list[Line]) -> None:
     assert data["bands"] == list(bands_of(lines))
     assert data["probe_patterns"] == list(patterns_of(lines))
     for row, again in zip(data["false_alarms"], alarms_of(lines), strict=True):
+        kinds = row.pop("kinds")
+        most = row["controls"] >= 3 and 2 * row["alarms"] >= row["controls"]
+        assert row.pop("doubtful") == (["latin"] if most else [])
+        assert (row.pop("elsewhere"), row.pop("elsewhere_alarms")) == (0, 0)
         assert row == pytest.approx(again)
+        for name in ("flagged", "tokens", "alarms", "controls"):
+            assert sum(kind[name] for kind in kinds) == row[name]
 
 
 def tallies_of(lines: list[Line]) -> Iterator[Line]:

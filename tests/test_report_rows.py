@@ -35,6 +35,7 @@ FIELDS = [
     "emitted_text",
     "control_of",
     "control_alike",
+    "control_elsewhere",
     "false_alarm",
 ]
 TOKEN = Token(7, " the", "Ġthe", "normal", 1 / 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from glitchrun.events import Batch, Measured, Verified
+from glitchrun.events import Batch, Measured, Verified, batch_from_json, batch_to_json
 from glitchrun.spec.probes import PROBES
 from glitchrun.spec.types import Thresholds
 from glitchrun.strategies import configure, load
 from glitchrun.strategies.context import Context
+from glitchrun.vocabulary.groups import doubtful_groups, group_of
 from glitchrun.vocabulary.text import emitted_kind
 from tests.support.engine import context
 from tests.support.oracle import oracle
@@ -118,6 +120,32 @@ def test_false_alarms_have_wilsons_interval(name: str, llama: Context) -> None:
         for event in run(name, llama, controls=0)
         if isinstance(event, Measured)
     )
+
+
+@pytest.mark.parametrize("name", ["mine", "scan", "test", "validate"])
+def test_scripts_whose_controls_fail_get_controls_of_other_scripts(
+    name: str, llama: Context
+) -> None:
+    events = run(name, llama, controls=12)
+    done = batches(events)
+    controls = [control for batch in done for control in batch.controls]
+    beside = [control for batch in done for control in batch.controls_elsewhere]
+    doubtful = doubtful_groups((one.token.text, one.alarm) for one in controls)
+    assert doubtful
+    targets = [one.of for one in controls if group_of(one.token.text) in doubtful]
+    assert 0 < len(beside) <= len(targets)
+    assert {one.of for one in beside} <= {*targets}
+    assert not doubtful & {group_of(one.token.text) for one in beside}
+    assert not any(one.alike for one in beside)
+    ids = [one.token.id for one in (*controls, *beside)]
+    assert len(ids) == len(set(ids))
+    measured = {event.name: event.value for event in events if isinstance(event, Measured)}
+    assert measured["controls"] == len(controls)  # those beside count for themselves
+    assert measured["controls_elsewhere"] == len(beside)
+    assert measured["false_alarms_elsewhere"] == sum(one.alarm for one in beside)
+    for batch in done:
+        assert batch.total is None or batch.done <= batch.total
+        assert batch_from_json(json.loads(json.dumps(batch_to_json(batch)))) == batch
 
 
 def test_nothing_found_needs_no_controls(llama: Context) -> None:

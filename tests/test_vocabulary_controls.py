@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.controls import matched
 from glitchrun.vocabulary.frequency import frequency_ranks
-from glitchrun.vocabulary.groups import group_of
+from glitchrun.vocabulary.groups import KINDS, doubtful_groups, group_of, kind_of, script_name
 from tests.support.real_tokenizers import mistral, smollm2
 
 
@@ -45,6 +45,39 @@ def test_controls_are_ordinary_tokens_each_once() -> None:
     # 489 tokens: every one has a control, and none has three before another has two.
     assert {match.of for match in matches} == {*tokens}
     assert max(Counter(match.of for match in matches).values()) == 2
+
+
+def test_controls_can_be_kept_out_of_scripts() -> None:
+    vocabulary = smollm2_vocabulary()
+    tokens = [i for i in vocabulary.ids(("normal",)) if group_of(vocabulary.texts[i]) == "cyrillic"]
+    inside = matched(vocabulary, tokens[:20], 20, seed=1)
+    outside = matched(vocabulary, tokens[:20], 20, seed=1, outside={"cyrillic", "punctuation"})
+    assert {group_of(vocabulary.texts[one.token_id]) for one in inside} == {"cyrillic"}
+    assert len(outside) == 20
+    groups = {group_of(vocabulary.texts[one.token_id]) for one in outside}
+    assert not groups & {"cyrillic", "punctuation"}
+    assert matched(vocabulary, tokens[:20], 20, seed=1, outside=()) == inside
+
+
+def test_groups_are_doubtful_where_most_of_several_controls_fail() -> None:
+    wedge, word, mark = "\U00012000", "word", "!!"
+    made = [(wedge, True)] * 2 + [(wedge, False)] * 2 + [(word, True)] + [(word, False)] * 2
+    assert doubtful_groups(made) == {"other"}
+    assert doubtful_groups([*made, (mark, True), (mark, True)]) == {"other"}  # two say nothing
+    assert doubtful_groups([]) == frozenset()
+    assert [script_name(text) for text in (wedge, word, mark, "日")] == [
+        *("cuneiform", "latin", "punctuation", "cjk"),
+    ]
+
+
+def test_kinds_of_tokens() -> None:
+    texts = (" the", "жж", "12", "...", "+=", "😀", "\n\n", "\x00", "\ufffd", wedge := "\U00012000")
+    assert [kind_of(text) for text in texts] == [
+        *("words", "words", "digits", "punctuation", "punctuation", "emoji", "white space"),
+        *("control characters", "bytes", "words"),
+    ]
+    assert kind_of("A", "byte") == "bytes"
+    assert {kind_of(text) for text in (*texts, wedge)} <= set(KINDS)
 
 
 def test_controls_are_like_their_tokens() -> None:

@@ -95,12 +95,14 @@ def _looked_at(batch: Batch, metric: str) -> tuple[TokenFact, ...]:
     """The facts of a batch that a metric is about."""
     if metric in _ON_CONTROLS:
         return tuple(control.fact for control in batch.controls)
+    if metric in ("controls_elsewhere", "false_alarms_elsewhere"):
+        return tuple(control.fact for control in batch.controls_elsewhere)
     return batch.token_facts
 
 
 def _counts(fact: TokenFact, metric: str) -> bool:
     """Whether an item is one of those that the metric counts, rather than all it looked at."""
-    if metric == "false_alarms":
+    if metric in ("false_alarms", "false_alarms_elsewhere"):
         return fact.flagged
     if metric == "severe" and isinstance(fact, Verified):
         return fact.severe

@@ -21,6 +21,8 @@ _BYTES_PER_TOKEN = 2
 """Text is rarely cut finer than this."""
 _SCREENS_A_PROMPT = 8
 """Tokens screened in the time of one prompt: two of its some 17 positions are run."""
+_CONTROLS = 2
+"""Controls at most for each one asked for: those of doubtful scripts have one beside them."""
 _MOST_QUESTIONS = 8
 """Questions of `classify` that its tests share."""
 _SCENARIOS = 16
@@ -150,7 +152,7 @@ def _mined(params: Mapping[str, Any], vocab: int) -> int:
 
 def _mine(params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int) -> dict[str, Any]:
     limit = _mined(params, vocab)
-    tokens, search = min(limit + params["controls"], vocab), SEARCHES[params["search"]]
+    tokens, search = min(limit + _CONTROLS * params["controls"], vocab), SEARCHES[params["search"]]
     if search.screened:
         ends_by_recall = search.ends_itself and params.get("budget") is None
         caveat = _few_found(params["recall"]) if ends_by_recall else None
@@ -178,14 +180,14 @@ def _scan(params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int)
 
 
 def _test(params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int) -> dict[str, Any]:
-    tokens = _named(params["tokens"], done, vocab) + params["controls"]
+    tokens = _named(params["tokens"], done, vocab) + _CONTROLS * params["controls"]
     return _verified(min(tokens, vocab), params)
 
 
 def _validate(
     params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int
 ) -> dict[str, Any]:
-    tokens = min(_named(params["tokens"], done, vocab) + params["controls"], vocab)
+    tokens = min(_named(params["tokens"], done, vocab) + _CONTROLS * params["controls"], vocab)
     attempts = params["attempts"] if params["temperature"] else 1
     continuations = tokens * attempts * len(_probes(params))
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,10 @@ _STOPPED = {
     "FAILED": "The run failed: the numbers cover what was finished until then.",
 }
 
+_READABLE = ("words", "digits")
+"""Kinds of token that hold a letter or a digit."""
+_NAMED = 3
+"""Scripts named in a sentence."""
 _GUIDED = 0.5
 """Share of verdicts below which a screen that foresaw them is called no guide."""
 
@@ -265,12 +269,46 @@ def _about_emitted(found: Severity) -> str:
 
 def _about_controls(found: Alarms) -> str:
     rate = share(found.alarms, found.controls)
-    return (
-        f"{found.step}: of {counted(found.controls, 'ordinary token')} like these in script, "
-        f"length and frequency, {found.alarms:,} raised the same alarm ({rate}; 95 %: "
-        f"{percent(found.low)} to {percent(found.high)}), against {found.flagged:,} of "
-        f"{found.tokens:,} ({share(found.flagged, found.tokens)}) of the step's own. "
-        "Some of the ordinary ones may be glitch tokens that nobody knows of."
+    told = (
+        f"{found.step}: {found.alarms:,} of {counted(found.controls, 'matched ordinary token')} "
+        f"{'was' if found.alarms == 1 else 'were'} also flagged ({rate}, 95 % CI "
+        f"{percent(found.low)} to {percent(found.high)}), "
+        f"against {found.flagged:,} of {found.tokens:,} candidates "
+        f"({share(found.flagged, found.tokens)})."
+    )
+    return " ".join([told, *_about_kinds(found), *_about_doubtful(found)])
+
+
+def _about_kinds(found: Alarms) -> Iterator[str]:
+    """Where the alarms lie, when there is more than one kind of token to tell apart."""
+    kinds = [one for one in found.kinds if one.controls]
+    if found.alarms and len(kinds) > 1:
+        parts = [f"{one.kind} {one.alarms:,} of {one.controls:,}" for one in kinds]
+        yield f"By kind: {', '.join(parts)}."
+    others = sum(one.flagged for one in found.kinds if one.kind not in _READABLE)
+    if others:
+        yield (
+            f"{others:,} of the {found.flagged:,} flagged candidates "
+            f"{'contains' if others == 1 else 'contain'} no letter or digit."
+        )
+
+
+def _about_doubtful(found: Alarms) -> Iterator[str]:
+    """That controls of a script do not tell what they are there to tell."""
+    if not found.doubtful:
+        return
+    scripts = ", ".join(found.doubtful[:_NAMED])
+    beside = (
+        f" Of {counted(found.elsewhere, 'control')} of other scripts, {found.elsewhere_alarms:,} "
+        f"{'was' if found.elsewhere_alarms == 1 else 'were'} flagged "
+        f"({share(found.elsewhere_alarms, found.elsewhere)})."
+        if found.elsewhere
+        else ""
+    )
+    yield (
+        f"At least half of the controls in {scripts} were flagged. Ordinary tokens there are as "
+        "bad as those found: either the model hardly knows them, or the check does not suit them, "
+        f"and the false-alarm rate cannot tell which.{beside}"
     )
 
 

@@ -15,6 +15,7 @@ from glitchrun.events import DIGITS, Control, ProbeResult, Sampled, Verified
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.table import (
     Row,
+    controls_elsewhere,
     controls_of,
     facts_by_token,
     most_interesting_first,
@@ -41,7 +42,8 @@ def rows(record: RunRecord) -> list[dict[str, Any]]:
 def iter_rows(record: RunRecord) -> Iterator[dict[str, Any]]:
     """The lines of tokens.jsonl, one at a time."""
     for step in record.steps:
-        controls = {control.token.id: control for control in controls_of(step)}
+        drawn = (*controls_of(step), *controls_elsewhere(step))
+        controls = {control.token.id: control for control in drawn}
         for token_id, (verified, sampled) in facts_by_token(step).items():
             yield _line(step.id, verified, sampled, controls.pop(token_id, None))
         for control in controls.values():
@@ -138,6 +140,7 @@ def _line(
         "emitted_text": verified.emitted_text if verified else None,
         "control_of": control.of if control else None,
         "control_alike": control.alike if control else None,
+        "control_elsewhere": control.elsewhere if control else None,
         "false_alarm": control.alarm if control else None,
     }
 

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from glitchrun.events import SEVERE, Sampled, Verified
+from glitchrun.events import SEVERE, Control, Sampled, TokenFact, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.overview import EMITTED, samples, verdicts
-from glitchrun.report.table import Row, controls_of, facts_by_token
+from glitchrun.report.table import Row, controls_elsewhere, controls_of, facts_by_token
+from glitchrun.vocabulary.groups import KINDS as TOKEN_KINDS
+from glitchrun.vocabulary.groups import doubtful_groups, group_of, kind_of, script_name
 
 MILD = 1e-2
 """Probability below which a failure is no near miss any more, though it need not be severe."""
@@ -50,6 +52,20 @@ class Pattern:
 
 
 @dataclass(frozen=True, slots=True)
+class KindAlarms:
+    """Tokens of one kind (`vocabulary.groups.KINDS`) that were flagged, the step's own and
+    controls."""
+
+    kind: str
+    flagged: int
+    """Of `tokens`."""
+    tokens: int
+    alarms: int
+    """Of `controls`."""
+    controls: int
+
+
+@dataclass(frozen=True, slots=True)
 class Alarms:
     """What a step made of matched ordinary tokens, beside what it made of its own."""
 
@@ -65,6 +81,14 @@ class Alarms:
     low: float
     high: float
     """Bounds of Wilson's 95 % interval of alarms / controls."""
+    kinds: tuple[KindAlarms, ...]
+    """The same by what tokens are made of, kinds with any token of the step's own or control."""
+    doubtful: tuple[str, ...]
+    """Scripts in which most controls raised the alarm (`doubtful_groups`), so that they do not tell
+    a check that is wrong from a script that the model hardly knows."""
+    elsewhere: int
+    """Further controls, drawn of other scripts than these."""
+    elsewhere_alarms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +184,7 @@ def _alarms_of(step: StepRecord) -> Alarms | None:
         return None
     raised = sum(control.alarm for control in controls)
     interval = binomtest(raised, len(controls)).proportion_ci(method="wilson")
+    elsewhere = controls_elsewhere(step)
     own = [verified or sampled for verified, sampled in facts_by_token(step).values()]
     return Alarms(
         step=step.id,
@@ -170,7 +195,42 @@ def _alarms_of(step: StepRecord) -> Alarms | None:
         alike=sum(control.alike for control in controls),
         low=float(interval.low),
         high=float(interval.high),
+        kinds=_alarms_by_kind([fact for fact in own if fact], controls),
+        doubtful=_doubtful(controls),
+        elsewhere=len(elsewhere),
+        elsewhere_alarms=sum(control.alarm for control in elsewhere),
     )
+
+
+def _alarms_by_kind(
+    own: Iterable[TokenFact], controls: Iterable[Control]
+) -> tuple[KindAlarms, ...]:
+    counts: Counter[tuple[str, str]] = Counter()
+    for sort, facts in (("own", own), ("control", [control.fact for control in controls])):
+        for fact in facts:
+            kind = kind_of(fact.token.text, fact.token.category)
+            counts[kind, sort] += 1
+            counts[kind, f"{sort} flagged"] += fact.flagged
+    return tuple(
+        KindAlarms(
+            kind,
+            flagged=counts[kind, "own flagged"],
+            tokens=counts[kind, "own"],
+            alarms=counts[kind, "control flagged"],
+            controls=counts[kind, "control"],
+        )
+        for kind in TOKEN_KINDS
+        if counts[kind, "own"] or counts[kind, "control"]
+    )
+
+
+def _doubtful(controls: Iterable[Control]) -> tuple[str, ...]:
+    """The names of the doubtful scripts, the one with the most alarms first."""
+    controls = list(controls)
+    groups = doubtful_groups((one.token.text, one.alarm) for one in controls)
+    texts = [one.token.text for one in controls if one.alarm]
+    names = Counter(script_name(text) for text in texts if group_of(text) in groups)
+    return tuple(name for name, _ in names.most_common())
 
 
 def most_severe(record: RunRecord, count: int) -> list[Row]:

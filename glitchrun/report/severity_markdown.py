@@ -15,7 +15,12 @@ def severity_parts(record: RunRecord) -> list[str]:
     The most severe tokens are left out: the list of tokens has them.
     """
     found = severity_sections(record)
-    return [*_bands(found), *_patterns(found["patterns"]), *_alarms(found["alarms"])]
+    return [
+        *_bands(found),
+        *_patterns(found["patterns"]),
+        *_alarms(found["alarms"]),
+        *_by_kind(found),
+    ]
 
 
 def _bands(found: dict[str, Any]) -> list[str]:
@@ -62,3 +67,13 @@ def _alarms(found: list[dict[str, str]]) -> list[str]:
     rows = [[code(one["step"]), *(escaped(one[name]) for name in names)] for one in found]
     title = "**False alarms**: the same check on ordinary tokens"
     return [title, grid((*head, "Flagged", "False-alarm rate", "95 % interval"), rows)]
+
+
+def _by_kind(found: dict[str, Any]) -> list[str]:
+    rows = found["alarms_by_kind"]
+    if not rows:
+        return []
+    names = ("kind", "own", "alarms", "rate")
+    cells = [[code(one["step"]), *(escaped(one[name]) for name in names)] for one in rows]
+    head = ("Step", "Kind of token", "Its own tokens flagged", "Controls flagged")
+    return [grid((*head, "False-alarm rate"), cells)]

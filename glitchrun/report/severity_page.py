@@ -41,6 +41,7 @@ def severity_sections(record: RunRecord) -> dict[str, Any]:
         "severest": [_token(row) for row in most_severe(record, LISTED)],
         "below_mild": found.mild,
         "alarms": [_alarms(one) for one in alarms(record)],
+        "alarms_by_kind": [row for one in alarms(record) for row in _alarms_by_kind(one)],
         "patterns": [_pattern(one) for one in patterns(record)],
     }
 
@@ -109,6 +110,30 @@ def _alarms(found: Alarms) -> dict[str, str]:
         "rate": share(found.alarms, found.controls),
         "interval": f"{percent(found.low)} to {percent(found.high)}",
     }
+
+
+def _alarms_by_kind(found: Alarms) -> list[dict[str, str]]:
+    """A row for each kind of token, and one for the controls of other scripts."""
+    rows = [
+        {
+            "step": found.step,
+            "kind": one.kind,
+            "own": f"{one.flagged:,} of {one.tokens:,}",
+            "alarms": f"{one.alarms:,} of {one.controls:,}",
+            "rate": share(one.alarms, one.controls),
+        }
+        for one in found.kinds
+    ]
+    if found.elsewhere:
+        beside = {
+            "step": found.step,
+            "kind": f"other scripts than {', '.join(found.doubtful)}",
+            "own": MISSING,
+            "alarms": f"{found.elsewhere_alarms:,} of {found.elsewhere:,}",
+            "rate": share(found.elsewhere_alarms, found.elsewhere),
+        }
+        rows.append(beside)
+    return rows
 
 
 def _pattern(found: Pattern) -> dict[str, Any]:

@@ -93,6 +93,11 @@ def controls_of(step: StepRecord) -> list[Control]:
     return [control for timed in step.batches for control in timed.batch.controls]
 
 
+def controls_elsewhere(step: StepRecord) -> list[Control]:
+    """The controls of other scripts that a step drew beside those, in that order."""
+    return [control for timed in step.batches for control in timed.batch.controls_elsewhere]
+
+
 def facts_by_token(step: StepRecord) -> dict[int, tuple[Verified | None, Sampled | None]]:
     """The last verdict and the last sampling of each token of a step, in order of appearance."""
     found: dict[int, tuple[Verified | None, Sampled | None]] = {}
@@ -126,7 +131,7 @@ def table(record: RunRecord) -> list[Row]:
 def _control_rows(step: StepRecord) -> Iterator[Row]:
     """A row for each control that the step did not look at for itself as well."""
     own = facts_by_token(step)
-    for control in controls_of(step):
+    for control in (*controls_of(step), *controls_elsewhere(step)):
         if control.token.id not in own:
             fact = control.fact
             verified = fact if isinstance(fact, Verified) else None

@@ -12,6 +12,7 @@ from glitchrun.events import Batch, Control, Measured
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.verdicts import Judge, judged
 from glitchrun.vocabulary.controls import Match, matched
+from glitchrun.vocabulary.groups import doubtful_groups, group_of
 
 
 def draw(
@@ -37,21 +38,69 @@ def draw(
     )
 
 
+def draw_elsewhere(
+    context: Context, batches: Sequence[Batch], *, mutual: bool = False
+) -> list[Match]:
+    """Further controls, of other scripts, for the scripts whose own controls say little.
+
+    Where most ordinary tokens of a script raise the alarm, either the check does not suit it or the
+    model hardly knows it; controls of the script cannot tell which. So each of them gets another
+    one beside it, as near in length and frequency, from the scripts that are not like that. Empty
+    where no script is doubtful. `mutual` as for `matched`, after every token was looked at.
+    """
+    controls = [control for batch in batches for control in batch.controls]
+    doubtful = doubtful_groups((one.token.text, one.alarm) for one in controls)
+    targets = [one.of for one in controls if group_of(one.token.text) in doubtful]
+    if not targets:
+        return []
+    facts = [fact for batch in batches for fact in batch.token_facts]
+    earlier = [batch for found in context.earlier.values() for batch in found]
+    before = [fact for batch in earlier for fact in batch.token_facts]
+    own = {fact.token.id for fact in facts}
+    if mutual:
+        taken = set(context.vocabulary.ids(("normal",))) - own
+    else:
+        flagged = {fact.token.id for fact in before if fact.flagged}
+        taken = own | flagged | context.excluded(("normal",))
+    return matched(
+        context.vocabulary,
+        targets,
+        len(targets),
+        context.spec.seed,
+        exclude=taken | {control.token.id for control in controls},
+        avoid={fact.token.id for fact in before},
+        mutual=mutual,
+        outside=doubtful,
+    )
+
+
 def judged_controls(
     context: Context, judge: Judge, count: int, batches: Sequence[Batch]
 ) -> Iterator[Batch]:
     """Verifies controls of the glitch tokens that `batches` found, going on after those done."""
     if not count:
         return
-    facts = [fact for batch in batches for fact in batch.token_facts]
-    matches = draw(context, [fact.token.id for fact in facts if fact.flagged], count, batches)
-    first = controls_done(batches)
-    done = batches[-1].done - first if batches else 0
+    history = list(batches)  # the caller's grows with what is yielded
+    facts = [fact for batch in history for fact in batch.token_facts]
+    matches = draw(context, [fact.token.id for fact in facts if fact.flagged], count, history)
+    before = history[-1].done - controls_done(history) - elsewhere_done(history) if history else 0
+    for batch in _judged(judge, matches, controls_done(history), before, elsewhere=False):
+        history.append(batch)
+        yield batch
+    others = draw_elsewhere(context, history)
+    done = elsewhere_done(history)
+    yield from _judged(judge, others, done, before + len(matches), elsewhere=True)
+
+
+def _judged(
+    judge: Judge, matches: Sequence[Match], first: int, before: int, *, elsewhere: bool
+) -> Iterator[Batch]:
+    """The controls from `first` on; `before` items of the step came before all of them."""
     for start in range(first, len(matches), judge.rows):
         chunk = matches[start : start + judge.rows]
-        total = done + len(matches)
-        _, batch = judged(judge, [match.token_id for match in chunk], done + start, total)
-        yield as_controls(batch, chunk)
+        total = before + len(matches)
+        _, batch = judged(judge, [match.token_id for match in chunk], before + start, total)
+        yield as_controls(batch, chunk, elsewhere=elsewhere)
 
 
 def scanned_controls(context: Context, count: int, batches: Sequence[Batch]) -> Iterator[Batch]:
@@ -65,21 +114,30 @@ def scanned_controls(context: Context, count: int, batches: Sequence[Batch]) -> 
     matches = matched(
         context.vocabulary, found, count, context.spec.seed, exclude=outside, mutual=True
     )
-    if matches:
-        marked = tuple(Control(one.of, one.alike, facts[one.token_id]) for one in matches)
-        done = len(facts) + len(marked)
-        yield Batch(marked, done, done, time.perf_counter() - start)
+    if not matches:
+        return
+    marked = [Control(one.of, one.alike, facts[one.token_id]) for one in matches]
+    others = draw_elsewhere(context, [*batches, Batch(tuple(marked), 0, None)], mutual=True)
+    marked += [Control(one.of, one.alike, facts[one.token_id], elsewhere=True) for one in others]
+    done = len(facts) + len(marked)
+    yield Batch(tuple(marked), done, done, time.perf_counter() - start)
 
 
-def as_controls(batch: Batch, matches: Sequence[Match]) -> Batch:
+def as_controls(batch: Batch, matches: Sequence[Match], *, elsewhere: bool = False) -> Batch:
     """The batch with each fact marked as that of a control."""
     pairs = zip(matches, batch.token_facts, strict=True)
-    return replace(batch, facts=tuple(Control(one.of, one.alike, fact) for one, fact in pairs))
+    made = (Control(one.of, one.alike, fact, elsewhere) for one, fact in pairs)
+    return replace(batch, facts=tuple(made))
 
 
 def controls_done(batches: Sequence[Batch]) -> int:
-    """How many controls a step has looked at."""
+    """How many controls of like script a step has looked at."""
     return sum(len(batch.controls) for batch in batches)
+
+
+def elsewhere_done(batches: Sequence[Batch]) -> int:
+    """How many controls of other scripts a step has looked at."""
+    return sum(len(batch.controls_elsewhere) for batch in batches)
 
 
 def control_metrics(count: int, batches: Sequence[Batch]) -> Iterator[Measured]:
@@ -97,3 +155,7 @@ def control_metrics(count: int, batches: Sequence[Batch]) -> Iterator[Measured]:
     yield Measured("false_alarm_rate", rate, n)
     yield Measured("false_alarm_low", low, n)
     yield Measured("false_alarm_high", high, n)
+    others = [control for batch in batches for control in batch.controls_elsewhere]
+    raised = sum(control.alarm for control in others)
+    yield Measured("controls_elsewhere", len(others), len(others))
+    yield Measured("false_alarms_elsewhere", raised, len(others))

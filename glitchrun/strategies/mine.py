@@ -66,7 +66,7 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     start = time.perf_counter()
     search = BUILDERS[config.search](space(config, context, batches), config)
     for batch in history:
-        if not batch.controls:
+        if not batch.is_of_controls:
             search.update([fact for fact in batch.token_facts if isinstance(fact, Verified)])
     search.counters.clear()  # what the past counted is in its batches
     for batch in _go_on(config, judge, search, batches, time.perf_counter() - start):

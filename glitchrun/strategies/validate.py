@@ -21,6 +21,8 @@ from glitchrun.strategies.false_alarms import (
     control_metrics,
     controls_done,
     draw,
+    draw_elsewhere,
+    elsewhere_done,
 )
 from glitchrun.strategies.stopping import Stopping
 
@@ -89,13 +91,20 @@ def _sampled_controls(
 ) -> Iterator[Batch]:
     if not config.controls:
         return
+    history = list(history)  # the caller's grows with what is yielded
     matches = draw(context, [token.id for token in tokens], config.controls, history)
-    controls = [context.vocabulary.token(match.token_id) for match in matches]
-    done = controls_done(history)
-    for batch in _sampled_in_order(config, context, sampler, controls, history, len(tokens)):
-        size = len(batch.facts)
-        yield as_controls(batch, matches[done : done + size])
-        done += size
+    done, before = controls_done(history), len(tokens)
+    for elsewhere in (False, True):
+        if elsewhere:
+            before, done = before + len(matches), elsewhere_done(history)
+            matches = draw_elsewhere(context, history)
+        controls = [context.vocabulary.token(match.token_id) for match in matches]
+        for batch in _sampled_in_order(config, context, sampler, controls, history, before):
+            size = len(batch.facts)
+            made = as_controls(batch, matches[done : done + size], elsewhere=elsewhere)
+            done += size
+            history.append(made)
+            yield made
 
 
 def new_sampler(config: Config, context: Context, prompts: Mapping[str, Prompt]) -> Sampler:
@@ -187,7 +196,7 @@ def _metrics(batches: Sequence[Batch], asked: int) -> Iterator[Measured]:
     facts = [fact for b in batches for fact in b.token_facts if isinstance(fact, Sampled)]
     n = len(facts)
     attempts = sum(fact.attempts for fact in facts)
-    seconds = sum(batch.seconds for batch in batches if not batch.controls)
+    seconds = sum(batch.seconds for batch in batches if not batch.is_of_controls)
     yield Measured("confirmed", sum(fact.confirmed for fact in facts), n)
     yield Measured("asr_mean", sum(fact.asr for fact in facts) / n if n else None, n)
     yield Measured("validated", n, n)

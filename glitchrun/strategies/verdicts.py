@@ -99,7 +99,7 @@ def verdict_metrics(batches: Sequence[Batch]) -> Iterator[Measured]:
     yield Measured("severe", sum(verdict.severe for verdict in verdicts), n)
     yield Measured("verified", n, n)
     yield Measured("glitch_rate", glitches / n if n else None, n)
-    seconds = sum(batch.seconds for batch in batches if not batch.controls)
+    seconds = sum(batch.seconds for batch in batches if not batch.is_of_controls)
     yield Measured("tokens_per_second", n / seconds if seconds else None, n)
     for name in ("rechecked", "not_intact"):
         yield Measured(name, sum(batch.counters.get(name, 0) for batch in batches), n)

@@ -111,7 +111,7 @@ def _place(name: str) -> int:
 def _step_points(step: StepRecord) -> Iterator[Point]:
     running = _Running()
     for place, timed in enumerate(step.batches):
-        if timed.batch.controls:
+        if timed.batch.is_of_controls:
             continue  # what is found among controls is no find
         running.add(timed.batch.token_facts, timed.batch.seconds)
         if _is_kept(place):

@@ -36,13 +36,15 @@ def matched(
     exclude: Collection[int] = (),
     avoid: Collection[int] = (),
     mutual: bool = False,
+    outside: Collection[str] = (),
 ) -> list[Match]:
     """Ordinary tokens of like script, length and frequency, `count` in all, each one once.
 
     Ordinary is a token of category `normal` that is neither in `tokens` nor in `exclude`; one in
     `avoid` is taken only where there is no other of its script. With `mutual`, the tokens may be
     controls of one another: for when every token has been looked at, and barring those found
-    would leave none that could raise an alarm. Nothing that the model did is looked at, so some
+    would leave none that could raise an alarm. Scripts in `outside` (`group_of`) give no control.
+    Nothing that the model did is looked at, so some
     controls may be glitch tokens nobody knows of: a rate of false alarms among controls is an
     upper bound.
 
@@ -54,7 +56,10 @@ def matched(
     """
     targets = sorted(set(tokens))
     barred = {*exclude} if mutual else {*targets, *exclude}
-    ids = np.array([row for row in vocabulary.ids(("normal",)) if row not in barred], dtype=int)
+    rows = (row for row in vocabulary.ids(("normal",)) if row not in barred)
+    if outside:
+        rows = (row for row in rows if group_of(vocabulary.texts[row]) not in outside)
+    ids = np.array(list(rows), dtype=int)
     rng = np.random.default_rng(seed)
     drawn = _Pool(vocabulary, ids, frozenset(avoid))
     turns = _turns(targets, min(count, len(ids)), rng)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 
 # First word of a letter's Unicode name -> group.
@@ -72,6 +73,51 @@ def group_of(text: str) -> str:
         if present:
             return max(present, key=lambda group: counts[group])
     return "control"
+
+
+FEWEST, MANY = 3, 0.5
+"""When the controls of a group are doubtful: so many at least, and such a share of alarms."""
+
+KINDS = ("words", "digits", "punctuation", "emoji", "white space", "control characters", "bytes")
+"""What a token is made of, coarser than `GROUPS`: letters are words, symbols are punctuation."""
+_KIND_OF = {
+    "digits": "digits",
+    "emoji": "emoji",
+    "punctuation": "punctuation",
+    "symbols": "punctuation",
+    "whitespace": "white space",
+    "control": "control characters",
+}
+
+
+def kind_of(text: str, category: str = "normal") -> str:
+    """The one of `KINDS` that a token of a vocabulary's `category` belongs to."""
+    if category in ("byte", "undecodable") or (text and not text.strip("\ufffd")):
+        return "bytes"
+    return _KIND_OF.get(group_of(text), "words")
+
+
+def doubtful_groups(controls: Iterable[tuple[str, bool]]) -> frozenset[str]:
+    """The groups in which controls say little about a check: at least `FEWEST` of them were drawn,
+    and at least the share `MANY` raised an alarm. Of each control its text and whether it did."""
+    raised: dict[str, list[bool]] = {}
+    for text, alarm in controls:
+        raised.setdefault(group_of(text), []).append(alarm)
+    return frozenset(
+        group
+        for group, alarms in raised.items()
+        if len(alarms) >= FEWEST and sum(alarms) >= MANY * len(alarms)
+    )
+
+
+def script_name(text: str) -> str:
+    """The group of a token, and of letters that have no group of their own the script's name in
+    Unicode: `cuneiform`."""
+    group = group_of(text)
+    if group != "other":
+        return group
+    letter = next(character for character in text if _group_of_character(character) == "other")
+    return unicodedata.name(letter, "other").split(" ")[0].lower()
 
 
 @lru_cache(maxsize=1 << 16)

@@ -57,7 +57,7 @@ def _curve(step: StepRecord) -> Curve | None:
     counters: Counter[str] = Counter()
     seen: set[int] = set()
     for timed in step.batches:
-        if timed.batch.controls:
+        if timed.batch.is_of_controls:
             continue
         counters.update(timed.batch.counters)
         facts = [fact for fact in timed.batch.token_facts if isinstance(fact, Verified)]
