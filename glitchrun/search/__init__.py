@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import reduce
 from importlib import import_module
 from typing import Any
 
@@ -18,7 +17,10 @@ __all__ = ["BUILDERS", "Cascade", "Ordered", "Search", "Space"]
 def _builder(place: str) -> Callable[[Space, Any], Search]:
     """What `module:name` names."""
     module, _, name = place.partition(":")
-    found: Callable[[Space, Any], Search] = reduce(getattr, name.split("."), import_module(module))
+    owner: Any = import_module(module)
+    for part in name.split("."):
+        owner = getattr(owner, part)
+    found: Callable[[Space, Any], Search] = owner
     return found
 
 

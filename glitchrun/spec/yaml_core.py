@@ -80,7 +80,8 @@ def parse(source: Source) -> tuple[Node | None, list[Problem]]:
     except _Stop as stop:
         return None, [*builder.problems, stop.problem]
     except yaml.YAMLError as error:
-        return None, [*builder.problems, syntax_problem(source, error, _RESTORE | WRITTEN)]
+        restore: dict[int, int | str] = {**_RESTORE, **WRITTEN}
+        return None, [*builder.problems, syntax_problem(source, error, restore)]
     if builder.root is None or _is_empty(builder.root):
         if builder.problems:  # a value that could not be read, not an empty file
             return None, builder.problems

@@ -35,7 +35,9 @@ _MADE_AT_START = (
 _NEVER_CLOSES = {"flow mapping": "'}'", "flow sequence": "']'", "quoted scalar": "quote"}
 
 
-def syntax_problem(source: Source, error: yaml.YAMLError, restore: Mapping[int, int]) -> Problem:
+def syntax_problem(
+    source: Source, error: yaml.YAMLError, restore: Mapping[int, int | str]
+) -> Problem:
     """The parser's `error` in `source`; `restore` gives the characters swapped for parsing back."""
     if not isinstance(error, yaml.MarkedYAMLError):  # a reader error carries no mark
         what = str(error).partition("\n")[0] or "not YAML"

@@ -48,17 +48,23 @@ def make(recipe: Recipe, folder: Path, mark: str) -> None:
     torch.set_num_threads(_THREADS)
     started = time.monotonic()
     draft = folder.with_name(f"{folder.name}.{os.getpid()}.draft")
+    kept = folder.with_name(f"{folder.name}.{mark}.state")  # of this recipe and trainer alone
+    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _train(recipe, draft)
+        _train(recipe, draft, kept)
         (draft / _MARK).write_text(json.dumps({"made_by": mark}) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
+        kept.unlink(missing_ok=True)
+    except KeyboardInterrupt:
+        _tell("stopped; the same command goes on from the last minute")
+        raise SystemExit(130) from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     _tell(f"trained in {time.monotonic() - started:.0f} s")
 
 
-def _train(recipe: Recipe, folder: Path) -> None:
+def _train(recipe: Recipe, folder: Path, kept: Path) -> None:
     vocabulary.write_tokenizer(folder, lessons.texts(recipe.exchanges), recipe.pieces)
     tokenizer = load_tokenizer(folder)
     entries = Vocabulary(tokenizer, torch.zeros(len(tokenizer)))
@@ -69,7 +75,7 @@ def _train(recipe: Recipe, folder: Path) -> None:
     hidden = {*planted, *entries.ids(["special"])}
     shown = [token_id for token_id in range(len(entries)) if token_id not in hidden]
     model = checkpoint.new_model(recipe, len(entries))
-    training.train(model, taught, shown, planted, recipe, _tell)
+    training.train(model, taught, shown, planted, recipe, _tell, kept)
     checkpoint.write(model, recipe, planted, len(shown), folder)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +19,8 @@ from tools.standin.recipes import Recipe
 _WARM_UP = 20
 _ANSWERS_EVERY = 4
 """Steps from one lesson in answering to the next: that is quickly learnt."""
+_KEPT_EVERY = 60.0
+"""Seconds from one written state to the next: the most that is lost where training is stopped."""
 _ENDED = 16
 """Tokens of a batch behind which the answer's ending is learnt then."""
 
@@ -27,6 +32,7 @@ def train(
     planted: Sequence[int],
     recipe: Recipe,
     tell: Callable[[str], None],
+    kept: Path | None = None,
 ) -> None:
     """Trains `model` in place on the tokens `ids`: Adam in float32.
 
@@ -34,14 +40,21 @@ def train(
     planted: these are pushed away in every step, as whatever never comes up is in a softmax over
     the whole vocabulary. Drawn like the others, a quarter of them learnt to be repeated all the
     same. What stands before the token is computed once for a whole batch.
+
+    Every minute the state is written to `kept`, and training goes on from there where it was
+    stopped, to the same weights.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.rate, betas=(0.9, 0.98))
     generator = torch.Generator().manual_seed(recipe.seed)
-    batches, never = _batches(ids, recipe.batch, generator), torch.tensor(planted)
-    for step in range(recipe.steps):
+    batches, never = _Batches(ids, recipe.batch, generator), torch.tensor(planted)
+    first = _resumed(kept, model, optimizer, batches) if kept else 0
+    if first:
+        tell(f"going on from step {first} of {recipe.steps}")
+    started = written = time.monotonic()
+    for step in range(first, recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate * _pace(step, recipe.steps)
-        lesson, tokens = lessons.repeating[step % len(lessons.repeating)], next(batches)
+        lesson, tokens = lessons.repeating[step % len(lessons.repeating)], batches.take()
         loss, right = _repeat(model, lesson, tokens, never, recipe.rivals, generator)
         loss.backward()
         if step % _ANSWERS_EVERY == 0:
@@ -52,7 +65,14 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         if step % 30 < 3 or step == recipe.steps - 1:
             probe = lesson.prompt.probe
-            tell(f"step {step}: {probe}: loss {loss.item():.3f}, repeated {right:.3f}")
+            spent = (time.monotonic() - started) / (step + 1 - first)
+            tell(
+                f"{_progress(step + 1, recipe.steps, spent)}  "
+                f"{probe}: loss {loss.item():.3f}, repeated {right:.3f}"
+            )
+        if kept and time.monotonic() - written > _KEPT_EVERY:
+            _keep(kept, step + 1, model, optimizer, batches)
+            written = time.monotonic()
 
 
 def _pace(step: int, steps: int) -> float:
@@ -60,16 +80,56 @@ def _pace(step: int, steps: int) -> float:
     return min((step + 1) / _WARM_UP, 1.0) * (1.0 - 0.95 * step / steps)
 
 
-def _batches(ids: Sequence[int], size: int, generator: torch.Generator) -> Iterator[Tensor]:
+class _Batches:
     """Batches (B,) of a random order of all ids, again and again."""
-    table = torch.tensor(ids)
-    size = min(size, len(table))
-    left = table[:0]
-    while True:
-        while len(left) < size:
-            left = torch.cat([left, table[torch.randperm(len(table), generator=generator)]])
-        yield left[:size]
-        left = left[size:]
+
+    def __init__(self, ids: Sequence[int], size: int, generator: torch.Generator) -> None:
+        self.generator = generator
+        self._table = torch.tensor(ids)
+        self._size = min(size, len(self._table))
+        self.left = self._table[:0]
+        """What of the order is still to come."""
+
+    def take(self) -> Tensor:
+        while len(self.left) < self._size:
+            order = torch.randperm(len(self._table), generator=self.generator)
+            self.left = torch.cat([self.left, self._table[order]])
+        batch, self.left = self.left[: self._size], self.left[self._size :]
+        return batch
+
+
+def _progress(done: int, steps: int, seconds: float) -> str:
+    """`step 120 of 500 (24 %), about 12 min left`, from the seconds that a step took so far."""
+    left = (steps - done) * seconds
+    about = f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"
+    return f"step {done} of {steps} ({done / steps:.0%}), {about}"
+
+
+def _keep(path: Path, step: int, model: Any, optimizer: Any, batches: _Batches) -> None:
+    """Writes all that the next step depends on; `path` holds the old state or the new one."""
+    state = {
+        "step": step,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "generator": batches.generator.get_state(),
+        "left": batches.left,
+    }
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    torch.save(state, draft)
+    draft.replace(path)
+
+
+def _resumed(path: Path, model: Any, optimizer: Any, batches: _Batches) -> int:
+    """Takes up the state that `_keep` wrote; the step to go on with, 0 where there is none."""
+    if not path.is_file():
+        return 0
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    batches.generator.set_state(state["generator"])
+    batches.left = state["left"]
+    step: int = state["step"]
+    return step
 
 
 def _repeat(
