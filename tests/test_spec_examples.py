@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from glitchrun.ledger.record import Metric
+from glitchrun.runner.gates import evaluate
 from glitchrun.spec.loading import check_files, load_experiment
 from glitchrun.spec.problems import CODES
 
@@ -83,3 +85,14 @@ def test_the_published_schema_refuses_what_the_schema_can_refuse(name: str) -> N
         str(EXAMPLES / "invalid" / f"{name}.yaml"),
     ]
     assert subprocess.run(command, capture_output=True).returncode == 1
+
+
+@pytest.mark.parametrize("path", [one for one in VALID if one.parent.name == "specs"])
+def test_a_gate_of_a_shipped_spec_can_fail(path: Path) -> None:
+    """A run that did all its work and found nothing does not pass it."""
+    work = ("verified", "validated", "evaluations", "attempts", "generations", "checks")
+    for cell in load_experiment(path, environ={}, require_env=True).cells:
+        nothing = {gate.metric: Metric(0.0, 99_999) for gate in cell.spec.gates}
+        for gate in evaluate(cell.spec.gates, nothing, {}):
+            assert gate.metric.partition("/")[2] not in work
+            assert gate.outcome == "fail" or (gate.op, gate.value) == ("==", 0)
