@@ -59,9 +59,10 @@ def normal_ids() -> list[int]:
     return Vocabulary(tokenizer, torch.zeros(len(tokenizer))).ids(["normal"])
 
 
-@pytest.mark.parametrize(("probe", "merged"), [("repeat", 157), ("question", 605)])
+@pytest.mark.parametrize(("probe", "merged"), [("repeat", 164), ("question", 612)])
 def test_how_many_normal_tokens_would_not_survive_the_whole_text(probe: str, merged: int) -> None:
-    """The counts over all 48,814 normal tokens of SmolLM2, as measured independently."""
+    """The counts over all 48,821 normal tokens of SmolLM2: 157 and 605 as measured independently,
+    and the 7 that the tokenizer writes as one token alone, but not behind a quote."""
     prompt = prompt_of("chatml", smollm2(), PROBES[probe], "")
     assert intact(prompt, normal_ids(), smollm2()).count(False) == merged
 
@@ -81,7 +82,7 @@ def test_what_survives_the_whole_text() -> None:
 class TestBos:
     def test_one_where_the_tokenizer_adds_it(self) -> None:
         prompt = prompt_of("nowllm", mistral())
-        assert (prompt.prefix_ids[0], prompt.prefix_ids.count(1), prompt.bos_id) == (1, 1, 1)
+        assert (prompt.prefix_ids[0], prompt.prefix_ids.count(1), prompt.added_ids) == (1, 1, (1,))
         assert prompt_of("raw", mistral()).prefix_ids.count(1) == 1
 
     @pytest.mark.parametrize("written", ["{{ bos_token }}", "{{ bos_token }}{{ bos_token }}"])
@@ -90,7 +91,7 @@ class TestBos:
             mistral(), written + "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
         )
         prompt = prompt_of("tokenizer", tokenizer)
-        assert (prompt.prefix_ids[0], prompt.prefix_ids.count(1), prompt.bos_id) == (1, 1, None)
+        assert (prompt.prefix_ids[0], prompt.prefix_ids.count(1), prompt.added_ids) == (1, 1, ())
 
     def test_one_where_the_chat_template_does_not(self) -> None:
         tokenizer = with_chat_template(
@@ -100,12 +101,12 @@ class TestBos:
 
     def test_an_inline_format_gets_it_where_its_text_lacks_it(self) -> None:
         inline = InlineTemplate(user="<u>{user}</u>")
-        assert prompt_of(inline, smollm2()).bos_id == smollm2().bos_token_id
-        assert prompt_of(EMPTY_SYSTEM, smollm2()).bos_id is None
+        assert prompt_of(inline, smollm2()).added_ids == (smollm2().bos_token_id,)
+        assert prompt_of(EMPTY_SYSTEM, smollm2()).added_ids == ()
         assert prompt_of(inline, mistral()).prefix_ids.count(1) == 1
 
     def test_none_where_neither_family_nor_tokenizer_wants_it(self) -> None:
-        assert prompt_of("raw", smollm2()).bos_id is None
+        assert prompt_of("raw", smollm2()).added_ids == ()
         assert prompt_of("plain", smollm2()).prefix_ids[0] != smollm2().bos_token_id
 
 

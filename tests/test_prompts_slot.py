@@ -50,7 +50,7 @@ def test_a_tokenizer_without_bos(template: str, bpe: AutoTokenizer) -> None:
     if template == "tokenizer":
         text = "<|im_start|>user\nThe quick brown<|im_end|>\n<|im_start|>assistant\n fox"
     assert list(found.ids(())) == bpe.encode(text, add_special_tokens=False)
-    assert found.bos_id is None
+    assert found.added_ids == ()
     assert bool(found.prefix_ids) == (template == "tokenizer")
 
 

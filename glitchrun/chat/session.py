@@ -14,6 +14,7 @@ from glitchrun.probing.backend import Backend
 from glitchrun.probing.choice import Sampling, choose
 from glitchrun.probing.noise import stream
 from glitchrun.prompts.dialogue import Dialogue
+from glitchrun.prompts.rows import beyond, hold, named
 from glitchrun.prompts.template import Template, stop_ids
 from glitchrun.spec.token_ids import BY_ID
 
@@ -55,7 +56,10 @@ class Candidate:
 
 
 class Session:
-    """Talks with one loaded model; keeps keys and values between turns, nothing after a reset."""
+    """Talks with one loaded model; keeps keys and values between turns, nothing after a reset.
+
+    Raises PreflightError where the template writes ids that the model's embedding has no row for.
+    """
 
     def __init__(
         self, backend: Backend, template: Template, settings: Settings, system: str | None = None
@@ -73,6 +77,11 @@ class Session:
         self._ends = stop_ids(template, self.tokenizer) | backend.model.end_ids
         self._transcript = Transcript(backend)
         self._stopping = False
+        for what, ids in (
+            (f"a question, written as template {template.name} has it,", self._dialogue.open("u")),
+            ("what ends an answer", sorted(self._ends)),
+        ):
+            hold(ids, self.vocab_size, self.tokenizer, what)
 
     @property
     def system(self) -> str | None:
@@ -178,6 +187,11 @@ class Session:
             ids = self._dialogue.go_on(user, closed=self.turns[-1].closed)
         else:
             ids = self._dialogue.open(user)
+        if lacking := beyond(ids, self.vocab_size):
+            raise UsageError(
+                f"{', '.join(named(one, self.tokenizer) for one in lacking)}: this model's "
+                f"embedding has no such rows, only {self.vocab_size}; leave that out"
+            )
         if self.positions is not None and self.length + len(ids) >= self.positions:
             raise UsageError(
                 f"the conversation has {self.length} ids, and {len(ids)} more leave no room in "

@@ -126,14 +126,32 @@ def stop(tokenizer: Tokenizer, variables: Variables = _NONE) -> str | None:
     return tokenizer.decode(closing[:1], skip_special_tokens=False) if found and closing else None
 
 
+def write_reasoned(
+    tokenizer: Tokenizer, user: str, reasoning: str, answer: str, variables: Variables
+) -> str:
+    """A question and an answer that was reasoned about, as the template writes them.
+
+    Templates that know reasoning take it under one of a few names. Raises PreflightError when the
+    template refuses it.
+    """
+    names = ("reasoning_content", "reasoning", "thinking", "thought")
+    answered = {**_say("assistant", answer), **dict.fromkeys(names, reasoning)}
+    return _render(tokenizer, [_say("user", user), answered], variables, open_answer=False)
+
+
 def _say(role: str, text: str) -> dict[str, str]:
     return {"role": role, "content": text}
 
 
+def source(tokenizer: Tokenizer) -> str:
+    """The text of the template, or of all where there are several; empty for none."""
+    found = tokenizer.chat_template
+    return "\n".join(found.values()) if isinstance(found, Mapping) else found or ""
+
+
 def unread(tokenizer: Tokenizer, variables: Variables) -> list[str]:
     """The variables that the template does not mention, or that are set here in any case."""
-    found = tokenizer.chat_template
-    text = "\n".join(found.values()) if isinstance(found, Mapping) else found
+    text = source(tokenizer)
     return [
         name
         for name in variables

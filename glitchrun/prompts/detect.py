@@ -14,9 +14,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from glitchrun.errors import PreflightError
-from glitchrun.prompts import chat_template
+from glitchrun.prompts import chat_template, reasoning
 from glitchrun.prompts.families import FAMILIES, RAW, Family
-from glitchrun.prompts.template import Template
+from glitchrun.prompts.template import Template, opening_ids
 from glitchrun.prompts.tokenizer import Tokenizer, encode
 from glitchrun.spec.types import InlineTemplate
 
@@ -62,6 +62,11 @@ def detect(
     if len(encode(tokenizer, stop)) > 1:
         note = f"{template.rule} Its closing text {stop!r} is not one token here."
         template = replace(template, rule=note)
+    opening = opening_ids(template, tokenizer)
+    if opening not in ((), (tokenizer.bos_token_id,)):
+        names = " ".join(map(str, tokenizer.convert_ids_to_tokens(list(opening))))
+        note = f"{template.rule} Every prompt begins with {names}, as the tokenizer has it."
+        template = replace(template, rule=note)
     logger.info("template %s: %s", template.name, template.rule)
     return template
 
@@ -74,7 +79,7 @@ def _choose(
     variables: Mapping[str, Any],
 ) -> Template:
     if isinstance(setting, InlineTemplate):
-        return _inline(setting)
+        return _inline(setting, tokenizer)
     if setting == "auto":
         return _auto(tokenizer, config, source, variables)
     if setting == "tokenizer":
@@ -160,7 +165,7 @@ def _of_family(family: Family, rule: str) -> Template:
     return Template(family.name, rule, family, family.carries_system, family.stop)
 
 
-def _inline(setting: InlineTemplate) -> Template:
+def _inline(setting: InlineTemplate, tokenizer: Tokenizer) -> Template:
     if setting.user.count("{user}") != 1:
         raise PreflightError(
             f"template.user {setting.user!r} must hold {{user}} once: that is where the text goes"
@@ -173,7 +178,11 @@ def _inline(setting: InlineTemplate) -> Template:
         stop=setting.stop,
         bos=True,
     )
-    return _of_family(family, "The format is written in the spec.")
+    rule = "The format is written in the spec."
+    tag = reasoning.open_tag(tokenizer, setting.user.rpartition("{user}")[2])
+    if tag is not None:
+        rule = f"{rule} It leaves reasoning open ({tag}): an answer that is begun stands inside it."
+    return _of_family(family, rule)
 
 
 def _tokenizers_own(tokenizer: Tokenizer, rule: str, variables: Mapping[str, Any]) -> Template:
@@ -197,9 +206,25 @@ def _tokenizers_own(tokenizer: Tokenizer, rule: str, variables: Mapping[str, Any
     if variables:
         # By name alone: a value may come from a variable of the environment that is secret.
         rule = f"{rule} It is given {', '.join(variables)}, as the spec says."
+    left_open = reasoning.opened_by_template(tokenizer, variables)
+    if left_open is not None:
+        rule = f"{rule} {_reasoning_rule(left_open)}"
     carries = chat_template.carries_system(tokenizer, variables)
     stop = chat_template.stop(tokenizer, variables)
     return Template("tokenizer", rule, None, carries, stop, variables)
+
+
+def _reasoning_rule(left_open: reasoning.Reasoning) -> str:
+    opens = f"It opens the model's reasoning itself ({left_open.tag})"
+    if left_open.closing is None:
+        return (
+            f"{opens}, and nothing is known to close it: an answer that is begun for the model, as "
+            "probes do, stands inside the reasoning. Name another template for these."
+        )
+    return (
+        f"{opens}; where an answer is begun for the model, as probes do, the reasoning is closed "
+        f"before it with {left_open.closing!r}."
+    )
 
 
 def _setting(config: object, name: str) -> Any:

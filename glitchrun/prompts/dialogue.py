@@ -26,7 +26,7 @@ class Dialogue:
     """None for none; the caller has asked whether the template carries one."""
 
     def open(self, user: str) -> tuple[int, ...]:
-        """Ids of the first turn, up to where the answer begins; exactly one BOS where one belongs.
+        """Ids of the first turn, up to where the answer begins, with what belongs in front.
 
         Raises PreflightError where the tokenizer's chat template refuses the conversation.
         """

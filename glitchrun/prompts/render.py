@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from functools import cache
 
 from glitchrun.errors import PreflightError
-from glitchrun.prompts import chat_template, conversation
+from glitchrun.prompts import chat_template, conversation, reasoning
 from glitchrun.prompts.conversation import Conversation
 from glitchrun.prompts.named import joined, marked
-from glitchrun.prompts.template import Template
+from glitchrun.prompts.template import Template, opening_ids
 from glitchrun.prompts.tokenizer import (
     Tokenizer,
-    adds_bos,
     decode_inside,
     encode,
     encode_all,
@@ -40,11 +39,11 @@ class Prompt:
     prefix_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
     prefix_text: str
-    """As encoded: without the BOS that was added by id."""
+    """As encoded: without the ids in `added_ids`."""
     suffix_text: str
-    bos_id: int | None = None
-    """The BOS that was put in front of the encoded text; None where the text brings its own, or the
-    model has none."""
+    added_ids: tuple[int, ...] = ()
+    """What was put in front of the encoded text, by id: a BOS, or whatever else the tokenizer
+    begins a text with; empty where the text brings it, or nothing belongs there."""
     dropped_system: str | None = None
     """The probe's system text where the template cannot carry one."""
 
@@ -71,15 +70,17 @@ def render(
     said = Conversation(
         user=probe.user.replace(TOKEN, _MARK), earlier=probe.earlier, system=carried
     )
-    prefix_text, suffix_text = _split(write(template, said, tokenizer) + probe.prefill, template)
-    prefix_text, bos_id, prefix_ids = begin(template, prefix_text, tokenizer)
+    prefix_text, suffix_text = _split(
+        write_begun(template, said, tokenizer, probe.prefill), template
+    )
+    prefix_text, added_ids, prefix_ids = begin(template, prefix_text, tokenizer)
     return Prompt(
         probe=probe.name,
         prefix_ids=prefix_ids,
         suffix_ids=encode_inside(tokenizer, suffix_text),
         prefix_text=prefix_text,
         suffix_text=suffix_text,
-        bos_id=bos_id,
+        added_ids=added_ids,
         dropped_system=dropped,
     )
 
@@ -94,7 +95,7 @@ def around(
     """
     carried, _ = _system_text(template, Probe("around", _MARK, prefill), system)
     said = Conversation(user=_MARK + text, system=carried)
-    return _split(write(template, said, tokenizer) + prefill, template)
+    return _split(write_begun(template, said, tokenizer, prefill), template)
 
 
 def intact(prompt: Prompt, token_ids: Sequence[int], tokenizer: Tokenizer) -> list[bool]:
@@ -102,7 +103,7 @@ def intact(prompt: Prompt, token_ids: Sequence[int], tokenizer: Tokenizer) -> li
 
     One call encodes all texts at once; ask for the tokens at hand, not for a vocabulary.
     """
-    start = 0 if prompt.bos_id is None else 1
+    start = len(prompt.added_ids)
     texts = [
         f"{prompt.prefix_text}{text}{prompt.suffix_text}"
         for text in decode_inside(tokenizer, token_ids)
@@ -147,17 +148,44 @@ def write(template: Template, said: Conversation, tokenizer: Tokenizer) -> str:
     return conversation.write(template.family, said)
 
 
+def write_begun(template: Template, said: Conversation, tokenizer: Tokenizer, prefill: str) -> str:
+    """The conversation, and the beginning of the answer: behind the reasoning where the tokenizer's
+    chat template opens one. White space alone begins no answer."""
+    text = write(template, said, tokenizer)
+    if template.family is not None or not prefill.strip():
+        return text + prefill
+    user = said.user.strip()
+    tail = text.rpartition(user)[2] if user else text
+    left_open = reasoning.opened(tokenizer, tail, template.variables)
+    closing = left_open.closing if left_open else None
+    return f"{text}{closing or ''}{prefill}"
+
+
 def begin(
     template: Template, text: str, tokenizer: Tokenizer
-) -> tuple[str, int | None, tuple[int, ...]]:
-    """A text that opens a prompt: what of it is encoded, the BOS put in front, and all the ids.
+) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    """A text that opens a prompt: what of it is encoded, the ids put in front, and all the ids.
 
-    The ids hold exactly one BOS in front where the template or the tokenizer wants one.
+    What belongs in front of a prompt (`opening_ids`) stands there once, whether the template
+    writes all of it, some or none.
     """
-    text = _without_second_bos(text, tokenizer)
+    opening = opening_ids(template, tokenizer)
+    text = _without_repeats(text, opening, tokenizer)
     ids = encode(tokenizer, text)
-    bos_id = _bos_to_add(template, tokenizer, ids)
-    return text, bos_id, ids if bos_id is None else (bos_id, *ids)
+    missing = _missing(opening, ids)
+    if missing is None:  # it writes some of it, but not its end: all is put there by id
+        text = _without_some(text, opening, tokenizer)
+        ids, missing = encode(tokenizer, text), opening
+    return text, missing, (*missing, *ids)
+
+
+def _missing(opening: tuple[int, ...], ids: tuple[int, ...]) -> tuple[int, ...] | None:
+    """What of `opening` has to be put in front of ids; None where they begin with a part of it that
+    does not reach to its end."""
+    for start in range(len(opening)):
+        if ids[: len(opening) - start] == opening[start:]:
+            return opening[:start]
+    return None if ids and ids[0] in opening else opening
 
 
 def _split(text: str, template: Template) -> tuple[str, str]:
@@ -179,7 +207,7 @@ def whole(
 ) -> tuple[str, tuple[int, ...]]:
     """The prompt in which the user says `user`, as a text and as ids, up to the next token.
 
-    `prefill` is how the assistant's answer begins. The ids hold exactly one BOS where one belongs.
+    `prefill` is how the assistant's answer begins. What belongs in front stands there once.
     Tokens that `user` names by id (`<#31415>`) stand there by it, and in the text as they read.
 
     Raises:
@@ -188,26 +216,31 @@ def whole(
     carried, _ = _system_text(template, Probe("whole", user, prefill), system)
     found = marked(user)
     said = Conversation(user=found.text, system=carried)
-    before, *after = (write(template, said, tokenizer) + prefill).split(found.mark)
+    before, *after = write_begun(template, said, tokenizer, prefill).split(found.mark)
     before, _, ids = begin(template, before, tokenizer)
     read = decode_inside(tokenizer, found.ids)
     text = before + "".join(map("".join, zip(read, after, strict=True)))
     return text, joined(ids, found.ids, after, tokenizer)
 
 
-def _without_second_bos(text: str, tokenizer: Tokenizer) -> str:
-    bos = tokenizer.bos_token
-    while bos and text.startswith(bos * 2):
-        text = text[len(bos) :]
+def _without_repeats(text: str, opening: tuple[int, ...], tokenizer: Tokenizer) -> str:
+    """The text with its BOS, or all that belongs in front of it, written once instead of twice."""
+    for once in (tokenizer.bos_token, "".join(_written(opening, tokenizer))):
+        while once and text.startswith(once * 2):
+            text = text[len(once) :]
     return text
 
 
-def _bos_to_add(
-    template: Template, tokenizer: Tokenizer, prefix_ids: tuple[int, ...]
-) -> int | None:
-    always = template.family is not None and template.family.bos
-    wanted = tokenizer.bos_token_id if always or adds_bos(tokenizer) else None
-    return None if wanted is None or prefix_ids[:1] == (wanted,) else wanted
+def _without_some(text: str, opening: tuple[int, ...], tokenizer: Tokenizer) -> str:
+    """The text without what it begins with of `opening`, in its order."""
+    for written in _written(opening, tokenizer):
+        text = text.removeprefix(written) if written else text
+    return text
+
+
+def _written(ids: tuple[int, ...], tokenizer: Tokenizer) -> list[str]:
+    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    return [tokenizer.decode([one], **options) for one in ids]
 
 
 def _shortened(text: str, width: int = 60) -> str:

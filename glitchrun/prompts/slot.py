@@ -20,14 +20,14 @@ class Slot:
     """A prompt in two parts; a sequence stands between them, by id."""
 
     prefix_ids: tuple[int, ...]
-    """Empty where the text comes first and the model has no BOS."""
+    """Empty where the text comes first and nothing belongs in front of it."""
     suffix_ids: tuple[int, ...]
     """At least one id."""
     prefix_text: str
-    """As encoded: without the BOS that was added by id."""
+    """As encoded: without the ids in `added_ids`."""
     suffix_text: str
-    bos_id: int | None
-    """The BOS that was put in front of the encoded text; None where none was."""
+    added_ids: tuple[int, ...]
+    """What was put in front of the encoded text by id; see `render.Prompt`."""
 
     def ids(self, sequence: Sequence[int]) -> tuple[int, ...]:
         """The whole prompt with a sequence in its place."""
@@ -51,8 +51,8 @@ def slot(
             where one is given.
     """
     before, after = around(template, text, tokenizer, system, prefill)
-    whole, bos_id, ids = begin(template, before + after, tokenizer)
-    start = 0 if bos_id is None else 1
+    whole, added_ids, ids = begin(template, before + after, tokenizer)
+    start = len(added_ids)
     pairs = zip(encode(tokenizer, whole.removesuffix(after)), ids[start:-1], strict=False)
     cut = start + len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
     tail = decode_runs_inside(tokenizer, [ids[cut:]])[0]
@@ -61,7 +61,7 @@ def slot(
         suffix_ids=ids[cut:],
         prefix_text=whole.removesuffix(tail) if cut > start else "",
         suffix_text=tail,
-        bos_id=bos_id,
+        added_ids=added_ids,
     )
 
 
@@ -69,7 +69,7 @@ def intact_sequences(
     place: Slot, sequences: Sequence[Sequence[int]], tokenizer: Tokenizer
 ) -> list[bool]:
     """For each sequence, whether encoding the whole prompt as text gives just the prompt's ids."""
-    start = 0 if place.bos_id is None else 1
+    start = len(place.added_ids)
     runs = [(*sequence, *place.suffix_ids) for sequence in sequences]
     if place.prefix_text:
         tails = decode_runs_inside(tokenizer, runs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glitchrun.prompts.families import Family
-from glitchrun.prompts.tokenizer import Tokenizer, encode
+from glitchrun.prompts.tokenizer import Tokenizer, encode, leading_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +37,12 @@ def stop_ids(template: Template, tokenizer: Tokenizer) -> frozenset[int]:
     if tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)
     return frozenset(ids)
+
+
+def opening_ids(template: Template, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """What belongs in front of every prompt: the ids that the tokenizer puts in front of a text,
+    or its BOS where it puts none there and the family always begins with one."""
+    leading = leading_ids(tokenizer)
+    if leading or template.family is None or not template.family.bos:
+        return leading
+    return () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)

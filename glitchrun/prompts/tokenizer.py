@@ -30,6 +30,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
     def decode(self, ids: Sequence[int], **options: Any) -> str: ...
     def batch_decode(self, ids: list[list[int]], **options: Any) -> list[str]: ...
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str | None]: ...
     def get_vocab(self) -> dict[str, int]: ...
     def get_chat_template(self) -> str: ...
     def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any: ...
@@ -84,10 +85,18 @@ def decode_runs_inside(tokenizer: Tokenizer, runs: Sequence[Sequence[int]]) -> l
     return [text.removeprefix(before) for text in texts]
 
 
-def adds_bos(tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer itself puts its BOS in front of a text."""
-    bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer.encode("a", add_special_tokens=True)[:1] == [bos]
+def leading_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that the tokenizer itself puts in front of a text: a BOS, GLM's `[gMASK] <sop>`.
+
+    What it puts behind a text (an EOS) is no part of a prompt that goes on.
+    """
+    for text in ("a", "1", "the"):
+        bare = encode(tokenizer, text)
+        ids = tuple(tokenizer.encode(text, add_special_tokens=True))
+        for start in range(len(ids) - len(bare) + 1):
+            if bare and ids[start : start + len(bare)] == bare:
+                return ids[:start]
+    return ()
 
 
 def _adds_space(tokenizer: Tokenizer) -> bool:

@@ -131,7 +131,7 @@ def _setup(record: RunRecord) -> Pairs:
     """What was run, apart from the steps."""
     level = thresholds(record)
     meaning = [
-        ("Vocabulary in scope", _scope(record)),
+        ("Vocabulary in scope", scope(record)),
         *_excluded(record),
         ("Glitch", f"every probe failed, with p < {level.probability:g} in each"),
         ("Confirmed", f"ASR ≥ {level.asr:g}" if level.asr else "ASR > 0"),
@@ -160,7 +160,7 @@ def _excluded(record: RunRecord) -> Pairs:
     return [("Left out of it", f"{number}{', '.join(map(_text, patterns))}")]
 
 
-def _scope(record: RunRecord) -> str:
+def scope(record: RunRecord) -> str:
     """Which part of the vocabulary could be looked at, and how much of it that leaves out."""
     scope = [*map(str, (record.spec.get("tokens") or {}).get("categories") or ["normal"])]
     held = record.model.categories if record.model else {}

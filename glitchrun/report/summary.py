@@ -10,6 +10,7 @@ from glitchrun.ledger.record import RunRecord, status_word
 from glitchrun.report.headline import DIGITS, declared_headline, headline
 from glitchrun.report.numbers import counted, duration, figure, percent, size
 from glitchrun.report.overview import is_about_tokens
+from glitchrun.report.sections import scope
 from glitchrun.report.step_tables import StepColumn, StepTable, shown, step_tables
 from glitchrun.report.table import Row, found_tokens, table
 from glitchrun.vocabulary.text import visible_token
@@ -32,6 +33,7 @@ def summary_lines(record: RunRecord) -> list[str]:
         *_token_lines(record),
         *_gate_lines(record),
         *_work_lines(record),
+        *_scope_lines(record),
         f"  report   {record.artifacts / 'report.html'}",
         *_file_lines(record),
     ]
@@ -146,6 +148,12 @@ def _token_line(row: Row) -> str:
     if row.closest:
         text += f"  p {figure(row.closest[1].p)}"
     return text if row.intact else f"{text}  (not presented intact)"
+
+
+def _scope_lines(record: RunRecord) -> list[str]:
+    """How much of the vocabulary was in scope, and what was left out, by category."""
+    known = record.model is not None and record.model.categories
+    return [f"  scope    {scope(record)}"] if known else []
 
 
 def _gate_lines(record: RunRecord) -> list[str]:

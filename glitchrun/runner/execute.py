@@ -28,6 +28,7 @@ from glitchrun.runner.progress import Display
 from glitchrun.runner.signals import Interrupt, Stopped
 from glitchrun.spec.types import Experiment, Spec, Step
 from glitchrun.strategies import configure, load
+from glitchrun.strategies.asked import hold_against_rows
 from glitchrun.strategies.context import Context
 from glitchrun.tracking.address import shown
 from glitchrun.tracking.live import MlflowTracker
@@ -173,6 +174,7 @@ class _Run:
             earlier={},
             estimate=self._estimate.to_json() if self._estimate else None,
         )
+        hold_against_rows(context, self._spec.steps)
         self._journal.append("model", model=asdict(self._measured(context)))
         return context
 

@@ -1,6 +1,7 @@
 """One file a strategy: a frozen `Config` and `run(config, context, history) -> Iterator[Event]`.
 
-A strategy is found by its name, which is that of its module here and of its fragment in
+One that puts more than its `probes` in front of the model says what in a function `asked`, see
+asked.py. A strategy is found by its name, which is that of its module here and of its fragment in
 `spec/schema/strategies/`.
 """
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from glitchrun.probing.continuation import Continuation, best_continuation
 from glitchrun.prompts.render import whole
-from glitchrun.prompts.template import Template
-from glitchrun.prompts.tokenizer import Tokenizer, adds_bos, encode
+from glitchrun.prompts.template import Template, opening_ids
+from glitchrun.prompts.tokenizer import Tokenizer, encode
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.findings import Checked, Finding, at_least, at_most, equals, within_factor
 from glitchrun.strategies.predict import cases, prompt_names, spellings
@@ -22,7 +22,8 @@ _USER, _SYSTEM = "The quick brown fox", "Answer briefly."
 
 
 def template(config: Config, context: Context) -> Checked:
-    """One BOS, the user's text whole, the system text there or declared to have no place."""
+    """What belongs in front, once; the user's text whole; the system text, or that it has no place
+    here."""
     used, tokenizer = context.template, context.backend.model.tokenizer
     system = _SYSTEM if used.carries_system else None
     text, ids = whole(used, _USER, tokenizer, system)
@@ -31,6 +32,7 @@ def template(config: Config, context: Context) -> Checked:
         equals("name", used.name, (config.expect or {}).get("template")),
         Finding("rule", used.rule),
         _bos(ids, used, tokenizer),
+        *_opening(ids, used, tokenizer),
         equals("user text once in the decoded prompt", decoded.count(_USER), 1),
         _encoded_again(text, ids, tokenizer),
     ]
@@ -52,11 +54,23 @@ def _bos(ids: Sequence[int], used: Template, tokenizer: Tokenizer) -> Finding:
     bos = tokenizer.bos_token_id
     if bos is None:
         return Finding("BOS at the start of the prompt", "this tokenizer has none")
-    belongs = adds_bos(tokenizer) or (used.family is not None and used.family.bos)
+    belongs = opening_ids(used, tokenizer)[:1] == (bos,)
     opening = len(list(takewhile(lambda one: one == bos, ids)))
     wanted = "1" if belongs else "at most 1"
     holds = opening == 1 if belongs else opening <= 1
     return Finding("BOS at the start of the prompt", opening, wanted, holds)
+
+
+def _opening(ids: Sequence[int], used: Template, tokenizer: Tokenizer) -> Iterator[Finding]:
+    """Where the tokenizer begins a text with more than a BOS: that it opens the prompt once."""
+    opening = opening_ids(used, tokenizer)
+    if opening in ((), (tokenizer.bos_token_id,)):
+        return
+    times = 0
+    while tuple(ids[times * len(opening) : (times + 1) * len(opening)]) == opening:
+        times += 1
+    names = " ".join(map(str, tokenizer.convert_ids_to_tokens(list(opening))))
+    yield equals(f"{names} at the start of the prompt", times, 1)
 
 
 def prediction(config: Config, context: Context) -> Checked:

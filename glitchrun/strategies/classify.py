@@ -78,6 +78,13 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     yield from class_metrics(batches)
 
 
+def asked(config: Config, context: Context) -> Iterator[tuple[str, Sequence[int]]]:
+    """The prompts of its questions, without the token."""
+    for name, prompt in _prompts(config, context).items():
+        what = f"question {name}, written as template {context.template.name} has it,"
+        yield what, (*prompt.prefix_ids, *prompt.suffix_ids)
+
+
 class _Classifier:
     """Puts the questions with a token and its controls in them, and judges the answers."""
 

@@ -93,10 +93,8 @@ class Context:
     def _id_of(self, text: str, name: str) -> int:
         token_id = self.vocabulary.find(text)
         if token_id is None:
-            raise RunError(
-                f"{self.at(name)}: {text!r} is not one token of this model's vocabulary; "
-                "give its id under `ids`, or another text"
-            )
+            told = self.vocabulary.not_one_token(text)
+            raise RunError(f"{self.at(name)}: {told}; give an id under `ids`, or another text")
         return token_id
 
     def _token(self, token_id: int) -> Token:

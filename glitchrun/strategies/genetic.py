@@ -11,7 +11,7 @@ from glitchrun.events import Batch, Entry, Event
 from glitchrun.search.evolution import Evolution, Settings
 from glitchrun.strategies import genetic_tables as tables
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.genetic_task import Scores, Task, Timer
+from glitchrun.strategies.genetic_task import Scores, Task, Timer, place
 
 _SINGLES_AT_ONCE = 64
 """Single tokens in one batch: the most that a killed run can lose of them."""
@@ -30,6 +30,11 @@ class Config(Settings):
     ascii_only: bool = False
     wanted_in_pool: bool = False
     impact_tokens: int | str = 500
+
+
+def asked(config: Config, context: Context) -> Iterator[tuple[str, Sequence[int]]]:
+    """The prompt without a sequence."""
+    yield f"base_text in the format {config.format}", place(config, context).ids(())
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:

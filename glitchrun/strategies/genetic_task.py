@@ -11,7 +11,6 @@ from glitchrun.errors import RunError
 from glitchrun.probing.sequences import SequenceScorer
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.slot import Slot, slot
-from glitchrun.prompts.tokenizer import encode_inside
 from glitchrun.search.evolution import Ids, increase, reduction
 from glitchrun.strategies.context import Context
 
@@ -39,7 +38,7 @@ class Task:
     def __init__(self, config: Config, context: Context) -> None:
         self.config = config
         self.context = context
-        self.place = _place(config, context)
+        self.place = place(config, context)
         self.wanted = (
             None if config.wanted is None else _one_token("wanted", config.wanted, context)
         )
@@ -74,7 +73,8 @@ def _objective(config: Config) -> str:
     return "wanted" if config.target is None else "both"
 
 
-def _place(config: Config, context: Context) -> Slot:
+def place(config: Config, context: Context) -> Slot:
+    """The prompt of a step, with a place for sequences."""
     model = context.backend.model
     if config.format == "chat":
         system = context.spec.system
@@ -94,12 +94,8 @@ def _one_token(name: str, value: int | str, context: Context) -> int:
         return value
     found = context.vocabulary.find(value)
     if found is None:
-        ids = encode_inside(context.backend.model.tokenizer, value)
-        pieces = ", ".join(f"{context.vocabulary.text(one)!r} ({one})" for one in ids)
-        raise RunError(
-            f"{context.at(name)}: {value!r} is not one token of this model's vocabulary but "
-            f"{len(ids)}: {pieces}; give one of them, by its text or id"
-        )
+        told = context.vocabulary.not_one_token(value)
+        raise RunError(f"{context.at(name)}: {told}; give one of them, by its text or id")
     return found
 
 

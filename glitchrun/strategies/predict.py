@@ -51,7 +51,7 @@ class Case:
     """The prompt's name."""
     format: str
     text: str
-    """As encoded: without the BOS that was added by id."""
+    """As encoded: without what was put in front by id."""
     ids: tuple[int, ...]
 
     @property
@@ -76,6 +76,23 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
         batches.append(Batch(tuple(entries), place + 1, len(config.prompts), seconds, counters))
         yield batches[-1]
     yield from _metrics([entry for batch in batches for entry in batch.entries], len(batches))
+
+
+def asked(config: Config, context: Context) -> Iterator[tuple[str, Sequence[int]]]:
+    """Every prompt in every format, and the spellings of what is expected."""
+    yield from asked_prompts(config.prompts, config.formats, context)
+
+
+def asked_prompts(
+    prompts: Sequence[Mapping[str, Any]], formats: Sequence[str], context: Context
+) -> Iterator[tuple[str, Sequence[int]]]:
+    """Prompts in formats, and the spellings of what is expected, as `strategies.asked` wants it."""
+    for prompt, name in zip(prompts, prompt_names(prompts), strict=True):
+        for case in cases(prompt, name, formats, context):
+            yield f"prompt «{name}» in the format {case.format}", case.ids
+        if prompt.get("expected") is not None:
+            forms = spellings(prompt["expected"], context.backend.model.tokenizer)
+            yield f"what prompt «{name}» expects", [one for ids in forms for one in ids]
 
 
 def cases(
