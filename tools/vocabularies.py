@@ -131,10 +131,10 @@ def _data() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "data"
 
 
-def row(name: str, tokenizer: Any) -> str:
+def row(name: str, vocabulary: Vocabulary) -> str:
     """A vocabulary's line of the table."""
-    found = Counter(Vocabulary(tokenizer, [0.0] * len(tokenizer)).categories)
-    numbers = (len(tokenizer), *(found[category] for category in CATEGORIES))
+    found = Counter(vocabulary.categories)
+    numbers = (len(vocabulary), *(found[category] for category in CATEGORIES))
     return f"| {name} | {' | '.join(f'{number:,}' for number in numbers)} |"
 
 
@@ -143,7 +143,7 @@ def main() -> None:
     heads = " | ".join(f"`{category}`" for category in CATEGORIES)
     print(f"| vocabulary | entries | {heads} |\n|---|{'---|' * (1 + len(CATEGORIES))}")
     for name, tokenizer in shipped():
-        print(row(name, tokenizer), flush=True)
+        print(row(name, Vocabulary(tokenizer, [0.0] * len(tokenizer))), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,136 @@
+"""Ids that the tokenizer knows and the embedding has no row for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from glitchrun.chat.session import Session, Settings
+from glitchrun.cli import main
+from glitchrun.errors import ExitCode, PreflightError, RunError, UsageError
+from glitchrun.model import load_tokenizer
+from glitchrun.probing.backend import Backend
+from glitchrun.probing.choice import Sampling
+from glitchrun.spec.types import Step
+from glitchrun.strategies.asked import hold_against_rows
+from glitchrun.strategies.context import Context
+from tests.support.engine import context
+from tests.support.tiny_models import CHATML, tiny_llama
+from tests.support.tokenizer_kinds import byte_level
+
+STEPS = {
+    "scan": {"probes": ["repeat"]},
+    "mine": {"search": "random", "probes": ["repeat"]},
+    "validate": {"tokens": {"ids": [300]}},
+    "classify": {"tokens": {"ids": [300]}},
+    "predict": {"prompts": [{"text": "The quick", "expected": " brown"}]},
+    "genetic": {"base_text": "The quick"},
+    "check": {"checks": ["chat"]},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose tokenizer got ChatML's markers, and whose embedding was not resized."""
+    path = tmp_path_factory.mktemp("rows")
+    tokenizer = byte_level(("<s>", "</s>"), size=400, bos_token="<s>", eos_token="</s>")
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(path)
+    return tiny_llama(path, vocab=rows)
+
+
+@pytest.fixture(scope="module")
+def templated(folder: Path) -> Context:
+    return context(folder, template="tokenizer")
+
+
+@pytest.fixture(scope="module")
+def bare(folder: Path) -> Context:
+    return context(folder, template="raw")
+
+
+def hold(asked: Context, strategy: str, **params: Any) -> None:
+    hold_against_rows(asked, [Step("one", strategy, {**STEPS[strategy], **params})])
+
+
+@pytest.mark.parametrize("strategy", STEPS)
+def test_a_templates_ids_are_refused_before_anything_is_computed(
+    templated: Context, strategy: str
+) -> None:
+    rows = len(templated.vocabulary)
+    with pytest.raises(PreflightError) as caught:
+        hold(templated, strategy)
+    told = str(caught.value)
+    assert told.startswith("step one: ")
+    assert f"'<|im_start|>' (id {rows})" in told
+    assert f"has {rows} rows" in told
+    assert f"resize_token_embeddings({rows + 2})" in told
+
+
+@pytest.mark.parametrize("strategy", STEPS)
+def test_a_template_without_them_is_not(bare: Context, strategy: str) -> None:
+    hold(bare, strategy)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "params"),
+    [
+        ("predict", {"prompts": ({"text": "The <|im_end|>"},)}),
+        ("predict", {"prompts": ({"text": "The", "expected": "<|im_end|>"},)}),
+        ("genetic", {"base_text": "The <|im_end|>", "format": "raw"}),
+        ("check", {"prompts": ({"text": "The", "expected": "<|im_end|>"},)}),
+    ],
+)
+def test_a_text_of_the_spec_is_held_against_the_rows_too(
+    bare: Context, strategy: str, params: dict[str, Any]
+) -> None:
+    with pytest.raises(PreflightError, match=r"'<\|im_end\|>' \(id"):
+        hold(bare, strategy, **params)
+
+
+def test_what_ends_an_answer_is_held_where_answers_are_sampled(folder: Path) -> None:
+    ended = context(folder, template="raw")
+    ended.backend.model.module.generation_config.eos_token_id = [1, len(ended.vocabulary) + 1]
+    with pytest.raises(PreflightError, match="what ends an answer holds"):
+        hold(ended, "validate")
+    hold(ended, "scan")
+
+
+def test_a_text_that_is_such_a_token_is_refused(bare: Context) -> None:
+    with pytest.raises(RunError, match="this model's embedding has"):
+        bare.tokens({"texts": ["<|im_end|>"]})
+
+
+def test_a_talk_does_not_begin(templated: Context, bare: Context) -> None:
+    settings = Settings(Sampling(0.0, 1.0), 2, 0)
+    with pytest.raises(PreflightError, match=r"'<\|im_start\|>' \(id"):
+        Session(templated.backend, templated.template, settings)
+    talk = Session(Backend(bare.backend.model), bare.template, settings)
+    with pytest.raises(UsageError, match=r"'<\|im_end\|>' \(id .* no such rows"):
+        list(talk.ask("The <|im_end|>"))
+    assert list(talk.ask("The quick"))
+
+
+def test_apply_ends_with_exit_code_4_and_names_the_token(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = {
+        "apiVersion": "glitchrun/v1",
+        "kind": "Experiment",
+        "metadata": {"name": "rows"},
+        "model": {"path": str(folder), "device": "cpu"},
+        "tracking": {"uri": f"sqlite:///{tmp_path / 'mlflow.db'}"},
+        "steps": [{"strategy": "scan"}],
+    }
+    Path("spec.yaml").write_text(json.dumps(spec), encoding="utf-8")
+    done = CliRunner().invoke(main, ["apply", "spec.yaml", "--yes"])
+    assert done.exit_code == ExitCode.PREFLIGHT, done.output
+    rows = load_tokenizer(folder).convert_tokens_to_ids("<|im_start|>")
+    assert f"'<|im_start|>' (id {rows})" in done.output

@@ -1,0 +1,99 @@
+"""What belongs in front of a prompt, once, on tokenizers that put different things there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from glitchrun.prompts.detect import detect
+from glitchrun.prompts.dialogue import Dialogue
+from glitchrun.prompts.probes import PROBES
+from glitchrun.prompts.render import intact, render, whole
+from glitchrun.prompts.slot import intact_sequences, slot
+from glitchrun.prompts.tokenizer import leading_ids
+from glitchrun.spec.types import InlineTemplate
+from tests.support.tokenizer_kinds import byte_level, word_piece
+
+GLM = ("[gMASK]", "<sop>", "<|user|>", "<|end|>")
+TURNS = "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}"
+FRONTS = {
+    "two": {"special": GLM, "front": "[gMASK] <sop>", "eos_token": "<|end|>"},
+    "two, and an end": {"special": GLM, "front": "[gMASK] <sop>", "behind": "<|end|>"},
+    "not the BOS": {"special": ("<s>", "</s>", "x"), "front": "</s>", "bos_token": "<s>"},
+    "BOS": {"special": ("<s>", "</s>"), "front": "<s>", "behind": "</s>", "bos_token": "<s>"},
+    "none": {"special": ("<s>", "</s>"), "behind": "</s>", "eos_token": "</s>"},
+}
+
+
+def front(name: str, chat: str | None = None) -> tuple[Any, tuple[int, ...]]:
+    """A tokenizer and the ids that it puts in front, by its layout."""
+    options: dict[str, Any] = dict(FRONTS[name])
+    tokenizer = byte_level(options.pop("special"), chat=chat, **options)
+    names = options.get("front", "").split()
+    return tokenizer, tuple(tokenizer.convert_tokens_to_ids(names))
+
+
+@pytest.mark.parametrize("name", FRONTS)
+@pytest.mark.parametrize("setting", ["raw", "plain", "mistral", InlineTemplate(user="<u>{user}")])
+def test_every_prompt_begins_with_it(name: str, setting: Any) -> None:
+    tokenizer, ids = front(name)
+    template = detect(setting, tokenizer, {}, "x")
+    prompt = render(template, PROBES["repeat"], tokenizer)
+    assert leading_ids(tokenizer) == ids
+    assert prompt.prefix_ids[: len(ids)] == prompt.added_ids == ids
+    assert prompt.prefix_ids[len(ids) :] == tuple(
+        tokenizer.encode(prompt.prefix_text, add_special_tokens=False)
+    )
+    assert not {*tokenizer.all_special_ids, *ids}.intersection(prompt.prefix_ids[len(ids) :])
+    word = tokenizer.convert_tokens_to_ids("token")
+    assert intact(prompt, [word], tokenizer) == [True]
+
+    text, said = whole(template, "The quick", tokenizer)
+    assert said == (*ids, *tokenizer.encode(text, add_special_tokens=False))
+    assert Dialogue(template, tokenizer).open("The quick") == said
+    place = slot(template, "The quick", tokenizer)
+    assert place.ids(()) == said
+    assert intact_sequences(place, [()], tokenizer) == [True]
+
+
+@pytest.mark.parametrize(
+    "written", ["", "[gMASK]", "<sop>", "[gMASK]<sop>", "[gMASK]<sop>[gMASK]<sop>"]
+)
+@pytest.mark.parametrize("name", ["two", "two, and an end"])
+def test_what_the_chat_template_writes_of_it_is_not_repeated(name: str, written: str) -> None:
+    tokenizer, ids = front(name, written + TURNS)
+    template = detect("tokenizer", tokenizer, {}, "x")
+    user = tokenizer.convert_tokens_to_ids("<|user|>")
+    _, said = whole(template, "The quick", tokenizer)
+    assert said[: len(ids) + 1] == (*ids, user)
+    assert all(said.count(one) == 1 for one in ids)
+    prompt = render(template, PROBES["repeat"], tokenizer)
+    assert prompt.prefix_ids[: len(ids) + 1] == (*ids, user)
+    word = tokenizer.convert_tokens_to_ids("token")
+    assert intact(prompt, [word], tokenizer) == [True]
+
+
+def test_the_rule_names_what_is_more_than_a_bos() -> None:
+    tokenizer, _ = front("two")
+    assert "begins with [gMASK] <sop>" in detect("raw", tokenizer, {}, "x").rule
+    tokenizer, _ = front("not the BOS")
+    assert "begins with </s>" in detect("raw", tokenizer, {}, "x").rule
+    for name in ("BOS", "none"):
+        tokenizer, _ = front(name)
+        assert detect("raw", tokenizer, {}, "x").rule == "The spec names raw."
+
+
+def test_what_a_tokenizer_puts_behind_a_text_is_left_out() -> None:
+    tokenizer = word_piece(lowercase=True)
+    template = detect("raw", tokenizer, {}, "x")
+    _, said = whole(template, "the quick", tokenizer)
+    assert tokenizer.convert_ids_to_tokens(list(said)) == ["[CLS]", "the", "quick"]
+
+
+def test_a_family_that_always_has_a_bos_gets_it_where_the_tokenizer_adds_nothing() -> None:
+    tokenizer = byte_level(bos_token="<s>")
+    _, said = whole(detect("mistral", tokenizer, {}, "x"), "The quick", tokenizer)
+    assert said[0] == tokenizer.bos_token_id
+    _, said = whole(detect("raw", tokenizer, {}, "x"), "The quick", tokenizer)
+    assert tokenizer.bos_token_id not in said
