@@ -8,10 +8,10 @@ import pytest
 
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.dialogue import Dialogue
-from glitchrun.prompts.probes import PROBES
 from glitchrun.prompts.render import intact, render, whole
 from glitchrun.prompts.slot import intact_sequences, slot
 from glitchrun.prompts.tokenizer import leading_ids
+from glitchrun.spec.probes import PROBES
 from glitchrun.spec.types import InlineTemplate
 from tests.support.tokenizer_kinds import byte_level, word_piece
 

@@ -9,9 +9,9 @@ import click
 
 from glitchrun.errors import ExitCode
 from glitchrun.spec.files import find_files
-from glitchrun.spec.formats import as_github, as_json, as_sarif, as_text, visible
+from glitchrun.spec.formats import as_github, as_json, as_sarif, as_text
 from glitchrun.spec.loading import check_files
-from glitchrun.terminal import emit, say
+from glitchrun.terminal import emit, say, visible
 
 _SHOWN = 5
 """Folders named before the rest is only counted."""
