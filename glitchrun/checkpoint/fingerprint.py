@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from glitchrun.checkpoint.gguf_header import read_gguf
-from glitchrun.checkpoint.headers import Header
-from glitchrun.checkpoint.resolve import Checkpoint
+from glitchrun.checkpoint.headers import Header, read_header
+from glitchrun.checkpoint.resolve import Checkpoint, resolve
 from glitchrun.errors import ModelUnavailable
 
 # Beside the weights, what decides a result: sizes, how text becomes ids, how a chat is written.
@@ -23,6 +24,25 @@ _SIDE_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+# The same of rarer kinds: tokenizers of other families, a processor's template, templates by name.
+# They are told apart from those above only so that fingerprints of folders without them stay.
+_RARER_FILES = (
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    "tokenizer.model.v*",
+    "tekken.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece*.model",
+    "source.spm",
+    "*.tiktoken",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "adapter_config.json",
+)
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+_GENERATION = "generation_config.json"
+_CODE = "*.py"
 _VERSION = b"glitchrun fingerprint 1"
 _WHOLE = 32 * 1024**2
 _BLOCK = 16 * 1024
@@ -32,17 +52,19 @@ _EVERY = 8 * 1024**2
 _LEAST_BLOCKS = 256
 
 
-def fingerprint(checkpoint: Checkpoint, header: Header) -> str:
+def fingerprint(checkpoint: Checkpoint, header: Header, *, code: bool = False) -> str:
     """SHA-256 (hex) of a model's contents: equal bytes give equal values wherever they lie.
 
-    Covers config.json and the tokenizer's files whole, weight files up to 32 MiB whole, and of
-    larger ones the size, the header, and 16 KiB blocks spread evenly, one every 8 MiB or closer.
-    Training changes every block; an edit of a few rows of a large matrix can go unseen.
+    Covers config.json, the tokenizer's files and chat templates whole, weight files up to 32 MiB
+    whole, and of larger ones the size, the header, and 16 KiB blocks spread evenly, one every 8 MiB
+    or closer. Training changes every block; an edit of a few rows of a large matrix can go unseen.
+    Of generation_config.json it covers the tokens that end a text, where they are not those of
+    config.json; with `code` (model.trust_remote_code) also the Python files of the folder.
     Raises ModelUnavailable when a file cannot be read.
     """
     digest = hashlib.sha256(_VERSION)
     try:
-        for name, chunk in _pieces(checkpoint, header):
+        for name, chunk in _pieces(checkpoint, header, code=code):
             digest.update(f"\0{name}\0{len(chunk)}\0".encode())
             digest.update(chunk)
     except OSError as error:
@@ -50,18 +72,65 @@ def fingerprint(checkpoint: Checkpoint, header: Header) -> str:
     return digest.hexdigest()
 
 
-def _pieces(checkpoint: Checkpoint, header: Header) -> Iterator[tuple[str, bytes]]:
+def fingerprint_of(
+    path: str, revision: str | None = None, *, allow_pickle: bool = False, code: bool = False
+) -> str:
+    """The fingerprint of the model that `model.path` names, as its files are now.
+
+    Raises ModelUnavailable where it is missing or unsound.
+    """
+    checkpoint = resolve(path, revision)
+    header = read_header(checkpoint, allow_pickle=allow_pickle)
+    return fingerprint(checkpoint, header, code=code)
+
+
+def _pieces(checkpoint: Checkpoint, header: Header, *, code: bool) -> Iterator[tuple[str, bytes]]:
     """Named byte strings, in an order that depends on the contents alone."""
-    if checkpoint.kind == "folder" and checkpoint.path is not None:
+    folder = checkpoint.path if checkpoint.kind == "folder" else None
+    if folder is not None:
         for name in _SIDE_FILES:
-            file = checkpoint.path / name
-            if file.is_file():
-                yield name, file.read_bytes()
+            if (folder / name).is_file():
+                yield name, (folder / name).read_bytes()
     for number, file in enumerate(header.files):
         # A GGUF file's own name says nothing; shards are told apart by their order.
         yield f"size {number}", str(file.stat().st_size).encode()
         for at, chunk in _samples(file, _header_bytes(file, header)):
             yield f"weights {number} at {at}", chunk
+    if folder is not None:
+        yield from _rarer_pieces(folder, header, code=code)
+
+
+def _rarer_pieces(folder: Path, header: Header, *, code: bool) -> Iterator[tuple[str, bytes]]:
+    """What few folders have, or few runs read."""
+    for pattern in _RARER_FILES:
+        for file in sorted(folder.glob(pattern)):
+            if file.is_file():
+                yield file.relative_to(folder).as_posix(), file.read_bytes()
+    for name in _ADAPTERS:
+        if (folder / name).is_file():
+            yield f"size of {name}", str((folder / name).stat().st_size).encode()
+            for at, chunk in _samples(folder / name, 0):
+                yield f"{name} at {at}", chunk
+    ends = _own_ends(folder, header)
+    if ends is not None:
+        yield _GENERATION, ends
+    if code:
+        for file in sorted(folder.rglob(_CODE)):
+            yield file.relative_to(folder).as_posix(), file.read_bytes()
+
+
+def _own_ends(folder: Path, header: Header) -> bytes | None:
+    """What generation_config.json says of the end of a text; None where it says what config.json
+    does, or is not there."""
+    file = folder / _GENERATION
+    if not file.is_file():
+        return None
+    content = file.read_bytes()
+    try:
+        said = json.loads(content)["eos_token_id"]
+    except (ValueError, RecursionError, KeyError, TypeError):  # loading has the last word on it
+        return content
+    return None if said == header.config.get("eos_token_id") else json.dumps(said).encode()
 
 
 def _header_bytes(file: Path, header: Header) -> int:

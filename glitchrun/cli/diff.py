@@ -10,11 +10,13 @@ import click
 
 from glitchrun.cli.apply import ROOT
 from glitchrun.cli.runs import find_run, readable_runs
-from glitchrun.errors import UsageError
-from glitchrun.ledger import RunRecord
+from glitchrun.errors import ModelUnavailable, UsageError
+from glitchrun.ledger import RunRecord, current_attempt, existing_status, read_run
+from glitchrun.plan.build import build
+from glitchrun.runner.resolved import Resolver
 from glitchrun.spec.digest import changed_paths
 from glitchrun.spec.loading import load_experiment
-from glitchrun.spec.types import Cell
+from glitchrun.spec.types import Cell, Experiment
 from glitchrun.terminal import emit_json, say
 
 _MEANING = {
@@ -32,9 +34,11 @@ _MEANING = {
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
 def command(spec: Path, run: str | None, sets: tuple[str, ...], output: str) -> None:
-    """Compares SPEC with RUN, or with the newest run of each of its cells."""
+    """Compares SPEC with RUN, or for each of its cells with the finished run that `apply` would
+    take for it, else with the newest run of its name."""
     experiment = load_experiment(spec, sets, require_env=True)
-    pairs = [(cell, _partner(cell, run)) for cell in experiment.cells]
+    keys = {} if run is not None else _keys(experiment)
+    pairs = [(cell, _partner(cell, run, keys.get(cell.name))) for cell in experiment.cells]
     found = [_difference(cell, record) for cell, record in pairs]
     if output == "json":
         emit_json({"cells": found})
@@ -42,10 +46,27 @@ def command(spec: Path, run: str | None, sets: tuple[str, ...], output: str) -> 
         say("\n".join(line for cell in found for line in _lines(cell)))
 
 
-def _partner(cell: Cell, run: str | None) -> RunRecord | None:
+def _keys(experiment: Experiment) -> dict[str, str]:
+    """The key of each cell's run by the cell's name; none where the model is not to be had."""
+    try:
+        plan = build(
+            experiment,
+            lambda key: None,
+            fetch=False,
+            resolve=Resolver(ROOT.resolve().parent / ".cache" / "glitchrun"),
+        )
+    except ModelUnavailable:
+        return {}
+    return {run.cell.name: run.key for run in plan.runs}
+
+
+def _partner(cell: Cell, run: str | None, key: str | None) -> RunRecord | None:
     if run is not None:
         return find_run(run, ROOT)
     name = cell.spec.tracking.experiment or cell.spec.name
+    if key and existing_status(ROOT, name, key) == "FINISHED":
+        attempt = current_attempt(ROOT, name, key)
+        return read_run(attempt) if attempt else None
     mine = [
         record
         for record in readable_runs(ROOT)

@@ -11,6 +11,7 @@ from glitchrun.cli.render_plan import plan_lines
 from glitchrun.errors import DoesNotFit, ExitCode
 from glitchrun.ledger import existing_status
 from glitchrun.plan.build import Plan, build
+from glitchrun.runner.resolved import Resolver
 from glitchrun.spec.loading import load_experiment
 from glitchrun.terminal import emit_json, say
 from glitchrun.tracking.address import check_store, tracking_uri
@@ -29,12 +30,18 @@ def command(
 ) -> None:
     """Shows which runs of SPEC would start, resume or be skipped, and what they need.
 
-    Reads the checkpoint's headers only; nothing is loaded, downloaded or written.
+    Reads the checkpoint's headers and its tokenizer; no weights are loaded, and nothing is
+    downloaded or written.
     """
     experiment = load_experiment(spec, sets, require_env=True)
     first = experiment.cells[0].spec
     name = first.tracking.experiment or first.name
-    plan = build(experiment, lambda key: existing_status(ROOT, name, key), fetch=False)
+    plan = build(
+        experiment,
+        lambda key: existing_status(ROOT, name, key),
+        fetch=False,
+        resolve=Resolver(ROOT.resolve().parent / ".cache" / "glitchrun"),
+    )
     if output == "json":
         emit_json(plan.to_json())
     else:

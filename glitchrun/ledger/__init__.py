@@ -11,6 +11,7 @@ ROOT/runs/EXPERIMENT/KEY/           one folder for everything with the same resu
 """
 
 from glitchrun.ledger.folders import (
+    current_attempt,
     existing_status,
     find_runs,
     latest_attempt,
@@ -26,6 +27,7 @@ from glitchrun.ledger.record import RunRecord
 __all__ = [
     "Journal",
     "RunRecord",
+    "current_attempt",
     "existing_status",
     "find_runs",
     "hold",

@@ -94,24 +94,49 @@ def _inside(folder: Path) -> list[Path]:
             raise
 
 
+def current_attempt(root: Path, experiment: str, key: str) -> Path | None:
+    """The attempt that a plan goes by: a finished one, unless a later one was only stopped.
+
+    The experiment's own attempts come first, then those of others with the same key: a spec that
+    was renamed finds what it did under its former name. An attempt that failed after one had
+    finished, as with `--fresh`, does not hide that one.
+    """
+    own = _current(run_folder(root, experiment, key))
+    found = [own] if own else []
+    for folder in sorted(root.glob(f"runs/*/{key}")):
+        with suppress(RunError):  # what cannot be read under another name is nothing to go by
+            if attempt := _current(folder):
+                found.append(attempt)
+    return next((one for one in found if _status(one) == "FINISHED"), found[0] if found else None)
+
+
+def _current(folder: Path) -> Path | None:
+    """The attempt of one run's folder to go by; None where there is none."""
+    newest_first = sorted(_attempts(folder), key=_number, reverse=True)
+    if not newest_first or _status(newest_first[0]) != "FAILED":
+        return next(iter(newest_first), None)
+    return next((one for one in newest_first if _status(one) == "FINISHED"), newest_first[0])
+
+
 def existing_status(root: Path, experiment: str, key: str) -> str | None:
-    """Status of the newest attempt: FINISHED, FAILED, KILLED, RUNNING, DAMAGED; None where there is
-    none.
+    """Status of the attempt with this key to go by: FINISHED, FAILED, KILLED, RUNNING, DAMAGED; None
+    where there is none. See `current_attempt`.
 
     A run that claims to be running while nobody holds its lock was killed, and is reported so.
 
     Raises:
         RunError: its files cannot be read.
     """
-    folder = run_folder(root, experiment, key)
-    number = latest_attempt(folder)
-    if not number:
-        return None
+    attempt = current_attempt(root, experiment, key)
+    return None if attempt is None else _status(attempt)
+
+
+def _status(attempt: Path) -> str:
     try:
-        status = read_status(folder / f"attempt-{number}")
+        status = read_status(attempt)
     except IdentityLost:  # the plan knows which run it is
         return DAMAGED
-    return "KILLED" if status == "RUNNING" and not is_held(folder) else status
+    return "KILLED" if status == "RUNNING" and not is_held(attempt.parent) else status
 
 
 def find_runs(root: Path, unreadable: Unreadable = lambda error: None) -> list[RunRecord]:

@@ -37,7 +37,7 @@ def converted(gguf: Path, cache: Path) -> Path:
     a damaged file or an architecture that transformers does not read, PreflightError when the cache
     cannot be written or the disk is too small.
     """
-    folder = cache / "gguf" / f"{_sha256(gguf)[:32]}-v{CONVERTER}"
+    folder = conversion(gguf, cache)
     if folder.is_dir():
         return folder
     try:
@@ -48,6 +48,11 @@ def converted(gguf: Path, cache: Path) -> Path:
     except OSError as error:
         raise PreflightError(f"the model cache {cache} cannot be written: {error}") from error
     return folder
+
+
+def conversion(gguf: Path, cache: Path) -> Path:
+    """Where the conversion of a file is or will be."""
+    return cache / "gguf" / f"{_sha256(gguf)[:32]}-v{CONVERTER}"
 
 
 def _sha256(path: Path) -> str:

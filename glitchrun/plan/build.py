@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from glitchrun.plan import duration
 from glitchrun.plan.devices import device_memory
 from glitchrun.plan.memory import MemoryEstimate, estimate
 from glitchrun.plan.work import StepWork, step_work, workloads
-from glitchrun.spec.digest import cosmetic_digest, numerics_digest, results_digest
+from glitchrun.spec.digest import MEASURING, cosmetic_digest, numerics_digest, results_digest
 from glitchrun.spec.token_ids import token_ids
 from glitchrun.spec.types import Cell, Experiment, ModelSpec, Spec
 
@@ -25,6 +26,21 @@ KEY_LENGTH = 16
 _NAMED = 5
 """Token ids that a message names at most."""
 Action = Literal["start", "resume", "skip", "blocked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What only the model's tokenizer, or the model's name, makes of a spec."""
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What decides results beside the spec and the model's contents, as plain data by name. A fact
+    that follows from those two is left out, so that keys stay as they are."""
+    refusal: str | None = None
+    """Why the run cannot go ahead; None where it can."""
+
+
+Resolve = Callable[[Spec, Checkpoint, Header], Resolved]
+"""Asked once for each run. It is given to the plan because it needs the rooms above it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +106,16 @@ class Plan:
         return {"experiment": self.experiment, "runs": [run.to_json() for run in self.runs]}
 
 
+def _nothing(spec: Spec, checkpoint: Checkpoint, header: Header) -> Resolved:
+    return Resolved()
+
+
 def build(
-    experiment: Experiment, existing: Callable[[str], str | None], *, fetch: bool = True
+    experiment: Experiment,
+    existing: Callable[[str], str | None],
+    *,
+    fetch: bool = True,
+    resolve: Resolve = _nothing,
 ) -> Plan:
     """The plan of an experiment.
 
@@ -100,6 +124,7 @@ def build(
         existing: Status of the latest attempt with a key (FINISHED, FAILED, ...), None for none.
         fetch: Download hub models that are not on this machine; without, such a run is planned
             with an empty key and no estimate.
+        resolve: What a spec comes to on its model: see `runner.resolved`.
 
     Raises:
         ModelUnavailable: a model is missing or unsound; the message begins with the place of
@@ -109,12 +134,13 @@ def build(
     runs: list[PlannedRun] = []
     for cell in experiment.cells:
         taken = {run.key for run in runs}
-        runs.append(_plan(cell, _contents(cell.spec, models), existing, taken))
+        runs.append(_plan(cell, _contents(cell.spec, models), existing, resolve, taken))
     return Plan(experiment.name, tuple(runs))
 
 
 @dataclass(frozen=True, slots=True)
 class _Contents:
+    checkpoint: Checkpoint
     header: Header
     fingerprint: str
 
@@ -124,11 +150,11 @@ class _Models:
     """Headers and fingerprints of the models that a plan names, each read once."""
 
     fetch: bool
-    known: dict[tuple[str, str | None, bool], _Contents | None] = field(default_factory=dict)
+    known: dict[tuple[str, str | None, bool, bool], _Contents | None] = field(default_factory=dict)
 
     def of(self, model: ModelSpec) -> _Contents | None:
         """The contents of a model; None for one that is not on this machine."""
-        key = (model.path, model.revision, model.allow_pickle)
+        key = (model.path, model.revision, model.allow_pickle, model.trust_remote_code)
         if key not in self.known:
             found = checkpoints.resolve(model.path, model.revision)
             if self.fetch:
@@ -140,7 +166,8 @@ class _Models:
 
     def _read(self, checkpoint: Checkpoint, model: ModelSpec) -> _Contents:
         header = read_header(checkpoint, allow_pickle=model.allow_pickle)
-        return _Contents(header, fingerprint(checkpoint, header))
+        found = fingerprint(checkpoint, header, code=model.trust_remote_code)
+        return _Contents(checkpoint, header, found)
 
 
 def _contents(spec: Spec, models: _Models) -> _Contents | None:
@@ -154,30 +181,48 @@ def _plan(
     cell: Cell,
     contents: _Contents | None,
     existing: Callable[[str], str | None],
+    resolve: Resolve,
     taken: set[str],
 ) -> PlannedRun:
     digests = _digests(cell.spec)
     if contents is None:
         reason = f"{cell.spec.model.path} is not on this machine yet; `apply` downloads it"
         return PlannedRun(cell, "", "start", reason, None, (), None, "", digests)
-    key = _key(digests["results"], contents.fingerprint)
+    header, model = contents.header, cell.spec.model
+    device = device_memory(model.device, model.max_memory)
+    resolved = resolve(cell.spec, contents.checkpoint, header)
+    facts = {**resolved.facts, **_measured_on(cell.spec, device.device)}
+    if facts:
+        digests["resolved"] = _facts_digest(facts)
+    key = _key(*filter(None, (digests["results"], contents.fingerprint, digests.get("resolved"))))
     if key in taken:
         # Cells that ought to give the same results, such as devices to compare, are still runs of
         # their own: a matrix is written to see each of its cells.
         key = _key(key, cell.name)
-    header, model = contents.header, cell.spec.model
-    memory = estimate(
-        header,
-        model.quantization,
-        workloads(cell.spec),
-        device_memory(model.device, model.max_memory),
-    )
+    memory = estimate(header, model.quantization, workloads(cell.spec), device)
     work = step_work(cell.spec, header.vocab)
-    action, reason = _action(existing(key), _outside(cell.spec, header.vocab), memory)
+    refusal = _outside(cell.spec, header.vocab) or resolved.refusal
+    action, reason = _action(existing(key), refusal, memory)
     seconds = duration.seconds(header, memory, work)
     return PlannedRun(
         cell, key, action, reason, memory, work, seconds, contents.fingerprint, digests
     )
+
+
+def _measured_on(spec: Spec, device: str) -> dict[str, Any]:
+    """Where a run that measures the machine runs, unless it is the CPU without limits: elsewhere
+    that is numerics, here it is the result."""
+    limits = dict(spec.model.max_memory or {})
+    if not any(step.strategy in MEASURING for step in spec.steps) or (
+        device == "cpu" and not limits
+    ):
+        return {}
+    return {"device": device, **({"max_memory": limits} if limits else {})}
+
+
+def _facts_digest(facts: Mapping[str, Any]) -> str:
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _digests(spec: Spec) -> dict[str, str]:

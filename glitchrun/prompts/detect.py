@@ -97,10 +97,9 @@ def _choose(
 def _auto(
     tokenizer: Tokenizer, config: object, source: str, variables: Mapping[str, Any]
 ) -> Template:
-    component = PurePosixPath(source).name
-    for family in FAMILIES.values():
-        if _is_named(component, family.folder_names):
-            return _of_family(family, f"The model's own name is {component!r}.")
+    named = family_by_name(source)
+    if named is not None:
+        return _of_family(named, f"The model's own name is {PurePosixPath(source).name!r}.")
     if all(marker in tokenizer.get_vocab() for marker in _HARMONY):
         # gpt-oss's chat template ends before the channel: no answer could be begun behind it.
         rule = f"The vocabulary holds {' and '.join(_HARMONY)}."
@@ -116,6 +115,16 @@ def _auto(
         rule = "No chat template, no known turn markers, no known architecture: plain text."
         chosen = _of_family(FAMILIES["plain"], rule)
     return replace(chosen, rule=chosen.rule + passed_over)
+
+
+def family_by_name(source: str) -> Family | None:
+    """The family of a model that is known by its own name, the last component of `model.path`;
+    None for any other. The one thing that `auto` goes by and the model's contents do not say."""
+    component = PurePosixPath(source).name
+    for family in FAMILIES.values():
+        if _is_named(component, family.folder_names):
+            return family
+    return None
 
 
 def _is_named(component: str, names: tuple[str, ...]) -> bool:

@@ -16,10 +16,9 @@ from glitchrun.errors import (
 )
 from glitchrun.ledger import (
     RunRecord,
+    current_attempt,
     existing_status,
-    latest_attempt,
     read_run,
-    run_folder,
     settle,
     unreadable_lines,
 )
@@ -28,6 +27,7 @@ from glitchrun.runner import gates
 from glitchrun.runner.execute import Outcome, Session, execute
 from glitchrun.runner.models import Models
 from glitchrun.runner.progress import Display
+from glitchrun.runner.resolved import Resolver
 from glitchrun.runner.signals import Interrupt, Stopped, listening
 from glitchrun.spec.types import Experiment, Spec
 from glitchrun.tracking.live import reap
@@ -71,8 +71,11 @@ def apply(
     """
     name = experiment_name(experiment.cells[0].spec)
     # A fresh start asks nothing of earlier attempts: one of them may be damaged.
+    cache = root.parent / ".cache" / "glitchrun"
     plan = build(
-        experiment, lambda key: None if options.fresh else existing_status(root, name, key)
+        experiment,
+        lambda key: None if options.fresh else existing_status(root, name, key),
+        resolve=Resolver(cache),
     )
     chosen = _chosen(plan, options)
     _check_fits(chosen, options)
@@ -90,7 +93,7 @@ def apply(
         root=root,
         tracking_uri=uri,
         parent=_parent_key(plan),
-        models=Models(root.parent / ".cache" / "glitchrun", display.say),
+        models=Models(cache, display.say),
         display=display,
         interrupt=interrupt,
         fresh=options.fresh,
@@ -165,11 +168,19 @@ def _one(run: PlannedRun, session: Session) -> Outcome:
 def _already_done(run: PlannedRun, session: Session) -> Outcome:
     """The finished run as recorded, against the gates as they stand now."""
     spec = run.cell.spec
-    folder = run_folder(session.root, experiment_name(spec), run.key)
-    record = read_run(folder / f"attempt-{latest_attempt(folder)}")
+    attempt = current_attempt(session.root, experiment_name(spec), run.key)
+    assert attempt is not None  # or there would be no finished run
+    record = read_run(attempt)
     results = gates.evaluate(spec.gates, record.metrics, spec.origins)
-    session.display.say(f"{run.cell.name}: nothing to do, it is finished")
+    session.display.say(f"{run.cell.name}: nothing to do, it is finished{_renamed(run, record)}")
     return Outcome(record, gates.exit_code(results), _undelivered(record, session))
+
+
+def _renamed(run: PlannedRun, record: RunRecord) -> str:
+    """Under which name the run is recorded, where that is not the spec's."""
+    own = (experiment_name(run.cell.spec), run.cell.name)
+    recorded = (record.identity.experiment, record.identity.name)
+    return "" if own == recorded else f" as {' · '.join(dict.fromkeys(recorded))}"
 
 
 def _undelivered(record: RunRecord, session: Session) -> str | None:

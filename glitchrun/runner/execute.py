@@ -12,9 +12,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from glitchrun.errors import ExitCode, GlitchrunError, file_access
+from glitchrun.errors import ExitCode, GlitchrunError, PreflightError, file_access
 from glitchrun.events import Artifact, Batch, Measured, batch_to_json
-from glitchrun.ledger import Journal, RunRecord, hold, latest_attempt, run_document, run_folder
+from glitchrun.ledger import (
+    Journal,
+    RunRecord,
+    current_attempt,
+    hold,
+    latest_attempt,
+    run_document,
+    run_folder,
+)
 from glitchrun.ledger.files import now
 from glitchrun.ledger.record import ModelRecord, RunIdentity
 from glitchrun.model.loaded import LoadedModel
@@ -23,8 +31,9 @@ from glitchrun.probing.choose import best_backend
 from glitchrun.prompts.detect import detect
 from glitchrun.runner import finish, gates
 from glitchrun.runner.environment import environment
-from glitchrun.runner.models import Models
+from glitchrun.runner.models import Models, check_unchanged
 from glitchrun.runner.progress import Display
+from glitchrun.runner.resolved import nothing_in_scope
 from glitchrun.runner.signals import Interrupt, Stopped
 from glitchrun.spec.types import Experiment, Spec, Step
 from glitchrun.strategies import configure, load
@@ -68,7 +77,8 @@ def execute(planned: PlannedRun, session: Session) -> Outcome:
         GlitchrunError: the run failed; what it finished is in the ledger.
     """
     spec = planned.cell.spec
-    folder = run_folder(session.root, spec.tracking.experiment or spec.name, planned.key)
+    check_unchanged(spec.model, planned.fingerprint)
+    folder = _folder(planned, session)
     with _writable(folder), hold(folder), _journal(folder, planned, session) as journal:
         journal.append(
             "session",
@@ -79,6 +89,14 @@ def execute(planned: PlannedRun, session: Session) -> Outcome:
         )
         finish.write_inputs(journal.record, session.experiment)
         return _Run(planned, session, journal).to_its_end()
+
+
+def _folder(planned: PlannedRun, session: Session) -> Path:
+    """The folder of the attempt to go on with, if under a former name of the spec; else its own."""
+    spec = planned.cell.spec
+    name = spec.tracking.experiment or spec.name
+    attempt = None if session.fresh else current_attempt(session.root, name, planned.key)
+    return attempt.parent if attempt else run_folder(session.root, name, planned.key)
 
 
 def _writable(folder: Path) -> AbstractContextManager[None]:
@@ -125,7 +143,7 @@ class _Run:
 
     def __init__(self, planned: PlannedRun, session: Session, journal: Journal) -> None:
         self._spec = planned.cell.spec
-        self._estimate = planned.estimate
+        self._planned = planned
         self._session = session
         self._journal = journal
         self._tracker = MlflowTracker(session.tracking_uri, session.root)
@@ -156,23 +174,27 @@ class _Run:
         self._journal.append("gates", gates=[asdict(result) for result in results])
 
     def _context(self) -> Context:
-        model = self._session.models.get(self._spec.model)
+        model = self._session.models.get(self._spec.model, self._planned.fingerprint)
         tokenizer = model.tokenizer
         spec = self._spec
         template = detect(
             spec.template, tokenizer, model.config, spec.model.path, spec.template_variables
         )
         self._session.display.say(f"template: {template.name} ({template.rule})")
+        vocabulary = Vocabulary(tokenizer, row_norms(model.input_embeddings))
+        if refusal := nothing_in_scope(spec, vocabulary):
+            raise PreflightError(refusal)
         backend, self._engine = best_backend(model)
         self._session.display.say(f"engine: {self._engine}")
         context = Context(
             spec=self._spec,
             backend=backend,
-            vocabulary=Vocabulary(tokenizer, row_norms(model.input_embeddings)),
+            vocabulary=vocabulary,
             template=template,
             free_bytes=self._session.models.free_bytes(),
             earlier={},
-            estimate=self._estimate.to_json() if self._estimate else None,
+            estimate=self._planned.estimate.to_json() if self._planned.estimate else None,
+            results=self._planned.digests["results"],
         )
         hold_against_rows(context, self._spec.steps)
         self._journal.append("model", model=asdict(self._measured(context)))

@@ -10,9 +10,25 @@ from pathlib import Path
 import psutil
 import torch
 
+from glitchrun.checkpoint.fingerprint import fingerprint_of
+from glitchrun.errors import ModelUnavailable
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.report.numbers import size
 from glitchrun.spec.types import ModelSpec
+
+
+def check_unchanged(spec: ModelSpec, fingerprint: str | None) -> None:
+    """Raises ModelUnavailable where a model's files are not those that a run was planned with."""
+    if not fingerprint:
+        return
+    found = fingerprint_of(
+        spec.path, spec.revision, allow_pickle=spec.allow_pickle, code=spec.trust_remote_code
+    )
+    if found != fingerprint:
+        raise ModelUnavailable(
+            f"model.path {spec.path!r}: the files have changed since the run was planned, so what "
+            "it finds would stand under another model's key; apply again, for a run on the new ones"
+        )
 
 
 class Models:
@@ -25,15 +41,21 @@ class Models:
         self._model: LoadedModel | None = None
         self._peak = 0
 
-    def get(self, spec: ModelSpec) -> LoadedModel:
-        """The model of a spec, loaded unless it is the one in memory."""
+    def get(self, spec: ModelSpec, fingerprint: str | None = None) -> LoadedModel:
+        """The model of a spec, loaded unless it is the one in memory.
+
+        Raises ModelUnavailable where its files are no longer those of the `fingerprint`, or change
+        while they are read.
+        """
+        check_unchanged(spec, fingerprint)
         if self._model is None or spec != self._spec:
             from glitchrun.model.loading import load
 
             self._drop()
             self._announce(f"loading {spec.path} ({spec.quantization})")
-            self._model = load(spec, self._cache)
-            self._spec = spec
+            model = load(spec, self._cache)
+            check_unchanged(spec, fingerprint)
+            self._model, self._spec = model, spec
             self._announce(
                 f"loaded in {self._model.load_seconds:.1f} s: "
                 f"{size(self._model.bytes)} on {self._model.device}"

@@ -27,6 +27,9 @@ COSMETIC = ("apiVersion", "kind", "metadata", "gates", "tracking", "matrix")
 _BATCHES_FREELY = ("scan", "test", "validate")
 """Strategies whose batch size changes no result; in a search it decides what is looked at next."""
 
+MEASURING = ("check", "profile")
+"""Strategies that measure the machine: to them device and memory limits are results."""
+
 Change = tuple[str, str, Any, Any]
 """Path, kind (results, numerics or cosmetic), old value, new value; None for absent."""
 
@@ -93,6 +96,8 @@ def kind_of(path: str) -> str:
 
 
 def _kind(path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    if path.split(".")[0] == "model" and kind_of(path) == "numerics" and _measures(old, new):
+        return "results"
     if not (path.startswith("steps[") and path.endswith("].batch_size")):
         return kind_of(path)
     index = int(path[len("steps[") : path.index("]")])
@@ -102,6 +107,12 @@ def _kind(path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         if index < len(document.get("steps", ()))
     }
     return "numerics" if strategies <= set(_BATCHES_FREELY) else "results"
+
+
+def _measures(*documents: Mapping[str, Any]) -> bool:
+    """Whether a step of them measures the machine."""
+    steps = (step for document in documents for step in document.get("steps", ()))
+    return any(step["strategy"] in MEASURING for step in steps)
 
 
 def _scope(tokens: TokenScope) -> Any:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glitchrun.errors import RunError
+from glitchrun.errors import PreflightError, RunError
 from glitchrun.events import Batch, Token
 from glitchrun.probing.backend import Backend
 from glitchrun.prompts.render import Prompt, render
 from glitchrun.prompts.template import Template
+from glitchrun.spec.digest import results_digest
 from glitchrun.spec.probes import PROBES, probe_names
 from glitchrun.spec.types import Spec
 from glitchrun.strategies.tokens import read_fitting_ids
 from glitchrun.vocabulary import Vocabulary
+from glitchrun.vocabulary.scope import excluded_from, in_scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,9 @@ class Context:
     """The plan's memory estimate, as `plan -o json` gives it; None where there is none."""
     path: str = ""
     """Of the step in the document: `steps[0]`; empty where there is no document."""
+    results: str = ""
+    """The digest of the spec's results that the run is planned with, files of tokens included;
+    empty where there is no plan."""
 
     def at(self, name: str) -> str:
         """What a message about a parameter of the step begins with: the place of `target` or
@@ -52,17 +56,11 @@ class Context:
 
     def scope(self) -> list[int]:
         """Ids of the part of the vocabulary that the experiment may look at, ascending."""
-        excluded = self.excluded(self.spec.tokens.categories)
-        return [i for i in self.vocabulary.ids(self.spec.tokens.categories) if i not in excluded]
+        return in_scope(self.vocabulary, self.spec.tokens)
 
     def excluded(self, categories: Sequence[str]) -> frozenset[int]:
         """Tokens of the categories that `tokens.exclude` keeps from being looked at."""
-        patterns = [re.compile(pattern) for pattern in self.spec.tokens.exclude or ()]
-        if not patterns:
-            return frozenset()
-        text = self.vocabulary.text
-        ids = self.vocabulary.ids(categories)
-        return frozenset(i for i in ids if any(pattern.search(text(i)) for pattern in patterns))
+        return excluded_from(self.vocabulary, self.spec.tokens, categories)
 
     def tokens(self, source: Mapping[str, Any], name: str = "tokens") -> list[Token]:
         """The tokens that a step's `tokens:` (or the parameter `name`) names, each once, in the
@@ -84,7 +82,13 @@ class Context:
 
     def _in_file(self, path: Path) -> list[int]:
         tokenizer = self.backend.model.tokenizer
-        return read_fitting_ids(path, tokenizer, len(self.vocabulary), self.spec.model.path)
+        ids = read_fitting_ids(path, tokenizer, len(self.vocabulary), self.spec.model.path)
+        if self.results and results_digest(self.spec) != self.results:
+            raise PreflightError(
+                f"{path} has changed since the run was planned: what was found so far is of its "
+                "former contents; apply again, for a run with the new ones"
+            )
+        return ids
 
     def _found_by(self, step: str, select: str) -> list[int]:
         facts = [fact for batch in self.earlier[step] for fact in batch.token_facts]

@@ -1,0 +1,198 @@
+"""What a spec comes to on its model, told before the weights are loaded.
+
+The template of a model that is known by its name, the tokens that a tokenizer puts in front of
+every text, and whether anything is in scope: none of these follows from the spec and the contents
+of the checkpoint's files alone, or can be told without the tokenizer. What decides results goes
+into the run's key; what leaves nothing to do is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glitchrun.checkpoint.headers import Header
+from glitchrun.checkpoint.resolve import Checkpoint
+from glitchrun.errors import PreflightError
+from glitchrun.plan.build import Resolved
+from glitchrun.plan.work import parameters
+from glitchrun.prompts.detect import family_by_name
+from glitchrun.prompts.tokenizer import Tokenizer, adds_bos
+from glitchrun.spec.types import Spec, Step, TokenScope
+
+if TYPE_CHECKING:
+    from glitchrun.vocabulary import Vocabulary
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+
+
+class Resolver:
+    """Resolves specs; each tokenizer is loaded once. `cache` is where converted GGUF files are."""
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+        self._tokenizers: dict[tuple[Path, bool], Tokenizer | None] = {}
+        self._vocabularies: dict[tuple[Path, bool], Vocabulary] = {}
+
+    def __call__(self, spec: Spec, checkpoint: Checkpoint, header: Header) -> Resolved:
+        """The facts that go into the key of the spec's run, and why it cannot go ahead, if so.
+
+        A tokenizer that cannot be loaded is passed over: loading the model says what is wrong.
+        """
+        tokenizer = self._tokenizer(spec, checkpoint)
+        facts: dict[str, Any] = {
+            "template": _template(spec),
+            "prefix": tokenizer and _prefix(tokenizer),
+        }
+        known = {name: fact for name, fact in facts.items() if fact is not None}
+        if tokenizer is None or not _may_be_empty(spec):
+            return Resolved(known)
+        vocabulary = self._vocabulary(spec, checkpoint, tokenizer, header.vocab)
+        return Resolved(known, nothing_in_scope(spec, vocabulary))
+
+    def _tokenizer(self, spec: Spec, checkpoint: Checkpoint) -> Tokenizer | None:
+        path = checkpoint.path
+        assert path is not None  # the plan asks about models that are here
+        key = (path, spec.model.trust_remote_code)
+        if key not in self._tokenizers:
+            self._tokenizers[key] = self._load(spec, checkpoint.kind, path)
+        return self._tokenizers[key]
+
+    def _load(self, spec: Spec, kind: str, path: Path) -> Tokenizer | None:
+        if kind == "folder" and not any((path / name).is_file() for name in _TOKENIZERS):
+            return None
+        try:
+            from glitchrun.model.tokenizer import checkpoint_tokenizer
+
+            tokenizer: Tokenizer = checkpoint_tokenizer(
+                path, self._cache, trust_remote_code=spec.model.trust_remote_code
+            )
+        except (PreflightError, ModuleNotFoundError):
+            return None
+        return tokenizer
+
+    def _vocabulary(
+        self, spec: Spec, checkpoint: Checkpoint, tokenizer: Tokenizer, rows: int
+    ) -> Vocabulary:
+        import torch
+
+        from glitchrun.vocabulary import Vocabulary
+
+        assert checkpoint.path is not None
+        key = (checkpoint.path, spec.model.trust_remote_code)
+        if key not in self._vocabularies:  # categories do not depend on norms
+            self._vocabularies[key] = Vocabulary(tokenizer, torch.zeros(rows))
+        return self._vocabularies[key]
+
+
+def _template(spec: Spec) -> Any:
+    """The family of a model known by its name, where `auto` asks; what `auto` finds otherwise
+    follows from the tokenizer's files and the configuration."""
+    family = family_by_name(spec.model.path) if spec.template == "auto" else None
+    return None if family is None else asdict(family)
+
+
+def _prefix(tokenizer: Tokenizer) -> list[int] | None:
+    """The ids that the tokenizer puts in front of a text, where they are not BOS alone."""
+    alone = tokenizer.encode("a", add_special_tokens=False)
+    whole = tokenizer.encode("a", add_special_tokens=True)
+    starts = range(len(whole) - len(alone) + 1)
+    start = next((n for n in starts if whole[n : n + len(alone)] == alone), 0)
+    bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
+    return None if whole[:start] == bos else whole[:start]
+
+
+def _may_be_empty(spec: Spec) -> bool:
+    """Whether a step draws on a scope that is not just all normal tokens."""
+    return any(
+        spec.tokens != TokenScope() or _selection(params) is not None
+        for _, params in _scoped_steps(spec)
+    )
+
+
+def _scoped_steps(spec: Spec) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Path and parameters of each step that takes its tokens from the experiment's scope."""
+    for place, step in enumerate(spec.steps):
+        params = parameters(step)
+        if _is_scoped(step, params):
+            yield f"steps[{place}]", params
+
+
+def _is_scoped(step: Step, params: Mapping[str, Any]) -> bool:
+    return step.strategy in ("mine", "scan") or (
+        step.strategy == "genetic" and params.get("pool") is None
+    )
+
+
+def _selection(params: Mapping[str, Any]) -> str | None:
+    """The parameter by which a search narrows the scope; None where it does not."""
+    return {"range": "ranges", "category": "groups", "pattern": "patterns"}.get(
+        params.get("search", "")
+    )
+
+
+def nothing_in_scope(spec: Spec, vocabulary: Vocabulary) -> str | None:
+    """Why a step of the spec has no token to look at, with its place; None where each has one."""
+    from glitchrun.vocabulary.scope import contents, in_scope
+
+    ids: list[int] | None = None
+    for path, params in _scoped_steps(spec):
+        ids = in_scope(vocabulary, spec.tokens) if ids is None else ids
+        if not ids:
+            return _empty_scope(spec, vocabulary, contents(vocabulary))
+        name = _selection(params)
+        if name is not None and not any(_SELECTED[name](ids, vocabulary, params[name])):
+            place = (spec.origins or {}).get(f"{path}.{name}", path)
+            ends = f"ids {ids[0]:,} to {ids[-1]:,}"
+            return (
+                f"{place}: none of the {len(ids):,} tokens in scope ({ends}) is selected by "
+                f"{name} {_shown(params[name])}; correct it, or widen tokens.categories"
+            )
+    return None
+
+
+def _empty_scope(spec: Spec, vocabulary: Vocabulary, held: str) -> str:
+    origins, scope = spec.origins or {}, spec.tokens
+    named = len(vocabulary.ids(scope.categories))
+    part = "exclude" if named else "categories"
+    place = next((origins[at] for at in (f"tokens.{part}", "tokens") if at in origins), "tokens")
+    if named:
+        what = f"exclude leaves none of the {named:,} tokens of the categories"
+    else:
+        what = "no token is of the categories"
+    remedy = "exclude less" if named else "name categories that it has"
+    return (
+        f"{place}: nothing is in scope: {what} {', '.join(scope.categories)}; this model's "
+        f"vocabulary holds {held}: {remedy}"
+    )
+
+
+def _shown(value: Any) -> str:
+    return str(value) if len(str(value)) <= 80 else f"{str(value)[:79]}…"
+
+
+def _by_range(ids: list[int], vocabulary: Vocabulary, ranges: Any) -> Iterator[bool]:
+    return (low <= token_id <= high for low, high in ranges for token_id in ids)
+
+
+def _by_group(ids: list[int], vocabulary: Vocabulary, groups: Any) -> Iterator[bool]:
+    from glitchrun.vocabulary.groups import group_of
+
+    return (group_of(vocabulary.text(token_id)) in groups for token_id in ids)
+
+
+def _by_pattern(ids: list[int], vocabulary: Vocabulary, patterns: Any) -> Iterator[bool]:
+    import re
+
+    found = [re.compile(pattern) for pattern in patterns]
+    return (one.search(vocabulary.text(token_id)) is not None for one in found for token_id in ids)
+
+
+_SELECTED: Mapping[str, Callable[[list[int], Vocabulary, Any], Iterator[bool]]] = {
+    "ranges": _by_range,
+    "groups": _by_group,
+    "patterns": _by_pattern,
+}
+"""Of each token in scope, whether the parameter selects it."""
