@@ -169,6 +169,7 @@ class _Run:
         self._session.interrupt.check()
         for place, step in enumerate(self._spec.steps):
             self._step(step, replace(context, path=f"steps[{place}]"))
+            self._session.models.check_files()
         self._journal.append("model", model=asdict(self._measured(context)))
         results = gates.evaluate(self._spec.gates, self._journal.record.metrics, self._spec.origins)
         self._journal.append("gates", gates=[asdict(result) for result in results])

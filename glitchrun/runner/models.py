@@ -10,7 +10,9 @@ from pathlib import Path
 import psutil
 import torch
 
+from glitchrun.checkpoint import resolve
 from glitchrun.checkpoint.fingerprint import fingerprint_of
+from glitchrun.checkpoint.headers import read_header
 from glitchrun.errors import ModelUnavailable
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.report.numbers import size
@@ -31,6 +33,19 @@ def check_unchanged(spec: ModelSpec, fingerprint: str | None) -> None:
         )
 
 
+def _weight_files(spec: ModelSpec) -> tuple[Path, ...]:
+    return read_header(resolve(spec.path, spec.revision), allow_pickle=spec.allow_pickle).files
+
+
+def _written(path: Path) -> tuple[int, ...]:
+    """Which file a path is, and when and how long it was written; empty where it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 class Models:
     """Loads models, and keeps the last one for as long as the next run asks for it."""
 
@@ -40,6 +55,7 @@ class Models:
         self._spec: ModelSpec | None = None
         self._model: LoadedModel | None = None
         self._peak = 0
+        self._files: dict[Path, tuple[int, ...]] = {}
 
     def get(self, spec: ModelSpec, fingerprint: str | None = None) -> LoadedModel:
         """The model of a spec, loaded unless it is the one in memory.
@@ -56,11 +72,24 @@ class Models:
             model = load(spec, self._cache)
             check_unchanged(spec, fingerprint)
             self._model, self._spec = model, spec
+            self._files = {path: _written(path) for path in _weight_files(spec)}
             self._announce(
                 f"loaded in {self._model.load_seconds:.1f} s: "
                 f"{size(self._model.bytes)} on {self._model.device}"
             )
         return self._model
+
+    def check_files(self) -> None:
+        """Raises ModelUnavailable where a weight file was written over in place since it was
+        loaded: weights that are mapped from it have changed with it. One that was replaced by
+        another file has not, and stands as it was."""
+        for path, (node, *written) in self._files.items():
+            now = _written(path)
+            if now and now[0] == node and list(now[1:]) != written:
+                raise ModelUnavailable(
+                    f"{path}: was written to while a run was using it, so what that run found is "
+                    "of neither model; start it anew with --fresh"
+                )
 
     def _drop(self) -> None:
         """Frees the model in memory, so that two are never held."""
