@@ -329,6 +329,28 @@ class TestMatrix:
         (cell,) = load(tmp_path, text, ["seed=9", "model.quantization=none"]).cells
         assert cell.name == "example"
 
+    def test_an_axis_finds_a_step_by_an_id_from_the_environment(self, tmp_path: Path) -> None:
+        text = BASE.replace("id: mine", "id: {env: ID, default: mine}")
+        text += "matrix: {axes: {steps.mine.k: [4, 16]}}\n"
+        named = [cell.spec.steps[0] for cell in load(tmp_path, text).cells]
+        assert [(step.id, step.params["k"]) for step in named] == [("mine", 4), ("mine", 16)]
+        text = text.replace("from: mine", "from: x")
+        (problem,) = problems(tmp_path, text, environ={"ID": "x"})
+        assert (problem.code, problem.line) == ("GR207", 8)
+
+    def test_an_id_that_is_not_known_yet_may_be_an_axis_s(self, tmp_path: Path) -> None:
+        text = BASE.replace("id: mine, ", "id: {env: ID}, ")
+        path = write(tmp_path, text + "matrix: {axes: {steps.mine.k: [4, 16]}}\n")
+        assert check_files([path], {}) == ([], 1)
+
+    def test_set_names_the_place_of_a_step_whose_id_is_not_known(self, tmp_path: Path) -> None:
+        text = BASE.replace("id: mine, ", "id: {env: ID}, ")
+        (problem,) = problems(tmp_path, text, sets=["steps.mine.k=3"], environ={"ID": "mine"})
+        assert problem.code == "GR207"
+        assert "as in steps[0].k" in problem.hint
+        sets = ["steps[0].k=3"]
+        assert one(load(tmp_path, text, sets, {"ID": "mine"})).steps[0].params["k"] == 3
+
     def test_the_matrix_may_give_required_keys(self, tmp_path: Path) -> None:
         text = (
             BASE.replace("{path: org/model}", "{}") + "matrix: {axes: {model.path: [a/b, c/b]}}\n"

@@ -52,7 +52,8 @@ class GradientWalk:
     def propose(self, n: int) -> list[int]:
         neighbours = self._neighbours()
         if not len(neighbours):
-            return []
+            # All others are verified; the start is left only where it is all that is in scope.
+            return [self._current] if self._open[self._current] else []
         entropy, gradient = self._space.gradient(self._current)
         self.counters["gradients"] += 1
         delta = self._table[neighbours] - self._table[self._current]

@@ -262,8 +262,12 @@ def _cell(
         via = f"matrix axis {axis}"
         place = replace(base.key_place(path), via=via)
         try:
-            node = assign(node, split(axis), with_via(value, via), place)
+            # Ids of steps are those of the whole document: one may come from the environment.
+            parts = resolved(base.node, split(axis))
+            node = assign(node, parts, with_via(value, via), place)
         except PathError as error:
+            if parts[0] == "steps" and any(at[0] == "steps" and at[-1] == "id" for at in base.open):
+                continue  # an id that is not known yet may be the one
             problems.append(base.problem(error.code, path, str(error), error.hint, place=place))
             return None
     return DraftCell(label, {axis: plain(value) for axis, value in choice}, node)

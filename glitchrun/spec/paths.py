@@ -147,4 +147,7 @@ def _index(node: SequenceNode, part: str, at: tuple[str, ...]) -> int:
     names = [step_name(item) for item in node.items] if at == ("steps",) else []
     if part in names:
         return names.index(part)
+    if None in names:
+        hint = f"a step's id is not known here: name the step by its place, as in {where}[0].k"
+        raise PathError(f"{where!r} has no item {part!r}", hint)
     raise PathError(f"{where!r} has no item {part!r}", did_you_mean(part, names))

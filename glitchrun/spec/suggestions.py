@@ -48,6 +48,8 @@ def did_you_mean(word: object, names: Iterable[object]) -> str:
 
 
 def one_of(names: Iterable[object]) -> str:
-    """`one of 'a', 'b', 'c'`."""
+    """`one of 'a', 'b', 'c'`; empty where none of them is known."""
     shown = [repr(name) for name in names if name is not None]
+    if not shown:
+        return ""
     return f"one of {', '.join(shown)}" if len(shown) > 1 else f"only {shown[0]} is known here"

@@ -64,7 +64,7 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
         batches.append(batch)
         yield batch
     start = time.perf_counter()
-    search = BUILDERS[config.search](space(config, context, batches), config)
+    search = _search(space(config, context, batches), config)
     for batch in history:
         if not batch.is_of_controls:
             search.update([fact for fact in batch.token_facts if isinstance(fact, Verified)])
@@ -83,6 +83,11 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
         yield agreement(batches)
     if isinstance(search, Cascade):
         yield from _recall(search, batches)
+
+
+def _search(space: Space, config: Config) -> Search:
+    """The search that the step asks for; without a token in scope, one that is at its end."""
+    return BUILDERS[config.search](space, config) if len(space.ids) else Ordered(())
 
 
 def _screened(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Batch]:
