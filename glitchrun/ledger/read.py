@@ -246,6 +246,12 @@ class Fold:
     """How and when each session ended, as `ending` writes it."""
     damage: str | None = None
     repairs: list[str] = field(default_factory=list)
+    elapsed: dict[str, int] = field(default_factory=dict)
+    """Milliseconds by step."""
+    working: tuple[str, int] | None = None
+    """The step that a session is in, and when its last entry was made."""
+    loads: list[float] = field(default_factory=list)
+    """Seconds of loading the model, by session."""
 
     def record(self) -> RunRecord:
         return RunRecord(
@@ -266,9 +272,11 @@ class Fold:
             origins=self.origins,
             damage=self.damage,
             repairs=tuple(self.repairs),
+            loaded_in=sum(self.loads),
         )
 
     def see(self, entry: Mapping[str, Any]) -> None:
+        self._time(entry)
         getattr(self, f"_see_{entry['kind']}")(entry)
 
     def _see_ledger(self, entry: Mapping[str, Any]) -> None:
@@ -278,7 +286,20 @@ class Fold:
         kept = f"; all of it is kept in {entry['kept']}" if entry["kept"] else ""
         self.repairs.append(f"{entry['what']}{kept}")
 
+    def _time(self, entry: Mapping[str, Any]) -> None:
+        """Adds the time since the last entry of the step that the session is in."""
+        if entry["kind"] == "step":
+            self.elapsed.setdefault(entry["step"], 0)
+            self.working = (entry["step"], entry["at"])
+        elif self.working is None or entry.get("step") != self.working[0]:
+            self.working = None  # a session began or ended: what lies between is a pause
+        else:
+            step, last = self.working
+            self.elapsed[step] += max(0, entry["at"] - last)
+            self.working = (step, entry["at"])
+
     def _see_session(self, entry: Mapping[str, Any]) -> None:
+        self.loads.append(0.0)
         self.started_at = self.started_at or entry["at"]
         self.status, self.ended_at, self.error = "RUNNING", None, None
         self.plan, self.environment = entry["plan"], entry["environment"]
@@ -287,6 +308,7 @@ class Fold:
         fields = dict(entry["model"])
         fields["unquantized"] = tuple(fields["unquantized"])
         self.model = ModelRecord(**fields)
+        self.loads = [*self.loads[:-1], self.model.load_seconds]
 
     def _see_step(self, entry: Mapping[str, Any]) -> None:
         self.starts.setdefault(entry["step"], entry["at"])
@@ -322,6 +344,7 @@ def _step(step: Mapping[str, Any], fold: Fold) -> StepRecord:
         ended_at=fold.ends.get(name),
         batches=tuple(fold.batches.get(name, ())),
         metrics=dict(fold.metrics.get(name, {})),
+        elapsed=fold.elapsed[name] / 1000 if name in fold.elapsed else None,
     )
 
 

@@ -74,11 +74,16 @@ class StepRecord:
     batches: tuple[TimedBatch, ...] = ()
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     """Without the step's id: `glitch`, `verified`, `tokens_per_second`."""
+    elapsed: float | None = None
+    """Wall time in seconds from the step's start to its last entry, over every session that worked
+    on it: loading its prompts, screening, searching, verifying. None where no ledger says so."""
 
     @property
     def seconds(self) -> float:
-        """Time spent in batches, over every session that worked on the step."""
-        return sum(timed.batch.seconds for timed in self.batches)
+        """Wall time of the step; what its batches add up to where it is not known."""
+        if self.elapsed is not None:
+            return self.elapsed
+        return sum(timed.batch.seconds + timed.batch.search_seconds for timed in self.batches)
 
     @property
     def finished(self) -> bool:
@@ -90,6 +95,7 @@ class ModelRecord:
     """What loading the model gave. Byte counts are of weights unless named otherwise."""
 
     load_seconds: float
+    """0 where an earlier run of the same `apply` had loaded the model: it is charged there."""
     bytes: int
     peak_bytes: int
     device: str
@@ -155,6 +161,15 @@ class RunRecord:
     """What is wrong with the ledger, where, and the remedy; None where it is sound."""
     repairs: tuple[str, ...] = ()
     """Damage found when the run was resumed: what was lost then has been computed again."""
+    loaded_in: float | None = None
+    """Seconds spent on loading the model, over every session; None where no ledger says so."""
+
+    @property
+    def loading_seconds(self) -> float:
+        """Time that loading the model took of this run, each time it was loaded for it."""
+        if self.loaded_in is not None:
+            return self.loaded_in
+        return self.model.load_seconds if self.model else 0.0
 
     @property
     def artifacts(self) -> Path:

@@ -123,8 +123,7 @@ def _step_cards(step: StepRecord) -> list[tuple[str, str, str]]:
 
 
 def _elapsed(record: RunRecord) -> float:
-    loading = record.model.load_seconds if record.model else 0.0
-    return loading + sum(step.seconds for step in record.steps)
+    return record.loading_seconds + sum(step.seconds for step in record.steps)
 
 
 def _setup(record: RunRecord) -> Pairs:
@@ -257,7 +256,7 @@ def _timing(record: RunRecord) -> list[tuple[str, str]]:
         low, high = planned[0], planned[-1]
         rows.append(("whole run, as planned", f"{duration(low)} to {duration(high)}"))
     if record.model:
-        rows.append(("loading the model", duration(record.model.load_seconds)))
+        rows.append(("loading the model", duration(record.loading_seconds)))
     rows += [(f"step {step.id}", duration(step.seconds)) for step in record.steps if step.batches]
     if record.ended_at:
         elapsed = (record.ended_at - record.started_at) / 1000

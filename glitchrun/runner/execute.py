@@ -204,7 +204,7 @@ class _Run:
     def _measured(self, context: Context) -> ModelRecord:
         model: LoadedModel = context.backend.model
         return ModelRecord(
-            load_seconds=model.load_seconds,
+            load_seconds=0.0 if self._session.models.reused else model.load_seconds,
             bytes=model.bytes,
             peak_bytes=self._session.models.peak_bytes(),
             device=str(model.device),

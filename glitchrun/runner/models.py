@@ -56,6 +56,8 @@ class Models:
         self._model: LoadedModel | None = None
         self._peak = 0
         self._files: dict[Path, tuple[int, ...]] = {}
+        self.reused = False
+        """Whether the last run that asked got a model that was loaded for an earlier one."""
 
     def get(self, spec: ModelSpec, fingerprint: str | None = None) -> LoadedModel:
         """The model of a spec, loaded unless it is the one in memory.
@@ -64,6 +66,7 @@ class Models:
         while they are read.
         """
         check_unchanged(spec, fingerprint)
+        self.reused = self._model is not None and spec == self._spec
         if self._model is None or spec != self._spec:
             from glitchrun.model.loading import load
 
