@@ -20,6 +20,7 @@ from glitchrun.cli.apply import ROOT
 from glitchrun.cli.needs import require
 from glitchrun.errors import DoesNotFit, ExitCode, UsageError
 from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.semantics import LEAST_TEMPERATURE
 from glitchrun.spec.types import Experiment
 from glitchrun.terminal import emit, say
 
@@ -33,11 +34,15 @@ if TYPE_CHECKING:
 @click.option("--set", "sets", multiple=True, metavar="K=V", help="Override a value of the spec.")
 @click.option("--only", metavar="NAME", help="The cell of the matrix to talk to, by its name.")
 @click.option(
-    "--temperature", type=click.FloatRange(0), default=0.7, show_default=True, help="0 for greedy."
+    "--temperature",
+    type=click.FloatRange(0, 1000),
+    default=0.7,
+    show_default=True,
+    help="0 for greedy.",
 )
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.9, show_default=True)
-@click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True)
-@click.option("--seed", type=click.IntRange(0), help="The spec's, where not given.")
+@click.option("--max-new-tokens", type=click.IntRange(1, 1_000_000), default=256, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="The spec's, where not given.")
 @click.pass_context
 def command(
     context: click.Context,
@@ -54,6 +59,10 @@ def command(
     The model is loaded once. Where standard input is no terminal, every line of it is a question
     (or a command) and only answers go to standard output.
     """
+    if not (temperature == 0 or temperature >= LEAST_TEMPERATURE):
+        raise UsageError(f"--temperature must be 0 or at least {LEAST_TEMPERATURE}: {temperature}")
+    if not top_p > 0:
+        raise UsageError(f"--top-p must be above 0: {top_p}")
     experiment = load_experiment(spec, sets, require_env=True)
     require("torch", "transformers")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see `apply`

@@ -24,6 +24,8 @@ _RESERVED = ("model",)
 _MAX_STEPS = 200
 """The schema's limit; more are not looked at here."""
 _MAX_PATTERN = 1000
+LEAST_TEMPERATURE = 0.001
+"""Below it logits divided by the temperature leave the range of float32; 0 is greedy."""
 
 
 def semantic_problems(document: Document, *, partial: bool = False) -> list[Problem]:
@@ -113,6 +115,11 @@ def _parameters(document: Document, index: int, step: dict[str, Any]) -> Iterato
     if fragment is None:
         return
     yield from _unused_and_needed(document, index, step, fragment["properties"])
+    temperature = step.get("temperature")
+    if isinstance(temperature, int | float) and 0 < temperature < LEAST_TEMPERATURE:
+        message = f"temperature must be 0 or at least {LEAST_TEMPERATURE}, not {temperature}"
+        path: Path_ = ("steps", index, "temperature")
+        yield document.problem("GR105", path, message, "write 0 to take the likeliest token always")
     for position, pattern in enumerate(_list(step.get("patterns"))):
         if isinstance(pattern, str):
             yield from _regex(document, ("steps", index, "patterns", position), pattern)
