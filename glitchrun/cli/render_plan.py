@@ -13,7 +13,7 @@ _PARTS = ("embeddings", "head", "linear", "experts", "routers", "other", "scales
 _BUFFERS = (
     ("key/value cache", "kv_cache_bytes"),
     ("activations", "activation_bytes"),
-    ("float32 rechecks", "float32_bytes"),
+    ("float32 rechecks and tables", "float32_bytes"),
     ("gradient", "gradient_bytes"),
 )
 _UNITS = ((86_400, "days"), (3600, "h"), (60, "min"))
@@ -65,8 +65,8 @@ def _run_lines(run: PlannedRun) -> Iterator[str]:
         if work.caveat:
             yield f"          {work.caveat}"
     if run.seconds is not None:
-        low, high = map(span, run.seconds)
-        yield f"  time    {low} to {high} after loading (orders of magnitude, not a promise)"
+        most = span(run.seconds[1])
+        yield f"  time    at most about {most} after loading, on a slow machine; usually far less"
 
 
 def _memory_lines(memory: MemoryEstimate) -> Iterator[str]:

@@ -1,4 +1,8 @@
-"""Between which times a run will end: orders of magnitude, from the work and typical speeds."""
+"""How long a run takes at most after its model is loaded, from its bounds and slow speeds.
+
+What a search, a sampled attempt or a stopping rule will leave undone is not known before the run,
+so the lower bound is only what a run takes that finds nothing to do.
+"""
 
 from __future__ import annotations
 
@@ -10,45 +14,53 @@ from glitchrun.plan.memory import MemoryEstimate
 from glitchrun.plan.weights import part_of
 from glitchrun.plan.work import StepWork
 
-# (slowest, fastest) floating-point operations a second. CPU, for each core: 35 to 195 GFLOP/s were
-# measured on two cores with SmolLM2 in float32, and less where weights are put together again for
-# every pass (int8, int4). GPU: from an old small card to a current large one.
-_FLOPS = {"cpu": (8e9, 1e11), "cuda": (3e12, 4e14)}
-# (slowest, fastest) bytes of weights read a second, over the whole device.
-_BANDWIDTH = {"cpu": (2e9, 4e10), "cuda": (1e11, 3e12)}
-_POSITIONS = (16, 48)
-"""(least, most) positions of a prompt behind its shared prefix."""
-_REPEATED = (0.0, 0.2)
-"""(least, most) share of prompts and continuations done once more; 2 to 12 % were seen."""
-_GENERATED = (0.05, 1.0)
-"""(least, most) share of the bound on generated tokens: an attempt ends when the token is said."""
+_FLOPS = {"cpu": 8e9, "cuda": 3e12}
+"""Floating-point operations a second at least. CPU, for each core: 35 to 195 GFLOP/s were measured
+on two cores with SmolLM2 in float32, and less where weights are put together again for every pass
+(int8, int4). GPU: an old small card."""
+_BANDWIDTH = {"cpu": 2e9, "cuda": 1e11}
+"""Bytes of weights read a second at least, over the whole device."""
+_POSITIONS = 48
+"""Most positions of a prompt behind its shared prefix."""
+_REPEATED = 0.2
+"""Most prompts and continuations done once more, as a share; 2 to 12 % were seen."""
 _BACKWARD = 3
 """A gradient costs about three forward passes."""
+_LEAST = 0.01
+"""Seconds to prepare a run and to write its record, even of nothing."""
+_STEP = 10.0
+"""Seconds to set a step up and to wind it up, beside its vocabulary."""
+_ROW = 1e-3
+"""Seconds for each row of the vocabulary: its text, category and features took half of that."""
+_PASS = 0.05
+"""Seconds of a pass that no multiplication accounts for, a line of the ledger included."""
+_LAYER = 2e-3
+"""The same for each layer of a pass."""
+_ITEM = 0.02
+"""Seconds for each prompt, continuation or new token, to make it and to read it: what is left of a
+model so small that it takes no time itself."""
 
 
 def seconds(
     header: Header, estimate: MemoryEstimate, work: Sequence[StepWork]
 ) -> tuple[float, float]:
-    """(at best, at worst) seconds of a run after its model is loaded."""
+    """(least, most) seconds of a run after its model is loaded."""
+    return _LEAST, sum(_step(header, estimate, item) for item in work)
+
+
+def _step(header: Header, estimate: MemoryEstimate, work: StepWork) -> float:
+    """Seconds of one step: what takes longer of multiplying and of reading the weights, and what
+    surrounds it."""
     kind = "cuda" if estimate.device.startswith("cuda") else "cpu"
-    parameters = _active_parameters(header)
-    ends = [
-        sum(_step(parameters, estimate, item, kind, worst) for item in work) for worst in (0, 1)
-    ]
-    return ends[0], ends[1]
-
-
-def _step(
-    parameters: float, estimate: MemoryEstimate, work: StepWork, kind: str, worst: int
-) -> float:
-    """Seconds of one step: what takes longer of multiplying and of reading the weights."""
-    again = 1 + _REPEATED[worst]
-    generated = work.new_tokens * _GENERATED[worst] * again
+    again = 1 + _REPEATED
+    generated = work.new_tokens * again
     prompts = (work.prompts + work.continuations) * again + work.gradients * _BACKWARD
-    passes = (prompts + generated) / max(1, estimate.batch) + work.gradients * _BACKWARD
-    speed = _FLOPS[kind][1 - worst] * (_cores() if kind == "cpu" else 1)
-    compute = 2 * parameters * (prompts * _POSITIONS[worst] + generated) / speed
-    return max(compute, passes * estimate.weight_bytes / _BANDWIDTH[kind][1 - worst])
+    passes = (prompts + generated) / max(1, estimate.batch) + work.gradients * _BACKWARD + 1
+    speed = _FLOPS[kind] * (_cores() if kind == "cpu" else 1)
+    compute = 2 * _active_parameters(header) * (prompts * _POSITIONS + generated) / speed
+    reading = passes * estimate.weight_bytes / _BANDWIDTH[kind]
+    around = passes * (_PASS + _LAYER * header.shape.layers) + _ITEM * (prompts + generated)
+    return max(compute, reading) + around + _STEP + _ROW * header.vocab
 
 
 def _cores() -> int:

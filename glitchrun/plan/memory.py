@@ -19,6 +19,10 @@ _RUNTIME = {"cpu": 850_000_000, "cuda": 500_000_000}
 598 MB; runs of a model of 9 MB peaked at 700 to 830 MB, threads, figures and heap included. GPU: a
 CUDA context, by experience 0.3 to 0.5 GB."""
 
+_ENTRY = 2000
+"""Bytes of a vocabulary's entry in the tokenizer (1,000) and in what is known of it (800): piece,
+text, category, rank. Measured with 262,144 entries."""
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
@@ -34,12 +38,12 @@ class MemoryEstimate:
     activation_bytes: int
     """Of one layer over the batch, and the logits with what is computed from them."""
     float32_bytes: int
-    """For settling close verdicts in float32 beside narrower weights, and the search's copy of the
-    embeddings."""
+    """For settling close verdicts in float32 beside narrower weights, and the search's tables over
+    the vocabulary: copies of the embeddings, features, what controls are drawn by."""
     gradient_bytes: int
     """Activations of all layers, kept for one prompt's gradient."""
     runtime_bytes: int
-    """The process itself; on a GPU its context."""
+    """The process itself with the vocabulary's entries; on a GPU its context."""
     total_bytes: int
     device: str
     free_bytes: int
@@ -68,6 +72,8 @@ def estimate(
     """
     held = weights(header, quantization)
     runtime = _RUNTIME[device.kind]
+    if device.kind == "cpu":
+        runtime += _ENTRY * header.vocab
     room = device.free - held.total - runtime
     passes = Passes(header, held, device.kind)
     planned = [(load, passes.rows(load, room)) for load in workloads]

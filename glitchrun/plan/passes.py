@@ -13,6 +13,10 @@ _LOGIT_COPIES = 6
 """Float32 tensors of the size of the logits that verdicts are computed from."""
 _SCREENED = 2
 """Positions of a token that are run in a screen."""
+_FEATURES = 1000
+"""Bytes of a row's features in a surrogate, with the copies from which they are made."""
+_MATCHED = 200
+"""Bytes of a row where controls are drawn or scores are kept."""
 Kind = Literal["verify", "sample", "answer", "screen", "score"]
 
 
@@ -30,6 +34,11 @@ class Workload:
     """sample and answer: a row grows by one position a pass."""
     together: int = 1
     """Rows of a growing batch that begin as one: the attempts on a token share its prompt."""
+    search: str | None = None
+    """Name of the search that chooses the tokens; None where there is none."""
+    verified: int | None = None
+    """Tokens that the search verifies at most; None where only the vocabulary bounds them."""
+    controls: bool = False
 
     @property
     def grows(self) -> bool:
@@ -86,9 +95,28 @@ class Passes:
         return Buffers(
             kv_cache=count * cache,
             activations=count * activations,
-            float32=self._float32(load),
+            float32=self._float32(load) + self._tables(load),
             gradient=_gradient(self.header, load.positions) if load.gradient else 0,
         )
+
+    def _tables(self, load: Workload) -> int:
+        """What a search and controls hold of each row of the vocabulary: all in main memory."""
+        if self.kind != "cpu":
+            return 0
+        by_row = load.controls or load.kind == "screen"
+        kept = self.header.vocab * _MATCHED if by_row else 0
+        return kept + (self._surrogate(load) if load.search == "surrogate" else 0)
+
+    def _surrogate(self, load: Workload) -> int:
+        """Embeddings in float32, their unit rows, features, and the regression on the verified."""
+        vocab, hidden = self.header.vocab, self.header.shape.hidden
+        tables = 1 if self.header.head is None else 2
+        copies = 1 + (tables if WIDTH[self.held.dtype] < WIDTH["float32"] else 0)
+        table = copies * vocab * hidden * WIDTH["float32"] + vocab * _FEATURES
+        width = tables * hidden + _FEATURES // 16
+        rows = vocab if load.verified is None else min(vocab, load.verified)
+        # Rows in float32 and twice in float64; of the Gram matrix three.
+        return table + 20 * rows * width + 24 * min(rows, width) ** 2
 
     def row(self, load: Workload) -> tuple[int, int]:
         """Bytes one row takes in the key/value cache, and in everything computed beside it."""

@@ -107,10 +107,19 @@ def _of_probes(step: Step, params: Mapping[str, Any], system: int) -> Iterator[W
     batch = asked if isinstance(asked, int) and not (search and search.ends_itself) else None
     longest = max(PROBES[name].positions for name in _probes(params))
     positions = longest + system
+    controls = bool(params.get("controls"))
     if search and search.screened:
         yield Workload(step.id, batch=None, positions=positions, kind="screen")
     if "max_new_tokens" not in params:
-        yield Workload(step.id, batch, positions, gradient=bool(search and search.gradients))
+        yield Workload(
+            step.id,
+            batch,
+            positions,
+            gradient=bool(search and search.gradients),
+            search=params.get("search"),
+            verified=_limit(params) if search else None,
+            controls=controls,
+        )
         return
     yield Workload(
         step=step.id,
@@ -118,6 +127,7 @@ def _of_probes(step: Step, params: Mapping[str, Any], system: int) -> Iterator[W
         positions=positions + params["max_new_tokens"],
         kind="answer" if step.strategy == "classify" else "sample",
         together=_beginning_as_one(step, params),
+        controls=controls,
     )
 
 
@@ -143,11 +153,17 @@ def _probes(params: Mapping[str, Any]) -> Sequence[str]:
 
 def _mined(params: Mapping[str, Any], vocab: int) -> int:
     """Tokens that a search verifies at most."""
+    limit = _limit(params)
+    return vocab if limit is None else min(vocab, limit)
+
+
+def _limit(params: Mapping[str, Any]) -> int | None:
+    """The same by its parameters alone; None where only the vocabulary bounds it."""
     rounds, budget = params.get("iterations"), params.get("budget")
-    most = vocab if budget is None else min(vocab, int(budget))
     if SEARCHES[params["search"]].ends_itself or (rounds is None and budget is not None):
-        return most
-    return min(int(rounds or ITERATIONS) * int(params["batch_size"]), most)
+        return None if budget is None else int(budget)
+    most = int(rounds or ITERATIONS) * int(params["batch_size"])
+    return most if budget is None else min(most, int(budget))
 
 
 def _mine(params: Mapping[str, Any], done: Mapping[str, int | None], vocab: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,10 +55,8 @@ class Features:
     directions of the input and (where untied) output embedding, indicators, form of the text."""
 
     def __init__(self, space: Space) -> None:
-        self.indicators = indicators(space)
-        tables = [space.input_embeddings.float().cpu()]
-        if not space.tied:
-            tables.append(space.embeddings.float().cpu())
+        tables = _tables(space)
+        self.indicators = indicators(space, tables)
         self._directions = [Directions.of(table, space.ids) for table in tables]
         texts = [space.vocabulary.text(i) for i in space.ids.tolist()]
         measures = [_spread(values.numpy()) for values in self.indicators.values()]
@@ -81,9 +79,19 @@ class Features:
         return total.double().numpy()
 
 
-def indicators(space: Space) -> Mapping[str, Tensor]:
-    """Measures of each token in scope, `(N,)` by name; those to unused rows where there are any."""
-    inputs, outputs = space.input_embeddings.float().cpu(), space.embeddings.float().cpu()
+def _tables(space: Space) -> list[Tensor]:
+    """The input embedding and, where it is another one, the output embedding: float32, CPU."""
+    tables = [space.input_embeddings.float().cpu()]
+    return tables if space.tied else [*tables, space.embeddings.float().cpu()]
+
+
+def indicators(space: Space, tables: Sequence[Tensor] | None = None) -> Mapping[str, Tensor]:
+    """Measures of each token in scope, `(N,)` by name; those to unused rows where there are any.
+
+    `tables`: the embeddings in float32, `(V, H)` each, made where they are not given.
+    """
+    tables = tables or _tables(space)
+    inputs, outputs = tables[0], tables[-1]
     found = {
         "norm": space.vocabulary.norms,
         "frequency": torch.tensor(space.vocabulary.frequency_ranks, dtype=torch.float32),

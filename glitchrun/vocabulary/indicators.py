@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 _POWER_STEPS = 100
+_CHUNK = 8192
+"""Rows of a table in one part."""
 
 
 def to_mean(table: Tensor) -> Tensor:
     """Cosine of each row of `(V, H)` to the mean of all unit rows: `(V,)`."""
-    return cosine_similarity(table, normalize(table, dim=1).mean(dim=0), dim=1)
+    return _cosine(table, normalize(table, dim=1).mean(dim=0))
 
 
 def to_unused(table: Tensor, unused: Sequence[int]) -> Tensor:
@@ -25,7 +27,7 @@ def to_unused(table: Tensor, unused: Sequence[int]) -> Tensor:
 
     Land & Bartolo's indicator for tied embeddings is 1 minus this.
     """
-    return cosine_similarity(table, table[list(unused)].mean(dim=0), dim=1)
+    return _cosine(table, table[list(unused)].mean(dim=0))
 
 
 def to_unused_without_component(table: Tensor, unused: Sequence[int]) -> Tensor:
@@ -35,8 +37,18 @@ def to_unused_without_component(table: Tensor, unused: Sequence[int]) -> Tensor:
     component is a constant that training adds to every row.
     """
     component = first_component(table)
-    rest = table - (table @ component)[:, None] * component
-    return to_unused(rest, unused)
+    along = table @ component
+    rows = list(unused)
+    mean = (table[rows] - along[rows, None] * component).mean(dim=0)
+    parts = zip(table.split(_CHUNK), along.split(_CHUNK), strict=True)
+    return torch.cat([_cosine(part - some[:, None] * component, mean) for part, some in parts])
+
+
+def _cosine(table: Tensor, direction: Tensor) -> Tensor:
+    """Cosine of each row `(V, H)` to a direction `(H,)`: `(V,)`. In parts, so that the copies that
+    it takes stay small beside a table of a large vocabulary."""
+    parts = [cosine_similarity(part, direction, dim=1) for part in table.split(_CHUNK)]
+    return torch.cat(parts)
 
 
 def first_component(table: Tensor) -> Tensor:

@@ -13,13 +13,23 @@ from glitchrun.vocabulary.groups import GROUPS, group_of
 _LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 17)
 """Upper ends of the length classes; longer texts are a class of their own."""
 _CASES = ("none", "lower", "upper", "title", "mixed")
+_AT_ONCE = 8192
+"""Texts whose features stand as Python's numbers at a time: each takes ten times the room."""
 _JOINTS = frozenset("_-./\\:")
 
 
 def text_features(texts: Sequence[str]) -> NDArray[np.float32]:
     """One row a text: group of characters, length class and case as indicators, shares of kinds of
     character, space in front or behind, digits, joints (`_`, `.`), and inner capitals."""
-    return np.array([_features(text) for text in texts], dtype=np.float32)
+    if not texts:
+        return np.empty((0, len(_features(""))), dtype=np.float32)
+    starts = range(0, len(texts), _AT_ONCE)
+    return np.concatenate(
+        [
+            np.array([_features(text) for text in texts[at : at + _AT_ONCE]], np.float32)
+            for at in starts
+        ]
+    )
 
 
 def _features(text: str) -> list[float]:
