@@ -237,6 +237,19 @@ def test_ids_that_texts_name_are_held_against_the_vocabulary(tmp_path: Path) -> 
     assert all(places)
 
 
+def test_the_time_bounds_a_model_that_is_small(tmp_path: Path) -> None:
+    """What surrounds its multiplications counts: runs of tiny models took 1,000 times the bound."""
+    (run,) = _build(_experiment(tmp_path)).runs
+    assert run.seconds is not None
+    least, most = run.seconds
+    assert least < 0.1
+    assert 10 < most < 60
+    text = SPEC.replace("strategy: scan", "strategy: validate, tokens: {ids: [3]}, attempts: 1000")
+    (longer,) = _build(_experiment(tmp_path, text)).runs
+    assert longer.seconds is not None
+    assert longer.seconds[1] > 100 * most
+
+
 def test_a_missing_model_is_told_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text(SPEC)
     experiment = load_experiment(tmp_path / "spec.yaml")

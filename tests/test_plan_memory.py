@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,44 @@ def test_attempts_that_begin_as_one_share_the_activations_of_their_prompt(header
     one_position = _estimate(header, Workload("s", 100, 1, kind="sample"))
     many = _estimate(header, Workload("s", 100, 1000, kind="sample", together=10**6))
     assert apart.activation_bytes > many.activation_bytes > one_position.activation_bytes
+
+
+LARGE = {
+    "model.embed_tokens.weight": ("BF16", (262_144, 640)),
+    "model.layers.0.self_attn.q_proj.weight": ("BF16", (640, 640)),
+}
+
+
+def _large(folder: Path) -> Header:
+    """The vocabulary of Gemma 3 270M, whose weights are not there."""
+    folder.mkdir()
+    config = {**raw.LLAMA, "hidden_size": 640, "vocab_size": 262_144, "tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    header = json.dumps(raw.entries(LARGE)).encode()
+    weights = raw.safetensors_raw(folder / "model.safetensors", header, b"")
+    with weights.open("r+b") as file:
+        file.truncate(8 + len(header) + 2 * 640 * (262_144 + 640))
+    return read_header(resolve(str(folder)))
+
+
+def test_a_surrogate_s_tables_over_a_large_vocabulary_are_counted(tmp_path: Path) -> None:
+    header = _large(tmp_path / "large")
+    table = 262_144 * 640 * 4
+    scan = _estimate(header, Workload("s", 8, 64))
+    load = Workload("s", 8, 64, search="surrogate", verified=400)
+    # The embedding in float32, its unit rows, 200 MB of features and as much to make them from.
+    most = _estimate(header, load).total_bytes - scan.total_bytes
+    assert 2 * table + 200_000_000 < most < 3 * table
+    assert scan.runtime_bytes > 850_000_000 + 262_144 * 1_000
+    float32 = _estimate(header, load, quantization="float32")
+    assert float32.float32_bytes < 2 * table  # nothing is copied to widen it
+    on_gpu = estimate(header, "none", [load], _device(8 * GB, "cuda:0"))
+    assert (
+        on_gpu.float32_bytes
+        == estimate(header, "none", [Workload("s", 8, 64)], _device(8 * GB, "cuda:0")).float32_bytes
+    )
+    controls = _estimate(header, Workload("s", 8, 64, controls=True))
+    assert controls.float32_bytes > scan.float32_bytes
 
 
 def test_a_screen_computes_two_positions_of_many_rows(header: Header) -> None:

@@ -198,6 +198,19 @@ def test_weights_replaced_during_a_matrix_stop_its_next_cell(project: Path, root
     assert statuses(root, "matrix") == [(1, "FINISHED")]
 
 
+def test_a_cell_that_finds_its_model_loaded_is_not_charged_for_it(
+    project: Path, root: Path
+) -> None:
+    spec = write(project, "charged", 23, "matrix: {axes: {seed: [24, 25]}}\n")
+    first, second = (outcome.record for outcome in applied(spec, root).outcomes)
+    assert first.loading_seconds > 0
+    assert first.metrics["model/load_seconds"].value == first.loading_seconds
+    assert second.loading_seconds == second.metrics["model/load_seconds"].value == 0
+    for record in (first, second):
+        batches = [timed.batch for timed in record.steps[0].batches]
+        assert record.steps[0].seconds >= sum(batch.seconds for batch in batches) - 0.01
+
+
 def test_weights_written_over_in_place_end_the_run(project: Path, root: Path) -> None:
     spec = write(project, "over", 13)
     weights = project / "model" / "model.safetensors"
