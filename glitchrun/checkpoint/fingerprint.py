@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from glitchrun.checkpoint.gguf_header import read_gguf
-from glitchrun.checkpoint.headers import Header, read_header
-from glitchrun.checkpoint.resolve import Checkpoint, resolve
+from glitchrun.checkpoint.headers import Header
+from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.errors import ModelUnavailable
 
 # Beside the weights, what decides a result: sizes, how text becomes ids, how a chat is written.
@@ -70,18 +70,6 @@ def fingerprint(checkpoint: Checkpoint, header: Header, *, code: bool = False) -
     except OSError as error:
         raise ModelUnavailable(f"{error.filename}: cannot be read ({error.strerror})") from error
     return digest.hexdigest()
-
-
-def fingerprint_of(
-    path: str, revision: str | None = None, *, allow_pickle: bool = False, code: bool = False
-) -> str:
-    """The fingerprint of the model that `model.path` names, as its files are now.
-
-    Raises ModelUnavailable where it is missing or unsound.
-    """
-    checkpoint = resolve(path, revision)
-    header = read_header(checkpoint, allow_pickle=allow_pickle)
-    return fingerprint(checkpoint, header, code=code)
 
 
 def _pieces(checkpoint: Checkpoint, header: Header, *, code: bool) -> Iterator[tuple[str, bytes]]:

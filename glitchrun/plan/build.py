@@ -170,6 +170,15 @@ class _Models:
         return _Contents(checkpoint, header, found)
 
 
+def fingerprint_now(model: ModelSpec) -> str:
+    """The fingerprint of a model's files as they are now; empty for a hub model that is not here.
+
+    Raises ModelUnavailable where they are missing or unsound.
+    """
+    contents = _Models(fetch=False).of(model)
+    return contents.fingerprint if contents else ""
+
+
 def _contents(spec: Spec, models: _Models) -> _Contents | None:
     try:
         return models.of(spec.model)

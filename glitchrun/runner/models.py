@@ -11,10 +11,10 @@ import psutil
 import torch
 
 from glitchrun.checkpoint import resolve
-from glitchrun.checkpoint.fingerprint import fingerprint_of
 from glitchrun.checkpoint.headers import read_header
 from glitchrun.errors import ModelUnavailable
 from glitchrun.model.loaded import LoadedModel
+from glitchrun.plan.build import fingerprint_now
 from glitchrun.report.numbers import size
 from glitchrun.spec.types import ModelSpec
 
@@ -23,10 +23,7 @@ def check_unchanged(spec: ModelSpec, fingerprint: str | None) -> None:
     """Raises ModelUnavailable where a model's files are not those that a run was planned with."""
     if not fingerprint:
         return
-    found = fingerprint_of(
-        spec.path, spec.revision, allow_pickle=spec.allow_pickle, code=spec.trust_remote_code
-    )
-    if found != fingerprint:
+    if fingerprint_now(spec) != fingerprint:
         raise ModelUnavailable(
             f"model.path {spec.path!r}: the files have changed since the run was planned, so what "
             "it finds would stand under another model's key; apply again, for a run on the new ones"

@@ -19,7 +19,7 @@ from glitchrun.errors import PreflightError
 from glitchrun.plan.build import Resolved
 from glitchrun.plan.work import parameters
 from glitchrun.prompts.detect import family_by_name
-from glitchrun.prompts.tokenizer import Tokenizer, adds_bos
+from glitchrun.prompts.tokenizer import Tokenizer
 from glitchrun.spec.types import Spec, Step, TokenScope
 
 if TYPE_CHECKING:
@@ -45,12 +45,14 @@ class Resolver:
         facts: dict[str, Any] = {
             "template": _template(spec),
             "prefix": tokenizer and _prefix(tokenizer),
+            "gguf_converter": tokenizer and _converter(checkpoint.kind),
         }
-        known = {name: fact for name, fact in facts.items() if fact is not None}
-        if tokenizer is None or not _may_be_empty(spec):
-            return Resolved(known)
-        vocabulary = self._vocabulary(spec, checkpoint, tokenizer, header.vocab)
-        return Resolved(known, nothing_in_scope(spec, vocabulary))
+        refusal = None
+        if tokenizer is not None and _looks_at_vocabulary(spec):
+            vocabulary = self._vocabulary(spec, checkpoint, tokenizer, header.vocab)
+            facts["scope"] = _scope_change(spec, vocabulary)
+            refusal = nothing_in_scope(spec, vocabulary) if _may_be_empty(spec) else None
+        return Resolved({name: fact for name, fact in facts.items() if fact is not None}, refusal)
 
     def _tokenizer(self, spec: Spec, checkpoint: Checkpoint) -> Tokenizer | None:
         path = checkpoint.path
@@ -100,8 +102,34 @@ def _prefix(tokenizer: Tokenizer) -> list[int] | None:
     whole = tokenizer.encode("a", add_special_tokens=True)
     starts = range(len(whole) - len(alone) + 1)
     start = next((n for n in starts if whole[n : n + len(alone)] == alone), 0)
-    bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
-    return None if whole[:start] == bos else whole[:start]
+    return None if whole[:start] in ([], [tokenizer.bos_token_id]) else whole[:start]
+
+
+def _converter(kind: str) -> int | None:
+    """How a GGUF file is made a checkpoint, where that is not the first way."""
+    if kind != "gguf":
+        return None
+    from glitchrun.model.gguf_cache import CONVERTER
+
+    return CONVERTER if CONVERTER > 1 else None
+
+
+def _scope_change(spec: Spec, vocabulary: Vocabulary) -> str | None:
+    """A digest of what a changed rule for categories has changed in what the spec looks at; None
+    where nothing, or where the vocabulary knows of no change."""
+    change = getattr(vocabulary, "scope_change", None)
+    categories = {*spec.tokens.categories, *(("normal",) if _has_controls(spec) else ())}
+    found: str | None = change(sorted(categories)) if change else None
+    return found
+
+
+def _has_controls(spec: Spec) -> bool:
+    """Whether ordinary tokens are drawn from the vocabulary to hold others against."""
+    return any(parameters(step).get("controls") for step in spec.steps)
+
+
+def _looks_at_vocabulary(spec: Spec) -> bool:
+    return any(_scoped_steps(spec)) or _has_controls(spec)
 
 
 def _may_be_empty(spec: Spec) -> bool:
