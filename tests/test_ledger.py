@@ -80,19 +80,25 @@ MODEL = {
 def test_a_step_is_charged_its_wall_time_without_the_pauses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter((1_000, 2_000, 5_000, 5_500, 7_000, 7_250, 90_000, 91_000, 92_000, 94_000, 95_000))
-    monkeypatch.setattr("glitchrun.ledger.journal.now", lambda: next(clock))
+    clock = [1_000]
+    monkeypatch.setattr("glitchrun.ledger.journal.now", lambda: clock[0])
     batch = batch_to_json(BATCH)
-    with journal(tmp_path) as made:  # at 1 s the folder, at 2 s the session
-        made.append("model", model=MODEL)  # 5 s
-        made.append("step", step="mine")  # 5.5 s
-        made.append("batch", step="mine", **batch)  # 7 s
-        made.append("ended", status="KILLED", error=None)  # 7.25 s
-        made.append("session", pid=1, host="here", plan={}, environment={})  # 90 s
-        made.append("model", model={**MODEL, "load_seconds": 0.5})
-        made.append("step", step="mine")  # 92 s
-        made.append("batch", step="mine", **batch)
-        made.append("step_done", step="mine")  # 95 s
+    session = {"pid": 1, "host": "here", "plan": {}, "environment": {}}
+    later = {**MODEL, "load_seconds": 0.5}
+    entries = [
+        (5_000, "model", {"model": MODEL}),
+        (5_500, "step", {"step": "mine"}),
+        (7_000, "batch", {"step": "mine", **batch}),
+        (7_250, "ended", {"status": "KILLED", "error": None}),
+        (90_000, "session", session),
+        (91_000, "model", {"model": later}),
+        (92_000, "step", {"step": "mine"}),
+        (94_000, "batch", {"step": "mine", **batch}),
+        (95_000, "step_done", {"step": "mine"}),
+    ]
+    with journal(tmp_path) as made:
+        for clock[0], kind, fields in entries:
+            made.append(kind, **fields)
     record = read_run(made.folder)
     assert record.steps[0].seconds == (7 - 5.5) + (95 - 92)
     assert record.loading_seconds == 3.0 + 0.5

@@ -51,6 +51,7 @@ class NoTracker:
     """Delivers nothing."""
 
     failure = None
+    deleted = False
 
     def __init__(self, *_: Any) -> None: ...
     def open(self, record: RunRecord) -> None: ...

@@ -119,8 +119,8 @@ def _current(folder: Path) -> Path | None:
 
 
 def existing_status(root: Path, experiment: str, key: str) -> str | None:
-    """Status of the attempt with this key to go by: FINISHED, FAILED, KILLED, RUNNING, DAMAGED; None
-    where there is none. See `current_attempt`.
+    """Status of the attempt with this key to go by: FINISHED, FAILED, KILLED, RUNNING, DAMAGED;
+    None where there is none. See `current_attempt`.
 
     A run that claims to be running while nobody holds its lock was killed, and is reported so.
 
