@@ -45,6 +45,7 @@ class Resolver:
         facts: dict[str, Any] = {
             "template": _template(spec),
             "prefix": tokenizer and _prefix(tokenizer),
+            "reasoning": tokenizer and _reasoning(spec, tokenizer),
             "gguf_converter": tokenizer and _converter(checkpoint.kind),
         }
         refusal = None
@@ -103,6 +104,20 @@ def _prefix(tokenizer: Tokenizer) -> list[int] | None:
     starts = range(len(whole) - len(alone) + 1)
     start = next((n for n in starts if whole[n : n + len(alone)] == alone), 0)
     return None if whole[:start] in ([], [tokenizer.bos_token_id]) else whole[:start]
+
+
+def _reasoning(spec: Spec, tokenizer: Tokenizer) -> list[str | None] | None:
+    """What the tokenizer's own chat template opens before the answer, and what closes it."""
+    own = spec.template == "tokenizer" or (spec.template == "auto" and _template(spec) is None)
+    if not (own and tokenizer.chat_template):
+        return None
+    from glitchrun.prompts.reasoning import opened_by_template
+
+    try:
+        found = opened_by_template(tokenizer, spec.template_variables or {})
+    except PreflightError:  # a template that cannot be used is passed over, or refused at load
+        return None
+    return None if found is None else [found.tag, found.closing]
 
 
 def _converter(kind: str) -> int | None:
