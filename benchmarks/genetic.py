@@ -16,7 +16,6 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 import numpy as np
@@ -134,7 +133,7 @@ def rates(backend: Backend, prompt: Prompt, sequences: Sequence[Ids]) -> tuple[f
 @click.option("--rate", is_flag=True, help="Measure evaluations per second too.")
 @click.option("--model", default=MODEL, show_default=True)
 def main(evaluations: int, seeds: int, max_tokens: int, rate: bool, model: str) -> None:
-    loaded = load(ModelSpec(path=model), Path(__file__).parents[1] / ".cache" / "glitchrun")
+    loaded = load(ModelSpec(path=model))
     backend, why = best_backend(loaded)
     click.echo(why)
     vocabulary = Vocabulary(loaded.tokenizer, row_norms(loaded.input_embeddings))

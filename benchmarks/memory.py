@@ -66,7 +66,7 @@ def measured(name: str, quantization: str, batches: int) -> dict[str, Any]:
 
     run = planned(name, quantization)
     spec = run.cell.spec
-    model = load(spec.model, Path(".cache/glitchrun"))
+    model = load(spec.model)
     backend, engine = best_backend(model)
     context = Context(
         spec=spec,

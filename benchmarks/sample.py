@@ -44,7 +44,7 @@ class Bench:
     """One loaded model and both ways of sampling attempts on it."""
 
     def __init__(self, quantization: str, new_tokens: int) -> None:
-        self.model = load(ModelSpec(MODEL, quantization=quantization), Path(".cache/glitchrun"))
+        self.model = load(ModelSpec(MODEL, quantization=quantization))
         self.backend, _ = best_backend(self.model)
         tokenizer = self.model.tokenizer
         template = detect("chatml", tokenizer, self.model.config, MODEL)

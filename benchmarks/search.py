@@ -48,7 +48,6 @@ from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.norms import row_norms
 
 SPEC = "specs/smollm2-scan.yaml"
-CACHE = Path(".cache/glitchrun")
 MARKS = (250, 500, 1000, 2000)
 KINDS: Mapping[str, Callable[[Verified], bool]] = {
     "glitch": lambda fact: fact.glitch,
@@ -143,7 +142,7 @@ def _fact(row: Mapping[str, Any]) -> Verified:
 def context_of(spec_path: Path) -> Context:
     """The loaded model of a spec's first cell, and what a strategy is given besides."""
     spec = load_experiment(spec_path).cells[0].spec
-    model = load(spec.model, CACHE)
+    model = load(spec.model)
     return Context(
         spec=spec,
         backend=best_backend(model)[0],

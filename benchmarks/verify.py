@@ -103,7 +103,7 @@ def operations(model: LoadedModel, positions: int) -> float:
 
 
 def smollm2(quantization: str) -> tuple[LoadedModel, Prompt]:
-    model = load(ModelSpec(MODEL, quantization=quantization), Path(".cache/glitchrun"))
+    model = load(ModelSpec(MODEL, quantization=quantization))
     template = detect("chatml", model.tokenizer, model.config, MODEL)
     return model, render(template, PROBES["repeat"], model.tokenizer, "")
 

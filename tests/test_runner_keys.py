@@ -87,7 +87,7 @@ def write(project: Path, name: str, seed: int, more: str = "") -> Path:
 
 
 def planned(spec: Path, *sets: str) -> PlannedRun:
-    resolver = Resolver(spec.parent / "cache")
+    resolver = Resolver()
     plan = build(load_experiment(spec, sets), lambda key: None, fetch=False, resolve=resolver)
     return plan.runs[0]
 

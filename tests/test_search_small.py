@@ -70,7 +70,7 @@ def test_a_scan_of_nothing_ends() -> None:
 def planned(tmp_path: Path, step: str, *sets: str) -> Plan:
     path = tmp_path / "spec.yaml"
     path.write_text(SPEC.replace("ORACLE", str(FOLDER)).replace("STEP", step))
-    resolver = Resolver(tmp_path / "cache")
+    resolver = Resolver()
     return build(load_experiment(path, sets), lambda key: None, fetch=False, resolve=resolver)
 
 

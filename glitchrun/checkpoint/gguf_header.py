@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -45,14 +46,16 @@ _DEFAULT_ALIGNMENT = 32
 class GgufHeader:
     metadata: dict[str, Any]
     """Every key: scalars as they are, of an array of numbers the first 1,024, of any other array
-    (tokens, merges) its length."""
+    (tokens, merges) its length; arrays that were asked for whole, as lists."""
     tensors: dict[str, TensorInfo]
     data_start: int
     """Where the tensors' bytes begin in the file."""
 
 
-def read_gguf(path: Path) -> GgufHeader:
+def read_gguf(path: Path, whole: Collection[str] = ()) -> GgufHeader:
     """The header of a GGUF file (version 2 or 3, little-endian).
+
+    `whole` names keys whose arrays of numbers or strings are read to their ends.
 
     Raises ModelUnavailable when the file cannot be read, is cut short, or its header is not sound.
     """
@@ -60,7 +63,7 @@ def read_gguf(path: Path) -> GgufHeader:
         if not path.stat().st_size:
             raise _broken(path, "it is empty")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(path, data).header()
+            return _Reader(path, data, whole).header()
     except OSError as error:
         raise ModelUnavailable(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -68,8 +71,9 @@ def read_gguf(path: Path) -> GgufHeader:
 class _Reader:
     """A position in the file that moves over what it reads and never past the end."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, data: mmap.mmap, whole: Collection[str]) -> None:
         self.path = path
+        self.whole = whole
         self.data = data
         self.size = len(data)
         self.at = 0
@@ -84,7 +88,7 @@ class _Reader:
         metadata: dict[str, Any] = {}
         for _ in range(self.bounded(key_count, 13)):
             key = self.string()
-            metadata[key] = self.value(self.number("<I"))
+            metadata[key] = self.value(self.number("<I"), whole=key in self.whole)
         places = [self.tensor() for _ in range(self.bounded(tensor_count, 24))]
         start = self.aligned(metadata.get("general.alignment", _DEFAULT_ALIGNMENT))
         self.check_cover(places, start)
@@ -117,22 +121,28 @@ class _Reader:
         except UnicodeDecodeError as error:
             raise _broken(self.path, f"a name that is not UTF-8 at byte {self.at}") from error
 
-    def value(self, kind: int, depth: int = 0) -> Any:
+    def value(self, kind: int, depth: int = 0, *, whole: bool = False) -> Any:
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
         if kind == _STRING:
-            return self.take(self.number("<Q")).decode("utf-8", "replace")
+            return self.text()
         if kind != _ARRAY or depth >= _MAX_NESTING:
             raise _broken(self.path, f"a value of the unknown type {kind} at byte {self.at}")
-        return self.array(depth)
+        return self.array(depth, whole=whole)
 
-    def array(self, depth: int) -> Any:
+    def text(self) -> str:
+        return self.take(self.number("<Q")).decode("utf-8", "replace")
+
+    def array(self, depth: int, *, whole: bool) -> Any:
         """The first numbers of an array of numbers; of any other array, its length."""
         kind, count = self.number("<I"), self.number("<Q")
         if kind in _SCALARS:
             width = struct.calcsize(_SCALARS[kind])
             raw = self.take(self.bounded(count, width) * width)
-            return [v for (v,) in struct.iter_unpack(_SCALARS[kind], raw[: width * _KEPT_ARRAY])]
+            kept = raw if whole else raw[: width * _KEPT_ARRAY]
+            return [v for (v,) in struct.iter_unpack(_SCALARS[kind], kept)]
+        if kind == _STRING and whole:
+            return [self.text() for _ in range(self.bounded(count, 8))]
         if kind == _STRING:
             self.skip_strings(self.bounded(count, 8))
             return count

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glitchrun.checkpoint.gguf_header import read_gguf
+from glitchrun.checkpoint.gguf_splits import split_of
 from glitchrun.checkpoint.pickled import pickle_files, sized_tensors
 from glitchrun.checkpoint.resolve import SHARD_INDEX, SINGLE_FILE, Checkpoint
 from glitchrun.checkpoint.safetensors_header import read_safetensors
@@ -174,6 +175,7 @@ def _gguf(path: Path) -> Header:
             f"{path}: one of {parts} parts of a model; join them first with: "
             "llama-gguf-split --merge FIRST_PART OUTPUT"
         )
+    split_of(gguf.metadata, path)  # an unknown one is refused before anything is converted
     embedding = _embedding(gguf.tensors, path)
     return Header(
         format="gguf",

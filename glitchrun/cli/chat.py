@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glitchrun.cli.apply import ROOT
 from glitchrun.cli.needs import require
 from glitchrun.errors import DoesNotFit, ExitCode, UsageError
 from glitchrun.spec.loading import load_experiment
@@ -107,7 +106,7 @@ def _session(run: PlannedRun, settings: object) -> Session:
     from glitchrun.runner.models import Models
 
     spec = run.cell.spec
-    model = Models(ROOT.resolve().parent / ".cache" / "glitchrun", _note).get(spec.model)
+    model = Models(_note).get(spec.model)
     template = detect(
         spec.template, model.tokenizer, model.config, spec.model.path, spec.template_variables
     )

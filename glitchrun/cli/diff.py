@@ -53,7 +53,7 @@ def _keys(experiment: Experiment) -> dict[str, str]:
             experiment,
             lambda key: None,
             fetch=False,
-            resolve=Resolver(ROOT.resolve().parent / ".cache" / "glitchrun"),
+            resolve=Resolver(),
         )
     except ModelUnavailable:
         return {}

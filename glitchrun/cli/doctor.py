@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import click
 
+from glitchrun.checkpoint.cache import cache_folder, clear, size_of
 from glitchrun.cli.apply import ROOT
 from glitchrun.cli.surroundings import Finding, all_findings
-from glitchrun.errors import ExitCode
+from glitchrun.errors import ExitCode, UsageError
 from glitchrun.terminal import emit_json, say
 
 _MARKS = {"ok": "ok", "note": "note", "missing": "MISSING"}
@@ -18,12 +19,19 @@ _MARKS = {"ok": "ok", "note": "note", "missing": "MISSING"}
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
+@click.option(
+    "--clear-cache", is_flag=True, help="Remove the models converted from GGUF files, and exit."
+)
+@click.option("--yes", is_flag=True, help="Remove them without asking.")
 @click.pass_context
-def command(context: click.Context, output: str) -> None:
-    """Checks versions, devices, memory, disk and the MLflow store.
+def command(context: click.Context, output: str, clear_cache: bool, yes: bool) -> None:
+    """Checks versions, devices, memory, disk, the cache of models and the MLflow store.
 
     Exits 4 when something is missing that a run needs, and names the command that adds it.
     """
+    if clear_cache:
+        _clear(asking=not yes)
+        return
     findings = list(all_findings(ROOT))
     missing = [finding for finding in findings if finding.status == "missing"]
     code = ExitCode.PREFLIGHT if missing else ExitCode.DONE
@@ -33,6 +41,18 @@ def command(context: click.Context, output: str) -> None:
     else:
         say("\n".join([*_lines(findings), "", _verdict(missing)]))
     context.exit(int(code))
+
+
+def _clear(*, asking: bool) -> None:
+    folder = cache_folder()
+    held = size_of(folder / "gguf")
+    if not held:
+        click.echo(f"{folder} holds no converted models")
+        return
+    question = f"remove {held / 1e6:,.0f} MB of converted models from {folder}?"
+    if asking and not click.confirm(question):
+        raise UsageError("nothing was removed; --yes removes without asking")
+    click.echo(f"removed {clear(folder) / 1e6:,.0f} MB from {folder}")
 
 
 def _lines(findings: Sequence[Finding]) -> list[str]:

@@ -40,7 +40,7 @@ def command(
         experiment,
         lambda key: existing_status(ROOT, name, key),
         fetch=False,
-        resolve=Resolver(ROOT.resolve().parent / ".cache" / "glitchrun"),
+        resolve=Resolver(),
     )
     if output == "json":
         emit_json(plan.to_json())

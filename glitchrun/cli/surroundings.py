@@ -22,7 +22,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import glitchrun
+from glitchrun.checkpoint.cache import VARIABLE, cache_folder, size_of
 from glitchrun.cli.render_plan import size
+from glitchrun.errors import PreflightError
 from glitchrun.plan.devices import visible_gpus
 from glitchrun.plan.main_memory import main_memory
 
@@ -181,6 +183,18 @@ def disk(root: Path) -> Iterator[Finding]:
     yield Finding("tracking root", "note" if low else "ok", detail, "make room" if low else None)
 
 
+def model_cache(root: Path) -> Iterator[Finding]:
+    """Where converted models are kept, and how much they take."""
+    try:
+        folder = cache_folder()
+    except PreflightError as error:
+        yield Finding("model cache", "missing", str(error), f"export {VARIABLE}=FOLDER")
+        return
+    held = size_of(folder)
+    remedy = "glitchrun doctor --clear-cache" if held else None
+    yield Finding("model cache", "ok", f"{folder}, {held / 1e6:,.0f} MB", remedy)
+
+
 def store(root: Path) -> Iterator[Finding]:
     """Whether the MLflow store answers."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
@@ -235,5 +249,6 @@ CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     gpus,
     torch_works,
     disk,
+    model_cache,
     store,
 )

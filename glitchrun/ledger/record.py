@@ -113,6 +113,8 @@ class ModelRecord:
     """The detection rule that chose it."""
     engine: str = ""
     """Which forward pass ran the model, and why; empty in records older than the choice."""
+    tokenizer: str = ""
+    """By which split a GGUF file's tokenizer was rebuilt, and who named it; else empty."""
     excluded: int = 0
     """Tokens of the categories in scope that `tokens.exclude` left out."""
     categories: Mapping[str, int] = field(default_factory=dict)

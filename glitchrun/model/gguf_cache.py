@@ -9,50 +9,70 @@ processes convert one after the other, the second finding the work done.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from filelock import FileLock
 
-from glitchrun.errors import MissingExtra, ModelUnavailable, PreflightError
+from glitchrun.checkpoint.cache import VARIABLE, size_of
+from glitchrun.errors import ModelUnavailable, PreflightError
+from glitchrun.model.gguf_tokenizer import describe_split, gguf_tokenizer, reading
 from glitchrun.model.noise import quiet
 
 log = logging.getLogger(__name__)
 
-CONVERTER = 1
+CONVERTER = 2
 """Raise it when the converted files would change: older conversions are then left aside."""
 _UNPACKED = 10
 """Bound on the growth of the weights: from 3.4 bits (Q2_K with its scales) to 32."""
+_NOTE = "glitchrun.json"
 
 
 def converted(gguf: Path, cache: Path) -> Path:
     """The folder under `cache` that holds `gguf` as float32 safetensors and a fast tokenizer.
 
     Converts where it is not there yet, which takes seconds per 100 MB. Raises ModelUnavailable for
-    a damaged file or an architecture that transformers does not read, PreflightError when the cache
-    cannot be written or the disk is too small.
+    a damaged file or one that cannot be rebuilt, PreflightError when the cache cannot be written
+    or the disk is too small.
     """
     folder = conversion(gguf, cache)
     if folder.is_dir():
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
+        with FileLock(folder.parent / f"{folder.name}.lock"):
             if not folder.is_dir():
                 _convert_into(folder, gguf)
     except OSError as error:
-        raise PreflightError(f"the model cache {cache} cannot be written: {error}") from error
+        raise PreflightError(
+            f"the model cache {cache} cannot be written: {error}; set {VARIABLE} to another folder"
+        ) from error
     return folder
 
 
 def conversion(gguf: Path, cache: Path) -> Path:
-    """Where the conversion of a file is or will be."""
-    return cache / "gguf" / f"{_sha256(gguf)[:32]}-v{CONVERTER}"
+    """Where the conversion of a file is or will be.
+
+    Raises ModelUnavailable where the file cannot be read.
+    """
+    made_by = f"v{CONVERTER}-transformers-{transformers.__version__}"
+    try:
+        return cache / "gguf" / f"{_sha256(gguf)[:32]}-{made_by}"
+    except OSError as error:
+        raise ModelUnavailable(f"{gguf}: cannot be read ({error.strerror})") from error
+
+
+def tokenizer_note(folder: Path) -> str:
+    """How the text of a converted model is split, and who said so; empty for any other folder."""
+    note = folder / _NOTE
+    if not note.is_file():
+        return ""
+    return str(json.loads(note.read_text(encoding="utf-8"))["tokenizer"])
 
 
 def _sha256(path: Path) -> str:
@@ -63,13 +83,19 @@ def _sha256(path: Path) -> str:
 def _convert_into(folder: Path, gguf: Path) -> None:
     _check_disk(folder.parent, gguf)
     log.warning("converting %s for faster loading, once (into %s)", gguf.name, folder.parent)
-    partial = folder.with_suffix(".partial")
+    partial = folder.parent / f"{folder.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # what a killed conversion left behind
     with quiet():
         model, tokenizer = load_gguf(gguf)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+    note = {"converter": CONVERTER, "source": gguf.name, "tokenizer": describe_split(gguf)}
+    (partial / _NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
     partial.rename(folder)
+    log.warning(
+        "converted: %.0f MB, shared by all projects; `glitchrun doctor` says how to remove it",
+        size_of(folder) / 1e6,
+    )
 
 
 def _check_disk(place: Path, gguf: Path) -> None:
@@ -78,18 +104,19 @@ def _check_disk(place: Path, gguf: Path) -> None:
     if free < needed:
         raise PreflightError(
             f"{gguf}: unpacking it may take {needed / 1e9:.1f} GB in {place}, where "
-            f"{free / 1e9:.1f} GB are free; make room, or point the cache elsewhere"
+            f"{free / 1e9:.1f} GB are free; make room, or set {VARIABLE} to another folder"
         )
 
 
 def load_gguf(gguf: Path) -> tuple[Any, Any]:
     """The model, in float32, and the tokenizer, straight from the file (slow).
 
-    Raises ModelUnavailable where transformers cannot read the file.
+    Raises ModelUnavailable where the file cannot be read.
     """
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    with _reading(gguf):
+    tokenizer = gguf_tokenizer(gguf)  # first: it is read in a second, and may be refused
+    with reading(gguf):
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
@@ -99,30 +126,4 @@ def load_gguf(gguf: Path) -> tuple[Any, Any]:
             quantization_config=GgufConfig(dequantize=True),
             local_files_only=True,
         )
-    return model, gguf_tokenizer(gguf)
-
-
-def gguf_tokenizer(gguf: Path) -> Any:
-    """The tokenizer alone; none of the weights is unpacked. Raises as `load_gguf` does."""
-    from transformers import AutoTokenizer
-
-    with _reading(gguf):
-        return AutoTokenizer.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, local_files_only=True
-        )
-
-
-@contextmanager
-def _reading(gguf: Path) -> Iterator[None]:
-    try:
-        import gguf as _reader  # noqa: F401  transformers only says that "something" is missing
-    except ModuleNotFoundError as error:
-        raise MissingExtra("gguf") from error
-    try:
-        yield
-    except (ValueError, KeyError, IndexError, NotImplementedError, OSError, RuntimeError) as error:
-        raise ModelUnavailable(
-            f"model.path {str(gguf)!r}: transformers cannot read this GGUF file "
-            f"({type(error).__name__}: {error}); it may be damaged, or of an architecture it does "
-            "not know, in which case the original checkpoint folder is the way"
-        ) from error
+    return model, tokenizer

@@ -35,6 +35,8 @@ class LoadedModel:
     unquantized: tuple[str, ...]
     """Large weights that quantization left alone, embeddings and head aside."""
     architecture: str
+    tokenizer_note: str = ""
+    """Of a GGUF file: by which split its tokenizer was rebuilt, and who named it."""
 
     @property
     def input_embeddings(self) -> torch.Tensor:

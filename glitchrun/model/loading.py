@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from glitchrun.checkpoint import fetch, resolve
+from glitchrun.checkpoint.cache import cache_folder
 from glitchrun.checkpoint.headers import Header, read_header
 from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.errors import DoesNotFit, ModelUnavailable
@@ -28,7 +29,7 @@ from glitchrun.model import census, experts, quantizer
 from glitchrun.model.adopted import adopt
 from glitchrun.model.device import pick_device, watch_peak
 from glitchrun.model.frugal import frugal
-from glitchrun.model.gguf_cache import converted
+from glitchrun.model.gguf_cache import converted, tokenizer_note
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.model.noise import first_line, load_report, quiet
 from glitchrun.model.quantized import SCHEMES
@@ -43,13 +44,13 @@ REST_DTYPE = "bfloat16"
 """Of everything that int4 and int8 leave alone, and of their activations."""
 
 
-def load(spec: ModelSpec, cache: Path) -> LoadedModel:
+def load(spec: ModelSpec, cache: Path | None = None) -> LoadedModel:
     """Load the model that `spec` describes, in eval mode, parameters frozen.
 
-    `cache` is where converted GGUF files are kept. A hub model that is not on this machine is
-    downloaded. Quantization `none` keeps the stored dtype (float32 for a GGUF file); `int4` and
-    `int8` hold linear layers and experts quantized and the rest in bfloat16. Weights that are
-    already quantized on disk load as they are, whatever the spec asks for.
+    `cache` is where converted GGUF files are kept; None for the user's folder. A hub model that
+    is not on this machine is downloaded. Quantization `none` keeps the stored dtype (float32 for a
+    GGUF file); `int4` and `int8` hold linear layers and experts quantized and the rest in bfloat16.
+    Weights that are already quantized on disk load as they are, whatever the spec asks for.
 
     Raises ModelUnavailable (files missing, damaged or not allowed, with the remedy), DoesNotFit
     (not enough memory), PreflightError (no such device).
@@ -83,10 +84,11 @@ def load(spec: ModelSpec, cache: Path) -> LoadedModel:
         census=held,
         unquantized=census.left_unquantized(module) if quantized else (),
         architecture=type(module).__name__,
+        tokenizer_note=tokenizer_note(folder),
     )
 
 
-def checkpoint_folder(spec: ModelSpec, cache: Path) -> Path:
+def checkpoint_folder(spec: ModelSpec, cache: Path | None = None) -> Path:
     """The folder of safetensors and tokenizer that the spec's model loads from.
 
     A GGUF file is converted first, a hub model fetched, where that was not done before.
@@ -94,7 +96,7 @@ def checkpoint_folder(spec: ModelSpec, cache: Path) -> Path:
     checkpoint = fetch(resolve(spec.path, spec.revision))
     assert checkpoint.path is not None  # fetch sees to it
     if checkpoint.kind == "gguf":
-        return converted(checkpoint.path, cache)
+        return converted(checkpoint.path, cache or cache_folder())
     return checkpoint.path
 
 

@@ -9,8 +9,10 @@ from typing import Any
 import transformers
 
 from glitchrun.checkpoint import fetch_tokenizer, resolve
+from glitchrun.checkpoint.cache import cache_folder
 from glitchrun.errors import ModelUnavailable
-from glitchrun.model.gguf_cache import conversion, gguf_tokenizer
+from glitchrun.model.gguf_cache import conversion
+from glitchrun.model.gguf_tokenizer import gguf_tokenizer
 from glitchrun.model.noise import first_line, quiet
 
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -39,16 +41,16 @@ def tokenizer_of(path: str) -> tuple[Any, int]:
     return tokenizer, max(len(tokenizer), _rows(folder))
 
 
-def checkpoint_tokenizer(path: Path, cache: Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a checkpoint's folder, or of a GGUF file: as converted under `cache` where
-    it is there, else read from the file, which takes seconds.
+def checkpoint_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a checkpoint's folder, or of a GGUF file: from its conversion where there is
+    one, else read from the file, which takes seconds.
 
     Raises ModelUnavailable where it cannot be read.
     """
     if path.is_dir():
         with quiet():
             return load_tokenizer(path, trust_remote_code=trust_remote_code)
-    folder = conversion(path, cache)
+    folder = conversion(path, cache_folder())
     with quiet():
         return load_tokenizer(folder) if folder.is_dir() else gguf_tokenizer(path)
 

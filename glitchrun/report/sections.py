@@ -183,6 +183,7 @@ def _model_pairs(model: ModelRecord | None) -> Pairs:
         ("Quantization", f"{model.quantization}, computing in {model.dtype} on {model.device}"),
         ("Template", f"{model.template}: {model.template_rule}"),
         *([("Engine", model.engine)] if model.engine else []),
+        *([("Tokenizer", model.tokenizer)] if model.tokenizer else []),
     ]
 
 

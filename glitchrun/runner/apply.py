@@ -64,18 +64,17 @@ def apply(
 
     Args:
         experiment: What to run.
-        root: Tracking root; ledger, cache and the default store are under it.
+        root: Tracking root; ledger and the default store are under it.
         options: What the command line asked for.
         display: Where progress goes.
         confirm: Shown the plan before anything starts; may raise to call it off.
     """
     name = experiment_name(experiment.cells[0].spec)
     # A fresh start asks nothing of earlier attempts: one of them may be damaged.
-    cache = root.parent / ".cache" / "glitchrun"
     plan = build(
         experiment,
         lambda key: None if options.fresh else existing_status(root, name, key),
-        resolve=Resolver(cache),
+        resolve=Resolver(),
     )
     chosen = _chosen(plan, options)
     _check_fits(chosen, options)
@@ -93,7 +92,7 @@ def apply(
         root=root,
         tracking_uri=uri,
         parent=_parent_key(plan),
-        models=Models(cache, display.say),
+        models=Models(display.say),
         display=display,
         interrupt=interrupt,
         fresh=options.fresh,

@@ -217,6 +217,7 @@ class _Run:
             template=context.template.name,
             template_rule=context.template.rule,
             engine=self._engine,
+            tokenizer=model.tokenizer_note,
             excluded=len(context.excluded(context.spec.tokens.categories)),
             categories=self._categories(context.vocabulary),
         )

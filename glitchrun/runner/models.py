@@ -46,8 +46,7 @@ def _written(path: Path) -> tuple[int, ...]:
 class Models:
     """Loads models, and keeps the last one for as long as the next run asks for it."""
 
-    def __init__(self, cache: Path, announce: Callable[[str], None]) -> None:
-        self._cache = cache
+    def __init__(self, announce: Callable[[str], None]) -> None:
         self._announce = announce
         self._spec: ModelSpec | None = None
         self._model: LoadedModel | None = None
@@ -69,7 +68,7 @@ class Models:
 
             self._drop()
             self._announce(f"loading {spec.path} ({spec.quantization})")
-            model = load(spec, self._cache)
+            model = load(spec)
             check_unchanged(spec, fingerprint)
             self._model, self._spec = model, spec
             self._files = {path: _written(path) for path in _weight_files(spec)}

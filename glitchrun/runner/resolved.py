@@ -29,10 +29,9 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "
 
 
 class Resolver:
-    """Resolves specs; each tokenizer is loaded once. `cache` is where converted GGUF files are."""
+    """Resolves specs; each tokenizer is loaded once."""
 
-    def __init__(self, cache: Path) -> None:
-        self._cache = cache
+    def __init__(self) -> None:
         self._tokenizers: dict[tuple[Path, bool], Tokenizer | None] = {}
         self._vocabularies: dict[tuple[Path, bool], Vocabulary] = {}
 
@@ -70,7 +69,7 @@ class Resolver:
             from glitchrun.model.tokenizer import checkpoint_tokenizer
 
             tokenizer: Tokenizer = checkpoint_tokenizer(
-                path, self._cache, trust_remote_code=spec.model.trust_remote_code
+                path, trust_remote_code=spec.model.trust_remote_code
             )
         except (PreflightError, ModuleNotFoundError):
             return None

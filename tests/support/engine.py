@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from glitchrun.checkpoint.cache import cache_folder
 from glitchrun.model import load
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.choose import best_backend
@@ -17,7 +18,7 @@ from glitchrun.strategies.context import Context
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.norms import row_norms
 
-CACHE = Path(__file__).parents[2] / ".cache" / "glitchrun"
+CACHE = cache_folder()
 
 
 def context(

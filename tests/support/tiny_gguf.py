@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -13,21 +14,39 @@ from tests.support.tiny_models import CHATML, SPECIAL, bpe_tokenizer
 HIDDEN, LAYERS, HEADS, KV_HEADS, INNER = 64, 2, 4, 2, 128
 
 
-def tiny_gguf(path: Path, *, seed: int = 0, chat_template: str = CHATML) -> Path:
-    """A llama of some 400 tokens: matrices in Q8_0, norms in F32, embeddings tied."""
-    tokenizer = json.loads(
-        (bpe_tokenizer(path.parent / "vocabulary") / "tokenizer.json").read_text()
-    )
+def tiny_gguf(
+    path: Path,
+    *,
+    seed: int = 0,
+    chat_template: str = CHATML,
+    folder: Path | None = None,
+    pre: str | None = "gpt-2",
+    add_bos: bool | None = None,
+    renamed: Mapping[str, tuple[str, gguf.TokenType]] | None = None,
+) -> Path:
+    """A llama of some 400 tokens: matrices in Q8_0, norms in F32, embeddings tied.
+
+    Its tokenizer is that of a `folder`, else one of its own; `renamed` gives tokens another text
+    and type.
+    """
+    folder = folder or bpe_tokenizer(path.parent / "vocabulary")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
+    control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
+    types = {token: (token, control if token in SPECIAL else normal) for token in vocabulary}
+    types.update(renamed or {})
     writer = gguf.GGUFWriter(path, "llama")
     _add_sizes(writer, len(vocabulary))
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(vocabulary)
-    control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
-    writer.add_token_types([control if token in SPECIAL else normal for token in vocabulary])
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
+    writer.add_token_list([types[token][0] for token in vocabulary])
+    writer.add_token_types([types[token][1] for token in vocabulary])
     writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
+    if add_bos is not None:
+        writer.add_add_bos_token(add_bos)
     writer.add_chat_template(chat_template)
     _add_tensors(writer, len(vocabulary), np.random.default_rng(seed))
     writer.write_header_to_file()

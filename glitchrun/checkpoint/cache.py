@@ -1,0 +1,58 @@
+"""The folder of converted models: one for all projects of a user, and safe to delete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from glitchrun.errors import PreflightError
+
+VARIABLE = "GLITCHRUN_CACHE"
+
+
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """GLITCHRUN_CACHE, else XDG_CACHE_HOME/glitchrun, else ~/.cache/glitchrun; it may not exist.
+
+    Raises PreflightError where none of them can be told.
+    """
+    if environ.get(VARIABLE):
+        return Path(environ[VARIABLE]).expanduser().absolute()
+    base = environ.get("XDG_CACHE_HOME", "")
+    if Path(base).is_absolute():  # a relative one is to be ignored, by the specification of XDG
+        return Path(base) / "glitchrun"
+    home = environ.get("HOME")
+    try:
+        return (Path(home) if home else Path.home()) / ".cache" / "glitchrun"
+    except RuntimeError as error:
+        raise PreflightError(
+            f"there is no home folder to keep converted models in; set {VARIABLE} to a folder with "
+            "room for them"
+        ) from error
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files under a folder; 0 where it is not there."""
+    sizes = (path.lstat().st_size for path in folder.rglob("*") if not path.is_symlink())
+    return sum(sizes) if folder.is_dir() else 0
+
+
+def clear(folder: Path) -> int:
+    """Remove the converted models under a cache folder; returns how many bytes that frees.
+
+    Only what glitchrun put there goes. Raises PreflightError where it cannot be removed.
+    """
+    converted = folder / "gguf"
+    freed = size_of(converted)
+    try:
+        if converted.is_symlink():
+            raise PreflightError(f"{converted}: a link, which is left alone; remove it yourself")
+        if converted.exists():
+            shutil.rmtree(converted)
+    except OSError as error:
+        raise PreflightError(
+            f"{error.filename or converted}: cannot be removed ({error.strerror}); remove "
+            f"{converted} yourself"
+        ) from error
+    return freed
