@@ -47,12 +47,12 @@ def _clear(*, asking: bool) -> None:
     folder = cache_folder()
     held = size_of(folder / "gguf")
     if not held:
-        click.echo(f"{folder} holds no converted models")
+        say(f"{folder} holds no converted models")
         return
     question = f"remove {held / 1e6:,.0f} MB of converted models from {folder}?"
     if asking and not click.confirm(question):
         raise UsageError("nothing was removed; --yes removes without asking")
-    click.echo(f"removed {clear(folder) / 1e6:,.0f} MB from {folder}")
+    say(f"removed {clear(folder) / 1e6:,.0f} MB from {folder}")
 
 
 def _lines(findings: Sequence[Finding]) -> list[str]:

@@ -6,6 +6,7 @@
     template.py       the template in force
     detect.py         which template a run uses, and the rule that chose it
     chat_template.py  the tokenizer's own chat template, rendered safely
+    bounded.py        a process of its own for it, with bounds on time and memory
     reasoning.py      reasoning that a chat template opens, and what closes it
     render.py         template + probe -> Prompt (ids around the token's own id)
     slot.py           a prompt with a place for sequences of ids right before a text

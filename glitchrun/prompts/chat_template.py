@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from jinja2 import TemplateError
-
 from glitchrun.errors import PreflightError
+from glitchrun.prompts.bounded import Failed, bounded
 from glitchrun.prompts.conversation import Conversation
 from glitchrun.prompts.tokenizer import Tokenizer, encode
 from glitchrun.spec.probes import Exchange
@@ -33,16 +32,6 @@ _CLOCK = (
     " | replace('%A', 'Friday') | replace('%a', 'Fri')"
     " | replace('%H', '12') | replace('%M', '00') | replace('%S', '00') }}"
     "{%- endmacro -%}"
-)
-# What a faulty template raises: its own `raise_exception`, or Python's errors from inside Jinja.
-_FAULTS = (
-    TemplateError,
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
 )
 
 
@@ -166,7 +155,12 @@ def _render(
     *,
     open_answer: bool = True,
 ) -> str:
-    try:
+    """The template's text, from a process with bounds on its time and memory.
+
+    Raises PreflightError for whatever it raises, or when it goes beyond the bounds.
+    """
+
+    def work() -> str:
         template = tokenizer.get_chat_template()
         text = tokenizer.apply_chat_template(
             messages,
@@ -176,13 +170,12 @@ def _render(
             date_string=_DAY,
             **variables,
         )
-    except _FAULTS as error:
+        return str(text)
+
+    try:
+        return bounded(work)
+    except Failed as error:
         raise PreflightError(
-            f"the tokenizer's chat template fails on this conversation ({_first_line(error)}); "
+            f"the tokenizer's chat template fails on this conversation ({error}); "
             "name a template in the spec: `glitchrun list templates`"
         ) from error
-    return str(text)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]

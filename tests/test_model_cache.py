@@ -1,0 +1,113 @@
+"""Where converted models are kept, how they are found again and how they go."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from glitchrun.checkpoint import cache
+from glitchrun.checkpoint.cache import cache_folder, clear, size_of
+from glitchrun.cli.doctor import command as doctor
+from glitchrun.errors import PreflightError
+from glitchrun.model import gguf_cache
+from glitchrun.model.gguf_cache import converted, tokenizer_note
+from tests.support.commands import applied
+from tests.support.tiny_gguf import tiny_gguf
+
+SPEC = """
+apiVersion: glitchrun/v1
+kind: Experiment
+metadata: {name: tiny}
+model: {path: ./tiny.gguf, device: cpu}
+steps: [{id: scan, strategy: scan, probes: [repeat]}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"GLITCHRUN_CACHE": "/a", "XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/a"),
+        ({"XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/b/glitchrun"),
+        ({"XDG_CACHE_HOME": "relative", "HOME": "/c"}, "/c/.cache/glitchrun"),
+        ({"GLITCHRUN_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "/c"}, "/c/.cache/glitchrun"),
+    ],
+)
+def test_the_users_cache_folder_by_the_conventions(environ: dict[str, str], expected: str) -> None:
+    assert cache_folder(environ) == Path(expected)
+
+
+def test_without_a_home_the_message_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(cache.Path, "home", nobody)
+    with pytest.raises(PreflightError, match="set GLITCHRUN_CACHE"):
+        cache_folder({})
+
+
+def test_two_projects_share_a_conversion_and_keep_none_of_it(tmp_path: Path) -> None:
+    gguf = tiny_gguf(tmp_path / "tiny.gguf")
+    home = tmp_path / "cache"
+    for name in ("one", "two"):
+        project = tmp_path / name
+        project.mkdir()
+        (project / "tiny.gguf").write_bytes(gguf.read_bytes())
+        (project / "spec.yaml").write_text(SPEC, encoding="utf-8")
+    (first,) = _run(tmp_path / "one", home)["runs"]
+    assert len(list((home / "gguf").glob("*/model.safetensors"))) == 1
+    stamp = next((home / "gguf").glob("*/model.safetensors")).stat().st_mtime_ns
+    (second,) = _run(tmp_path / "two", home)["runs"]
+    assert next((home / "gguf").glob("*/model.safetensors")).stat().st_mtime_ns == stamp
+    assert not (tmp_path / "one" / ".cache").exists()
+    for run in (first, second):
+        page = (Path(run["artifacts_dir"]) / "report.html").read_text(encoding="utf-8")
+        assert "gpt-2 (named by the file)" in page
+
+
+def _run(project: Path, home: Path) -> dict[str, Any]:
+    return applied(project, "spec.yaml", GLITCHRUN_CACHE=str(home))
+
+
+def test_a_changed_converter_converts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gguf = tiny_gguf(tmp_path / "tiny.gguf")
+    first = converted(gguf, tmp_path)
+    monkeypatch.setattr(gguf_cache, "CONVERTER", gguf_cache.CONVERTER + 1)
+    assert converted(gguf, tmp_path) != first
+    assert tokenizer_note(first) == "gpt-2 (named by the file)"
+    assert tokenizer_note(tmp_path) == ""
+
+
+def test_doctor_names_the_cache_and_clears_it_when_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLITCHRUN_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text("not glitchrun's", encoding="utf-8")
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf" / "model.safetensors").write_bytes(bytes(3_000_000))
+    found = json.loads(CliRunner().invoke(doctor, ["-o", "json"]).stdout)["findings"]
+    (seen,) = [one for one in found if one["check"] == "model cache"]
+    assert f"{tmp_path}, 3 MB" in seen["detail"]
+    assert seen["remedy"] == "glitchrun doctor --clear-cache"
+    kept = CliRunner().invoke(doctor, ["--clear-cache"], input="n\n")
+    assert kept.exit_code != 0
+    assert size_of(tmp_path / "gguf") == 3_000_000
+    gone = CliRunner().invoke(doctor, ["--clear-cache", "--yes"])
+    assert gone.exit_code == 0
+    assert "removed 3 MB" in gone.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt"]
+    again = CliRunner().invoke(doctor, ["--clear-cache", "--yes"])
+    assert (again.exit_code, "holds no converted models" in again.output) == (0, True)
+
+
+def test_a_linked_cache_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "model.safetensors").write_bytes(b"x")
+    (tmp_path / "gguf").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PreflightError, match="a link"):
+        clear(tmp_path)
+    assert (tmp_path / "elsewhere" / "model.safetensors").exists()
