@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from glitchrun.errors import RunError
-from glitchrun.imports import Found, Imported, read
+from glitchrun.imports import Found, Imported, document, read
 from glitchrun.imports.document import parse
 from glitchrun.imports.formats import FORMATS
 
@@ -291,3 +292,21 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 def test_numbers_that_are_not_finite_are_none(tmp_path: Path) -> None:
     path = written(tmp_path, '[{"id": 3, "entropy": NaN, "p": Infinity}]')
     assert (read(path).tokens[0].entropy, read(path).tokens[0].p) == (None, None)
+
+
+def test_a_pipe_is_refused_before_it_is_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "found.json")
+    with pytest.raises(RunError, match="not a regular file"):
+        read(tmp_path / "found.json")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_more_than_any_list_of_tokens_is_refused_unread(
+    packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(document, "_MOST_BYTES", 1024**2)
+    content = b"[" + b" " * 50 * 1024**2 + b"]"
+    path = tmp_path / "found.json"
+    path.write_bytes(gzip.compress(content, 1) if packed else content)
+    with pytest.raises(RunError, match="more than 1 MiB"):
+        read(path)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from glitchrun.errors import RunError
 
 _GZIP = b"\x1f\x8b"
+_MOST_BYTES = 512 * 1024**2
+"""A result file of 150,000 tokens with everything known of each has some 100 MB."""
 
 
 class Malformed(ValueError):
@@ -72,11 +75,27 @@ def parse(path: Path) -> Document:
 
 def _text(path: Path) -> tuple[bytes, str]:
     try:
-        raw = path.read_bytes()
-        unpacked = gzip.decompress(raw) if raw[:2] == _GZIP else raw
-        return raw, unpacked.decode("utf-8-sig")
+        if not path.is_dir() and path.exists() and not path.is_file():
+            raise RunError(f"{path}: not a regular file, so it may never end; save it as one first")
+        with path.open("rb") as file:
+            raw = _at_most(file, path)
+        if raw[:2] != _GZIP:
+            return raw, raw.decode("utf-8-sig")
+        with gzip.open(io.BytesIO(raw)) as file:
+            return raw, _at_most(file, path).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise RunError(f"{path}: cannot be read as a list of tokens: {error}") from error
+
+
+def _at_most(file: IO[bytes] | gzip.GzipFile, path: Path) -> bytes:
+    """All of a file's bytes, unpacked ones counted; refuses more than any list of tokens has."""
+    content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise RunError(
+            f"{path}: holds more than {_MOST_BYTES // 1024**2} MiB, which no list of tokens does; "
+            "import the part of it that lists tokens"
+        )
+    return content
 
 
 def _name(path: Path) -> str:

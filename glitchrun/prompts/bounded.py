@@ -56,7 +56,7 @@ def bounded(work: Callable[[], str]) -> str:
     return _text(answer, status)
 
 
-def _in_the_copy(work: Callable[[], str], writing: int, mask: set[signal.Signals]) -> None:
+def _in_the_copy(work: Callable[[], str], writing: int, mask: set[int | signal.Signals]) -> None:
     """Does the work, writes what came of it and exits; never returns."""
     try:
         faulthandler.disable()  # how it ends is said below
