@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -13,18 +12,10 @@ from glitchrun.checkpoint import cache
 from glitchrun.checkpoint.cache import cache_folder, clear, size_of
 from glitchrun.cli.doctor import command as doctor
 from glitchrun.errors import PreflightError
-from glitchrun.model import gguf_cache
+from glitchrun.model import gguf_cache, load
 from glitchrun.model.gguf_cache import converted, tokenizer_note
-from tests.support.commands import applied
+from glitchrun.spec.types import ModelSpec
 from tests.support.tiny_gguf import tiny_gguf
-
-SPEC = """
-apiVersion: glitchrun/v1
-kind: Experiment
-metadata: {name: tiny}
-model: {path: ./tiny.gguf, device: cpu}
-steps: [{id: scan, strategy: scan, probes: [repeat]}]
-"""
 
 
 @pytest.mark.parametrize(
@@ -49,27 +40,24 @@ def test_without_a_home_the_message_names_the_variable(monkeypatch: pytest.Monke
         cache_folder({})
 
 
-def test_two_projects_share_a_conversion_and_keep_none_of_it(tmp_path: Path) -> None:
-    gguf = tiny_gguf(tmp_path / "tiny.gguf")
+def test_two_projects_share_a_conversion_and_keep_none_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path / "cache"
+    monkeypatch.setenv("GLITCHRUN_CACHE", str(home))
+    gguf = tiny_gguf(tmp_path / "tiny.gguf").read_bytes()
+    made = []
     for name in ("one", "two"):
         project = tmp_path / name
         project.mkdir()
-        (project / "tiny.gguf").write_bytes(gguf.read_bytes())
-        (project / "spec.yaml").write_text(SPEC, encoding="utf-8")
-    (first,) = _run(tmp_path / "one", home)["runs"]
-    assert len(list((home / "gguf").glob("*/model.safetensors"))) == 1
-    stamp = next((home / "gguf").glob("*/model.safetensors")).stat().st_mtime_ns
-    (second,) = _run(tmp_path / "two", home)["runs"]
-    assert next((home / "gguf").glob("*/model.safetensors")).stat().st_mtime_ns == stamp
-    assert not (tmp_path / "one" / ".cache").exists()
-    for run in (first, second):
-        page = (Path(run["artifacts_dir"]) / "report.html").read_text(encoding="utf-8")
-        assert "gpt-2 (named by the file)" in page
-
-
-def _run(project: Path, home: Path) -> dict[str, Any]:
-    return applied(project, "spec.yaml", GLITCHRUN_CACHE=str(home))
+        monkeypatch.chdir(project)
+        (project / "tiny.gguf").write_bytes(gguf)
+        model = load(ModelSpec(str(project / "tiny.gguf"), device="cpu"))
+        assert model.tokenizer_note == "gpt-2 (named by the file)"
+        assert [path.name for path in project.iterdir()] == ["tiny.gguf"]
+        (weights,) = (home / "gguf").glob("*/model.safetensors")
+        made.append(weights.stat().st_mtime_ns)
+    assert made[0] == made[1]
 
 
 def test_a_changed_converter_converts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

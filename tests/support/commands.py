@@ -32,9 +32,9 @@ def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedPr
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
-def applied(folder: Path, *words: str, **environment: str) -> dict[str, Any]:
+def applied(folder: Path, *words: str) -> dict[str, Any]:
     """What `glitchrun apply -o json WORDS` printed; its exit code must be the one it names."""
-    done = run(folder, "apply", "-o", "json", *words, **environment)
+    done = run(folder, "apply", "-o", "json", *words)
     assert done.stdout, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     assert result["exit_code"] == done.returncode, done.stderr
