@@ -157,7 +157,7 @@ def test_an_unsound_config_is_refused(tmp_path: Path, text: str, says: str) -> N
 
 
 def test_a_model_without_an_embedding_is_no_language_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelUnavailable, match="not a decoder-only language model"):
+    with pytest.raises(ModelUnavailable, match="finds no input embedding among its 1 tensors"):
         _read(raw.folder(tmp_path, tensors={"conv.weight": ("F32", (3, 3))}))
 
 

@@ -38,9 +38,7 @@ _RARER_FILES = (
     "*.tiktoken",
     "processor_config.json",
     "preprocessor_config.json",
-    "adapter_config.json",
 )
-_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _GENERATION = "generation_config.json"
 _CODE = "*.py"
 _VERSION = b"glitchrun fingerprint 1"
@@ -55,11 +53,12 @@ _LEAST_BLOCKS = 256
 def fingerprint(checkpoint: Checkpoint, header: Header, *, code: bool = False) -> str:
     """SHA-256 (hex) of a model's contents: equal bytes give equal values wherever they lie.
 
-    Covers config.json, the tokenizer's files and chat templates whole, weight files up to 32 MiB
-    whole, and of larger ones the size, the header, and 16 KiB blocks spread evenly, one every 8 MiB
-    or closer. Training changes every block; an edit of a few rows of a large matrix can go unseen.
-    Of generation_config.json it covers the tokens that end a text, where they are not those of
-    config.json; with `code` (model.trust_remote_code) also the Python files of the folder.
+    Covers config.json, the tokenizer's files, chat templates and an adapter's files whole, weight
+    files up to 32 MiB whole, and of larger ones the size, the header, and 16 KiB blocks spread
+    evenly, one every 8 MiB or closer. Training changes every block; an edit of a few rows of a
+    large matrix can go unseen. Of generation_config.json it covers the tokens that end a text,
+    where they are not those of config.json; with `code` (model.trust_remote_code) also the Python
+    files of the folder.
     Raises ModelUnavailable when a file cannot be read.
     """
     digest = hashlib.sha256(_VERSION)
@@ -84,6 +83,8 @@ def _pieces(checkpoint: Checkpoint, header: Header, *, code: bool) -> Iterator[t
         yield f"size {number}", str(file.stat().st_size).encode()
         for at, chunk in _samples(file, _header_bytes(file, header)):
             yield f"weights {number} at {at}", chunk
+    for file in header.adapter.files if header.adapter else ():
+        yield f"adapter {file.name}", file.read_bytes()
     if folder is not None:
         yield from _rarer_pieces(folder, header, code=code)
 
@@ -94,11 +95,6 @@ def _rarer_pieces(folder: Path, header: Header, *, code: bool) -> Iterator[tuple
         for file in sorted(folder.glob(pattern)):
             if file.is_file():
                 yield file.relative_to(folder).as_posix(), file.read_bytes()
-    for name in _ADAPTERS:
-        if (folder / name).is_file():
-            yield f"size of {name}", str((folder / name).stat().st_size).encode()
-            for at, chunk in _samples(folder / name, 0):
-                yield f"{name} at {at}", chunk
     ends = _own_ends(folder, header)
     if ends is not None:
         yield _GENERATION, ends

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from glitchrun.checkpoint.adapter import (
+    NO_ADAPTER,
+    Adapter,
+    adapter_beside,
+    check_belongs,
+    read_adapter,
+)
+from glitchrun.checkpoint.files import read_json
 from glitchrun.checkpoint.gguf_header import read_gguf
 from glitchrun.checkpoint.gguf_splits import split_of
+from glitchrun.checkpoint.language_part import (
+    is_composite,
+    is_tied,
+    language_tensors,
+    text_settings,
+)
 from glitchrun.checkpoint.pickled import pickle_files, sized_tensors
 from glitchrun.checkpoint.resolve import SHARD_INDEX, SINGLE_FILE, Checkpoint
 from glitchrun.checkpoint.safetensors_header import read_safetensors
 from glitchrun.checkpoint.shape import Shape, shape_from_config, shape_from_gguf
+from glitchrun.checkpoint.stored import check, check_layers, stored_sizes
 from glitchrun.checkpoint.tensors import TensorInfo
 from glitchrun.errors import ModelUnavailable, file_access
 
@@ -26,9 +40,16 @@ EMBEDDING_NAMES = (
     "tok_embeddings.weight",
     "token_embd.weight",
 )
+_RARER_EMBEDDING_NAMES = (
+    "embeddings.weight",  # Mamba, RWKV, Nemotron-H
+    "tokens_embed.weight",  # GPT of 2018
+    "word_embedding.weight",  # XLNet
+    "transformer.w.weight",  # CTRL
+    "shared.weight",
+)
+"""Asked only where none of the others is there: other parts of a model bear them too."""
 HEAD_NAMES = ("lm_head.weight", "embed_out.weight")
 _GGUF_HEAD = "output.weight"
-_MAX_JSON_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,26 +63,37 @@ class Header:
     """config.json, or the GGUF file's metadata."""
     shape: Shape
     tensors: Mapping[str, TensorInfo]
-    """By name; of pickled weights only stand-ins of the right total size."""
+    """By name; of pickled weights only stand-ins of the right total size, of a composite model only
+    those of its language part."""
     files: tuple[Path, ...]
     """The weight files, in the order of their names."""
     vocab: int
     """Rows of the input embedding."""
     embedding: str
     """Name of the input embedding."""
+    prefix: str
+    """What the decoder's names begin with, the embedding's among them: `model.`."""
     head: str | None
     """Name of the output matrix; None where it is the input embedding itself (tied)."""
     dtype: str
     """What `quantization: none` loads: the dtype as stored; float32 for a GGUF file."""
     prequantized: str | None
     """The method that weights on disk are already quantized with, such as `bitsandbytes`."""
+    composite: bool = False
+    """Whether this is the language part of a model that has parts for images or sound."""
+    adapter: Adapter | None = None
+    """Merged into the weights when they are loaded."""
 
 
-def read_header(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> Header:
-    """The header of a checkpoint whose files are on this machine.
+def read_header(
+    checkpoint: Checkpoint, *, allow_pickle: bool = False, adapter: str | None = None
+) -> Header:
+    """The header of a checkpoint whose files are on this machine, with `adapter` (model.adapter).
 
-    Raises ModelUnavailable for files that are missing, cut short or unsound, and for weights that
-    are only there as pickle, unless `allow_pickle`; even then no pickle is run.
+    Raises ModelUnavailable for files that are missing, cut short or unsound, for sizes in
+    config.json that the weights do not have, for an adapter that does not belong to the weights, or
+    lies beside them unmentioned, and for weights that are only there as pickle, unless
+    `allow_pickle`; even then no pickle is run.
     """
     if checkpoint.path is None:
         raise ModelUnavailable(
@@ -69,8 +101,18 @@ def read_header(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> Header
         )
     with file_access(checkpoint.path, error=ModelUnavailable):
         if checkpoint.kind == "gguf":
-            return _gguf(checkpoint.path)
-        return _folder(checkpoint.path, allow_pickle)
+            header = _gguf(checkpoint.path)
+        else:
+            header = _folder(checkpoint.path, allow_pickle)
+            if adapter is None:
+                adapter_beside(checkpoint.path)
+    if adapter is None or adapter == NO_ADAPTER:
+        return header
+    found = read_adapter(adapter, allow_pickle=allow_pickle)
+    check_belongs(
+        found, layers=header.shape.layers, vocab=header.vocab, prequantized=header.prequantized
+    )
+    return replace(header, adapter=found)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -95,21 +137,6 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in names)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of sane size. Raises ModelUnavailable naming the file."""
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ModelUnavailable(f"{path}: too large to be what its name says")
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ModelUnavailable(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelUnavailable(f"{path}: not valid JSON ({error}); fetch it again") from error
-    if not isinstance(value, dict):
-        raise ModelUnavailable(f"{path}: holds no JSON object; fetch it again")
-    return value
-
-
 def _no_weights(folder: Path) -> str:
     pickles = pickle_files(folder)
     if pickles:
@@ -124,26 +151,40 @@ def _no_weights(folder: Path) -> str:
 def _folder(folder: Path, allow_pickle: bool) -> Header:
     config_path = folder / "config.json"
     config = read_json(config_path)
-    # Models of text and images keep the decoder's sizes one level down.
-    text = config.get("text_config")
-    decoder = {**config, **text} if isinstance(text, dict) else config
-    shape = shape_from_config(decoder, config_path)
+    decoder, composite = text_settings(config), is_composite(config)
     pickled = allow_pickle and not _has_safetensors(folder) and bool(pickle_files(folder))
     files = pickle_files(folder) if pickled else weight_files(folder)
-    tensors = sized_tensors(files, decoder, shape) if pickled else _all_tensors(folder, files)
-    embedding = _embedding(tensors, folder)
+    tensors = sized_tensors(files, decoder, config_path) if pickled else _all_tensors(folder, files)
+    embedding = _embedding(tensors, folder, decoder)
+    prefix = _prefix(embedding)
+    head = _named(tensors, HEAD_NAMES)
+    if composite and not pickled:
+        tensors = language_tensors(tensors, prefix, nested=decoder is not config)
+    stored = stored_sizes(tensors, embedding, prefix)
+    prequantized = _prequantized(config)
+    if not pickled:
+        check(decoder, stored, config_path, packed=prequantized is not None)
+    tied = _tied(config, head is not None, composite)
+    if tied is None and not _has_other_head(tensors, embedding):
+        raise ModelUnavailable(
+            f"{config_path}: tie_word_embeddings is false, but the weights hold no output matrix "
+            f"({' or '.join(HEAD_NAMES)}). Set tie_word_embeddings: true there if the model's "
+            "output matrix is its input embedding; otherwise the weights are not whole"
+        )
     return Header(
         format="pickle" if pickled else "safetensors",
         architecture=_architecture(config),
         config=config,
-        shape=shape,
+        shape=shape_from_config(decoder, config_path, stored),
         tensors=tensors,
         files=files,
         vocab=tensors[embedding].shape[0],
         embedding=embedding,
-        head=None if _tied(decoder, tensors) else _named(tensors, HEAD_NAMES),
-        dtype=_dtype(decoder, tensors),
-        prequantized=_prequantized(config),
+        prefix=prefix,
+        head=None if tied else head,
+        dtype=_dtype({**config, **decoder}, tensors),
+        prequantized=prequantized,
+        composite=composite,
     )
 
 
@@ -176,30 +217,54 @@ def _gguf(path: Path) -> Header:
             "llama-gguf-split --merge FIRST_PART OUTPUT"
         )
     split_of(gguf.metadata, path)  # an unknown one is refused before anything is converted
-    embedding = _embedding(gguf.tensors, path)
+    embedding = _embedding(gguf.tensors, path, {})
+    shape = shape_from_gguf(gguf.metadata, path)
+    stored = stored_sizes(gguf.tensors, embedding, "")
+    check_layers(shape.layers, stored, path)
     return Header(
         format="gguf",
         architecture=str(gguf.metadata.get("general.architecture")),
         config=gguf.metadata,
-        shape=shape_from_gguf(gguf.metadata, path),
+        shape=shape,
         tensors=gguf.tensors,
         files=(path,),
         vocab=gguf.tensors[embedding].shape[0],
         embedding=embedding,
+        prefix="",
         head=_GGUF_HEAD if _GGUF_HEAD in gguf.tensors else None,
         dtype="float32",
         prequantized=None,  # its blocks are unpacked when it is converted
     )
 
 
-def _embedding(tensors: Mapping[str, TensorInfo], source: Path) -> str:
-    name = _named(tensors, EMBEDDING_NAMES)
-    if name is None or len(tensors[name].shape) != 2:
-        raise ModelUnavailable(
-            f"{source}: none of its {len(tensors)} tensors is an input embedding "
-            f"({', '.join(EMBEDDING_NAMES)}); it is not a decoder-only language model"
-        )
-    return name
+def _embedding(tensors: Mapping[str, TensorInfo], source: Path, settings: Mapping[str, Any]) -> str:
+    """Name of the input embedding: of several the one that has the sizes that `settings` name."""
+    for endings in (EMBEDDING_NAMES, _RARER_EMBEDDING_NAMES):
+        tables = {
+            name: info
+            for name, info in tensors.items()
+            if _ends(name, endings) and len(info.shape) == 2
+        }
+        sizes = {settings.get("vocab_size"), settings.get("hidden_size")}
+        fitting = {name: info for name, info in tables.items() if sizes == set(info.shape)}
+        name = _named(fitting or tables, endings)
+        if name is not None:
+            return name
+    raise ModelUnavailable(
+        f"{source}: glitchrun finds no input embedding among its {len(tensors)} tensors, under "
+        f"none of the names that language models give it ({', '.join(EMBEDDING_NAMES)}, ...). "
+        "Give a causal language model whose embedding has such a name"
+    )
+
+
+def _prefix(embedding: str) -> str:
+    """What stands before the embedding's own name: that of the decoder it belongs to."""
+    decoder, dot, _ = embedding.removesuffix(".weight").rpartition(".")
+    return decoder + dot
+
+
+def _ends(name: str, endings: tuple[str, ...]) -> bool:
+    return any(name == end or name.endswith(f".{end}") for end in endings)
 
 
 def _named(tensors: Mapping[str, TensorInfo], endings: tuple[str, ...]) -> str | None:
@@ -207,14 +272,30 @@ def _named(tensors: Mapping[str, TensorInfo], endings: tuple[str, ...]) -> str |
 
     The shortest, because a vision tower or a draft layer repeats the endings further down.
     """
-    matches = [n for n in tensors if any(n == end or n.endswith(f".{end}") for end in endings)]
+    matches = [name for name in tensors if _ends(name, endings)]
     return min(matches, key=lambda name: (len(name), name), default=None)
 
 
-def _tied(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> bool:
-    """Whether input embedding and head are one matrix: as the config says, else as stored."""
+def _tied(config: Mapping[str, Any], has_head: bool, composite: bool) -> bool | None:
+    """Whether input embedding and head are one matrix: as the config says, else as stored.
+
+    None where config.json wants a head of its own and none is stored.
+    """
+    if composite:
+        return is_tied(config, has_head)
     declared = config.get("tie_word_embeddings")
-    return declared if isinstance(declared, bool) else _named(tensors, HEAD_NAMES) is None
+    if declared is False and not has_head:
+        return None
+    return declared if isinstance(declared, bool) else not has_head
+
+
+def _has_other_head(tensors: Mapping[str, TensorInfo], embedding: str) -> bool:
+    """Whether there is a head under a name of its own, or quantized: `head.weight`, `.qweight`."""
+    shape = tensors[embedding].shape
+    return any(
+        (info.shape == shape and name != embedding) or {"lm_head", "embed_out"} & {*name.split(".")}
+        for name, info in tensors.items()
+    )
 
 
 def _architecture(config: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from glitchrun.errors import MissingExtra, ModelUnavailable, file_access
 GGUF_MAGIC = b"GGUF"
 SINGLE_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
 
 _HUB_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,95})"
 _HUB_ID = re.compile(rf"{_HUB_PART}/{_HUB_PART}")
@@ -110,11 +111,23 @@ def _first_line(error: Exception) -> str:
 
 
 def _existing(path: str) -> Path | None:
+    local = expanded(path)
     try:
-        local = Path(path).expanduser()
         return local if path and local.exists() else None
-    except (OSError, RuntimeError) as error:  # a name too long; `~stranger` without a home
-        raise ModelUnavailable(f"model.path {path!r} cannot be looked up: {error}") from error
+    except (OSError, ValueError) as error:  # a name too long; a NUL
+        raise ModelUnavailable(
+            f"model.path {path!r} cannot be looked up: {error}; no file has such a name, correct it"
+        ) from error
+
+
+def expanded(path: str) -> Path:
+    """The path with `~` replaced. Raises ModelUnavailable where there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # `~` without HOME, `~stranger`
+        raise ModelUnavailable(
+            f"model.path {path!r} cannot be looked up: {error} Write the whole path, or set HOME"
+        ) from error
 
 
 def _in_package(source: str) -> Path:
@@ -154,6 +167,8 @@ def _models_in(missing: Path) -> str:
 def _local(path: Path, source: str, revision: str | None) -> Checkpoint:
     if path.is_dir():
         if not (path / "config.json").is_file():
+            if (path / ADAPTER_CONFIG).is_file():
+                raise _only_an_adapter(path, source)
             raise ModelUnavailable(
                 f"model.path {source!r}: the folder {path} holds no config.json, so it is not a "
                 f"checkpoint folder{_models_in(path / 'config.json')}"
@@ -167,6 +182,34 @@ def _local(path: Path, source: str, revision: str | None) -> Checkpoint:
             "GGUF). Safetensors are given by the folder that holds them and config.json"
         )
     return Checkpoint("gguf", path, source, revision)
+
+
+def _only_an_adapter(path: Path, source: str) -> ModelUnavailable:
+    try:
+        base = json.loads((path / ADAPTER_CONFIG).read_bytes()).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        base = None
+    trained = f" (it was trained on {base!r})" if base else ""
+    return ModelUnavailable(
+        f"model.path {source!r}: the folder {path} holds an adapter, not a model. Give the model "
+        f"that it belongs to as model.path{trained}, and this folder as model.adapter"
+    )
+
+
+def adapter_folder(source: str) -> Path:
+    """The folder that `model.adapter` names: a folder, or `package:NAME/FOLDER`.
+
+    Raises ModelUnavailable, naming the value and the remedy.
+    """
+    folder = _in_package(source) if source.startswith("package:") else _existing(source)
+    if folder is None or not (folder / ADAPTER_CONFIG).is_file():
+        there = "no such folder" if folder is None else f"{folder} holds no {ADAPTER_CONFIG}"
+        raise ModelUnavailable(
+            f"model.adapter {source!r}: {there}. Give a folder that PEFT saved, with "
+            f"{ADAPTER_CONFIG} and adapter_model.safetensors; one of the hub is fetched with: hf "
+            "download OWNER/NAME --local-dir FOLDER"
+        )
+    return folder
 
 
 def _first_bytes(path: Path, source: str) -> bytes:

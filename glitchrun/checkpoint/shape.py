@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glitchrun.checkpoint.stored import EXPERTS, HIDDEN, INTERMEDIATE, LAYERS, Stored, declared
 from glitchrun.errors import ModelUnavailable
 
 # The names that families of models give to one quantity in config.json.
-_HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "model_dim")
-_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
-_INTERMEDIATE = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "hidden_dim")
 _EXPERT_INTERMEDIATE = ("moe_intermediate_size", "expert_intermediate_size")
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_top_k")
+_USUAL_HEAD = 64
+"""Width of a head where config.json does not say how many there are (and a family's default
+counts), or where there is no attention at all: the more heads, the more memory is planned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +37,23 @@ class Shape:
     """Experts that one token passes through; 0 where there are none."""
 
 
-def shape_from_config(config: Mapping[str, Any], source: Path) -> Shape:
-    """The sizes that a config.json gives. Raises ModelUnavailable naming what it lacks."""
-    hidden = _required(config, _HIDDEN, source)
-    heads = _required(config, _HEADS, source)
-    experts = _optional(config, _EXPERTS, 0)
-    intermediate = _optional(config, _INTERMEDIATE, 4 * hidden)
+def shape_from_config(config: Mapping[str, Any], source: Path, stored: Stored) -> Shape:
+    """The sizes that a config.json gives, and where it leaves one to its family, what is stored.
+
+    Raises ModelUnavailable naming what it lacks, or what is no size.
+    """
+    may_lack = stored.layers > 0 and isinstance(config.get("model_type"), str)
+    hidden = declared(config, HIDDEN, source) or (stored.hidden if may_lack else 0)
+    layers = declared(config, LAYERS, source) or (stored.layers if may_lack else 0)
+    for found, names in ((hidden, HIDDEN), (layers, LAYERS)):
+        if not found:
+            raise _no_size(names, source)
+    heads = declared(config, _HEADS, source) or max(1, hidden // _USUAL_HEAD)
+    experts = _optional(config, EXPERTS, 0)
+    intermediate = _optional(config, INTERMEDIATE, stored.intermediate or 4 * hidden)
     return Shape(
         hidden=hidden,
-        layers=_required(config, _LAYERS, source),
+        layers=layers,
         heads=heads,
         kv_heads=_optional(config, _KV_HEADS, heads),
         head_dim=_optional(config, ("head_dim",), -(-hidden // heads)),
@@ -82,11 +90,15 @@ def shape_from_gguf(metadata: Mapping[str, Any], source: Path) -> Shape:
 def _required(values: Mapping[str, Any], names: tuple[str, ...], source: Path) -> int:
     found = _optional(values, names, 0)
     if not found:
-        raise ModelUnavailable(
-            f"{source}: there is no positive whole number under {' or '.join(names)}, so this is "
-            "not a decoder that glitchrun can size; check that the file belongs to the weights"
-        )
+        raise _no_size(names, source)
     return found
+
+
+def _no_size(names: tuple[str, ...], source: Path) -> ModelUnavailable:
+    return ModelUnavailable(
+        f"{source}: there is no positive whole number under {' or '.join(names)}, so this is "
+        "not a decoder that glitchrun can size; check that the file belongs to the weights"
+    )
 
 
 def _optional(values: Mapping[str, Any], names: tuple[str, ...], default: int) -> int:

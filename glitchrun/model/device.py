@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
@@ -38,6 +38,17 @@ def _cuda_index(name: str) -> int:
     if match is None:
         raise PreflightError(f"model.device {name!r}: expected auto, cpu, cuda or cuda:N")
     return int(match[1])
+
+
+def check_devices(max_memory: Mapping[str, str | int] | None) -> None:
+    """Raises PreflightError where `max_memory` names a GPU that is not there."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    absent = [key for key in max_memory or {} if str(key).isdigit() and int(key) >= count]
+    if absent:
+        raise PreflightError(
+            f"model.max_memory names the GPU {absent[0]}, and this machine has {count} usable CUDA "
+            f"devices (torch {torch.__version__}); take it out, or install a CUDA build of torch"
+        )
 
 
 def watch_peak(device: torch.device) -> Callable[[], int]:

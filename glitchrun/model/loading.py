@@ -6,32 +6,30 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedModel,
-)
+from transformers import GenerationConfig, PreTrainedModel
 
+from glitchrun.boundary import first_line, foreign_errors, install_command
 from glitchrun.checkpoint import fetch, resolve
 from glitchrun.checkpoint.cache import cache_folder
 from glitchrun.checkpoint.headers import Header, read_header
 from glitchrun.checkpoint.resolve import Checkpoint
-from glitchrun.errors import DoesNotFit, ModelUnavailable
+from glitchrun.errors import DoesNotFit, ModelUnavailable, PreflightError
 from glitchrun.model import census, experts, quantizer
+from glitchrun.model.adapters import merged
 from glitchrun.model.adopted import adopt
-from glitchrun.model.device import pick_device, watch_peak
+from glitchrun.model.architecture import Architecture, architecture
+from glitchrun.model.device import check_devices, pick_device, watch_peak
 from glitchrun.model.frugal import frugal
 from glitchrun.model.gguf_cache import converted, tokenizer_note
 from glitchrun.model.loaded import LoadedModel
-from glitchrun.model.noise import first_line, load_report, quiet
+from glitchrun.model.noise import LoadReport, load_report, quiet
 from glitchrun.model.quantized import SCHEMES
 from glitchrun.model.tokenizer import load_tokenizer
 from glitchrun.model.weights import open_pickled, open_safetensors
@@ -50,23 +48,28 @@ def load(spec: ModelSpec, cache: Path | None = None) -> LoadedModel:
     `cache` is where converted GGUF files are kept; None for the user's folder. A hub model that
     is not on this machine is downloaded. Quantization `none` keeps the stored dtype (float32 for a
     GGUF file); `int4` and `int8` hold linear layers and experts quantized and the rest in bfloat16.
-    Weights that are already quantized on disk load as they are, whatever the spec asks for.
+    Weights that are already quantized on disk load as they are, whatever the spec asks for. Of a
+    model for text and images the language part is loaded; an adapter is merged into the weights.
 
     Raises ModelUnavailable (files missing, damaged or not allowed, with the remedy), DoesNotFit
     (not enough memory), PreflightError (no such device).
     """
     device = pick_device(spec.device)
+    check_devices(spec.max_memory)
     if spec.quantization in SCHEMES:
         quantizer.register()  # imports bitsandbytes: no part of what loading costs
     started = time.perf_counter()
     folder = checkpoint_folder(spec, cache)
-    header = read_header(Checkpoint("folder", folder, spec.path), allow_pickle=spec.allow_pickle)
+    header = read_header(
+        Checkpoint("folder", folder, spec.path),
+        allow_pickle=spec.allow_pickle,
+        adapter=spec.adapter,
+    )
     with quiet():
-        config = _config(folder, header, spec)
+        shape = architecture(folder, header, spec)
         tokenizer = load_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
-        model_class = _model_class(folder, config, spec)
         peak = watch_peak(device)
-        module = _module(model_class, config, header, spec, device)
+        module = _module(shape, header, spec, device)
     _add_generation_config(module, folder)
     held = census.take(module)
     quantized = spec.quantization in SCHEMES or header.prequantized
@@ -83,7 +86,7 @@ def load(spec: ModelSpec, cache: Path | None = None) -> LoadedModel:
         peak_bytes=max(peak(), sum(held.values())),
         census=held,
         unquantized=census.left_unquantized(module) if quantized else (),
-        architecture=type(module).__name__,
+        architecture=header.architecture if header.composite else type(module).__name__,
         tokenizer_note=tokenizer_note(folder),
     )
 
@@ -104,65 +107,101 @@ def _quantization_name(spec: ModelSpec, header: Header) -> str:
     return f"{header.prequantized} (as stored)" if header.prequantized else spec.quantization
 
 
-def _config(folder: Path, header: Header, spec: ModelSpec) -> Any:
-    """The checkpoint's configuration, for a class that may be used."""
-    try:
-        config = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=spec.trust_remote_code
-        )
-    except (ValueError, OSError, KeyError, StrictDataclassError) as error:
-        if "auto_map" in header.config and not spec.trust_remote_code:
-            raise ModelUnavailable(
-                f"{folder / 'config.json'}: the model needs code that comes with it (auto_map); "
-                "set model.trust_remote_code: true if you trust where it comes from"
-            ) from error
-        raise ModelUnavailable(
-            f"{folder / 'config.json'}: transformers does not take these settings of model_type "
-            f"{header.config.get('model_type')!r}: {' '.join(str(error).split())}"
-        ) from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not spec.trust_remote_code:
-        raise ModelUnavailable(
-            f"{folder / 'config.json'}: {header.architecture} is not a causal language model"
-        )
-    return config
-
-
 def _module(
-    model_class: Any, config: Any, header: Header, spec: ModelSpec, device: torch.device
+    shape: Architecture, header: Header, spec: ModelSpec, device: torch.device
 ) -> PreTrainedModel:
     """The transformers model with its weights in place."""
+    with frugal(), _weights(header, spec, device) as stored:
+        tensors = shape.placed(stored)
+        if header.adapter is None:
+            module = _loaded(shape, tensors, header, spec, device)
+        elif spec.quantization in SCHEMES:
+            # An adapter is a change of weights in floats: these are merged first, then quantized.
+            floats = replace(spec, quantization=REST_DTYPE, max_memory=None)
+            whole = _loaded(shape, tensors, header, floats, torch.device("cpu"))
+            weights = dict(_merged(whole, shape, header).state_dict())
+            module = _loaded(shape, weights, header, spec, device)
+        else:
+            module = _merged(_loaded(shape, tensors, header, spec, device), shape, header)
+    if header.prequantized == "bitsandbytes":
+        adopt(module)
+    module.requires_grad_(False)
+    return module.eval()
+
+
+def _merged(module: Any, shape: Architecture, header: Header) -> Any:
+    assert header.adapter is not None
+    inside = shape.name(header.embedding).removesuffix(".weight").rpartition(".")[0] + "."
+    offload = getattr(module, "glitchrun_offload", None)
+    module = merged(module, header.adapter, header, inside)
+    module.glitchrun_offload = offload
+    return module
+
+
+def _loaded(
+    shape: Architecture,
+    tensors: dict[str, Any],
+    header: Header,
+    spec: ModelSpec,
+    device: torch.device,
+) -> PreTrainedModel:
+    """What `from_pretrained` makes of the tensors, complete and where it should be."""
     offload = TemporaryDirectory(prefix="glitchrun-offload-") if _uses_disk(spec) else None
     arguments = _numbers(spec, header) | _placement(spec, device)
     if offload is not None:
         arguments["offload_folder"] = offload.name
-    with frugal(), _weights(header, spec, device) as tensors, load_report() as report:
-        try:
-            module, found = model_class.from_pretrained(
-                None,
-                config=config,
-                state_dict=tensors,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # checked below, with a message of our own
-                **arguments,
-            )
-        except torch.OutOfMemoryError as error:
-            raise _does_not_fit(spec, device) from error
-        except (ValueError, RuntimeError, OSError, KeyError) as error:
-            if "OutOfMemoryError" in report.text:
-                raise _does_not_fit(spec, device) from error
-            if spec.max_memory and "disk" in str(error):
-                raise _beyond_bounds(spec) from error
-            detail = report.cause or first_line(error)
-            raise ModelUnavailable(
-                f"model.path {spec.path!r}: cannot be loaded: {detail}"
-            ) from error
-    _check_complete(found, spec.path)
+    with load_report() as report, foreign_errors(partial(_failed, spec, header, device, report)):
+        module, found = shape.model_class.from_pretrained(
+            None,
+            config=shape.config,
+            state_dict=tensors,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # checked below, with a message of our own
+            **arguments,
+        )
+    _check_complete(found, spec.path, module, header)
     _check_placed(module, spec)
-    if header.prequantized == "bitsandbytes":
-        adopt(module)
-    module.requires_grad_(False)
     module.glitchrun_offload = offload  # the folder goes when the module does
-    return module.eval()
+    return module
+
+
+def _failed(
+    spec: ModelSpec, header: Header, device: torch.device, report: LoadReport, error: Exception
+) -> PreflightError:
+    """What to say of an exception that loading ended with."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        sign in text for sign in _OUT_OF_MEMORY for text in (report.text, str(error))
+    ):
+        return _does_not_fit(spec, device)
+    if spec.max_memory and "disk" in str(error):
+        return _beyond_bounds(spec)
+    detail = report.cause or " ".join(first_line(error).split())
+    return ModelUnavailable(
+        f"model.path {spec.path!r}: cannot be loaded: {detail}{_remedy(header, error)}"
+    )
+
+
+_OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "not enough memory")
+
+
+def _remedy(header: Header, error: Exception) -> str:
+    """How to go on, behind the message of another library."""
+    if isinstance(error, ImportError):
+        command = install_command(error) or _method_command(header)
+        if command:
+            return f". Install what is missing with: {command}"
+    if header.prequantized:
+        return (
+            f". The weights are quantized on disk ({header.prequantized}); give the unquantized "
+            "checkpoint with model.quantization: int4 or int8, or run on a device that the method "
+            "supports"
+        )
+    return "; check that config.json and weights belong together, and that nothing is cut short"
+
+
+def _method_command(header: Header) -> str | None:
+    """The command that adds the package of a quantization method."""
+    return f"pip install {header.prequantized}" if header.prequantized else None
 
 
 def _add_generation_config(module: Any, folder: Path) -> None:
@@ -170,19 +209,12 @@ def _add_generation_config(module: Any, folder: Path) -> None:
     path = folder / "generation_config.json"
     if not path.is_file():
         return
-    try:
+    with foreign_errors(
+        lambda error: ModelUnavailable(
+            f"{path}: cannot be read ({first_line(error)}); restore it, or remove it"
+        )
+    ):
         module.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelUnavailable(f"{path}: cannot be read ({first_line(error)})") from error
-
-
-def _model_class(folder: Path, config: Any, spec: ModelSpec) -> Any:
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-    reference = config.auto_map[AutoModelForCausalLM.__name__]
-    return get_class_from_dynamic_module(reference, folder, local_files_only=True)
 
 
 def _numbers(spec: ModelSpec, header: Header) -> dict[str, Any]:
@@ -222,7 +254,7 @@ def _weights(
     return open_safetensors(header.files, mapped=mapped)
 
 
-def _check_complete(found: Mapping[str, Any], source: str) -> None:
+def _check_complete(found: Mapping[str, Any], source: str, module: Any, header: Header) -> None:
     """Refuse weights that transformers would have made up at random."""
     if found["mismatched_keys"]:
         name, stored, wanted = min(found["mismatched_keys"])
@@ -233,13 +265,35 @@ def _check_complete(found: Mapping[str, Any], source: str) -> None:
         )
     if found["missing_keys"]:
         names = sorted(found["missing_keys"])
+        if names == [_head_name(module)]:
+            raise ModelUnavailable(
+                f"model.path {source!r}: the output matrix {names[0]} is not there, and "
+                "config.json does not tie it to the input embedding. Set tie_word_embeddings: true "
+                "there if this model has one matrix for both; otherwise the weights are not whole"
+            )
         raise ModelUnavailable(
             f"model.path {source!r}: {len(names)} weights of the model that config.json describes "
-            f"are not there, such as {names[0]}; fetch the checkpoint again"
+            f"are not there, such as {names[0]}; {_incomplete(header)}"
         )
     if found["unexpected_keys"]:
         names = sorted(found["unexpected_keys"])
         log.warning("%s: %d tensors are not used, such as %s", source, len(names), names[0])
+
+
+def _incomplete(header: Header) -> str:
+    if header.composite:
+        return (
+            f"the language part of {header.architecture} could not be put together from them: they "
+            "are not whole, or transformers reads this family only as a whole"
+        )
+    return "fetch the checkpoint again, or restore the config.json that belongs to it"
+
+
+def _head_name(module: Any) -> str | None:
+    """The name of the output matrix among the module's parameters."""
+    head = module.get_output_embeddings()
+    names = (name for name, part in module.named_modules() if part is head)
+    return next((f"{name}.weight" for name in names), None)
 
 
 def _check_placed(module: Any, spec: ModelSpec) -> None:

@@ -69,8 +69,3 @@ def load_report() -> Iterator[LoadReport]:
         logger.removeHandler(handler)
         logger.setLevel(level)
         logger.propagate = propagate
-
-
-def first_line(error: BaseException) -> str:
-    """A foreign error in one line, for a message of our own; the whole of it stays chained."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import transformers
 
+from glitchrun.boundary import first_line, foreign_errors, install_command
 from glitchrun.checkpoint import fetch_tokenizer, resolve
 from glitchrun.checkpoint.cache import cache_folder
+from glitchrun.checkpoint.files import read_json
+from glitchrun.checkpoint.language_part import text_settings
+from glitchrun.checkpoint.resolve import expanded
 from glitchrun.errors import ModelUnavailable
 from glitchrun.model.gguf_cache import conversion
 from glitchrun.model.gguf_tokenizer import gguf_tokenizer
-from glitchrun.model.noise import first_line, quiet
+from glitchrun.model.noise import quiet
 
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
@@ -27,7 +30,7 @@ def tokenizer_of(path: str) -> tuple[Any, int]:
 
     Raises ModelUnavailable, naming the value and the remedy.
     """
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if not any((folder / name).is_file() for name in _FILES):
         checkpoint = fetch_tokenizer(resolve(path))
         assert checkpoint.path is not None  # fetch_tokenizer sees to it
@@ -58,11 +61,10 @@ def checkpoint_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
 def _rows(folder: Path) -> int:
     """`vocab_size` of a folder's config.json; 0 where it is not said."""
     config = folder / "config.json"
-    try:
-        said = json.loads(config.read_text(encoding="utf-8")).get("vocab_size")
-    except (OSError, ValueError, AttributeError):  # a folder with a tokenizer alone
+    if not config.is_file():  # a folder with a tokenizer alone
         return 0
-    return said if isinstance(said, int) else 0
+    said = text_settings(read_json(config)).get("vocab_size")
+    return said if type(said) is int else 0
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
@@ -70,7 +72,21 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
     Raises ModelUnavailable when there is none or its files are damaged.
     """
-    try:
+
+    def refused(error: Exception) -> ModelUnavailable:
+        command = install_command(error) if isinstance(error, ImportError) else None
+        return ModelUnavailable(
+            f"model.path {str(folder)!r}: its tokenizer cannot be loaded "
+            f"({first_line(error)}); "
+            + (
+                f"install what is missing with: {command}"
+                if command
+                else "the folder needs tokenizer.json, or tokenizer.model with "
+                "tokenizer_config.json"
+            )
+        )
+
+    with foreign_errors(refused):
         return _tokenizer_class(folder).from_pretrained(
             folder,
             local_files_only=True,
@@ -79,13 +95,6 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
             # Mistral models, which fails where that package is there without tiktoken.
             fix_mistral_regex=None,
         )
-    # `tokenizers` raises a bare Exception for a broken tokenizer.json.
-    except Exception as error:
-        raise ModelUnavailable(
-            f"model.path {str(folder)!r}: its tokenizer cannot be loaded "
-            f"({first_line(error)}); "
-            "the folder needs tokenizer.json, or tokenizer.model with tokenizer_config.json"
-        ) from error
 
 
 def _tokenizer_class(folder: Path) -> Any:
@@ -98,6 +107,6 @@ def _tokenizer_class(folder: Path) -> Any:
     config = folder / "tokenizer_config.json"
     if (folder / "tokenizer.json").exists() or not config.exists():
         return transformers.AutoTokenizer
-    name = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
+    name = read_json(config).get("tokenizer_class")
     named = getattr(transformers, name, None) if name == "LlamaTokenizer" else None
     return named or transformers.AutoTokenizer

@@ -150,11 +150,17 @@ class _Models:
     """Headers and fingerprints of the models that a plan names, each read once."""
 
     fetch: bool
-    known: dict[tuple[str, str | None, bool, bool], _Contents | None] = field(default_factory=dict)
+    known: dict[tuple[str | bool | None, ...], _Contents | None] = field(default_factory=dict)
 
     def of(self, model: ModelSpec) -> _Contents | None:
         """The contents of a model; None for one that is not on this machine."""
-        key = (model.path, model.revision, model.allow_pickle, model.trust_remote_code)
+        key = (
+            model.path,
+            model.revision,
+            model.allow_pickle,
+            model.trust_remote_code,
+            model.adapter,
+        )
         if key not in self.known:
             found = checkpoints.resolve(model.path, model.revision)
             if self.fetch:
@@ -165,7 +171,7 @@ class _Models:
         return self.known[key]
 
     def _read(self, checkpoint: Checkpoint, model: ModelSpec) -> _Contents:
-        header = read_header(checkpoint, allow_pickle=model.allow_pickle)
+        header = read_header(checkpoint, allow_pickle=model.allow_pickle, adapter=model.adapter)
         found = fingerprint(checkpoint, header, code=model.trust_remote_code)
         return _Contents(checkpoint, header, found)
 

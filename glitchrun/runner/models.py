@@ -31,7 +31,8 @@ def check_unchanged(spec: ModelSpec, fingerprint: str | None) -> None:
 
 
 def _weight_files(spec: ModelSpec) -> tuple[Path, ...]:
-    return read_header(resolve(spec.path, spec.revision), allow_pickle=spec.allow_pickle).files
+    checkpoint = resolve(spec.path, spec.revision)
+    return read_header(checkpoint, allow_pickle=spec.allow_pickle, adapter=spec.adapter).files
 
 
 def _written(path: Path) -> tuple[int, ...]:

@@ -12,8 +12,9 @@ from glitchrun.spec.schema import TOKEN_SOURCES
 
 
 def join_paths(node: MappingNode) -> MappingNode:
-    """`node` with model.path and every file of tokens absolute. Values from `--set` and environment
-    variables start from the working directory; hub ids and `package:` names stand."""
+    """`node` with model.path, model.adapter and every file of tokens absolute. Values from `--set`
+    and environment variables start from the working directory; hub ids and `package:` names
+    stand."""
     for path in _path_values(node):
         value: Node | None = node
         for part in path:
@@ -28,6 +29,7 @@ def join_paths(node: MappingNode) -> MappingNode:
 
 def _path_values(node: MappingNode) -> Iterator[Path_]:
     yield ("model", "path")
+    yield ("model", "adapter")
     steps = node.get("steps")
     for index in range(len(steps.items) if isinstance(steps, SequenceNode) else 0):
         for name in TOKEN_SOURCES:
@@ -35,9 +37,10 @@ def _path_values(node: MappingNode) -> Iterator[Path_]:
 
 
 def _is_file_path(node: ScalarNode) -> bool:
-    """Whether model.path means a file here rather than a hub id or a package's file."""
+    """Whether model.path or model.adapter means a file here rather than a hub id, a package's file,
+    or no adapter."""
     text = str(node.value)
-    if text.startswith("package:"):
+    if text.startswith("package:") or text == "none":
         return False
     return text.startswith((".", "/", "~")) or text.endswith(".gguf") or _exists(node)
 

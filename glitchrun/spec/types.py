@@ -37,6 +37,9 @@ class ModelSpec:
     max_memory: Mapping[str, str | int] | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    adapter: str | None = None
+    """A folder in PEFT's format that is merged into the weights, joined like `path`; `none` leaves
+    out one that lies beside the weights, None knows of none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,92 @@
+"""An adapter merged into the weights of a loaded model, by PEFT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from glitchrun.boundary import first_line, foreign_errors
+from glitchrun.checkpoint.adapter import Adapter
+from glitchrun.checkpoint.headers import Header
+from glitchrun.errors import MissingExtra, ModelUnavailable
+
+_MODEL = "base_model.model."
+"""What PEFT puts in front of a module's name."""
+
+
+def merged(module: Any, adapter: Adapter, header: Header, inside: str) -> Any:
+    """`module` with the adapter's change added to its weights, and nothing of PEFT left in it.
+
+    `inside` is the prefix of the decoder's names in `module`; an adapter that was trained on the
+    whole of a composite model names them by the prefix that is stored.
+
+    Raises MissingExtra without the package peft, ModelUnavailable for an adapter that does not fit.
+    """
+    try:
+        import peft
+    except ModuleNotFoundError as error:
+        raise MissingExtra("peft", "peft") from error
+
+    def refused(error: Exception) -> ModelUnavailable:
+        detail = " ".join(first_line(error).split())[:400]
+        return ModelUnavailable(
+            f"{adapter.path}: this adapter ({adapter.kind}) cannot be merged into the model: "
+            f"{detail}. Merge it with the version of peft that wrote it, save the result, and give "
+            "that as model.path"
+        )
+
+    with foreign_errors(refused):
+        config = peft.PeftConfig.from_pretrained(str(adapter.path))
+        config.inference_mode = True
+        config.init_lora_weights = False  # they are all read below
+        tensors = _tensors(adapter)
+        if header.composite and header.prefix != inside:
+            tensors = {_renamed(name, header.prefix, inside): t for name, t in tensors.items()}
+            config.target_modules = _targets(tensors) or config.target_modules
+        wrapped = peft.get_peft_model(module, config)
+        _check_complete(peft.set_peft_model_state_dict(wrapped, tensors), wrapped, adapter)
+        return wrapped.merge_and_unload()
+
+
+def _tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
+    file = adapter.files[-1]
+    if file.suffix == ".safetensors":
+        tensors: dict[str, torch.Tensor] = load_file(file)
+    else:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    return tensors
+
+
+def _renamed(name: str, stored: str, inside: str) -> str:
+    bare = name.removeprefix(_MODEL)
+    return f"{_MODEL}{inside}{bare.removeprefix(stored)}" if bare.startswith(stored) else name
+
+
+def _targets(tensors: dict[str, torch.Tensor]) -> list[str]:
+    """Full names of the modules that LoRA matrices belong to."""
+    return sorted(
+        {
+            name.removeprefix(_MODEL).split(".lora_")[0]
+            for name in tensors
+            if ".lora_" in name and "lora_embedding" not in name
+        }
+    )
+
+
+def _check_complete(found: Any, wrapped: Any, adapter: Adapter) -> None:
+    """Refuse an adapter of which a part would be left out or made up."""
+    unused = sorted(found.unexpected_keys)
+    lacking = sorted(
+        name
+        for name in found.missing_keys
+        if any(mark in name for mark in (wrapped.prefix, "modules_to_save"))
+        and "original_module" not in name
+    )
+    for names, what in ((unused, "fit nothing in the model"), (lacking, "are not in its file")):
+        if names:
+            raise ModelUnavailable(
+                f"{adapter.path}: {len(names)} tensors of the adapter {what}, such as {names[0]}; "
+                "adapter and model do not belong together"
+            )
