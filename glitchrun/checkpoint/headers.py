@@ -49,6 +49,7 @@ _RARER_EMBEDDING_NAMES = (
 )
 """Asked only where none of the others is there: other parts of a model bear them too."""
 HEAD_NAMES = ("lm_head.weight", "embed_out.weight")
+_MODELOPT = "hf_quant_config.json"
 _GGUF_HEAD = "output.weight"
 
 
@@ -161,7 +162,7 @@ def _folder(folder: Path, allow_pickle: bool) -> Header:
     if composite and not pickled:
         tensors = language_tensors(tensors, prefix, nested=decoder is not config)
     stored = stored_sizes(tensors, embedding, prefix)
-    prequantized = _prequantized(config)
+    prequantized = _prequantized(config, config_path)
     if not pickled:
         check(decoder, stored, config_path, packed=prequantized is not None)
     tied = _tied(config, head is not None, composite)
@@ -316,6 +317,26 @@ def _dtype(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> str:
     return next((info.dtype for info in tensors.values() if info.floating), "float32")
 
 
-def _prequantized(config: Mapping[str, Any]) -> str | None:
-    found = config.get("quantization_config")
-    return str(found.get("quant_method", "unknown")) if isinstance(found, dict) else None
+def _prequantized(config: Mapping[str, Any], source: Path) -> str | None:
+    """The method that the weights are quantized with on disk.
+
+    Raises ModelUnavailable for formats of tools whose weights transformers does not read.
+    """
+    found = config.get("quantization_config") or config.get("quantization")
+    if not isinstance(found, dict):
+        if not (source.parent / _MODELOPT).is_file():
+            return None
+        raise _foreign_format(source, f"{_MODELOPT} lies beside it, as NVIDIA's ModelOpt writes")
+    method = found.get("quant_method")
+    if isinstance(method, str):
+        return method
+    if found.get("load_in_4bit") or found.get("load_in_8bit"):
+        return "bitsandbytes"
+    raise _foreign_format(source, "its quantization names no quant_method, as MLX's does not")
+
+
+def _foreign_format(source: Path, why: str) -> ModelUnavailable:
+    return ModelUnavailable(
+        f"{source}: the weights are quantized in a format that transformers does not read: {why}. "
+        "Give the original checkpoint, with model.quantization: int4 or int8"
+    )

@@ -7,7 +7,7 @@ prefix of their own beside those of the other parts.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glitchrun.checkpoint.tensors import TensorInfo
@@ -58,6 +58,11 @@ def language_tensors(
     are tensors whose names begin with that of another part.
     """
     return {name: info for name, info in tensors.items() if _belongs(name, prefix, nested)}
+
+
+def is_other_part(path: Sequence[str]) -> bool:
+    """Whether a module's path leads into a part for images or sound."""
+    return any(_OTHER_PARTS.search(part) for part in path)
 
 
 def _belongs(name: str, prefix: str, nested: bool) -> bool:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from glitchrun.boundary import first_line, foreign_errors
-from glitchrun.checkpoint.adapter import Adapter
+from glitchrun.boundary import foreign_errors
+from glitchrun.checkpoint.adapter import NO_ADAPTER, Adapter
 from glitchrun.checkpoint.headers import Header
+from glitchrun.checkpoint.language_part import is_other_part
 from glitchrun.errors import MissingExtra, ModelUnavailable
 
 _MODEL = "base_model.model."
@@ -19,8 +20,8 @@ _MODEL = "base_model.model."
 def merged(module: Any, adapter: Adapter, header: Header, inside: str) -> Any:
     """`module` with the adapter's change added to its weights, and nothing of PEFT left in it.
 
-    `inside` is the prefix of the decoder's names in `module`; an adapter that was trained on the
-    whole of a composite model names them by the prefix that is stored.
+    `inside` is the prefix of the decoder's names in `module`. Of an adapter that was trained on the
+    whole of a composite model the changes of its language part are taken.
 
     Raises MissingExtra without the package peft, ModelUnavailable for an adapter that does not fit.
     """
@@ -30,7 +31,7 @@ def merged(module: Any, adapter: Adapter, header: Header, inside: str) -> Any:
         raise MissingExtra("peft", "peft") from error
 
     def refused(error: Exception) -> ModelUnavailable:
-        detail = " ".join(first_line(error).split())[:400]
+        detail = f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
         return ModelUnavailable(
             f"{adapter.path}: this adapter ({adapter.kind}) cannot be merged into the model: "
             f"{detail}. Merge it with the version of peft that wrote it, save the result, and give "
@@ -42,8 +43,9 @@ def merged(module: Any, adapter: Adapter, header: Header, inside: str) -> Any:
         config.inference_mode = True
         config.init_lora_weights = False  # they are all read below
         tensors = _tensors(adapter)
-        if header.composite and header.prefix != inside:
-            tensors = {_renamed(name, header.prefix, inside): t for name, t in tensors.items()}
+        config.base_model_name_or_path = None  # its name is glitchrun's to tell, or PEFT warns
+        if header.composite:
+            tensors = _of_language_part(tensors, module, inside, adapter)
             config.target_modules = _targets(tensors) or config.target_modules
         wrapped = peft.get_peft_model(module, config)
         _check_complete(peft.set_peft_model_state_dict(wrapped, tensors), wrapped, adapter)
@@ -59,9 +61,29 @@ def _tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _renamed(name: str, stored: str, inside: str) -> str:
-    bare = name.removeprefix(_MODEL)
-    return f"{_MODEL}{inside}{bare.removeprefix(stored)}" if bare.startswith(stored) else name
+def _of_language_part(
+    tensors: dict[str, torch.Tensor], module: Any, inside: str, adapter: Adapter
+) -> dict[str, torch.Tensor]:
+    """Those that change the language part, by the names that its modules have in `module`.
+
+    What comes before the decoder's own parts in a name differs with the version of transformers
+    that the adapter was trained with. Changes of other parts bear on no text.
+    """
+    parts = {name for name, _ in module.get_submodule(inside.rstrip(".")).named_children()}
+    found = {}
+    for name, tensor in tensors.items():
+        path = name.removeprefix(_MODEL).split(".")
+        at = next((i for i, part in enumerate(path) if part in parts or part == "lm_head"), None)
+        if at is None or is_other_part(path[:at]):
+            continue
+        own = path[at:] if path[at] == "lm_head" else [*inside.rstrip(".").split("."), *path[at:]]
+        found[_MODEL + ".".join(own)] = tensor
+    if not found:
+        raise ModelUnavailable(
+            f"{adapter.path}: the adapter changes no part of the model that reads text; "
+            f"model.adapter: {NO_ADAPTER} examines the model without it"
+        )
+    return found
 
 
 def _targets(tensors: dict[str, torch.Tensor]) -> list[str]:

@@ -175,33 +175,54 @@ def _failed(
         return _does_not_fit(spec, device)
     if spec.max_memory and "disk" in str(error):
         return _beyond_bounds(spec)
-    detail = report.cause or " ".join(first_line(error).split())
+    detail = (report.cause or " ".join(first_line(error).split())).rstrip(".")
     return ModelUnavailable(
-        f"model.path {spec.path!r}: cannot be loaded: {detail}{_remedy(header, error)}"
+        f"model.path {spec.path!r}: cannot be loaded: {detail}.{_remedy(header, error)}"
     )
 
 
+METHOD_PACKAGES = {
+    "aqlm": "'aqlm[cpu,gpu]'",
+    "auto-round": "auto-round",
+    "awq": "gptqmodel",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed-tensors",
+    "eetq": "kernels",
+    "fbgemm_fp8": "fbgemm-gpu",
+    "fouroversix": "fouroversix --no-build-isolation",
+    "fp_quant": "fp_quant qutlass",
+    "gptq": "optimum gptqmodel",
+    "higgs": "flute-kernel fast_hadamard_transform",
+    "hqq": "hqq",
+    "metal": "kernels",
+    "mxfp4": "kernels triton",
+    "nvfp4": "kernels",
+    "quanto": "optimum-quanto",
+    "quark": "amd-quark",
+    "sinq": "sinq",
+    "spqr": "'spqr_quant[gpu]'",
+    "torchao": "torchao",
+    "vptq": "vptq",
+}
+"""What pip calls the packages that a quantization method needs; transformers names them one at a
+time, or a page of instructions."""
 _OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "not enough memory")
 
 
 def _remedy(header: Header, error: Exception) -> str:
     """How to go on, behind the message of another library."""
     if isinstance(error, ImportError):
-        command = install_command(error) or _method_command(header)
+        packages = METHOD_PACKAGES.get(header.prequantized or "")
+        command = f"pip install {packages}" if packages else install_command(error)
         if command:
-            return f". Install what is missing with: {command}"
+            return f" Install what is missing with: {command}"
     if header.prequantized:
         return (
-            f". The weights are quantized on disk ({header.prequantized}); give the unquantized "
+            f" The weights are quantized on disk ({header.prequantized}); give the unquantized "
             "checkpoint with model.quantization: int4 or int8, or run on a device that the method "
             "supports"
         )
-    return "; check that config.json and weights belong together, and that nothing is cut short"
-
-
-def _method_command(header: Header) -> str | None:
-    """The command that adds the package of a quantization method."""
-    return f"pip install {header.prequantized}" if header.prequantized else None
+    return " Check that config.json and weights belong together, and that nothing is cut short"
 
 
 def _add_generation_config(module: Any, folder: Path) -> None:

@@ -48,7 +48,8 @@ def device_memory(device: str, max_memory: Mapping[str, str | int] | None = None
     """Free memory of `auto` | `cpu` | `cuda` | `cuda:N`, as the model will be placed.
 
     With `max_memory` the sum over its devices, each as far as its limit goes, the disk too where it
-    is named. A GPU that is not there has nothing free, and `source` says so.
+    is named. A GPU that is not there has nothing free, with it all that is named beside it, and
+    `source` says so.
     """
     if max_memory:
         return _spread([_limited(name, limit) for name, limit in max_memory.items()])
@@ -82,6 +83,11 @@ def _limited(name: str, limit: str | int) -> DeviceMemory:
 
 
 def _spread(parts: list[DeviceMemory]) -> DeviceMemory:
+    """The sum of the parts; nothing where one of them is not there, since loading then fails."""
+    absent = [part for part in parts if part.kind == "cuda" and not part.total]
+    if absent:
+        named = " + ".join(part.device for part in absent)
+        return DeviceMemory(named, 0, 0, f"max_memory: {absent[0].source}; take it out")
     return DeviceMemory(
         device=" + ".join(part.device for part in parts),
         free=sum(part.free for part in parts),

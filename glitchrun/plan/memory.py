@@ -9,7 +9,7 @@ from typing import Any
 from glitchrun.checkpoint.headers import Header
 from glitchrun.plan.devices import DeviceMemory
 from glitchrun.plan.passes import Buffers, Passes, Workload
-from glitchrun.plan.weights import weights
+from glitchrun.plan.weights import QUANTIZED, weights
 
 _TIGHT = 0.8
 """Share of the free memory from which a run counts as tight: the estimate of what is computed
@@ -33,7 +33,8 @@ class MemoryEstimate:
     """By part: embeddings, head, linear, experts, routers, other, scales."""
     weight_bytes: int
     loading_bytes: int
-    """Beyond the weights while they are loaded: two layers in 16 bits."""
+    """Beyond the weights while they are loaded: two layers in 16 bits, and the whole model in 16
+    bits where an adapter is merged into it before it is quantized."""
     kv_cache_bytes: int
     activation_bytes: int
     """Of one layer over the batch, and the logits with what is computed from them."""
@@ -80,6 +81,8 @@ def estimate(
     load, count = max(planned, key=lambda item: passes.buffers(*item).total)
     buffers = _largest([passes.buffers(*item) for item in planned])
     loading = 2 * 2 * held.largest_layer
+    if header.adapter and quantization in QUANTIZED:
+        loading += weights(header, "bfloat16").total
     total = runtime + held.total + max(loading, buffers.total)
     return MemoryEstimate(
         parameters=held.parameters,
