@@ -128,6 +128,12 @@ def test_max_memory(llama: Path) -> None:
         _load(llama, max_memory={"cpu": "100KB"})
 
 
+def test_max_memory_that_names_an_absent_gpu(llama: Path) -> None:
+    absent = torch.cuda.device_count()
+    with pytest.raises(PreflightError, match=f"model.max_memory names the GPU {absent}"):
+        _load(llama, max_memory={str(absent): "1GB", "cpu": "1GB"})
+
+
 def _settings(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -131,6 +131,19 @@ def test_max_memory_adds_up_what_each_device_may_give() -> None:
     assert found.free == 20 * GIB + 1000 * 1024**2 + 10**9 + 10**6
 
 
+@pytest.mark.usefixtures("two_gpus")
+def test_a_gpu_may_be_left_out_by_a_limit_of_nothing() -> None:
+    assert device_memory("auto", {"0": 0, "cpu": "1GB"}).free == 10**9
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("limits", [{"5": "20GiB"}, {"0": "1GiB", "5": "1GiB", "cpu": "60GiB"}])
+def test_max_memory_that_names_an_absent_gpu_holds_nothing(limits: dict[str, str]) -> None:
+    found = device_memory("auto", limits)
+    assert (found.device, found.free) == ("cuda:5", 0)
+    assert "there is no cuda:5 here: 2 CUDA devices are visible; take it out" in found.source
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [("20GiB", 20 * GIB), ("1.5GB", 1_500_000_000), ("512MB", 512_000_000), (123, 123)],

@@ -100,7 +100,7 @@ def declared(config: Mapping[str, Any], names: tuple[str, ...], source: Path) ->
         if type(value) is int and 0 < value < 2**31:
             return value
         if isinstance(value, list) and value and all(type(one) is int for one in value):
-            return max(1, *value)  # a number for each layer
+            return max(1, *map(int, value))  # a number for each layer
         raise ModelUnavailable(
             f"{source}: {name} is {_short(value)}, not a positive whole number; restore the "
             "config.json of these weights"

@@ -182,7 +182,7 @@ def _unlisted_decoder(config_class: type) -> Any:
         for part in vars(module).values()
         if isinstance(part, type)
         and issubclass(part, PreTrainedModel)
-        and part.config_class is config_class
+        and getattr(part, "config_class", None) is config_class
         and part.__name__.endswith("Model")
         and not part.__name__.endswith("PreTrainedModel")
     ]

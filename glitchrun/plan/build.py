@@ -284,6 +284,8 @@ def _outside(spec: Spec, vocab: int) -> str | None:
 
 def _why_blocked(memory: MemoryEstimate) -> str:
     if not memory.free_bytes:
+        if memory.memory_source.startswith("max_memory"):
+            return f"model.{memory.memory_source}"
         return f"{memory.memory_source}; set model.device to one that is here, or auto"
     need, free = memory.total_bytes / 1e9, memory.free_bytes / 1e9
     remedy = (

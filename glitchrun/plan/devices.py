@@ -17,6 +17,7 @@ from glitchrun.errors import PreflightError
 from glitchrun.plan.main_memory import main_memory
 
 _MIB = 1024**2
+_ABSENT = "there is no"
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4} | {
     "ki": 1024,
     "mi": 1024**2,
@@ -42,6 +43,11 @@ class DeviceMemory:
     def kind(self) -> str:
         """`cuda` or `cpu`: the first device's."""
         return "cuda" if self.device.startswith("cuda") else "cpu"
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether it is a GPU that is not there; a limit of 0 on one that is counts as there."""
+        return self.kind == "cuda" and not self.total and self.source.startswith(_ABSENT)
 
 
 def device_memory(device: str, max_memory: Mapping[str, str | int] | None = None) -> DeviceMemory:
@@ -78,13 +84,15 @@ def _limited(name: str, limit: str | int) -> DeviceMemory:
             "disk", min(usage.free, most), min(usage.total, most), "free space for temporary files"
         )
     found = _cpu() if name == "cpu" else _gpu(f"cuda:{name}")
+    if found.is_absent:
+        return found
     most = parse_size(limit)
     return DeviceMemory(found.device, min(found.free, most), min(found.total, most), found.source)
 
 
 def _spread(parts: list[DeviceMemory]) -> DeviceMemory:
     """The sum of the parts; nothing where one of them is not there, since loading then fails."""
-    absent = [part for part in parts if part.kind == "cuda" and not part.total]
+    absent = [part for part in parts if part.is_absent]
     if absent:
         named = " + ".join(part.device for part in absent)
         return DeviceMemory(named, 0, 0, f"max_memory: {absent[0].source}; take it out")
@@ -105,7 +113,7 @@ def _gpu(device: str) -> DeviceMemory:
     gpus = visible_gpus()
     if index < len(gpus):
         return gpus[index]
-    return DeviceMemory(device, 0, 0, f"there is no {device} here: {_why_no_gpu(len(gpus))}")
+    return DeviceMemory(device, 0, 0, f"{_ABSENT} {device} here: {_why_no_gpu(len(gpus))}")
 
 
 def _why_no_gpu(count: int) -> str:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from glitchrun.boundary import first_line, foreign_errors
+from glitchrun.errors import ModelUnavailable
+
 ANCHOR = "«"
 """A character that no vocabulary merges with letters: what stands before it is known when decoding
 or encoding a piece in the middle of a text. GlitchMiner uses the same one."""
@@ -37,15 +40,20 @@ class Tokenizer(Protocol):
 
 
 def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Ids of a text as it stands: special tokens written in it are read, none are added."""
-    return tuple(tokenizer.encode(text, add_special_tokens=False))
+    """Ids of a text as it stands: special tokens written in it are read, none are added.
+
+    Raises ModelUnavailable where the tokenizer fails on it, as the other functions here do.
+    """
+    with foreign_errors(_fails):
+        return tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
 def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """`encode` of many texts at once, in parallel where the tokenizer can."""
     if not texts:
         return []
-    batch = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)
+    with foreign_errors(_fails):
+        batch = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)
     ids: list[list[int]] = batch["input_ids"]
     return ids
 
@@ -80,8 +88,9 @@ def decode_runs_inside(tokenizer: Tokenizer, runs: Sequence[Sequence[int]]) -> l
         return []
     anchor = list(encode(tokenizer, ANCHOR))
     options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-    before = tokenizer.decode(anchor, **options)
-    texts = tokenizer.batch_decode([[*anchor, *run] for run in runs], **options)
+    with foreign_errors(_fails):
+        before = tokenizer.decode(anchor, **options)
+        texts = tokenizer.batch_decode([[*anchor, *run] for run in runs], **options)
     return [text.removeprefix(before) for text in texts]
 
 
@@ -104,3 +113,10 @@ def _adds_space(tokenizer: Tokenizer) -> bool:
     options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     # A lone first piece is decoded without its space: look at it behind itself.
     return bool(first) and tokenizer.decode(first * 2, **options).endswith(" a")
+
+
+def _fails(error: Exception) -> ModelUnavailable:
+    return ModelUnavailable(
+        f"the model's tokenizer fails on a text ({first_line(error)}); its files are damaged or do "
+        "not belong together: restore tokenizer.json and tokenizer_config.json of this model"
+    )
