@@ -269,3 +269,64 @@ def test_any_damage_gives_a_header_or_a_message(
     except ModelUnavailable:
         return  # any other exception fails the test
     assert header.embedding in header.tensors
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "backbone.embeddings.weight",
+        "rwkv.embeddings.weight",
+        "transformer.w.weight",
+        "transformer.tokens_embed.weight",
+        "model.decoder.embed_tokens.weight",
+    ],
+)
+def test_the_embedding_is_found_under_the_names_of_older_and_recurrent_families(
+    tmp_path: Path, name: str
+) -> None:
+    config = {"model_type": "any", "hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 10}
+    stack = name.rsplit(".", 2)[0]
+    tensors = {
+        name: ("BF16", (10, 8)),
+        f"{stack}.layers.0.norm.weight": ("BF16", (8,)),
+        f"{stack}.layers.0.embeddings.extra.weight": ("BF16", (8, 8)),
+    }
+    header = _read(raw.folder(tmp_path, config=config, tensors=tensors))
+    assert (header.embedding, header.vocab, header.shape.layers) == (name, 10, 1)
+
+
+def test_a_head_that_config_json_wants_and_nobody_stored(tmp_path: Path) -> None:
+    tensors = {name: value for name, value in raw.TENSORS.items() if name != "lm_head.weight"}
+    with pytest.raises(ModelUnavailable, match="tie_word_embeddings: true there if the model"):
+        _read(raw.folder(tmp_path, tensors=tensors))
+
+
+@pytest.mark.parametrize(
+    ("config", "beside", "says"),
+    [
+        ({"quantization_config": {"group_size": 64, "bits": 4}}, None, "as MLX's does not"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, None, "as MLX's does not"),
+        ({}, "hf_quant_config.json", "ModelOpt"),
+    ],
+)
+def test_formats_of_other_tools_are_told_apart_from_damage(
+    tmp_path: Path, config: dict[str, Any], beside: str | None, says: str
+) -> None:
+    folder = raw.folder(tmp_path, config=raw.LLAMA | config)
+    if beside:
+        (folder / beside).write_text("{}")
+    with pytest.raises(ModelUnavailable, match=f"transformers does not read.*{says}"):
+        _read(folder)
+
+
+@pytest.mark.parametrize("draft", [0, 1])
+def test_layers_for_drafting_are_no_layers_of_the_decoder(tmp_path: Path, draft: int) -> None:
+    """DeepSeek V3 keeps them behind the others, and says so."""
+    tensors = raw.TENSORS | {"model.layers.1.eh_proj.weight": ("BF16", (8, 16))}
+    config = raw.LLAMA | {"num_nextn_predict_layers": draft}
+    folder = raw.folder(tmp_path, config=config, tensors=tensors)
+    if draft:
+        assert _read(folder).shape.layers == 1
+        return
+    with pytest.raises(ModelUnavailable, match="num_hidden_layers is 1, .* 2 layers"):
+        _read(folder)

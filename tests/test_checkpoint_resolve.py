@@ -147,3 +147,12 @@ def test_fetching_a_local_checkpoint_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     local = resolve(str(tmp_path))
     assert fetch(local) is fetch_tokenizer(local) is local
+
+
+def test_without_a_home_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(_path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", nowhere)
+    with pytest.raises(ModelUnavailable, match="Write the whole path, or set HOME"):
+        resolve("~/models/x")

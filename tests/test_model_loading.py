@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from glitchrun.errors import DoesNotFit, ModelUnavailable, PreflightError
 from glitchrun.model import LoadedModel, census, load, load_tokenizer
+from glitchrun.model.loading import METHOD_PACKAGES
+from glitchrun.prompts.tokenizer import encode
 from glitchrun.spec.types import ModelSpec
 from tests.support.tiny_models import (
     bpe_tokenizer,
@@ -249,3 +253,53 @@ def test_sentencepiece_keeps_its_space_in_front(tmp_path: Path) -> None:
     """transformers 5 alone reads a Mixtral's bare tokenizer.model into a class that loses it."""
     tiny_mixtral(mistral_tokenizer(tmp_path), vocab=32_000, hidden=8, intermediate=8, layers=1)
     assert load_tokenizer(tmp_path)("Hello world").input_ids == [1, 22557, 1526]
+
+
+_METHODS = {
+    "gptq": {"bits": 4, "group_size": 128},
+    "awq": {"bits": 4, "group_size": 128, "zero_point": True},
+    "compressed-tensors": {"format": "float-quantized", "config_groups": {}},
+    "hqq": {"quant_config": {}},
+    "quanto": {"weights": "int8"},
+    "aqlm": {"in_group_size": 8},
+    "wonder": {},
+}
+
+
+@pytest.mark.parametrize("method", _METHODS)
+def test_weights_quantized_by_a_package_that_is_not_here(copy: Path, method: str) -> None:
+    _settings(copy, quantization_config={"quant_method": method, **_METHODS[method]})
+    known = method in METHOD_PACKAGES
+    remedy = f"pip install {METHOD_PACKAGES[method]}" if known else "give the unquantized"
+    with pytest.raises(ModelUnavailable, match=re.escape(remedy)):
+        _load(copy)
+
+
+def test_a_head_that_is_neither_stored_nor_tied(copy: Path) -> None:
+    _without(copy, "lm_head.weight")
+    config = json.loads((copy / "config.json").read_text())
+    del config["tie_word_embeddings"]
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelUnavailable, match="Set tie_word_embeddings: true there if"):
+        _load(copy)
+
+
+@pytest.mark.parametrize("kind", [NotImplementedError, AttributeError, ImportError, IndexError])
+def test_whatever_transformers_raises_while_loading_is_explained(
+    copy: Path, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise kind("deep inside")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", fails)
+    with pytest.raises(ModelUnavailable, match=f"{kind.__name__}: deep inside"):
+        _load(copy)
+
+
+def test_a_tokenizer_that_fails_on_a_text_is_explained() -> None:
+    class Fails:
+        def encode(self, text: str, **_: object) -> list[int]:
+            raise KeyError(text)
+
+    with pytest.raises(ModelUnavailable, match="the model's tokenizer fails on a text"):
+        encode(Fails(), "a")  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ from glitchrun.checkpoint.pickled import pickle_files, sized_tensors
 from glitchrun.checkpoint.resolve import SHARD_INDEX, SINGLE_FILE, Checkpoint
 from glitchrun.checkpoint.safetensors_header import read_safetensors
 from glitchrun.checkpoint.shape import Shape, shape_from_config, shape_from_gguf
-from glitchrun.checkpoint.stored import check, check_layers, stored_sizes
+from glitchrun.checkpoint.stored import check, check_bounds, check_layers, stored_sizes
 from glitchrun.checkpoint.tensors import TensorInfo
 from glitchrun.errors import ModelUnavailable, file_access
 
@@ -156,12 +156,14 @@ def _folder(folder: Path, allow_pickle: bool) -> Header:
     pickled = allow_pickle and not _has_safetensors(folder) and bool(pickle_files(folder))
     files = pickle_files(folder) if pickled else weight_files(folder)
     tensors = sized_tensors(files, decoder, config_path) if pickled else _all_tensors(folder, files)
+    count = len(tensors)
     embedding = _embedding(tensors, folder, decoder)
     prefix = _prefix(embedding)
     head = _named(tensors, HEAD_NAMES)
     if composite and not pickled:
         tensors = language_tensors(tensors, prefix, nested=decoder is not config)
     stored = stored_sizes(tensors, embedding, prefix)
+    check_bounds(config, stored, count, config_path)
     prequantized = _prequantized(config, config_path)
     if not pickled:
         check(decoder, stored, config_path, packed=prequantized is not None)
@@ -246,8 +248,8 @@ def _embedding(tensors: Mapping[str, TensorInfo], source: Path, settings: Mappin
             for name, info in tensors.items()
             if _ends(name, endings) and len(info.shape) == 2
         }
-        sizes = {settings.get("vocab_size"), settings.get("hidden_size")}
-        fitting = {name: info for name, info in tables.items() if sizes == set(info.shape)}
+        sizes = (settings.get("vocab_size"), settings.get("hidden_size"))
+        fitting = {name: info for name, info in tables.items() if sizes == info.shape}
         name = _named(fitting or tables, endings)
         if name is not None:
             return name

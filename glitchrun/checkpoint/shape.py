@@ -7,14 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glitchrun.checkpoint.stored import EXPERTS, HIDDEN, INTERMEDIATE, LAYERS, Stored, declared
+from glitchrun.checkpoint.stored import (
+    ACTIVE,
+    EXPERTS,
+    HIDDEN,
+    INTERMEDIATE,
+    LAYERS,
+    Stored,
+    declared,
+)
 from glitchrun.errors import ModelUnavailable
 
 # The names that families of models give to one quantity in config.json.
 _HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 _EXPERT_INTERMEDIATE = ("moe_intermediate_size", "expert_intermediate_size")
-_ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_top_k")
 _USUAL_HEAD = 64
 """Width of a head where config.json does not say how many there are (and a family's default
 counts), or where there is no attention at all: the more heads, the more memory is planned."""
@@ -59,7 +66,7 @@ def shape_from_config(config: Mapping[str, Any], source: Path, stored: Stored) -
         head_dim=_optional(config, ("head_dim",), -(-hidden // heads)),
         intermediate=_optional(config, _EXPERT_INTERMEDIATE, intermediate),
         experts=experts,
-        active_experts=_optional(config, _ACTIVE, experts) if experts else 0,
+        active_experts=_optional(config, ACTIVE, experts) if experts else 0,
     )
 
 

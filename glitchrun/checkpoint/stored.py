@@ -19,6 +19,7 @@ LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "model_dim")
 VOCAB = ("vocab_size",)
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_top_k")
 INTERMEDIATE = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "hidden_dim")
 _LABELS = ("num_labels",)
 _STACKS = ("layers", "layer", "h", "blocks", "block", "blk")
@@ -32,6 +33,8 @@ _EXTRA_ROWS = 8
 """Rows that a few families have beyond `vocab_size` without a setting that says so (Mllama: 8)."""
 _UP = ("gate_proj", "up_proj", "w1", "w3", "fc1", "fc_in", "c_fc", "dense_h_to_4h")
 _LABELS_AT_LEAST = 100_000
+_COUNTS = re.compile(r"(num|n|encoder|decoder|vision).*(layers?|blocks?|experts?)$|^depth$")
+_COUNTS_AT_LEAST = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +74,33 @@ def check(config: Mapping[str, Any], stored: Stored, source: Path, *, packed: bo
                 f"{source}: {key} is {said:,}, but the weights have {found:,} {what}; config.json "
                 "and weights do not belong together: restore the config.json of these weights"
             )
-    for key, labels in _whole(config, _LABELS):
-        if labels > max(_LABELS_AT_LEAST, stored.vocab):
+
+
+def check_bounds(config: Mapping[str, Any], stored: Stored, tensors: int, source: Path) -> None:
+    """Refuse numbers that building alone would choke on, wherever they stand in config.json.
+
+    `tensors` is how many there are in all: no stack has more layers. Raises ModelUnavailable.
+    """
+    window = config.get("sliding_window")
+    if window is not None and type(window) is not int:
+        raise ModelUnavailable(f"{source}: sliding_window is {_short(window)}, not a whole number")
+    for key, number in _whole(config, tuple(config)):
+        if not -(2**63) <= number < 2**63:
+            limit, what = 2**63 - 1, "the most that a tensor can hold"
+        elif key in _LABELS:
+            limit, what = max(_LABELS_AT_LEAST, stored.vocab), "rows of its largest embedding"
+        elif _COUNTS.search(key):
+            limit, what = max(_COUNTS_AT_LEAST, tensors), "tensors that are stored"
+        else:
+            continue
+        if abs(number) > limit:
             raise ModelUnavailable(
-                f"{source}: {key} is {labels:,}, more than any tensor has rows (the largest "
-                f"embedding has {stored.vocab:,}); a language model needs none: remove the key"
+                f"{source}: {key} is {_short(number)}, more than {limit:,}, {what}; restore the "
+                "config.json of these weights"
             )
+    for nested in config.values():
+        if isinstance(nested, dict):
+            check_bounds(nested, stored, tensors, source)
 
 
 def check_layers(layers: int, stored: Stored, source: Path) -> None:
@@ -121,6 +145,9 @@ def _pairs(
         if stored.experts:
             yield key, said, stored.experts, "experts in a layer"
         break
+    for key, said in _whole(config, ACTIVE):
+        if stored.experts and said > stored.experts:
+            yield key, said, stored.experts, "experts in a layer"
     if packed or "auto_map" in config:
         return
     narrower = {number for _, number in _whole(config, _EMBEDDING_WIDTHS)}

@@ -37,6 +37,8 @@ from glitchrun.spec.types import ModelSpec
 
 log = logging.getLogger(__name__)
 
+_TRIED = 4
+"""Positions that a model just loaded computes, to see that it can."""
 FLOATS = ("float32", "float16", "bfloat16")
 REST_DTYPE = "bfloat16"
 """Of everything that int4 and int8 leave alone, and of their activations."""
@@ -70,6 +72,7 @@ def load(spec: ModelSpec, cache: Path | None = None) -> LoadedModel:
         tokenizer = load_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
         peak = watch_peak(device)
         module = _module(shape, header, spec, device)
+        _try_out(module, header, spec, folder)
     _add_generation_config(module, folder)
     held = census.take(module)
     quantized = spec.quantization in SCHEMES or header.prequantized
@@ -127,6 +130,28 @@ def _module(
         adopt(module)
     module.requires_grad_(False)
     return module.eval()
+
+
+def _try_out(module: Any, header: Header, spec: ModelSpec, folder: Path) -> None:
+    """Compute a few positions: settings that no size depends on show their faults only so.
+
+    Not where weights are read from disk for every pass, which can take minutes.
+    """
+    if "disk" in getattr(module, "hf_device_map", {}).values():
+        return
+    device = module.get_input_embeddings().weight.device
+
+    def failed(error: Exception) -> PreflightError:
+        if isinstance(error, torch.OutOfMemoryError):
+            return _does_not_fit(spec, device)
+        return ModelUnavailable(
+            f"{folder / 'config.json'}: the model that it describes loads, and cannot compute: "
+            f"{first_line(error)}.{_remedy(header, error)}"
+        )
+
+    ids = torch.zeros((1, _TRIED), dtype=torch.long, device=device)
+    with foreign_errors(failed), torch.no_grad():
+        module(input_ids=ids, use_cache=False)
 
 
 def _merged(module: Any, shape: Architecture, header: Header) -> Any:

@@ -1,0 +1,63 @@
+"""Whose exception it is: a library's becomes a message, a defect of glitchrun keeps its trace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from glitchrun import boundary
+from glitchrun.boundary import foreign_errors, install_command
+from glitchrun.errors import ModelUnavailable, RunError
+
+
+def _explained(error: Exception) -> ModelUnavailable:
+    return ModelUnavailable(f"told: {type(error).__name__}")
+
+
+def test_what_a_library_raises_is_explained_and_chained() -> None:
+    with pytest.raises(ModelUnavailable, match="told: ParserError") as caught:
+        with foreign_errors(_explained):
+            yaml.safe_load("[")
+    assert isinstance(caught.value.__cause__, yaml.YAMLError)
+
+
+def test_an_error_with_a_message_of_its_own_passes() -> None:
+    with pytest.raises(RunError, match="ours"), foreign_errors(_explained):
+        raise RunError("ours")
+
+
+@pytest.mark.parametrize(
+    "line", ["{}['absent']", "int('x')", "__import__('json').loads('{')", "open('/nowhere/x')"]
+)
+def test_a_line_of_glitchrun_that_fails_is_a_defect(line: str) -> None:
+    """Also where it fails inside the standard library that the line called."""
+    own = compile(f"def fails():\n    {line}\n", str(Path(boundary.__file__)), "exec")
+    names: dict[str, object] = {}
+    exec(own, names)
+    with pytest.raises((KeyError, ValueError, OSError)), foreign_errors(_explained):
+        names["fails"]()  # type: ignore[operator]
+
+
+def test_glitchrun_called_back_by_a_library_is_still_glitchrun() -> None:
+    own = compile("def hook(pairs):\n    return 1 / 0\n", str(Path(boundary.__file__)), "exec")
+    names: dict[str, object] = {}
+    exec(own, names)
+    with pytest.raises(ZeroDivisionError), foreign_errors(_explained):
+        json.loads("{}", object_pairs_hook=names["hook"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "command"),
+    [
+        (ImportError("It needs x (`pip install x>=1.2`)."), "pip install x>=1.2"),
+        (ImportError("Please run: pip install 'a-b[gpu]'."), 'pip install "a-b[gpu]"'),
+        (ModuleNotFoundError("No module named 'some_thing'", name="some_thing.x"), "some-thing"),
+        (ImportError("no"), None),
+    ],
+)
+def test_the_command_that_adds_what_is_missing(error: ImportError, command: str | None) -> None:
+    found = install_command(error)
+    assert found is command if command is None else command in (found or "")
