@@ -18,9 +18,9 @@ def _explained(error: Exception) -> ModelUnavailable:
 
 
 def test_what_a_library_raises_is_explained_and_chained() -> None:
-    with pytest.raises(ModelUnavailable, match="told: ParserError") as caught:
-        with foreign_errors(_explained):
-            yaml.safe_load("[")
+    raised = pytest.raises(ModelUnavailable, match="told: ParserError")
+    with raised as caught, foreign_errors(_explained):
+        yaml.safe_load("[")
     assert isinstance(caught.value.__cause__, yaml.YAMLError)
 
 

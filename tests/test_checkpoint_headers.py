@@ -328,5 +328,5 @@ def test_layers_for_drafting_are_no_layers_of_the_decoder(tmp_path: Path, draft:
     if draft:
         assert _read(folder).shape.layers == 1
         return
-    with pytest.raises(ModelUnavailable, match="num_hidden_layers is 1, .* 2 layers"):
+    with pytest.raises(ModelUnavailable, match=r"num_hidden_layers is 1, .* 2 layers"):
         _read(folder)

@@ -163,10 +163,10 @@ def _folder(folder: Path, allow_pickle: bool) -> Header:
     if composite and not pickled:
         tensors = language_tensors(tensors, prefix, nested=decoder is not config)
     stored = stored_sizes(tensors, embedding, prefix)
-    check_bounds(config, stored, count, config_path)
     prequantized = _prequantized(config, config_path)
     if not pickled:
         check(decoder, stored, config_path, packed=prequantized is not None)
+    check_bounds(config, stored, count, config_path)
     tied = _tied(config, head is not None, composite)
     if tied is None and not _has_other_head(tensors, embedding):
         raise ModelUnavailable(

@@ -32,6 +32,7 @@ from transformers.conversion_mapping import (
 )
 from transformers.core_model_loading import WeightConverter
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from glitchrun.boundary import foreign_errors
 from glitchrun.checkpoint.headers import Header
@@ -83,6 +84,7 @@ def architecture(folder: Path, header: Header, spec: ModelSpec) -> Architecture:
     causal language model and has none as a part, and for sizes that the weights do not have.
     """
     config = _config(folder, header, spec)
+    _check_method(folder, header)
     with foreign_errors(lambda error: _refused(folder, header, error)):
         chosen = _chosen(folder, config, header, spec)
         with torch.device("meta"):
@@ -106,6 +108,17 @@ def _config(folder: Path, header: Header, spec: ModelSpec) -> Any:
     with foreign_errors(refused):
         return AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=spec.trust_remote_code
+        )
+
+
+def _check_method(folder: Path, header: Header) -> None:
+    """Refuse a method that transformers would skip with a warning, taking codes for floats."""
+    known = {"bitsandbytes", *AUTO_QUANTIZATION_CONFIG_MAPPING}
+    if header.prequantized and header.prequantized not in known:
+        raise ModelUnavailable(
+            f"{folder / 'config.json'}: the weights are quantized on disk by "
+            f"{header.prequantized!r}, a method that this version of transformers does not know; "
+            "give the unquantized checkpoint with model.quantization: int4 or int8"
         )
 
 
