@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,8 +12,10 @@ from torch import Tensor
 
 from glitchrun.errors import RunError
 from glitchrun.model.loaded import LoadedModel
+from glitchrun.probing.calling import ModelCall, model_errors
 from glitchrun.probing.float32 import Float32Arithmetic
-from glitchrun.probing.statistics import Statistics, check_finite, measure
+from glitchrun.probing.states import Keeping, take_rows
+from glitchrun.probing.statistics import ROUNDING, Statistics, check_finite, measure
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -28,22 +29,43 @@ class Frozen:
     """For each layer keys and values of the positions between, `(1, groups, F, D)`."""
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Held:
+    """What a batch of rows has been told, and what the model keeps of it."""
+
+    ids: Tensor
+    """`(B, T)` where they may have to be run once more; else `(B, 0)`."""
+    state: Any
+    """The model's own cache of all T positions; None where it keeps none."""
+
+
 class Backend:
     """Runs a model over batches of equally long suffixes behind one prefix.
 
-    The keys and values of a prefix are computed once and kept; every forward pass sees the suffix
-    positions only, and the head sees the last position only.
+    What the model keeps of a prefix is computed once; every forward pass sees the suffix positions
+    only, and the head sees the last position only. Where `keeping` says that the model's cache does
+    not do that, whole prompts are run.
     """
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: LoadedModel, keeping: Keeping = Keeping.ROWS) -> None:
         self.model = model
         self.device = model.input_embeddings.device
-        self._prefixes: dict[tuple[tuple[int, ...], bool], Any] = {}
+        self.keeping = keeping
+        self._call = ModelCall(model.module)
+        self._prefixes: dict[tuple[tuple[int, ...], bool], Held] = {}
 
     @property
     def arithmetic(self) -> torch.dtype:
         """In which passes compute that do not ask for float32."""
         return self.model.compute_dtype
+
+    @property
+    @torch.no_grad()
+    def keeps(self) -> bool:
+        """Whether the model gives a cache of what it has seen."""
+        ids = torch.arange(2, device=self.device)[None] % self.model.vocab_size
+        with self._arithmetic(True):
+            return self._call(ids, keep=True)[1] is not None
 
     @torch.no_grad()
     def last_logits(
@@ -85,38 +107,39 @@ class Backend:
 
     @torch.no_grad()
     def start(self, prefix: Sequence[int], rows: int, *, float32: bool = False) -> Any:
-        """A key/value cache that holds the prefix for `rows` rows, free to be appended to.
-
-        None for an empty prefix: the model then makes a cache of its own.
-        """
-        if not prefix:
-            return None
+        """A cache that holds the prefix for `rows` rows, free to be appended to."""
         key = (tuple(prefix), float32)
         if key not in self._prefixes:
             self._prefixes[key] = self._prefill(prefix, float32)
         return self.select(self._prefixes[key], torch.zeros(rows, dtype=torch.long))
 
-    def _prefill(self, prefix: Sequence[int], float32: bool) -> Any:
-        ids = torch.tensor([list(prefix)], device=self.device)
+    def _prefill(self, prefix: Sequence[int], float32: bool) -> Held:
+        ids = torch.tensor([list(prefix)], dtype=torch.long, device=self.device)
+        if not prefix or self.keeping is not Keeping.ROWS:
+            return Held(ids, None)
         with self._arithmetic(float32):
-            return self.model.module(
-                input_ids=ids, use_cache=True, logits_to_keep=1
-            ).past_key_values
+            _, state = self._call(ids, keep=True)
+        return Held(ids[:, :0], state)
 
     @torch.no_grad()
     def step(self, ids: Tensor, cache: Any, *, float32: bool = False) -> tuple[Tensor, Any]:
         """Appends ids `(B, S)` to a cache; returns the last logits `(B, V)` and the longer cache.
 
-        The cache given is used up: what it holds afterwards is the backend's affair.
+        The cache given is used up: what it holds afterwards is the backend's affair. None stands
+        for one that holds nothing.
         """
+        ids = ids.to(self.device)
+        held = Held(ids[:, :0], None) if cache is None else cache
+        told = torch.cat([held.ids, ids], dim=1)
+        goes_on = held.state is not None and (self.keeping is Keeping.ROWS or ids.shape[1] == 1)
         with self._arithmetic(float32), self._contiguous_head():
-            out = self.model.module(
-                input_ids=ids.to(self.device),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
+            logits, state = self._call(
+                ids if goes_on else told,
+                held.state if goes_on else None,
+                keep=self.keeping is not Keeping.NOTHING,
             )
-        return finite(out.logits[:, -1].float()), out.past_key_values
+        again = told[:, :0] if self.keeping is Keeping.ROWS else told
+        return finite(logits.float()), Held(again, state)
 
     @torch.no_grad()
     def select(self, cache: Any, rows: Tensor) -> Any:
@@ -125,13 +148,31 @@ class Backend:
         Indices may be left out, repeated and in any order: rows that are finished leave so, and one
         row becomes several that go different ways.
         """
-        chosen = copy.copy(cache)
-        chosen.layers = [copy.copy(layer) for layer in cache.layers]
-        chosen.batch_select_indices(rows.to(self.device))
-        return chosen
+        rows = rows.to(self.device)
+        return Held(cache.ids[rows], take_rows(cache.state, rows, len(cache.ids)))
+
+    def why_no_screen(self) -> str | None:
+        """Why this model cannot be screened; None where it can.
+
+        The screen holds the positions between the token and the last one at what they were for
+        other tokens. For one token held at its own, its logits are those of the whole prompt: that
+        is tried.
+        """
+        size = self.model.vocab_size
+        prefix, token, *suffix = (number * 7919 % size for number in range(1, 7))
+        try:
+            frozen = self.freeze([prefix], suffix, torch.tensor([token]))
+            screened = self.screen(frozen, torch.tensor([token, token]))
+        except RunError as error:
+            return str(error)
+        whole = self.logits_alone([prefix, token, *suffix]).to(screened.device)
+        apart = (screened - whole).abs().max() / whole.abs().max().clamp(min=1.0)
+        if bool(apart < ROUNDING[self.arithmetic]):
+            return None
+        return "its logits change where a part of the prompt is held frozen as it was"
 
     @torch.no_grad()
-    def freeze(self, prefix: Sequence[int], suffix: Sequence[int], tokens: Tensor) -> Frozen:
+    def freeze(self, prefix: Sequence[int], suffix: Sequence[int], tokens: Tensor) -> Any:
         """The keys and values of a suffix, its last id aside, averaged over some tokens.
 
         Args:
@@ -144,45 +185,41 @@ class Backend:
         """
         body = torch.tensor(suffix[:-1], dtype=torch.long).expand(len(tokens), -1)
         ids = torch.cat([tokens[:, None], body], dim=1)
-        _, cache = self.step(ids, self.start(prefix, len(tokens)))
+        _, held = self.step(ids, self.start(prefix, len(tokens)))
         after = len(prefix) + 1
-        means = [self._mean(layer, after, after + len(suffix) - 1) for layer in cache.layers]
+        layers = getattr(held.state, "layers", None)
+        if self.keeping is not Keeping.ROWS or not layers:
+            raise RunError("it keeps no keys and values that could be held frozen")
+        means = [self._mean(layer, after, after + len(suffix) - 1) for layer in layers]
         return Frozen(tuple(prefix), suffix[-1], means)
 
     def _mean(self, layer: Any, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Averages over the rows of one layer's keys and values, `(1, groups, end - start, D)`."""
-        if getattr(layer, "keys", None) is None or layer.keys.shape[-2] != end:
-            raise RunError(
-                "search: screen and cascade need a model that keeps keys and values of every "
-                "position; take search: surrogate"
-            )
-        kept = layer.keys[:, :, start:end], layer.values[:, :, start:end]
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if not all(isinstance(kept, Tensor) and kept.dim() == 4 for kept in (keys, values)):
+            raise RunError("not every layer of it keeps keys and values")
+        if keys.shape[-2] != end or hasattr(layer, "conv_states"):
+            raise RunError("not every layer of it keeps the keys and values of every position")
+        kept = keys[:, :, start:end], values[:, :, start:end]
         keys, values = (part.float().mean(dim=0, keepdim=True).to(part.dtype) for part in kept)
         return keys, values
 
     @torch.no_grad()
-    def screen(self, frozen: Frozen, tokens: Tensor) -> Tensor:
+    def screen(self, frozen: Any, tokens: Tensor) -> Tensor:
         """Approximate next-token logits `(B, V)` after `prefix + token + suffix`, float32.
 
         Only the token's position and the last one are run: what the others would have made of the
         token is replaced by what they made of the calibration tokens on average.
         """
-        cache = self.start(frozen.prefix, len(tokens))
-        cache = self._append(tokens[:, None], cache)
+        held = self.start(frozen.prefix, len(tokens))
+        with self._arithmetic(False):
+            state = self._call.body(tokens[:, None].to(self.device), held.state)
         for index, (keys, values) in enumerate(frozen.means):
             rows = (len(tokens), -1, -1, -1)
-            cache.update(keys.expand(rows), values.expand(rows), index)
+            state.update(keys.expand(rows), values.expand(rows), index)
         last = torch.full((len(tokens), 1), frozen.last)
-        logits, _ = self.step(last, cache)
+        logits, _ = self.step(last, Held(held.ids, state))
         return logits
-
-    def _append(self, ids: Tensor, cache: Any) -> Any:
-        """Appends ids to a cache; no logits are taken."""
-        with self._arithmetic(False):
-            out = self.model.module.base_model(
-                input_ids=ids.to(self.device), past_key_values=cache, use_cache=True
-            )
-        return out.past_key_values
 
     @torch.no_grad()
     def logits_alone(self, ids: Sequence[int], *, float32: bool = False) -> Tensor:
@@ -192,8 +229,8 @@ class Backend:
         """
         row = torch.tensor([list(ids)], device=self.device)
         with self._arithmetic(float32):
-            out = self.model.module(input_ids=row, use_cache=False, logits_to_keep=1)
-        return finite(out.logits[0, -1].float())
+            logits, _ = self._call(row)
+        return finite(logits[0].float())
 
     def gradient(
         self, ids: Sequence[int], position: int, objective: Callable[[Tensor], Tensor]
@@ -207,14 +244,43 @@ class Backend:
 
         Returns:
             The scalar, and its gradient `(H,)` in float32.
+
+        Raises:
+            RunError: this model's forward pass cannot be differentiated.
         """
         row = torch.tensor([list(ids)], device=self.device)
-        embeds = self.model.module.get_input_embeddings()(row).detach().requires_grad_(True)
-        with torch.enable_grad():
-            out = self.model.module(inputs_embeds=embeds, use_cache=False, logits_to_keep=1)
-            value = objective(finite(out.logits[0, -1].float()))
-            (gradient,) = torch.autograd.grad(value, embeds)
+        with torch.enable_grad(), self._embedded() as embedded:
+            logits, _ = self._call(row)
+            value = objective(finite(logits[0].float()))
+            gradient = self._derived(value, embedded)
         return float(value.detach()), gradient[0, position].float()
+
+    def _derived(self, value: Tensor, embedded: Sequence[Tensor]) -> Tensor:
+        found = None
+        with model_errors(self.model.module):
+            if embedded and value.requires_grad:
+                (found,) = torch.autograd.grad(value, embedded[0], allow_unused=True)
+        if found is None:
+            raise RunError(
+                f"{type(self.model.module).__name__} lets no gradient through to its input "
+                "embeddings; take search: surrogate, screen or low-norm"
+            )
+        return found
+
+    @contextmanager
+    def _embedded(self) -> Iterator[list[Tensor]]:
+        """What the input embedding gives while the block runs, as leaves of the graph."""
+        found: list[Tensor] = []
+
+        def cut(_: Any, given: Any, out: Tensor) -> Tensor:
+            found.append(out.detach().requires_grad_(True))
+            return found[-1].clone()  # a model may write into what it is given, not into a leaf
+
+        hook = self.model.module.get_input_embeddings().register_forward_hook(cut)
+        try:
+            yield found
+        finally:
+            hook.remove()
 
     def _arithmetic(self, float32: bool) -> Any:
         if float32 and self.model.compute_dtype != torch.float32:
@@ -226,11 +292,18 @@ class Backend:
         # A bfloat16 product with a strided [B, 1, H] slice is several times slower on a CPU than
         # with a contiguous one.
         head = self.model.module.get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+        if head is None:
+            yield
+            return
+        hook = head.register_forward_pre_hook(_contiguous)
         try:
             yield
         finally:
             hook.remove()
+
+
+def _contiguous(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].contiguous(), *args[1:]) if args else args
 
 
 def finite(logits: Tensor) -> Tensor:

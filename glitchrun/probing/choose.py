@@ -2,25 +2,109 @@
 
 from __future__ import annotations
 
+from glitchrun.errors import PreflightError, RunError
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.probing.backend import Backend
+from glitchrun.probing.check import (
+    FIRST,
+    SHORT,
+    TOKENS,
+    Logits,
+    apart,
+    in_its_own_arithmetic,
+    looks_ahead,
+    plain,
+    run,
+)
 from glitchrun.probing.fast.backend import FastBackend
-from glitchrun.probing.fast.check import TOKENS, largest_difference
 from glitchrun.probing.fast.shape import OtherShapeError, recognize
+from glitchrun.probing.memory import is_out_of_memory
+from glitchrun.probing.states import Keeping
 
 TOLERANCE = 2e-5
 """Share of the largest logit by which two orders of summation differ at most in float32; 2e-6 was
 seen. A fifth of what verdicts allow for rounding."""
 
+_UNLIKE = (RunError, RuntimeError, TypeError, ValueError, IndexError, AttributeError)
+"""What the fast path meets in a model that only looks like its shape: a module is called with other
+arguments, a tensor has other sizes."""
+
 
 def best_backend(model: LoadedModel) -> tuple[Backend, str]:
-    """The fast backend where its logits are this model's, else the generic one; and why."""
-    generic = Backend(model)
+    """The fast backend where its logits are this model's, else the generic one; and why.
+
+    Raises:
+        PreflightError: the model is no causal language model.
+        RunError: its forward pass fails on a few tokens.
+    """
+    wanted = plain(model, FIRST)
+    fast, reason = _fast(model, wanted)
+    if fast is not None:
+        return fast, f"fast: {reason}"
+    backend, how = _generic(model, wanted)
+    return backend, f"generic: {reason}{how}"
+
+
+def _fast(model: LoadedModel, wanted: Logits) -> tuple[FastBackend | None, str]:
+    """The fast backend where it runs this model, and why it does or not."""
     try:
         fast = FastBackend(model, recognize(model.module))
+        difference = apart(run(fast, FIRST), wanted)
     except OtherShapeError as other:
-        return generic, f"generic: {other}"
-    apart = largest_difference(fast, generic)
-    if not apart < TOLERANCE:  # NaN is no agreement
-        return generic, f"generic: the fast path's logits differ by {apart:.1g} of the largest"
-    return fast, f"fast: same logits as transformers on {TOKENS} tokens, within {apart:.0e}"
+        return None, str(other)
+    except _UNLIKE as error:
+        if is_out_of_memory(error):
+            raise
+        return None, f"the fast path does not fit it ({type(error).__name__}: {error})"
+    if difference < TOLERANCE:  # NaN is no agreement
+        return fast, f"same logits as transformers on {TOKENS} tokens, within {difference:.0e}"
+    return None, f"the fast path's logits differ by {difference:.1g} of the largest"
+
+
+def generic_backend(model: LoadedModel) -> Backend:
+    """The backend that runs any causal model, with as much of its cache as works.
+
+    Raises:
+        PreflightError: the model is no causal language model.
+        RunError: its forward pass fails on a few tokens.
+    """
+    return _generic(model, plain(model, FIRST))[0]
+
+
+def _generic(model: LoadedModel, wanted: Logits) -> tuple[Backend, str]:
+    """The first way of keeping that gives the logits of whole prompts, and why none before it."""
+    short, why = plain(model, SHORT), ""
+    for keeping in Keeping:
+        backend = Backend(model, keeping)
+        failed = _failed(backend, wanted, short)
+        if failed is None:
+            _refuse_what_looks_ahead(backend)
+            return backend, f"; it is run by {keeping.value}, since {why}" if why else ""
+        why = why or failed
+    raise RunError(
+        f"{type(model.module).__name__} gives other logits for a prompt in a batch than alone "
+        f"({failed}), so no number of it could be relied on; try model.quantization: float32"
+    )
+
+
+def _failed(backend: Backend, wanted: Logits, short: Logits) -> str | None:
+    """What is wrong with a backend; None where it gives the logits of whole prompts."""
+    try:
+        if backend.keeping is not Keeping.NOTHING and not backend.keeps:
+            return "it gives no cache"
+        difference = max(apart(run(backend, FIRST), wanted), apart(run(backend, SHORT), short))
+        in_its_own_arithmetic(backend, (FIRST, SHORT))
+    except RunError as error:
+        return f"its cache failed ({error.__cause__ or error})"
+    if difference < TOLERANCE:
+        return None
+    return f"with its cache logits differ by {difference:.1g} of the largest"
+
+
+def _refuse_what_looks_ahead(backend: Backend) -> None:
+    if backend.keeping is not Keeping.ROWS and looks_ahead(backend.model):
+        raise PreflightError(
+            f"{type(backend.model.module).__name__} looks at the tokens after a position, so what "
+            "it gives there is no prediction of the next token; it is no causal language model "
+            "as its config.json stands (is_decoder: true makes one of an encoder trained for it)"
+        )

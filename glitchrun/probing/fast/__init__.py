@@ -2,6 +2,5 @@
 
 shape.py       whether a model is of that shape, read off its modules
 forward.py     the pass; experts.py, cache.py and workspace.py are parts of it
-check.py       its logits against transformers' own, on the model at hand
 backend.py     the same interface as the generic backend
 """
