@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart nowllm-mini test check bench clean
+.PHONY: setup quickstart nowllm-mini test check bench models clean
 
 setup: $(READY)
 
@@ -38,6 +38,10 @@ check: $(READY)
 
 bench: nowllm-mini
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+models: $(READY)
+	# Every family of transformers, built small and tried: docs/models.md. Some minutes.
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.families
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache dist build

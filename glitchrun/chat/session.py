@@ -70,9 +70,8 @@ class Session:
         self.generating = False
         self.tokenizer = backend.model.tokenizer
         self.vocab_size = backend.model.vocab_size
-        self.positions: int | None = getattr(
-            backend.model.config.get_text_config(), "max_position_embeddings", None
-        )
+        limit = backend.model.positions
+        self.positions: int | None = limit.count if limit else None
         self._dialogue = Dialogue(template, self.tokenizer, system)
         self._ends = stop_ids(template, self.tokenizer) | backend.model.end_ids
         self._transcript = Transcript(backend)

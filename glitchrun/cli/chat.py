@@ -101,7 +101,7 @@ def _run(experiment: Experiment, only: str | None) -> PlannedRun:
 
 def _session(run: PlannedRun, settings: object) -> Session:
     from glitchrun.chat.session import Session
-    from glitchrun.probing.backend import Backend
+    from glitchrun.probing.choose import generic_backend
     from glitchrun.prompts.detect import detect
     from glitchrun.runner.models import Models
 
@@ -115,7 +115,7 @@ def _session(run: PlannedRun, settings: object) -> Session:
     if system and not template.carries_system:
         _note(f"the template {template.name} cannot carry the spec's system text: it is left out")
         system = None
-    return Session(Backend(model), template, settings, system)  # type: ignore[arg-type]
+    return Session(generic_backend(model), template, settings, system)  # type: ignore[arg-type]
 
 
 def _note(line: str) -> None:

@@ -307,6 +307,7 @@ class Fold:
     def _see_model(self, entry: Mapping[str, Any]) -> None:
         fields = dict(entry["model"])
         fields["unquantized"] = tuple(fields["unquantized"])
+        fields["beyond_training"] = tuple(fields.get("beyond_training", ()))
         self.model = ModelRecord(**fields)
         self.loads = [*self.loads[:-1], self.model.load_seconds]
 

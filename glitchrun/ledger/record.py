@@ -119,6 +119,8 @@ class ModelRecord:
     """Tokens of the categories in scope that `tokens.exclude` left out."""
     categories: Mapping[str, int] = field(default_factory=dict)
     """Rows of the vocabulary by category; empty where no step needed to know them."""
+    beyond_training: tuple[str, ...] = ()
+    """A note for each step whose texts are longer than the model was made for."""
 
 
 STATUS_WORDS = {"KILLED": "INTERRUPTED"}

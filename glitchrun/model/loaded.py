@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from glitchrun.errors import ModelUnavailable
+from glitchrun.plan.positions import Positions, positions
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
@@ -40,8 +43,16 @@ class LoadedModel:
 
     @property
     def input_embeddings(self) -> torch.Tensor:
-        """The input embedding matrix, (V, H)."""
-        weight: torch.Tensor = self.module.get_input_embeddings().weight
+        """The input embedding matrix, (V, H).
+
+        Raises ModelUnavailable for a model that has no one matrix for its tokens.
+        """
+        weight = getattr(self.module.get_input_embeddings(), "weight", None)
+        if not isinstance(weight, torch.Tensor):
+            raise ModelUnavailable(
+                f"{self.architecture} has no one matrix of input embeddings, so it is no language "
+                "model over the tokens of a text; give model.path one that is"
+            )
         return weight
 
     @property
@@ -64,6 +75,13 @@ class LoadedModel:
     def vocab_size(self) -> int:
         """Rows of the input embedding; may exceed the tokenizer's size."""
         return int(self.input_embeddings.shape[0])
+
+    @property
+    def positions(self) -> Positions | None:
+        """How long a text it takes; None where no limit is known."""
+        tensors = (*self.module.named_parameters(), *self.module.named_buffers())
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors}
+        return positions(self.config.get_text_config(decoder=True).to_dict(), shapes)
 
     @property
     def end_ids(self) -> frozenset[int]:

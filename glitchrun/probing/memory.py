@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -54,12 +55,28 @@ def row_bytes(model: LoadedModel, positions: int, *, grows: bool = False) -> int
     # On a CPU the fast backend widens narrow weights and computes in float32.
     narrow = torch.finfo(model.compute_dtype).bits // 8
     width = 4 if model.device.type == "cpu" else narrow
-    heads, hidden = text.num_attention_heads, text.hidden_size
-    groups = getattr(text, "num_key_value_heads", None) or heads
-    inner = getattr(text, "intermediate_size", None) or 4 * hidden
-    position = 2 * groups * (getattr(text, "head_dim", None) or hidden // heads) * width
+    hidden = model.input_embeddings.shape[1]
+    heads = _first(text, "num_attention_heads", "num_heads") or 1
+    groups = _first(text, "num_key_value_heads") or heads
+    inner = _first(text, "intermediate_size") or 4 * hidden
+    position = 2 * groups * (_first(text, "head_dim") or -(-hidden // heads)) * width
     copies = 2 if grows else 1
-    cache = copies * text.num_hidden_layers * position * (positions + ROOM)
+    layers = _first(text, "num_hidden_layers", "num_layers", "n_layers") or 1
+    cache = copies * layers * position * (positions + ROOM)
     activations = (6 * hidden + 3 * inner) * positions * width
     logits = 6 * model.vocab_size * 4
     return cache + activations + logits
+
+
+def _first(config: Any, *names: str) -> int:
+    """The first of these sizes that a configuration has; the largest where layers differ; else 0.
+
+    A model without attention has no heads.
+    """
+    for name in names:
+        found = getattr(config, name, None)
+        if isinstance(found, list | tuple) and found:
+            found = max(found)
+        if isinstance(found, int) and found > 0:
+            return found
+    return 0

@@ -38,6 +38,7 @@ class Screener:
                 "search: screen and cascade need a prompt with text before and after the token; "
                 "this template's has none on one side: take search: surrogate"
             )
+        refuse_unscreened(backend)
         self._backend = backend
         positions = len(prompt.prefix_ids) + 1 + len(prompt.suffix_ids)
         self.rows = screening_rows(backend.model, positions, free_bytes)
@@ -65,6 +66,16 @@ class Screener:
         parts = logits.split(_ROWS_MEASURED if logits.device.type == "cpu" else self.rows)
         total = torch.cat([part.logsumexp(dim=1) for part in parts])
         return _listed(own - total), _listed(logits.amax(dim=1) - own)
+
+
+def refuse_unscreened(backend: Backend) -> None:
+    """Raises RunError, naming why and what to take instead, where a model cannot be screened."""
+    why = backend.why_no_screen()
+    if why is not None:
+        raise RunError(
+            f"search: screen and cascade cannot screen {backend.model.architecture}: {why}; take "
+            "search: surrogate"
+        )
 
 
 def _listed(column: Tensor) -> list[float]:

@@ -138,6 +138,7 @@ def _setup(record: RunRecord) -> Pairs:
     pairs = [
         ("Model", _text((record.spec.get("model") or {}).get("path"))),
         *_model_pairs(record.model),
+        *_beyond_training(record),
         (
             "System text",
             _text(record.spec["system"]) if record.spec.get("system") else "none in the spec",
@@ -149,6 +150,11 @@ def _setup(record: RunRecord) -> Pairs:
     ]
     cell = ", ".join(f"{key} = {_text(value)}" for key, value in _assigned(record).items())
     return [("Matrix cell", cell), *pairs] if cell else pairs
+
+
+def _beyond_training(record: RunRecord) -> Pairs:
+    notes = record.model.beyond_training if record.model else ()
+    return [("Beyond the model's length", "; ".join(notes))] if notes else []
 
 
 def _excluded(record: RunRecord) -> Pairs:

@@ -32,6 +32,7 @@ def summary_lines(record: RunRecord) -> list[str]:
         *_check_lines(record),
         *_token_lines(record),
         *_gate_lines(record),
+        *(f"  warning  {note}" for note in (record.model.beyond_training if record.model else ())),
         *_work_lines(record),
         *_scope_lines(record),
         f"  report   {record.artifacts / 'report.html'}",

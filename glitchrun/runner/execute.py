@@ -28,13 +28,17 @@ from glitchrun.ledger.record import ModelRecord, RunIdentity
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.plan.build import PlannedRun
 from glitchrun.probing.choose import best_backend
+from glitchrun.probing.screen import refuse_unscreened
 from glitchrun.prompts.detect import detect
+from glitchrun.prompts.template import Template
 from glitchrun.runner import finish, gates
 from glitchrun.runner.environment import environment
+from glitchrun.runner.lengths import Surroundings, beyond_training, too_long
 from glitchrun.runner.models import Models, check_unchanged
 from glitchrun.runner.progress import Display
 from glitchrun.runner.resolved import nothing_in_scope
 from glitchrun.runner.signals import Interrupt, Stopped
+from glitchrun.search import SCREENED
 from glitchrun.spec.types import Experiment, Spec, Step
 from glitchrun.strategies import configure, load
 from glitchrun.strategies.asked import hold_against_rows
@@ -147,6 +151,7 @@ class _Run:
         self._session = session
         self._journal = journal
         self._tracker = MlflowTracker(session.tracking_uri, session.root)
+        self._beyond: tuple[str, ...] = ()
 
     def to_its_end(self) -> Outcome:
         self._tracker.open(self._journal.record)
@@ -185,8 +190,11 @@ class _Run:
         vocabulary = Vocabulary(tokenizer, row_norms(model.input_embeddings))
         if refusal := nothing_in_scope(spec, vocabulary):
             raise PreflightError(refusal)
+        self._check_lengths(model, template)
         backend, self._engine = best_backend(model)
         self._session.display.say(f"engine: {self._engine}")
+        if any(step.params.get("search") in SCREENED for step in spec.steps):
+            refuse_unscreened(backend)
         context = Context(
             spec=self._spec,
             backend=backend,
@@ -200,6 +208,18 @@ class _Run:
         hold_against_rows(context, self._spec.steps)
         self._journal.append("model", model=asdict(self._measured(context)))
         return context
+
+    def _check_lengths(self, model: LoadedModel, template: Template) -> None:
+        """Refuses texts for which the model has no positions; notes those beyond its training."""
+        limit = model.positions
+        if limit is None:
+            return
+        given = Surroundings(self._spec, template, model.tokenizer, model.config)
+        if limit.fixed and (reason := too_long(given, limit)):
+            raise PreflightError(reason)
+        self._beyond = beyond_training(given, limit)
+        for note in self._beyond:
+            self._session.display.say(f"warning: {note}")
 
     def _measured(self, context: Context) -> ModelRecord:
         model: LoadedModel = context.backend.model
@@ -220,6 +240,7 @@ class _Run:
             tokenizer=model.tokenizer_note,
             excluded=len(context.excluded(context.spec.tokens.categories)),
             categories=self._categories(context.vocabulary),
+            beyond_training=self._beyond,
         )
 
     def _categories(self, vocabulary: Vocabulary) -> dict[str, int]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from glitchrun.errors import RunError
 from glitchrun.events import Batch, Entry, Event, Measured
 from glitchrun.model import census
 from glitchrun.model.device import peaks, start_peaks
@@ -83,13 +82,6 @@ class _Timer:
         self._backend = context.backend
         self._load = workload
         self._warm: set[str] = set()
-        limit = getattr(context.backend.model.config, "max_position_embeddings", None)
-        needed = workload.prompt_tokens + workload.new_tokens
-        if limit is not None and needed > limit:
-            raise RunError(
-                f"workload: prompt_tokens and new_tokens take {needed} positions, this model has "
-                f"{limit}; ask for fewer"
-            )
         generator = torch.Generator().manual_seed(context.spec.seed)
         scope = torch.tensor(context.scope() or range(len(context.vocabulary)))
         shape = (workload.batch_size, workload.prompt_tokens)

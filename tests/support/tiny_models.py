@@ -207,9 +207,11 @@ def tiny_qwen_moe(folder: Path, vocab: int | None = None, seed: int = 0) -> Path
     )
 
 
-def tiny_gpt2(folder: Path, vocab: int | None = None, seed: int = 0) -> Path:
+def tiny_gpt2(
+    folder: Path, vocab: int | None = None, seed: int = 0, *, positions: int = 256
+) -> Path:
     """A GPT2LMHeadModel: learned positions, Conv1D instead of Linear, tied embeddings."""
-    settings = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}
+    settings = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": positions}
     return _write(
         folder, "GPT2", settings, vocab=vocab, seed=seed, dtype=torch.float32, shard_size="5GB"
     )

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 POSITIONS = 128
 """What learned positions a small model has."""
-MOST_PARAMETERS = 4_000_000
+MOST_PARAMETERS = 8_000_000
 """A model of more is not small: some size of it was not found."""
 _SPREAD = 4.0
 """By which matrices are multiplied: the usual beginnings leave a small model's logits flat."""
@@ -76,26 +76,50 @@ _LATENT = "kv_lora_rank"
 _LAYERS = {"num_hidden_layers": 4}
 """Enough for every kind of layer to come."""
 _DECODER = {"is_decoder": True}
+_CODERS = (
+    "BertConfig",
+    "BertGenerationConfig",
+    "BigBirdConfig",
+    "CamembertConfig",
+    "Data2VecTextConfig",
+    "ElectraConfig",
+    "ErnieConfig",
+    "MegatronBertConfig",
+    "RemBertConfig",
+    "RobertaConfig",
+    "RobertaPreLayerNormConfig",
+    "RoCBertConfig",
+    "RoFormerConfig",
+    "XLMRobertaConfig",
+    "XLMRobertaXLConfig",
+)
+"""Encoders unless they are told otherwise."""
+_DEEPER = (
+    "DeepseekV4Config",
+    "Gemma3nTextConfig",
+    "Gemma4TextConfig",
+    "Gemma4UnifiedTextConfig",
+    "HYV4Config",
+    "Inkling2TextConfig",
+    "InklingTextConfig",
+    "KimiLinearConfig",
+    "Lfm3Config",
+    "MiniMaxConfig",
+    "OlmoHybridConfig",
+    "Qwen3NextConfig",
+    "Qwen3_5MoeTextConfig",
+    "Qwen3_5TextConfig",
+    "Qwen4ExpTextConfig",
+    "ZayaConfig",
+)
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     # What a family wants beside its sizes, by the name of its configuration.
-    **{
-        f"{name}Config": _DECODER
-        for name in (
-            "Bert BertGeneration BigBird Camembert Data2VecText Electra Ernie MegatronBert RemBert "
-            "Roberta RobertaPreLayerNorm RoCBert RoFormer XLMRoberta XLMRobertaXL"
-        ).split()
-    },
-    **{
-        f"{name}Config": _LAYERS
-        for name in (
-            "BailingHybrid KimiLinear OlmoHybrid Qwen3Next Qwen3_5Text Qwen3_5MoeText Qwen4ExpText "
-            "MiniMax Zaya HYV4 Lfm3 Gemma3nText Gemma4UnifiedText Gemma4Text InklingText "
-            "Inkling2Text DeepseekV4"
-        ).split()
-    },
+    **dict.fromkeys(_CODERS, _DECODER),
+    **dict.fromkeys(_DEEPER, _LAYERS),
     "XmodConfig": {**_DECODER, "default_language": "en_XX"},
     "BambaConfig": {**_LAYERS, "attn_layer_indices": [1, 3]},
-    "CohereCompassTextConfig": {},
+    "BailingHybridConfig": {**_LAYERS, "layer_group_size": 2},
+    "DeepseekV2Config": {"num_experts_per_tok": 2, "topk_method": "greedy", "n_group": 1},
     "Dots1Config": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "Dots3NoteTextConfig": {"num_key_value_heads": 4},
     "FalconH1Config": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16},
@@ -108,7 +132,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "Lfm2MoeConfig": {**_LAYERS, "layer_types": ["conv", "full_attention"] * 2},
     "Mamba2Config": {"num_heads": 4, "head_dim": 16},
     "MinistralConfig": {"head_dim": 8},
-    "NemotronConfig": {"head_dim": 8},
+    "NemotronConfig": {"head_dim": 8, "num_key_value_heads": 2},
     "RecurrentGemmaConfig": {**_LAYERS},
     "ReformerConfig": {
         "is_decoder": True,

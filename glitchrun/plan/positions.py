@@ -1,0 +1,84 @@
+"""How many positions a model has: the length of the longest text that it can be given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# The names that families give to it in config.json; GGUF files say context_length.
+_NAMES = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_target_positions",
+    "max_seq_len",
+    "max_sequence_length",
+    "n_ctx",
+    "context_length",
+)
+_LEARNED = re.compile(
+    r"(^|\.)(wpe|embed_positions|position_embeddings?|positions_embed|position_embd"
+    r"|pos_embed|pos_embeddings?)\.weights?$"
+)
+"""Tables with a row for each position: beyond them there is nothing to look up."""
+_TABLES = frozenset(
+    "bart bert bert-generation big_bird bigbird_pegasus biogpt blenderbot blenderbot-small "
+    "camembert codegen ctrl data2vec-text electra ernie gpt-sw3 gpt2 gpt_bigcode gpt_neo gptj "
+    "marian mbart megatron-bert mpt mvp openai-gpt opt pegasus plbart prophetnet reformer rembert "
+    "roberta roberta-prelayernorm roc_bert roformer trocr whisper xlm xlm-roberta xlm-roberta-xl "
+    "xmod".split()
+)
+"""Families (`model_type`) whose forward pass fails beyond their positions, as tried one by one:
+some compute their table, so that no checkpoint holds it."""
+_SHIFTED = {
+    **dict.fromkeys(
+        "camembert data2vec-text roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod "
+        "luke".split(),
+        1,
+    ),
+    "prophetnet": 2,
+}
+"""Families that count positions from behind the padding token's id, and how far behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """What a model was made for."""
+
+    count: int
+    """Tokens of a text at most."""
+    fixed: bool
+    """Whether a longer text fails. Rotary and other computed positions go on, untrained."""
+
+
+def positions(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Positions | None:
+    """The positions of a model; None where it has no limit that is known.
+
+    Args:
+        config: config.json, or a GGUF file's metadata.
+        shapes: Of its tensors, by name.
+    """
+    kind = str(config.get("model_type") or config.get("general.architecture") or "")
+    said = _said(config, kind)
+    rows = [shape[0] for name, shape in shapes.items() if len(shape) == 2 and _LEARNED.search(name)]
+    fixed = bool(rows) or kind in _TABLES
+    found = [count for count in (said, *rows) if count]
+    if not found:
+        return None
+    shift = _SHIFTED.get(kind)
+    taken = 0 if shift is None else _whole(config.get("pad_token_id"), 1) + shift
+    return Positions(min(found) - taken, fixed)
+
+
+def _said(config: Mapping[str, Any], kind: str) -> int | None:
+    text = config.get("text_config")
+    decoder = {**config, **text} if isinstance(text, Mapping) else config
+    for name in (*_NAMES, f"{kind}.context_length"):
+        if count := _whole(decoder.get(name), 0):
+            return count
+    return None
+
+
+def _whole(value: Any, default: int) -> int:
+    return value if type(value) is int and 0 <= value < 2**31 else default

@@ -1,0 +1,133 @@
+"""What a model's own forward pass raises, and what it is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from glitchrun.errors import PreflightError, RunError
+from glitchrun.model import load
+from glitchrun.model.loaded import LoadedModel
+from glitchrun.probing import choose
+from glitchrun.probing.backend import Backend
+from glitchrun.probing.calling import ModelCall
+from glitchrun.probing.choose import best_backend
+from glitchrun.probing.fast.backend import FastBackend
+from glitchrun.probing.states import take_rows
+from glitchrun.probing.statistics import entropy
+from glitchrun.spec.types import ModelSpec
+from tests.support.engine import CACHE
+
+
+@pytest.fixture
+def model(llama_folder: Path) -> LoadedModel:
+    return load(ModelSpec(str(llama_folder)), CACHE)
+
+
+def failing(error: Exception) -> Any:
+    def forward(input_ids: Any = None, **_: Any) -> Any:
+        raise error
+
+    return forward
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)"),
+        NotImplementedError("no kernel for this device"),
+        IndexError("index out of range in self"),
+        KeyError("full_attention"),
+        TypeError("topk(): argument 'k' must be int, not NoneType"),
+        AssertionError("only in training"),
+    ],
+)
+def test_what_a_model_raises_is_told_with_a_remedy(model: LoadedModel, error: Exception) -> None:
+    backend = Backend(model)
+    model.module.forward = failing(error)
+    passes = (
+        lambda: backend.logits_alone([3, 4]),
+        lambda: backend.step(torch.tensor([[3, 4]]), None),
+        lambda: backend.gradient([3, 4], 1, entropy),
+        lambda: best_backend(model),
+    )
+    for run in passes:
+        with pytest.raises(RunError) as caught:
+            run()
+        assert type(error).__name__ in str(caught.value)
+        assert "test_probing_calling.py:" in str(caught.value)
+        assert "model.quantization: float32" in str(caught.value)
+        assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: 9 bytes")],
+)
+def test_out_of_memory_stays_what_it_is(model: LoadedModel, error: Exception) -> None:
+    backend = Backend(model)
+    model.module.forward = failing(error)
+    with pytest.raises(type(error), match="memory") as caught:
+        backend.logits_alone([3, 4])
+    assert caught.value is error
+
+
+def test_an_error_of_our_own_keeps_its_traceback(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ours(*_: Any) -> Any:
+        raise TypeError("a mistake")
+
+    monkeypatch.setattr(FastBackend, "step", ours)
+    monkeypatch.setattr(choose, "finite", ours, raising=False)
+    backend = FastBackend(model, choose.recognize(model.module))
+    with pytest.raises(TypeError, match="a mistake"):
+        backend.last_logits([3], torch.tensor([[4]]))
+
+
+def test_a_fast_path_that_does_not_fit_is_left(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some families turn each layer by a rotation of its own: the same modules, other arguments."""
+
+    def turned(*_: Any) -> Any:
+        raise TypeError("forward() missing 1 required positional argument: 'layer_type'")
+
+    monkeypatch.setattr("glitchrun.probing.fast.forward.rotation_of", turned)
+    backend, why = best_backend(model)
+    assert type(backend) is Backend
+    assert "the fast path does not fit it (TypeError: forward() missing" in why
+
+
+def test_what_is_no_text_model_is_refused() -> None:
+    def codes(input_values: Any) -> Any:
+        return input_values
+
+    with pytest.raises(PreflightError, match="takes no token ids"):
+        ModelCall(SimpleNamespace(forward=codes))
+
+
+def test_logits_of_another_shape_are_refused(model: LoadedModel) -> None:
+    backend = Backend(model)
+    model.module.forward = lambda input_ids=None, **_: SimpleNamespace(logits=torch.ones(4, 9))
+    with pytest.raises(PreflightError, match="no next-token logits for each row"):
+        backend.logits_alone([3, 4])
+
+
+def test_rows_are_taken_out_of_any_state() -> None:
+    """Lists, dictionaries and tuples of tensors, written into by the model afterwards."""
+    shared = torch.arange(6.0).view(3, 2)
+    state = {"a": [shared, torch.tensor([7.0])], 1: (shared, None, 5)}
+    taken = take_rows(state, torch.tensor([2, 0, 0, 1]), 3)
+    assert taken["a"][0].tolist() == [[4, 5], [0, 1], [0, 1], [2, 3]]
+    assert taken["a"][1].tolist() == [7]
+    assert taken[1][0] is taken["a"][0]
+    assert taken[1][1:] == (None, 5)
+    taken["a"][0].zero_()
+    taken["a"][1].zero_()
+    assert shared.sum() == 15
+    assert state["a"][1].tolist() == [7]

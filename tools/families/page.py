@@ -1,0 +1,100 @@
+"""docs/models.md: every family that transformers knows, and what was tried of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from tools.families.trial import Result
+
+_REAL = {
+    "llama": "SmolLM2-135M-Instruct, real weights",
+    "gemma3_text": "Gemma 3 270M, real weights",
+}
+_HEAD = """# Models
+
+Which families of causal language models run, and how. Every entry of transformers' own list
+(`MODEL_FOR_CAUSAL_LM_MAPPING`, transformers {version}) was built from a configuration of a few
+layers with random weights; verification, sampling and prediction were held against the model's
+plain forward pass, one whole prompt at a time without a cache. `make models` writes this page; a
+test holds it against the list, and tries the families that keep other things than keys and values.
+SmolLM2-135M-Instruct (`llama`) and Gemma 3 270M (`gemma3_text`) were also tried with their real
+weights. Checkpoints of the others were not.
+
+Which way is taken is decided on the model at hand when it is loaded, not by its name: `apply` says
+`engine:` and why, and so does the report.
+
+| engine | what it means |
+|---|---|
+| fast | the pass is written out on plain tensors; its logits are the model's own |
+| generic, its cache | the model's own pass; what it keeps of a prompt's beginning is used again |
+| generic, its cache for one token at a time | prompts are run whole; a continuation goes on from the cache |
+| generic, whole prompts | everything is run once more for each new token: right, and slower |
+
+*Screen* says whether `search: screen` and `cascade` work: they need keys and values of every
+position. *Gradient* says the same of `search: gradient`. Where either does not, the run says so before
+any step begins, or as the search begins; `search: surrogate` works on every family that runs.
+
+{counts}
+
+| family | class | tried | engine | screen | gradient |
+|---|---|---|---|---|---|
+"""
+_REFUSED = """
+## Refused
+
+{count} families are refused when they are loaded, with the reason:
+
+| family | class | why |
+|---|---|---|
+"""
+_UNBUILT = """
+## Not tried
+
+{count} classes could not be built small here. They are run like any other where their checkpoint loads; what
+the trial at loading shows then decides.
+
+| family | class | why |
+|---|---|---|
+"""
+
+
+def page(results: Iterable[Result], version: str) -> str:
+    """The whole page."""
+    found = list(results)
+    runs = [row(one) for one in found if one.outcome in ("runs", "wrong")]
+    refused = [one for one in found if one.outcome == "refused"]
+    unbuilt = [one for one in found if one.outcome == "not built"]
+    parts = [_HEAD.format(version=version, counts=_counts(found)), *runs]
+    for head, some in ((_REFUSED, refused), (_UNBUILT, unbuilt)):
+        if some:
+            parts += [head.format(count=len(some)), *(_reason_row(one) for one in some)]
+    return "".join(parts)
+
+
+def row(result: Result) -> str:
+    """One line of the table of families that run."""
+    tried = _REAL.get(result.kind, "small, random")
+    if result.outcome == "wrong":
+        tried = f"**{result.reason}**"
+    cells = (f"`{result.kind}`", f"`{result.name}`", tried, result.engine)
+    return f"| {' | '.join((*cells, _yes(result.screen), _yes(result.gradient)))} |\n"
+
+
+def _reason_row(result: Result) -> str:
+    why = result.reason.partition(". Its config.json")[0].replace("|", "/").replace("\n", " ")
+    return f"| `{result.kind}` | `{result.name}` | {why} |\n"
+
+
+def _counts(results: list[Result]) -> str:
+    outcomes = Counter(one.outcome for one in results)
+    engines = Counter(one.engine for one in results if one.engine)
+    ways = ", ".join(f"{count} {engine}" for engine, count in engines.most_common())
+    return (
+        f"Of {len(results)} entries {outcomes['runs']} run ({ways}), {outcomes['refused']} are "
+        f"refused, {outcomes['not built']} could not be built small."
+    )
+
+
+def _yes(true: bool) -> str:
+    return "yes" if true else "no"
