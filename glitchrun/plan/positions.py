@@ -22,23 +22,20 @@ _LEARNED = re.compile(
     r"|pos_embed|pos_embeddings?)\.weights?$"
 )
 """Tables with a row for each position: beyond them there is nothing to look up."""
-_TABLES = frozenset(
+_TABLED = (
     "bart bert bert-generation big_bird bigbird_pegasus biogpt blenderbot blenderbot-small "
     "camembert codegen ctrl data2vec-text electra ernie gpt-sw3 gpt2 gpt_bigcode gpt_neo gptj "
     "marian mbart megatron-bert mpt mvp openai-gpt opt pegasus plbart prophetnet reformer rembert "
     "roberta roberta-prelayernorm roc_bert roformer trocr whisper xlm xlm-roberta xlm-roberta-xl "
-    "xmod".split()
+    "xmod"
 )
+_TABLES = frozenset(_TABLED.split())
 """Families (`model_type`) whose forward pass fails beyond their positions, as tried one by one:
 some compute their table, so that no checkpoint holds it."""
-_SHIFTED = {
-    **dict.fromkeys(
-        "camembert data2vec-text roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod "
-        "luke".split(),
-        1,
-    ),
-    "prophetnet": 2,
-}
+_BEHIND_PADDING = (
+    "camembert data2vec-text luke roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod"
+)
+_SHIFTED = {**dict.fromkeys(_BEHIND_PADDING.split(), 1), "prophetnet": 2}
 """Families that count positions from behind the padding token's id, and how far behind it."""
 
 

@@ -56,6 +56,12 @@ def run(backend: Backend, course: Course) -> Logits:
     return found
 
 
+def at_once(backend: Backend, course: Course) -> Tensor:
+    """What a backend makes of a course's suffixes where nothing is to follow them, `(B, V)`."""
+    prefix, suffixes, _ = course.ids(backend.model.vocab_size)
+    return backend.last_logits(prefix.tolist(), suffixes, float32=True).cpu()
+
+
 def plain(model: LoadedModel, course: Course) -> Logits:
     """What the model's plain forward pass makes of the same whole prompts, without a cache.
 

@@ -28,12 +28,12 @@ Which way is taken is decided on the model at hand when it is loaded, not by its
 |---|---|
 | fast | the pass is written out on plain tensors; its logits are the model's own |
 | generic, its cache | the model's own pass; what it keeps of a prompt's beginning is used again |
-| generic, its cache for one token at a time | prompts are run whole; a continuation goes on from the cache |
+| generic, its cache for one token at a time | prompts are run whole, continued from the cache |
 | generic, whole prompts | everything is run once more for each new token: right, and slower |
 
 *Screen* says whether `search: screen` and `cascade` work: they need keys and values of every
-position. *Gradient* says the same of `search: gradient`. Where either does not, the run says so before
-any step begins, or as the search begins; `search: surrogate` works on every family that runs.
+position. *Gradient* says the same of `search: gradient`. Where the screen does not work, the run
+says so before any step begins; `search: surrogate` works on every family that runs.
 
 {counts}
 
@@ -51,8 +51,8 @@ _REFUSED = """
 _UNBUILT = """
 ## Not tried
 
-{count} classes could not be built small here. They are run like any other where their checkpoint loads; what
-the trial at loading shows then decides.
+{count} classes could not be built small here. They are run like any other where their checkpoint
+loads; what the trial at loading shows then decides.
 
 | family | class | why |
 |---|---|---|
