@@ -14,8 +14,11 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from glitchrun.model import LoadedModel, load
 from glitchrun.model.quantized import SCHEMES, QuantizedMatrices
+from glitchrun.probing.backend import Backend
+from glitchrun.probing.choose import best_backend
 from glitchrun.spec.types import ModelSpec
 from tests.support import tiny_models
+from tools.families.small import build, families
 
 CACHE = Path("unused")
 IDS = torch.randint(4, 400, (6, 10), generator=torch.Generator().manual_seed(0))
@@ -247,3 +250,22 @@ def test_the_peak_while_loading(sharded: Path, scheme: str) -> None:
     result = subprocess.run(run, capture_output=True, text=True, check=True)
     peak, held = map(int, result.stdout.split())
     assert held < peak < held + 2 * layer
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["jamba", "lfm2_moe", "qwen3_next", "falcon_h1", "gpt_oss"])
+def test_other_kinds_of_layers_are_quantized_and_run(
+    kind: str, quantization: str, tmp_path: Path
+) -> None:
+    """States of recurrences and convolutions, and experts with biases. Jamba multiplies a weight of
+    its own accord: that layer stays in floats."""
+    family = next(one for one in families() if one.kind == kind)
+    tiny_models.bpe_tokenizer(tmp_path)
+    build(family, 400).save_pretrained(tmp_path)
+    floats, model = _load(tmp_path, "bfloat16"), _load(tmp_path, quantization)
+    assert quantization in model.census
+    backend, _ = best_backend(model)
+    found = backend.logits_alone(IDS[0].tolist(), float32=True)
+    wanted = Backend(floats).logits_alone(IDS[0].tolist(), float32=True)
+    assert _correlation(found, wanted) > {"int8": 0.9, "int4": 0.4}[quantization]
+    assert backend.last_logits(IDS[0, :4].tolist(), IDS[:, 4:]).isfinite().all()

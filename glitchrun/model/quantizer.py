@@ -8,6 +8,9 @@ Source: https://huggingface.co/docs/transformers/main/en/quantization/contribute
 
 from __future__ import annotations
 
+import inspect
+import re
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +27,10 @@ from glitchrun.model.quantized import SCHEMES, QuantizedLinear, import_bitsandby
 METHOD = "glitchrun"
 _ROUTERS = ("gate", "router", "shared_expert_gate")
 """Linear layers that choose experts: a few rows, and a wrong choice costs more than it saves."""
+
+_READ = re.compile(
+    r"self\.(\w+)\.weight\b(?!\.(?:dtype|device|shape|data)\b)(?!\s*,\s*$)", re.MULTILINE
+)
 
 
 class WeightOnlyConfig(QuantizationConfigMixin):
@@ -60,8 +67,10 @@ class WeightOnlyQuantizer(HfQuantizer):
         module = model.get_submodule(path)
         if experts.is_fused_weight(module, name):
             return True
-        linear = type(module) in (nn.Linear, Conv1D) and name == "weight"
-        return linear and path not in self._skipped and path.rpartition(".")[2] not in _ROUTERS
+        if type(module) not in (nn.Linear, Conv1D) or name != "weight" or path in self._skipped:
+            return False
+        above, _dot, own = path.rpartition(".")
+        return own not in _ROUTERS and own not in _read_by(type(model.get_submodule(above)))
 
     def get_quantize_ops(self) -> ConversionOps:
         return _Quantize(self.quantization_config.scheme)
@@ -72,6 +81,21 @@ class WeightOnlyQuantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return False
+
+
+@cache
+def _read_by(kind: type) -> frozenset[str]:
+    """Names of the layers whose weight a module multiplies by itself, without calling the layer.
+
+    Mamba's and Jamba's step sizes, LongCat's router, Reformer's queries: a quantized layer could
+    only give its codes there. Read off the module's source; a weight alone on its line is handed to
+    a fused kernel, which is for training.
+    """
+    try:
+        source = inspect.getsource(kind)
+    except (OSError, TypeError):  # no source, as in an interpreter
+        return frozenset()
+    return frozenset(_READ.findall(source))
 
 
 class _Quantize(ConversionOps):

@@ -195,7 +195,8 @@ class Backend:
 
     def _mean(self, layer: Any, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Averages over the rows of one layer's keys and values, `(1, groups, end - start, D)`."""
-        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        keys: Any = getattr(layer, "keys", None)
+        values: Any = getattr(layer, "values", None)
         if not all(isinstance(kept, Tensor) and kept.dim() == 4 for kept in (keys, values)):
             raise RunError("not every layer of it keeps keys and values")
         if keys.shape[-2] != end or hasattr(layer, "conv_states"):
