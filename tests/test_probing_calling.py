@@ -12,11 +12,10 @@ import torch
 from glitchrun.errors import PreflightError, RunError
 from glitchrun.model import load
 from glitchrun.model.loaded import LoadedModel
-from glitchrun.probing import choose
+from glitchrun.probing import memory
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.calling import ModelCall
 from glitchrun.probing.choose import best_backend
-from glitchrun.probing.fast.backend import FastBackend
 from glitchrun.probing.states import take_rows
 from glitchrun.probing.statistics import entropy
 from glitchrun.spec.types import ModelSpec
@@ -82,11 +81,16 @@ def test_an_error_of_our_own_keeps_its_traceback(
     def ours(*_: Any) -> Any:
         raise TypeError("a mistake")
 
-    monkeypatch.setattr(FastBackend, "step", ours)
-    monkeypatch.setattr(choose, "finite", ours, raising=False)
-    backend = FastBackend(model, choose.recognize(model.module))
+    monkeypatch.setattr("glitchrun.probing.backend.finite", ours)
     with pytest.raises(TypeError, match="a mistake"):
-        backend.last_logits([3], torch.tensor([[4]]))
+        Backend(model).last_logits([3], torch.tensor([[4]]))
+    # A mistake in a layer that glitchrun put into the model is its own as well.
+    wrong = compile("def forward(**_): raise KeyError('a mistake')", memory.__file__, "exec")
+    names: dict[str, Any] = {}
+    exec(wrong, names)
+    model.module.forward = lambda input_ids=None, **_: names["forward"]()
+    with pytest.raises(KeyError, match="a mistake"):
+        Backend(model).logits_alone([3, 4])
 
 
 def test_a_fast_path_that_does_not_fit_is_left(

@@ -70,7 +70,8 @@ class WeightOnlyQuantizer(HfQuantizer):
         if type(module) not in (nn.Linear, Conv1D) or name != "weight" or path in self._skipped:
             return False
         above, _dot, own = path.rpartition(".")
-        return own not in _ROUTERS and own not in _read_by(type(model.get_submodule(above)))
+        kind: Any = type(model.get_submodule(above))
+        return own not in _ROUTERS and own not in _read_by(kind)
 
     def get_quantize_ops(self) -> ConversionOps:
         return _Quantize(self.quantization_config.scheme)

@@ -8,8 +8,9 @@ from typing import Any
 
 from glitchrun.behaviour.catalogue import QUESTIONS, TESTS
 from glitchrun.behaviour.scenarios import SCENARIO_QUESTIONS, SCENARIOS
+from glitchrun.checkpoint.headers import Header
 from glitchrun.errors import PreflightError
-from glitchrun.plan.positions import Positions
+from glitchrun.plan.positions import Positions, positions
 from glitchrun.plan.work import parameters, profile_workload
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.probes import PROBES, STRICT, Probe
@@ -53,6 +54,23 @@ def too_long(given: Surroundings, limit: Positions) -> str | None:
     """Why a step of the spec cannot be run with these positions, by place; None where all can."""
     over = [length for length in lengths(given) if length.total > limit.count]
     return "\n".join(_refusal(length, limit) for length in over) or None
+
+
+def refusal(spec: Spec, tokenizer: Tokenizer, header: Header) -> str | None:
+    """Why a step of the spec cannot be run on a checkpoint, told by its headers; None where all can
+    be, or where it is for loading to say."""
+    shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
+    limit = positions(header.config, shapes)
+    if limit is None or not limit.fixed:
+        return None
+    config = dict(header.config)
+    try:
+        template = detect(
+            spec.template, tokenizer, config, spec.model.path, spec.template_variables
+        )
+    except PreflightError:
+        return None
+    return too_long(Surroundings(spec, template, tokenizer, config), limit)
 
 
 def beyond_training(given: Surroundings, limit: Positions) -> tuple[str, ...]:
