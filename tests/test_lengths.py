@@ -9,10 +9,18 @@ from typing import Any
 
 import pytest
 
+from glitchrun.checkpoint.headers import read_header
+from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.model import load_tokenizer
 from glitchrun.plan.positions import Positions, positions
 from glitchrun.prompts.detect import detect
-from glitchrun.runner.lengths import Surroundings, beyond_training, lengths, too_long
+from glitchrun.runner.lengths import (
+    Surroundings,
+    beyond_training,
+    lengths,
+    refusal,
+    too_long,
+)
 from glitchrun.spec.loading import load_experiment
 from tests.support import tiny_models
 from tests.support.commands import run
@@ -27,7 +35,7 @@ STEPS: dict[str, tuple[dict[str, Any], str]] = {
             "strategy": "validate",
             "tokens": {"ids": [300]},
             "probes": ["repeat"],
-            "max_new_tokens": 90,
+            "max_new_tokens": 120,
         },
         "max_new_tokens",
     ),
@@ -118,13 +126,25 @@ def test_the_longest_text_of_each_strategy_is_known(
 
 
 def test_a_number_that_would_fit_is_named(learned: Path, tmp_path: Path) -> None:
-    step = {**STEPS["validate"][0], "id": "v", "max_new_tokens": 90}
+    step = {**STEPS["validate"][0], "id": "v", "max_new_tokens": 120}
     reason = too_long(surroundings(tmp_path, learned, [step]), Positions(128, fixed=True))
     assert reason is not None
     (fits,) = re.findall(r"max_new_tokens of (\d+) at most", reason)
     step["max_new_tokens"] = int(fits)
     (length,) = lengths(surroundings(tmp_path, learned, [step]))
     assert length.total == 128
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("learned", True), ("rotary", False)])
+def test_the_headers_of_a_checkpoint_are_enough_to_refuse(
+    kind: str, refused: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model: Path = request.getfixturevalue(kind)
+    given = surroundings(tmp_path, model, [{"id": "long", **STEPS["scan"][0]}])
+    header = read_header(Checkpoint("folder", model, str(model)))
+    reason = refusal(given.spec, given.tokenizer, header)
+    assert (reason is not None) == refused
+    assert reason is None or "steps[0].probes" in reason
 
 
 def test_apply_refuses_before_any_step(learned: Path, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def _place(spec: Spec, step: str, name: str) -> str:
     origins = spec.origins or {}
     for path in (f"{step}.{name}", f"{step}.id", step, "steps"):
         if path in origins:
-            return f"{origins[path]}: {path}"
+            return f"{origins[path]}: {step}.{name}"
     return f"{step}.{name}"
 
 
