@@ -154,8 +154,7 @@ def test_apply_refuses_before_any_step(learned: Path, tmp_path: Path) -> None:
     assert "spec.json:" in done.stderr
     assert "steps[1].max_new_tokens" in done.stderr
     assert "Traceback" not in done.stderr
-    (tokens,) = tmp_path.rglob("tokens.jsonl")
-    assert tokens.read_text() == ""
+    assert {found.read_text() for found in tmp_path.rglob("tokens.jsonl")} <= {""}
 
 
 def test_a_text_beyond_what_rotary_positions_were_trained_for_is_noted(
@@ -168,7 +167,7 @@ def test_a_text_beyond_what_rotary_positions_were_trained_for_is_noted(
     assert "warning: " in done.stderr
     assert note in done.stderr
     assert note in done.stdout
-    (page,) = tmp_path.rglob("report.html")
+    page = next(tmp_path.rglob("report.html"))
     assert "Beyond the model" in page.read_text(encoding="utf-8")
 
 

@@ -89,9 +89,9 @@ def _reason_row(result: Result) -> str:
 def _counts(results: list[Result]) -> str:
     outcomes = Counter(one.outcome for one in results)
     engines = Counter(one.engine for one in results if one.engine)
-    ways = ", ".join(f"{count} {engine}" for engine, count in engines.most_common())
+    ways = "; ".join(f"{count} {engine}" for engine, count in engines.most_common())
     return (
-        f"Of {len(results)} entries {outcomes['runs']} run ({ways}), {outcomes['refused']} are "
+        f"Of {len(results)} entries {outcomes['runs']} run ({ways}),\n{outcomes['refused']} are "
         f"refused, {outcomes['not built']} could not be built small."
     )
 

@@ -141,7 +141,13 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "attn_layers": ["local", "lsh"],
     },
     "ZambaConfig": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
-    "Zamba2Config": {**_LAYERS, "layer_types": ["mamba", "hybrid"] * 2},
+    "Zamba2Config": {
+        **_LAYERS,
+        "mamba_headdim": 16,
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "layer_types": ["mamba", "hybrid"] * 2,
+    },
     "xLSTMConfig": {"hidden_size": 64, "embedding_dim": 64, "num_heads": 2, "chunk_size": 16},
 }
 
