@@ -143,6 +143,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "ZambaConfig": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
     "Zamba2Config": {
         **_LAYERS,
+        "num_mem_blocks": 1,
         "mamba_headdim": 16,
         "attention_hidden_size": 64,
         "attention_head_dim": 16,
