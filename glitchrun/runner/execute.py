@@ -38,7 +38,7 @@ from glitchrun.runner.models import Models, check_unchanged
 from glitchrun.runner.progress import Display
 from glitchrun.runner.resolved import nothing_in_scope
 from glitchrun.runner.signals import Interrupt, Stopped
-from glitchrun.search import SCREENED
+from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.types import Experiment, Spec, Step
 from glitchrun.strategies import configure, load
 from glitchrun.strategies.asked import hold_against_rows
@@ -193,7 +193,8 @@ class _Run:
         self._check_lengths(model, template)
         backend, self._engine = best_backend(model)
         self._session.display.say(f"engine: {self._engine}")
-        if any(step.params.get("search") in SCREENED for step in spec.steps):
+        searches = (step.params.get("search") for step in spec.steps)
+        if any(name in SEARCHES and SEARCHES[name].screened for name in searches):
             refuse_unscreened(backend)
         context = Context(
             spec=self._spec,

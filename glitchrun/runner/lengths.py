@@ -13,11 +13,11 @@ from glitchrun.errors import PreflightError
 from glitchrun.plan.positions import Positions, positions
 from glitchrun.plan.work import parameters, profile_workload
 from glitchrun.prompts.detect import detect
-from glitchrun.prompts.probes import PROBES, STRICT, Probe
 from glitchrun.prompts.render import Prompt, render, whole
 from glitchrun.prompts.slot import slot
 from glitchrun.prompts.template import Template
 from glitchrun.prompts.tokenizer import Tokenizer, encode_inside
+from glitchrun.spec.probes import PROBES, Probe, probe_names
 from glitchrun.spec.types import Spec
 
 
@@ -134,7 +134,7 @@ def _probe(given: Surroundings, probe: Probe) -> int:
 
 def _probes(given: Surroundings, params: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
     names = params.get("probes", "strict")
-    for name in STRICT if isinstance(names, str) else names:
+    for name in probe_names(names):
         # Of what is sampled, the last token is not run.
         more = max(0, int(params.get("max_new_tokens") or 1) - 1)
         yield "max_new_tokens" if more else "probes", _probe(given, PROBES[name]), more
