@@ -193,7 +193,7 @@ class _Run:
         self._check_lengths(model, template)
         backend, self._engine = best_backend(model)
         self._session.display.say(f"engine: {self._engine}")
-        searches = (step.params.get("search") for step in spec.steps)
+        searches = (str(step.params.get("search")) for step in spec.steps)
         if any(name in SEARCHES and SEARCHES[name].screened for name in searches):
             refuse_unscreened(backend)
         context = Context(
