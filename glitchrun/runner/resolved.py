@@ -20,6 +20,7 @@ from glitchrun.plan.build import Resolved
 from glitchrun.plan.work import parameters
 from glitchrun.prompts.detect import family_by_name
 from glitchrun.prompts.tokenizer import Tokenizer
+from glitchrun.runner import lengths
 from glitchrun.spec.types import Spec, Step, TokenScope
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Resolver:
             vocabulary = self._vocabulary(spec, checkpoint, tokenizer, header.vocab)
             facts["scope"] = _scope_change(spec, vocabulary)
             refusal = nothing_in_scope(spec, vocabulary) if _may_be_empty(spec) else None
+        if tokenizer is not None and refusal is None:
+            refusal = lengths.refusal(spec, tokenizer, header)
         return Resolved({name: fact for name, fact in facts.items() if fact is not None}, refusal)
 
     def _tokenizer(self, spec: Spec, checkpoint: Checkpoint) -> Tokenizer | None:
