@@ -232,6 +232,7 @@ def test_a_name_cannot_draw_a_line_of_status() -> None:
         "attempt": 1,
         "steps": [],
         "delivered": True,
+        "repairs": [],
     }
     assert visible(_line(row)) == _line(row)
 

@@ -128,8 +128,9 @@ def test_status_and_times_are_the_ledgers(tmp_path: Path, status: str) -> None:
 
 def test_a_run_that_goes_on_is_running_again(tmp_path: Path) -> None:
     root = new_root(tmp_path)
-    run_id = deliver(write_run(root, Invented(status="KILLED")), open_root(root)).run_id
-    again = deliver(write_run(root, Invented(status="RUNNING")), open_root(root))
+    killed = write_run(root, Invented(status="KILLED"))
+    run_id = deliver(killed, open_root(root)).run_id
+    again = deliver(replace(killed, status="RUNNING", ended_at=None), open_root(root))
     assert again.run_id == run_id
     assert open_root(root).client.get_run(run_id).info.status == "RUNNING"
     ended = write_run(root)

@@ -44,7 +44,7 @@ SHORTER: dict[str, tuple[str, ...]] = {
     ),
     "check": (
         "check.expect={architecture: MixtralForCausalLM, vocabulary_size: 640, template: nowllm}",
-        f"check.labelled={{normal: [{ORDINARY}, 310], special: [0, 1, 2], byte: [13]}}",
+        f"check.labelled={{normal: [{ORDINARY}, 310], special: [0, 1, 2], byte: [131]}}",
         f"check.glitch={sorted(PLANTED)[:3]}",
         "check.max_new_tokens=8",
         "check.max_rank=200",
