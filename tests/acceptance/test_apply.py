@@ -187,7 +187,7 @@ def test_a_stopped_run_says_so_and_goes_on(
 
 def test_ctrl_c_before_the_run_begins_ends_with_130(project: Path) -> None:
     process = start(project, "apply", "spec.yaml")
-    wait_for(lambda: bool(list(project.glob("mlruns/.mlflow-creating-*"))), process)
+    wait_for(lambda: bool(list(project.glob("mlruns/.creating-*"))), process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
