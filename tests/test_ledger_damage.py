@@ -33,6 +33,7 @@ from tests.support.records import Invented, invented_document, invented_entries,
 MADE = Invented(tokens=40, batch=4)
 OLD = Path(__file__).parent / "data" / "ledger-format-1"
 """A run of 8 tokens, 4 of them sampled, as the first version of the format left it."""
+OLD_KEY = json.loads((OLD / "attempt-1" / IDENTITY).read_text())["identity"]["key"]
 
 
 def sound_run(root: Path, made: Invented = MADE, upto: int | None = None) -> Path:
@@ -336,3 +337,46 @@ def test_every_reader_says_the_damage(tmp_path: Path, monkeypatch: pytest.Monkey
         "ledger is damaged"
         in CliRunner().invoke(main, ["report", "latest", "--format", "md"]).stdout
     )
+
+
+@pytest.mark.parametrize("place", ["other/attempt-1", "{key}/attempt-2", "{key}.bak/attempt-1"])
+def test_a_copy_of_another_run_is_taken_for_no_run_of_its_place(tmp_path: Path, place: str) -> None:
+    folder = sound_run(tmp_path)
+    copy = folder.parent.parent / place.format(key=MADE.key)
+    shutil.copytree(folder, copy)
+    said: list[str] = []
+    found = find_runs(tmp_path, lambda error: said.append(str(error)))
+    assert [run.folder for run in found] == [folder]
+    assert len(said) == 1
+    assert said[0].startswith(f"{copy}: its files are of another run, {MADE.key}#1")
+    with pytest.raises(RunError, match="move them out"):
+        existing_status(tmp_path, MADE.experiment, copy.parent.name)
+    assert read_run(copy).identity == read_run(folder).identity  # asked for by its folder, it is
+
+
+@pytest.mark.parametrize("at", ["x", None, True, -1, 10**30, 1e308])
+def test_a_time_that_is_none_is_damage_of_that_line_alone(tmp_path: Path, at: object) -> None:
+    folder = run_folder(tmp_path, "old", OLD_KEY) / "attempt-1"
+    shutil.copytree(OLD / "attempt-1", folder)
+    sound_run(tmp_path)
+    lines = (folder / LEDGER).read_text().splitlines()
+    lines[0] = json.dumps({**json.loads(lines[0]), "at": at})
+    (folder / LEDGER).write_text("\n".join(lines) + "\n")
+    found = find_runs(tmp_path)
+    assert sorted(run.status for run in found) == ["DAMAGED", "FINISHED"]
+    assert any("ledger.jsonl:1: not a ledger entry" in str(run.damage) for run in found)
+
+
+def test_an_identity_of_other_types_hides_no_other_run(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, "old", OLD_KEY) / "attempt-1"
+    shutil.copytree(OLD / "attempt-1", folder)
+    sound_run(tmp_path)
+    run = json.loads((folder / IDENTITY).read_text())
+    for name, value in {"key": 1.5, "experiment": None, "tags": [], "created_at": "x"}.items():
+        changed = {**run, **({name: value} if name in run else {})}
+        if name in run["identity"]:
+            changed["identity"] = {**run["identity"], name: value}
+        (folder / IDENTITY).write_text(json.dumps(changed))
+        said: list[str] = []
+        assert len(find_runs(tmp_path, lambda error: said.append(str(error)))) == 1  # noqa: B023
+        assert "do not fit together" in said[0]

@@ -13,7 +13,7 @@ from glitchrun.errors import GlitchrunError, RunError, RunLocked, file_access
 from glitchrun.ledger.journal import Journal, holds_run
 from glitchrun.ledger.lock import hold, is_held
 from glitchrun.ledger.read import DAMAGED, IdentityLost, read_identity, read_run, read_status
-from glitchrun.ledger.record import RunRecord
+from glitchrun.ledger.record import RunIdentity, RunRecord
 
 _LONGEST = 100
 """Bytes of an experiment's name in the name of its folder: file systems allow 255 in all."""
@@ -134,9 +134,22 @@ def existing_status(root: Path, experiment: str, key: str) -> str | None:
 def _status(attempt: Path) -> str:
     try:
         status = read_status(attempt)
+        _check_place(attempt, read_identity(attempt))
     except IdentityLost:  # the plan knows which run it is
         return DAMAGED
     return "KILLED" if status == "RUNNING" and not is_held(attempt.parent) else status
+
+
+def _check_place(attempt: Path, identity: RunIdentity) -> None:
+    """Raises RunError for a copy of another run's files: what it holds must not be taken for the
+    results of the run whose place it is in, nor be delivered as a run of its own."""
+    own = (attempt.parent.name, _number(attempt))
+    if own != (identity.key, identity.attempt):
+        raise RunError(
+            f"{attempt}: its files are of another run, {identity.key}#{identity.attempt} "
+            f"({identity.experiment} · {identity.name}); move them out of the folder of runs, or "
+            "put back those that were here"
+        )
 
 
 def find_runs(root: Path, unreadable: Unreadable = lambda error: None) -> list[RunRecord]:
@@ -154,7 +167,9 @@ def find_runs(root: Path, unreadable: Unreadable = lambda error: None) -> list[R
             continue
         for attempt in attempts:
             try:
-                found.append(read_run(attempt))
+                record = read_run(attempt)
+                _check_place(attempt, record.identity)
+                found.append(record)
             except RunError as error:
                 unreadable(error)
     return sorted(found, key=lambda run: run.started_at)

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_origin, get_type_hints
 
 from glitchrun.errors import RunError, file_access
 from glitchrun.events import batch_from_json
@@ -34,6 +35,8 @@ from glitchrun.ledger.record import (
 
 DAMAGED = "DAMAGED"
 """Status of a run whose ledger is not what was written; the record holds what is good of it."""
+_LAST_MOMENT = 32_503_680_000_000
+"""Milliseconds to the year 3000."""
 _ODD = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
 """What comes of reading an entry whose fields are missing or of another kind."""
 
@@ -65,8 +68,8 @@ def read_identity(folder: Path) -> RunIdentity:
         first = next((line for _, line in _lines(path, 1)), b"") if path.exists() else b""
         head = Chain(_is_known)
         if first.startswith(HEAD_LINE) and head.objection(first) is None:
-            return RunIdentity(**json.loads(first)["run"]["identity"])
-        return RunIdentity(**_identity(folder, None)["identity"])
+            return _identified(json.loads(first)["run"]["identity"])
+        return _identified(_identity(folder, None)["identity"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +104,10 @@ def read_fold(folder: Path, otherwise: Mapping[str, Any] | None = None) -> Readi
         with _sound(folder):
             fold = Fold(
                 folder,
-                RunIdentity(**run["identity"]),
+                _identified(run["identity"]),
                 run["spec"],
                 run.get("origins", {}),
-                run["created_at"],
+                _moment(run["created_at"]),
             )
         odd = _fold_lines(fold, path, inspection)
         if odd is None:
@@ -276,6 +279,7 @@ class Fold:
         )
 
     def see(self, entry: Mapping[str, Any]) -> None:
+        _moment(entry["at"])
         self._time(entry)
         getattr(self, f"_see_{entry['kind']}")(entry)
 
@@ -374,6 +378,27 @@ def _identity(folder: Path, otherwise: Mapping[str, Any] | None) -> Mapping[str,
     if isinstance(version, int) and version > VERSION:
         raise RunError(f"{path}: {NewerLedger(version)}")
     return data
+
+
+def _identified(fields: Mapping[str, Any]) -> RunIdentity:
+    """Raises TypeError where a field is missing, unknown or of another type."""
+    identity = RunIdentity(**fields)
+    for name, kind in get_type_hints(RunIdentity).items():
+        value = getattr(identity, name)
+        if not isinstance(value, kind if isinstance(kind, UnionType) else get_origin(kind) or kind):
+            raise TypeError(f"{name} is {value!r:.40}")
+    return identity
+
+
+def _moment(at: Any) -> int:
+    """`at` where it is a time in milliseconds since the epoch that a calendar has.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if type(at) is not int or not 0 <= at < _LAST_MOMENT:
+        raise ValueError(f"no time: {at!r:.40}")
+    return at
 
 
 def read_delivered(folder: Path) -> dict[str, str]:
