@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -87,3 +88,13 @@ def test_every_matrix_of_eight_mebibytes_is_sampled(
     for at in range(start, len(content) - 2048, 512):
         weights.write_bytes(content[:at] + b"\1" * 2048 + content[at + 2048 :])
         assert _of(folder) != before
+
+
+def test_of_the_code_only_files_count(tmp_path: Path) -> None:
+    checkpoint = resolve(str(raw.folder(tmp_path / "one")))
+    assert checkpoint.path is not None
+    (checkpoint.path / "modeling.py").write_text("x = 1\n")
+    before = fingerprint(checkpoint, read_header(checkpoint), code=True)
+    (checkpoint.path / "package.py").mkdir()
+    os.mkfifo(checkpoint.path / "pipe.py")  # reading it would never end
+    assert fingerprint(checkpoint, read_header(checkpoint), code=True) == before

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from glitchrun.cli import compare, main
 from glitchrun.cli.apply import ROOT
+from glitchrun.cli.runs import find_cells
 from glitchrun.ledger.record import Metric
 from glitchrun.report.comparison.agreement import Counts, Overlap, apart, wilson
 from glitchrun.report.rows import rows
@@ -268,6 +269,16 @@ def test_a_matrix_s_name_stands_for_its_cells(runs: list[Any], tmp_path: Path) -
         assert [side["name"].split(" · ")[1].split(" ")[0] for side in sides] == names
     mixed = document("quantization-sweep", listed(tmp_path, "other.json", (1, "a", True)))
     assert [side["kind"] for side in mixed["sides"]] == ["run", "run", "run", "file"]
+
+
+def test_a_cell_that_cannot_be_read_is_told(
+    runs: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (runs[0].folder / "run.json").write_text("{}")
+    assert len(find_cells("quantization-sweep", tmp_path / ROOT)) == len(runs) - 1
+    told = capsys.readouterr().err
+    assert told.startswith("1 run could not be read:")
+    assert str(runs[0].folder) in told
 
 
 def test_of_a_cell_the_newest_finished_run_is_taken(runs: list[Any], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from glitchrun.report.rows import replacing
 from glitchrun.spec.tags import tag_objection
 from glitchrun.spec.tracking_store import lock_path
 from glitchrun.tracking import sqlite_file
+from glitchrun.tracking.address import check_store
 from glitchrun.tracking.store import ensure_store, open_store, tracking_uri
 from tests.support.records import write_run
 from tests.support.stores import new_root
@@ -290,3 +291,11 @@ def test_a_reserved_tag_has_a_place_wherever_it_comes_from(tmp_path: Path, how: 
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 3, done.output
     assert "error[GR320]" in done.stderr
+
+
+def test_a_pipe_where_a_note_would_lie_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ours.db.json")  # the first name of the note: another program may have it
+    check_store(f"sqlite:///{tmp_path / 'ours.db'}")
+    os.mkfifo(tmp_path / "theirs.db.glitchrun.json")
+    with pytest.raises(TrackingUnavailable, match="for a note, which is not glitchrun's"):
+        check_store(f"sqlite:///{tmp_path / 'theirs.db'}")

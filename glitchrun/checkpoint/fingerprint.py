@@ -99,7 +99,7 @@ def _rarer_pieces(folder: Path, header: Header, *, code: bool) -> Iterator[tuple
     if ends is not None:
         yield _GENERATION, ends
     if code:
-        for file in sorted(folder.rglob(_CODE)):
+        for file in filter(Path.is_file, sorted(folder.rglob(_CODE))):
             yield file.relative_to(folder).as_posix(), file.read_bytes()
 
 

@@ -39,9 +39,13 @@ def readable_runs(root: Path) -> list[RunRecord]:
     error."""
     unreadable: list[GlitchrunError] = []
     found = find_runs(root, unreadable.append)
-    for line in unreadable_lines(unreadable):
-        say(line, err=True)
+    _tell_unreadable(unreadable)
     return found
+
+
+def _tell_unreadable(errors: Sequence[GlitchrunError]) -> None:
+    for line in unreadable_lines(errors):
+        say(line, err=True)
 
 
 def tell_damage(runs: Iterable[RunRecord]) -> None:
@@ -77,7 +81,8 @@ def find_cells(text: str, root: Path) -> list[RunRecord]:
     Of each cell the newest finished run is taken, or else the newest. Cells of an earlier shape of
     the matrix, with other axes, are left out.
     """
-    newest_first = find_runs(root)[::-1]
+    unreadable: list[GlitchrunError] = []
+    newest_first = find_runs(root, unreadable.append)[::-1]
     if any(text == run.identity.name or run.identity.key.startswith(text) for run in newest_first):
         return []
     cells = [
@@ -91,6 +96,9 @@ def find_cells(text: str, root: Path) -> list[RunRecord]:
     taken: dict[str, RunRecord] = {}
     for run in cells:
         taken.setdefault(run.identity.name, run)
+    if taken:  # or else `find_run` says it
+        _tell_unreadable(unreadable)
+        tell_damage(taken.values())
     return sorted(taken.values(), key=lambda run: (run.started_at, run.identity.name))
 
 

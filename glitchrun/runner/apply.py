@@ -77,7 +77,7 @@ def apply(
         resolve=Resolver(),
     )
     chosen = _chosen(plan, options)
-    _check_fits(chosen, options)
+    _check_fits(chosen)
     uri = tracking_uri(experiment.cells[0].spec.tracking.uri, root)
     ensure_store(uri, root)
     unreadable: list[GlitchrunError] = []
@@ -119,10 +119,9 @@ def _chosen(plan: Plan, options: Options) -> list[PlannedRun]:
     return chosen
 
 
-def _check_fits(runs: Sequence[PlannedRun], options: Options) -> None:
+def _check_fits(runs: Sequence[PlannedRun]) -> None:
     for run in runs:
-        again = options.fresh and run.estimate is not None and run.estimate.verdict == "no"
-        if run.action == "blocked" or again:
+        if run.action == "blocked":
             raise DoesNotFit(f"{run.cell.name}: {run.reason}")
 
 
@@ -158,9 +157,9 @@ def _carry_out(runs: Sequence[PlannedRun], session: Session, options: Options) -
 
 
 def _one(run: PlannedRun, session: Session) -> Outcome:
-    if run.action == "skip" and not session.fresh:
+    if run.action == "skip":
         return _already_done(run, session)
-    session.display.say(f"{run.cell.name}: {'start' if session.fresh else run.action}")
+    session.display.say(f"{run.cell.name}: {run.action}")
     return execute(run, session)
 
 

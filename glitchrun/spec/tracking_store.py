@@ -23,6 +23,8 @@ _TABLES = {"alembic_version", "experiments", "runs", "metrics", "params", "tags"
 """What every MLflow store has; other programs keep an `alembic_version` too."""
 _BESIDE_A_DATABASE = ("-journal", "-wal", "-shm")
 """SQLite's own files beside a database: it overwrites and deletes what it finds there."""
+_LONGEST_NOTE = 1 << 16
+"""Bytes in the note beside a database: a version and a path."""
 _WEIGHTS = ("*.safetensors", "*.gguf", "pytorch_model*.bin", "model*.bin")
 
 
@@ -108,6 +110,9 @@ def checkpoint_around(path: Path) -> Path | None:
 def our_note(path: Path) -> dict[str, str] | None:
     """What glitchrun noted in the file beside a database; None where the file is not ours."""
     try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode) or about.st_size > _LONGEST_NOTE:
+            return None  # reading a pipe would wait for its writer
         noted = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
