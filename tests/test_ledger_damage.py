@@ -380,3 +380,15 @@ def test_an_identity_of_other_types_hides_no_other_run(tmp_path: Path) -> None:
         said: list[str] = []
         assert len(find_runs(tmp_path, lambda error: said.append(str(error)))) == 1  # noqa: B023
         assert "do not fit together" in said[0]
+
+
+def test_without_either_the_delivery_says_which_ledger_it_was(tmp_path: Path) -> None:
+    folder = sound_run(tmp_path)
+    (folder / DELIVERED).write_text(json.dumps({"run_id": "r", "ledger": "0f" * 16}))
+    (folder / IDENTITY).write_text("{")
+    text = (folder / LEDGER).read_bytes()
+    (folder / LEDGER).write_bytes(b"x" + text)
+    record, said = resumed(folder)
+    assert said
+    assert record.identity.ledger == "0f" * 16
+    assert read_run(folder).identity == record.identity

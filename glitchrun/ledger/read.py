@@ -369,7 +369,7 @@ def _identity(folder: Path, otherwise: Mapping[str, Any] | None) -> Mapping[str,
             raise ValueError(f"it has no {min(absent)!r}")
     except (ValueError, RecursionError) as exc:
         if otherwise is not None:
-            return otherwise
+            return _with_its_id(otherwise, folder)
         raise IdentityLost(
             f"{path}: it does not say which run this is ({exc}); restore it, or apply the run's "
             "spec again, which writes it anew"
@@ -378,6 +378,12 @@ def _identity(folder: Path, otherwise: Mapping[str, Any] | None) -> Mapping[str,
     if isinstance(version, int) and version > VERSION:
         raise RunError(f"{path}: {NewerLedger(version)}")
     return data
+
+
+def _with_its_id(run: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """`run` with the ledger's id as the delivery noted it: MLflow finds its run again by that."""
+    noted = read_delivered(folder).get("ledger")
+    return {**run, "identity": {**run["identity"], "ledger": noted}} if noted else run
 
 
 def _identified(fields: Mapping[str, Any]) -> RunIdentity:

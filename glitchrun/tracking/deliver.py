@@ -73,7 +73,7 @@ def begin(record: RunRecord, store: Store, *, restore: bool = False) -> Place:
     _log_params(record, place.run, store)
     if record.status == run.RUNNING:
         run.set_status(place.run, run.RUNNING, None, store)
-    mark_delivered(record.folder, _ids(place.run, place.experiment_id))
+    mark_delivered(record.folder, _ids(record, place))
     return place
 
 
@@ -129,7 +129,7 @@ def complete(record: RunRecord, place: Place, store: Store) -> Delivered:
         client.set_tag(run_id, DELIVERED, record.ending)
     above_id = place.parent.info.run_id if place.parent else None
     ending = {"ending": record.ending} if is_over else {}
-    mark_delivered(record.folder, _ids(place.run, place.experiment_id) | ending)
+    mark_delivered(record.folder, _ids(record, place) | ending)
     return Delivered(run_id, place.experiment_id, above_id, is_over)
 
 
@@ -141,8 +141,10 @@ def _tell_around(record: RunRecord, place: Place, store: Store) -> None:
         parent.sum_up(record, above, place.experiment_id, store)
 
 
-def _ids(own: Any, experiment_id: str) -> dict[str, str]:
-    return {"run_id": own.info.run_id, "experiment_id": experiment_id}
+def _ids(record: RunRecord, place: Place) -> dict[str, str]:
+    """Where the run is, and the ledger's own id, should run.json and the ledger lose it."""
+    ids = {"run_id": place.run.info.run_id, "experiment_id": place.experiment_id}
+    return ids | ({"ledger": record.identity.ledger} if record.identity.ledger else {})
 
 
 def _name(record: RunRecord) -> str:
