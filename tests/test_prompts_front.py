@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.dialogue import Dialogue
 from glitchrun.prompts.render import intact, render, whole
 from glitchrun.prompts.slot import intact_sequences, slot
-from glitchrun.prompts.tokenizer import leading_ids
+from glitchrun.prompts.tokenizer import encode_inside, leading_ids
 from glitchrun.spec.probes import PROBES
 from glitchrun.spec.types import InlineTemplate
 from tests.support.tokenizer_kinds import byte_level, word_piece
@@ -97,3 +99,20 @@ def test_a_family_that_always_has_a_bos_gets_it_where_the_tokenizer_adds_nothing
     assert said[0] == tokenizer.bos_token_id
     _, said = whole(detect("raw", tokenizer, {}, "x"), "The quick", tokenizer)
     assert tokenizer.bos_token_id not in said
+
+
+def test_a_space_that_is_a_piece_of_its_own_stands_in_front_once() -> None:
+    """SentencePiece's space in front of a text, where the vocabulary has no `▁a`."""
+    pieces = [
+        "<unk>",
+        "▁",
+        *'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ«»:.,?"\n',
+        "word",
+    ]
+    backend = Tokenizer(models.Unigram([(piece, -2.0) for piece in pieces], 0))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    assert encode_inside(tokenizer, "b.") == (pieces.index("b"), pieces.index("."))
+    prompt = render(detect("plain", tokenizer, {}, "x"), PROBES["repeat"], tokenizer)
+    assert intact(prompt, [pieces.index("word")], tokenizer) == [True]

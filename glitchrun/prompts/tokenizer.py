@@ -109,10 +109,11 @@ def leading_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def _adds_space(tokenizer: Tokenizer) -> bool:
-    first = tokenizer.encode("a", add_special_tokens=False)[:1]
+    alone = tokenizer.encode("a", add_special_tokens=False)
     options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-    # A lone first piece is decoded without its space: look at it behind itself.
-    return bool(first) and tokenizer.decode(first * 2, **options).endswith(" a")
+    # A first piece may be decoded without its space: look at it behind itself. The space may also
+    # be a piece of its own, where the vocabulary has no `▁a`, or never chooses it.
+    return bool(alone) and tokenizer.decode(alone * 2, **options).endswith(" a")
 
 
 def _fails(error: Exception) -> ModelUnavailable:

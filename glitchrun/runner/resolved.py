@@ -19,7 +19,7 @@ from glitchrun.errors import PreflightError
 from glitchrun.plan.build import Resolved
 from glitchrun.plan.work import parameters
 from glitchrun.prompts.detect import family_by_name
-from glitchrun.prompts.tokenizer import Tokenizer
+from glitchrun.prompts.tokenizer import Tokenizer, leading_ids
 from glitchrun.runner import lengths
 from glitchrun.spec.types import Spec, Step, TokenScope
 
@@ -101,11 +101,8 @@ def _template(spec: Spec) -> Any:
 
 def _prefix(tokenizer: Tokenizer) -> list[int] | None:
     """The ids that the tokenizer puts in front of a text, where they are not BOS alone."""
-    alone = tokenizer.encode("a", add_special_tokens=False)
-    whole = tokenizer.encode("a", add_special_tokens=True)
-    starts = range(len(whole) - len(alone) + 1)
-    start = next((n for n in starts if whole[n : n + len(alone)] == alone), 0)
-    return None if whole[:start] in ([], [tokenizer.bos_token_id]) else whole[:start]
+    ids = leading_ids(tokenizer)
+    return None if ids in ((), (tokenizer.bos_token_id,)) else list(ids)
 
 
 def _reasoning(spec: Spec, tokenizer: Tokenizer) -> list[str | None] | None:
