@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,3 +153,20 @@ def test_narrow_arithmetic_gives_the_same_verdicts(
     assert [r["repeat"].passed for r in found] == [r["repeat"].passed for r in wide]
     assert {r["repeat"].decided_in for r in wide} == {"float32"}
     assert "bfloat16" in {r["repeat"].decided_in for r in found} or narrow.counters["rechecked"]
+
+
+def test_kernels_that_cannot_be_compiled_are_left_out(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a C compiler or Python's headers, Triton ends with an error of no kind of torch's."""
+
+    def compiled(*_: Any) -> None:
+        raise subprocess.CalledProcessError(1, ["gcc", "main.c"])
+
+    kernels = SimpleNamespace(gated=compiled)
+    monkeypatch.setattr(fast_backend, "load_kernels", lambda *_: kernels)
+    model = load(ModelSpec(path=str(llama_folder), device="cpu"), CACHE)
+    backend, why = best_backend(model)
+    assert isinstance(backend, FastBackend), why
+    assert not backend.has_kernels
+    assert "kernels for this GPU cannot be used (CalledProcessError" in caplog.text

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+
+from glitchrun.boundary import first_line, foreign_errors
 from glitchrun.errors import PreflightError, RunError
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.probing.backend import Backend
@@ -21,6 +24,8 @@ from glitchrun.probing.fast.backend import FastBackend
 from glitchrun.probing.fast.shape import OtherShapeError, recognize
 from glitchrun.probing.memory import is_out_of_memory
 from glitchrun.probing.states import Keeping
+
+log = logging.getLogger(__name__)
 
 TOLERANCE = 2e-5
 """Share of the largest logit by which two orders of summation differ at most in float32; 2e-6 was
@@ -50,9 +55,7 @@ def _fast(model: LoadedModel, wanted: Logits) -> tuple[FastBackend | None, str]:
     """The fast backend where it runs this model, and why it does or not."""
     try:
         fast = FastBackend(model, recognize(model.module))
-        # On a GPU a batch that nothing is to follow takes kernels of its own.
-        found = [*run(fast, FIRST), at_once(fast, FIRST)]
-        difference = apart(found, [*wanted, wanted[0]])
+        difference = _difference(fast, wanted)
     except OtherShapeError as other:
         return None, str(other)
     except _UNLIKE as error:
@@ -62,6 +65,33 @@ def _fast(model: LoadedModel, wanted: Logits) -> tuple[FastBackend | None, str]:
     if difference < TOLERANCE:  # NaN is no agreement
         return fast, f"same logits as transformers on {TOKENS} tokens, within {difference:.0e}"
     return None, f"the fast path's logits differ by {difference:.1g} of the largest"
+
+
+def _difference(fast: FastBackend, wanted: Logits) -> float:
+    """How far its logits lie from the model's; it goes on without kernels where these fail.
+
+    They are compiled when first called, which takes a C compiler and Python's headers.
+    """
+    if not fast.has_kernels:
+        return _apart(fast, wanted)
+    try:
+        with foreign_errors(_kernels_fail):
+            return _apart(fast, wanted)
+    except RunError as error:
+        log.warning("%s; torch's own operations are used instead, which are slower", error)
+        fast.leave_out_kernels()
+    return _apart(fast, wanted)
+
+
+def _apart(fast: FastBackend, wanted: Logits) -> float:
+    # On a GPU a batch that nothing is to follow takes kernels of its own.
+    return apart([*run(fast, FIRST), at_once(fast, FIRST)], [*wanted, wanted[0]])
+
+
+def _kernels_fail(error: Exception) -> RunError:
+    if is_out_of_memory(error):
+        raise error
+    return RunError(f"the kernels for this GPU cannot be used ({first_line(error)})")
 
 
 def generic_backend(model: LoadedModel) -> Backend:

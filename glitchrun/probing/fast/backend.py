@@ -35,6 +35,17 @@ class FastBackend(Backend):
         self._spaces: dict[torch.dtype, Workspace] = {}
 
     @property
+    def has_kernels(self) -> bool:
+        """Whether passes that keep nothing take kernels of their own."""
+        return self._kernels is not None
+
+    def leave_out_kernels(self) -> None:
+        """Go on with torch's own operations alone."""
+        self._kernels = None
+        self._filled.clear()
+        self._spaces.clear()
+
+    @property
     def arithmetic(self) -> torch.dtype:
         if self.device.type == "cpu" and not _has_narrow_units():
             return torch.float32
