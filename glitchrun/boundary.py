@@ -1,7 +1,7 @@
 """The one place where errors of other libraries become errors with a message and a remedy.
 
-A list of exception types always lags behind the library it was written for. What decides here is
-where an exception comes from: raised inside a library it is foreign, whatever its type; raised by a
+A list of exception types is never complete for a changing library. This module decides by
+where an exception was raised: inside a library it is foreign, whatever its type; in a
 line of glitchrun it is a defect and keeps its traceback.
 """
 
@@ -24,9 +24,9 @@ _COMMAND = re.compile(r"pip3? install [^`\n;)]+[^`\n;).,\s]")
 
 @contextmanager
 def foreign_errors(explain: Callable[[Exception], GlitchrunError]) -> Iterator[None]:
-    """Turn what a library raises inside the block into the error that `explain` makes of it.
+    """Turn an exception of a library inside the block into the error that `explain` returns.
 
-    Errors of glitchrun pass as they are, and so does an exception raised by glitchrun's own lines.
+    Errors of glitchrun pass unchanged, and so do exceptions raised by glitchrun's own code.
     """
     try:
         yield
@@ -39,12 +39,12 @@ def foreign_errors(explain: Callable[[Exception], GlitchrunError]) -> Iterator[N
 
 
 def first_line(error: BaseException) -> str:
-    """A foreign error in one line, for a message of our own; the whole of it stays chained."""
+    """A foreign error in one line, for use in a message; the error itself stays chained."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def install_command(error: BaseException) -> str | None:
-    """The command that adds what an ImportError misses, where the error tells."""
+    """The command that installs the package missing in an ImportError, if the error names it."""
     named = _COMMAND.search(" ".join(str(error).split()))
     if named:
         return named[0].replace("'", '"')

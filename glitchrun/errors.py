@@ -11,11 +11,11 @@
         ├── DoesNotFit                  the model's memory exceeds what is free, or the spec's
         │                               token ids its vocabulary
         ├── TrackingUnavailable         the MLflow store cannot be reached or written
-        │   └── DeletedInMlflow         somebody deleted there what is to be delivered
+        │   └── DeletedInMlflow         the run to deliver was deleted in MLflow
         └── RunLocked                   another process is executing the same run
 
 Messages name the file, the value and the remedy. Anything that is not a GlitchrunError is a defect
-of glitchrun and keeps its traceback. What the operating system says about a file becomes one in
+of glitchrun and keeps its traceback. An OSError about a file becomes one in
 `file_access`, and nowhere else.
 """
 
@@ -111,7 +111,7 @@ class TrackingUnavailable(PreflightError):
 
 
 class DeletedInMlflow(TrackingUnavailable):
-    """Somebody deleted in MLflow what is to be delivered, and it stays so unless asked for."""
+    """The run to deliver was deleted in MLflow; only `sync --again` restores it."""
 
 
 class RunLocked(PreflightError):
@@ -119,32 +119,32 @@ class RunLocked(PreflightError):
 
 
 _REMEDIES = {
-    errno.EACCES: "give yourself the right to it, or use another path",
-    errno.EPERM: "give yourself the right to it, or use another path",
+    errno.EACCES: "change its permissions, or use another path",
+    errno.EPERM: "change its permissions, or use another path",
     errno.EROFS: "the file system is read-only: use another path",
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room: your quota is used up",
     errno.EFBIG: "make room: no larger file is allowed there",
-    errno.ENOENT: "see that it, and the folder it lies in, are there",
-    errno.ENOTDIR: "a file lies where a folder should be: move it away",
-    errno.EEXIST: "something else lies there: move it away",
-    errno.EISDIR: "a folder lies where a file should be: move it away",
+    errno.ENOENT: "check that the file and its folder exist",
+    errno.ENOTDIR: "a file is in the place of a folder: move it",
+    errno.EEXIST: "the path already exists: move it",
+    errno.EISDIR: "a folder is in the place of a file: move it",
     errno.ENAMETOOLONG: "use a shorter path",
     errno.ELOOP: "a symbolic link leads back to itself: remove it",
-    errno.EIO: "the disk or the share under it fails: check it",
-    errno.ESTALE: "the share it lies on has changed: mount it anew",
-    errno.ENOTCONN: "the share it lies on is gone: mount it anew",
+    errno.EIO: "the disk or network share failed: check it",
+    errno.ESTALE: "the network share has changed: mount it again",
+    errno.ENOTCONN: "the network share is gone: mount it again",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "too many files are open on this machine: close some",
-    errno.EINVAL: "see that a regular file lies there",
+    errno.EINVAL: "check that it is a regular file",
 }
-_REMEDY = "see that it can be used"
+_REMEDY = "check that it can be used"
 
 
 def os_error_message(error: OSError, path: str | os.PathLike[str], what: str) -> str:
     """One line: the path (the error's own where it names one), what failed, why, and the remedy."""
     named = error.filename if isinstance(error.filename, str | os.PathLike) else path
-    if os.fspath(named).endswith(".partial"):  # what is being written to take the path's place
+    if os.fspath(named).endswith(".partial"):  # the temporary file that will replace the path
         named = path
     why = error.strerror or str(error) or type(error).__name__
     return f"{os.fspath(named)}: {what} ({why}); {_REMEDIES.get(error.errno or 0, _REMEDY)}"

@@ -140,7 +140,7 @@ class Control:
     """Whether it has that token's script and a space in front as it has."""
     fact: TokenFact
     elsewhere: bool = False
-    """Whether it was drawn outside of the scripts in which most controls raise an alarm."""
+    """Whether it was drawn outside the scripts in which most controls raise an alarm."""
 
     @property
     def token(self) -> Token:
@@ -197,17 +197,17 @@ class Batch:
 
     @property
     def controls(self) -> tuple[Control, ...]:
-        """The facts about ordinary tokens that these are held against, drawn of like script."""
+        """The facts about controls that these are compared with, from the same script."""
         return tuple(f for f in self.facts if isinstance(f, Control) and not f.elsewhere)
 
     @property
     def controls_elsewhere(self) -> tuple[Control, ...]:
-        """The facts about ordinary tokens drawn of other scripts, beside those."""
+        """The facts about additional control tokens, drawn from other scripts."""
         return tuple(f for f in self.facts if isinstance(f, Control) and f.elsewhere)
 
     @property
     def is_of_controls(self) -> bool:
-        """Whether it is about controls of either kind: what is found among them is no find."""
+        """Whether it contains controls of either kind; glitch tokens among them do not count."""
         return any(isinstance(fact, Control) for fact in self.facts)
 
     @property

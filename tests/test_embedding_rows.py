@@ -16,8 +16,8 @@ from glitchrun.model import load_tokenizer
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.choice import Sampling
 from glitchrun.spec.types import Step
-from glitchrun.strategies.asked import hold_against_rows
 from glitchrun.strategies.context import Context
+from glitchrun.strategies.prompt_ids import check_embedding_rows
 from tests.support.engine import context
 from tests.support.tiny_models import CHATML, tiny_llama
 from tests.support.tokenizer_kinds import byte_level
@@ -55,8 +55,8 @@ def bare(folder: Path) -> Context:
     return context(folder, template="raw")
 
 
-def hold(asked: Context, strategy: str, **params: Any) -> None:
-    hold_against_rows(asked, [Step("one", strategy, {**STEPS[strategy], **params})])
+def check(prepared: Context, strategy: str, **params: Any) -> None:
+    check_embedding_rows(prepared, [Step("one", strategy, {**STEPS[strategy], **params})])
 
 
 @pytest.mark.parametrize("strategy", STEPS)
@@ -65,7 +65,7 @@ def test_a_templates_ids_are_refused_before_anything_is_computed(
 ) -> None:
     rows = len(templated.vocabulary)
     with pytest.raises(PreflightError) as caught:
-        hold(templated, strategy)
+        check(templated, strategy)
     told = str(caught.value)
     assert told.startswith("step one: ")
     assert f"'<|im_start|>' (id {rows})" in told
@@ -75,7 +75,7 @@ def test_a_templates_ids_are_refused_before_anything_is_computed(
 
 @pytest.mark.parametrize("strategy", STEPS)
 def test_a_template_without_them_is_not(bare: Context, strategy: str) -> None:
-    hold(bare, strategy)
+    check(bare, strategy)
 
 
 @pytest.mark.parametrize(
@@ -87,19 +87,19 @@ def test_a_template_without_them_is_not(bare: Context, strategy: str) -> None:
         ("check", {"prompts": ({"text": "The", "expected": "<|im_end|>"},)}),
     ],
 )
-def test_a_text_of_the_spec_is_held_against_the_rows_too(
+def test_texts_of_the_spec_are_checked_too(
     bare: Context, strategy: str, params: dict[str, Any]
 ) -> None:
     with pytest.raises(PreflightError, match=r"'<\|im_end\|>' \(id"):
-        hold(bare, strategy, **params)
+        check(bare, strategy, **params)
 
 
-def test_what_ends_an_answer_is_held_where_answers_are_sampled(folder: Path) -> None:
+def test_end_ids_are_checked_where_answers_are_sampled(folder: Path) -> None:
     ended = context(folder, template="raw")
     ended.backend.model.module.generation_config.eos_token_id = [1, len(ended.vocabulary) + 1]
-    with pytest.raises(PreflightError, match="what ends an answer holds"):
-        hold(ended, "validate")
-    hold(ended, "scan")
+    with pytest.raises(PreflightError, match="the set of stop ids contains"):
+        check(ended, "validate")
+    check(ended, "scan")
 
 
 def test_a_text_that_is_such_a_token_is_refused(bare: Context) -> None:
@@ -112,7 +112,7 @@ def test_a_talk_does_not_begin(templated: Context, bare: Context) -> None:
     with pytest.raises(PreflightError, match=r"'<\|im_start\|>' \(id"):
         Session(templated.backend, templated.template, settings)
     talk = Session(Backend(bare.backend.model), bare.template, settings)
-    with pytest.raises(UsageError, match=r"'<\|im_end\|>' \(id .* no such rows"):
+    with pytest.raises(UsageError, match=r"'<\|im_end\|>' \(id .* has only"):
         list(talk.ask("The <|im_end|>"))
     assert list(talk.ask("The quick"))
 

@@ -182,7 +182,7 @@ def test_another_user_s_lock_counts_as_held(open_folder: Path) -> None:
     with unprivileged():
         assert is_held(open_folder / "run")
         with (
-            pytest.raises(PreflightError, match=r"run.*Permission denied.*right to it"),
+            pytest.raises(PreflightError, match=r"run.*Permission denied.*permissions"),
             hold(open_folder / "run"),
         ):
             raise AssertionError("the lock was given")

@@ -265,7 +265,7 @@ def test_one_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
     unreadable: list[RunError] = []
     assert [run.identity.key for run in find_runs(tmp_path, unreadable.append)] == ["sound"]
     assert "broken" in str(unreadable)
-    assert "a folder lies where a file should be" in str(unreadable)
+    assert "a folder is in the place of a file" in str(unreadable)
     assert [run.identity.key for run in settle(tmp_path)] == ["sound"]
     assert unreadable_lines(unreadable) == [f"1 run could not be read: {unreadable[0]}"]
 

@@ -134,8 +134,8 @@ def test_the_line_and_the_kind_of_damage_are_named(tmp_path: Path) -> None:
     folder = sound_run(tmp_path)
     lines = (folder / LEDGER).read_bytes().splitlines(keepends=True)
     cases = {
-        "10: it is doubled or in another place: entry 9 ": [*lines[:9], lines[8], *lines[9:]],
-        "9: entry 9 is missing or in another place": [*lines[:8], *lines[9:]],
+        "10: it is duplicated or moved: entry 9 ": [*lines[:9], lines[8], *lines[9:]],
+        "9: entry 9 is missing or moved": [*lines[:8], *lines[9:]],
         "9: it was altered: its checksum": [*lines[:8], lines[8].replace(b"1", b"2", 1)],
         "1: the beginning of the ledger is missing": lines[1:],
         f"{len(lines) + 1}: it was altered: it has no checksum": [*lines, b'{"kind":"x"}\n'],
@@ -242,7 +242,7 @@ def test_without_either_the_plan_says_it(tmp_path: Path) -> None:
     assert existing_status(tmp_path, "tiny", "k") == "DAMAGED"
     unreadable: list[RunError] = []
     assert find_runs(tmp_path, unreadable.append) == []
-    assert "run.json: it does not say which run this is (it is missing)" in str(unreadable)
+    assert "run.json: it does not identify the run (it is missing)" in str(unreadable)
     run = json.loads((OLD / "attempt-1" / IDENTITY).read_text())
     with Journal(folder, run) as again:
         assert again.record.status == "FINISHED"
@@ -253,7 +253,7 @@ def test_a_folder_that_holds_a_ledger_is_never_begun_anew(tmp_path: Path) -> Non
     folder = sound_run(tmp_path, upto=5)
     (folder / IDENTITY).unlink()
     before = (folder / LEDGER).read_bytes()
-    with pytest.raises(RunError, match="holds a run already"):
+    with pytest.raises(RunError, match="already contains a run"):
         Journal.create(folder, invented_identity(MADE, tmp_path), invented_document(MADE), {})
     assert (folder / LEDGER).read_bytes() == before
 
@@ -294,7 +294,7 @@ def test_what_goes_on_in_a_ledger_of_the_first_format_is_checked(tmp_path: Path)
     (folder / LEDGER).write_bytes(whole.replace(b'"gates":[]', b'"gates":{}'))
     assert "altered" in str(read_run(folder).damage)
     (folder / LEDGER).write_bytes(whole.replace(b'"argmax":', b'"Argmax":', 1))
-    assert "what lies before it was altered" in str(read_run(folder).damage)
+    assert "the lines before it were altered" in str(read_run(folder).damage)
 
 
 def test_nonsense_in_a_ledger_of_the_first_format_is_damage_from_there_on(tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_every_reader_says_the_damage(tmp_path: Path, monkeypatch: pytest.Monkey
         done = CliRunner().invoke(main, words)
         assert done.exit_code == 0, done.output
         assert f"{LEDGER}:" in done.stderr
-        assert "checksum does not fit" in done.stderr
+        assert "checksum does not match" in done.stderr
     assert CliRunner().invoke(main, ["status"]).stdout.startswith("DAMAGED")
     assert (
         "ledger is damaged"

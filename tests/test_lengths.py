@@ -15,7 +15,7 @@ from glitchrun.model import load_tokenizer
 from glitchrun.plan.positions import Positions, positions
 from glitchrun.prompts.detect import detect
 from glitchrun.runner.lengths import (
-    Surroundings,
+    PromptSettings,
     beyond_training,
     lengths,
     refusal,
@@ -96,12 +96,12 @@ def written(folder: Path, model: Path, steps: list[dict[str, Any]]) -> Path:
     return path
 
 
-def surroundings(folder: Path, model: Path, steps: list[dict[str, Any]]) -> Surroundings:
+def settings(folder: Path, model: Path, steps: list[dict[str, Any]]) -> PromptSettings:
     spec = load_experiment(written(folder, model, steps), ()).cells[0].spec
     tokenizer = load_tokenizer(model)
     config = json.loads((model / "config.json").read_text())
     template = detect("chatml", tokenizer, config, str(model))
-    return Surroundings(spec, template, tokenizer, config)
+    return PromptSettings(spec, template, tokenizer, config)
 
 
 SHORT = {"id": "first", "strategy": "test", "tokens": {"ids": [300]}, "probes": ["repeat"]}
@@ -112,13 +112,13 @@ def test_the_longest_text_of_each_strategy_is_known(
     name: str, learned: Path, tmp_path: Path
 ) -> None:
     step, parameter = STEPS[name]
-    given = surroundings(tmp_path, learned, [SHORT, {"id": "long", **step}])
+    given = settings(tmp_path, learned, [SHORT, {"id": "long", **step}])
     first, second = lengths(given)
     assert first.total < 96 < 128 < second.total
     reason = too_long(given, Positions(128, fixed=True))
     assert reason is not None
     assert re.match(rf".*spec.json:\d+:\d+: steps\[1\].{re.escape(parameter)}: ", reason)
-    assert f"takes {second.total} positions" in reason
+    assert f"needs {second.total} positions" in reason
     assert too_long(given, Positions(second.total, fixed=True)) is None
     assert beyond_training(given, Positions(second.total, fixed=False)) == ()
     (note,) = beyond_training(given, Positions(second.total - 3, fixed=False))
@@ -127,11 +127,11 @@ def test_the_longest_text_of_each_strategy_is_known(
 
 def test_a_number_that_would_fit_is_named(learned: Path, tmp_path: Path) -> None:
     step = {**STEPS["validate"][0], "id": "v", "max_new_tokens": 120}
-    reason = too_long(surroundings(tmp_path, learned, [step]), Positions(128, fixed=True))
+    reason = too_long(settings(tmp_path, learned, [step]), Positions(128, fixed=True))
     assert reason is not None
     (fits,) = re.findall(r"max_new_tokens of (\d+) at most", reason)
     step["max_new_tokens"] = int(fits)
-    (length,) = lengths(surroundings(tmp_path, learned, [step]))
+    (length,) = lengths(settings(tmp_path, learned, [step]))
     assert length.total == 128
 
 
@@ -140,7 +140,7 @@ def test_the_headers_of_a_checkpoint_are_enough_to_refuse(
     kind: str, refused: bool, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     model: Path = request.getfixturevalue(kind)
-    given = surroundings(tmp_path, model, [{"id": "long", **STEPS["scan"][0]}])
+    given = settings(tmp_path, model, [{"id": "long", **STEPS["scan"][0]}])
     header = read_header(Checkpoint("folder", model, str(model)))
     reason = refusal(given.spec, given.tokenizer, header)
     assert (reason is not None) == refused

@@ -118,7 +118,7 @@ def test_what_is_no_text_model_is_refused() -> None:
 def test_logits_of_another_shape_are_refused(model: LoadedModel) -> None:
     backend = Backend(model)
     model.module.forward = lambda input_ids=None, **_: SimpleNamespace(logits=torch.ones(4, 9))
-    with pytest.raises(PreflightError, match="no next-token logits for each row"):
+    with pytest.raises(PreflightError, match="not return next-token logits for each row"):
         backend.logits_alone([3, 4])
 
 

@@ -135,7 +135,7 @@ def test_a_default_system_text_is_declared() -> None:
     assert stop_ids(template, smollm2()) == {2}
 
 
-def test_a_broken_chat_template_is_passed_over_and_named() -> None:
+def test_a_broken_chat_template_is_skipped_folders_and_named() -> None:
     tokenizer = with_chat_template(smollm2(), "{{ raise_exception('not today') }}")
     template = detect("auto", tokenizer, {"model_type": "llama"}, "x")
     assert template.name == "chatml"
@@ -144,7 +144,7 @@ def test_a_broken_chat_template_is_passed_over_and_named() -> None:
         detect("tokenizer", tokenizer, {}, "x")
 
 
-def test_a_chat_template_that_alters_the_text_is_passed_over() -> None:
+def test_a_chat_template_that_alters_the_text_is_skipped_folders() -> None:
     tokenizer = with_chat_template(smollm2(), "{{ messages[0]['content'] | lower }}")
     template = detect("auto", tokenizer, {}, "x")
     assert template.name == "chatml"

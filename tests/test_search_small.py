@@ -91,7 +91,7 @@ def planned(tmp_path: Path, step: str, *sets: str) -> Plan:
         ("strategy: mine, search: pattern, patterns: [zzzz]", [], 7, "patterns ['zzzz']"),
     ],
 )
-def test_nothing_in_scope_is_told_before_the_weights_are_loaded(
+def test_empty_scope_reason_is_told_before_the_weights_are_loaded(
     tmp_path: Path, step: str, sets: list[str], place: int, said: str
 ) -> None:
     (run,) = planned(tmp_path, step, *sets).runs

@@ -148,7 +148,7 @@ def test_folders_are_searched_below_but_not_where_hidden(folder: Path) -> None:
     assert {error["file"] for error in data["errors"]} == {"a/b/x.yml"}
 
 
-PASSED_OVER = [
+SKIPPED = [
     *(
         "venv",
         ".venv",
@@ -164,8 +164,8 @@ PASSED_OVER = [
 ]
 
 
-def test_other_people_s_code_and_runs_are_passed_over_and_named(folder: Path) -> None:
-    for place in ("specs", *PASSED_OVER):
+def test_other_people_s_code_and_runs_are_skipped_folders_and_named(folder: Path) -> None:
+    for place in ("specs", *SKIPPED):
         (folder / place).mkdir(parents=True)
         (folder / place / "x.yaml").write_text("[")
     (folder / "own-env" / "pyvenv.cfg").write_text("home = /usr/bin\n")  # a virtual environment
@@ -173,12 +173,12 @@ def test_other_people_s_code_and_runs_are_passed_over_and_named(folder: Path) ->
     assert data["files"] == 1
     assert {error["file"] for error in data["errors"]} == {"specs/x.yaml"}
     told = run("validate", ".").stderr
-    assert f"passed over {len(PASSED_OVER)} folders: .git, .venv, a/.cache, a/node_modules" in told
-    assert "and 6 more; name one to have it checked" in told
-    assert "passed over" not in run("validate", "specs").stderr
+    assert f"skipped {len(SKIPPED)} folders: .git, .venv, a/.cache, a/node_modules" in told
+    assert "and 6 more; name one to check it" in told
+    assert "skipped" not in run("validate", "specs").stderr
 
 
-@pytest.mark.parametrize("name", PASSED_OVER)
+@pytest.mark.parametrize("name", SKIPPED)
 def test_what_is_named_is_always_read(folder: Path, name: str) -> None:
     deep = folder / name / "build"
     deep.mkdir(parents=True)

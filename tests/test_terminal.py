@@ -92,7 +92,7 @@ def test_closed_and_broken_streams_change_no_exit_code(tmp_path: Path, redirect:
 def test_a_full_disk_is_no_success(tmp_path: Path) -> None:
     done = _run(tmp_path, ("list", "templates"), ">/dev/full")
     assert done.returncode == 1
-    assert "standard output is not complete: No space left on device" in done.stderr
+    assert "standard output is incomplete: No space left on device" in done.stderr
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

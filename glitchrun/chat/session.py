@@ -14,7 +14,7 @@ from glitchrun.probing.backend import Backend
 from glitchrun.probing.choice import Sampling, choose
 from glitchrun.probing.noise import stream
 from glitchrun.prompts.dialogue import Dialogue
-from glitchrun.prompts.rows import beyond, hold, named
+from glitchrun.prompts.rows import check_rows, describe_token, missing_rows
 from glitchrun.prompts.template import Template, stop_ids
 from glitchrun.spec.token_ids import BY_ID
 
@@ -77,10 +77,10 @@ class Session:
         self._transcript = Transcript(backend)
         self._stopping = False
         for what, ids in (
-            (f"a question, written as template {template.name} has it,", self._dialogue.open("u")),
-            ("what ends an answer", sorted(self._ends)),
+            (f"a question in template {template.name}", self._dialogue.open("u")),
+            ("the set of stop ids", sorted(self._ends)),
         ):
-            hold(ids, self.vocab_size, self.tokenizer, what)
+            check_rows(ids, self.vocab_size, self.tokenizer, what)
 
     @property
     def system(self) -> str | None:
@@ -186,10 +186,10 @@ class Session:
             ids = self._dialogue.go_on(user, closed=self.turns[-1].closed)
         else:
             ids = self._dialogue.open(user)
-        if lacking := beyond(ids, self.vocab_size):
+        if lacking := missing_rows(ids, self.vocab_size):
             raise UsageError(
-                f"{', '.join(named(one, self.tokenizer) for one in lacking)}: this model's "
-                f"embedding has no such rows, only {self.vocab_size}; leave that out"
+                f"{', '.join(describe_token(one, self.tokenizer) for one in lacking)}: this "
+                f"model's embedding has only {self.vocab_size} rows; leave that out"
             )
         if self.positions is not None and self.length + len(ids) >= self.positions:
             raise UsageError(

@@ -15,7 +15,7 @@ from glitchrun.checkpoint.tensors import TensorInfo
 from glitchrun.errors import ModelUnavailable
 
 NO_ADAPTER = "none"
-"""`model.adapter: none`: the weights are meant without the adapter that lies beside them."""
+"""`model.adapter: none`: use the weights without the adapter beside them."""
 WEIGHTS = "adapter_model.safetensors"
 PICKLED_WEIGHTS = "adapter_model.bin"
 _NOT_WEIGHT_CHANGES = {
@@ -28,19 +28,19 @@ _NOT_WEIGHT_CHANGES = {
     "CPT": "learned prompt vectors",
     "XLORA": "a mixture that is weighed anew for each token",
 }
-"""Kinds of adapters that cannot be merged into weights, and what they are instead."""
+"""Adapter types that cannot be merged into weights, and what they train instead."""
 _LAYER = re.compile(r"(?:layers|layer|h|blocks|block)\.(\d{1,9})\.")
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter's files and what their headers say."""
+    """An adapter's files and the tensors that their headers list."""
 
     path: Path
     config: Mapping[str, Any]
     """adapter_config.json"""
     files: tuple[Path, ...]
-    """What decides what it does: its configuration and its weights."""
+    """The files that determine its effect: configuration and weights."""
     tensors: Mapping[str, TensorInfo]
     """By name; empty for pickled weights, whose shapes are not read without running them."""
 
@@ -51,19 +51,19 @@ class Adapter:
 
 
 def adapter_beside(folder: Path) -> None:
-    """Refuse an adapter that lies beside weights and is neither asked for nor declined."""
+    """Refuse an adapter beside weights that `model.adapter` neither names nor declines."""
     if (folder / ADAPTER_CONFIG).is_file():
         raise ModelUnavailable(
-            f"{folder}: there is an adapter ({ADAPTER_CONFIG}) beside the weights. Say which model "
-            f"is meant: model.adapter: {folder} applies it, model.adapter: {NO_ADAPTER} leaves it "
-            "out"
+            f"{folder}: there is an adapter ({ADAPTER_CONFIG}) beside the weights. State which "
+            f"model to use: model.adapter: {folder} applies it, model.adapter: {NO_ADAPTER} "
+            "leaves it out"
         )
 
 
 def read_adapter(source: str, *, allow_pickle: bool = False) -> Adapter:
     """The adapter that `model.adapter` names.
 
-    Raises ModelUnavailable for one that is missing, unsound, pickled without `allow_pickle`, or of
+    Raises ModelUnavailable for one that is missing, corrupt, pickled without `allow_pickle`, or of
     a kind that changes no weights.
     """
     folder = adapter_folder(source)
@@ -74,10 +74,10 @@ def read_adapter(source: str, *, allow_pickle: bool = False) -> Adapter:
         raise ModelUnavailable(f"{config_path}: there is no peft_type in it; fetch it again")
     if kind in _NOT_WEIGHT_CHANGES:
         raise ModelUnavailable(
-            f"{config_path}: an adapter of the kind {kind} is {_NOT_WEIGHT_CHANGES[kind]} and "
-            "changes no weights, so that prompts of given tokens are not what it answers to; "
-            f"glitchrun takes kinds that can be merged, such as LORA. model.adapter: {NO_ADAPTER} "
-            "examines the model without it"
+            f"{config_path}: an adapter of type {kind} is {_NOT_WEIGHT_CHANGES[kind]} and "
+            "changes no weights, so prompts of given token ids do not exercise it; "
+            "glitchrun accepts types that can be merged, such as LORA. "
+            f"model.adapter: {NO_ADAPTER} examines the model without it"
         )
     weights = folder / WEIGHTS
     if weights.is_file():
@@ -87,7 +87,7 @@ def read_adapter(source: str, *, allow_pickle: bool = False) -> Adapter:
         raise ModelUnavailable(f"{folder}: the adapter has no weights ({WEIGHTS}); fetch it again")
     if not allow_pickle:
         raise ModelUnavailable(
-            f"{pickled}: the adapter is there only as pickle, which runs code when it is read. "
+            f"{pickled}: the adapter is only available as pickle, which runs code when it is read. "
             "Convert it to safetensors, or set model.allow_pickle: true if you trust where it "
             "comes from"
         )
@@ -95,15 +95,15 @@ def read_adapter(source: str, *, allow_pickle: bool = False) -> Adapter:
 
 
 def check_belongs(adapter: Adapter, *, layers: int, vocab: int, prequantized: str | None) -> None:
-    """Hold an adapter against the model it is to be merged into: layers, rows, quantization.
+    """Compare an adapter with the model that it will be merged into: layers, rows, quantization.
 
     Raises ModelUnavailable with both numbers.
     """
     if prequantized:
         raise ModelUnavailable(
             f"{adapter.path}: an adapter is merged into the weights, and these are already "
-            f"quantized on disk ({prequantized}). Give the unquantized model as model.path, and "
-            "model.quantization: int4 or int8, which comes after the merging"
+            f"quantized on disk ({prequantized}). Set model.path to the unquantized model, and "
+            "model.quantization: int4 or int8, which is applied after merging"
         )
     for name, info in adapter.tensors.items():
         found = _LAYER.search(name)

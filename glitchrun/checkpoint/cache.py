@@ -15,7 +15,7 @@ VARIABLE = "GLITCHRUN_CACHE"
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """GLITCHRUN_CACHE, else XDG_CACHE_HOME/glitchrun, else ~/.cache/glitchrun; it may not exist.
 
-    Raises PreflightError where none of them can be told.
+    Raises PreflightError where none of them can be determined.
     """
     if environ.get(VARIABLE):
         return Path(environ[VARIABLE]).expanduser().absolute()
@@ -39,15 +39,15 @@ def size_of(folder: Path) -> int:
 
 
 def clear(folder: Path) -> int:
-    """Remove the converted models under a cache folder; returns how many bytes that frees.
+    """Remove the converted models under a cache folder. Returns the number of bytes freed.
 
-    Only what glitchrun put there goes. Raises PreflightError where it cannot be removed.
+    Removes only files that glitchrun wrote. Raises PreflightError where that fails.
     """
     converted = folder / "gguf"
     freed = size_of(converted)
     try:
         if converted.is_symlink():
-            raise PreflightError(f"{converted}: a link, which is left alone; remove it yourself")
+            raise PreflightError(f"{converted}: a link; remove it yourself")
         if converted.exists():
             shutil.rmtree(converted)
     except OSError as error:

@@ -12,10 +12,10 @@ _MAX_JSON_BYTES = 64 * 1024 * 1024
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of sane size. Raises ModelUnavailable naming the file."""
+    """A JSON object from a file of limited size. Raises ModelUnavailable naming the file."""
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ModelUnavailable(f"{path}: too large to be what its name says")
+            raise ModelUnavailable(f"{path}: too large for a file of this name")
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise ModelUnavailable(f"{path}: cannot be read ({error.strerror})") from error

@@ -24,8 +24,8 @@ _SIDE_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-# The same of rarer kinds: tokenizers of other families, a processor's template, templates by name.
-# They are told apart from those above only so that fingerprints of folders without them stay.
+# Less common files: tokenizers of other families, a processor's template, named templates.
+# They are listed separately so that fingerprints of folders without them do not change.
 _RARER_FILES = (
     "chat_template.json",
     "additional_chat_templates/*.jinja",
@@ -90,7 +90,7 @@ def _pieces(checkpoint: Checkpoint, header: Header, *, code: bool) -> Iterator[t
 
 
 def _rarer_pieces(folder: Path, header: Header, *, code: bool) -> Iterator[tuple[str, bytes]]:
-    """What few folders have, or few runs read."""
+    """Files that few folders have or few runs read."""
     for pattern in _RARER_FILES:
         for file in sorted(folder.glob(pattern)):
             if file.is_file():
@@ -104,8 +104,8 @@ def _rarer_pieces(folder: Path, header: Header, *, code: bool) -> Iterator[tuple
 
 
 def _own_ends(folder: Path, header: Header) -> bytes | None:
-    """What generation_config.json says of the end of a text; None where it says what config.json
-    does, or is not there."""
+    """The end-of-text ids of generation_config.json; None where they are those of config.json
+    or the file is missing."""
     file = folder / _GENERATION
     if not file.is_file():
         return None

@@ -1,11 +1,11 @@
 """How a byte-level vocabulary's text is cut before its merges, by the name in a GGUF file.
 
 A GGUF file holds a vocabulary and its merges, but of the split only a name, `tokenizer.ggml.pre`.
-A wrong split gives other tokens for the same text and no error, so a name that is not in the table
-is refused. The names, their patterns and what goes with each are documented in llama.cpp:
+A wrong split encodes the same text with other tokens and raises no error, so unknown names
+are refused. The names, their patterns and their options are documented in llama.cpp:
 https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp
-Where it gives a simplified pattern beside the one of the model's own tokenizer.json, the model's
-own stands here; so do the normalizers of the families, which llama.cpp leaves out.
+Where llama.cpp has a simplified pattern, this table has the pattern of the model's own
+tokenizer.json. It also has the normalizers of the families, which llama.cpp omits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from glitchrun.errors import ModelUnavailable
 
 DEFAULT = "default"
-"""The name that llama.cpp takes for a file that gives none."""
+"""The name that llama.cpp assumes for a file without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,10 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """The split that a file asks for."""
+    """The split that a file names."""
 
     name: str
-    """As in the file; `default` where it gives none."""
+    """As in the file; `default` where the file names none."""
     given: bool
     split: Split
 
@@ -62,8 +62,8 @@ def split_of(metadata: Mapping[str, Any], path: Path) -> Named | None:
     raise _refused(
         path,
         name,
-        "this split is not known here, and with another one the same text becomes other tokens, so "
-        "every result would be of a model that nobody uses",
+        "glitchrun does not know this split. Another split would encode the same text differently, "
+        "and no result would apply to the real model",
     )
 
 

@@ -47,7 +47,7 @@ _RARER_EMBEDDING_NAMES = (
     "transformer.w.weight",  # CTRL
     "shared.weight",
 )
-"""Asked only where none of the others is there: other parts of a model bear them too."""
+"""Used only where none of the others exists: other parts of a model have these names too."""
 HEAD_NAMES = ("lm_head.weight", "embed_out.weight")
 _MODELOPT = "hf_quant_config.json"
 _GGUF_HEAD = "output.weight"
@@ -241,7 +241,7 @@ def _gguf(path: Path) -> Header:
 
 
 def _embedding(tensors: Mapping[str, TensorInfo], source: Path, settings: Mapping[str, Any]) -> str:
-    """Name of the input embedding: of several the one that has the sizes that `settings` name."""
+    """Name of the input embedding; among several, the one whose sizes `settings` gives."""
     for endings in (EMBEDDING_NAMES, _RARER_EMBEDDING_NAMES):
         tables = {
             name: info
@@ -254,14 +254,14 @@ def _embedding(tensors: Mapping[str, TensorInfo], source: Path, settings: Mappin
         if name is not None:
             return name
     raise ModelUnavailable(
-        f"{source}: glitchrun finds no input embedding among its {len(tensors)} tensors, under "
+        f"{source}: no input embedding was found among its {len(tensors)} tensors, under "
         f"none of the names that language models give it ({', '.join(EMBEDDING_NAMES)}, ...). "
         "Give a causal language model whose embedding has such a name"
     )
 
 
 def _prefix(embedding: str) -> str:
-    """What stands before the embedding's own name: that of the decoder it belongs to."""
+    """The prefix of the embedding's name: the name of its decoder."""
     decoder, dot, _ = embedding.removesuffix(".weight").rpartition(".")
     return decoder + dot
 
@@ -293,7 +293,7 @@ def _tied(config: Mapping[str, Any], has_head: bool, composite: bool) -> bool | 
 
 
 def _has_other_head(tensors: Mapping[str, TensorInfo], embedding: str) -> bool:
-    """Whether there is a head under a name of its own, or quantized: `head.weight`, `.qweight`."""
+    """Whether there is a head with another name, or quantized: `head.weight`, `.qweight`."""
     shape = tensors[embedding].shape
     return any(
         (info.shape == shape and name != embedding) or {"lm_head", "embed_out"} & {*name.split(".")}
@@ -322,19 +322,19 @@ def _dtype(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> str:
 def _prequantized(config: Mapping[str, Any], source: Path) -> str | None:
     """The method that the weights are quantized with on disk.
 
-    Raises ModelUnavailable for formats of tools whose weights transformers does not read.
+    Raises ModelUnavailable for formats that transformers does not read.
     """
     found = config.get("quantization_config") or config.get("quantization")
     if not isinstance(found, dict):
         if not (source.parent / _MODELOPT).is_file():
             return None
-        raise _foreign_format(source, f"{_MODELOPT} lies beside it, as NVIDIA's ModelOpt writes")
+        raise _foreign_format(source, f"{_MODELOPT} lies beside it, which NVIDIA's ModelOpt writes")
     method = found.get("quant_method")
     if isinstance(method, str):
         return method
     if found.get("load_in_4bit") or found.get("load_in_8bit"):
         return "bitsandbytes"
-    raise _foreign_format(source, "its quantization names no quant_method, as MLX's does not")
+    raise _foreign_format(source, "its quantization names no quant_method, which is typical of MLX")
 
 
 def _foreign_format(source: Path, why: str) -> ModelUnavailable:

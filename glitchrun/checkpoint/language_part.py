@@ -1,4 +1,4 @@
-"""Where the language part of a model for text and images, or text and sound, lies.
+"""Finds the language part of a model for text and images, or text and audio.
 
 Such a model keeps the decoder's settings one level down in config.json, and its tensors under a
 prefix of their own beside those of the other parts.
@@ -24,7 +24,7 @@ _OTHER_PARTS = re.compile(
 
 
 def is_composite(config: Mapping[str, Any]) -> bool:
-    """Whether config.json describes a model of more senses than text."""
+    """Whether config.json describes a multimodal model."""
     keys = (*_WRAPPERS, *_TEXT, *_OTHER_SENSES)
     return any(isinstance(config.get(key), dict) for key in keys)
 

@@ -1,7 +1,7 @@
-"""What the tensors themselves say about a decoder's sizes, and whether config.json agrees.
+"""A decoder's sizes according to its tensors, compared with config.json.
 
-Building a model goes by config.json alone: a wrong number there costs minutes, or all of the
-memory, before the first tensor is looked at. The headers are read anyway.
+Building a model uses config.json alone: a wrong number there costs minutes, or all of the
+memory, before the first tensor is read. The headers are read anyway.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _COUNTS_AT_LEAST = 4096
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Sizes counted from tensors' names and shapes; 0 where the names do not tell."""
+    """Sizes derived from tensors' names and shapes; 0 where unknown."""
 
     layers: int
     hidden: int
@@ -63,7 +63,7 @@ def stored_sizes(tensors: Mapping[str, TensorInfo], embedding: str, prefix: str)
 
 
 def check(config: Mapping[str, Any], stored: Stored, source: Path, *, packed: bool) -> None:
-    """Hold what config.json says against what is stored.
+    """Compare config.json with the stored tensors.
 
     `packed` weights are quantized on disk: their shapes are no sizes, only their count is.
     Raises ModelUnavailable with both numbers.
@@ -77,7 +77,7 @@ def check(config: Mapping[str, Any], stored: Stored, source: Path, *, packed: bo
 
 
 def check_bounds(config: Mapping[str, Any], stored: Stored, tensors: int, source: Path) -> None:
-    """Refuse numbers that building alone would choke on, wherever they stand in config.json.
+    """Refuse numbers anywhere in config.json that would exhaust memory while building the model.
 
     `tensors` is how many there are in all: no stack has more layers. Raises ModelUnavailable.
     """

@@ -63,22 +63,22 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs a command line on streams that cannot fail it: its exit code says how it ended, not
-        whether somebody read what it printed."""
+        """Runs a command line on protected streams. The exit code reports how it ended, not
+        whether its output was read."""
         protect_streams()
         try:
             return super().main(*args, **kwargs)
         except SystemExit as end:
             if end.code in (None, 0) and (lost := output_lost()) is not None:
-                say(f"glitchrun: standard output is not complete: {lost.strerror}", err=True)
+                say(f"glitchrun: standard output is incomplete: {lost.strerror}", err=True)
                 raise SystemExit(int(ExitCode.ERROR)) from lost
             raise
 
     def invoke(self, ctx: click.Context) -> object:
-        """Runs the command; a GlitchrunError becomes its message and exit code. So does what the
-        operating system says about a file, where nobody closer to it knew better."""
+        """Runs the command; a GlitchrunError becomes its message and exit code. So does an OSError
+        about a file that no inner code has turned into a message."""
         try:
-            with file_access("a file", "the command cannot go on"):
+            with file_access("a file", "the command cannot continue"):
                 return super().invoke(ctx)
         except InvalidSpec as error:
             from glitchrun.spec.formats import as_text

@@ -139,8 +139,8 @@ class _Screen:
 
 
 def _harmless(text: str) -> str:
-    """A model may say escape sequences that would rearrange the terminal, or turn its text around.
-    Joiners stay: emoji and some scripts are written with them."""
+    """A model may print escape sequences that rearrange the terminal or reverse its text.
+    Joiners are kept: emoji and some scripts need them."""
     return "".join(f"⟨U+{ord(one):04X}⟩" if _is_harmful(one) else one for one in text)
 
 

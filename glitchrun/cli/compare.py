@@ -44,8 +44,8 @@ _SHOWN = 20
 def command(runs: tuple[str, ...], by: str, scope: int | None, every: bool, output: str) -> None:
     """Shows verdicts and metrics of two or more RUNs side by side, with their agreement.
 
-    A RUN is what `report` takes, or a file that `import` reads. The name of an experiment with a
-    matrix stands for all of its cells.
+    A RUN is a run as for `report`, or a file that `import` reads. The name of an experiment with a
+    matrix selects all its cells.
     """
     require("scipy")
     from glitchrun.report.comparison.document import document
@@ -53,7 +53,7 @@ def command(runs: tuple[str, ...], by: str, scope: int | None, every: bool, outp
     from glitchrun.report.comparison.render import as_markdown, as_text
     from glitchrun.report.comparison.sections import sections
 
-    found = [one for run in runs for one in _meant(run)]
+    found = [one for run in runs for one in _resolve_run(run)]
     if not 2 <= len(found) <= len(ascii_uppercase):
         raise UsageError(f"compare takes 2 to {len(ascii_uppercase)} runs, got {len(found)}")
     sides = [_side(label, one, by) for label, one in zip(ascii_uppercase, found, strict=False)]
@@ -65,8 +65,8 @@ def command(runs: tuple[str, ...], by: str, scope: int | None, every: bool, outp
     say(as_markdown(shown) if output == "md" else as_text(shown), nl=False)
 
 
-def _meant(text: str) -> list[Path | RunRecord]:
-    """What a word of the command line stands for: a file, a run, or the cells of a matrix."""
+def _resolve_run(text: str) -> list[Path | RunRecord]:
+    """The file, the run or the matrix cells that a command-line argument names."""
     if os.path.isfile(text):  # noqa: PTH113 - false for any text, where Path raises
         return [Path(text)]
     return [*(find_cells(text, ROOT) or [find_run(text, ROOT)])]

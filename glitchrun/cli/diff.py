@@ -47,7 +47,7 @@ def command(spec: Path, run: str | None, sets: tuple[str, ...], output: str) -> 
 
 
 def _keys(experiment: Experiment) -> dict[str, str]:
-    """The key of each cell's run by the cell's name; none where the model is not to be had."""
+    """The key of each cell's run by the cell's name; none where the model is not available."""
     try:
         plan = build(
             experiment,

@@ -22,7 +22,7 @@ _MARKS = {"ok": "ok", "note": "note", "missing": "MISSING"}
 @click.option(
     "--clear-cache", is_flag=True, help="Remove the models converted from GGUF files, and exit."
 )
-@click.option("--yes", is_flag=True, help="Remove them without asking.")
+@click.option("--yes", is_flag=True, help="Remove them without confirmation.")
 @click.pass_context
 def command(context: click.Context, output: str, clear_cache: bool, yes: bool) -> None:
     """Checks versions, devices, memory, disk, the cache of models and the MLflow store.
@@ -51,7 +51,7 @@ def _clear(*, asking: bool) -> None:
         return
     question = f"remove {held / 1e6:,.0f} MB of converted models from {folder}?"
     if asking and not click.confirm(question):
-        raise UsageError("nothing was removed; --yes removes without asking")
+        raise UsageError("nothing was removed; --yes removes without confirmation")
     say(f"removed {clear(folder) / 1e6:,.0f} MB from {folder}")
 
 

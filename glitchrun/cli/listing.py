@@ -1,4 +1,4 @@
-"""`glitchrun list`: what strategies, searches, templates and probes there are."""
+"""`glitchrun list`: the available strategies, searches, templates and probes."""
 
 from __future__ import annotations
 

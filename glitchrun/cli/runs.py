@@ -30,12 +30,12 @@ def find_run(text: str, root: Path) -> RunRecord:
         RunError: the run's files cannot be read.
     """
     record = _in_folder(Path(text)) or _under(root, text)
-    tell_damage([record])
+    report_damage([record])
     return record
 
 
 def readable_runs(root: Path) -> list[RunRecord]:
-    """Every run that can be read, oldest first. How many cannot, and why, is said on standard
+    """Every run that can be read, oldest first. Prints the number of others, and why, on standard
     error."""
     unreadable: list[GlitchrunError] = []
     found = find_runs(root, unreadable.append)
@@ -48,8 +48,8 @@ def _tell_unreadable(errors: Sequence[GlitchrunError]) -> None:
         say(line, err=True)
 
 
-def tell_damage(runs: Iterable[RunRecord]) -> None:
-    """Says on standard error which of the runs have a damaged ledger, and the remedy."""
+def report_damage(runs: Iterable[RunRecord]) -> None:
+    """Prints the runs with a damaged ledger, and the remedy, on standard error."""
     for run in runs:
         if run.damage:
             say(f"damaged: {run.damage}", err=True)
@@ -98,7 +98,7 @@ def find_cells(text: str, root: Path) -> list[RunRecord]:
         taken.setdefault(run.identity.name, run)
     if taken:  # or else `find_run` says it
         _tell_unreadable(unreadable)
-        tell_damage(taken.values())
+        report_damage(taken.values())
     return sorted(taken.values(), key=lambda run: (run.started_at, run.identity.name))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from glitchrun.cli.apply import ROOT
-from glitchrun.cli.runs import readable_runs, tell_damage
+from glitchrun.cli.runs import readable_runs, report_damage
 from glitchrun.ledger import RunRecord, is_held
 from glitchrun.ledger.record import status_word
 from glitchrun.spec.loading import load_experiment
@@ -28,7 +28,7 @@ def command(spec: Path | None, output: str) -> None:
         first = load_experiment(spec).cells[0].spec
         name = first.tracking.experiment or first.name
         runs = [run for run in runs if run.identity.experiment == name]
-    tell_damage(runs)
+    report_damage(runs)
     rows = [_row(run) for run in runs]
     if output == "json":
         emit_json({"runs": rows})

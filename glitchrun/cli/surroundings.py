@@ -184,7 +184,7 @@ def disk(root: Path) -> Iterator[Finding]:
 
 
 def model_cache(root: Path) -> Iterator[Finding]:
-    """Where converted models are kept, and how much they take."""
+    """The cache folder of converted models, and its size."""
     try:
         folder = cache_folder()
     except PreflightError as error:
@@ -201,8 +201,8 @@ def store(root: Path) -> Iterator[Finding]:
     try:
         parts = urlsplit(uri)
     except ValueError as error:
-        detail = f"MLFLOW_TRACKING_URI is no address ({error})"
-        yield Finding("store", "missing", detail, "correct it, or unset it")
+        detail = f"MLFLOW_TRACKING_URI is not a valid address ({error})"
+        yield Finding("store", "missing", detail, "correct or unset it")
         return
     if parts.scheme in ("http", "https"):
         yield _server(uri)

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 @click.option(
     "--again",
     is_flag=True,
-    help="Deliver also what the store has already, and bring back what was deleted there.",
+    help="Also deliver what the store already has, and restore what was deleted there.",
 )
 @click.pass_context
 def command(context: click.Context, run: str | None, to: str | None, again: bool) -> None:
     """Delivers RUN, or every run, to its MLflow store.
 
     What the store has whole already is left alone, unless RUN is named or --again is given: then
-    it is delivered once more, which changes nothing that is right. A run that was deleted in MLflow
+    it is delivered again, which changes nothing that is correct. A run that was deleted in MLflow
     stays so, unless --again is given.
     """
     require("mlflow", "filelock")

@@ -32,7 +32,7 @@ def command(context: click.Context, paths: tuple[str, ...], form: str) -> None:
     """Checks spec files, and the .yaml and .yml files in folders and below them.
 
     Below a folder, hidden ones and those of other people's code (venv, node_modules, build, ...) or
-    of finished runs (mlruns) are passed over; a path that is named is always read.
+    of finished runs (mlruns) are skipped; a path given on the command line is always read.
     """
     problems, files = check_files(paths)
     counted = f"{files} file{'s' * (files != 1)}"
@@ -45,14 +45,14 @@ def command(context: click.Context, paths: tuple[str, ...], form: str) -> None:
         say(f"{len(problems)} problem{'s' * (len(problems) != 1)} in {counted}", err=True)
     else:
         say(f"{counted}: no problems", err=form == "github")
-    if form == "text" and (passed := find_files(paths).passed_over):
-        say(_passed_over(passed), err=True)
+    if form == "text" and (skipped := find_files(paths).skipped):
+        say(_skipped_folders(skipped), err=True)
     context.exit(ExitCode.SPEC_INVALID if problems else ExitCode.DONE)
 
 
-def _passed_over(folders: Sequence[Path]) -> str:
-    """Which folders were not searched: `passed over 2 folders: .git, venv`."""
+def _skipped_folders(folders: Sequence[Path]) -> str:
+    """The folders that were not searched: `skipped 2 folders: .git, venv`."""
     shown = ", ".join(visible(str(folder)) for folder in folders[:_SHOWN])
     more = f" and {len(folders) - _SHOWN} more" if len(folders) > _SHOWN else ""
     counted = f"{len(folders)} folder{'s' * (len(folders) != 1)}"
-    return f"passed over {counted}: {shown}{more}; name one to have it checked"
+    return f"skipped {counted}: {shown}{more}; name one to check it"

@@ -16,7 +16,7 @@ from glitchrun.errors import RunError
 
 _GZIP = b"\x1f\x8b"
 _MOST_BYTES = 512 * 1024**2
-"""A result file of 150,000 tokens with everything known of each has some 100 MB."""
+"""A result file of 150,000 tokens with every field is about 100 MB."""
 
 
 class Malformed(ValueError):
@@ -76,7 +76,7 @@ def parse(path: Path) -> Document:
 def _text(path: Path) -> tuple[bytes, str]:
     try:
         if not path.is_dir() and path.exists() and not path.is_file():
-            raise RunError(f"{path}: not a regular file, so it may never end; save it as one first")
+            raise RunError(f"{path}: not a regular file; save it as one first")
         with path.open("rb") as file:
             raw = _at_most(file, path)
         if raw[:2] != _GZIP:
@@ -88,11 +88,11 @@ def _text(path: Path) -> tuple[bytes, str]:
 
 
 def _at_most(file: IO[bytes] | gzip.GzipFile, path: Path) -> bytes:
-    """All of a file's bytes, unpacked ones counted; refuses more than any list of tokens has."""
+    """All bytes of a file, decompressed; refuses more than any list of tokens needs."""
     content = file.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
         raise RunError(
-            f"{path}: holds more than {_MOST_BYTES // 1024**2} MiB, which no list of tokens does; "
+            f"{path}: holds more than {_MOST_BYTES // 1024**2} MiB, too much for a list of tokens; "
             "import the part of it that lists tokens"
         )
     return content

@@ -1,13 +1,13 @@
-"""The numbers and checksums by which a ledger's lines hold together.
+"""The numbers and checksums of a ledger's lines.
 
-Each line ends with its number and a checksum over itself and the checksum before it, so that a line
-that was altered, doubled, dropped or moved is found, and everything before it is known to be good.
+Each line ends with its number and a checksum over itself and the checksum before it, so a line
+that was altered, duplicated, removed or moved is detected, and the lines before it are intact.
 
     {"kind":"ledger","at":...,"version":2,"before":...,"run":{...},"seq":1,"sum":"0123456789abcdef"}
     {"kind":"batch","at":...,...,"seq":2,"sum":"fedcba9876543210"}
 
-The line of kind `ledger` begins the chain. It is the first one, but where an older glitchrun began
-the ledger: then it stands where this one went on, and `before` is the digest of what lies before.
+The line of kind `ledger` begins the chain. It is the first line, unless an older glitchrun began
+the ledger: then it comes where this version resumed, and `before` is a digest of all before it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from glitchrun.errors import RunError
 from glitchrun.ledger.files import open_regular
 
 VERSION = 2
-"""Of the format of ledgers. The first one had neither numbers nor checksums."""
+"""The ledger format. Version 1 had neither numbers nor checksums."""
 HEAD = "ledger"
 """Kind of the entry that begins the chain."""
 
@@ -45,7 +45,7 @@ class NewerLedger(RunError):
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Where a ledger stops being what was written, and how that is seen."""
+    """Where a ledger is damaged, and how that was detected."""
 
     line: int
     what: str
@@ -56,20 +56,20 @@ class Inspection:
     """How much of a ledger is good."""
 
     chain: Chain
-    """As it stands after the good lines."""
+    """The chain after the intact lines."""
     good_bytes: int
     damage: Damage | None = None
     torn: bool = False
-    """It ends in the middle of a line, as a kill leaves it."""
+    """Whether it ends in the middle of a line, as after a kill."""
 
 
 def inspect(path: Path, known: Callable[[str], bool], odd: Damage | None = None) -> Inspection:
-    """Reads a ledger up to its end or the first line that is not what was written.
+    """Reads a ledger up to its end or the first damaged line.
 
     Args:
         path: The ledger; one that is not there has no lines.
-        known: Whether there is an entry of such a kind.
-        odd: A line that was found to be damaged by other means: nothing from it on is good.
+        known: Whether an entry kind exists.
+        odd: A line known to be damaged for another reason; nothing from it on is intact.
 
     Raises:
         NewerLedger: its format is not known yet.
@@ -104,7 +104,7 @@ def _unended(chain: Chain, line: bytes) -> str:
     """What is wrong with a last line without a line feed: torn, unless all of it is there and
     something else stands in the line feed's place."""
     if chain.head is not None and chain.objection(line[:-1] + b"\n") is None:
-        return "it was altered: its line feed is gone"
+        return "it was altered: its line feed is missing"
     return _TORN
 
 
@@ -143,15 +143,15 @@ class Chain:
         wanted = self.lines + 1
         number = int(found[1])
         if number > wanted:
-            return f"entry {wanted} is missing or in another place: this is entry {number}"
+            return f"entry {wanted} is missing or moved: this is entry {number}"
         if number < wanted:
-            return f"it is doubled or in another place: entry {number} stands here again"
+            return f"it is duplicated or moved: entry {number} occurs again"
         if found[2].decode() != _digest(self._sum, line[: found.start()]):
-            return "it was altered: its checksum does not fit"
+            return "it was altered: its checksum does not match"
         return None
 
     def add(self, line: bytes) -> None:
-        """Takes a line in that nothing was to be said against."""
+        """Accepts a line to which there was no objection."""
         self.lines += 1
         found = _SEAL.search(line)
         if self.head is None and line.startswith(HEAD_LINE):
@@ -175,7 +175,7 @@ class Chain:
         return self._plain.hexdigest()
 
     def _no_plain(self, line: bytes) -> str | None:
-        """What is to be said against a line without a checksum, of the first format."""
+        """Why a line without a checksum, of format 1, is not valid; None where it is."""
         found = _SEAL.search(line)
         if found is not None:
             return (
@@ -190,7 +190,7 @@ class Chain:
         return None if self._known(entry["kind"]) else f"no kind of entry: {entry['kind']!r:.40}"
 
     def _no_head(self, line: bytes) -> str | None:
-        """What is to be said against a line that begins the chain."""
+        """Why a line cannot begin the chain; None where it can."""
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as exc:
@@ -201,10 +201,10 @@ class Chain:
             raise NewerLedger(version)
         found = _SEAL.search(line)
         if found is None or found[2].decode() != _digest("", line[: found.start()]):
-            return "it was altered: its checksum does not fit"
+            return "it was altered: its checksum does not match"
         if int(found[1]) != self.lines + 1 or entry.get("before") != self._before():
             self.before_is_altered = True
-            return "what lies before it was altered"
+            return "the lines before it were altered"
         return None
 
 

@@ -86,7 +86,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def set_aside(path: Path, good_bytes: int) -> Path:
-    """Keeps a damaged file under another name, and its first `good_bytes` under its own.
+    """Keeps a copy of a damaged file under another name and truncates it to `good_bytes`.
 
     Returns:
         The path that holds all of it.

@@ -26,14 +26,14 @@ from glitchrun.ledger.files import (
 from glitchrun.ledger.read import Reading, read_delivered, read_fold
 from glitchrun.ledger.record import RunIdentity, RunRecord
 
-_THEN = "; apply again: the run goes on where it was"
+_THEN = "; apply again: the run continues where it stopped"
 
 
 class Journal:
     """Appends entries to a ledger.
 
-    On opening, a torn last line, left by a kill, is cut off. Where the ledger is damaged, all of it
-    is kept under another name, and it goes on from its good part.
+    On opening, an incomplete last line, left by a kill, is removed. A damaged ledger
+    is kept under another name, and the journal continues from its intact part.
     """
 
     def __init__(self, folder: Path, otherwise: Mapping[str, Any] | None = None) -> None:
@@ -84,8 +84,8 @@ class Journal:
             (folder / "artifacts").mkdir(parents=True, exist_ok=True)
             if holds_run(folder):
                 raise RunError(
-                    f"{folder}: it holds a run already; it is left as it is: apply again, or start "
-                    "another attempt with --fresh"
+                    f"{folder}: it already contains a run, which was not changed: apply "
+                    "again, or start another attempt with --fresh"
                 )
             run = run_document(identity, spec, origins)
             write_atomically(path, Chain(lambda kind: False).head_line(now(), run))
@@ -138,8 +138,8 @@ class Journal:
         return run
 
     def _note_damage(self, damage: Damage, good: int, kept: Path | None) -> None:
-        """Records in the ledger what was wrong with it. What MLflow was told of the run's end is
-        no longer so."""
+        """Records the damage in the ledger. The end of the run that was sent to MLflow is
+        no longer valid."""
         self._fold.damage = None
         ids = read_delivered(self.folder)
         if ids.pop("ending", None):
@@ -147,7 +147,7 @@ class Journal:
                 mark_delivered(self.folder, ids)
         what = f"{LEDGER}:{damage.line}: {damage.what}"
         self.append("damaged", line=damage.line, what=what, kept=kept.name if kept else None)
-        going_on = f"the run goes on behind line {good}" if good else "the run begins anew"
+        going_on = f"the run continues after line {good}" if good else "the run starts again"
         self.repaired = f"{self.folder}/{self._fold.repairs[-1]}; {going_on}"
 
     def close(self) -> None:

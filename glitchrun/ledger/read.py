@@ -34,7 +34,7 @@ from glitchrun.ledger.record import (
 )
 
 DAMAGED = "DAMAGED"
-"""Status of a run whose ledger is not what was written; the record holds what is good of it."""
+"""Status of a run whose ledger was altered; the record contains its intact part."""
 _LAST_MOMENT = 32_503_680_000_000
 """Milliseconds to the year 3000."""
 _ODD = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
@@ -42,7 +42,7 @@ _ODD = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
 
 
 class IdentityLost(RunError):
-    """Neither run.json nor the ledger says which run a folder holds."""
+    """Neither run.json nor the ledger identifies the run in a folder."""
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -159,7 +159,7 @@ def _is_known(kind: str) -> bool:
 
 
 def _end_is_missing(folder: Path, inspection: Inspection, endings: set[str]) -> Damage | None:
-    """MLflow was told of an end of the run that the ledger does not have any more."""
+    """Damage where MLflow has an end of the run that the ledger lacks."""
     told = read_delivered(folder).get("ending")
     if told is None or told in endings:
         return None
@@ -171,8 +171,8 @@ def _described(path: Path, inspection: Inspection, damage: Damage) -> str:
     good = inspection.chain.lines
     before = f"the {good} line{'s' * (good != 1)} before it" if good else "nothing before it"
     return (
-        f"{path}:{damage.line}: {damage.what}; {before} {'are' if good > 1 else 'is'} good. "
-        "`glitchrun apply` goes on from there and keeps the damaged file; --fresh starts anew"
+        f"{path}:{damage.line}: {damage.what}; {before} {'are' if good > 1 else 'is'} intact. "
+        "`glitchrun apply` continues from there and keeps the damaged file; --fresh starts again"
     )
 
 
@@ -187,7 +187,7 @@ def _named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _sound(folder: Path) -> Iterator[None]:
-    """Takes a missing or odd field of run.json for what it is: damage from outside."""
+    """Turns a missing or invalid field of run.json into a message about damaged files."""
     try:
         yield
     except _ODD as exc:
@@ -371,8 +371,8 @@ def _identity(folder: Path, otherwise: Mapping[str, Any] | None) -> Mapping[str,
         if otherwise is not None:
             return _with_its_id(otherwise, folder)
         raise IdentityLost(
-            f"{path}: it does not say which run this is ({exc}); restore it, or apply the run's "
-            "spec again, which writes it anew"
+            f"{path}: it does not identify the run ({exc}); restore it, or apply the run's "
+            "spec again, which rewrites it"
         ) from exc
     version = data.get("version", 1)
     if isinstance(version, int) and version > VERSION:

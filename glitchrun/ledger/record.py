@@ -120,16 +120,16 @@ class ModelRecord:
     categories: Mapping[str, int] = field(default_factory=dict)
     """Rows of the vocabulary by category; empty where no step needed to know them."""
     beyond_training: tuple[str, ...] = ()
-    """A note for each step whose texts are longer than the model was made for."""
+    """A note for each step whose texts are longer than the model was trained for."""
 
 
 STATUS_WORDS = {"KILLED": "INTERRUPTED"}
-"""What people read in place of a status. KILLED is MLflow's word for a run that a signal ended; it
-is wrong for what Ctrl-C stopped cleanly and `apply` resumes."""
+"""Statuses as shown to people. KILLED is MLflow's word for a run that a signal ended; it
+is wrong for a run that Ctrl-C stopped cleanly and `apply` can resume."""
 
 
 def status_word(status: str) -> str:
-    """A run's status as people read it; records, JSON and MLflow keep the status itself."""
+    """A run's status as shown to people; records, JSON and MLflow keep the status itself."""
     return STATUS_WORDS.get(status, status)
 
 
@@ -162,7 +162,7 @@ class RunRecord:
     origins: Mapping[str, str] = field(default_factory=dict)
     """Where each value of the spec was written, `file:line:column` by its path."""
     damage: str | None = None
-    """What is wrong with the ledger, where, and the remedy; None where it is sound."""
+    """The damage to the ledger, its line and the remedy; None where it is intact."""
     repairs: tuple[str, ...] = ()
     """Damage found when the run was resumed: what was lost then has been computed again."""
     loaded_in: float | None = None

@@ -14,7 +14,7 @@ from glitchrun.checkpoint.language_part import is_other_part
 from glitchrun.errors import MissingExtra, ModelUnavailable
 
 _MODEL = "base_model.model."
-"""What PEFT puts in front of a module's name."""
+"""PEFT's prefix of module names."""
 
 
 def merged(module: Any, adapter: Adapter, header: Header, inside: str) -> Any:

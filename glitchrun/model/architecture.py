@@ -1,4 +1,4 @@
-"""Which class a checkpoint is loaded as, and which of its tensors go where in it.
+"""The class that a checkpoint is loaded as, and the place of its tensors in it.
 
 A model for text and images (or sound) is loaded as its language part alone: the causal language
 model that transformers has for the text settings, or, where it has none, the text decoder with the
@@ -40,8 +40,8 @@ from glitchrun.errors import ModelUnavailable
 from glitchrun.spec.types import ModelSpec
 
 BOTH_DIRECTIONS = ("paligemma", "git")
-"""Models whose prompt is read in both directions: no token of it could be looked at by itself, and
-their decoder alone says something else."""
+"""Models that read a prompt in both directions: no token could be examined by itself, and
+their decoder alone gives other logits."""
 HEAD_STEMS = ("lm_head", "embed_out")
 HEAD_SETTINGS = {
     "logit_scale": 1.0,
@@ -50,10 +50,10 @@ HEAD_SETTINGS = {
     "lm_head_multiplier": 1.0,
     "final_logit_softcapping": None,
 }
-"""Settings by which a decoder changes its logits, and the value that changes nothing."""
+"""Settings that scale or bound a decoder's logits, and their neutral values."""
 _ROOM = 1.05
 _SMALL = 1_000_000
-"""Numbers that a model may have beyond what is stored: tables that are computed."""
+"""Parameters that a model may have beyond the stored ones: computed tables."""
 _BUFFERS = 4
 _SMALL_BUFFERS = 64_000_000
 
@@ -321,7 +321,7 @@ def _carry_quantization(config: Any, chosen: Architecture, header: Header) -> No
 
 
 def _check_sizes(empty: Any, chosen: Architecture, header: Header, folder: Path) -> None:
-    """Hold the model that config.json describes against the headers, before memory is taken."""
+    """Compare the model that config.json describes with the headers, before allocating memory."""
     wanted = dict(empty.named_parameters())
     if not header.prequantized:
         for stored, info in header.tensors.items():

@@ -68,7 +68,7 @@ def conversion(gguf: Path, cache: Path) -> Path:
 
 
 def tokenizer_note(folder: Path) -> str:
-    """How the text of a converted model is split, and who said so; empty for any other folder."""
+    """How the text of a converted model is split, and which source named the split; else empty."""
     note = folder / _NOTE
     if not note.is_file():
         return ""
@@ -93,7 +93,7 @@ def _convert_into(folder: Path, gguf: Path) -> None:
     (partial / _NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
     partial.rename(folder)
     log.warning(
-        "converted: %.0f MB, shared by all projects; `glitchrun doctor` says how to remove it",
+        "converted: %.0f MB, shared by all projects; `glitchrun doctor` shows how to remove it",
         size_of(folder) / 1e6,
     )
 

@@ -1,10 +1,10 @@
-"""The tokenizer of a GGUF file, as its metadata describe it.
+"""The tokenizer of a GGUF file, built from its metadata.
 
 transformers builds one too, but takes a split whose name it does not know for GPT-2's without a
 word, cuts control and user-defined tokens into pieces that are not spelled in the byte alphabet
 (such as DeepSeek's), and reads neither `ignore_merges` nor `add_space_prefix`. So a byte-level
 vocabulary (`gpt2`) is built here; SentencePiece's (`llama`, `t5`, `gemma4`) comes from
-transformers. Either is held against the file before it is used.
+transformers. Both are compared with the file before they are used.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def gguf_tokenizer(gguf: Path) -> Any:
 
 
 def describe_split(gguf: Path) -> str:
-    """How the text of a GGUF model is split, and who says so: for the record of a run."""
+    """How the text of a GGUF model is split, and which source named the split, for the record."""
     metadata = read_gguf(gguf).metadata
     named = split_of(metadata, gguf)
     if named is None:
@@ -234,7 +234,7 @@ def _drop_space_prefix(backend: Tokenizer) -> None:
 
 
 def _check(tokenizer: Any, metadata: Mapping[str, Any], gguf: Path) -> None:
-    """Hold the tokenizer against the file, token by token. Raises ModelUnavailable."""
+    """Compare the tokenizer with the file, token by token. Raises ModelUnavailable."""
     tokens = metadata[_TOKENS]
     if len(tokenizer) != len(tokens):
         raise _unusable(gguf, f"it lists {len(tokens)} tokens, which made {len(tokenizer)}")
@@ -262,5 +262,5 @@ def _check(tokenizer: Any, metadata: Mapping[str, Any], gguf: Path) -> None:
 def _unusable(gguf: Path, why: str) -> ModelUnavailable:
     return ModelUnavailable(
         f"{gguf}: its tokenizer cannot be rebuilt: {why}. Give model.path the original checkpoint "
-        "folder, or convert the file anew"
+        "folder, or convert the file again"
     )

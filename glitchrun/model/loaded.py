@@ -39,19 +39,19 @@ class LoadedModel:
     """Large weights that quantization left alone, embeddings and head aside."""
     architecture: str
     tokenizer_note: str = ""
-    """Of a GGUF file: by which split its tokenizer was rebuilt, and who named it."""
+    """Of a GGUF file: the split of the rebuilt tokenizer, and the source that named it."""
 
     @property
     def input_embeddings(self) -> torch.Tensor:
         """The input embedding matrix, (V, H).
 
-        Raises ModelUnavailable for a model that has no one matrix for its tokens.
+        Raises ModelUnavailable for a model that has no single embedding matrix.
         """
         weight = getattr(self.module.get_input_embeddings(), "weight", None)
         if not isinstance(weight, torch.Tensor):
             raise ModelUnavailable(
-                f"{self.architecture} has no one matrix of input embeddings, so it is no language "
-                "model over the tokens of a text; give model.path one that is"
+                f"{self.architecture} has no single input embedding matrix, so it is no language "
+                "model over text tokens; set model.path to one"
             )
         return weight
 

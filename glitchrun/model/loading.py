@@ -133,7 +133,7 @@ def _module(
 
 
 def _try_out(module: Any, header: Header, spec: ModelSpec, folder: Path) -> None:
-    """Compute a few positions: settings that no size depends on show their faults only so.
+    """Run a few positions: wrong settings that affect no size only show in a forward pass.
 
     Not where weights are read from disk for every pass, which can take minutes.
     """
@@ -145,8 +145,8 @@ def _try_out(module: Any, header: Header, spec: ModelSpec, folder: Path) -> None
         if isinstance(error, torch.OutOfMemoryError):
             return _does_not_fit(spec, device)
         return ModelUnavailable(
-            f"{folder / 'config.json'}: the model that it describes loads, and cannot compute: "
-            f"{first_line(error)}.{_remedy(header, error)}"
+            f"{folder / 'config.json'}: the model that it describes loads, but its forward "
+            f"pass fails: {first_line(error)}.{_remedy(header, error)}"
         )
 
     ids = torch.zeros((1, _TRIED), dtype=torch.long, device=device)
@@ -193,7 +193,7 @@ def _loaded(
 def _failed(
     spec: ModelSpec, header: Header, device: torch.device, report: LoadReport, error: Exception
 ) -> PreflightError:
-    """What to say of an exception that loading ended with."""
+    """The error to raise for an exception during loading."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         sign in text for sign in _OUT_OF_MEMORY for text in (report.text, str(error))
     ):
@@ -235,12 +235,12 @@ _OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "not enough memor
 
 
 def _remedy(header: Header, error: Exception) -> str:
-    """How to go on, behind the message of another library."""
+    """The remedy to add to the message of another library."""
     if isinstance(error, ImportError):
         packages = METHOD_PACKAGES.get(header.prequantized or "")
         command = f"pip install {packages}" if packages else install_command(error)
         if command:
-            return f" Install what is missing with: {command}"
+            return f" Install the missing package with: {command}"
     if header.prequantized:
         return (
             f" The weights are quantized on disk ({header.prequantized}); give the unquantized "

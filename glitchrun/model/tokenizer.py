@@ -79,7 +79,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
             f"model.path {str(folder)!r}: its tokenizer cannot be loaded "
             f"({first_line(error)}); "
             + (
-                f"install what is missing with: {command}"
+                f"install the missing package with: {command}"
                 if command
                 else "the folder needs tokenizer.json, or tokenizer.model with "
                 "tokenizer_config.json"

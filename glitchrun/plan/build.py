@@ -30,7 +30,7 @@ Action = Literal["start", "resume", "skip", "blocked"]
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What only the model's tokenizer, or the model's name, makes of a spec."""
+    """Settings of a spec that depend on the model's tokenizer or name."""
 
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What decides results beside the spec and the model's contents, as plain data by name. A fact
@@ -40,7 +40,7 @@ class Resolved:
 
 
 Resolve = Callable[[Spec, Checkpoint, Header], Resolved]
-"""Asked once for each run. It is given to the plan because it needs the rooms above it."""
+"""Called once for each run. The plan takes it as an argument because it uses higher layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def build(
         existing: Status of the latest attempt with a key (FINISHED, FAILED, ...), None for none.
         fetch: Download hub models that are not on this machine; without, such a run is planned
             with an empty key and no estimate.
-        resolve: What a spec comes to on its model: see `runner.resolved`.
+        resolve: The settings that a spec resolves to on its model: see `runner.resolved`.
 
     Raises:
         ModelUnavailable: a model is missing or unsound; the message begins with the place of
@@ -262,7 +262,10 @@ def _action(status: str | None, outside: str | None, memory: MemoryEstimate) -> 
     if status is None:
         return "start", "never run"
     if status == "DAMAGED":
-        return "resume", "the latest attempt's ledger is damaged; apply goes on from its good part"
+        return (
+            "resume",
+            "the latest attempt's ledger is damaged; apply continues from its intact part",
+        )
     return "resume", f"the latest attempt is {status_word(status)}"
 
 

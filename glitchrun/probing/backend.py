@@ -14,7 +14,7 @@ from glitchrun.errors import RunError
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.probing.calling import ModelCall, model_errors
 from glitchrun.probing.float32 import Float32Arithmetic
-from glitchrun.probing.states import Keeping, take_rows
+from glitchrun.probing.states import CacheMode, take_rows
 from glitchrun.probing.statistics import ROUNDING, Statistics, check_finite, measure
 
 
@@ -30,29 +30,29 @@ class Frozen:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Held:
-    """What a batch of rows has been told, and what the model keeps of it."""
+class BatchState:
+    """The token ids of a batch of rows, and the model's cache of them."""
 
     ids: Tensor
-    """`(B, T)` where they may have to be run once more; else `(B, 0)`."""
+    """`(B, T)` where they may have to run again; else `(B, 0)`."""
     state: Any
-    """The model's own cache of all T positions; None where it keeps none."""
+    """The model's cache of all T positions; None where it has none."""
 
 
 class Backend:
     """Runs a model over batches of equally long suffixes behind one prefix.
 
-    What the model keeps of a prefix is computed once; every forward pass sees the suffix positions
-    only, and the head sees the last position only. Where `keeping` says that the model's cache does
-    not do that, whole prompts are run.
+    The cache of a prefix is computed once. Every forward pass runs the suffix positions only, and
+    the head runs the last position only. Where `cache_mode` does not allow that, whole prompts are
+    run.
     """
 
-    def __init__(self, model: LoadedModel, keeping: Keeping = Keeping.ROWS) -> None:
+    def __init__(self, model: LoadedModel, cache_mode: CacheMode = CacheMode.ROWS) -> None:
         self.model = model
         self.device = model.input_embeddings.device
-        self.keeping = keeping
+        self.cache_mode = cache_mode
         self._call = ModelCall(model.module)
-        self._prefixes: dict[tuple[tuple[int, ...], bool], Held] = {}
+        self._prefixes: dict[tuple[tuple[int, ...], bool], BatchState] = {}
 
     @property
     def arithmetic(self) -> torch.dtype:
@@ -62,7 +62,7 @@ class Backend:
     @property
     @torch.no_grad()
     def keeps(self) -> bool:
-        """Whether the model gives a cache of what it has seen."""
+        """Whether the model returns a cache of past positions."""
         ids = torch.arange(2, device=self.device)[None] % self.model.vocab_size
         with self._arithmetic(True):
             return self._call(ids, keep=True)[1] is not None
@@ -113,13 +113,13 @@ class Backend:
             self._prefixes[key] = self._prefill(prefix, float32)
         return self.select(self._prefixes[key], torch.zeros(rows, dtype=torch.long))
 
-    def _prefill(self, prefix: Sequence[int], float32: bool) -> Held:
+    def _prefill(self, prefix: Sequence[int], float32: bool) -> BatchState:
         ids = torch.tensor([list(prefix)], dtype=torch.long, device=self.device)
-        if not prefix or self.keeping is not Keeping.ROWS:
-            return Held(ids, None)
+        if not prefix or self.cache_mode is not CacheMode.ROWS:
+            return BatchState(ids, None)
         with self._arithmetic(float32):
             _, state = self._call(ids, keep=True)
-        return Held(ids[:, :0], state)
+        return BatchState(ids[:, :0], state)
 
     @torch.no_grad()
     def step(self, ids: Tensor, cache: Any, *, float32: bool = False) -> tuple[Tensor, Any]:
@@ -129,17 +129,19 @@ class Backend:
         for one that holds nothing.
         """
         ids = ids.to(self.device)
-        held = Held(ids[:, :0], None) if cache is None else cache
+        held = BatchState(ids[:, :0], None) if cache is None else cache
         told = torch.cat([held.ids, ids], dim=1)
-        goes_on = held.state is not None and (self.keeping is Keeping.ROWS or ids.shape[1] == 1)
+        goes_on = held.state is not None and (
+            self.cache_mode is CacheMode.ROWS or ids.shape[1] == 1
+        )
         with self._arithmetic(float32), self._contiguous_head():
             logits, state = self._call(
                 ids if goes_on else told,
                 held.state if goes_on else None,
-                keep=self.keeping is not Keeping.NOTHING,
+                keep=self.cache_mode is not CacheMode.NOTHING,
             )
-        again = told[:, :0] if self.keeping is Keeping.ROWS else told
-        return finite(logits.float()), Held(again, state)
+        again = told[:, :0] if self.cache_mode is CacheMode.ROWS else told
+        return finite(logits.float()), BatchState(again, state)
 
     @torch.no_grad()
     def select(self, cache: Any, rows: Tensor) -> Any:
@@ -149,7 +151,7 @@ class Backend:
         row becomes several that go different ways.
         """
         rows = rows.to(self.device)
-        return Held(cache.ids[rows], take_rows(cache.state, rows, len(cache.ids)))
+        return BatchState(cache.ids[rows], take_rows(cache.state, rows, len(cache.ids)))
 
     def why_no_screen(self) -> str | None:
         """Why this model cannot be screened; None where it can.
@@ -169,7 +171,7 @@ class Backend:
         apart = (screened - whole).abs().max() / whole.abs().max().clamp(min=1.0)
         if bool(apart < ROUNDING[self.arithmetic]):
             return None
-        return "its logits change where a part of the prompt is held frozen as it was"
+        return "its logits change where a part of the prompt is frozen"
 
     @torch.no_grad()
     def freeze(self, prefix: Sequence[int], suffix: Sequence[int], tokens: Tensor) -> Any:
@@ -188,7 +190,7 @@ class Backend:
         _, held = self.step(ids, self.start(prefix, len(tokens)))
         after = len(prefix) + 1
         layers = getattr(held.state, "layers", None)
-        if self.keeping is not Keeping.ROWS or not layers:
+        if self.cache_mode is not CacheMode.ROWS or not layers:
             raise RunError("it keeps no keys and values that could be held frozen")
         means = [self._mean(layer, after, after + len(suffix) - 1) for layer in layers]
         return Frozen(tuple(prefix), suffix[-1], means)
@@ -219,7 +221,7 @@ class Backend:
             rows = (len(tokens), -1, -1, -1)
             state.update(keys.expand(rows), values.expand(rows), index)
         last = torch.full((len(tokens), 1), frozen.last)
-        logits, _ = self.step(last, Held(held.ids, state))
+        logits, _ = self.step(last, BatchState(held.ids, state))
         return logits
 
     @torch.no_grad()
@@ -263,8 +265,8 @@ class Backend:
                 (found,) = torch.autograd.grad(value, embedded[0], allow_unused=True)
         if found is None:
             raise RunError(
-                f"{type(self.model.module).__name__} lets no gradient through to its input "
-                "embeddings; take search: surrogate, screen or low-norm"
+                f"{type(self.model.module).__name__} passes no gradient to its input "
+                "embeddings; use search: surrogate, screen or low-norm"
             )
         return found
 

@@ -32,8 +32,8 @@ class ModelCall:
         names = inspect.signature(module.forward).parameters
         if "input_ids" not in names:
             raise PreflightError(
-                f"{type(module).__name__} takes no token ids (`input_ids`), so nothing can be "
-                "asked of it token by token; give model.path a causal language model of text"
+                f"{type(module).__name__} takes no token ids (`input_ids`), so it cannot be "
+                "run token by token; set model.path to a causal language model of text"
             )
         self._caches = "use_cache" in names
         self._keeps_last = "logits_to_keep" in names
@@ -81,8 +81,8 @@ class ModelCall:
             return logits
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else None
         raise PreflightError(
-            f"{type(self.module).__name__} gives no next-token logits for each row of ids "
-            f"(logits: {shape} for ids {tuple(ids.shape)}); give model.path a causal language "
+            f"{type(self.module).__name__} does not return next-token logits for each row of ids "
+            f"(logits: {shape} for ids {tuple(ids.shape)}); set model.path to a causal language "
             "model of text"
         )
 

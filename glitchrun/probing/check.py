@@ -1,4 +1,4 @@
-"""Holds backends against a model's plain forward pass over whole prompts, on the model at hand."""
+"""Compares backends with the loaded model's plain forward pass over whole prompts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.states import Keeping
+from glitchrun.probing.states import CacheMode
 
 TOKENS = 16
 Logits = list[Tensor]
@@ -18,14 +18,14 @@ Logits = list[Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
-    """Ids as a run asks for them: a prefix, a suffix a row, and tokens that follow one by one."""
+class PromptSeries:
+    """Ids as in a run: a prefix, a suffix for each row, and tokens that follow one by one."""
 
     rows: int
     prefix: int
     suffix: int
     chosen: tuple[int, ...]
-    """The rows that go on after the suffix: left out, repeated and reordered."""
+    """The rows that continue after the suffix: some left out, repeated and reordered."""
     steps: int
 
     def ids(self, vocab: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,65 +38,65 @@ class Course:
         return spread[: self.prefix], rows[:, : self.suffix], rows[chosen, self.suffix :]
 
 
-FIRST = Course(rows=TOKENS, prefix=6, suffix=5, chosen=(TOKENS - 1, 3, 3), steps=1)
-SHORT = Course(rows=3, prefix=2, suffix=2, chosen=(2, 0, 2, 2, 1), steps=2)
-"""Shorter than the windows of convolutions."""
+FIRST = PromptSeries(rows=TOKENS, prefix=6, suffix=5, chosen=(TOKENS - 1, 3, 3), steps=1)
+SHORT = PromptSeries(rows=3, prefix=2, suffix=2, chosen=(2, 0, 2, 2, 1), steps=2)
+"""Its prompts are shorter than the windows of convolutions."""
 
 
-def run(backend: Backend, course: Course) -> Logits:
-    """What a backend makes of a course in float32."""
-    prefix, suffixes, following = course.ids(backend.model.vocab_size)
-    cache = backend.start(prefix.tolist(), course.rows, float32=True)
+def run(backend: Backend, series: PromptSeries) -> Logits:
+    """A backend's logits for a series, in float32."""
+    prefix, suffixes, following = series.ids(backend.model.vocab_size)
+    cache = backend.start(prefix.tolist(), series.rows, float32=True)
     logits, cache = backend.step(suffixes, cache, float32=True)
     found = [logits.cpu()]
-    cache = backend.select(cache, torch.tensor(course.chosen))
-    for step in range(course.steps):
+    cache = backend.select(cache, torch.tensor(series.chosen))
+    for step in range(series.steps):
         logits, cache = backend.step(following[:, step : step + 1], cache, float32=True)
         found.append(logits.cpu())
     return found
 
 
-def at_once(backend: Backend, course: Course) -> Tensor:
-    """What a backend makes of a course's suffixes where nothing is to follow them, `(B, V)`."""
-    prefix, suffixes, _ = course.ids(backend.model.vocab_size)
+def uncached(backend: Backend, series: PromptSeries) -> Tensor:
+    """A backend's logits `(B, V)` for a series's suffixes, where nothing follows them."""
+    prefix, suffixes, _ = series.ids(backend.model.vocab_size)
     return backend.last_logits(prefix.tolist(), suffixes, float32=True).cpu()
 
 
-def plain(model: LoadedModel, course: Course) -> Logits:
-    """What the model's plain forward pass makes of the same whole prompts, without a cache.
+def plain(model: LoadedModel, series: PromptSeries) -> Logits:
+    """The logits of the model's plain forward pass for the same whole prompts, without a cache.
 
     The first prompt is run alone as well: its logits may not depend on the others.
     """
-    backend = Backend(model, Keeping.NOTHING)
-    found = run(backend, course)
-    prefix, suffixes, _ = course.ids(model.vocab_size)
+    backend = Backend(model, CacheMode.NOTHING)
+    found = run(backend, series)
+    prefix, suffixes, _ = series.ids(model.vocab_size)
     alone = backend.logits_alone([*prefix.tolist(), *suffixes[0].tolist()], float32=True)
     found[0][0] = alone.cpu()
     return found
 
 
-def apart(ours: Logits, theirs: Logits) -> float:
-    """How far two lie apart at most, as a share of the largest logit."""
+def largest_difference(ours: Logits, theirs: Logits) -> float:
+    """The largest difference, as a share of the largest logit."""
     scale = max(float(part.abs().max()) for part in theirs)
     pairs = zip(ours, theirs, strict=True)
     return max(float((one - other).abs().max()) for one, other in pairs) / max(scale, 1.0)
 
 
-def in_its_own_arithmetic(backend: Backend, courses: Sequence[Course]) -> None:
-    """Runs courses in the arithmetic of the weights, for the errors alone.
+def in_its_own_arithmetic(backend: Backend, all_series: Sequence[PromptSeries]) -> None:
+    """Runs all series in the arithmetic of the weights, to provoke errors only.
 
     Raises:
         RunError: the model's forward pass failed.
     """
-    for course in courses:
-        prefix, suffixes, following = course.ids(backend.model.vocab_size)
-        cache = backend.start(prefix.tolist(), course.rows)
+    for series in all_series:
+        prefix, suffixes, following = series.ids(backend.model.vocab_size)
+        cache = backend.start(prefix.tolist(), series.rows)
         _, cache = backend.step(suffixes, cache)
-        cache = backend.select(cache, torch.tensor(course.chosen))
+        cache = backend.select(cache, torch.tensor(series.chosen))
         backend.step(following[:, :1], cache)
 
 
-def looks_ahead(model: LoadedModel) -> bool:
+def is_noncausal(model: LoadedModel) -> bool:
     """Whether logits at a position change with the tokens after it: then they are no prediction."""
     call, device = Backend(model)._call, model.input_embeddings.device
     first, second = (

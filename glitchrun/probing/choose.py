@@ -13,17 +13,17 @@ from glitchrun.probing.check import (
     SHORT,
     TOKENS,
     Logits,
-    apart,
-    at_once,
     in_its_own_arithmetic,
-    looks_ahead,
+    is_noncausal,
+    largest_difference,
     plain,
     run,
+    uncached,
 )
 from glitchrun.probing.fast.backend import FastBackend
 from glitchrun.probing.fast.shape import OtherShapeError, recognize
 from glitchrun.probing.memory import is_out_of_memory
-from glitchrun.probing.states import Keeping
+from glitchrun.probing.states import CacheMode
 
 log = logging.getLogger(__name__)
 
@@ -73,19 +73,19 @@ def _difference(fast: FastBackend, wanted: Logits) -> float:
     They are compiled when first called, which takes a C compiler and Python's headers.
     """
     if not fast.has_kernels:
-        return _apart(fast, wanted)
+        return _compared(fast, wanted)
     try:
         with foreign_errors(_kernels_fail):
-            return _apart(fast, wanted)
+            return _compared(fast, wanted)
     except RunError as error:
         log.warning("%s; torch's own operations are used instead, which are slower", error)
         fast.leave_out_kernels()
-    return _apart(fast, wanted)
+    return _compared(fast, wanted)
 
 
-def _apart(fast: FastBackend, wanted: Logits) -> float:
+def _compared(fast: FastBackend, wanted: Logits) -> float:
     # On a GPU a batch that nothing is to follow takes kernels of its own.
-    return apart([*run(fast, FIRST), at_once(fast, FIRST)], [*wanted, wanted[0]])
+    return largest_difference([*run(fast, FIRST), uncached(fast, FIRST)], [*wanted, wanted[0]])
 
 
 def _kernels_fail(error: Exception) -> RunError:
@@ -105,14 +105,14 @@ def generic_backend(model: LoadedModel) -> Backend:
 
 
 def _generic(model: LoadedModel, wanted: Logits) -> tuple[Backend, str]:
-    """The first way of keeping that gives the logits of whole prompts, and why none before it."""
+    """The first cache mode that gives the logits of whole prompts, and why the others do not."""
     short, why = plain(model, SHORT), ""
-    for keeping in Keeping:
-        backend = Backend(model, keeping)
+    for cache_mode in CacheMode:
+        backend = Backend(model, cache_mode)
         failed = _failed(backend, wanted, short)
         if failed is None:
-            _refuse_what_looks_ahead(backend)
-            return backend, f"; it is run by {keeping.value}, since {why}" if why else ""
+            _refuse_lookahead(backend)
+            return backend, f"; it is run by {cache_mode.value}, since {why}" if why else ""
         why = why or failed
     raise RunError(
         f"{type(model.module).__name__} gives other logits for a prompt in a batch than alone "
@@ -121,11 +121,14 @@ def _generic(model: LoadedModel, wanted: Logits) -> tuple[Backend, str]:
 
 
 def _failed(backend: Backend, wanted: Logits, short: Logits) -> str | None:
-    """What is wrong with a backend; None where it gives the logits of whole prompts."""
+    """The backend's error; None where it gives the logits of whole prompts."""
     try:
-        if backend.keeping is not Keeping.NOTHING and not backend.keeps:
-            return "it gives no cache"
-        difference = max(apart(run(backend, FIRST), wanted), apart(run(backend, SHORT), short))
+        if backend.cache_mode is not CacheMode.NOTHING and not backend.keeps:
+            return "it returns no cache"
+        difference = max(
+            largest_difference(run(backend, FIRST), wanted),
+            largest_difference(run(backend, SHORT), short),
+        )
         in_its_own_arithmetic(backend, (FIRST, SHORT))
     except RunError as error:
         return f"its cache failed ({error.__cause__ or error})"
@@ -134,10 +137,10 @@ def _failed(backend: Backend, wanted: Logits, short: Logits) -> str | None:
     return f"with its cache logits differ by {difference:.1g} of the largest"
 
 
-def _refuse_what_looks_ahead(backend: Backend) -> None:
-    if backend.keeping is not Keeping.ROWS and looks_ahead(backend.model):
+def _refuse_lookahead(backend: Backend) -> None:
+    if backend.cache_mode is not CacheMode.ROWS and is_noncausal(backend.model):
         raise PreflightError(
-            f"{type(backend.model.module).__name__} looks at the tokens after a position, so what "
-            "it gives there is no prediction of the next token; it is no causal language model "
-            "as its config.json stands (is_decoder: true makes one of an encoder trained for it)"
+            f"{type(backend.model.module).__name__} attends to the tokens after a position, so "
+            "its logits there do not predict the next token; with this config.json it is no "
+            "causal language model (is_decoder: true makes one of an encoder trained for it)"
         )

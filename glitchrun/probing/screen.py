@@ -73,7 +73,7 @@ def refuse_unscreened(backend: Backend) -> None:
     why = backend.why_no_screen()
     if why is not None:
         raise RunError(
-            f"search: screen and cascade cannot screen {backend.model.architecture}: {why}; take "
+            f"search: screen and cascade cannot screen {backend.model.architecture}: {why}; use "
             "search: surrogate"
         )
 

@@ -1,4 +1,4 @@
-"""What a model keeps of the positions it has seen, row by row.
+"""A model's state after past positions, row by row.
 
 Keys and values, the states of convolutions and of recurrences, or several of these: whatever the
 model's own object holds, each of its tensors has one entry for each row. So rows are taken out of
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 
-class Keeping(Enum):
-    """How a model goes on after positions that it has seen."""
+class CacheMode(Enum):
+    """How a model continues after past positions."""
 
     ROWS = "its cache"
     """By its cache, whose rows are taken out, repeated and reordered."""
@@ -35,10 +35,10 @@ def take_rows(state: Any, rows: Tensor, count: int) -> Any:
         rows: Indices on the state's device; each may come any number of times.
         count: Rows of the state.
     """
-    return _Taking(rows, count).of(state)
+    return _RowSelector(rows, count).of(state)
 
 
-class _Taking:
+class _RowSelector:
     def __init__(self, rows: Tensor, count: int) -> None:
         self._rows = rows
         self._count = count

@@ -1,7 +1,7 @@
-"""Whether a model has a row of its embedding for every id that is put in front of it.
+"""Checks that the embedding has a row for every id of a prompt.
 
-A tokenizer to which tokens were added, beside an embedding that was never resized, writes ids that
-no pass can read: an IndexError on a CPU, a failed assertion of the device on a GPU.
+If tokens were added to the tokenizer and the embedding was not resized, ids without a row raise an
+IndexError on a CPU and fail a device assertion on a GPU.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from glitchrun.errors import PreflightError
 from glitchrun.prompts.tokenizer import Tokenizer
 
 
-def beyond(ids: Iterable[int], rows: int) -> list[int]:
+def missing_rows(ids: Iterable[int], rows: int) -> list[int]:
     """The ids that have no row, each once, ascending."""
     return sorted({one for one in ids if one >= rows})
 
 
-def hold(ids: Iterable[int], rows: int, tokenizer: Tokenizer, what: str) -> None:
+def check_rows(ids: Iterable[int], rows: int, tokenizer: Tokenizer, what: str) -> None:
     """Raises PreflightError where an id has no row of the embedding.
 
     Args:
-        ids: What is put in front of the model.
-        rows: How many rows the embedding has.
-        tokenizer: What the ids are named by.
+        ids: The ids to check.
+        rows: Number of rows of the embedding.
+        tokenizer: Gives the names of the ids.
         what: Where the ids come from, as the subject of the message: `probe repeat in the template
             chatml`.
     """
-    lacking = beyond(ids, rows)
+    lacking = missing_rows(ids, rows)
     if not lacking:
         return
-    names = ", ".join(named(one, tokenizer) for one in lacking[:5])
+    names = ", ".join(describe_token(one, tokenizer) for one in lacking[:5])
     raise PreflightError(
-        f"{what} holds {names}, and this model's embedding has {rows:,} rows (ids up to "
+        f"{what} contains {names}, but this model's embedding has {rows:,} rows (ids up to "
         f"{rows - 1}): tokens were added to its tokenizer, and the embedding was not resized. "
         f"Resize it (model.resize_token_embeddings({max(len(tokenizer), lacking[-1] + 1)}), then "
         "save the model), or choose a template and texts without these tokens "
@@ -40,7 +40,7 @@ def hold(ids: Iterable[int], rows: int, tokenizer: Tokenizer, what: str) -> None
     )
 
 
-def named(token_id: int, tokenizer: Tokenizer) -> str:
+def describe_token(token_id: int, tokenizer: Tokenizer) -> str:
     """A token for a message, also where the model has no row for it."""
     piece = tokenizer.convert_ids_to_tokens([token_id])[0]
     return f"{piece!r} (id {token_id})"

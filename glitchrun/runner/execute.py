@@ -33,16 +33,16 @@ from glitchrun.prompts.detect import detect
 from glitchrun.prompts.template import Template
 from glitchrun.runner import finish, gates
 from glitchrun.runner.environment import environment
-from glitchrun.runner.lengths import Surroundings, beyond_training, too_long
+from glitchrun.runner.lengths import PromptSettings, beyond_training, too_long
 from glitchrun.runner.models import Models, check_unchanged
 from glitchrun.runner.progress import Display
-from glitchrun.runner.resolved import nothing_in_scope
+from glitchrun.runner.resolved import empty_scope_reason
 from glitchrun.runner.signals import Interrupt, Stopped
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.types import Experiment, Spec, Step
 from glitchrun.strategies import configure, load
-from glitchrun.strategies.asked import hold_against_rows
 from glitchrun.strategies.context import Context
+from glitchrun.strategies.prompt_ids import check_embedding_rows
 from glitchrun.tracking.address import shown
 from glitchrun.tracking.live import MlflowTracker
 from glitchrun.vocabulary import Vocabulary
@@ -106,7 +106,7 @@ def _folder(planned: PlannedRun, session: Session) -> Path:
 def _writable(folder: Path) -> AbstractContextManager[None]:
     """Turns a full disk, a file that may not be touched and their like into a RunError."""
     return file_access(
-        folder, "the run cannot go on", then="; apply again: the run goes on where it was"
+        folder, "the run cannot continue", then="; apply again: the run continues where it stopped"
     )
 
 
@@ -188,7 +188,7 @@ class _Run:
         )
         self._session.display.say(f"template: {template.name} ({template.rule})")
         vocabulary = Vocabulary(tokenizer, row_norms(model.input_embeddings))
-        if refusal := nothing_in_scope(spec, vocabulary):
+        if refusal := empty_scope_reason(spec, vocabulary):
             raise PreflightError(refusal)
         self._check_lengths(model, template)
         backend, self._engine = best_backend(model)
@@ -206,7 +206,7 @@ class _Run:
             estimate=self._planned.estimate.to_json() if self._planned.estimate else None,
             results=self._planned.digests["results"],
         )
-        hold_against_rows(context, self._spec.steps)
+        check_embedding_rows(context, self._spec.steps)
         self._journal.append("model", model=asdict(self._measured(context)))
         return context
 
@@ -215,7 +215,7 @@ class _Run:
         limit = model.positions
         if limit is None:
             return
-        given = Surroundings(self._spec, template, model.tokenizer, model.config)
+        given = PromptSettings(self._spec, template, model.tokenizer, model.config)
         if limit.fixed and (reason := too_long(given, limit)):
             raise PreflightError(reason)
         self._beyond = beyond_training(given, limit)

@@ -1,4 +1,4 @@
-"""Whether the texts that a spec's steps make fit into the model's positions."""
+"""Checks that the longest text of each step fits into the model's positions."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Length:
     """The longest text of a step."""
 
     place: str
-    """Where the spec asks for it: file and line, and the parameter."""
+    """Where the spec sets it: file and line, and the parameter."""
     prompt: int
     """Tokens of the prompt."""
     more: int
-    """Tokens that are run behind it."""
+    """New tokens after the prompt that are run."""
     because: str
     """The parameter that `more` comes from; empty where there is none."""
 
@@ -40,7 +40,7 @@ class Length:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class PromptSettings:
     """What prompts are made with."""
 
     spec: Spec
@@ -50,7 +50,7 @@ class Surroundings:
     """The model's configuration, for the raw format."""
 
 
-def too_long(given: Surroundings, limit: Positions) -> str | None:
+def too_long(given: PromptSettings, limit: Positions) -> str | None:
     """Why a step of the spec cannot be run with these positions, by place; None where all can."""
     over = [length for length in lengths(given) if length.total > limit.count]
     return "\n".join(_refusal(length, limit) for length in over) or None
@@ -70,20 +70,21 @@ def refusal(spec: Spec, tokenizer: Tokenizer, header: Header) -> str | None:
         )
     except PreflightError:
         return None
-    return too_long(Surroundings(spec, template, tokenizer, config), limit)
+    return too_long(PromptSettings(spec, template, tokenizer, config), limit)
 
 
-def beyond_training(given: Surroundings, limit: Positions) -> tuple[str, ...]:
-    """A note for each step whose texts are longer than the model was made for."""
+def beyond_training(given: PromptSettings, limit: Positions) -> tuple[str, ...]:
+    """A note for each step whose texts are longer than the model was trained for."""
     return tuple(
-        f"{length.place}: {_told(length)}, {length.total - limit.count} beyond the {limit.count} "
-        "that the model's configuration names: what it says there it was not trained for"
+        f"{length.place}: {_positions_text(length)}, {length.total - limit.count} beyond the "
+        f"{limit.count} that the model's configuration names; "
+        "the model was not trained at these positions"
         for length in lengths(given)
         if length.total > limit.count
     )
 
 
-def lengths(given: Surroundings) -> Iterator[Length]:
+def lengths(given: PromptSettings) -> Iterator[Length]:
     """The longest text of each step, in order. A prompt that the template refuses is left to the
     step, which says so."""
     for place, step in enumerate(given.spec.steps):
@@ -113,26 +114,26 @@ def _refusal(length: Length, limit: Positions) -> str:
     if length.more and room >= 0:
         remedy = f"{length.because} of {room + 1} at most, or {remedy}"
     return (
-        f"{length.place}: {_told(length)}, and the model has {limit.count}, with nothing to look "
-        f"up beyond them; give {remedy}, or another model"
+        f"{length.place}: {_positions_text(length)}, and the model has "
+        f"only {limit.count}; use {remedy}, or another model"
     )
 
 
-def _told(length: Length) -> str:
-    behind = f" and {length.more} behind it ({length.because})" if length.more else ""
-    return f"its longest text takes {length.total} positions, {length.prompt} of the prompt{behind}"
+def _positions_text(length: Length) -> str:
+    behind = f" and {length.more} after it ({length.because})" if length.more else ""
+    return f"its longest text needs {length.total} positions, {length.prompt} of the prompt{behind}"
 
 
-Measure = Callable[[Surroundings, Mapping[str, Any]], Iterator[tuple[str, int, int]]]
+Measure = Callable[[PromptSettings, Mapping[str, Any]], Iterator[tuple[str, int, int]]]
 """The parameter that decides, tokens of the prompt, and tokens that are run behind it."""
 
 
-def _probe(given: Surroundings, probe: Probe) -> int:
+def _probe(given: PromptSettings, probe: Probe) -> int:
     prompt: Prompt = render(given.template, probe, given.tokenizer, given.spec.system)
     return len(prompt.prefix_ids) + 1 + len(prompt.suffix_ids)
 
 
-def _probes(given: Surroundings, params: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
+def _probes(given: PromptSettings, params: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
     names = params.get("probes", "strict")
     for name in probe_names(names):
         # Of what is sampled, the last token is not run.
@@ -140,7 +141,7 @@ def _probes(given: Surroundings, params: Mapping[str, Any]) -> Iterator[tuple[st
         yield "max_new_tokens" if more else "probes", _probe(given, PROBES[name]), more
 
 
-def _classify(given: Surroundings, params: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
+def _classify(given: PromptSettings, params: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
     tests = TESTS if params["tests"] == "all" else params["tests"]
     more = SCENARIOS if params.get("scenarios") == "all" else params.get("scenarios") or ()
     chosen = [TESTS[name] for name in tests]
@@ -151,7 +152,7 @@ def _classify(given: Surroundings, params: Mapping[str, Any]) -> Iterator[tuple[
         yield "max_new_tokens", _probe(given, probe), int(params["max_new_tokens"]) - 1
 
 
-def _predict(given: Surroundings, params: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
+def _predict(given: PromptSettings, params: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
     for place, prompt in enumerate(params["prompts"]):
         expected = _expected(given, prompt)
         said = max(0, int(params.get("max_new_tokens") or 1) - 1)
@@ -160,13 +161,13 @@ def _predict(given: Surroundings, params: Mapping[str, Any]) -> Iterator[tuple[s
             yield name, _written(given, prompt, form), max(said, expected)
 
 
-def _expected(given: Surroundings, prompt: Mapping[str, Any]) -> int:
+def _expected(given: PromptSettings, prompt: Mapping[str, Any]) -> int:
     """Tokens of the expected text that are run: all but its last."""
     text = prompt.get("expected")
     return max(0, len(encode_inside(given.tokenizer, f" {text}")) - 1) if text else 0
 
 
-def _written(given: Surroundings, prompt: Mapping[str, Any], form: str) -> int:
+def _written(given: PromptSettings, prompt: Mapping[str, Any], form: str) -> int:
     kind, _, space = form.partition("-")
     prefill = " " if space else ""
     if kind == "chat":
@@ -175,11 +176,11 @@ def _written(given: Surroundings, prompt: Mapping[str, Any], form: str) -> int:
     return len(whole(_raw(given), prompt["text"], given.tokenizer, prefill=prefill)[1])
 
 
-def _raw(given: Surroundings) -> Template:
+def _raw(given: PromptSettings) -> Template:
     return detect("raw", given.tokenizer, given.config, given.spec.model.path)
 
 
-def _genetic(given: Surroundings, params: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
+def _genetic(given: PromptSettings, params: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
     text, prefill = params["base_text"], params.get("prefill") or ""
     if params.get("format", "chat") == "chat":
         place = slot(given.template, text, given.tokenizer, given.spec.system, prefill)
@@ -188,7 +189,7 @@ def _genetic(given: Surroundings, params: Mapping[str, Any]) -> Iterator[tuple[s
     yield "max_tokens", len(place.prefix_ids) + len(place.suffix_ids), int(params["max_tokens"])
 
 
-def _check(given: Surroundings, params: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
+def _check(given: PromptSettings, params: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
     checks = params.get("checks") or ()
     if "verification" in checks:
         yield from _probes(given, {"max_new_tokens": params["max_new_tokens"]})
@@ -196,7 +197,7 @@ def _check(given: Surroundings, params: Mapping[str, Any]) -> Iterator[tuple[str
         yield from _predict(given, {"prompts": params["prompts"]})
 
 
-def _profile(given: Surroundings, params: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
+def _profile(given: PromptSettings, params: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
     load = profile_workload(params)
     yield "workload", load["prompt_tokens"], load["new_tokens"]
 

@@ -1,4 +1,4 @@
-"""What a spec comes to on its model, told before the weights are loaded.
+"""The settings that a spec resolves to on its model, known before the weights are loaded.
 
 The template of a model that is known by its name, the tokens that a tokenizer puts in front of
 every text, and whether anything is in scope: none of these follows from the spec and the contents
@@ -39,7 +39,7 @@ class Resolver:
     def __call__(self, spec: Spec, checkpoint: Checkpoint, header: Header) -> Resolved:
         """The facts that go into the key of the spec's run, and why it cannot go ahead, if so.
 
-        A tokenizer that cannot be loaded is passed over: loading the model says what is wrong.
+        A tokenizer that cannot be loaded is skipped: loading the model reports the error.
         """
         tokenizer = self._tokenizer(spec, checkpoint)
         facts: dict[str, Any] = {
@@ -49,10 +49,10 @@ class Resolver:
             "gguf_converter": tokenizer and _converter(checkpoint.kind),
         }
         refusal = None
-        if tokenizer is not None and _looks_at_vocabulary(spec):
+        if tokenizer is not None and _needs_vocabulary(spec):
             vocabulary = self._vocabulary(spec, checkpoint, tokenizer, header.vocab)
             facts["scope"] = _scope_change(spec, vocabulary)
-            refusal = nothing_in_scope(spec, vocabulary) if _may_be_empty(spec) else None
+            refusal = empty_scope_reason(spec, vocabulary) if _may_be_empty(spec) else None
         if tokenizer is not None and refusal is None:
             refusal = lengths.refusal(spec, tokenizer, header)
         return Resolved({name: fact for name, fact in facts.items() if fact is not None}, refusal)
@@ -114,13 +114,13 @@ def _reasoning(spec: Spec, tokenizer: Tokenizer) -> list[str | None] | None:
 
     try:
         found = opened_by_template(tokenizer, spec.template_variables or {})
-    except PreflightError:  # a template that cannot be used is passed over, or refused at load
+    except PreflightError:  # a template that cannot be used is skipped, or refused at load
         return None
     return None if found is None else [found.tag, found.closing]
 
 
 def _converter(kind: str) -> int | None:
-    """How a GGUF file is made a checkpoint, where that is not the first way."""
+    """The version of the GGUF converter, unless it is the first."""
     if kind != "gguf":
         return None
     from glitchrun.model.gguf_cache import CONVERTER
@@ -129,7 +129,7 @@ def _converter(kind: str) -> int | None:
 
 
 def _scope_change(spec: Spec, vocabulary: Vocabulary) -> str | None:
-    """A digest of what a changed rule for categories has changed in what the spec looks at; None
+    """A digest of the tokens in the spec's scope whose category the new rule changed; None
     where nothing, or where the vocabulary knows of no change."""
     change = getattr(vocabulary, "scope_change", None)
     categories = {*spec.tokens.categories, *(("normal",) if _has_controls(spec) else ())}
@@ -138,11 +138,11 @@ def _scope_change(spec: Spec, vocabulary: Vocabulary) -> str | None:
 
 
 def _has_controls(spec: Spec) -> bool:
-    """Whether ordinary tokens are drawn from the vocabulary to hold others against."""
+    """Whether a step draws control tokens from the vocabulary."""
     return any(parameters(step).get("controls") for step in spec.steps)
 
 
-def _looks_at_vocabulary(spec: Spec) -> bool:
+def _needs_vocabulary(spec: Spec) -> bool:
     return any(_scoped_steps(spec)) or _has_controls(spec)
 
 
@@ -175,8 +175,8 @@ def _selection(params: Mapping[str, Any]) -> str | None:
     )
 
 
-def nothing_in_scope(spec: Spec, vocabulary: Vocabulary) -> str | None:
-    """Why a step of the spec has no token to look at, with its place; None where each has one."""
+def empty_scope_reason(spec: Spec, vocabulary: Vocabulary) -> str | None:
+    """Why a step of the spec has no token to examine, with its place; None where each has one."""
     from glitchrun.vocabulary.scope import contents, in_scope
 
     ids: list[int] | None = None

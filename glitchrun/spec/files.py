@@ -32,7 +32,7 @@ class Found:
     """The spec files of some paths, and the folders that were not searched for them."""
 
     files: list[Path] = field(default_factory=list)
-    passed_over: list[Path] = field(default_factory=list)
+    skipped: list[Path] = field(default_factory=list)
 
 
 def find_files(paths: Iterable[Path | str]) -> Found:
@@ -52,7 +52,7 @@ def find_files(paths: Iterable[Path | str]) -> Found:
             raise UsageError(f"{path}: no .yaml or .yml file in this folder or below it")
         found.files += inside
     found.files = list(dict.fromkeys(found.files))
-    found.passed_over = sorted(set(found.passed_over))
+    found.skipped = sorted(set(found.skipped))
     return found
 
 
@@ -66,7 +66,7 @@ def _search(root: Path, found: Found) -> list[Path]:
         for name in sorted(below):
             hidden = name.startswith(".")
             if hidden or (not everything and _is_not_searched(here / name)):
-                found.passed_over.append(here / name)
+                found.skipped.append(here / name)
             else:
                 kept.append(name)
         below[:] = kept

@@ -1,8 +1,8 @@
 """One file a strategy: a frozen `Config` and `run(config, context, history) -> Iterator[Event]`.
 
-One that puts more than its `probes` in front of the model says what in a function `asked`, see
-asked.py. A strategy is found by its name, which is that of its module here and of its fragment in
-`spec/schema/strategies/`.
+A strategy whose prompts are not just its `probes` lists them in a function `prompt_ids`; see
+prompt_ids.py. A strategy is found by its name, which is also the name of its module here and of its
+fragment in `spec/schema/strategies/`.
 """
 
 from __future__ import annotations

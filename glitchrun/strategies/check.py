@@ -9,10 +9,10 @@ from typing import Any
 
 from glitchrun.events import Batch, Event, Measured
 from glitchrun.strategies import checks_model, checks_prompts, checks_tokens, checks_verdicts
-from glitchrun.strategies.asked import probed
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.findings import Checked
-from glitchrun.strategies.predict import asked_prompts
+from glitchrun.strategies.predict import rendered_prompt_ids
+from glitchrun.strategies.prompt_ids import probed
 
 CHECKS: Mapping[str, Callable[[Config, Context], Checked]] = {
     "loading": checks_model.loading,
@@ -50,12 +50,12 @@ class Config:
     max_new_tokens: int = 20
 
 
-def asked(config: Config, context: Context) -> Iterator[tuple[str, Sequence[int]]]:
+def prompt_ids(config: Config, context: Context) -> Iterator[tuple[str, Sequence[int]]]:
     """The prompts of the checks that ask the model something."""
     formats = {"prediction": ["raw"], "chat": ["raw", "chat"]}
     for name in ("chat", "prediction"):
         if name in config.checks:
-            yield from asked_prompts(config.prompts, formats[name], context)
+            yield from rendered_prompt_ids(config.prompts, formats[name], context)
     if "verification" in config.checks:
         yield from probed("strict", context)
 

@@ -78,10 +78,10 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     yield from class_metrics(batches)
 
 
-def asked(config: Config, context: Context) -> Iterator[tuple[str, Sequence[int]]]:
+def prompt_ids(config: Config, context: Context) -> Iterator[tuple[str, Sequence[int]]]:
     """The prompts of its questions, without the token."""
     for name, prompt in _prompts(config, context).items():
-        what = f"question {name}, written as template {context.template.name} has it,"
+        what = f"question {name} in template {context.template.name}"
         yield what, (*prompt.prefix_ids, *prompt.suffix_ids)
 
 

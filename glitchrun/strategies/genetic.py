@@ -32,9 +32,9 @@ class Config(Settings):
     impact_tokens: int | str = 500
 
 
-def asked(config: Config, context: Context) -> Iterator[tuple[str, Sequence[int]]]:
+def prompt_ids(config: Config, context: Context) -> Iterator[tuple[str, Sequence[int]]]:
     """The prompt without a sequence."""
-    yield f"base_text in the format {config.format}", place(config, context).ids(())
+    yield f"base_text in the {config.format} format", place(config, context).ids(())
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:

@@ -78,21 +78,21 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     yield from _metrics([entry for batch in batches for entry in batch.entries], len(batches))
 
 
-def asked(config: Config, context: Context) -> Iterator[tuple[str, Sequence[int]]]:
+def prompt_ids(config: Config, context: Context) -> Iterator[tuple[str, Sequence[int]]]:
     """Every prompt in every format, and the spellings of what is expected."""
-    yield from asked_prompts(config.prompts, config.formats, context)
+    yield from rendered_prompt_ids(config.prompts, config.formats, context)
 
 
-def asked_prompts(
+def rendered_prompt_ids(
     prompts: Sequence[Mapping[str, Any]], formats: Sequence[str], context: Context
 ) -> Iterator[tuple[str, Sequence[int]]]:
-    """Prompts in formats, and the spellings of what is expected, as `strategies.asked` wants it."""
+    """Prompts in formats, and the spellings of the expected texts, for `strategies.prompt_ids`."""
     for prompt, name in zip(prompts, prompt_names(prompts), strict=True):
         for case in cases(prompt, name, formats, context):
             yield f"prompt «{name}» in the format {case.format}", case.ids
         if prompt.get("expected") is not None:
             forms = spellings(prompt["expected"], context.backend.model.tokenizer)
-            yield f"what prompt «{name}» expects", [one for ids in forms for one in ids]
+            yield f"the expected text of prompt «{name}»", [one for ids in forms for one in ids]
 
 
 def cases(

@@ -123,7 +123,7 @@ def complete(record: RunRecord, place: Place, store: Store) -> Delivered:
     for file, folder in _files(record.artifacts):
         client.log_artifact(run_id, str(file), folder)
     run.set_status(client.get_run(run_id), record.status, record.ended_at, store)
-    store.exclusively(lambda: _tell_around(record, place, store))
+    store.exclusively(lambda: _update_siblings(record, place, store))
     is_over = record.ended_at is not None
     if is_over:
         client.set_tag(run_id, DELIVERED, record.ending)
@@ -133,8 +133,8 @@ def complete(record: RunRecord, place: Place, store: Store) -> Delivered:
     return Delivered(run_id, place.experiment_id, above_id, is_over)
 
 
-def _tell_around(record: RunRecord, place: Place, store: Store) -> None:
-    """Brings what several runs share up to date: the experiment, and the parent."""
+def _update_siblings(record: RunRecord, place: Place, store: Store) -> None:
+    """Updates the records that several runs share: the experiment and the parent run."""
     experiment.describe(record, place.experiment_id, store)
     if place.parent is not None:
         above = store.client.get_run(place.parent.info.run_id)

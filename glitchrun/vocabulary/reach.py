@@ -14,8 +14,8 @@ from glitchrun.prompts.tokenizer import ANCHOR, Tokenizer, decode_inside, encode
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What stands around a text while it is encoded."""
+class EncodingContext:
+    """The text before and after a token's text while it is encoded."""
 
     before: str
     after: str = ""
@@ -26,18 +26,20 @@ class Surroundings:
         return f"behind {self.before!r}" if self.before else "alone"
 
 
-FIRST = Surroundings(ANCHOR)
+FIRST = EncodingContext(ANCHOR)
 """Tried before all others: next to no vocabulary merges it with anything."""
-ALONE = Surroundings("")
-SURROUNDINGS = (
+ALONE = EncodingContext("")
+CONTEXTS = (
     FIRST,
     ALONE,
     # A letter, a line break, a space, a digit, quotes and brackets end one piece of a text and
     # begin another in most tokenizers. Several letters: WordPiece takes the longest entry that
     # fits from the left, so that `a` may take letters of the text with it.
-    *map(Surroundings, ("a", "\n", " ", "1", '"', "'", "(", ".", "Z", "q", "x", "é", "的", "\t")),
+    *map(
+        EncodingContext, ("a", "\n", " ", "1", '"', "'", "(", ".", "Z", "q", "x", "é", "的", "\t")
+    ),
     # BPE with an end-of-word mark writes the inner pieces of a word before other letters only.
-    *(Surroundings("", after) for after in ("q", "x", "z", "1", "-", "a")),
+    *(EncodingContext("", after) for after in ("q", "x", "z", "1", "-", "a")),
 )
 """In the order in which they are tried; each for the tokens that none before it has shown."""
 _MANY = 10_000
@@ -49,7 +51,7 @@ vocabularies are categorized in the time of two encodings, not of twenty."""
 
 def reached(
     tokenizer: Tokenizer, rows: Sequence[int], texts: Sequence[str]
-) -> dict[int, Surroundings]:
+) -> dict[int, EncodingContext]:
     """The first surroundings in which each token's text is written with just that token.
 
     Tokens that none of them shows are not in it.
@@ -59,9 +61,9 @@ def reached(
         rows: The tokens' ids.
         texts: The text of each as it reads inside a text.
     """
-    found: dict[int, Surroundings] = {}
+    found: dict[int, EncodingContext] = {}
     left = dict(zip(rows, texts, strict=True))
-    for one in SURROUNDINGS:
+    for one in CONTEXTS:
         if one not in (FIRST, ALONE) and not _shows_any(tokenizer, left, one):
             continue
         found |= dict.fromkeys(_written(tokenizer, left, one), one)
@@ -73,7 +75,7 @@ def reached(
     return found
 
 
-def _shows_any(tokenizer: Tokenizer, texts: dict[int, str], around: Surroundings) -> bool:
+def _shows_any(tokenizer: Tokenizer, texts: dict[int, str], around: EncodingContext) -> bool:
     """Whether a look at all of the texts is worth its time."""
     if len(texts) <= _MANY:
         return bool(texts)
@@ -81,7 +83,7 @@ def _shows_any(tokenizer: Tokenizer, texts: dict[int, str], around: Surroundings
     return any(True for _ in _written(tokenizer, some, around))
 
 
-def _written(tokenizer: Tokenizer, texts: dict[int, str], around: Surroundings) -> Iterator[int]:
+def _written(tokenizer: Tokenizer, texts: dict[int, str], around: EncodingContext) -> Iterator[int]:
     """The rows whose texts are written with just that row in these surroundings."""
     before = list(encode(tokenizer, around.before))
     whole = [f"{around.before}{text}{around.after}" for text in texts.values()]
@@ -96,7 +98,7 @@ def _decoded(tokenizer: Tokenizer, rows: dict[int, str]) -> Iterator[tuple[int, 
     return zip(rows, texts, strict=True)
 
 
-def _place_of_one(ids: Sequence[int], before: Sequence[int], around: Surroundings) -> int | None:
+def _place_of_one(ids: Sequence[int], before: Sequence[int], around: EncodingContext) -> int | None:
     """The one id that stands for the text; None where it is not one."""
     start = len(before)
     if list(ids[:start]) != list(before) or len(ids) <= start:
@@ -112,7 +114,7 @@ def written_as_one(tokenizer: Tokenizer, text: str) -> int | None:
     Behind «, whatever the tokenizer makes of the text counts (some write `The` as `the`);
     elsewhere the token must read just as the text does.
     """
-    for around in SURROUNDINGS:
+    for around in CONTEXTS:
         before = encode(tokenizer, around.before)
         ids = encode(tokenizer, f"{around.before}{text}{around.after}")
         one = _place_of_one(ids, before, around)

@@ -14,7 +14,7 @@ from glitchrun.events import Token
 from glitchrun.prompts.tokenizer import Tokenizer, decode_inside, encode_inside
 from glitchrun.vocabulary.byte_pieces import raw_bytes
 from glitchrun.vocabulary.frequency import frequency_ranks
-from glitchrun.vocabulary.reach import FIRST, Surroundings, reached, written_as_one
+from glitchrun.vocabulary.reach import FIRST, EncodingContext, reached, written_as_one
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -233,7 +233,7 @@ class Vocabulary:
         return self._special | frozenset(self._tokenizer.added_tokens_decoder)
 
     @cached_property
-    def _reached(self) -> dict[int, Surroundings]:
+    def _reached(self) -> dict[int, EncodingContext]:
         """The rows whose text is written with just that row, and where."""
         rows = [
             row

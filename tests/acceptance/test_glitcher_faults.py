@@ -148,7 +148,7 @@ def test_a_genome_is_its_ids(run: dict[str, Any]) -> None:
         assert row["wanted_p"] == pytest.approx(float(p[310]), rel=1e-4)
 
 
-def test_no_row_of_the_vocabulary_is_passed_over_or_counted_twice(run: dict[str, Any]) -> None:
+def test_no_row_of_the_vocabulary_is_skipped_folders_or_counted_twice(run: dict[str, Any]) -> None:
     """Faults 5, 13, 20."""
     assert [line["token_id"] for line in lines(run, "scan")] == list(range(640))
     assert run["metrics"]["scan/verified"] == 640

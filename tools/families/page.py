@@ -15,44 +15,44 @@ _HEAD = """# Models
 
 Which families of causal language models run, and how. Every entry of transformers' own list
 (`MODEL_FOR_CAUSAL_LM_MAPPING`, transformers {version}) was built from a configuration of a few
-layers with random weights; verification, sampling and prediction were held against the model's
-plain forward pass, one whole prompt at a time without a cache. `make models` writes this page; a
-test holds it against the list, and tries the families that keep other things than keys and values.
-SmolLM2-135M-Instruct (`llama`) and Gemma 3 270M (`gemma3_text`) were also tried with their real
-weights. Checkpoints of the others were not.
+layers with random weights. Verification, sampling and prediction were compared with the model's
+plain forward pass: one whole prompt at a time, without a cache. `make models` writes this page. A
+test checks that it lists every entry, and runs the families that cache more than keys and values.
+SmolLM2-135M-Instruct (`llama`) and Gemma 3 270M (`gemma3_text`) were also run with their real
+weights; the other families were not.
 
-Which way is taken is decided on the model at hand when it is loaded, not by its name: `apply` says
-`engine:` and why, and so does the report.
+glitchrun selects the engine by checking the model when it loads it, not by its name. `apply` prints
+the engine and the reason after `engine:`, and the report shows both.
 
 | engine | what it means |
 |---|---|
-| fast | the pass is written out on plain tensors; its logits are the model's own |
-| generic, its cache | the model's own pass; what it keeps of a prompt's beginning is used again |
-| generic, its cache for one token at a time | prompts are run whole, continued from the cache |
-| generic, whole prompts | everything is run once more for each new token: right, and slower |
+| fast | glitchrun's own forward pass on plain tensors; its logits are compared with the model's |
+| generic, its cache | the model's forward pass; the cache of the prefix is reused |
+| generic, its cache for one token at a time | prompts run whole; continuations use the cache |
+| generic, whole prompts | every new token runs the whole text again: correct, but slower |
 
-*Screen* says whether `search: screen` and `cascade` work: they need keys and values of every
-position. *Gradient* says the same of `search: gradient`. Where the screen does not work, the run
-says so before any step begins; `search: surrogate` works on every family that runs.
+*Screen* shows whether `search: screen` and `cascade` work: they need the keys and values of every
+position. *Gradient* shows whether `search: gradient` works. Where the screen does not work, the run
+ends before any step begins; `search: surrogate` works on every family that runs.
 
 {counts}
 
-| family | class | tried | engine | screen | gradient |
+| family | class | tested | engine | screen | gradient |
 |---|---|---|---|---|---|
 """
 _REFUSED = """
 ## Refused
 
-{count} families are refused when they are loaded, with the reason:
+{count} families are refused at load time, with the reason:
 
 | family | class | why |
 |---|---|---|
 """
 _UNBUILT = """
-## Not tried
+## Not tested
 
-{count} classes could not be built small here. They are run like any other where their checkpoint
-loads; what the trial at loading shows then decides.
+{count} classes could not be built with a small configuration. If their checkpoint loads, they run
+like any other model, on the engine that the check at load time selects.
 
 | family | class | why |
 |---|---|---|

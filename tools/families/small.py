@@ -195,7 +195,7 @@ def build(family: Family, vocab: int, seed: int = 0) -> Any:
         with torch.device("meta"):
             count = sum(parameter.numel() for parameter in family.model(config).parameters())
         if count > MOST_PARAMETERS:
-            raise NotSmallError(f"{count:,} parameters with every size that was found made small")
+            raise NotSmallError(f"{count:,} parameters after every known size was reduced")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = family.model(config)

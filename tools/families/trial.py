@@ -1,4 +1,4 @@
-"""What the engine makes of a small model, held against plain forward passes over whole prompts."""
+"""Runs a small model on the engine and compares it with plain forward passes on whole prompts."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def trial(family: Family) -> Result:
         family.kind,
         family.name,
         "wrong" if wrong else "runs",
-        engine="fast" if isinstance(backend, FastBackend) else f"generic, {backend.keeping.value}",
+        engine="fast"
+        if isinstance(backend, FastBackend)
+        else f"generic, {backend.cache_mode.value}",
         screen=backend.why_no_screen() is None,
         gradient=_differentiable(backend),
         reason="; ".join(wrong),
