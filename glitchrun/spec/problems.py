@@ -67,7 +67,7 @@ CODES: dict[str, str] = {
     "GR312": "The token file does not exist.",
     "GR313": "Two parameters of a step contradict each other.",
     "GR320": "A tag has a reserved name, or one or a value that MLflow does not take.",
-    "GR321": "The tracking store is not one that may be written, or its address is no address.",
+    "GR321": "The tracking store must not be written to, or its address is not valid.",
     "GR999": "There are more problems than are shown.",
 }
 """Every code that a problem can carry. Codes are never reused for another meaning."""

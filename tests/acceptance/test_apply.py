@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support import tiny_models
-from tests.support.commands import applied, run, start
+from tests.support.commands import applied, invoked, run, start
 
 SPEC = """\
 apiVersion: glitchrun/v1
@@ -138,8 +138,8 @@ def test_a_second_apply_does_nothing(project: Path) -> None:
     path = ledger(project)
     assert path
     before = path.read_bytes()
-    again = run(project, "apply", "spec.yaml")
-    assert again.returncode == 0
+    again = invoked(project, "apply", "spec.yaml")
+    assert again.exit_code == 0
     assert "nothing to do" in again.stderr
     assert path.read_bytes() == before
     fresh = applied(project, "spec.yaml", "--fresh")
@@ -155,7 +155,7 @@ def test_a_killed_run_ends_as_if_it_never_was(
     wait_for(lambda: ledger(project) is not None and batches(project) >= after, process)
     process.kill()
     process.communicate()
-    status = run(project, "status")
+    status = invoked(project, "status")
     assert "STALE" in status.stdout, status.stdout
     result = applied(project, "spec.yaml")
     assert result["exit_code"] == 0
@@ -208,7 +208,7 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert "STALE" in run(project, "status").stdout
+    assert "STALE" in invoked(project, "status").stdout
     assert tokens(applied(project, "spec.yaml")) == tokens(uninterrupted)
 
 
@@ -241,14 +241,14 @@ def test_a_damaged_ledger_is_named_repaired_and_computed_again(project: Path) ->
         b"".join([*lines[:last], lines[last].replace(b"0.", b"1.", 1), *lines[last + 1 :]])
     )
     (path.parent / "run.json").unlink()
-    assert f"ledger.jsonl:{last + 1}: it was altered" in run(project, "status").stderr
-    repaired = run(project, "apply", "spec.yaml")
-    assert repaired.returncode == 0, repaired.stderr
+    assert f"ledger.jsonl:{last + 1}: it was altered" in invoked(project, "status").stderr
+    repaired = invoked(project, "apply", "spec.yaml")
+    assert repaired.exit_code == 0, repaired.stderr
     assert f"ledger.jsonl:{last + 1}: it was altered" in repaired.stderr
     assert "kept in ledger.damaged-1.jsonl" in repaired.stderr
     assert tokens(first) == right
     assert "found damaged" in (path.parent / "artifacts" / "report.html").read_text()
-    assert "nothing to do" in run(project, "apply", "spec.yaml").stderr
+    assert "nothing to do" in invoked(project, "apply", "spec.yaml").stderr
 
 
 def test_a_second_process_is_refused(project: Path) -> None:
@@ -272,8 +272,8 @@ def test_a_matrix_runs_cell_after_cell_and_only_picks_one(project: Path) -> None
     assert [found["name"] for found in one["runs"]] == ["seed=2"]
     both = applied(project, "spec.yaml")
     assert [found["name"] for found in both["runs"]] == ["seed=1", "seed=2"]
-    wrong = run(project, "apply", "spec.yaml", "--only", "seed=9")
-    assert wrong.returncode == 2
+    wrong = invoked(project, "apply", "spec.yaml", "--only", "seed=9")
+    assert wrong.exit_code == 2
     assert "seed=1" in wrong.stderr
 
 

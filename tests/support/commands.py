@@ -10,7 +10,7 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from glitchrun.cli import main
 
@@ -37,15 +37,18 @@ def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedPr
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
-def applied(folder: Path, *words: str) -> dict[str, Any]:
-    """What `glitchrun apply -o json WORDS` printed; its exit code must be the one it names.
+def invoked(folder: Path, *words: str) -> Result:
+    """`glitchrun WORDS` in a folder, in this process.
 
-    Runs in this process: importing torch, transformers and mlflow takes longer than a tiny run.
+    Importing torch, transformers and mlflow takes longer than a tiny run.
     """
     with chdir(folder):
-        done = CliRunner(env={"MLFLOW_TRACKING_URI": None}).invoke(
-            main, ["apply", "-o", "json", *words]
-        )
+        return CliRunner(env={"MLFLOW_TRACKING_URI": None}).invoke(main, list(words))
+
+
+def applied(folder: Path, *words: str) -> dict[str, Any]:
+    """What `glitchrun apply -o json WORDS` printed; its exit code must be the one it names."""
+    done = invoked(folder, "apply", "-o", "json", *words)
     assert done.stdout, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     assert result["exit_code"] == done.exit_code, done.stderr
