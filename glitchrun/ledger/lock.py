@@ -59,7 +59,7 @@ def is_held(folder: Path) -> bool:
     """Whether some process is executing the run now. One that was killed is not, though it holds
     the lock until the kernel has freed its memory, which takes long where that is much.
 
-    A lock that may not be looked at, of another user's run, counts as held.
+    Another user's lock that cannot be read counts as held.
     """
     import fcntl
 

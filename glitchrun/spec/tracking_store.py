@@ -91,7 +91,7 @@ def database_objection(path: Path) -> str | None:
     try:
         found = _objection_to_file(path) or _objection_to_neighbours(path)
     except OSError as error:
-        found = f"cannot be looked at ({error.strerror}); name another place"
+        found = f"cannot be read ({error.strerror}); name another place"
     except ValueError:  # lone surrogates
         found = "is no name that a file can have; name another place"
     return f"names {path}: it {found}" if found else None

@@ -59,7 +59,7 @@ class Context:
         return in_scope(self.vocabulary, self.spec.tokens)
 
     def excluded(self, categories: Sequence[str]) -> frozenset[int]:
-        """Tokens of the categories that `tokens.exclude` keeps from being looked at."""
+        """Tokens of the categories that `tokens.exclude` removes from the scope."""
         return excluded_from(self.vocabulary, self.spec.tokens, categories)
 
     def tokens(self, source: Mapping[str, Any], name: str = "tokens") -> list[Token]:

@@ -46,7 +46,7 @@ def draw_elsewhere(
     Where most ordinary tokens of a script raise the alarm, either the check does not suit it or the
     model hardly knows it; controls of the script cannot tell which. So each of them gets another
     one beside it, as near in length and frequency, from the scripts that are not like that. Empty
-    where no script is doubtful. `mutual` as for `matched`, after every token was looked at.
+    where no script is doubtful. `mutual` as for `matched`, after every token was verified.
     """
     controls = [control for batch in batches for control in batch.controls]
     doubtful = doubtful_groups((one.token.text, one.alarm) for one in controls)
@@ -131,12 +131,12 @@ def as_controls(batch: Batch, matches: Sequence[Match], *, elsewhere: bool = Fal
 
 
 def controls_done(batches: Sequence[Batch]) -> int:
-    """How many controls of like script a step has looked at."""
+    """Controls of the same script that a step has verified."""
     return sum(len(batch.controls) for batch in batches)
 
 
 def elsewhere_done(batches: Sequence[Batch]) -> int:
-    """How many controls of other scripts a step has looked at."""
+    """Controls of other scripts that a step has verified."""
     return sum(len(batch.controls_elsewhere) for batch in batches)
 
 

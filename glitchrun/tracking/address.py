@@ -53,7 +53,7 @@ def shown(uri: str) -> str:
     """`uri` without what may be secret in it: user, password and query."""
     try:
         parts = urlsplit(uri)
-    except ValueError:  # no address at all: nobody knows what of it is secret
+    except ValueError:  # not an address, so any part of it may be a secret
         return _HIDDEN
     place = parts.netloc.rpartition("@")[2]
     netloc = f"{_HIDDEN}@{place}" if "@" in parts.netloc else place

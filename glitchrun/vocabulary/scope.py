@@ -19,7 +19,7 @@ def in_scope(vocabulary: Vocabulary, scope: TokenScope) -> list[int]:
 def excluded_from(
     vocabulary: Vocabulary, scope: TokenScope, categories: Sequence[str]
 ) -> frozenset[int]:
-    """Tokens of the categories that `tokens.exclude` keeps from being looked at."""
+    """Tokens of the categories that `tokens.exclude` removes from the scope."""
     patterns = [re.compile(pattern) for pattern in scope.exclude or ()]
     if not patterns:
         return frozenset()
