@@ -66,7 +66,7 @@ CODES: dict[str, str] = {
     "GR311": "A parameter is given that the chosen search does not use.",
     "GR312": "The token file does not exist.",
     "GR313": "Two parameters of a step contradict each other.",
-    "GR320": "A tag has a reserved name, or one or a value that MLflow does not take.",
+    "GR320": "A tag's name is reserved, or MLflow does not accept its name or value.",
     "GR321": "The tracking store must not be written to, or its address is not valid.",
     "GR999": "There are more problems than are shown.",
 }
