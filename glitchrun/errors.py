@@ -4,7 +4,7 @@
     ├── RunError                    1   the run started and could not go on
     ├── Interrupted                 130 a second signal stopped everything at once (SIGTERM: 143)
     ├── UsageError                  2   the command line makes no sense
-    ├── InvalidSpec                 3   the spec has problems; carries every one of them
+    ├── InvalidSpec                 3   the spec has problems (in `spec.problems`)
     └── PreflightError              4   the spec is fine, the surroundings are not
         ├── MissingExtra                an optional package is not installed
         ├── ModelUnavailable            no such model, or one that may not be loaded
@@ -23,13 +23,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from glitchrun.spec.problems import Problem
 
 
 class ExitCode(IntEnum):
@@ -70,16 +66,6 @@ class UsageError(GlitchrunError):
     """The command line makes no sense."""
 
     exit_code = ExitCode.USAGE
-
-
-class InvalidSpec(GlitchrunError):
-    """The spec has problems; `problems` holds every one of them, sorted by place."""
-
-    exit_code = ExitCode.SPEC_INVALID
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__("\n".join(str(problem) for problem in problems))
-        self.problems = tuple(problems)
 
 
 class PreflightError(GlitchrunError):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from glitchrun.errors import InvalidSpec, UsageError
+from glitchrun.errors import UsageError
 from glitchrun.spec.digest import changed_paths
 from glitchrun.spec.loading import check_files, load_experiment
-from glitchrun.spec.problems import Problem
+from glitchrun.spec.problems import InvalidSpec, Problem
 from glitchrun.spec.types import Experiment, InlineTemplate, Spec
 
 BASE = """\

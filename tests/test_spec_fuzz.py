@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from glitchrun.errors import InvalidSpec, UsageError
+from glitchrun.errors import UsageError
 from glitchrun.spec.digest import results_digest
 from glitchrun.spec.formats import as_text
 from glitchrun.spec.loading import check_files, load_experiment
 from glitchrun.spec.nodes import plain, walk
-from glitchrun.spec.problems import CODES
+from glitchrun.spec.problems import CODES, InvalidSpec
 from glitchrun.spec.source import Source, read_source
 from glitchrun.spec.yaml_core import parse
 

@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from glitchrun import __version__
-from glitchrun.errors import ExitCode, GlitchrunError, InvalidSpec, file_access
+from glitchrun.errors import ExitCode, GlitchrunError, file_access
+from glitchrun.spec.problems import InvalidSpec
 from glitchrun.terminal import output_lost, protect_streams, say, visible_lines
 
 # Name, where it lives (`module:attribute`), and the line `glitchrun --help` shows for it.

@@ -50,6 +50,29 @@ class Space:
         return self.input_embeddings.data_ptr() == self.embeddings.data_ptr()
 
 
+class Parameters(Protocol):
+    """The parameters of `mine` that searches read; `strategies.mine.Config` has them all."""
+
+    @property
+    def recall(self) -> float: ...
+    @property
+    def confidence(self) -> float: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def start(self) -> int | None: ...
+    @property
+    def ranges(self) -> Sequence[tuple[int, int]] | None: ...
+    @property
+    def groups(self) -> Sequence[str] | None: ...
+    @property
+    def patterns(self) -> Sequence[str] | None: ...
+    @property
+    def sample_rate(self) -> float | None: ...
+    @property
+    def sample_size(self) -> int | None: ...
+
+
 class Search(Protocol):
     """Says which tokens to verify next, from the verdicts so far.
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 
 from glitchrun.events import Verified
-from glitchrun.search.base import Scores, Space
+from glitchrun.search.base import Parameters, Scores, Space
 from glitchrun.search.ordered import Ordered
 from glitchrun.search.recall import Audit, Recall, most_missed, recall, sample_size
-
-if TYPE_CHECKING:
-    from glitchrun.strategies.mine import Config
 
 _BLOCK = 64
 """Tokens of the front between two looks at its yield."""
@@ -60,7 +57,7 @@ class Cascade:
         found outweighs all that is left."""
 
     @classmethod
-    def build(cls, space: Space, config: Config) -> Self:
+    def build(cls, space: Space, config: Parameters) -> Self:
         return cls(space, config.recall, config.confidence)
 
     def propose(self, n: int) -> list[int]:
@@ -147,7 +144,7 @@ class Cascade:
         return sum(self._found[token_id] for token_id in ids)
 
 
-def screened(space: Space, config: Config) -> Ordered:
+def screened(space: Space, config: Parameters) -> Ordered:
     """The order of the screen alone, the worst score first."""
     assert space.scores is not None
     return Ordered(by_score(space.ids.tolist(), space.scores, space.limit))

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from glitchrun.events import Verified
-from glitchrun.search.base import Space
-
-if TYPE_CHECKING:
-    from glitchrun.strategies.mine import Config
+from glitchrun.search.base import Parameters, Space
 
 _TIE = 1e-4
 """Entropies closer than this, in nats, may come out in either order on another machine."""
@@ -42,7 +39,7 @@ class GradientWalk:
         self._norms = self._table.norm(dim=1)
 
     @classmethod
-    def build(cls, space: Space, config: Config) -> Self:
+    def build(cls, space: Space, config: Parameters) -> Self:
         start = config.start
         if start is None:
             norms = space.vocabulary.norms[space.ids]

@@ -7,16 +7,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from glitchrun.events import Verified
-from glitchrun.search.base import Space
+from glitchrun.search.base import Parameters, Space
 from glitchrun.vocabulary.groups import group_of
-
-if TYPE_CHECKING:
-    from glitchrun.strategies.mine import Config
 
 
 class Ordered:
@@ -39,26 +35,26 @@ class Ordered:
         self._next += len(verdicts)
 
 
-def by_norm(space: Space, config: Config) -> Ordered:
+def by_norm(space: Space, config: Parameters) -> Ordered:
     """Ascending L2 norm of the input embedding."""
     norms = space.vocabulary.norms[space.ids]
     return Ordered(space.ids[norms.sort(stable=True).indices].tolist())
 
 
-def at_random(space: Space, config: Config) -> Ordered:
+def at_random(space: Space, config: Parameters) -> Ordered:
     """A uniformly random order, fixed by the seed."""
     order = np.random.default_rng(space.seed).permutation(space.ids.numpy())
     return Ordered(order.tolist())
 
 
-def by_range(space: Space, config: Config) -> Ordered:
+def by_range(space: Space, config: Parameters) -> Ordered:
     """The token ids of the given spans, in the order given, both ends included."""
     ids = space.ids.tolist()
     parts = [[i for i in ids if low <= i <= high] for low, high in config.ranges or ()]
     return Ordered(dict.fromkeys(i for part in _drawn(parts, space, config) for i in part))
 
 
-def by_category(space: Space, config: Config) -> Ordered:
+def by_category(space: Space, config: Parameters) -> Ordered:
     """Tokens of the given groups of characters, by id."""
     text = space.vocabulary.text
     parts: dict[str, list[int]] = {group: [] for group in config.groups or ()}
@@ -67,7 +63,7 @@ def by_category(space: Space, config: Config) -> Ordered:
     return Ordered(sorted(i for part in _drawn(parts.values(), space, config) for i in part))
 
 
-def by_pattern(space: Space, config: Config) -> Ordered:
+def by_pattern(space: Space, config: Parameters) -> Ordered:
     """Tokens whose text one of the given regular expressions matches anywhere, by id."""
     text = space.vocabulary.text
     patterns = [re.compile(pattern) for pattern in config.patterns or ()]
@@ -75,7 +71,7 @@ def by_pattern(space: Space, config: Config) -> Ordered:
     return Ordered(sorted({i for part in _drawn(parts, space, config) for i in part}))
 
 
-def _drawn(parts: Iterable[list[int]], space: Space, config: Config) -> Iterator[list[int]]:
+def _drawn(parts: Iterable[list[int]], space: Space, config: Parameters) -> Iterator[list[int]]:
     """Of each part, in ascending order of id, the sample that the spec asks for; else all of it.
 
     What is drawn of a part depends on the seed, its place among the parts and its tokens alone.

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from glitchrun.search.base import Space
+from glitchrun.search.base import Parameters, Space
 from glitchrun.search.ordered import Ordered
 from glitchrun.vocabulary.groups import group_of
-
-if TYPE_CHECKING:
-    from glitchrun.strategies.mine import Config
 
 _LENGTHS = (1, 3, 6)  # upper ends of the length buckets 1, 2-3, 4-6 and, above the last, 7 and more
 
 
-def stratified(space: Space, config: Config) -> Ordered:
+def stratified(space: Space, config: Parameters) -> Ordered:
     """Strata of norm quintile × group of characters × length, interleaved in proportion to size.
 
     The member of rank r (from 0, in random order) of a stratum of size s comes at (r + u) / s with

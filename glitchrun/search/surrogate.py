@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glitchrun.events import Verified
 from glitchrun.search import ridge
-from glitchrun.search.base import Space
+from glitchrun.search.base import Parameters, Space
 from glitchrun.search.features import Features, Floats
-
-if TYPE_CHECKING:
-    from glitchrun.strategies.mine import Config
 
 _WARM = 64
 """Tokens verified before anything is learned."""
@@ -53,7 +50,7 @@ class Surrogate:
         self._fit_at = self._fitted_at = 0
 
     @classmethod
-    def build(cls, space: Space, config: Config) -> Self:
+    def build(cls, space: Space, config: Parameters) -> Self:
         return cls(space)
 
     def propose(self, n: int) -> list[int]:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from glitchrun.errors import InvalidSpec
 from glitchrun.spec.build import build_spec
 from glitchrun.spec.checking import schema_problems, texts_expected
 from glitchrun.spec.composition import Composition, compose
@@ -18,7 +17,7 @@ from glitchrun.spec.files import find_files
 from glitchrun.spec.matrix import DraftCell, axes_missing, expand
 from glitchrun.spec.nodes import MappingNode, ScalarNode, child, is_null, path_text, put, walk
 from glitchrun.spec.overrides import Override, apply_overrides, read_overrides
-from glitchrun.spec.problems import Problem, sorted_problems
+from glitchrun.spec.problems import InvalidSpec, Problem, sorted_problems
 from glitchrun.spec.semantics import semantic_problems
 from glitchrun.spec.types import Cell, Experiment
 

@@ -8,8 +8,10 @@ GR3xx   meaning: steps, gates, templates, searches
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+from glitchrun.errors import ExitCode, GlitchrunError
 
 CODES: dict[str, str] = {
     "GR001": "The file cannot be read: it is missing, a folder, a pipe, or not permitted.",
@@ -98,6 +100,16 @@ class Problem:
         hint = f"; {self.hint}" if self.hint else ""
         place = f"{self.file}:{self.line}:{self.column}"
         return f"{place}: error[{self.code}] {self.message}{origin}{hint}"
+
+
+class InvalidSpec(GlitchrunError):
+    """The spec has problems; `problems` are all of them, sorted by place."""
+
+    exit_code = ExitCode.SPEC_INVALID
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)
 
 
 def sorted_problems(problems: Iterable[Problem]) -> list[Problem]:
