@@ -12,12 +12,12 @@ import yaml
 
 from glitchrun.errors import UsageError
 from glitchrun.spec.digest import results_digest
-from glitchrun.spec.formats import as_text
 from glitchrun.spec.loading import check_files, load_experiment
 from glitchrun.spec.nodes import plain, walk
+from glitchrun.spec.problem_formats import as_text
 from glitchrun.spec.problems import CODES, InvalidSpec
-from glitchrun.spec.source import Source, read_source
-from glitchrun.spec.yaml_core import parse
+from glitchrun.spec.spec_files import Source, read_source
+from glitchrun.spec.yaml_parser import parse
 
 EXAMPLES = Path(__file__).parent / "examples"
 VALUES: list[Any] = [

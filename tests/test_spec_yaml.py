@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from glitchrun.spec.nodes import MappingNode, plain, walk
 from glitchrun.spec.problems import CODES, Problem
-from glitchrun.spec.scalars import resolve
-from glitchrun.spec.source import MAX_BYTES, Source, decode, read_source
-from glitchrun.spec.yaml_core import MAX_NODES, parse
+from glitchrun.spec.spec_files import MAX_BYTES, Source, decode, read_source
+from glitchrun.spec.yaml_parser import MAX_NODES, parse
+from glitchrun.spec.yaml_scalars import resolve
 
 
 def read(text: str | bytes) -> tuple[Any, list[Problem]]:

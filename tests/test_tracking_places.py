@@ -16,8 +16,7 @@ from click.testing import CliRunner
 from glitchrun.cli import main
 from glitchrun.errors import TrackingUnavailable
 from glitchrun.report.rows import replacing
-from glitchrun.spec.tags import tag_objection
-from glitchrun.spec.tracking_store import lock_path
+from glitchrun.spec.mlflow_rules import lock_path, tag_objection
 from glitchrun.tracking import sqlite_file
 from glitchrun.tracking.address import check_store
 from glitchrun.tracking.store import ensure_store, open_store, tracking_uri

@@ -82,7 +82,7 @@ class LazyGroup(click.Group):
             with file_access("a file", "the command cannot continue"):
                 return super().invoke(ctx)
         except InvalidSpec as error:
-            from glitchrun.spec.formats import as_text
+            from glitchrun.spec.problem_formats import as_text
 
             say(as_text(error.problems), err=True)
             ctx.exit(error.exit_code)

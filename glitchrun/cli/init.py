@@ -13,8 +13,8 @@ import click
 from glitchrun.cli.schema import PUBLISHED_AT
 from glitchrun.errors import UsageError
 from glitchrun.spec.loading import check_files
-from glitchrun.spec.scalars import resolve
 from glitchrun.spec.schema import strategies
+from glitchrun.spec.yaml_scalars import resolve
 from glitchrun.terminal import say
 
 _HEAD = """\

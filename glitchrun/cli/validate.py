@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from glitchrun.errors import ExitCode
-from glitchrun.spec.files import find_files
-from glitchrun.spec.formats import as_github, as_json, as_sarif, as_text
 from glitchrun.spec.loading import check_files
+from glitchrun.spec.problem_formats import as_github, as_json, as_sarif, as_text
+from glitchrun.spec.spec_files import find_files
 from glitchrun.terminal import emit, say, visible
 
 _SHOWN = 5

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from glitchrun.ledger.record import RunRecord
-from glitchrun.spec.document import REDACTED
-from glitchrun.spec.nodes import path_text
+from glitchrun.spec.nodes import REDACTED, path_text
 
 _SET = re.compile(r"\(--set (.*)\)\Z", re.DOTALL)
 _VARIABLE = re.compile(r"\(environment variable (\w+)\)\Z")

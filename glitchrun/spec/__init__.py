@@ -1,18 +1,17 @@
-"""Text to Spec. `loading.load_experiment` and `loading.check_files` are the ways in.
+"""From YAML text to a `Spec`. Start at `loading.load_experiment` and `loading.check_files`.
 
-Read in this order:
+The modules in the order in which a file passes through them:
 
-    source         a file's text, or why it cannot be had
-    yaml_core      text to a tree of nodes with places (scalars, yaml_errors, nodes)
-    composition    the file over the fragments it extends
-    overrides      --set (paths)
-    matrix         one document to its cells (cell_names)
-    environment    {env: NAME, default: ...}, secrets
-    file_paths     relative paths joined
-    document       a resolved document with its places
-    checking       what the schema says (schema/, suggestions)
-    semantics      what a schema cannot say
-    build          document to types.Spec (defaults)
-    digest         what decides results, numerics, and neither
-    problems       what is wrong and where; formats shows it
+    spec_files       find spec files, read their text
+    yaml_parser      text to a tree of `nodes` with places (`yaml_scalars`: the values)
+    composition      the file merged over the fragments that it extends
+    overrides        --set PATH=VALUE
+    matrix           one document to one for each cell
+    resolution       environment variables, secrets, nulls, relative paths
+    schema_errors    check against the JSON Schema (`schema`)
+    semantics        checks that a schema cannot express (`mlflow_rules`: tags and stores)
+    loading          all of these in order, and the document as a `types.Spec`
+
+Beside them: `problems` (every error code) and `problem_formats`; `defaults` and `digest`, which
+decides what makes two runs the same; the tables `searches`, `probes` and `templates`.
 """

@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from glitchrun.spec.environment import is_reference
 from glitchrun.spec.nodes import (
     Entry,
     MappingNode,
@@ -18,8 +17,9 @@ from glitchrun.spec.nodes import (
     problem_at,
 )
 from glitchrun.spec.problems import Problem
-from glitchrun.spec.source import Source, read_source
-from glitchrun.spec.yaml_core import parse
+from glitchrun.spec.resolution import is_reference
+from glitchrun.spec.spec_files import Source, read_source
+from glitchrun.spec.yaml_parser import parse
 
 _MAX_FILES = 100
 

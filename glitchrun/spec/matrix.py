@@ -1,20 +1,27 @@
-"""From one document to one for each cell of its matrix."""
+"""Expands a document with a matrix into one document for each cell."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from pathlib import PurePath
 from typing import Any
 
-from glitchrun.spec.cell_names import cell_names
-from glitchrun.spec.document import Document
-from glitchrun.spec.nodes import MappingNode, Node, Path_, SequenceNode, path_text, plain, with_via
-from glitchrun.spec.paths import PathError, assign, resolved, split
-from glitchrun.spec.problems import Problem
-from glitchrun.spec.suggestions import did_you_mean
+from glitchrun.spec.nodes import (
+    Document,
+    MappingNode,
+    Node,
+    Path_,
+    SequenceNode,
+    path_text,
+    plain,
+    with_via,
+)
+from glitchrun.spec.overrides import PathError, assign, resolved, split
+from glitchrun.spec.problems import Problem, did_you_mean
 
 _MAX_CELLS = 10_000
 
@@ -275,3 +282,33 @@ def _cell(
 
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
+
+
+_MAX_VALUE = 60
+
+
+def cell_names(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Readable names, unique among the cells."""
+    axes = list(cells[0])
+    last = {axis: axis.rsplit(".", 1)[-1] for axis in axes}
+    short = {axis: name if _once(name, last.values()) else axis for axis, name in last.items()}
+    names = [", ".join(f"{short[a]}={_show(v)}" for a, v in cell.items()) for cell in cells]
+    repeated = {name for name in names if not _once(name, names)}
+    if repeated:  # cut or shortened to the same text
+        names = [
+            f"{name} #{number}" if name in repeated else name
+            for number, name in enumerate(names, start=1)
+        ]
+    return names
+
+
+def _once(name: str, names: Iterable[str]) -> bool:
+    return list(names).count(name) == 1
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, str):
+        text = PurePath(value).name if "/" in value else value
+    else:
+        text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 1] + "…"

@@ -1,18 +1,166 @@
-"""`--set key.path=value`: assignments from outside the file, over everything in it."""
+"""Key paths such as `model.quantization`, `steps.0.k` and `steps.mine.k`, and `--set PATH=VALUE`.
+
+The matrix assigns its values by the same paths.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from glitchrun.errors import UsageError
-from glitchrun.spec.nodes import MappingNode, Node, Place, ScalarNode, problem_at, with_via
-from glitchrun.spec.paths import PathError, assign, place_near, split
-from glitchrun.spec.problems import Problem
-from glitchrun.spec.scalars import BadScalar, resolve
-from glitchrun.spec.source import Source
-from glitchrun.spec.yaml_core import parse
+from glitchrun.spec.nodes import (
+    Entry,
+    MappingNode,
+    Node,
+    Place,
+    ScalarNode,
+    SequenceNode,
+    is_null,
+    path_text,
+    problem_at,
+    with_via,
+)
+from glitchrun.spec.problems import Problem, did_you_mean
+from glitchrun.spec.spec_files import Source
+from glitchrun.spec.yaml_parser import parse
+from glitchrun.spec.yaml_scalars import BadScalar, resolve
+
+_INDEX = re.compile(r"\[(\d{1,9})\]")
+LOCKED = ("apiVersion", "kind", "extends")
+"""Keys that say what a file is; only the file itself can."""
+
+
+class PathError(ValueError):
+    """A path that leads nowhere."""
+
+    def __init__(self, message: str, hint: str = "", code: str = "GR207") -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.code = code
+
+
+def split(text: str) -> tuple[str, ...]:
+    """The parts of a path as written; raises PathError."""
+    parts = tuple(_INDEX.sub(r".\1", text.strip()).split("."))
+    if not all(parts):
+        raise PathError(f"{text!r} is not a path", "write it as model.device or steps.mine.k")
+    if parts[0] in LOCKED:
+        raise PathError(f"{parts[0]!r} can only be given in the file", code="GR208")
+    return parts
+
+
+def assign(node: MappingNode, parts: tuple[str, ...], value: Node, key_place: Place) -> MappingNode:
+    """The document with `value` at the path. Keys that are missing on the way are made, and shown
+    at `key_place`; whether such keys exist is the schema's to say. Raises PathError."""
+    result = _assign(node, parts, value, (), key_place)
+    assert isinstance(result, MappingNode)
+    return result
+
+
+def place_near(node: MappingNode, parts: tuple[str, ...]) -> Place:
+    """Where the path's value is written, or else the last thing on the way to it that is: what an
+    override from outside the file is shown at."""
+    current: Node = node
+    place = node.place
+    while parts:
+        try:
+            key, parts = _step(current, parts, ())
+        except PathError:
+            return place
+        if isinstance(current, MappingNode) and isinstance(key, str) and key in current.entries:
+            entry = current.entries[key]
+            current, place = entry.value, entry.value.place if not parts else entry.key_place
+        elif isinstance(current, SequenceNode) and isinstance(key, int):
+            current = current.items[key]
+            place = current.place
+        else:
+            return place
+    return place
+
+
+def resolved(node: MappingNode, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """The path with a step's id replaced by its place, so that equal paths are equal."""
+    steps = node.get("steps")
+    if parts[0] != "steps" or len(parts) < 2 or not isinstance(steps, SequenceNode):
+        return parts
+    try:
+        return ("steps", str(_index(steps, parts[1], ("steps",))), *parts[2:])
+    except PathError:
+        return parts
+
+
+def step_name(step: Node) -> str | None:
+    """The id of a step: as given, or its strategy's name."""
+    if not isinstance(step, MappingNode):
+        return None
+    for key in ("id", "strategy"):
+        node = step.get(key)
+        if not is_null(node):
+            named = isinstance(node, ScalarNode) and isinstance(node.value, str)
+            return str(node.value) if named and isinstance(node, ScalarNode) else None
+    return None
+
+
+def _assign(
+    node: Node | None,
+    parts: tuple[str, ...],
+    value: Node,
+    at: tuple[str, ...],
+    key_place: Place,
+) -> Node:
+    if not parts:
+        return value
+    if is_null(node):
+        node = MappingNode({}, key_place)
+    assert node is not None
+    key, rest = _step(node, parts, at)
+    if isinstance(node, SequenceNode):
+        assert isinstance(key, int)
+        items = list(node.items)
+        items[key] = _assign(items[key], rest, value, (*at, str(key)), key_place)
+        return replace(node, items=tuple(items))
+    assert isinstance(node, MappingNode)
+    assert isinstance(key, str)
+    old = node.entries.get(key)
+    new = _assign(old.value if old else None, rest, value, (*at, key), key_place)
+    return node.with_entry(key, Entry(old.key_place if old else key_place, new))
+
+
+def _step(
+    node: Node, parts: tuple[str, ...], at: tuple[str, ...]
+) -> tuple[str | int, tuple[str, ...]]:
+    """The key or index that the path takes in `node`, and what is left of the path."""
+    if isinstance(node, SequenceNode):
+        return _index(node, parts[0], at), parts[1:]
+    if isinstance(node, MappingNode):
+        for count in range(len(parts), 1, -1):  # keys that hold dots themselves
+            joined = ".".join(parts[:count])
+            if joined in node.entries:
+                return joined, parts[count:]
+        if at == ("matrix", "axes"):  # an axis is named by a path
+            return ".".join(parts), ()
+        return parts[0], parts[1:]
+    if is_null(node):
+        return parts[0], parts[1:]
+    raise PathError(f"{path_text(at)!r} is a single value, it has no {parts[0]!r} in it")
+
+
+def _index(node: SequenceNode, part: str, at: tuple[str, ...]) -> int:
+    where = path_text(at)
+    if part.isdecimal() and len(part) < 10:
+        if int(part) < len(node.items):
+            return int(part)
+        raise PathError(f"{where!r} has {len(node.items)} items, none at {part} (counted from 0)")
+    names = [step_name(item) for item in node.items] if at == ("steps",) else []
+    if part in names:
+        return names.index(part)
+    if None in names:
+        hint = f"a step's id is not known here: name the step by its place, as in {where}[0].k"
+        raise PathError(f"{where!r} has no item {part!r}", hint)
+    raise PathError(f"{where!r} has no item {part!r}", did_you_mean(part, names))
 
 
 @dataclass(frozen=True, slots=True)

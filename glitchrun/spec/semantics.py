@@ -8,15 +8,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from glitchrun.spec.defaults import named
-from glitchrun.spec.document import REDACTED, Document
-from glitchrun.spec.nodes import Path_
-from glitchrun.spec.problems import Problem
-from glitchrun.spec.scalars import shortened
+from glitchrun.spec.mlflow_rules import (
+    MAX_TAG_VALUE,
+    checkpoint_around,
+    database,
+    is_sqlite,
+    objection,
+    tag_objection,
+)
+from glitchrun.spec.nodes import REDACTED, Document, Path_
+from glitchrun.spec.problems import Problem, did_you_mean, one_of
 from glitchrun.spec.schema import TOKEN_SOURCES, strategies
-from glitchrun.spec.suggestions import did_you_mean, one_of
-from glitchrun.spec.tags import MAX_TAG_VALUE, tag_objection
 from glitchrun.spec.templates import TEMPLATE_MODES, TEMPLATE_NAMES, WITHOUT_SYSTEM
-from glitchrun.spec.tracking_store import checkpoint_around, database, is_sqlite, objection
+from glitchrun.spec.yaml_scalars import shortened
 
 MODEL_METRICS = ("model/load_seconds", "model/bytes", "model/peak_bytes")
 _RESERVED = ("model",)

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from glitchrun.errors import TrackingUnavailable
-from glitchrun.spec.tracking_store import address_objection, database, is_sqlite, objection
+from glitchrun.spec.mlflow_rules import address_objection, database, is_sqlite, objection
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 _HIDDEN = "***"

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from glitchrun.errors import MissingExtra, TrackingUnavailable
 from glitchrun.ledger.files import write_atomically
-from glitchrun.spec.tracking_store import (
+from glitchrun.spec.mlflow_rules import (
     database_objection,
     lock_path,
     note_path,

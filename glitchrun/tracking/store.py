@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from glitchrun.errors import GlitchrunError, MissingExtra, TrackingUnavailable, file_access
 from glitchrun.ledger import RunRecord
-from glitchrun.spec.tracking_store import lock_path
+from glitchrun.spec.mlflow_rules import lock_path
 from glitchrun.terminal import say
 from glitchrun.tracking import sqlite_file
 from glitchrun.tracking.address import (

@@ -6,7 +6,7 @@ import getpass
 import json
 
 from glitchrun.ledger.record import RunRecord
-from glitchrun.spec.tags import is_reserved
+from glitchrun.spec.mlflow_rules import is_reserved
 from glitchrun.tracking import limits
 from glitchrun.tracking.note import note
 from glitchrun.tracking.params import model_name

@@ -1,4 +1,4 @@
-"""The schema's objections to a document, as located problems in words of our own."""
+"""Checks a document against the schema and explains each error in plain words."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from typing import Any
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import Draft202012Validator, extend
 
-from glitchrun.spec.document import Document
-from glitchrun.spec.nodes import Path_, ScalarNode, path_text
-from glitchrun.spec.problems import Problem
-from glitchrun.spec.scalars import BadScalar, resolve, shortened
+from glitchrun.spec.nodes import Document, Path_, ScalarNode, path_text
+from glitchrun.spec.problems import Problem, did_you_mean, nearest, nearest_free, one_of
 from glitchrun.spec.schema import closed
-from glitchrun.spec.suggestions import did_you_mean, nearest, nearest_free, one_of
+from glitchrun.spec.yaml_scalars import BadScalar, resolve, shortened
 
 _MAX_ERRORS = 200
 """Errors looked at in one document; a hostile one could have as many as it has values."""

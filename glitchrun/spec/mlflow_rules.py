@@ -1,20 +1,51 @@
-"""Whether the MLflow store that a URI names may be written: it must be new, or one of MLflow's.
+"""What MLflow accepts: names of tags, and tracking stores that may be written.
 
-Looks only; nothing is opened for writing. Needs the standard library alone, so that `validate` can
-say what `apply` would refuse.
+A store must be new or one of MLflow's own. Nothing is opened for writing, and only the standard
+library is needed, so that `validate` reports what `apply` would refuse.
 """
 
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 import sqlite3
 import stat
+import unicodedata
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from glitchrun.terminal import visible
+
+MAX_TAG_VALUE = 8_000
+_MAX_NAME = 250
+_FORBIDDEN = re.compile(r"[^\w\-./: ]")
+_RESERVED = ("glitchrun.", "mlflow.")
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a tag of this name would stand for what glitchrun or MLflow says of a run. Case and
+    width do not count: some databases take no notice of them."""
+    plain = unicodedata.normalize("NFKC", name).casefold().strip()
+    return plain.startswith(_RESERVED)
+
+
+def tag_objection(name: str) -> str | None:
+    """Why a tag cannot be called this, and what to do; None where it can."""
+    if is_reserved(name):
+        kept = ", ".join(f"{prefix}*" for prefix in _RESERVED)
+        return f"is reserved ({kept} say what a run is); give it a prefix of your own"
+    if len(name) > _MAX_NAME:
+        return f"has {len(name)} characters in its name, and MLflow takes {_MAX_NAME}; shorten it"
+    if bad := _FORBIDDEN.search(name):
+        return (
+            f"has {bad[0]!r} in its name; MLflow takes letters, digits, spaces and _ - . / : alone"
+        )
+    if name != name.strip() or posixpath.normpath(name) != name or name.startswith(("/", "..")):
+        return "is read as a path or as empty by MLflow; use plain words, such as team or team/name"
+    return None
+
 
 _SQLITE = re.compile(r"sqlite(?:\+\w+)?://(?P<path>/.*)?", re.DOTALL)
 _TREACHEROUS = re.compile(r"\?|%[0-9A-Fa-f]{2}")

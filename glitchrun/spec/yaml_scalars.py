@@ -1,5 +1,14 @@
-"""Plain scalars by the core schema of YAML 1.2 (section 10.3.2), in which `no`, `12:30` and dates
-are text, `017` is 17 and `1e-5` a number."""
+r"""Values of YAML scalars, and the characters that libyaml misreads.
+
+Plain scalars follow the core schema of YAML 1.2 (section 10.3.2): `no`, `12:30` and dates are text,
+`017` is 17, and `1e-5` is a number.
+
+libyaml rejects surrogate pairs as JSON writes them (`"\ud83d\ude00"` for one character beyond
+U+FFFF), which YAML 1.2 allows. They are escapes only inside a double-quoted value, and where those
+are is unknown until libyaml has parsed the text. So each of a pair's twelve characters is replaced
+by a private-use character, which keeps every position; after parsing the twelve become the
+character, or the text as written.
+"""
 
 from __future__ import annotations
 
@@ -74,3 +83,35 @@ def _number(text: str) -> Scalar:
 def shortened(text: str, limit: int = 60) -> str:
     """`text`, cut where it is too long to show."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+_FIRST = 0xF1000
+_SWAPPED = {ord(c): chr(_FIRST + ord(c)) for c in "\\u0123456789abcdefABCDEF"}
+WRITTEN = {ord(private): chr(code) for code, private in _SWAPPED.items()}
+"""From a private-use character's code point to the character that was written."""
+
+# One escape at a time, so that the pair in `\\ud83d` with a backslash before it is none.
+_ESCAPE = re.compile(
+    r"\\(?:(u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
+_PRIVATE = re.compile(f"[{chr(_FIRST)}-{chr(_FIRST + 0x7F)}]")
+_PAIR = re.compile(f"[{''.join(_SWAPPED.values())}]{{12}}")
+
+
+def swap_pairs(text: str) -> str:
+    """`text` with every surrogate pair swapped; unchanged where it has the private-use characters
+    itself."""
+    if r"\u" not in text or _PRIVATE.search(text):
+        return text
+    return _ESCAPE.sub(lambda found: found[0].translate(_SWAPPED) if found[1] else found[0], text)
+
+
+def joined_pairs(value: str) -> str:
+    """A double-quoted value with every swapped pair as its character."""
+    return _PAIR.sub(lambda found: _character(found[0].translate(WRITTEN)), value)
+
+
+def _character(escapes: str) -> str:
+    r"""The character of `\ud83d\ude00`."""
+    high, low = int(escapes[2:6], 16), int(escapes[8:], 16)
+    return chr(0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00))

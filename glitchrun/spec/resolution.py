@@ -1,9 +1,10 @@
-"""`{env: NAME, default: ...}`: values from environment variables, and which of them are secret."""
+"""Replaces `{env: NAME, default: ...}` by values, removes nulls, makes relative paths absolute."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -15,12 +16,14 @@ from glitchrun.spec.nodes import (
     Path_,
     ScalarNode,
     SequenceNode,
+    child,
     is_null,
     path_text,
+    put,
 )
-from glitchrun.spec.scalars import BadScalar, resolve
-from glitchrun.spec.schema import FREE, NO_REFERENCE
-from glitchrun.spec.suggestions import did_you_mean
+from glitchrun.spec.problems import did_you_mean
+from glitchrun.spec.schema import FREE, NO_REFERENCE, TOKEN_SOURCES
+from glitchrun.spec.yaml_scalars import BadScalar, resolve
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _SECRET = re.compile(r"(token|key|passw(or)?d|secret|credentials?)\Z", re.IGNORECASE)
@@ -167,3 +170,49 @@ class _Resolver:
 
     def _malformed(self, path: Path_, node: Node, code: str, message: str, hint: str) -> None:
         self.result.malformed.append((path, node, code, message, hint))
+
+
+def join_paths(node: MappingNode) -> MappingNode:
+    """`node` with model.path, model.adapter and every file of tokens absolute. Values from `--set`
+    and environment variables start from the working directory; hub ids and `package:` names
+    stand."""
+    for path in _path_values(node):
+        value: Node | None = node
+        for part in path:
+            value = child(value, part)
+        if isinstance(value, ScalarNode) and isinstance(value.value, str):
+            is_model = path[0] == "model"
+            if not value.open_variable and (not is_model or _is_file_path(value)):
+                joined = replace(value, value=_absolute(value))
+                node = put(node, path, joined)
+    return node
+
+
+def _path_values(node: MappingNode) -> Iterator[Path_]:
+    yield ("model", "path")
+    yield ("model", "adapter")
+    steps = node.get("steps")
+    for index in range(len(steps.items) if isinstance(steps, SequenceNode) else 0):
+        for name in TOKEN_SOURCES:
+            yield ("steps", index, name, "file")
+
+
+def _is_file_path(node: ScalarNode) -> bool:
+    """Whether model.path or model.adapter means a file here rather than a hub id, a package's file,
+    or no adapter."""
+    text = str(node.value)
+    if text.startswith("package:") or text == "none":
+        return False
+    return text.startswith((".", "/", "~")) or text.endswith(".gguf") or _exists(node)
+
+
+def _exists(node: ScalarNode) -> bool:
+    try:
+        return Path(_absolute(node)).exists()
+    except (OSError, ValueError):  # too long, or a NUL: no file has such a name
+        return False
+
+
+def _absolute(node: ScalarNode) -> str:
+    text = os.path.expanduser(str(node.value))  # noqa: PTH111 - Path.expanduser raises
+    return os.path.abspath(node.place.folder / text)  # noqa: PTH100 - keeps symlinks

@@ -1,4 +1,4 @@
-"""Problems as people, editors and CI systems read them."""
+"""Problems as text, JSON, GitHub annotations and SARIF."""
 
 from __future__ import annotations
 
