@@ -8,7 +8,7 @@ import pty
 import select
 import signal
 import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from glitchrun.errors import UsageError
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.choice import Sampling
 from glitchrun.strategies.context import Context
-from tests.support.commands import ENVIRONMENT
+from tests.support.commands import Command
 from tests.support.engine import context, one_at_a_time
 from tests.support.oracle import FOLDER
 
@@ -299,14 +299,9 @@ def spec(tmp_path: Path, llama_folder: Path) -> Path:
     return path
 
 
-def started(spec: Path, *words: str, **streams: Any) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "glitchrun", "chat", spec.name, *words],
-        cwd=spec.parent,
-        env=ENVIRONMENT,
-        **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        | streams,
-    )
+def started(spec: Path, *words: str, **streams: int) -> Command[bytes]:
+    command = ("chat", spec.name, *words)
+    return Command(bytes, spec.parent, command, **{"stdin": subprocess.PIPE, **streams})
 
 
 def piped(spec: Path, lines: str, *words: str) -> Result:
@@ -345,7 +340,7 @@ def test_one_cell_of_a_matrix_is_chosen_by_name(spec: Path) -> None:
     assert piped(spec, "", "--only", "seed=2").exit_code == 0
 
 
-def until(process: subprocess.Popen[bytes], mark: bytes) -> None:
+def until(process: Command[bytes], mark: bytes) -> None:
     """Reads remarks up to one that holds `mark`."""
     assert process.stderr
     said = b""
@@ -355,7 +350,7 @@ def until(process: subprocess.Popen[bytes], mark: bytes) -> None:
         said += line
 
 
-def answer_stopped(spec: Path) -> subprocess.Popen[bytes] | None:
+def answer_stopped(spec: Path) -> Command[bytes] | None:
     """A talk whose first answer Ctrl-C ended; None where the answer was over before it came."""
     # Greedy, this model never ends by itself: the answer takes all of its positions.
     words = ("--max-new-tokens", "100000", "--temperature", "0", "--set", "template=raw")
@@ -404,6 +399,15 @@ def read_terminal(main: int, mark: bytes) -> bytes:
     return said
 
 
+def wait_until_asleep(pid: int) -> None:
+    """Waits until a process that has printed its prompt also waits for a line.
+
+    CPython does not see a signal that comes between the two before the line does.
+    """
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+        time.sleep(0.01)
+
+
 def test_a_terminal_has_a_prompt_and_ctrl_d_leaves(spec: Path) -> None:
     main, side = pty.openpty()
     process = started(spec, "--max-new-tokens", "3", stdin=side, stdout=side, stderr=side)
@@ -413,6 +417,7 @@ def test_a_terminal_has_a_prompt_and_ctrl_d_leaves(spec: Path) -> None:
         for line in (b"/frob\n", b"/help\n", b"\x04"):
             said += read_terminal(main, b"> ")
             if line == b"\x04":
+                wait_until_asleep(process.pid)
                 process.send_signal(signal.SIGINT)
                 said += read_terminal(main, b"> ")
             os.write(main, line)

@@ -6,7 +6,6 @@ import json
 import resource
 import signal
 import sqlite3
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support import tiny_models
-from tests.support.commands import applied, invoked, run, start
+from tests.support.commands import Command, applied, invoked, run, start
 
 SPEC = """\
 apiVersion: glitchrun/v1
@@ -67,7 +66,7 @@ def ledger(project: Path) -> Path | None:
     return next(project.glob("mlruns/runs/*/*/attempt-1/ledger.jsonl"), None)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], bool], process: Command[str]) -> None:
     deadline = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, process.communicate()

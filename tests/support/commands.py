@@ -4,44 +4,143 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
+import socket
 import subprocess
 import sys
-from contextlib import chdir
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir, suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Generic, TypeVar
 
 from click.testing import CliRunner, Result
 
 from glitchrun.cli import main
 
+ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 ENVIRONMENT.pop("MLFLOW_TRACKING_URI", None)
 
+S = TypeVar("S", str, bytes)
 
-def start(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+
+class Command(Generic[S]):
+    """A `glitchrun` command in a process of its own that needs no imports: see preloaded.py.
+
+    It has the part of `subprocess.Popen` that the tests use. Each stream is a pipe, or the
+    descriptor that is given.
+    """
+
+    def __init__(
+        self,
+        kind: type[S],
+        folder: Path,
+        words: tuple[str, ...],
+        environment: dict[str, str] | None = None,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
+        stderr: int = subprocess.PIPE,
+    ) -> None:
+        mode = "" if kind is str else "b"
+        self._kind = kind
+        self.returncode: int | None = None
+        self.stdin, stdin = _pipe(stdin, 0, f"w{mode}")
+        self.stdout, stdout = _pipe(stdout, 1, f"r{mode}")
+        self.stderr, stderr = _pipe(stderr, 1, f"r{mode}")
+        report, reporting = os.pipe()
+        request = {"folder": str(folder), "words": words, "environment": environment or ENVIRONMENT}
+        files = [stdin, stdout, stderr, reporting]
+        socket.send_fds(_server(), [json.dumps(request).encode()], files)
+        for file in files:
+            os.close(file)
+        self._report = os.fdopen(report, encoding="ascii")
+        self.pid = int(self._report.readline())
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code; for a command that a signal ended, the signal's number, negative."""
+        if self.returncode is None:
+            if not select.select([self._report], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("glitchrun", timeout or 0)
+            self.returncode = int(self._report.readline())
+            self._report.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """The exit code; None while the command runs."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[S, S]:
+        """Closes standard input, and returns what was printed and not yet read, and stderr's."""
+        if self.stdin:
+            self.stdin.close()
+        with ThreadPoolExecutor(2) as readers:
+            reading = [readers.submit(pipe.read) for pipe in (self.stdout, self.stderr) if pipe]
+            try:
+                self.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise
+            texts = [text.result() for text in reading]
+        for pipe in (self.stdout, self.stderr):
+            if pipe:
+                pipe.close()
+        out = texts.pop(0) if self.stdout else self._kind()
+        return out, texts.pop(0) if self.stderr else self._kind()
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal to the command, unless it is known to have ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Ends the command at once."""
+        self.send_signal(signal.SIGKILL)
+
+
+def _pipe(wanted: int, theirs: int, mode: str) -> tuple[IO[Any] | None, int]:
+    """Our end of a pipe, and the other; None and a copy of the descriptor where one is given."""
+    if wanted == subprocess.DEVNULL:
+        return None, os.open(os.devnull, os.O_RDWR)
+    if wanted != subprocess.PIPE:
+        return None, os.dup(wanted)
+    ends = os.pipe()
+    return os.fdopen(ends[1 - theirs], mode), ends[theirs]
+
+
+@cache
+def _server() -> socket.socket:
+    """The connection to the process that commands are forked from. It ends with this one."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.support.preloaded", str(theirs.fileno())],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+        )
+    return ours
+
+
+def start(folder: Path, *words: str, **environment: str) -> Command[str]:
     """Starts `glitchrun WORDS` in a folder."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "glitchrun", *words],
-        cwd=folder,
-        env={**ENVIRONMENT, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Command(str, folder, words, {**ENVIRONMENT, **environment})
 
 
 def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs `glitchrun WORDS` in a folder to its end."""
     process = start(folder, *words, **environment)
     out, err = process.communicate(timeout=300)
+    assert process.returncode is not None
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
 def invoked(folder: Path, *words: str) -> Result:
-    """`glitchrun WORDS` in a folder, in this process.
-
-    Importing torch, transformers and mlflow takes longer than a tiny run.
-    """
+    """`glitchrun WORDS` in a folder, in this process."""
     with chdir(folder):
         return CliRunner(env={"MLFLOW_TRACKING_URI": None}).invoke(main, list(words))
 

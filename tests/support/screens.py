@@ -6,14 +6,13 @@ import os
 import pty
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from tests.support.commands import ENVIRONMENT
+from tests.support.commands import ENVIRONMENT, Command
 
 NO_WINDOWS = next(
     (
@@ -47,11 +46,12 @@ def virtual_display() -> Iterator[str]:
 def run_in_terminal(folder: Path, *words: str, **environment: str) -> tuple[int, str]:
     """Runs `glitchrun WORDS` with a terminal of 100 columns for stderr; code and what it drew."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "glitchrun", *words],
-        cwd=folder,
-        env={**ENVIRONMENT, "TERM": "xterm", "COLUMNS": "100", "LINES": "50", **environment},
-        stdin=subprocess.DEVNULL,
+    drawing = {"TERM": "xterm", "COLUMNS": "100", "LINES": "50"}
+    process = Command(
+        str,
+        folder,
+        words,
+        {**ENVIRONMENT, **drawing, **environment},
         stdout=subprocess.DEVNULL,
         stderr=theirs,
     )

@@ -1,0 +1,74 @@
+"""Runs `glitchrun` commands as processes of their own, forked from one that has done the imports.
+
+Importing torch, transformers and mlflow takes longer than a tiny run. This module's process imports
+them once and then reads requests from a socket, whose descriptor is its argument. For each request
+it forks a process that runs the command as `python -m glitchrun` would, down to the interpreter's
+own exit. It reports the process's id, and in the end its exit code.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+
+def serve(requests: socket.socket) -> None:
+    """Forks a process for each request. Returns in the forked processes, ready to run the command;
+    where the other end is closed, it ends the process."""
+    while True:
+        message, files, *_ = socket.recv_fds(requests, 1 << 20, 4)
+        if not message:
+            sys.exit()
+        if os.fork() == 0:
+            requests.close()
+            return _watch(json.loads(message), *files)
+        for file in files:
+            os.close(file)
+
+
+def _watch(request: dict[str, Any], stdin: int, stdout: int, stderr: int, report: int) -> None:
+    """Forks the command and reports `PID\\nSTATUS\\n`; returns in the command's process alone."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if command := os.fork():
+        os.write(report, f"{command}\n".encode())
+        for file in (stdin, stdout, stderr):
+            os.close(file)
+        _, status = os.waitpid(command, 0)
+        os.write(report, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        os._exit(0)
+    for number, file in enumerate((stdin, stdout, stderr)):
+        os.dup2(file, number)
+        os.close(file)
+    sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
+    os.close(report)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.argv = ["glitchrun", *request["words"]]
+
+
+def preload() -> None:
+    """Imports what a run imports."""
+    import torch
+    import transformers.models.gpt2.modeling_gpt2
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import glitchrun.cli.apply
+    import glitchrun.runner.apply  # noqa: F401
+
+    assert torch.get_num_threads() == 1, "a forked process would hang in the threads it lacks"
+    gc.freeze()
+
+
+if __name__ == "__main__":
+    preload()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    serve(socket.socket(fileno=int(sys.argv[1])))
+    from glitchrun.cli import main
+
+    main(prog_name="glitchrun")
