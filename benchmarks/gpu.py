@@ -43,8 +43,8 @@ from glitchrun.checkpoint.resolve import resolve
 from glitchrun.events import Batch, Token, Verified
 from glitchrun.model import load
 from glitchrun.model.loaded import LoadedModel
-from glitchrun.plan.rows import PASSES
-from glitchrun.plan.weights import weights
+from glitchrun.plan.batch_sizes import PASSES_PER_WRITE
+from glitchrun.plan.weight_bytes import weights
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.choice import Sampling
 from glitchrun.probing.choose import best_backend
@@ -298,7 +298,10 @@ def verification(page: Page, name: str, model: LoadedModel) -> None:
     alone = len(few) / seconds(lambda: one_at_a_time(model, few), 2)
     page.row("one at a time", f"{alone:.1f}", "", "", "")
     for rows in sizes(model):
-        ids = [index % model.vocab_size for index in range(100, 100 + PASSES[DEVICE.type] * rows)]
+        ids = [
+            index % model.vocab_size
+            for index in range(100, 100 + PASSES_PER_WRITE[DEVICE.type] * rows)
+        ]
         engine = Verifier(backend, {"repeat": PROMPT}, rows)
         generic = Verifier(Backend(model), {"repeat": PROMPT}, rows)
         least = bound(model, rows)
@@ -311,7 +314,7 @@ def verification(page: Page, name: str, model: LoadedModel) -> None:
         page.row(
             f"{rows:,}",
             f"{len(ids) / took:,.0f}",
-            f"{least * PASSES[DEVICE.type] / took:.0%}",
+            f"{least * PASSES_PER_WRITE[DEVICE.type] / took:.0%}",
             "" if slow is None else f"{rows / slow:,.0f}",
             peak,
         )

@@ -19,7 +19,7 @@ from glitchrun.checkpoint.headers import read_header
 from glitchrun.errors import MissingExtra, ModelUnavailable
 from glitchrun.model import load
 from glitchrun.plan.devices import DeviceMemory
-from glitchrun.plan.memory import estimate
+from glitchrun.plan.memory_estimate import estimate
 from glitchrun.plan.passes import Workload
 from glitchrun.spec.types import ModelSpec
 from tests.support import composites

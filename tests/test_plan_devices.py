@@ -8,8 +8,7 @@ import pytest
 
 from glitchrun.errors import PreflightError
 from glitchrun.plan import devices
-from glitchrun.plan.devices import device_memory, parse_size
-from glitchrun.plan.main_memory import main_memory
+from glitchrun.plan.devices import device_memory, main_memory, parse_size
 
 GIB = 1024**3
 MEMINFO = "MemTotal:       16777216 kB\nMemFree:        1 kB\nMemAvailable:    8388608 kB\n"

@@ -10,10 +10,10 @@ import pytest
 
 from glitchrun.checkpoint import resolve
 from glitchrun.checkpoint.headers import Header, read_header
+from glitchrun.plan.batch_sizes import CACHE_HEADROOM
 from glitchrun.plan.devices import DeviceMemory
-from glitchrun.plan.memory import MemoryEstimate, estimate
+from glitchrun.plan.memory_estimate import MemoryEstimate, estimate
 from glitchrun.plan.passes import Workload
-from glitchrun.plan.rows import ROOM
 from tests.support import raw_checkpoints as raw
 
 GB = 1_000_000_000
@@ -46,7 +46,7 @@ def test_the_key_value_cache_by_hand(header: Header) -> None:
 
 def test_a_growing_cache_is_copied_whole_and_has_room(header: Header) -> None:
     found = _estimate(header, Workload("s", 64, 100, kind="sample"))
-    assert found.kv_cache_bytes == 64 * 2 * 2 * 2 * 4 * (100 + ROOM) * 4
+    assert found.kv_cache_bytes == 64 * 2 * 2 * 2 * 4 * (100 + CACHE_HEADROOM) * 4
 
 
 def test_attempts_that_begin_as_one_share_the_activations_of_their_prompt(header: Header) -> None:

@@ -14,7 +14,7 @@ from glitchrun.checkpoint import resolve
 from glitchrun.checkpoint.cache import cache_folder
 from glitchrun.checkpoint.headers import Header, read_header
 from glitchrun.model.loading import load
-from glitchrun.plan.weights import part_of, weights
+from glitchrun.plan.weight_bytes import part_of, weights
 from glitchrun.spec.types import ModelSpec
 from tests.support import raw_checkpoints as raw
 from tests.support import tiny_models

@@ -15,7 +15,7 @@ import pytest
 
 from glitchrun.errors import RunError
 from glitchrun.events import Batch, Entry, Event, Measured, Sampled, Verified
-from glitchrun.plan.rows import SCREENING as screen_rows
+from glitchrun.plan.batch_sizes import SCREEN_BATCH as screen_rows
 from glitchrun.probing.backend import Backend
 from glitchrun.spec.schema import strategies
 from glitchrun.spec.types import Origin, Thresholds, TokenScope

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from glitchrun.plan.build import Plan, PlannedRun
-from glitchrun.plan.memory import MemoryEstimate
+from glitchrun.plan.memory_estimate import MemoryEstimate
 from glitchrun.plan.work import StepWork
 from glitchrun.terminal import visible
 

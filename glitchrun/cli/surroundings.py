@@ -25,8 +25,7 @@ import glitchrun
 from glitchrun.checkpoint.cache import VARIABLE, cache_folder, size_of
 from glitchrun.cli.render_plan import size
 from glitchrun.errors import PreflightError
-from glitchrun.plan.devices import visible_gpus
-from glitchrun.plan.main_memory import main_memory
+from glitchrun.plan.devices import main_memory, visible_gpus
 
 _EXTRA = "run"
 _STORE_TIMEOUT = 5.0

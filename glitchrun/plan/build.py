@@ -16,7 +16,7 @@ from glitchrun.errors import ModelUnavailable
 from glitchrun.ledger.record import status_word
 from glitchrun.plan import duration
 from glitchrun.plan.devices import device_memory
-from glitchrun.plan.memory import MemoryEstimate, estimate
+from glitchrun.plan.memory_estimate import MemoryEstimate, estimate
 from glitchrun.plan.work import StepWork, step_work, workloads
 from glitchrun.spec.digest import MEASURING, cosmetic_digest, numerics_digest, results_digest
 from glitchrun.spec.token_ids import token_ids

@@ -10,8 +10,8 @@ import os
 from collections.abc import Sequence
 
 from glitchrun.checkpoint.headers import Header
-from glitchrun.plan.memory import MemoryEstimate
-from glitchrun.plan.weights import part_of
+from glitchrun.plan.memory_estimate import MemoryEstimate
+from glitchrun.plan.weight_bytes import part_of
 from glitchrun.plan.work import StepWork
 
 _FLOPS = {"cpu": 8e9, "cuda": 3e12}

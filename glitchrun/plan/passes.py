@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from glitchrun.checkpoint.headers import Header
-from glitchrun.plan import rows
-from glitchrun.plan.weights import WIDTH, Weights
+from glitchrun.plan import batch_sizes
+from glitchrun.plan.weight_bytes import WIDTH, Weights
 
 _LOGIT_COPIES = 6
 """Float32 tensors of the size of the logits that verdicts are computed from."""
@@ -77,10 +77,14 @@ class Passes:
         """Rows of a pass: as asked, else the largest power of two that fits in half the room."""
         narrow = WIDTH[self.held.dtype] < WIDTH["float32"]
         if load.grows and narrow and self.kind == "cuda":
-            return rows.NARROW[self.kind]
+            return batch_sizes.LOW_PRECISION_BATCH[self.kind]
         if load.batch is not None:
-            return max(load.batch, rows.NARROW[self.kind]) if load.grows and narrow else load.batch
-        count = rows.STANDARD[load.kind][self.kind]
+            return (
+                max(load.batch, batch_sizes.LOW_PRECISION_BATCH[self.kind])
+                if load.grows and narrow
+                else load.batch
+            )
+        count = batch_sizes.AUTO_BATCH[load.kind][self.kind]
         if load.kind == "score":
             return count
         while count > 1 and count * sum(self.row(load)) > room // 2:
@@ -124,7 +128,7 @@ class Passes:
         logits = _LOGIT_COPIES * self.header.vocab * WIDTH["float32"]
         if load.grows:
             # Taking finished rows out copies the others; buffers have room for positions to come.
-            cache = 2 * layers * each * (load.positions + rows.ROOM)
+            cache = 2 * layers * each * (load.positions + batch_sizes.CACHE_HEADROOM)
             first = -(-(self._computed(load, load.positions) + logits) // load.together)
             return cache, max(first, self._computed(load, 1) + logits)
         # Appending to a layer's cache copies it: for a moment there is one layer more.
@@ -149,7 +153,9 @@ class Passes:
         if WIDTH[self.held.dtype] >= WIDTH["float32"]:
             return 0
         row = sum(self.row(load)) * WIDTH["float32"] // self.width
-        settling = rows.SETTLING[self.kind] * row if self.width < WIDTH["float32"] else 0
+        settling = (
+            batch_sizes.RECHECK_BATCH[self.kind] * row if self.width < WIDTH["float32"] else 0
+        )
         table = self.header.vocab * self.header.shape.hidden * 4 if load.gradient else 0
         return self.held.largest_matrix * 4 + settling + table
 

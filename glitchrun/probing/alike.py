@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from glitchrun.plan.rows import ALIKE, NARROW
+from glitchrun.plan.batch_sizes import INVARIANT_BATCH, LOW_PRECISION_BATCH
 from glitchrun.probing.backend import Backend
 from glitchrun.prompts.render import Prompt
 
 _LEAST = 16
 """On a CPU with AVX512_BF16 and torch 2.13, bfloat16 passes of 2 to 128 rows gave each row the same
 bits, and one row alone others. In float32 those of 16 to 128 rows did on one thread, not on two."""
-_TRIED = (_LEAST, 17, 41, ALIKE)
+_TRIED = (_LEAST, 17, 41, INVARIANT_BATCH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ def shape(backend: Backend, prompt: Prompt, rows: int) -> Shape:
     if backend.arithmetic == torch.float32:
         return Shape(rows)
     if backend.device.type == "cpu" and rows_alike(backend, prompt):
-        return Shape(min(rows, ALIKE), _LEAST)
-    fixed = NARROW.get(backend.device.type, NARROW["cpu"])
+        return Shape(min(rows, INVARIANT_BATCH), _LEAST)
+    fixed = LOW_PRECISION_BATCH.get(backend.device.type, LOW_PRECISION_BATCH["cpu"])
     return Shape(fixed, fixed)
 
 
@@ -58,7 +58,7 @@ def rows_alike(backend: Backend, prompt: Prompt) -> bool:
     of a suffix, in batches of several sizes, in which the rows that are compared stand elsewhere.
     Which sizes does not depend on what the spec asks for, so that the answer does not either.
     """
-    ids = torch.arange(ALIKE) * 7919 % backend.model.vocab_size
+    ids = torch.arange(INVARIANT_BATCH) * 7919 % backend.model.vocab_size
     singles = [_singles(backend, prompt, ids[:n]) for n in _TRIED]
     several = [_several(backend, prompt, ids[:n]) for n in _TRIED[:2]]
     return all(torch.equal(found[0], other) for found in (singles, several) for other in found[1:])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from glitchrun.model.loaded import LoadedModel
-from glitchrun.plan.rows import ROOM, SAMPLING, SCREENING, VERIFYING
+from glitchrun.plan.batch_sizes import CACHE_HEADROOM, SAMPLE_BATCH, SCREEN_BATCH, VERIFY_BATCH
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -29,13 +29,13 @@ def standard_rows(
         free_bytes: Memory free on the model's device.
         sampling: Continuations grow by one position a pass.
     """
-    standard = SAMPLING if sampling else VERIFYING
+    standard = SAMPLE_BATCH if sampling else VERIFY_BATCH
     return _fitting(standard, model, row_bytes(model, positions, grows=sampling), free_bytes)
 
 
 def screening_rows(model: LoadedModel, positions: int, free_bytes: int) -> int:
     """Rows of a pass of the frozen-suffix screen; `positions` are those of the whole prompt."""
-    return _fitting(SCREENING, model, row_bytes(model, positions), free_bytes)
+    return _fitting(SCREEN_BATCH, model, row_bytes(model, positions), free_bytes)
 
 
 def _fitting(standard: Mapping[str, int], model: LoadedModel, each: int, free_bytes: int) -> int:
@@ -62,7 +62,7 @@ def row_bytes(model: LoadedModel, positions: int, *, grows: bool = False) -> int
     position = 2 * groups * (_first(text, "head_dim") or -(-hidden // heads)) * width
     copies = 2 if grows else 1
     layers = _first(text, "num_hidden_layers", "num_layers", "n_layers") or 1
-    cache = copies * layers * position * (positions + ROOM)
+    cache = copies * layers * position * (positions + CACHE_HEADROOM)
     activations = (6 * hidden + 3 * inner) * positions * width
     logits = 6 * model.vocab_size * 4
     return cache + activations + logits

@@ -9,7 +9,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from glitchrun.plan.rows import SCORING
+from glitchrun.plan.batch_sizes import SCORE_BATCH
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.memory import is_out_of_memory
 from glitchrun.prompts.slot import Slot
@@ -28,7 +28,7 @@ class SequenceScorer:
         self.place = place
         self.goals = tuple(goals)
         """Token ids whose probability is wanted."""
-        self.rows = SCORING.get(backend.device.type, SCORING["cpu"])
+        self.rows = SCORE_BATCH.get(backend.device.type, SCORE_BATCH["cpu"])
         self.counters: Counter[str] = Counter()
         """Work since it was last cleared: forwards, batch_halvings."""
 

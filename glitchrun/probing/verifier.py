@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glitchrun.events import ProbeResult
-from glitchrun.plan.rows import SETTLING
+from glitchrun.plan.batch_sizes import RECHECK_BATCH
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.memory import is_out_of_memory
 from glitchrun.probing.statistics import ROUNDING, Statistics, measure
@@ -50,7 +50,7 @@ class Verifier:
         self.counters["rechecked"] += len(unclear)
         if first != torch.float32 and unclear:
             again = [token_ids[i] for i in unclear]
-            rows = SETTLING.get(self.backend.device.type, SETTLING["cpu"])
+            rows = RECHECK_BATCH.get(self.backend.device.type, RECHECK_BATCH["cpu"])
             settled = self._pass(prompt, again, rows, torch.float32)
             for i, result in zip(unclear, settled, strict=True):
                 results[i] = result

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from glitchrun.events import Batch, Measured, ProbeResult, Token, Verified
-from glitchrun.plan.rows import PASSES
+from glitchrun.plan.batch_sizes import PASSES_PER_WRITE
 from glitchrun.probing.memory import standard_rows
 from glitchrun.probing.verifier import Verifier
 from glitchrun.prompts.render import intact
@@ -34,7 +34,7 @@ class Judge:
     @property
     def rows(self) -> int:
         """Tokens that are judged at a time: those of one pass, or on a GPU of several."""
-        return self._verifier.rows * PASSES.get(self._context.backend.device.type, 1)
+        return self._verifier.rows * PASSES_PER_WRITE.get(self._context.backend.device.type, 1)
 
     def judge(self, token_ids: Sequence[int]) -> list[Verified]:
         results = self._verifier.verify(token_ids)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glitchrun.plan.rows import ROOM
+from glitchrun.plan.batch_sizes import CACHE_HEADROOM
 from glitchrun.probing.fast.shape import Shape
 
 
@@ -51,21 +51,21 @@ class Cache:
 
 def _longer(buffer: Tensor, end: int) -> Tensor:
     rows, groups, capacity, width = buffer.shape
-    longer = buffer.new_empty(rows, groups, end + ROOM, width)
+    longer = buffer.new_empty(rows, groups, end + CACHE_HEADROOM, width)
     longer[:, :, :capacity] = buffer
     return longer
 
 
 def _selected(buffer: Tensor, rows: Tensor, length: int) -> Tensor:
     _, groups, _, width = buffer.shape
-    made = buffer.new_empty(len(rows), groups, length + ROOM, width)
+    made = buffer.new_empty(len(rows), groups, length + CACHE_HEADROOM, width)
     torch.index_select(buffer[:, :, :length], 0, rows, out=made[:, :, :length])
     return made
 
 
 def _repeated(buffer: Tensor, rows: int, length: int) -> Tensor:
     _, groups, _, width = buffer.shape
-    made = buffer.new_empty(rows, groups, length + ROOM, width)
+    made = buffer.new_empty(rows, groups, length + CACHE_HEADROOM, width)
     made[:, :, :length] = buffer[:1, :, :length]
     return made
 

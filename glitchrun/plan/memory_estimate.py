@@ -9,7 +9,7 @@ from typing import Any
 from glitchrun.checkpoint.headers import Header
 from glitchrun.plan.devices import DeviceMemory
 from glitchrun.plan.passes import Buffers, Passes, Workload
-from glitchrun.plan.weights import QUANTIZED, weights
+from glitchrun.plan.weight_bytes import QUANTIZED, weights
 
 _TIGHT = 0.8
 """Share of the free memory from which a run counts as tight: the estimate of what is computed
