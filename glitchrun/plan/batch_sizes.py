@@ -8,9 +8,9 @@ BatchSize = Mapping[str, int]
 """Rows of a forward pass by kind of device: cpu, cuda."""
 
 VERIFY_BATCH: BatchSize = {"cpu": 64, "cuda": 8192}
-"""Rows of a whole prompt each. Longer passes gain no speed: on two CPU cores 128 rows were no faster
-than 64. On an H100 a 135M model ran 2,048 rows as fast as 8,192, but only the longer pass leaves time
-to read the results of the one before."""
+"""Rows of a whole prompt each. Longer passes gain no speed: on two CPU cores 128 rows were no
+faster than 64. On an H100 a 135M model ran 2,048 rows as fast as 8,192, but only the longer pass
+leaves time to read the results of the one before."""
 PASSES_PER_WRITE: BatchSize = {"cpu": 1, "cuda": 2}
 """Passes whose verdicts are written to the ledger together: a GPU runs the second pass while the
 results of the first are read."""
@@ -19,8 +19,8 @@ SAMPLE_BATCH: BatchSize = {"cpu": 256, "cuda": 512}
 SCREEN_BATCH: BatchSize = {"cpu": 256, "cuda": 8192}
 """Rows of the two positions that the frozen-suffix screen runs."""
 SCORE_BATCH: BatchSize = {"cpu": 8, "cuda": 64}
-"""Rows of every pass over the sequences of an evolution, whatever `batch_size` says. On two CPU cores
-more rows were hardly faster, and the sequences of one length rarely fill more."""
+"""Rows of every pass over the sequences of an evolution, whatever `batch_size` says. On two CPU
+cores more rows were hardly faster, and the sequences of one length rarely fill more."""
 AUTO_BATCH: Mapping[str, BatchSize] = {
     "verify": VERIFY_BATCH,
     "sample": SAMPLE_BATCH,
@@ -31,8 +31,8 @@ AUTO_BATCH: Mapping[str, BatchSize] = {
 """The largest batch that `batch_size: auto` takes, by the purpose of the pass."""
 
 RECHECK_BATCH: BatchSize = {"cpu": 16, "cuda": 128}
-"""Rows of the float32 passes that decide near-ties of narrower arithmetic: always exactly this many,
-so that a verdict does not depend on its batch."""
+"""Rows of the float32 passes that decide near-ties of narrower arithmetic: always exactly this
+many, so that a verdict does not depend on its batch."""
 INVARIANT_BATCH = 128
 """The largest sampling batch in narrower arithmetic whose passes are tried for batch invariance."""
 LOW_PRECISION_BATCH: BatchSize = {"cpu": 64, "cuda": 128}
