@@ -1,4 +1,4 @@
-"""`glitchrun compare`: the arithmetic, and whole comparisons recomputed from what they rest on."""
+"""`glitchrun compare`: its statistics, and whole comparisons recomputed from the records."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from glitchrun.behaviour.rates import wilson
 from glitchrun.cli import compare, main
 from glitchrun.cli.apply import ROOT
 from glitchrun.cli.runs import find_cells
 from glitchrun.ledger.record import Metric
-from glitchrun.report.comparison.agreement import Counts, Overlap, apart, wilson
+from glitchrun.report.comparison.pairs import Counts, Overlap, disjoint
 from glitchrun.report.rows import rows
 from tests.support.records import Invented, write_matrix, write_run
 from tests.support.reporting import run_of, step
@@ -26,7 +27,7 @@ LEGACY = Path(__file__).parent / "data" / "legacy"
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Runs of the same 200 tokens in float32, int8 and int4, with other verdicts each."""
+    """Runs of the same 200 tokens in float32, int8 and int4, with different verdicts."""
     monkeypatch.chdir(tmp_path)
     return write_matrix(tmp_path / ROOT)
 
@@ -50,7 +51,7 @@ def listed(folder: Path, name: str, *tokens: tuple[int, str, bool | None]) -> Pa
 
 
 def verdicts(record: Any) -> dict[int, bool]:
-    """Of tokens.jsonl: confirmed where a token was sampled, glitch otherwise."""
+    """The verdicts of tokens.jsonl: `confirmed` of sampled tokens, `glitch` of the others."""
     found: dict[int, bool] = {}
     for row in rows(record):
         if row["confirmed"] is not None:
@@ -72,11 +73,11 @@ def verdicts(record: Any) -> dict[int, bool]:
         (Counts(0, 0, 0, 0), None),
     ],
 )
-def test_kappa_of_known_tables(counts: Counts, kappa: float | None) -> None:
+def test_kappa_of_published_tables(counts: Counts, kappa: float | None) -> None:
     assert counts.kappa == (None if kappa is None else pytest.approx(kappa, abs=1e-4))
 
 
-def test_chance_overlap_is_that_of_all_draws() -> None:
+def test_expected_overlap_matches_an_enumeration_of_all_draws() -> None:
     scope, left, right = 8, 3, 4
     drawn = [len({0, 1, 2} & set(draw)) for draw in combinations(range(scope), right)]
     for observed in range(4):
@@ -96,24 +97,25 @@ def test_chance_overlap_is_that_of_all_draws() -> None:
         (0, True, "as chance"),
     ],
 )
-def test_the_coverage_gap_of_glitchers_paper_is_chance(
+def test_the_overlap_in_glitchers_paper_is_what_chance_gives(
     observed: int, at_least: bool, reading: str
 ) -> None:
-    """255 mined tokens, 2,000 scanned, 128,256 there: 6 in common."""
-    overlap = Overlap("found by A, looked at by B", 255, 2000, observed, 128_256, at_least)
+    """255 tokens mined, 2,000 scanned, 6 in common, of a vocabulary of 128,256."""
+    overlap = Overlap("found by A, examined by B", 255, 2000, observed, 128_256, at_least)
     assert overlap.expected == pytest.approx(3.976, abs=1e-3)
     assert overlap.reading == reading
 
 
-def test_intervals_that_share_no_point_are_apart() -> None:
-    assert wilson(0, 5) == pytest.approx((0, 0.4345), abs=1e-4)  # Wilson 1927, by hand
-    assert wilson(5, 5) == pytest.approx((0.5655, 1), abs=1e-4)
-    assert apart(wilson(0, 5), wilson(5, 5))
-    assert apart(wilson(5, 5), wilson(0, 5))
-    assert not apart(wilson(1, 5), wilson(4, 5))
+def test_intervals_without_a_common_point_are_disjoint() -> None:
+    none, all_of_them = wilson(0, 5), wilson(5, 5)
+    assert (none.low, none.high) == pytest.approx((0, 0.4345), abs=1e-4)  # Wilson 1927, by hand
+    assert (all_of_them.low, all_of_them.high) == pytest.approx((0.5655, 1), abs=1e-4)
+    assert disjoint(none, all_of_them)
+    assert disjoint(all_of_them, none)
+    assert not disjoint(wilson(1, 5), wilson(4, 5))
 
 
-def test_a_pair_of_runs_is_counted_as_their_tokens_say(runs: list[Any]) -> None:
+def test_counts_of_a_pair_match_the_tokens_of_its_runs(runs: list[Any]) -> None:
     left, right = verdicts(runs[0]), verdicts(runs[2])
     assert left.keys() == right.keys()
     found = document("quantization=float32", "quantization=int4")
@@ -128,7 +130,7 @@ def test_a_pair_of_runs_is_counted_as_their_tokens_say(runs: list[Any]) -> None:
     assert [c["path"] for c in pair["changes"]] == ["model.quantization"]
 
 
-def test_asr_is_compared_where_both_sampled(runs: list[Any]) -> None:
+def test_asr_is_compared_for_tokens_that_both_sampled(runs: list[Any]) -> None:
     (pair,) = document("quantization=float32", "quantization=int4")["pairs"]
     samples = [
         {row["token_id"]: row for row in rows(run) if row["attempts"]} for run in (runs[0], runs[2])
@@ -144,7 +146,7 @@ def test_asr_is_compared_where_both_sampled(runs: list[Any]) -> None:
     assert {one["token_id"] for one in pair["asr"]["apart"]} == far != set()
 
 
-def test_what_is_compared_can_be_chosen(runs: list[Any]) -> None:
+def test_option_by_selects_the_verdict_to_compare(runs: list[Any]) -> None:
     (by_probes,) = document("quantization=float32", "quantization=int4", "--by", "glitch")["pairs"]
     glitch = [{r["token_id"]: r["glitch"] for r in rows(run) if r["probes"]} for run in runs]
     assert by_probes["both"] == sum(glitch[0][i] and glitch[2][i] for i in glitch[0])
@@ -157,7 +159,7 @@ def test_a_run_agrees_with_itself(runs: list[Any]) -> None:
     (pair,) = document(name, name)["pairs"]
     assert (pair["kappa"], pair["differences"], pair["changes"]) == (1, [], [])
     assert pair["p_distance"] == 0
-    assert "Nothing: the same spec, model contents and versions." in compared(name, name).stdout
+    assert "None: the same spec, model contents and versions." in compared(name, name).stdout
 
 
 def test_text_and_markdown_show_the_same_numbers(runs: list[Any]) -> None:
@@ -173,19 +175,19 @@ def test_text_and_markdown_show_the_same_numbers(runs: list[Any]) -> None:
     assert len(everything.splitlines()) == len(text.splitlines()) + 26 - 1
 
 
-def test_more_than_two_are_compared_by_pairs(runs: list[Any]) -> None:
+def test_more_than_two_sides_are_compared_pairwise(runs: list[Any]) -> None:
     names = [f"quantization={name}" for name in ("float32", "int8", "int4")]
     found = document(*names)
     assert [(p["left"], p["right"]) for p in found["pairs"]] == [("A", "B"), ("A", "C"), ("B", "C")]
     (alone,) = document(names[1], names[2])["pairs"]
     assert found["pairs"][2]["kappa"] == alone["kappa"]
     text = compared(*names).stdout
-    assert "tokens that the sides do not all agree on" in text
-    assert "What differs between A and C" in text
+    assert "tokens with different verdicts" in text
+    assert "Differences between A and C" in text
 
 
 def test_a_file_is_compared_with_a_run(runs: list[Any], tmp_path: Path) -> None:
-    """A run's own tokens.jsonl, read as a file, agrees with the run in everything."""
+    """A run's own tokens.jsonl, read as a file, agrees with the run completely."""
     path = tmp_path / "tokens.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows(runs[0])))
     (pair,) = document("quantization=float32", path)["pairs"]
@@ -195,25 +197,25 @@ def test_a_file_is_compared_with_a_run(runs: list[Any], tmp_path: Path) -> None:
     assert pair["asr"]["apart"] == []
 
 
-def test_lists_of_findings_say_what_they_cannot_tell() -> None:
+def test_lists_of_findings_state_what_is_unknown() -> None:
     found = document(LEGACY / "glitch_tokens.json", LEGACY / "vocab_scan_results.json")
     (pair,) = found["pairs"]
     assert pair["kappa"] is None
     assert found["sides"][0]["looked_at"] is None
-    assert found["sides"][1]["note"] == "lists 3 of the 10 tokens looked at"
+    assert found["sides"][1]["note"] == "lists 3 of the 10 tokens examined"
     words = [LEGACY / "glitch_tokens.json", LEGACY / "vocab_scan_results.json", "--scope", "32000"]
     overlaps = {one["what"]: one for one in document(*words)["pairs"][0]["overlaps"]}
-    assert "looked at by both" not in overlaps
-    looked = overlaps["found by A, looked at by B"]
-    assert (looked["left"], looked["right"], looked["at_least"]) == (8, 10, True)
+    assert "examined by both" not in overlaps
+    overlap = overlaps["found by A, examined by B"]
+    assert (overlap["left"], overlap["right"], overlap["at_least"]) == (8, 10, True)
     text = compared(*words).stdout
     assert "Cohen's kappa is not defined" in text
-    assert "How many tokens A looked at is not known" in text
+    assert "The number of tokens that A examined is not known" in text
 
 
-def test_without_a_vocabulary_the_scope_is_asked_for() -> None:
+def test_scope_is_requested_if_the_vocabulary_is_unknown() -> None:
     text = compared(LEGACY / "ids.json", LEGACY / "glitchminer.json").stdout
-    assert "gives no verdicts: its tokens count as found" in text
+    assert "gives no verdicts: every listed token counts as found" in text
     assert "The vocabulary's size is not known: give the number of tokens" in text
 
 
@@ -222,7 +224,7 @@ def test_ids_of_different_vocabularies_are_not_compared(tmp_path: Path) -> None:
     right = listed(tmp_path, "b.json", (1, " been", True), (2, "ций", True), (3, "835", False))
     done = compared(left, right)
     assert done.exit_code == 2
-    assert "2 of 3 ids that both list are other texts (2 is «MT» and «ций»" in done.stderr
+    assert "2 of 3 ids that both list have different texts (2 is «MT» and «ций»" in done.stderr
     right = listed(tmp_path, "b.json", (1, " been", True), (2, "ций", True), (3, "x", True))
     (pair,) = document(left, right)["pairs"]
     assert (pair["tokens"], pair["other_texts"]) == (2, 1)
@@ -233,16 +235,18 @@ def test_ids_of_different_vocabularies_are_not_compared(tmp_path: Path) -> None:
     [
         (["quantization=int8"], "compare takes 2 to 26 runs, got 1"),
         (["quantization=int8", "nothing"], "no run is called 'nothing'"),
-        (["quantization=int8", "quantization=int4", "--scope", "10"], "looked at 200 tokens"),
+        (["quantization=int8", "quantization=int4", "--scope", "10"], "examined 200 tokens"),
     ],
 )
-def test_what_cannot_be_compared_is_said(runs: list[Any], words: list[str], message: str) -> None:
+def test_invalid_comparisons_are_refused_with_the_reason(
+    runs: list[Any], words: list[str], message: str
+) -> None:
     done = compared(*words)
     assert done.exit_code == 2
     assert message in done.stderr
 
 
-def test_an_unfinished_run_is_compared_as_far_as_it_is(
+def test_an_interrupted_run_is_compared_by_the_tokens_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -253,7 +257,7 @@ def test_an_unfinished_run_is_compared_as_far_as_it_is(
     assert found["pairs"][0]["tokens"] == found["sides"][1]["tokens"] < 200
 
 
-def test_a_matrix_s_name_stands_for_its_cells(runs: list[Any], tmp_path: Path) -> None:
+def test_the_name_of_a_matrix_selects_its_cells(runs: list[Any], tmp_path: Path) -> None:
     earlier = Invented(
         experiment="quantization-sweep",
         name="seed=7",
@@ -262,7 +266,7 @@ def test_a_matrix_s_name_stands_for_its_cells(runs: list[Any], tmp_path: Path) -
         assignments={"seed": 7},
         started_at=runs[0].started_at - 1,
     )
-    write_run(tmp_path / ROOT, earlier)  # of the matrix before it was given other axes
+    write_run(tmp_path / ROOT, earlier)  # a cell of the matrix before its axes changed
     names = [run.identity.name for run in runs]
     for words in (["quantization-sweep"], [runs[0].identity.parent]):
         sides = document(*words)["sides"]
@@ -271,17 +275,17 @@ def test_a_matrix_s_name_stands_for_its_cells(runs: list[Any], tmp_path: Path) -
     assert [side["kind"] for side in mixed["sides"]] == ["run", "run", "run", "file"]
 
 
-def test_a_cell_that_cannot_be_read_is_told(
+def test_an_unreadable_cell_is_reported(
     runs: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (runs[0].folder / "run.json").write_text("{}")
     assert len(find_cells("quantization-sweep", tmp_path / ROOT)) == len(runs) - 1
-    told = capsys.readouterr().err
-    assert told.startswith("1 run could not be read:")
-    assert str(runs[0].folder) in told
+    reported = capsys.readouterr().err
+    assert reported.startswith("1 run could not be read:")
+    assert str(runs[0].folder) in reported
 
 
-def test_of_a_cell_the_newest_finished_run_is_taken(runs: list[Any], tmp_path: Path) -> None:
+def test_the_newest_finished_run_of_a_cell_is_compared(runs: list[Any], tmp_path: Path) -> None:
     cell = runs[1].identity
     again = Invented(
         experiment=cell.experiment,
@@ -297,7 +301,7 @@ def test_of_a_cell_the_newest_finished_run_is_taken(runs: list[Any], tmp_path: P
     assert any(cell.key[:12] in side["name"] for side in sides)
 
 
-def test_runs_without_verdicts_are_compared_by_their_numbers_alone(
+def test_runs_without_verdicts_are_compared_by_metrics_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     speed = {"tokens_per_second": Metric(5.0), "estimate_deviation": Metric(None)}
@@ -313,7 +317,7 @@ def test_runs_without_verdicts_are_compared_by_their_numbers_alone(
         assert done.exit_code == 0, done.stderr
         titles = [line for line in done.stdout.splitlines() if line and line[0] != " "]
         assert titles[:2] == ["Compared", "Metrics"]
-        assert all(title.startswith("What differs") for title in titles[2:])
-        assert "Looked at" not in done.stdout
+        assert all(title.startswith("Differences") for title in titles[2:])
+        assert "Examined" not in done.stdout
         assert "p/tokens_per_second" in done.stdout
         assert "estimate_deviation" not in done.stdout  # no side has it

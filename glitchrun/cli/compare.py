@@ -48,9 +48,8 @@ def command(runs: tuple[str, ...], by: str, scope: int | None, every: bool, outp
     matrix selects all its cells.
     """
     require("scipy")
-    from glitchrun.report.comparison.document import document
+    from glitchrun.report.comparison.output import as_json, as_markdown, as_text
     from glitchrun.report.comparison.pairs import all_pairs
-    from glitchrun.report.comparison.render import as_markdown, as_text
     from glitchrun.report.comparison.sections import sections
 
     found = [one for run in runs for one in _resolve_run(run)]
@@ -59,7 +58,7 @@ def command(runs: tuple[str, ...], by: str, scope: int | None, every: bool, outp
     sides = [_side(label, one, by) for label, one in zip(ascii_uppercase, found, strict=False)]
     pairs = all_pairs(sides, scope)
     if output == "json":
-        emit_json(document(sides, pairs, by))
+        emit_json(as_json(sides, pairs, by))
         return
     shown = sections(sides, pairs, None if every else _SHOWN)
     say(as_markdown(shown) if output == "md" else as_text(shown), nl=False)
@@ -74,6 +73,8 @@ def _resolve_run(text: str) -> list[Path | RunRecord]:
 
 def _side(label: str, one: Path | RunRecord, by: str) -> Side:
     from glitchrun.imports import read
-    from glitchrun.report.comparison.sides import of_file, of_run
+    from glitchrun.report.comparison.sides import side_of_file, side_of_run
 
-    return of_file(label, read(one), by) if isinstance(one, Path) else of_run(label, one, by)
+    if isinstance(one, Path):
+        return side_of_file(label, read(one), by)
+    return side_of_run(label, one, by)

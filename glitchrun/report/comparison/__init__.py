@@ -1,10 +1,7 @@
-"""Runs, and imported result files, side by side.
+"""Compare runs and imported result files.
 
-sides.py       what is compared: a run or a file, each token with its verdict
-agreement.py   the arithmetic: kappa, overlap by chance, intervals
-pairs.py       two sides held against each other
-sections.py    what people read, as headed tables and sentences: pair_sections.py for two sides,
-               matrix_sections.py for more, section.py what they are made of
-render.py      those as text or Markdown
-document.py    everything, for machines
+sides.py      a run or a file as tokens with verdicts
+pairs.py      two sides: agreement, overlap against chance, differences
+sections.py   the comparison for people, as sentences and tables
+output.py     sections as text or Markdown; everything as JSON
 """

@@ -1,4 +1,7 @@
-"""Two sides held against each other."""
+"""Compare two sides: agreement of verdicts, overlap against chance, attack success rates.
+
+`pair` matches the tokens of two sides; `Pair` computes everything from the matched tokens.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,110 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
+from scipy.stats import hypergeom
+
+from glitchrun.behaviour.rates import Rate, wilson
 from glitchrun.errors import UsageError
-from glitchrun.report.comparison.agreement import Counts, Overlap, apart, wilson
-from glitchrun.report.comparison.sides import Judged, Side
+from glitchrun.report.comparison.sides import Side, TokenVerdict
 from glitchrun.spec.digest import Change, changed_paths
 from glitchrun.vocabulary.text import visible
 
-_SHOWN = 3
 FOUND_BY_BOTH = "found by both"
+_QUOTED = 3
+"""Differing texts quoted in the message about different vocabularies."""
+_TAIL = 0.025
+"""An overlap differs from chance if either tail is below this: 5 % in both together."""
 
 
 @dataclass(frozen=True, slots=True)
-class Both:
+class Counts:
+    """Tokens on which both sides have a verdict, by which side calls them glitch tokens."""
+
+    both: int
+    only_left: int
+    only_right: int
+    neither: int
+
+    @property
+    def n(self) -> int:
+        return self.both + self.only_left + self.only_right + self.neither
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of equal verdicts; None without tokens."""
+        return (self.both + self.neither) / self.n if self.n else None
+
+    @property
+    def by_chance(self) -> float | None:
+        """Agreement expected if each side gave as many glitch verdicts, but at random."""
+        if not self.n:
+            return None
+        left, right = self.both + self.only_left, self.both + self.only_right
+        return (left * right + (self.n - left) * (self.n - right)) / self.n**2
+
+    @property
+    def kappa(self) -> float | None:
+        """Cohen's kappa: agreement beyond chance, as a share of the largest possible.
+
+        1 is complete agreement, 0 is chance, negative is less than chance. None without tokens, and
+        where both sides give every token the same verdict, which leaves kappa undefined.
+        Source: Cohen 1960, Educational and Psychological Measurement 20:37-46.
+        """
+        if self.agreement is None or self.by_chance is None or self.by_chance == 1:
+            return None
+        return (self.agreement - self.by_chance) / (1 - self.by_chance)
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """The overlap of two sets of tokens, compared with two random sets of the same sizes."""
+
+    what: str
+    left: int
+    right: int
+    observed: int
+    scope: int
+    """Number of tokens from which either set could have been drawn."""
+    at_least: bool = False
+    """Whether the true overlap may be larger, because a side lists only some of its tokens."""
+
+    @property
+    def expected(self) -> float:
+        """Mean of the hypergeometric distribution."""
+        return self.left * self.right / self.scope
+
+    @property
+    def p_more(self) -> float:
+        """Probability that chance gives an overlap at least this large."""
+        return float(self._distribution.sf(self.observed - 1))
+
+    @property
+    def p_fewer(self) -> float:
+        """Probability that chance gives an overlap at most this large."""
+        return float(self._distribution.cdf(self.observed))
+
+    @property
+    def reading(self) -> str:
+        """`more than chance`, `fewer than chance` or `as chance`."""
+        if self.p_more < _TAIL:
+            return "more than chance"
+        if self.p_fewer < _TAIL and not self.at_least:
+            return "fewer than chance"
+        return "as chance"
+
+    @property
+    def _distribution(self) -> Any:
+        return hypergeom(self.scope, self.left, self.right)
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedToken:
     """A token that both sides list."""
 
-    left: Judged
-    right: Judged
+    left: TokenVerdict
+    right: TokenVerdict
 
     @property
     def agree(self) -> bool:
@@ -30,33 +120,39 @@ class Both:
 
     @property
     def judged(self) -> bool:
-        """Whether both have a verdict on it."""
+        """Whether both sides have a verdict on it."""
         return self.left.found is not None and self.right.found is not None
 
     @property
-    def intervals(self) -> tuple[tuple[float, float], tuple[float, float]] | None:
-        """Wilson's intervals of both ASRs; None where either side has no attempts to count."""
-        found = [_interval(one) for one in (self.left, self.right)]
-        return (found[0], found[1]) if found[0] and found[1] else None
+    def intervals(self) -> tuple[Rate, Rate] | None:
+        """Wilson's 95 % intervals of both ASRs; None unless both sides count attempts."""
+        left, right = _asr_interval(self.left), _asr_interval(self.right)
+        return (left, right) if left and right else None
 
 
-def _interval(one: Judged) -> tuple[float, float] | None:
+def _asr_interval(one: TokenVerdict) -> Rate | None:
     if not one.attempts or one.failures is None:
         return None
     return wilson(one.failures, one.attempts)
 
 
+def disjoint(left: Rate, right: Rate) -> bool:
+    """Whether the intervals of two rates share no point."""
+    return left.high < right.low or right.high < left.low
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two sides and what they have in common. `scope` is how many tokens there are to look at."""
+    """Two sides and the tokens that they share."""
 
     left: Side
     right: Side
     scope: int | None
-    matched: tuple[Both, ...]
-    """Tokens that both have a verdict on, by id."""
+    """Number of tokens that could have been examined; None if unknown."""
+    matched: tuple[MatchedToken, ...]
+    """Tokens on which both sides have a verdict, by id."""
     other_texts: int
-    """Ids that both list, but with another text each: left out of everything."""
+    """Ids that both sides list with different texts; excluded from every figure."""
 
     @property
     def counts(self) -> Counts:
@@ -65,25 +161,25 @@ class Pair:
         return Counts(*(found.count(kind) for kind in kinds))
 
     @property
-    def differences(self) -> list[Both]:
-        """Tokens with unequal verdicts: those that the left side found, then the right side's."""
+    def differences(self) -> list[MatchedToken]:
+        """Tokens with different verdicts: those found by the left side, then by the right side."""
         unequal = [both for both in self.matched if not both.agree]
         return sorted(unequal, key=lambda both: (not both.left.found, both.left.id))
 
     @property
-    def asr(self) -> list[Both]:
-        """Tokens whose attempts both sides count."""
+    def asr(self) -> list[MatchedToken]:
+        """Tokens for which both sides count attempts."""
         return [both for both in self.matched if both.intervals]
 
     @property
-    def asr_apart(self) -> list[Both]:
-        """Those of them whose intervals share no point, the largest difference first."""
-        far = [both for both in self.asr if both.intervals and apart(*both.intervals)]
-        return sorted(far, key=lambda b: -abs((b.left.asr or 0.0) - (b.right.asr or 0.0)))
+    def asr_apart(self) -> list[MatchedToken]:
+        """The tokens of `asr` whose intervals share no point, the largest difference first."""
+        apart = [both for both in self.asr if both.intervals and disjoint(*both.intervals)]
+        return sorted(apart, key=lambda b: -abs((b.left.asr or 0.0) - (b.right.asr or 0.0)))
 
     @property
     def p_distance(self) -> float | None:
-        """Median distance of the two probabilities, in powers of ten; None without any."""
+        """Median difference of log10 p between the sides; None if no token has both."""
         logs = [
             abs(math.log10(both.left.p) - math.log10(both.right.p))
             for both in self.matched
@@ -93,30 +189,74 @@ class Pair:
 
     @property
     def changes(self) -> list[Change]:
-        """What differs between two runs' specs; nothing where a side is a file."""
+        """Differences between the specs of two runs; empty if a side is a file."""
         if self.left.spec is None or self.right.spec is None:
             return []
         return changed_paths(self.left.spec, self.right.spec)
 
     @property
     def overlaps(self) -> list[Overlap]:
-        """Of what was looked at and found, how much both share, beside what chance gives."""
-        found = [] if self.scope is None else list(_overlaps(self.left, self.right, self.scope))
+        """Overlaps of the examined and found tokens of both sides."""
+        overlaps = [] if self.scope is None else list(_overlaps(self.left, self.right, self.scope))
         counts = self.counts
         if counts.n:
             left, right = counts.both + counts.only_left, counts.both + counts.only_right
             what = f"{FOUND_BY_BOTH}, of those with both verdicts"
-            found.append(Overlap(what, left, right, counts.both, counts.n))
-        return found
+            overlaps.append(Overlap(what, left, right, counts.both, counts.n))
+        return overlaps
+
+
+def _overlaps(left: Side, right: Side, scope: int) -> Iterator[Overlap]:
+    if left.looked_at is not None and right.looked_at is not None:
+        yield _overlap("examined by both", left, right, (False, False), scope)
+    if right.looked_at is not None:
+        what = f"found by {left.label}, examined by {right.label}"
+        yield _overlap(what, left, right, (True, False), scope)
+    if left.looked_at is not None:
+        what = f"examined by {left.label}, found by {right.label}"
+        yield _overlap(what, left, right, (False, True), scope)
+    yield _overlap(FOUND_BY_BOTH, left, right, (True, True), scope)
+
+
+def _overlap(
+    what: str, left: Side, right: Side, only_found: tuple[bool, bool], scope: int
+) -> Overlap:
+    sides = list(zip((left, right), only_found, strict=True))
+    sets = [side.found if only else side.seen for side, only in sides]
+    sizes = [
+        len(tokens) if only else max(side.looked_at or 0, len(tokens))
+        for (side, only), tokens in zip(sides, sets, strict=True)
+    ]
+    unlisted = any(not only and not side.lists_all for side, only in sides)
+    return Overlap(what, sizes[0], sizes[1], len(sets[0] & sets[1]), scope, unlisted)
+
+
+def all_pairs(sides: Sequence[Side], scope: int | None = None) -> list[Pair]:
+    """Every two of the sides, compared.
+
+    Raises:
+        UsageError: As for `pair`.
+    """
+    return [
+        pair(left, right, scope) for place, left in enumerate(sides) for right in sides[place + 1 :]
+    ]
 
 
 def pair(left: Side, right: Side, scope: int | None = None) -> Pair:
-    """The comparison of two sides, in a scope of so many tokens: by default the vocabulary.
+    """The comparison of two sides.
+
+    Args:
+        left: The first side.
+        right: The second side.
+        scope: Number of tokens that could have been examined; None for the vocabulary's size.
 
     Raises:
-        UsageError: their ids mean different tokens, or the scope is smaller than what they list.
+        UsageError: The sides use different vocabularies, or `scope` is smaller than the number of
+            tokens that a side examined.
     """
-    common = [Both(left.tokens[i], right.tokens[i]) for i in left.tokens if i in right.tokens]
+    common = [
+        MatchedToken(left.tokens[i], right.tokens[i]) for i in left.tokens if i in right.tokens
+    ]
     same = [both for both in common if _same_text(both)]
     other = [both for both in common if not _same_text(both)]
     if len(other) * 2 > len(common):
@@ -125,22 +265,22 @@ def pair(left: Side, right: Side, scope: int | None = None) -> Pair:
     return Pair(left, right, _scope(left, right, scope), tuple(matched), len(other))
 
 
-def _same_text(both: Both) -> bool:
-    """Tools that decode a SentencePiece entry alone lose its space; tables hold visible text."""
+def _same_text(both: MatchedToken) -> bool:
+    """Tools that decode a SentencePiece entry alone lose its space; tables have visible text."""
     left, right = both.left.text, both.right.text
     if left is None or right is None or left == right:
         return True
     return left.strip(" ") == right.strip(" ") or visible(left) == right or left == visible(right)
 
 
-def _different_vocabularies(left: Side, right: Side, other: Sequence[Both], n: int) -> str:
-    shown = ", ".join(
+def _different_vocabularies(left: Side, right: Side, other: Sequence[MatchedToken], n: int) -> str:
+    quoted = ", ".join(
         f"{b.left.id} is «{visible(b.left.text or '')}» and «{visible(b.right.text or '')}»"
-        for b in other[:_SHOWN]
+        for b in other[:_QUOTED]
     )
     return (
-        f"{left.name} and {right.name} are about different vocabularies: {len(other)} of {n} ids "
-        f"that both list are other texts ({shown}); check which model each was made with, a file "
+        f"{left.name} and {right.name} use different vocabularies: {len(other)} of {n} ids that "
+        f"both list have different texts ({quoted}); check which model produced each, for a file "
         "with glitchrun import --model"
     )
 
@@ -148,50 +288,14 @@ def _different_vocabularies(left: Side, right: Side, other: Sequence[Both], n: i
 def _scope(left: Side, right: Side, asked: int | None) -> int | None:
     known = {side.vocabulary for side in (left, right) if side.vocabulary}
     scope = asked or (known.pop() if len(known) == 1 else None)
-    largest = max((side.looked_at or 0, len(side.seen)) for side in (left, right))
-    if scope is not None and scope < max(largest):
-        raise UsageError(f"--scope {scope}: a side looked at {max(largest):,} tokens; give more")
+    most = max(max(side.looked_at or 0, len(side.seen)) for side in (left, right))
+    if scope is not None and scope < most:
+        raise UsageError(f"--scope {scope}: a side examined {most:,} tokens; give more")
     return scope
 
 
-def _overlaps(left: Side, right: Side, scope: int) -> Iterator[Overlap]:
-    if left.looked_at is not None and right.looked_at is not None:
-        yield _overlap("looked at by both", left, right, (False, False), scope)
-    if right.looked_at is not None:
-        what = f"found by {left.label}, looked at by {right.label}"
-        yield _overlap(what, left, right, (True, False), scope)
-    if left.looked_at is not None:
-        what = f"looked at by {left.label}, found by {right.label}"
-        yield _overlap(what, left, right, (False, True), scope)
-    yield _overlap(FOUND_BY_BOTH, left, right, (True, True), scope)
-
-
-def _overlap(
-    what: str, left: Side, right: Side, findings: tuple[bool, bool], scope: int
-) -> Overlap:
-    sets = [
-        side.found if only else side.seen
-        for side, only in zip((left, right), findings, strict=True)
-    ]
-    sizes = [
-        len(tokens) if only else max(side.looked_at or 0, len(tokens))
-        for side, only, tokens in zip((left, right), findings, sets, strict=True)
-    ]
-    unlisted = any(
-        not only and not side.lists_all for side, only in zip((left, right), findings, strict=True)
-    )
-    return Overlap(what, sizes[0], sizes[1], len(sets[0] & sets[1]), scope, unlisted)
-
-
-def all_pairs(sides: Sequence[Side], scope: int | None = None) -> list[Pair]:
-    """Every two of the sides."""
-    return [
-        pair(left, right, scope) for place, left in enumerate(sides) for right in sides[place + 1 :]
-    ]
-
-
-def split(sides: Iterable[Side]) -> list[list[Judged]]:
-    """Tokens that every side has a verdict on, where the sides do not all agree; by id."""
+def disputed(sides: Iterable[Side]) -> list[list[TokenVerdict]]:
+    """Tokens on which every side has a verdict, but not all the same one; by id."""
     listed = list(sides)
     common = frozenset.intersection(*(side.judged for side in listed))
     rows = [[side.tokens[token_id] for side in listed] for token_id in sorted(common)]

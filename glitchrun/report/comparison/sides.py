@@ -1,8 +1,8 @@
-"""What is compared: a run or an imported file, as tokens with verdicts."""
+"""What `compare` compares: a run or an imported file, as tokens with verdicts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,24 +11,17 @@ from glitchrun.imports import Found, Imported
 from glitchrun.ledger.record import Metric, RunRecord, status_word
 from glitchrun.report.table import Row, facts_by_token
 
-BY = {
-    "verdict": "the verdict of sampled attempts where there were any, else that of the probes",
-    "glitch": "the verdict of the probes alone",
-    "confirmed": "the verdict of sampled attempts alone",
-}
-"""What can be compared, and what it is."""
-
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """A token as one side sees it."""
+class TokenVerdict:
+    """The verdict of one side on one token."""
 
     id: int
     text: str | None
     verdict: str
-    """One of `report.table.VERDICTS` or `imports.found.VERDICTS`."""
+    """One of `report.token_rows.VERDICTS` or `imports.found.VERDICTS`."""
     found: bool | None
-    """Whether the side calls it a glitch token; None where it has no such verdict."""
+    """Whether the side calls it a glitch token; None if it has no such verdict."""
     p: float | None = None
     asr: float | None = None
     attempts: int | None = None
@@ -44,12 +37,13 @@ class Side:
     name: str
     kind: str
     """run or file."""
-    tokens: Mapping[int, Judged]
+    tokens: Mapping[int, TokenVerdict]
     seen: frozenset[int]
-    """Ids of the tokens that were looked at, as far as they are listed."""
+    """Ids of the examined tokens that are listed."""
     looked_at: int | None
-    """Tokens looked at, listed or not; None where a file of findings does not say."""
+    """Number of examined tokens, listed or not; None if a file of findings does not state it."""
     vocabulary: int | None
+    """Number of entries of the vocabulary; None if unknown."""
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     spec: Mapping[str, Any] | None = None
     setting: Mapping[str, Any] = field(default_factory=dict)
@@ -63,7 +57,7 @@ class Side:
 
     @property
     def lists_all(self) -> bool:
-        """Whether every token that was looked at is known."""
+        """Whether every examined token is listed."""
         return self.looked_at is not None and self.looked_at <= len(self.seen)
 
     @property
@@ -72,9 +66,16 @@ class Side:
         return frozenset(one.id for one in self.tokens.values() if one.found)
 
 
-def of_run(label: str, record: RunRecord, by: str) -> Side:
-    """A run; of several steps that looked at a token the last one's verdict counts."""
-    tokens = {row.token.id: _judged(row, by) for row in _rows(record)}
+def side_of_run(label: str, record: RunRecord, by: str) -> Side:
+    """A run. If several steps examined a token, the last verdict counts.
+
+    Args:
+        label: The side's letter.
+        record: The run.
+        by: `verdict` (of sampled attempts if there were any, else of the probes), `glitch` (of the
+            probes alone) or `confirmed` (of sampled attempts alone).
+    """
+    tokens = {row.token.id: _verdict_of_row(row, by) for row in _last_facts(record)}
     identity = record.identity
     return Side(
         label=label,
@@ -91,7 +92,7 @@ def of_run(label: str, record: RunRecord, by: str) -> Side:
     )
 
 
-def _rows(record: RunRecord) -> Iterable[Row]:
+def _last_facts(record: RunRecord) -> Iterator[Row]:
     verified: dict[int, Verified] = {}
     sampled: dict[int, Sampled] = {}
     for step in record.steps:
@@ -106,14 +107,14 @@ def _rows(record: RunRecord) -> Iterable[Row]:
         yield Row(token, (), *both)
 
 
-def _judged(row: Row, by: str) -> Judged:
+def _verdict_of_row(row: Row, by: str) -> TokenVerdict:
     confirmed = row.sampled.confirmed if row.sampled else None
     glitch = row.verified.glitch if row.verified else None
-    return Judged(
+    return TokenVerdict(
         id=row.token.id,
         text=row.token.text,
         verdict=row.verdict,
-        found=_by(by, glitch, confirmed),
+        found=_selected(by, glitch, confirmed),
         p=row.closest[1].p if row.closest else None,
         asr=row.sampled.asr if row.sampled else None,
         attempts=row.sampled.attempts if row.sampled else None,
@@ -121,7 +122,7 @@ def _judged(row: Row, by: str) -> Judged:
     )
 
 
-def _by(by: str, glitch: bool | None, confirmed: bool | None) -> bool | None:
+def _selected(by: str, glitch: bool | None, confirmed: bool | None) -> bool | None:
     if by == "glitch":
         return glitch
     return confirmed if by == "confirmed" or confirmed is not None else glitch
@@ -129,9 +130,9 @@ def _by(by: str, glitch: bool | None, confirmed: bool | None) -> bool | None:
 
 def _setting(record: RunRecord) -> dict[str, Any]:
     model = record.model
-    said: dict[str, Any] = {"model contents": record.identity.digests.get("model")}
+    setting: dict[str, Any] = {"model contents": record.identity.digests.get("model")}
     if model:
-        said |= {
+        setting |= {
             "architecture": model.architecture,
             "vocabulary": model.vocabulary_size,
             "arithmetic": f"{model.quantization} ({model.dtype})",
@@ -139,21 +140,26 @@ def _setting(record: RunRecord) -> dict[str, Any]:
             "template": model.template,
         }
     packages = record.environment.get("packages", {})
-    return said | {"glitchrun": record.environment.get("glitchrun"), **packages}
+    return setting | {"glitchrun": record.environment.get("glitchrun"), **packages}
 
 
-def of_file(label: str, imported: Imported, by: str) -> Side:
-    """An imported file. One that gives no verdicts at all is taken as a list of findings."""
+def side_of_file(label: str, imported: Imported, by: str) -> Side:
+    """An imported file. A file without verdicts counts as a list of findings.
+
+    Args:
+        label: The side's letter.
+        imported: The file.
+        by: As for `side_of_run`.
+    """
     source = imported.source
     bare = all(token.verdict == "listed" for token in imported.tokens)
-    tokens = {token.id: _from_file(token, by, bare) for token in imported.tokens}
     seen = frozenset(t.id for t in imported.tokens if bare or t.verdict != "listed")
     looked_at = None if bare else source.looked_at
     return Side(
         label=label,
         name=f"{source.file} ({source.format})",
         kind="file",
-        tokens=tokens,
+        tokens={token.id: _verdict_in_file(token, by, bare) for token in imported.tokens},
         seen=seen,
         looked_at=looked_at,
         vocabulary=_vocabulary(source.settings),
@@ -162,21 +168,19 @@ def of_file(label: str, imported: Imported, by: str) -> Side:
 
 
 def _vocabulary(settings: Mapping[str, Any]) -> int | None:
-    """The size that an import checked against, or that a scan says."""
+    """The size that an import was checked against, or that the file itself states."""
     checked = settings.get("checked")
-    said = checked.get("vocabulary_size") if isinstance(checked, Mapping) else None
-    said = said or settings.get("vocab_size")
-    return said if isinstance(said, int) and said > 0 else None
+    size = checked.get("vocabulary_size") if isinstance(checked, Mapping) else None
+    size = size or settings.get("vocab_size")
+    return size if isinstance(size, int) and size > 0 else None
 
 
-def _from_file(token: Found, by: str, bare: bool) -> Judged:
-    found = True if bare else _by(by, token.glitch, token.confirmed)
-    text = token.text if token.text is not None else token.visible
-    return Judged(
+def _verdict_in_file(token: Found, by: str, bare: bool) -> TokenVerdict:
+    return TokenVerdict(
         id=token.id,
-        text=text,
+        text=token.text if token.text is not None else token.visible,
         verdict=token.verdict,
-        found=found,
+        found=True if bare else _selected(by, token.glitch, token.confirmed),
         p=token.p,
         asr=token.asr,
         attempts=token.attempts,
@@ -186,9 +190,9 @@ def _from_file(token: Found, by: str, bare: bool) -> Judged:
 
 def _note(bare: bool, lists: str, looked_at: int | None, listed: int) -> str | None:
     if bare:
-        return "gives no verdicts: its tokens count as found"
+        return "gives no verdicts: every listed token counts as found"
     if lists == "findings" and looked_at is None:
-        return "lists only what was found, and does not say how many tokens were looked at"
+        return "lists only the tokens found, without the number of tokens examined"
     if looked_at is not None and looked_at > listed:
-        return f"lists {listed:,} of the {looked_at:,} tokens looked at"
+        return f"lists {listed:,} of the {looked_at:,} tokens examined"
     return None
