@@ -15,10 +15,10 @@ from click.testing import CliRunner, Result
 from glitchrun.behaviour.rates import wilson
 from glitchrun.cli import compare, main
 from glitchrun.cli.apply import ROOT
-from glitchrun.cli.runs import find_cells
 from glitchrun.ledger.record import Metric
 from glitchrun.report.comparison.pairs import Counts, Overlap, disjoint
 from glitchrun.report.rows import rows
+from glitchrun.runner.lookup import find_cells
 from tests.support.records import Invented, write_matrix, write_run
 from tests.support.reporting import run_of, step
 

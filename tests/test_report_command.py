@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from glitchrun.cli import main
-from glitchrun.cli.runs import find_run
 from glitchrun.errors import UsageError
+from glitchrun.runner.lookup import find_run
 from tests.support.records import START, Invented, write_matrix, write_run
 
 OLD = Invented(experiment="old", name="first", key="aaaa000000000000", tokens=24)

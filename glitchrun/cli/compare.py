@@ -11,8 +11,8 @@ import click
 
 from glitchrun.cli.apply import ROOT
 from glitchrun.cli.needs import require
-from glitchrun.cli.runs import find_cells, find_run
 from glitchrun.errors import UsageError
+from glitchrun.runner.lookup import find_cells, find_run
 from glitchrun.terminal import emit_json, say
 
 if TYPE_CHECKING:

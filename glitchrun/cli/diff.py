@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from glitchrun.cli.apply import ROOT
-from glitchrun.cli.runs import find_run, readable_runs
 from glitchrun.errors import ModelUnavailable, UsageError
 from glitchrun.ledger import RunRecord, current_attempt, existing_status, read_run
 from glitchrun.plan.build import build
+from glitchrun.runner.lookup import find_run, readable_runs
 from glitchrun.runner.resolved import Resolver
 from glitchrun.spec.digest import changed_paths
 from glitchrun.spec.loading import load_experiment

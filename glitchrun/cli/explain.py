@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from glitchrun.cli.apply import ROOT
-from glitchrun.cli.runs import find_run
 from glitchrun.errors import UsageError
 from glitchrun.events import Batch, Entry, Sampled, TokenFact, Verified
 from glitchrun.ledger import RunRecord
 from glitchrun.ledger.record import StepRecord
+from glitchrun.runner.lookup import find_run
 from glitchrun.spec.schema import strategies
 from glitchrun.terminal import say
 from glitchrun.vocabulary.text import visible, visible_token

@@ -10,9 +10,9 @@ import click
 
 from glitchrun.cli.apply import ROOT
 from glitchrun.cli.needs import require
-from glitchrun.cli.runs import find_run
 from glitchrun.errors import UsageError, file_access
 from glitchrun.ledger import RunRecord
+from glitchrun.runner.lookup import find_run
 from glitchrun.terminal import emit, say
 
 FORMATS = ("html", "json", "junit", "md")

@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from glitchrun.cli.apply import ROOT
-from glitchrun.cli.runs import readable_runs, report_damage
 from glitchrun.ledger import RunRecord, is_held
 from glitchrun.ledger.record import status_word
+from glitchrun.runner.lookup import readable_runs, report_damage
 from glitchrun.spec.loading import load_experiment
 from glitchrun.terminal import emit_json, say, visible
 

@@ -10,9 +10,9 @@ import click
 
 from glitchrun.cli.apply import ROOT
 from glitchrun.cli.needs import require
-from glitchrun.cli.runs import find_run
 from glitchrun.errors import ExitCode, GlitchrunError
 from glitchrun.ledger import find_runs, settle, unreadable_lines
+from glitchrun.runner.lookup import find_run
 from glitchrun.terminal import say, visible
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Which run a command line means."""
+"""Which run a name, a key or a folder means."""
 
 from __future__ import annotations
 
