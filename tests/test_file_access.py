@@ -24,9 +24,9 @@ from glitchrun.ledger import (
     hold,
     is_held,
     latest_attempt,
+    mark_killed,
     read_run,
     run_folder,
-    settle,
 )
 from glitchrun.ledger.files import DELIVERED, IDENTITY, LEDGER, write_atomically
 from glitchrun.report.rows import rows
@@ -165,7 +165,7 @@ def test_a_run_that_cannot_be_read_is_counted_and_hides_no_other(
         shown = invoke("report", mine.identity.key[:6], "--format", "json")
         newest = invoke("report", mine.identity.name, "--format", "md")
         unreadable: list[Exception] = []
-        settle(root, unreadable.append)
+        mark_killed(root, unreadable.append)
     assert listed.exit_code == shown.exit_code == newest.exit_code == 0
     assert mine.identity.name in listed.stdout
     assert json.loads(shown.stdout)["key"] == mine.identity.key

@@ -1,4 +1,4 @@
-"""What is durable, what resumes, and what is read back."""
+"""The ledger: durable entries, resuming, locks, and records read back."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from glitchrun.ledger import (
     hold,
     is_held,
     latest_attempt,
+    mark_killed,
     read_run,
     run_folder,
-    settle,
     unreadable_lines,
 )
 from glitchrun.ledger.files import IDENTITY, LEDGER
@@ -77,7 +77,7 @@ MODEL = {
 }
 
 
-def test_a_step_is_charged_its_wall_time_without_the_pauses(
+def test_step_time_excludes_pauses_between_sessions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1_000]
@@ -104,7 +104,7 @@ def test_a_step_is_charged_its_wall_time_without_the_pauses(
     assert record.loading_seconds == 3.0 + 0.5
 
 
-def test_a_run_reads_back_as_it_was_written(tmp_path: Path) -> None:
+def test_record_round_trips_through_the_ledger(tmp_path: Path) -> None:
     with journal(tmp_path) as made:
         made.append("step", step="mine")
         made.append("batch", step="mine", **batch_to_json(BATCH))
@@ -123,7 +123,7 @@ def test_a_run_reads_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))
-def test_a_torn_last_line_is_cut_off_and_nothing_else(tmp_path: Path, cut: int) -> None:
+def test_only_an_incomplete_last_line_is_removed(tmp_path: Path, cut: int) -> None:
     with journal(tmp_path) as made:
         made.append("batch", step="mine", **batch_to_json(BATCH))
         whole = (made.folder / LEDGER).read_bytes()
@@ -139,7 +139,7 @@ def test_a_torn_last_line_is_cut_off_and_nothing_else(tmp_path: Path, cut: int) 
 @pytest.mark.parametrize(
     "line", ["{ not json", "[]", "null", "{}", '{"kind":"x"}', '{"kind":"batch"}', "[" * 9999]
 )
-def test_a_line_that_is_no_entry_is_damage_and_not_a_defect(tmp_path: Path, line: str) -> None:
+def test_invalid_line_is_reported_as_damage(tmp_path: Path, line: str) -> None:
     with journal(tmp_path) as made:
         made.append("step", step="mine")
     path = made.folder / LEDGER
@@ -153,18 +153,18 @@ def test_a_line_that_is_no_entry_is_damage_and_not_a_defect(tmp_path: Path, line
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"identity": {}}', '{"identity": 1, "spec": 2}'])
-def test_a_changed_identity_is_damage_and_not_a_defect(tmp_path: Path, text: str) -> None:
+def test_invalid_run_json_is_reported_or_restored(tmp_path: Path, text: str) -> None:
     made = journal(tmp_path)
     made.close()
     right = read_run(made.folder)
     (made.folder / IDENTITY).write_text(text)
-    assert read_run(made.folder) == right  # the ledger says it too
+    assert read_run(made.folder) == right  # the ledger repeats it
     (made.folder / LEDGER).write_text("")
     with pytest.raises(RunError, match=r"attempt-1"):
         read_run(made.folder)
 
 
-def test_a_run_cut_short_in_its_creation_is_not_there(tmp_path: Path) -> None:
+def test_interrupted_creation_leaves_no_run(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, "exp a/b", "k1") / "attempt-1"
     (folder / "artifacts").mkdir(parents=True)
     assert latest_attempt(folder.parent) == 0
@@ -172,7 +172,7 @@ def test_a_run_cut_short_in_its_creation_is_not_there(tmp_path: Path) -> None:
     assert existing_status(tmp_path, "exp a/b", "k1") is None
 
 
-def test_a_second_process_is_refused_with_the_first_ones_pid(tmp_path: Path) -> None:
+def test_lock_error_names_the_process_that_holds_it(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     script = (
         "import sys, pathlib; from glitchrun.ledger import hold\n"
@@ -185,14 +185,14 @@ def test_a_second_process_is_refused_with_the_first_ones_pid(tmp_path: Path) -> 
         assert other.stdout.readline() == "held\n"
         assert is_held(folder)
         with pytest.raises(RunLocked, match=f"pid {other.pid}"), hold(folder):
-            raise AssertionError("the lock was given twice")
+            raise AssertionError("two processes hold the lock")
         other.kill()
     assert not is_held(folder)
     with hold(folder):
         assert is_held(folder)
 
 
-def test_a_killed_process_holds_no_run_while_its_memory_is_freed(tmp_path: Path) -> None:
+def test_killed_process_does_not_hold_a_run_while_shutting_down(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     dying = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     with hold(folder):
@@ -200,19 +200,19 @@ def test_a_killed_process_holds_no_run_while_its_memory_is_freed(tmp_path: Path)
         (folder / "owner.json").write_text(json.dumps(owner))
         assert is_held(folder)
         dying.kill()
-        # Killed and not yet waited for, it is a process that has all but ended.
+        # Killed and not yet waited for: a zombie.
         os.waitid(os.P_PID, dying.pid, os.WEXITED | os.WNOWAIT)
         assert not is_held(folder)
         release = threading.Timer(1.5, lambda: (folder / "lock").rename(folder / "gone"))
         release.start()
-        with hold(folder):  # waits for it beyond the time that another process is given
+        with hold(folder):  # waits longer than for a living process
             pass
         release.join()
     dying.communicate()
 
 
-def test_an_owner_s_name_may_be_any_bytes(tmp_path: Path) -> None:
-    """The kernel cuts a name off after 15 bytes, in the middle of a character too."""
+def test_process_name_of_the_owner_may_be_any_bytes(tmp_path: Path) -> None:
+    """The kernel truncates a name after 15 bytes, even within a character."""
     code = "open('/proc/self/comm', 'wb').write(b'\\xe6\\x97) Z'); print(flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -226,7 +226,7 @@ def test_an_owner_s_name_may_be_any_bytes(tmp_path: Path) -> None:
         named.communicate(b"\n")
 
 
-def test_runs_left_running_by_a_dead_process_are_set_right_once(tmp_path: Path) -> None:
+def test_runs_of_dead_processes_are_marked_killed_once(tmp_path: Path) -> None:
     journal(tmp_path, "dead").close()
     with journal(tmp_path, "done") as made:
         made.append("ended", status="FINISHED", error=None)
@@ -234,21 +234,20 @@ def test_runs_left_running_by_a_dead_process_are_set_right_once(tmp_path: Path) 
     with hold(live), journal(tmp_path, "live"):
         assert existing_status(tmp_path, "exp a/b", "dead") == "KILLED"
         assert existing_status(tmp_path, "exp a/b", "live") == "RUNNING"
-        assert [run.identity.key for run in settle(tmp_path)] == ["dead"]
-        assert settle(tmp_path) == []
+        assert [run.identity.key for run in mark_killed(tmp_path)] == ["dead"]
+        assert mark_killed(tmp_path) == []
     states = {run.identity.key: run.status for run in find_runs(tmp_path)}
     assert states == {"dead": "KILLED", "done": "FINISHED", "live": "RUNNING"}
 
 
-def test_experiments_may_have_any_name(tmp_path: Path) -> None:
+def test_experiment_name_may_contain_any_character(tmp_path: Path) -> None:
     for name in ("../../etc", "a b", "..", "ü/%?#", "x" * 40):
         folder = run_folder(tmp_path, name, "k").resolve()
         assert folder.is_relative_to(tmp_path / "runs")
         assert len(folder.relative_to(tmp_path).parts) == 3
 
 
-def test_entries_survive_the_process_at_once(tmp_path: Path) -> None:
-    """What `append` returned from is on disk, though the journal was never closed."""
+def test_entry_is_on_disk_when_append_returns(tmp_path: Path) -> None:
     made = journal(tmp_path)
     made.append("batch", step="mine", **batch_to_json(BATCH))
     lines = (made.folder / LEDGER).read_text().splitlines()
@@ -256,7 +255,7 @@ def test_entries_survive_the_process_at_once(tmp_path: Path) -> None:
     made.close()
 
 
-def test_one_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
+def test_unreadable_run_does_not_hide_other_runs(tmp_path: Path) -> None:
     journal(tmp_path, "sound").close()
     with journal(tmp_path, "broken") as made:
         path = made.folder / LEDGER
@@ -266,11 +265,11 @@ def test_one_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
     assert [run.identity.key for run in find_runs(tmp_path, unreadable.append)] == ["sound"]
     assert "broken" in str(unreadable)
     assert "a folder is in the place of a file" in str(unreadable)
-    assert [run.identity.key for run in settle(tmp_path)] == ["sound"]
+    assert [run.identity.key for run in mark_killed(tmp_path)] == ["sound"]
     assert unreadable_lines(unreadable) == [f"1 run could not be read: {unreadable[0]}"]
 
 
-def test_a_run_that_ends_while_it_is_looked_at_stays_as_it_ended(
+def test_run_that_ends_while_it_is_checked_is_not_marked_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = journal(tmp_path)
@@ -281,12 +280,12 @@ def test_a_run_that_ends_while_it_is_looked_at_stays_as_it_ended(
         return False
 
     monkeypatch.setattr("glitchrun.ledger.folders.is_held", ends)
-    assert settle(tmp_path) == []
+    assert mark_killed(tmp_path) == []
     assert read_run(made.folder).status == "FINISHED"
 
 
-def test_a_glance_at_the_lock_does_not_refuse_a_run(tmp_path: Path) -> None:
-    """`status` takes a lock for a moment to see whether it is held."""
+def test_brief_lock_of_another_process_does_not_refuse_a_run(tmp_path: Path) -> None:
+    """`status` takes the lock for a moment to test whether it is held."""
     folder = tmp_path / "run"
     with hold(folder):
         pass

@@ -1,4 +1,4 @@
-"""The command that does a run again: what it takes from the environment, and no secret."""
+"""The command that repeats a run, with its environment variables and without secrets."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def assigned(command: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words[: words.index("glitchrun")])  # type: ignore[misc]
 
 
-def test_the_variables_taken_stand_before_the_command_and_give_the_same_spec(
+def test_command_assigns_the_variables_that_give_the_same_spec(
     tmp_path: Path,
 ) -> None:
     record = record_of(tmp_path, ENVIRON)
@@ -66,7 +66,7 @@ def test_the_variables_taken_stand_before_the_command_and_give_the_same_spec(
     assert cell.spec.document == record.spec
 
 
-def test_a_secret_is_named_and_not_told(tmp_path: Path) -> None:
+def test_secret_variable_is_named_without_its_value(tmp_path: Path) -> None:
     command = apply_command(record_of(tmp_path, ENVIRON))
     assert "HF_TOKEN=... " in command
     assert "STORE=... " in command
@@ -74,31 +74,31 @@ def test_a_secret_is_named_and_not_told(tmp_path: Path) -> None:
     assert "word@" not in command
 
 
-def test_a_variable_secret_in_one_place_is_told_in_none(tmp_path: Path) -> None:
+def test_variable_with_one_secret_use_is_secret_everywhere(tmp_path: Path) -> None:
     text = SPEC.replace("{env: ABOUT}", "{env: STORE}").replace("uri: {env", "experiment: {env")
     command = apply_command(record_of(tmp_path, ENVIRON | {"STORE": "hidden"}, text))
     assert assigned(command)["STORE"] == "..."
     assert "hidden" not in command
 
 
-def test_a_variable_that_an_override_replaced_is_left_out(tmp_path: Path) -> None:
+def test_variable_replaced_by_an_override_is_left_out(tmp_path: Path) -> None:
     command = apply_command(record_of(tmp_path, ENVIRON, SPEC, "seed=7"))
     assert "SEED" not in assigned(command)
     assert command.endswith("--set seed=7")
 
 
-def test_a_relative_path_is_given_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     command = apply_command(record_of(tmp_path, ENVIRON | {"MODEL": "./model"}))
     assert assigned(command)["MODEL"] == str(tmp_path / "model")
 
 
-def test_without_variables_the_command_stands_alone(tmp_path: Path) -> None:
+def test_command_without_variables(tmp_path: Path) -> None:
     record = write_run(tmp_path)
     assert apply_command(record) == "glitchrun apply specs/smollm2-quickstart.yaml"
 
 
-def test_the_report_shows_them(tmp_path: Path) -> None:
+def test_report_shows_the_command(tmp_path: Path) -> None:
     record = record_of(tmp_path, ENVIRON)
     line = f"{apply_command(record)} --fresh"
     assert line in markdown(record)

@@ -1,4 +1,4 @@
-"""Ledgers that something else has changed: what is found, said, kept and computed again."""
+"""Damaged ledgers: detection, messages, the copy that is kept, and the repair."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from glitchrun.ledger import (
     existing_status,
     find_runs,
     latest_attempt,
+    mark_killed,
     read_run,
     run_document,
     run_folder,
-    settle,
 )
 from glitchrun.ledger.checksums import VERSION
 from glitchrun.ledger.files import DELIVERED, IDENTITY, LEDGER
@@ -32,7 +32,7 @@ from tests.support.records import Invented, invented_document, invented_entries,
 
 MADE = Invented(tokens=40, batch=4)
 OLD = Path(__file__).parent / "data" / "ledger-format-1"
-"""A run of 8 tokens, 4 of them sampled, as the first version of the format left it."""
+"""A run of 8 tokens, 4 of them sampled, in ledger format 1."""
 OLD_KEY = json.loads((OLD / "attempt-1" / IDENTITY).read_text())["identity"]["key"]
 
 
@@ -46,8 +46,8 @@ def sound_run(root: Path, made: Invented = MADE, upto: int | None = None) -> Pat
 
 
 def resumed(folder: Path, made: Invented = MADE) -> tuple[RunRecord, str | None]:
-    """The run carried to its end as `apply` does: what is on record is not computed again. With it
-    what was said of the ledger on opening it."""
+    """The run completed as by `apply`, without the batches on record, and the damage that was found
+    when its ledger was opened."""
     otherwise = run_document(invented_identity(made, folder), invented_document(made), {})
     with Journal(folder, otherwise) as run:
         have = {step.id: len(step.batches) for step in run.record.steps}
@@ -74,7 +74,7 @@ def exchanged(lines: list[bytes], chance: random.Random) -> None:
 
 
 def dropped(lines: list[bytes], chance: random.Random) -> None:
-    del lines[chance.randrange(len(lines) - 1)]  # of the last one nothing tells any more
+    del lines[chance.randrange(len(lines) - 1)]  # the loss of the last line cannot be detected
 
 
 def flipped(lines: list[bytes], chance: random.Random) -> None:
@@ -101,7 +101,7 @@ def overwritten(lines: list[bytes], chance: random.Random) -> None:
 @pytest.mark.parametrize(
     "damage", [doubled, exchanged, dropped, flipped, digit_changed, overwritten]
 )
-def test_whatever_is_changed_is_found_and_computed_again(
+def test_any_change_is_detected_and_repaired(
     tmp_path: Path, damage: Callable[[list[bytes], random.Random], None]
 ) -> None:
     folder = sound_run(tmp_path)
@@ -119,7 +119,7 @@ def test_whatever_is_changed_is_found_and_computed_again(
         assert read.status == "DAMAGED", seed
         assert existing_status(tmp_path, MADE.experiment, MADE.key) == "DAMAGED"
         assert f"{LEDGER}:" in str(read.damage)
-        assert rows(read) == right[: len(rows(read))], seed  # of what is shown, all is right
+        assert rows(read) == right[: len(rows(read))], seed  # everything shown is correct
         record, said = resumed(folder)
         assert said, seed
         assert rows(record) == right, seed
@@ -130,7 +130,7 @@ def test_whatever_is_changed_is_found_and_computed_again(
         assert (folder / "ledger.damaged-1.jsonl").read_bytes() == changed
 
 
-def test_the_line_and_the_kind_of_damage_are_named(tmp_path: Path) -> None:
+def test_message_names_line_and_kind_of_damage(tmp_path: Path) -> None:
     folder = sound_run(tmp_path)
     lines = (folder / LEDGER).read_bytes().splitlines(keepends=True)
     cases = {
@@ -145,7 +145,7 @@ def test_the_line_and_the_kind_of_damage_are_named(tmp_path: Path) -> None:
         assert f"{LEDGER}:{message}" in str(read_run(folder).damage)
 
 
-def test_a_second_damage_is_kept_beside_the_first(tmp_path: Path) -> None:
+def test_each_damaged_ledger_is_kept(tmp_path: Path) -> None:
     folder = sound_run(tmp_path)
     for number in (1, 2):
         lines = (folder / LEDGER).read_bytes().splitlines(keepends=True)
@@ -157,10 +157,10 @@ def test_a_second_damage_is_kept_beside_the_first(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tail", [b"{", b'{"kind":"batch","at', b'{"a":"\xe6\x97', bytes(600)])
 @pytest.mark.parametrize("ended", [False, True])
-def test_a_torn_last_line_is_cut_off_without_a_word(
+def test_incomplete_last_line_is_removed_without_a_message(
     tmp_path: Path, tail: bytes, ended: bool
 ) -> None:
-    """A kill leaves the beginning of a line, a power cut also zeros, with or without its end."""
+    """A kill leaves the beginning of a line; a power cut also leaves zeros."""
     folder = sound_run(tmp_path, upto=6)
     sound = (folder / LEDGER).read_bytes()
     if ended:
@@ -172,7 +172,7 @@ def test_a_torn_last_line_is_cut_off_without_a_word(
     assert not list(folder.glob("ledger.damaged*"))
 
 
-def test_every_cut_resumes_to_the_same_end(tmp_path: Path) -> None:
+def test_run_resumes_from_any_cut_to_the_same_result(tmp_path: Path) -> None:
     folder = sound_run(tmp_path)
     text = (folder / LEDGER).read_bytes()
     right = rows(read_run(folder))
@@ -186,7 +186,7 @@ def test_every_cut_resumes_to_the_same_end(tmp_path: Path) -> None:
         assert rows(record) == right
 
 
-def test_an_end_that_mlflow_knows_of_and_the_ledger_does_not_is_damage(tmp_path: Path) -> None:
+def test_ledger_without_the_end_that_mlflow_has_is_damaged(tmp_path: Path) -> None:
     folder = sound_run(tmp_path)
     whole = read_run(folder)
     (folder / DELIVERED).write_text(json.dumps({"run_id": "x", "ending": whole.ending}))
@@ -203,7 +203,7 @@ def test_an_end_that_mlflow_knows_of_and_the_ledger_does_not_is_damage(tmp_path:
     assert record.delivered_to == {"run_id": "x"}
 
 
-def test_a_newer_format_is_refused_and_not_called_damaged(tmp_path: Path) -> None:
+def test_newer_format_is_refused(tmp_path: Path) -> None:
     folder = sound_run(tmp_path, upto=5)
     head, *rest = (folder / LEDGER).read_bytes().splitlines(keepends=True)
     entry = json.loads(head) | {"version": VERSION + 1, "sum": "another rule"}
@@ -213,10 +213,10 @@ def test_a_newer_format_is_refused_and_not_called_damaged(tmp_path: Path) -> Non
             reading(folder)
     altered = head.replace(f'"version":{VERSION}'.encode(), f'"version":{VERSION + 1}'.encode(), 1)
     (folder / LEDGER).write_bytes(altered + b"".join(rest))
-    assert "altered" in str(read_run(folder).damage)  # one digit makes nothing newer
+    assert "altered" in str(read_run(folder).damage)  # one changed digit is damage
 
 
-def test_an_entry_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+def test_entry_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     folder = sound_run(tmp_path, upto=5)
     with Journal(folder) as run, pytest.raises(AttributeError):
         run.append("unheard_of")
@@ -224,7 +224,7 @@ def test_an_entry_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         read_run(folder)
 
 
-def test_without_run_json_the_ledger_says_which_run_it_is(tmp_path: Path) -> None:
+def test_missing_run_json_is_restored_from_the_ledger(tmp_path: Path) -> None:
     folder = sound_run(tmp_path)
     before, identity = read_run(folder), (folder / IDENTITY).read_text()
     (folder / IDENTITY).unlink()
@@ -235,8 +235,8 @@ def test_without_run_json_the_ledger_says_which_run_it_is(tmp_path: Path) -> Non
     assert (folder / IDENTITY).read_text() == identity
 
 
-def test_without_either_the_plan_says_it(tmp_path: Path) -> None:
-    """A ledger of the first format does not hold what run.json held."""
+def test_run_without_identity_is_restored_by_the_plan(tmp_path: Path) -> None:
+    """A ledger of format 1 does not repeat run.json."""
     folder = old_run(tmp_path)
     (folder / IDENTITY).unlink()
     assert existing_status(tmp_path, "tiny", "k") == "DAMAGED"
@@ -249,7 +249,7 @@ def test_without_either_the_plan_says_it(tmp_path: Path) -> None:
     assert rows(read_run(folder)) == rows(read_run(OLD / "attempt-1"))
 
 
-def test_a_folder_that_holds_a_ledger_is_never_begun_anew(tmp_path: Path) -> None:
+def test_folder_with_a_ledger_is_never_overwritten(tmp_path: Path) -> None:
     folder = sound_run(tmp_path, upto=5)
     (folder / IDENTITY).unlink()
     before = (folder / LEDGER).read_bytes()
@@ -258,7 +258,7 @@ def test_a_folder_that_holds_a_ledger_is_never_begun_anew(tmp_path: Path) -> Non
     assert (folder / LEDGER).read_bytes() == before
 
 
-def test_a_ledger_that_is_gone_is_said(tmp_path: Path) -> None:
+def test_missing_ledger_is_reported(tmp_path: Path) -> None:
     folder = sound_run(tmp_path)
     right = rows(read_run(folder))
     for change in (Path.unlink, lambda path: path.write_bytes(b"")):
@@ -275,14 +275,14 @@ def old_run(root: Path) -> Path:
     return folder / "attempt-1"
 
 
-def test_a_ledger_of_the_first_format_is_read_as_it_is(tmp_path: Path) -> None:
+def test_format_1_ledger_is_read(tmp_path: Path) -> None:
     record = read_run(old_run(tmp_path))
     assert record.status == "FINISHED"
     assert record.damage is None
     assert len(rows(record)) == 12
 
 
-def test_what_goes_on_in_a_ledger_of_the_first_format_is_checked(tmp_path: Path) -> None:
+def test_format_1_ledger_is_continued_with_checksums(tmp_path: Path) -> None:
     folder = old_run(tmp_path)
     right = rows(read_run(folder))
     old = (folder / LEDGER).read_bytes()
@@ -297,7 +297,7 @@ def test_what_goes_on_in_a_ledger_of_the_first_format_is_checked(tmp_path: Path)
     assert "the lines before it were altered" in str(read_run(folder).damage)
 
 
-def test_nonsense_in_a_ledger_of_the_first_format_is_damage_from_there_on(tmp_path: Path) -> None:
+def test_invalid_line_in_a_format_1_ledger_is_damage(tmp_path: Path) -> None:
     folder = old_run(tmp_path)
     lines = (folder / LEDGER).read_bytes().splitlines(keepends=True)
     for nonsense in (b'{"kind":"batch"}', b'{"kind":"ended","at":1}', b"[]", b"[" * 9999, b"{ no"):
@@ -308,16 +308,60 @@ def test_nonsense_in_a_ledger_of_the_first_format_is_damage_from_there_on(tmp_pa
         assert rows(read) == rows(read_run(OLD / "attempt-1"))[: len(rows(read))]
 
 
-def test_a_damaged_run_is_left_as_it_is_until_it_is_resumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "path", "value"),
+    [
+        ("batch", ("facts", 0, "probes", "repeat", "p"), "0.5"),
+        ("batch", ("facts", 0, "probes", "repeat", "rank"), 1.5),
+        ("batch", ("facts", 0, "glitch"), 1),
+        ("batch", ("facts", 0, "token", "text"), None),
+        ("batch", ("facts", 0, "token", "id"), True),
+        ("batch", ("facts", 0, "kind"), "odd"),
+        ("batch", ("facts",), "text"),
+        ("batch", ("done",), "4"),
+        ("batch", ("counters",), {"rechecked": "1"}),
+        ("batch", ("step",), None),
+        ("measured", ("value",), "1"),
+        ("measured", ("n",), 0.5),
+        ("measured", ("name",), 7),
+        ("model", ("model", "bytes"), "many"),
+        ("model", ("model", "census"), {"float32": None}),
+        ("session", ("plan",), []),
+        ("ended", ("status",), 3),
+        ("ended", ("error",), []),
+    ],
+)
+def test_format_1_field_of_another_type_is_damage_of_that_line(
+    tmp_path: Path, kind: str, path: tuple[str | int, ...], value: object
+) -> None:
+    folder = old_run(tmp_path)
+    lines = (folder / LEDGER).read_text().splitlines()
+    kinds = [json.loads(line)["kind"] for line in lines]
+    number = kinds.index(kind)
+    entry = json.loads(lines[number])
+    *parents, last = path
+    parent = entry
+    for key in parents:
+        parent = parent[key]
+    parent[last] = value
+    lines[number] = json.dumps(entry)
+    (folder / LEDGER).write_text("\n".join(lines) + "\n")
+    read = read_run(folder)
+    assert f"{LEDGER}:{number + 1}: not a ledger entry" in str(read.damage)
+    headline(read)  # the intact part can be reported
+    assert existing_status(tmp_path, "tiny", "k") == "DAMAGED"
+
+
+def test_damaged_run_stays_unchanged_until_it_is_resumed(tmp_path: Path) -> None:
     folder = sound_run(tmp_path, upto=8)
     lines = (folder / LEDGER).read_bytes().splitlines(keepends=True)
     changed = b"".join(lines[:5] + lines[6:])
     (folder / LEDGER).write_bytes(changed)
-    assert settle(tmp_path) == []
+    assert mark_killed(tmp_path) == []
     assert (folder / LEDGER).read_bytes() == changed
 
 
-def test_every_reader_says_the_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_reports_the_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = sound_run(tmp_path / "mlruns")
     text = (folder / LEDGER).read_bytes()
@@ -340,7 +384,7 @@ def test_every_reader_says_the_damage(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("place", ["other/attempt-1", "{key}/attempt-2", "{key}.bak/attempt-1"])
-def test_a_copy_of_another_run_is_taken_for_no_run_of_its_place(tmp_path: Path, place: str) -> None:
+def test_copy_of_another_run_is_refused(tmp_path: Path, place: str) -> None:
     folder = sound_run(tmp_path)
     copy = folder.parent.parent / place.format(key=MADE.key)
     shutil.copytree(folder, copy)
@@ -351,11 +395,11 @@ def test_a_copy_of_another_run_is_taken_for_no_run_of_its_place(tmp_path: Path, 
     assert said[0].startswith(f"{copy}: its files are of another run, {MADE.key}#1")
     with pytest.raises(RunError, match="move them out"):
         existing_status(tmp_path, MADE.experiment, copy.parent.name)
-    assert read_run(copy).identity == read_run(folder).identity  # asked for by its folder, it is
+    assert read_run(copy).identity == read_run(folder).identity  # named by its folder, it is read
 
 
 @pytest.mark.parametrize("at", ["x", None, True, -1, 10**30, 1e308])
-def test_a_time_that_is_none_is_damage_of_that_line_alone(tmp_path: Path, at: object) -> None:
+def test_invalid_time_is_damage_of_that_line(tmp_path: Path, at: object) -> None:
     folder = run_folder(tmp_path, "old", OLD_KEY) / "attempt-1"
     shutil.copytree(OLD / "attempt-1", folder)
     sound_run(tmp_path)
@@ -367,7 +411,7 @@ def test_a_time_that_is_none_is_damage_of_that_line_alone(tmp_path: Path, at: ob
     assert any("ledger.jsonl:1: not a ledger entry" in str(run.damage) for run in found)
 
 
-def test_an_identity_of_other_types_hides_no_other_run(tmp_path: Path) -> None:
+def test_invalid_identity_does_not_hide_other_runs(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, "old", OLD_KEY) / "attempt-1"
     shutil.copytree(OLD / "attempt-1", folder)
     sound_run(tmp_path)
@@ -382,7 +426,7 @@ def test_an_identity_of_other_types_hides_no_other_run(tmp_path: Path) -> None:
         assert "do not fit together" in said[0]
 
 
-def test_without_either_the_delivery_says_which_ledger_it_was(tmp_path: Path) -> None:
+def test_ledger_id_is_restored_from_the_delivery(tmp_path: Path) -> None:
     folder = sound_run(tmp_path)
     (folder / DELIVERED).write_text(json.dumps({"run_id": "r", "ledger": "0f" * 16}))
     (folder / IDENTITY).write_text("{")

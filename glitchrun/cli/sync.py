@@ -11,7 +11,7 @@ import click
 from glitchrun.cli.apply import ROOT
 from glitchrun.cli.needs import require
 from glitchrun.errors import ExitCode, GlitchrunError
-from glitchrun.ledger import find_runs, settle, unreadable_lines
+from glitchrun.ledger import find_runs, mark_killed, unreadable_lines
 from glitchrun.runner.lookup import find_run
 from glitchrun.terminal import say, visible
 
@@ -40,7 +40,7 @@ def command(context: click.Context, run: str | None, to: str | None, again: bool
     from glitchrun.tracking.sync import sync
 
     root = ROOT.resolve()
-    settle(root)
+    mark_killed(root)
     unreadable: list[GlitchrunError] = []
     chosen = find_runs(root, unreadable.append) if run is None else [find_run(run, root)]
     damaged = [record.damage for record in chosen if record.damage]

@@ -1,13 +1,25 @@
-"""The append-only record of a run on disk: what is durable, what resumes, what is read back.
+"""The append-only record of a run on disk.
 
-ROOT/runs/EXPERIMENT/KEY/           one folder for everything with the same results digest
-    lock                            held by the process that executes it
+ROOT/runs/EXPERIMENT/KEY/           one folder for all attempts with the same results digest
+    lock, owner.json                the lock of the process that executes the run
     attempt-1/                      `--fresh` starts the next one
-        run.json                    what the run is; the ledger's first line says the same
-        ledger.jsonl                what happened; append-only, one JSON object a line, each with
-                                    its number and a checksum (checksums.py)
-        ledger.damaged-1.jsonl      a ledger that was found damaged, as it was found
+        run.json                    identity and resolved spec; repeated in the ledger's first line
+        ledger.jsonl                append-only, one JSON object a line, each with its number and
+                                    a checksum
+        ledger.damaged-1.jsonl      a damaged ledger, kept as it was found
+        delivered.json              the run's ids in MLflow
         artifacts/                  spec.yaml, tokens.jsonl, report.html, ...
+
+record.py     the run as read back: what MLflow, the report and `status` are made from
+identity.py   run.json and delivered.json
+checksums.py  numbers and checksums of the lines; finds damage
+fold.py       entries to a record
+read.py       folder to record
+journal.py    appends entries, repairs a ledger when a run is resumed
+folders.py    finds the folders of runs and attempts
+lock.py       locks between processes
+files.py      durable reading and writing
+command.py    the command line that repeats a run
 """
 
 from glitchrun.ledger.folders import (
@@ -15,11 +27,12 @@ from glitchrun.ledger.folders import (
     existing_status,
     find_runs,
     latest_attempt,
+    mark_killed,
     run_folder,
-    settle,
     unreadable_lines,
 )
-from glitchrun.ledger.journal import Journal, mark_delivered, run_document
+from glitchrun.ledger.identity import mark_delivered, run_document
+from glitchrun.ledger.journal import Journal
 from glitchrun.ledger.lock import hold, is_held
 from glitchrun.ledger.read import read_run
 from glitchrun.ledger.record import RunRecord
@@ -34,9 +47,9 @@ __all__ = [
     "is_held",
     "latest_attempt",
     "mark_delivered",
+    "mark_killed",
     "read_run",
     "run_document",
     "run_folder",
-    "settle",
     "unreadable_lines",
 ]

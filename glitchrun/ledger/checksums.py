@@ -6,8 +6,8 @@ that was altered, duplicated, removed or moved is detected, and the lines before
     {"kind":"ledger","at":...,"version":2,"before":...,"run":{...},"seq":1,"sum":"0123456789abcdef"}
     {"kind":"batch","at":...,...,"seq":2,"sum":"fedcba9876543210"}
 
-The line of kind `ledger` begins the chain. It is the first line, unless an older glitchrun began
-the ledger: then it comes where this version resumed, and `before` is a digest of all before it.
+The line of kind `ledger` begins the chain. It is the first line, unless an older version began the
+ledger: then it is where this version resumed the run, and `before` is a digest of all lines before.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HEAD = "ledger"
 """Kind of the entry that begins the chain."""
 
 HEAD_LINE = b'{"kind":"ledger",'
-"""How its line begins."""
+"""The first bytes of that entry's line."""
 _SEAL = re.compile(rb',"seq":(\d{1,18}),"sum":"([0-9a-f]{16})"\}\n\Z')
 
 
@@ -45,7 +45,7 @@ class NewerLedger(RunError):
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Where a ledger is damaged, and how that was detected."""
+    """The line at which a ledger is damaged, and the evidence."""
 
     line: int
     what: str
@@ -53,27 +53,27 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """How much of a ledger is good."""
+    """How much of a ledger is intact."""
 
     chain: Chain
     """The chain after the intact lines."""
     good_bytes: int
     damage: Damage | None = None
     torn: bool = False
-    """Whether it ends in the middle of a line, as after a kill."""
+    """Whether the ledger ends in the middle of a line, as after a kill."""
 
 
-def inspect(path: Path, known: Callable[[str], bool], odd: Damage | None = None) -> Inspection:
+def inspect(path: Path, known: Callable[[str], bool], invalid: Damage | None = None) -> Inspection:
     """Reads a ledger up to its end or the first damaged line.
 
     Args:
-        path: The ledger; one that is not there has no lines.
-        known: Whether an entry kind exists.
-        odd: A line known to be damaged for another reason; nothing from it on is intact.
+        path: The ledger; a missing file has no lines.
+        known: Returns whether a kind of entry exists.
+        invalid: A line known to be damaged for another reason; the intact part ends before it.
 
     Raises:
-        NewerLedger: its format is not known yet.
-        OSError: it cannot be read.
+        NewerLedger: a newer glitchrun wrote the ledger.
+        OSError: the ledger cannot be read.
     """
     chain, good = Chain(known), 0
     try:
@@ -82,8 +82,8 @@ def inspect(path: Path, known: Callable[[str], bool], odd: Damage | None = None)
         return Inspection(chain, 0)
     with file:
         for number, line in enumerate(file, start=1):
-            if odd is not None and number == odd.line:
-                return Inspection(chain, good, odd)
+            if invalid is not None and number == invalid.line:
+                return Inspection(chain, good, invalid)
             objection = chain.objection(line) if line.endswith(b"\n") else _unended(chain, line)
             if objection is None:
                 chain.add(line)
@@ -101,37 +101,37 @@ _TORN = "torn"
 
 
 def _unended(chain: Chain, line: bytes) -> str:
-    """What is wrong with a last line without a line feed: torn, unless all of it is there and
-    something else stands in the line feed's place."""
+    """The objection to a last line without a line feed: it is torn, unless the line is complete and
+    its line feed was replaced by another byte."""
     if chain.head is not None and chain.objection(line[:-1] + b"\n") is None:
         return "it was altered: its line feed is missing"
     return _TORN
 
 
 def _has_holes(line: bytes) -> bool:
-    """Whether a line holds what a file system puts where data did not reach the disk in time."""
+    """Whether a line contains zeros, which a file system writes for data that a power cut lost."""
     return b"\0\0" in line
 
 
 class Chain:
-    """Follows a ledger line by line, and makes the lines that continue it."""
+    """Checks a ledger line by line, and makes the lines that continue it."""
 
     def __init__(self, known: Callable[[str], bool]) -> None:
-        """`known` says whether an entry's kind exists: lines without checksums are held to it."""
+        """`known` returns whether a kind of entry exists; used for lines without a checksum."""
         self.lines = 0
         self.head: Mapping[str, Any] | None = None
-        """The entry that began the chain; None while no line had a checksum."""
+        """The entry that began the chain; None before the first line with a checksum."""
         self.before_is_altered = False
-        """The last objection was to what lies before the line."""
+        """Whether the last objection was to the lines before the one given."""
         self._known = known
         self._sum = ""
         self._plain = hashlib.blake2b(digest_size=8)
 
     def objection(self, line: bytes) -> str | None:
-        """Why a line cannot be the next one; None where it can.
+        """Why a line cannot be the next one; None if it can.
 
         Raises:
-            NewerLedger: the line begins a ledger in a format that is not known yet.
+            NewerLedger: the line begins a ledger that a newer glitchrun wrote.
         """
         self.before_is_altered = False
         if self.head is None:
@@ -151,7 +151,7 @@ class Chain:
         return None
 
     def add(self, line: bytes) -> None:
-        """Accepts a line to which there was no objection."""
+        """Adds a line for which `objection` returned None."""
         self.lines += 1
         found = _SEAL.search(line)
         if self.head is None and line.startswith(HEAD_LINE):
@@ -162,12 +162,17 @@ class Chain:
             self._sum = found[2].decode()
 
     def line(self, entry: Mapping[str, Any]) -> bytes:
-        """The line that an entry makes here. `add` it once it is written."""
+        """The next line, for an entry. Call `add` once it is written."""
         body = json.dumps(entry, separators=(",", ":")).encode()[:-1]
         return body + _seal(self.lines + 1, _digest(self._sum, body))
 
     def head_line(self, at: int, run: Mapping[str, Any]) -> bytes:
-        """The line that begins the chain here."""
+        """The line that begins the chain.
+
+        Args:
+            at: Milliseconds since the epoch.
+            run: The run document.
+        """
         entry = {"kind": HEAD, "at": at, "version": VERSION, "before": self._before(), "run": run}
         return self.line(entry)
 
@@ -175,7 +180,7 @@ class Chain:
         return self._plain.hexdigest()
 
     def _no_plain(self, line: bytes) -> str | None:
-        """Why a line without a checksum, of format 1, is not valid; None where it is."""
+        """Why a line without a checksum, of format 1, is not valid; None if it is."""
         found = _SEAL.search(line)
         if found is not None:
             return (
@@ -190,14 +195,14 @@ class Chain:
         return None if self._known(entry["kind"]) else f"no kind of entry: {entry['kind']!r:.40}"
 
     def _no_head(self, line: bytes) -> str | None:
-        """Why a line cannot begin the chain; None where it can."""
+        """Why a line cannot begin the chain; None if it can."""
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as exc:
             return f"not a ledger entry ({exc})"
         version = entry.get("version")
         is_newer = isinstance(version, int) and version > VERSION
-        if is_newer and not _only_the_version_is_altered(line, version):
+        if is_newer and not _is_only_version_altered(line, version):
             raise NewerLedger(version)
         found = _SEAL.search(line)
         if found is None or found[2].decode() != _digest("", line[: found.start()]):
@@ -208,8 +213,8 @@ class Chain:
         return None
 
 
-def _only_the_version_is_altered(line: bytes, version: int) -> bool:
-    """Whether the line would be sound in our version: a digit was altered, nothing is newer."""
+def _is_only_version_altered(line: bytes, version: int) -> bool:
+    """Whether the line is valid with our version number: then a digit was altered."""
     right = line.replace(f'"version":{version}'.encode(), f'"version":{VERSION}'.encode(), 1)
     found = _SEAL.search(right)
     return found is not None and found[2].decode() == _digest("", right[: found.start()])

@@ -1,4 +1,4 @@
-"""The command line that a run came from."""
+"""The command line that repeats a run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ _VARIABLE = re.compile(r"\(environment variable (\w+)\)\Z")
 
 
 def apply_command(record: RunRecord) -> str:
-    """`glitchrun apply` with the overrides in force and, in a matrix, this run's name, behind the
-    environment variables that the spec took. Of a secret one stands `NAME=...`, to be filled in."""
+    """The shell command that applies the spec of a run again.
+
+    It starts with the environment variables that the spec read and includes the `--set` overrides
+    and, in a matrix, `--only`. A secret variable is shown as `NAME=...`, to be filled in.
+    """
     identity = record.identity
     found = (_SET.search(origin) for origin in record.origins.values())
     overrides = dict.fromkeys(match[1] for match in found if match)
@@ -29,8 +32,10 @@ def apply_command(record: RunRecord) -> str:
 
 
 def _assignments(record: RunRecord) -> list[str]:
-    """`NAME=value`, quoted for a shell, of each variable once; it is secret wherever it stands
-    where one place of it is."""
+    """`NAME=value`, quoted for a shell, once for each variable.
+
+    A variable is secret if one of the places that read it is.
+    """
     values = dict(_values(record.spec))
     taken: dict[str, str] = {}
     secret = set()
@@ -45,7 +50,7 @@ def _assignments(record: RunRecord) -> list[str]:
 
 
 def _values(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Every value in a resolved document that holds no others, by its path as origins write it."""
+    """Every scalar in a resolved document, with its path as in `origins`."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _values(inner, (*path, key))
@@ -57,5 +62,5 @@ def _values(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str,
 
 
 def _text(value: Any) -> str:
-    """A scalar as the environment would have to hold it to be read so again."""
+    """A scalar as an environment variable would contain it."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""The files of a run's folder: how they are named, written and read."""
+"""The names of a run's files, and how files are read and written so that they survive a crash."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IDENTITY = "run.json"
 DELIVERED = "delivered.json"
 
 _LONGEST_NAME = 255
-"""Bytes in the name of a file, on every file system in use."""
+"""Most bytes in the name of a file on common file systems."""
 
 
 def now() -> int:
@@ -27,10 +27,10 @@ def now() -> int:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A regular file, opened to be read.
+    """Opens a regular file for reading. Does not wait for the writer of a FIFO.
 
     Raises:
-        OSError: it cannot be opened, or is something else; a FIFO is not waited for.
+        OSError: the file cannot be opened, or is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
@@ -46,16 +46,21 @@ def read_text(path: Path) -> str:
     """The text of a regular UTF-8 file.
 
     Raises:
-        OSError: it cannot be read.
-        UnicodeDecodeError: it is not UTF-8.
+        OSError: the file cannot be read.
+        UnicodeDecodeError: the file is not UTF-8.
     """
     with open_regular(path) as file:
         return file.read().decode("utf-8")
 
 
 def write_atomically(path: Path, text: str | bytes) -> None:
-    """Writes a file so that no reader sees half of it, and neither a kill nor a power cut leaves
-    half of it. In JSON, a lone surrogate becomes its escape."""
+    """Replaces a file in one step: readers, and a crash, see the old content or the new one.
+
+    A lone surrogate in `text` is written as an escape.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     data = text.encode(errors="backslashreplace") if isinstance(text, str) else text
     partial = partial_path(path)
     with partial.open("wb") as file:
@@ -67,7 +72,7 @@ def write_atomically(path: Path, text: str | bytes) -> None:
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file is written that is to take `path`'s place: beside it, hidden."""
+    """The hidden file beside `path` that is written first and then replaces it."""
     name = f".{path.name}.partial"
     if len(os.fsencode(name)) > _LONGEST_NAME:
         digest = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
@@ -76,20 +81,27 @@ def partial_path(path: Path) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes new and replaced names in a folder survive a power cut, where the file system can."""
+    """Flushes a folder to the disk, so that new names in it survive a power cut.
+
+    Raises:
+        OSError: the folder cannot be opened.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with suppress(OSError):  # not every file system can: network shares, for example
+        with suppress(OSError):  # network shares, for example, do not support it
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def set_aside(path: Path, good_bytes: int) -> Path:
-    """Keeps a copy of a damaged file under another name and truncates it to `good_bytes`.
+    """Keeps a copy of a damaged file under another name, and truncates the file to `good_bytes`.
 
     Returns:
-        The path that holds all of it.
+        The path of the copy.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     names = (path.with_name(f"{path.stem}.damaged-{number}{path.suffix}") for number in count(1))
     aside = next(name for name in names if not os.path.lexists(name))

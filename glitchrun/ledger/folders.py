@@ -1,4 +1,4 @@
-"""Where runs live under the tracking root."""
+"""Finds the folders of runs and attempts under the tracking root."""
 
 from __future__ import annotations
 
@@ -10,24 +10,29 @@ from contextlib import suppress
 from pathlib import Path
 
 from glitchrun.errors import GlitchrunError, RunError, RunLocked, file_access
-from glitchrun.ledger.journal import Journal, holds_run
+from glitchrun.ledger.fold import DAMAGED
+from glitchrun.ledger.identity import IdentityLost, contains_run
+from glitchrun.ledger.journal import Journal
 from glitchrun.ledger.lock import hold, is_held
-from glitchrun.ledger.read import DAMAGED, IdentityLost, read_identity, read_run, read_status
+from glitchrun.ledger.read import read_identity, read_run, read_status
 from glitchrun.ledger.record import RunIdentity, RunRecord
 
 _LONGEST = 100
-"""Bytes of an experiment's name in the name of its folder: file systems allow 255 in all."""
+"""Most bytes of an experiment's name in its folder's name; file systems allow 255 in total."""
 _ATTEMPT = re.compile(r"attempt-([1-9][0-9]{0,8})")
 
 Unreadable = Callable[[GlitchrunError], None]
 
 
 def run_folder(root: Path, experiment: str, key: str) -> Path:
-    """The folder of all attempts with one key. Experiment names may hold any character.
+    """The folder of all attempts with one key.
 
-    A name that is fit for a folder is its name; of any other, and of one whose folder holds runs of
-    another experiment, a part and a digest are. Folders that were named by an earlier rule, without
-    a digest, are found again.
+    The folder of the experiment has the experiment's name if that is a valid name of a folder
+    without runs of another experiment. Otherwise it has a part of the name and a digest. Folders
+    that earlier versions named without a digest are found again.
+
+    Raises:
+        RunError: a folder cannot be read.
     """
     slug = re.sub(r"[^\w.-]+", "-", experiment).strip(".-") or "experiment"
     digest = hashlib.blake2b(experiment.encode(errors="surrogatepass"), digest_size=4).hexdigest()
@@ -43,12 +48,12 @@ def _size(name: str) -> int:
 
 
 def _cut(slug: str) -> str:
-    """The longest beginning that stays within `_LONGEST` bytes, whole characters."""
+    """The longest prefix of whole characters in at most `_LONGEST` bytes."""
     return slug.encode(errors="replace")[:_LONGEST].decode(errors="ignore")
 
 
 def _experiment_in(folder: Path) -> str | None:
-    """The experiment whose runs a folder holds; None where it holds none that can be read."""
+    """The experiment of the runs in a folder; None if no run in it can be read."""
     for attempt in _attempts(folder):
         with suppress(RunError):
             return read_identity(attempt).experiment
@@ -56,7 +61,11 @@ def _experiment_in(folder: Path) -> str | None:
 
 
 def latest_attempt(folder: Path) -> int:
-    """Number of the newest attempt in a run's folder; 0 where there is none."""
+    """The number of the newest attempt in a run's folder; 0 if there is none.
+
+    Raises:
+        RunError: the folder cannot be read.
+    """
     return max(map(_number, _attempts(folder)), default=0)
 
 
@@ -65,23 +74,25 @@ def _number(attempt: Path) -> int:
 
 
 def _attempts(folder: Path) -> Iterator[Path]:
-    """The attempts in a run's folder. One whose creation was cut short holds nothing and is none;
-    one that has lost a file is one."""
-    for path in _inside(folder):
-        if _ATTEMPT.fullmatch(path.name) and _holds_run(path):
+    """The attempts in a run's folder.
+
+    A folder whose creation was interrupted is empty and does not count; one that lost a file does.
+    """
+    for path in _children(folder):
+        if _ATTEMPT.fullmatch(path.name) and _contains_run(path):
             yield path
 
 
-def _holds_run(attempt: Path) -> bool:
+def _contains_run(attempt: Path) -> bool:
     with file_access(attempt):
-        return holds_run(attempt)
+        return contains_run(attempt)
 
 
-def _inside(folder: Path) -> list[Path]:
-    """What a folder holds, in the order of the names; nothing where there is no such folder.
+def _children(folder: Path) -> list[Path]:
+    """The paths in a folder, sorted by name; empty if the folder does not exist.
 
     Raises:
-        RunError: it cannot be looked into.
+        RunError: the folder cannot be listed.
     """
     with file_access(folder):
         try:
@@ -95,23 +106,26 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def current_attempt(root: Path, experiment: str, key: str) -> Path | None:
-    """The attempt that a plan goes by: a finished one, unless a later one was only stopped.
+    """The attempt that decides what `plan` and `apply` do; None if there is none.
 
-    The experiment's own attempts come first, then those of others with the same key: a spec that
-    was renamed finds what it did under its former name. An attempt that failed after one had
-    finished, as with `--fresh`, does not hide that one.
+    It is the newest attempt, unless that failed and an earlier one finished, as after `--fresh`.
+    Attempts of other experiments with the same key follow after the experiment's own, so that a
+    renamed spec finds its runs under the former name.
+
+    Raises:
+        RunError: the experiment's own attempts cannot be read.
     """
     own = _current(run_folder(root, experiment, key))
     found = [own] if own else []
     for folder in sorted(root.glob(f"runs/*/{key}")):
-        with suppress(RunError):  # what cannot be read under another name is nothing to go by
+        with suppress(RunError):  # under another name, an unreadable run does not count
             if attempt := _current(folder):
                 found.append(attempt)
     return next((one for one in found if _status(one) == "FINISHED"), found[0] if found else None)
 
 
 def _current(folder: Path) -> Path | None:
-    """The attempt of one run's folder to go by; None where there is none."""
+    """The attempt of one run's folder that decides; None if there is none."""
     newest_first = sorted(_attempts(folder), key=_number, reverse=True)
     if not newest_first or _status(newest_first[0]) != "FAILED":
         return next(iter(newest_first), None)
@@ -119,10 +133,10 @@ def _current(folder: Path) -> Path | None:
 
 
 def existing_status(root: Path, experiment: str, key: str) -> str | None:
-    """Status of the attempt with this key to go by: FINISHED, FAILED, KILLED, RUNNING, DAMAGED;
-    None where there is none. See `current_attempt`.
+    """The status of `current_attempt`: FINISHED, FAILED, KILLED, RUNNING or DAMAGED; None if there
+    is no attempt.
 
-    A run that claims to be running while nobody holds its lock was killed, and is reported so.
+    A run is reported as KILLED if its ledger says RUNNING and no process holds its lock.
 
     Raises:
         RunError: its files cannot be read.
@@ -141,8 +155,11 @@ def _status(attempt: Path) -> str:
 
 
 def _check_place(attempt: Path, identity: RunIdentity) -> None:
-    """Raises RunError for a copy of another run's files: what it holds must not be taken for the
-    results of the run whose place it is in, nor be delivered as a run of its own."""
+    """Raises RunError for a copy of another run's files.
+
+    Its results must not count as those of the run whose folder they are in, nor be delivered as a
+    run of their own.
+    """
     own = (attempt.parent.name, _number(attempt))
     if own != (identity.key, identity.attempt):
         raise RunError(
@@ -155,8 +172,8 @@ def _check_place(attempt: Path, identity: RunIdentity) -> None:
 def find_runs(root: Path, unreadable: Unreadable = lambda error: None) -> list[RunRecord]:
     """Every attempt of every run under the root, oldest first.
 
-    `unreadable` is told of those that cannot be read: one of them must not hide the others. A run
-    whose ledger is damaged is among the runs, with `damage`.
+    Calls `unreadable` with the error of each run that cannot be read, and continues. A run with a
+    damaged ledger is included; its `damage` is set.
     """
     found = []
     for folder in _run_folders(root, unreadable):
@@ -176,7 +193,7 @@ def find_runs(root: Path, unreadable: Unreadable = lambda error: None) -> list[R
 
 
 def unreadable_lines(errors: Sequence[GlitchrunError]) -> list[str]:
-    """What is said of runs that could not be read: how many they are, and why."""
+    """The message about runs that could not be read: how many, and why."""
     if not errors:
         return []
     if len(errors) == 1:
@@ -186,36 +203,36 @@ def unreadable_lines(errors: Sequence[GlitchrunError]) -> list[str]:
 
 def _run_folders(root: Path, unreadable: Unreadable) -> Iterator[Path]:
     try:
-        experiments = _inside(root / "runs")
+        experiments = _children(root / "runs")
     except RunError as error:
         unreadable(error)
         return
     for experiment in experiments:
         try:
-            yield from _inside(experiment)
+            yield from _children(experiment)
         except RunError as error:
             unreadable(error)
 
 
-def settle(root: Path, unreadable: Unreadable = lambda error: None) -> list[RunRecord]:
-    """Marks runs KILLED that claim to be running while their process is dead; returns them.
+def mark_killed(root: Path, unreadable: Unreadable = lambda error: None) -> list[RunRecord]:
+    """Marks runs KILLED that are RUNNING in their ledger but whose process is dead; returns them.
 
-    `unreadable` is told of those that cannot be read or written. Damaged ones are left as they are
-    until they are resumed.
+    Calls `unreadable` with the error of each run that cannot be read or written. Damaged runs stay
+    unchanged until they are resumed.
     """
-    settled = []
+    killed = []
     for record in find_runs(root, unreadable):
         try:
             if record.status == "RUNNING" and not is_held(record.folder.parent):
-                settled += _settled(record.folder)
+                killed += _mark_killed(record.folder)
         except GlitchrunError as error:
             unreadable(error)
-    return settled
+    return killed
 
 
-def _settled(folder: Path) -> list[RunRecord]:
+def _mark_killed(folder: Path) -> list[RunRecord]:
     with suppress(RunLocked), hold(folder.parent), Journal(folder) as journal:
-        if journal.record.status == "RUNNING":  # it may have ended since it was read
+        if journal.record.status == "RUNNING":  # it may have ended in the meantime
             journal.append("ended", status="KILLED", error="the process executing it died")
             return [journal.record]
     return []

@@ -1,12 +1,10 @@
-"""The append-only file of a run. An entry is durable before anything is told about it."""
+"""Appends entries to a run's ledger. Each entry is on the disk before any reader sees it."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,16 +12,20 @@ from typing import Any, Self
 from glitchrun.errors import RunError, file_access
 from glitchrun.ledger.checksums import VERSION, Chain, Damage
 from glitchrun.ledger.files import (
-    DELIVERED,
-    IDENTITY,
     LEDGER,
     now,
-    read_text,
     set_aside,
     sync_folder,
     write_atomically,
 )
-from glitchrun.ledger.read import Reading, read_delivered, read_fold
+from glitchrun.ledger.identity import (
+    contains_run,
+    mark_delivered,
+    read_delivered,
+    run_document,
+    write_run_document,
+)
+from glitchrun.ledger.read import Reading, read_fold
 from glitchrun.ledger.record import RunIdentity, RunRecord
 
 _THEN = "; apply again: the run continues where it stopped"
@@ -32,21 +34,24 @@ _THEN = "; apply again: the run continues where it stopped"
 class Journal:
     """Appends entries to a ledger.
 
-    On opening, an incomplete last line, left by a kill, is removed. A damaged ledger
-    is kept under another name, and the journal continues from its intact part.
+    On opening, it removes an incomplete last line, which a kill leaves. It keeps a damaged ledger
+    under another name and continues from the intact part.
     """
 
-    def __init__(self, folder: Path, otherwise: Mapping[str, Any] | None = None) -> None:
-        """`otherwise` is what `run_document` gives, in case the folder's files do not say any more
-        which run this is.
+    def __init__(self, folder: Path, fallback: Mapping[str, Any] | None = None) -> None:
+        """Opens the ledger of an attempt.
+
+        Args:
+            folder: The attempt's folder.
+            fallback: The run document to use if the folder's files do not contain one any more.
 
         Raises:
             RunError: the run's files cannot be read, written or repaired.
         """
         self.folder = folder
         self.repaired: str | None = None
-        """What was wrong with the files when they were opened, in one line."""
-        reading = read_fold(folder, otherwise)
+        """The damage found on opening, in one line; None for an intact ledger."""
+        reading = read_fold(folder, fallback)
         self._fold = reading.fold
         self._chain: Chain = reading.inspection.chain
         self._end = reading.inspection.good_bytes
@@ -57,13 +62,13 @@ class Journal:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
             self._descriptor = os.open(path, flags, 0o666)
             run = self._begin_chain(reading.run)
-            _write_identity(folder, run)
+            write_run_document(folder, run)
         if reading.inspection.damage is not None:
             self._note_damage(reading.inspection.damage, good, kept)
 
     @property
     def record(self) -> RunRecord:
-        """The run as its entries stand."""
+        """The run as its entries describe it."""
         return self._fold.record()
 
     @classmethod
@@ -74,31 +79,33 @@ class Journal:
         spec: Mapping[str, Any],
         origins: Mapping[str, str],
     ) -> Self:
-        """Starts a run's folder. Its files appear whole, so a kill leaves no half run.
+        """Creates an attempt's folder and opens its ledger.
+
+        Files are written atomically, so a kill leaves no incomplete run.
 
         Raises:
-            RunError: it cannot be written, or holds a ledger already.
+            RunError: the folder cannot be written, or contains a run already.
         """
         path = folder / LEDGER
         with file_access(folder, "cannot be written", then=_THEN):
             (folder / "artifacts").mkdir(parents=True, exist_ok=True)
-            if holds_run(folder):
+            if contains_run(folder):
                 raise RunError(
                     f"{folder}: it already contains a run, which was not changed: apply "
                     "again, or start another attempt with --fresh"
                 )
             run = run_document(identity, spec, origins)
             write_atomically(path, Chain(lambda kind: False).head_line(now(), run))
-            _write_identity(folder, run)
+            write_run_document(folder, run)
             for above in (folder.parent, folder.parent.parent, folder.parent.parent.parent):
                 sync_folder(above)
         return cls(folder)
 
     def append(self, kind: str, **fields: Any) -> None:
-        """Writes one entry, stamped with the time, through to the disk.
+        """Writes one entry with the current time, and waits until it is on the disk.
 
         Raises:
-            RunError: it could not be written; nothing of it is in the ledger then.
+            RunError: the entry could not be written; the ledger then contains no part of it.
         """
         entry = {"kind": kind, "at": now(), **fields}
         self._write(self._chain.line(entry))
@@ -112,14 +119,14 @@ class Journal:
                     left = left[os.write(self._descriptor, left) :]
                 os.fsync(self._descriptor)
             except OSError:
-                with suppress(OSError):  # or else the next entry would end half a line
+                with suppress(OSError):  # or the next entry would follow half a line
                     os.ftruncate(self._descriptor, self._end)
                 raise
         self._end += len(line)
         self._chain.add(line)
 
     def _cut(self, reading: Reading) -> Path | None:
-        """Leaves the good part of the ledger. Returns where all of it is kept, where it is."""
+        """Truncates the ledger to its intact part. Returns the copy of a damaged ledger."""
         path = self.folder / LEDGER
         if not path.exists() or path.stat().st_size == reading.inspection.good_bytes:
             return None
@@ -129,8 +136,7 @@ class Journal:
         return None
 
     def _begin_chain(self, run: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Gives a ledger without checksums, or one that nothing is left of, the line that they
-        begin with. Returns what the run is, as that line says it."""
+        """Begins the chain of checksums in a ledger that has none. Returns the run document."""
         if self._chain.head is not None:
             return dict(self._chain.head["run"])
         run = {**run, "version": VERSION}
@@ -138,8 +144,7 @@ class Journal:
         return run
 
     def _note_damage(self, damage: Damage, good: int, kept: Path | None) -> None:
-        """Records the damage in the ledger. The end of the run that was sent to MLflow is
-        no longer valid."""
+        """Records the damage in the ledger, and that the end delivered to MLflow is not valid."""
         self._fold.damage = None
         ids = read_delivered(self.folder)
         if ids.pop("ending", None):
@@ -151,7 +156,7 @@ class Journal:
         self.repaired = f"{self.folder}/{self._fold.repairs[-1]}; {going_on}"
 
     def close(self) -> None:
-        """Ends the journal; every entry is on disk already."""
+        """Closes the file; every entry is on the disk already."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -166,43 +171,3 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def run_document(
-    identity: RunIdentity, spec: Mapping[str, Any], origins: Mapping[str, str]
-) -> dict[str, Any]:
-    """What a run is, as run.json and the first line of its ledger hold it."""
-    return {
-        "version": VERSION,
-        "identity": asdict(identity),
-        "spec": spec,
-        "origins": dict(origins),
-        "created_at": now(),
-    }
-
-
-def holds_run(folder: Path) -> bool:
-    """Whether an attempt's folder holds a run, whole or not: run.json, or a ledger with anything
-    in it."""
-    ledger = folder / LEDGER
-    return (folder / IDENTITY).exists() or (ledger.exists() and ledger.stat().st_size > 0)
-
-
-def _write_identity(folder: Path, run: Mapping[str, Any]) -> None:
-    """Writes run.json where it does not say what the ledger says."""
-    text = json.dumps(run, ensure_ascii=False, indent=1) + "\n"
-    try:
-        same = read_text(folder / IDENTITY) == text
-    except (OSError, ValueError):
-        same = False
-    if not same:
-        write_atomically(folder / IDENTITY, text)
-
-
-def mark_delivered(folder: Path, ids: Mapping[str, str]) -> None:
-    """Records which MLflow run holds this run.
-
-    Raises:
-        OSError: the note cannot be written.
-    """
-    write_atomically(folder / DELIVERED, json.dumps(dict(ids)) + "\n")

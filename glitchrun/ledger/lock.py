@@ -1,4 +1,4 @@
-"""One process at a time may execute a run."""
+"""Locks between processes: one at a time executes a run, or changes an MLflow store."""
 
 from __future__ import annotations
 
@@ -10,24 +10,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from glitchrun.errors import MissingExtra, PreflightError, RunLocked, file_access
+from glitchrun.errors import (
+    MissingExtra,
+    PreflightError,
+    RunLocked,
+    TrackingUnavailable,
+    file_access,
+)
 from glitchrun.ledger.files import open_regular, read_text
 
 _PATIENCE = 1.0
-"""Seconds: `is_held` and `settle` in other processes take the lock too, for a moment."""
+"""Seconds to wait: `is_held` and `mark_killed` in other processes take the lock for a moment."""
 _LAST_BREATH = 60.0
-"""Seconds in which a killed process lets go of its lock: its memory is freed first."""
+"""Seconds after which a killed process has released its lock; the kernel frees its memory first."""
+STORE_SECONDS = 360
+"""Seconds to wait for a store: creating one took 10 s on a loaded machine, and deliveries queue."""
 _PF_EXITING = 0x4
-"""Of a process's flags in /proc/PID/stat: it is shutting down. (linux/sched.h)"""
+"""Flag in /proc/PID/stat of a process that is shutting down (linux/sched.h)."""
 
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Holds a run's lock for the length of a `with` block; the kernel drops it if we are killed.
+    """Holds a run's lock inside a `with` block; the kernel releases it if the process is killed.
 
     Raises:
         RunLocked: another process holds it; the message names that process.
         PreflightError: the folder, or the lock in it, cannot be created.
+        MissingExtra: filelock is not installed.
     """
     try:
         from filelock import FileLock, Timeout
@@ -56,10 +65,10 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether some process is executing the run now. One that was killed is not, though it holds
-    the lock until the kernel has freed its memory, which takes long where that is much.
+    """Whether a process is executing the run.
 
-    Another user's lock that cannot be read counts as held.
+    A killed process does not count, although it holds the lock until the kernel has freed its
+    memory. A lock that cannot be read, such as another user's, counts as held.
     """
     import fcntl
 
@@ -74,7 +83,7 @@ def is_held(folder: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return not _owner_is_dying(folder)
-        except OSError:  # a share without locks
+        except OSError:  # a network share without locks
             return True
         return False
 
@@ -93,13 +102,35 @@ def _owner(folder: Path) -> dict[str, Any]:
 
 
 def _owner_is_dying(folder: Path) -> bool:
-    """Whether the process that signed the lock was killed and has not quite ended yet."""
+    """Whether the process that signed the lock was killed and is still shutting down."""
     owner = _owner(folder)
     if owner.get("host") != socket.gethostname():
         return False
     try:
         text = Path(f"/proc/{owner.get('pid')}/stat").read_text(errors="replace")
-    except OSError:  # no such process: the lock is held by one that has yet to sign it
+    except OSError:  # no such process: the holder of the lock has not signed it yet
         return False
     state, *numbers = text.rpartition(")")[2].split()  # from the third field on: proc(5)
     return state in "ZX" or bool(int(numbers[5]) & _PF_EXITING)
+
+
+@contextmanager
+def store_lock(path: Path) -> Iterator[None]:
+    """Holds the lock file of an MLflow store inside a `with` block.
+
+    Raises:
+        TrackingUnavailable: another process holds it for more than `STORE_SECONDS`.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, timeout=STORE_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout as exc:
+        raise TrackingUnavailable(
+            f"another process has held {path} for {STORE_SECONDS} s; stop it, or wait and try again"
+        ) from exc
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,4 +1,4 @@
-"""A run as read back from its folder: what MLflow, the report and `status` are made from."""
+"""A run as read back from its folder. MLflow, the report and `status` are made from it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from glitchrun.events import Batch
 
 @dataclass(frozen=True, slots=True)
 class RunIdentity:
-    """What names a run. Written to run.json when the run is created; never changes after."""
+    """The identity of a run. Written to run.json when the run is created, and never changed."""
 
     experiment: str
-    """metadata.name, or tracking.experiment where that is given: the MLflow experiment."""
+    """The MLflow experiment: tracking.experiment if given, else metadata.name."""
     name: str
-    """Readable name of the run (`Cell.name`)."""
+    """Readable name of the run, `Cell.name`."""
     key: str
     """Hex digest of everything that can change the results: resolved spec, model contents."""
     attempt: int
-    """From 1; `--fresh` starts the next one."""
+    """Counted from 1; `--fresh` starts the next one."""
     parent: str | None
     """Key shared by the cells of one matrix; None for a single run."""
     assignments: Mapping[str, Any]
@@ -31,20 +31,24 @@ class RunIdentity:
     tags: Mapping[str, str]
     description: str
     tracking_uri: str
-    """Where the run is to be delivered; credentials in it are kept out of every log."""
+    """The MLflow store that the run is delivered to, without credentials."""
     ledger: str = ""
-    """Random id of this ledger: another project may have a run with the same key. Empty in records
-    of earlier versions."""
+    """Random id of this ledger, because another project may have a run with the same key. Empty in
+    records of earlier versions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
+    """A number that a step measured; `n` is the number of items it is based on."""
+
     value: float | None
     n: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
+    """A gate of the spec, with the observed value and the outcome."""
+
     metric: str
     op: str
     value: float
@@ -66,6 +70,8 @@ class TimedBatch:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
+    """A step of a run: its configuration, batches and metrics."""
+
     id: str
     strategy: str
     params: Mapping[str, Any]
@@ -75,27 +81,28 @@ class StepRecord:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     """Without the step's id: `glitch`, `verified`, `tokens_per_second`."""
     elapsed: float | None = None
-    """Wall time in seconds from the step's start to its last entry, over every session that worked
-    on it: loading its prompts, screening, searching, verifying. None where no ledger says so."""
+    """Wall time in seconds from the step's start to its last entry, summed over the sessions that
+    worked on it. None if the record was not read from a ledger."""
 
     @property
     def seconds(self) -> float:
-        """Wall time of the step; what its batches add up to where it is not known."""
+        """Wall time of the step in seconds; the sum over its batches if it is not known."""
         if self.elapsed is not None:
             return self.elapsed
         return sum(timed.batch.seconds + timed.batch.search_seconds for timed in self.batches)
 
     @property
     def finished(self) -> bool:
+        """Whether the step is complete."""
         return self.ended_at is not None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """What loading the model gave. Byte counts are of weights unless named otherwise."""
+    """The model as loaded. Byte counts are of weights unless stated otherwise."""
 
     load_seconds: float
-    """0 where an earlier run of the same `apply` had loaded the model: it is charged there."""
+    """0 if an earlier run of the same `apply` loaded the model; its time counts there."""
     bytes: int
     peak_bytes: int
     device: str
@@ -104,43 +111,45 @@ class ModelRecord:
     architecture: str
     vocabulary_size: int
     census: Mapping[str, int]
-    """Bytes held by dtype, such as {"int4": 73_000_000, "bfloat16": 2_000_000}."""
+    """Bytes by dtype, such as {"int4": 73_000_000, "bfloat16": 2_000_000}."""
     unquantized: tuple[str, ...]
-    """Names of large weights that quantization left alone; empty where none was asked for."""
+    """Names of large weights that were not quantized; empty without quantization."""
     template: str
-    """Name of the template in force."""
+    """Name of the template that was used."""
     template_rule: str
     """The detection rule that chose it."""
     engine: str = ""
-    """Which forward pass ran the model, and why; empty in records older than the choice."""
+    """The forward pass that ran the model, and the reason; empty in older records."""
     tokenizer: str = ""
-    """By which split a GGUF file's tokenizer was rebuilt, and who named it; else empty."""
+    """The rule by which a GGUF file's tokenizer was rebuilt, and its source; else empty."""
     excluded: int = 0
-    """Tokens of the categories in scope that `tokens.exclude` left out."""
+    """Number of tokens in the selected categories that `tokens.exclude` left out."""
     categories: Mapping[str, int] = field(default_factory=dict)
-    """Rows of the vocabulary by category; empty where no step needed to know them."""
+    """Vocabulary rows by category; empty if no step needed them."""
     beyond_training: tuple[str, ...] = ()
-    """A note for each step whose texts are longer than the model was trained for."""
+    """A warning for each step whose texts are longer than the model was trained for."""
 
 
 STATUS_WORDS = {"KILLED": "INTERRUPTED"}
-"""Statuses as shown to people. KILLED is MLflow's word for a run that a signal ended; it
-is wrong for a run that Ctrl-C stopped cleanly and `apply` can resume."""
+"""Statuses that people see under another name. KILLED is MLflow's word for a run that a signal
+ended; it would mislead about a run that Ctrl-C stopped cleanly and `apply` can resume."""
 
 
 def status_word(status: str) -> str:
-    """A run's status as shown to people; records, JSON and MLflow keep the status itself."""
+    """A run's status as shown to people. Records, JSON and MLflow use the status itself."""
     return STATUS_WORDS.get(status, status)
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
+    """Everything that is known of a run."""
+
     folder: Path
-    """The attempt's folder; artifacts are in `folder / "artifacts"`."""
+    """The attempt's folder."""
     identity: RunIdentity
     status: str
-    """RUNNING, FINISHED, FAILED or KILLED; DAMAGED where the ledger is not what was written: the
-    rest of the record is then what its good part adds up to."""
+    """RUNNING, FINISHED, FAILED or KILLED; DAMAGED if the ledger was altered. The record is then
+    that of the intact part."""
     started_at: int
     """Milliseconds since the epoch."""
     ended_at: int | None
@@ -154,44 +163,46 @@ class RunRecord:
     """Versions, platform, devices, git commit."""
     gates: tuple[GateResult, ...]
     notes: Mapping[str, int] = field(default_factory=dict)
-    """What was counted and must be shown: not presented intact, decided again in float32, ..."""
+    """Counters by name, such as tokens not presented intact or rechecked in float32."""
     delivered_to: Mapping[str, str] = field(default_factory=dict)
-    """MLflow ids once it is there (`run_id`, `experiment_id`), and `ending` once all of it is."""
+    """MLflow's `run_id` and `experiment_id` after delivery, `ending` once it is complete."""
     error: str | None = None
     """Why the run failed, in one line."""
     origins: Mapping[str, str] = field(default_factory=dict)
-    """Where each value of the spec was written, `file:line:column` by its path."""
+    """Source of each value of the spec, `file:line:column`, by its path."""
     damage: str | None = None
-    """The damage to the ledger, its line and the remedy; None where it is intact."""
+    """The damage to the ledger with its line and the remedy; None for an intact ledger."""
     repairs: tuple[str, ...] = ()
-    """Damage found when the run was resumed: what was lost then has been computed again."""
+    """Damage that was found when the run was resumed; the lost part was computed again."""
     loaded_in: float | None = None
-    """Seconds spent on loading the model, over every session; None where no ledger says so."""
+    """Seconds of loading the model, summed over all sessions; None if the record was not read from
+    a ledger."""
 
     @property
     def loading_seconds(self) -> float:
-        """Time that loading the model took of this run, each time it was loaded for it."""
+        """Seconds that this run spent on loading the model, over all its sessions."""
         if self.loaded_in is not None:
             return self.loaded_in
         return self.model.load_seconds if self.model else 0.0
 
     @property
     def artifacts(self) -> Path:
+        """The folder of the artifacts."""
         return self.folder / "artifacts"
 
     @property
     def ending(self) -> str:
-        """How and when the run ended: what a complete delivery is stamped with."""
+        """How and when the run ended; a complete delivery is marked with it."""
         return ending(self.status, self.ended_at)
 
     @property
     def delivered(self) -> bool:
-        """Whether MLflow has the run as it ended, files included."""
+        """Whether MLflow has all of the ended run, including its files."""
         return self.ended_at is not None and self.delivered_to.get("ending") == self.ending
 
     @property
     def metrics(self) -> dict[str, Metric]:
-        """Every metric under its full name: `mine/glitch`, `model/bytes`."""
+        """Every metric by its full name, such as `mine/glitch` or `model/bytes`."""
         flat = {
             f"{step.id}/{name}": metric
             for step in self.steps
@@ -205,5 +216,5 @@ class RunRecord:
 
 
 def ending(status: str, ended_at: int | None) -> str:
-    """How and when a run ended, in one word and a number."""
+    """A status and a time in milliseconds since the epoch as one text: `FINISHED 1767225600000`."""
     return f"{status} {ended_at}"

@@ -18,8 +18,8 @@ from glitchrun.ledger import (
     RunRecord,
     current_attempt,
     existing_status,
+    mark_killed,
     read_run,
-    settle,
     unreadable_lines,
 )
 from glitchrun.plan.build import Plan, PlannedRun, build
@@ -81,7 +81,7 @@ def apply(
     uri = tracking_uri(experiment.cells[0].spec.tracking.uri, root)
     ensure_store(uri, root)
     unreadable: list[GlitchrunError] = []
-    for failure in reap(settle(root, unreadable.append), root):
+    for failure in reap(mark_killed(root, unreadable.append), root):
         display.say(f"not delivered to MLflow: {failure}")
     for line in unreadable_lines(unreadable):
         display.say(line)

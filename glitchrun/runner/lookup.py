@@ -10,7 +10,7 @@ from pathlib import Path
 
 from glitchrun.errors import GlitchrunError, UsageError, file_access
 from glitchrun.ledger import RunRecord, find_runs, latest_attempt, read_run, unreadable_lines
-from glitchrun.ledger.journal import holds_run
+from glitchrun.ledger.identity import contains_run
 from glitchrun.ledger.record import status_word
 from glitchrun.terminal import say, visible
 
@@ -135,7 +135,7 @@ def _in_folder(path: Path) -> RunRecord | None:
     if not os.path.isdir(path):  # noqa: PTH112 - false for any text, where Path raises
         return None
     with file_access(path):
-        if holds_run(path):
+        if contains_run(path):
             return read_run(path)
     number = latest_attempt(path)
     return read_run(path / f"attempt-{number}") if number else None

@@ -3,7 +3,6 @@
 address.py      which store a run belongs to, and how its URI may be shown
 store.py        the store made ready before a run, and opened
 sqlite_file.py  mlflow.db: created whole, backed up before a newer MLflow, moved with its folder
-locks.py        between processes that deliver to one store
 reach.py        whether a server answers, before MLflow's long retries begin
 deliver.py      one record to one MLflow run, again and again with the same result
 experiment.py   the MLflow experiment: description and saved view

@@ -14,7 +14,7 @@ from pathlib import Path
 from glitchrun.errors import TrackingUnavailable
 from glitchrun.ledger import RunRecord
 from glitchrun.ledger.files import IDENTITY, write_atomically
-from glitchrun.tracking.locks import locked
+from glitchrun.ledger.lock import store_lock
 
 PROJECT = ".project-id"
 """File under the tracking root; it moves with the project."""
@@ -64,7 +64,7 @@ def project_id(root: Path) -> str:
     """
     path = root / PROJECT
     try:
-        with locked(root / f"{PROJECT}.lock"):
+        with store_lock(root / f"{PROJECT}.lock"):
             if not path.exists():
                 write_atomically(path, f"{uuid.uuid4().hex}\n")
             text = path.read_text(encoding="utf-8", errors="replace").strip()

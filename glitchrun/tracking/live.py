@@ -135,7 +135,7 @@ def reap(records: Sequence[RunRecord], root: Path) -> list[str]:
     """Sets runs right in MLflow that were left RUNNING by a process that died.
 
     Args:
-        records: What `glitchrun.ledger.settle` marked KILLED.
+        records: What `glitchrun.ledger.mark_killed` marked KILLED.
         root: Tracking root.
 
     Returns:

@@ -22,13 +22,13 @@ from pathlib import Path
 
 from glitchrun.errors import MissingExtra, TrackingUnavailable
 from glitchrun.ledger.files import write_atomically
+from glitchrun.ledger.lock import store_lock
 from glitchrun.spec.mlflow_rules import (
     database_objection,
     lock_path,
     note_path,
     our_note,
 )
-from glitchrun.tracking.locks import locked
 
 CREATION_SECONDS = 300
 """Longer than any creation takes; on a loaded machine it took 10."""
@@ -59,7 +59,7 @@ def prepare(path: Path, say: Say) -> None:
     installed = _installed()
     check(path)
     _check_folder(path)
-    with locked(lock_path(path)):
+    with store_lock(lock_path(path)):
         if not path.exists() or path.stat().st_size == 0:
             _create(path)
             _note(path, installed)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from glitchrun.errors import GlitchrunError, MissingExtra, TrackingUnavailable, file_access
 from glitchrun.ledger import RunRecord
+from glitchrun.ledger.lock import store_lock
 from glitchrun.spec.mlflow_rules import lock_path
 from glitchrun.terminal import say
 from glitchrun.tracking import sqlite_file
@@ -23,7 +24,6 @@ from glitchrun.tracking.address import (
     tracking_uri,
     without_secrets,
 )
-from glitchrun.tracking.locks import locked
 from glitchrun.tracking.reach import check_reachable
 
 __all__ = ["Store", "delivery_uri", "ensure_store", "open_store", "tracking_uri", "unavailable"]
@@ -90,7 +90,7 @@ class Store:
 
     def _alone(self) -> AbstractContextManager[None]:
         path = sqlite_path(self.uri)
-        return locked(self.root / ".tracking.lock" if path is None else lock_path(path))
+        return store_lock(self.root / ".tracking.lock" if path is None else lock_path(path))
 
 
 def _is_conflict(exc: Exception) -> bool:
