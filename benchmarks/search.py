@@ -33,7 +33,7 @@ from glitchrun.probing.screen import Screener
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.render import Prompt
 from glitchrun.report.figures.style import new_figure, style
-from glitchrun.report.rows import rounded
+from glitchrun.report.writing import rounded
 from glitchrun.search import BUILDERS, Search, Space
 from glitchrun.search.base import Scores
 from glitchrun.search.features import indicators

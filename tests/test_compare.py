@@ -17,10 +17,9 @@ from glitchrun.cli import compare, main
 from glitchrun.cli.apply import ROOT
 from glitchrun.ledger.record import Metric
 from glitchrun.report.comparison.pairs import Counts, Overlap, disjoint
-from glitchrun.report.rows import rows
 from glitchrun.runner.lookup import find_cells
 from tests.support.records import Invented, write_matrix, write_run
-from tests.support.reporting import run_of, step
+from tests.support.reporting import rows, run_of, step
 
 LEGACY = Path(__file__).parent / "data" / "legacy"
 

@@ -29,9 +29,9 @@ from glitchrun.ledger import (
     run_folder,
 )
 from glitchrun.ledger.files import DELIVERED, IDENTITY, LEDGER, write_atomically
-from glitchrun.report.rows import rows
 from tests.support import raw_checkpoints
 from tests.support.records import Invented, invented_document, invented_identity, write_run
+from tests.support.reporting import rows
 
 _CAPABILITIES = 0x20080522
 """Version of the structures that capset(2) takes."""

@@ -27,8 +27,8 @@ from glitchrun.ledger import (
 from glitchrun.ledger.checksums import VERSION
 from glitchrun.ledger.files import DELIVERED, IDENTITY, LEDGER
 from glitchrun.report.headline import headline
-from glitchrun.report.rows import rows
 from tests.support.records import Invented, invented_document, invented_entries, invented_identity
+from tests.support.reporting import rows
 
 MADE = Invented(tokens=40, batch=4)
 OLD = Path(__file__).parent / "data" / "ledger-format-1"

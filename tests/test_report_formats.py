@@ -15,7 +15,7 @@ from glitchrun.ledger.record import GateResult, RunRecord
 from glitchrun.report.document import document
 from glitchrun.report.junit import junit
 from glitchrun.report.markdown import markdown
-from glitchrun.report.table import table
+from glitchrun.report.token_rows import token_rows
 from tests.support.records import Invented, write_run
 from tests.support.reporting import run_of, sampled, step, verified
 
@@ -93,7 +93,7 @@ def test_the_document_of_a_run_that_never_loaded(tmp_path: Path) -> None:
 
 def test_markdown_shows_the_headline_and_the_tokens(record: RunRecord) -> None:
     text = markdown(record)
-    confirmed = sum(row.verdict == "confirmed" for row in table(record))
+    confirmed = sum(row.verdict == "confirmed" for row in token_rows(record))
     assert f"**{confirmed} confirmed glitch tokens**" in text
     assert "| `asr/confirmed >= 1` | pass | 3 |" in text
     assert "glitchrun apply specs/smollm2-quickstart.yaml --fresh" in text

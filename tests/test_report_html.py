@@ -16,7 +16,7 @@ from glitchrun.ledger.record import RunRecord
 from glitchrun.report import write_report
 from glitchrun.report.html import render, write_html
 from glitchrun.report.palette import DARK, LIGHT
-from glitchrun.report.table import table
+from glitchrun.report.token_rows import token_rows
 from tests.support.invented_facts import WEIRD
 from tests.support.records import Invented, write_run
 from tests.support.reporting import run_of, step, verified
@@ -148,7 +148,7 @@ def test_hostile_text_is_shown_not_run(tmp_path: Path) -> None:
 
 
 def test_every_token_is_in_the_table_in_visible_form(page: Page, record: RunRecord) -> None:
-    rows = table(record)
+    rows = token_rows(record)
     assert sorted(map(str, page.tokens["Id"])) == sorted(str(row.token.id) for row in rows)
     assert len({row.token.text for row in rows} & set(WEIRD)) == len(WEIRD)
     assert "⟨U+200B⟩⟨U+200D⟩" in page.tokens["Token"]
@@ -157,7 +157,7 @@ def test_every_token_is_in_the_table_in_visible_form(page: Page, record: RunReco
 
 def test_the_table_holds_what_was_measured(page: Page, record: RunRecord) -> None:
     columns = page.tokens
-    by_id = {row.token.id: row for row in table(record)}
+    by_id = {row.token.id: row for row in token_rows(record)}
     for place, token_id in enumerate(columns["Id"]):
         row = by_id[token_id]  # type: ignore[index]
         assert row.closest

@@ -11,10 +11,7 @@ import pytest
 from glitchrun.events import Control, Entry, Screened
 from glitchrun.ledger.record import Metric
 from glitchrun.report.document import document
-from glitchrun.report.headline import headline
-from glitchrun.report.html import render
-from glitchrun.report.markdown import markdown
-from glitchrun.report.numbers import (
+from glitchrun.report.formatting import (
     duration,
     figure,
     fitness,
@@ -23,14 +20,16 @@ from glitchrun.report.numbers import (
     share,
     size,
 )
+from glitchrun.report.headline import headline
+from glitchrun.report.html import render
+from glitchrun.report.markdown import markdown
 from glitchrun.report.overview import counters, not_finite, tallies
-from glitchrun.report.rows import rows
 from glitchrun.report.severity import severity
 from glitchrun.report.summary import summary_lines
-from glitchrun.report.table import most_interesting_first, table
+from glitchrun.report.token_rows import most_interesting_first, token_rows
 from glitchrun.tracking.note import note
 from tests.support.records import Invented, write_run
-from tests.support.reporting import run_of, sampled, step, verified
+from tests.support.reporting import rows, run_of, sampled, step, verified
 
 GLITCH = {"p": 0.01, "passed": False, "glitch": True}
 NEAR = {"p": 0.6, "passed": False}
@@ -222,7 +221,7 @@ def test_tallies_count_every_token_once(tmp_path: Path) -> None:
 def test_the_table_joins_verdict_and_samples(tmp_path: Path) -> None:
     mine = step("mine", "mine", verified(1), verified(2, **GLITCH), verified(3, **NEAR))
     asr = step("asr", "validate", sampled(2, 2), sampled(9, 5))
-    rows = table(run_of(tmp_path, mine, asr))
+    rows = token_rows(run_of(tmp_path, mine, asr))
     assert [(row.token.id, row.verdict, row.steps) for row in rows] == [
         (1, "passed", ("mine",)),
         (2, "unconfirmed", ("mine", "asr")),
@@ -236,7 +235,7 @@ def test_a_second_validation_has_rows_of_its_own(tmp_path: Path) -> None:
     mine = step("mine", "mine", verified(2, **GLITCH))
     first = step("asr", "validate", sampled(2, 5))
     second = step("again", "validate", sampled(2, 1))
-    rows = table(run_of(tmp_path, mine, first, second))
+    rows = token_rows(run_of(tmp_path, mine, first, second))
     assert [(row.steps, row.verdict) for row in rows] == [
         (("mine", "asr"), "confirmed"),
         (("again",), "unconfirmed"),
@@ -249,7 +248,7 @@ def test_the_closest_probe_is_the_most_probable_one(tmp_path: Path) -> None:
     undefined = replace(fact.probes["repeat"], p=math.nan)
     probes = {"question": undefined, **fact.probes, "explain": likelier}
     record = run_of(tmp_path, step("scan", "scan", replace(fact, probes=probes)))
-    (row,) = table(record)
+    (row,) = token_rows(record)
     assert row.closest == ("explain", likelier)
     assert not_finite(record) == 1
 
@@ -276,7 +275,7 @@ def test_the_summary_names_tokens_counts_and_files(tmp_path: Path) -> None:
     record = write_run(tmp_path)
     lines = summary_lines(record)
     text = "\n".join(lines)
-    confirmed = sum(row.verdict == "confirmed" for row in table(record))
+    confirmed = sum(row.verdict == "confirmed" for row in token_rows(record))
     assert f"{confirmed} confirmed glitch tokens" in text
     assert str(record.artifacts / "report.html") in text
     assert f"… and {confirmed - 10} more tokens" in text

@@ -17,8 +17,8 @@ from glitchrun.events import Control, Measured, ProbeResult, Sampled, Token, Ver
 from glitchrun.ledger.record import Metric, RunRecord, StepRecord
 from glitchrun.report.document import document
 from glitchrun.report.html import render
-from glitchrun.report.rows import write_tokens
 from glitchrun.report.summary import summary_lines
+from glitchrun.report.token_files import write_tokens
 from glitchrun.strategies.false_alarms import control_metrics
 from glitchrun.strategies.validate import _metrics as sampling_metrics
 from glitchrun.strategies.verdicts import verdict_metrics
@@ -350,6 +350,6 @@ def table_of(html: str, name: str) -> list[list[str]]:
 
 
 def share(part: int, whole: int) -> str:
-    from glitchrun.report.numbers import share as written
+    from glitchrun.report.formatting import share as written
 
     return written(part, whole)

@@ -11,9 +11,10 @@ import pytest
 
 from glitchrun.events import Batch, ProbeResult, Sampled, Token, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord, TimedBatch
-from glitchrun.report.rows import rows, write_tokens
+from glitchrun.report.token_files import write_tokens
 from tests.support.invented_facts import WEIRD
 from tests.support.records import Invented, write_run
+from tests.support.reporting import rows
 
 FIELDS = [
     "step",

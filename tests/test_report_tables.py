@@ -15,9 +15,9 @@ from glitchrun.report import headline, overview, sections, step_tables
 from glitchrun.report.document import document
 from glitchrun.report.html import render
 from glitchrun.report.markdown import markdown
-from glitchrun.report.rows import write_tokens
 from glitchrun.report.step_tables import write_tables
 from glitchrun.report.summary import summary_lines
+from glitchrun.report.token_files import write_tokens
 from glitchrun.tracking.tags import tags
 from tests.support.reporting import run_of, step, verified
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from glitchrun.errors import ExitCode, PreflightError
 from glitchrun.events import Batch, Entry, batch_to_json
-from glitchrun.report.numbers import fitness
+from glitchrun.report.formatting import fitness
 from glitchrun.runner.live.gui import WindowDisplay
 from glitchrun.runner.live.terminal import LiveDisplay, Picture
 from glitchrun.runner.live.view import SearchView

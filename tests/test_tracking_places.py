@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from glitchrun.cli import main
 from glitchrun.errors import TrackingUnavailable
-from glitchrun.report.rows import replacing
+from glitchrun.report.writing import replacing
 from glitchrun.spec.mlflow_rules import lock_path, tag_objection
 from glitchrun.tracking import sqlite_file
 from glitchrun.tracking.address import check_store

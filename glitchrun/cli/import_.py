@@ -70,7 +70,7 @@ def command(file: Path, model: str, output: Path, mismatches: str, redact: bool)
 
 
 def _write(output: Path, pieces: Iterator[str]) -> None:
-    from glitchrun.report.rows import replacing
+    from glitchrun.report.writing import replacing
 
     if str(output) == "-":
         for piece in pieces:

@@ -65,7 +65,7 @@ def _text(record: RunRecord, form: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    from glitchrun.report.rows import replacing
+    from glitchrun.report.writing import replacing
 
     if not os.path.isdir(path.parent):  # noqa: PTH112 - false for any text, where Path raises
         raise UsageError(f"-o {path}: the folder {path.parent} does not exist; create it first")

@@ -27,8 +27,8 @@ def write_report(record: RunRecord) -> list[Path]:
     """
     from glitchrun.report.html import write_html
     from glitchrun.report.plots import write_plots
-    from glitchrun.report.rows import write_tokens
     from glitchrun.report.step_tables import write_tables
+    from glitchrun.report.token_files import write_tokens
 
     folder = record.artifacts
     folder.mkdir(parents=True, exist_ok=True)

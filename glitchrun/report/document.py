@@ -9,9 +9,9 @@ from typing import Any
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.headline import headline
 from glitchrun.report.overview import counters, tallies, thresholds
-from glitchrun.report.rows import rounded
 from glitchrun.report.severity import Alarms, alarms, bands, patterns, severity
 from glitchrun.report.step_tables import StepTable, step_tables
+from glitchrun.report.writing import rounded, rounded_floats
 
 
 def document(record: RunRecord) -> dict[str, Any]:
@@ -79,18 +79,9 @@ def _table(table: StepTable) -> dict[str, Any]:
         "title": table.title,
         "description": table.description,
         "columns": [asdict(column) for column in table.columns],
-        "rows": [_finite(dict(row)) for row in table.rows],
+        "rows": [rounded_floats(row) for row in table.rows],
         "path": table.path,
     }
-
-
-def _finite(value: Any) -> Any:
-    """`value` with every float rounded, None for what JSON has no number for."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return rounded(value) if isinstance(value, float) else value
 
 
 def _counter(name: str, by_step: Mapping[str | None, int]) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from glitchrun.ledger.record import RunRecord
 from glitchrun.report import palette
 from glitchrun.report.figures import drawings
 from glitchrun.report.figures.style import style
-from glitchrun.report.rows import replacing
 from glitchrun.report.sections import sections
 from glitchrun.report.svg import inline
 from glitchrun.report.token_table import token_table
+from glitchrun.report.writing import replacing
 from glitchrun.vocabulary.text import visible
 
 _PAGE = Path(__file__).parent / "page"

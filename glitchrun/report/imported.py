@@ -11,7 +11,7 @@ from typing import Any
 from glitchrun.imports import Imported
 from glitchrun.imports.formats.ours import KIND
 from glitchrun.imports.found import tally
-from glitchrun.report.rows import to_json
+from glitchrun.report.writing import to_json
 from glitchrun.vocabulary.claims import MISFITS, Fit, tallies
 
 _HIDDEN = ("text_in_file", "said")

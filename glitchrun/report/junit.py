@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from xml.etree import ElementTree
 
 from glitchrun.ledger.record import GateResult, RunRecord, status_word
-from glitchrun.report.numbers import figure
+from glitchrun.report.formatting import figure
 from glitchrun.vocabulary.text import visible
 
 

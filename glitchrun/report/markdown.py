@@ -6,15 +6,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from glitchrun.ledger.record import RunRecord, status_word
+from glitchrun.report.formatting import (
+    code,
+    count,
+    escaped,
+    figure,
+    grid,
+    percent,
+    prose,
+    share,
+    size,
+    spelled_token,
+)
 from glitchrun.report.headline import DIGITS, headline
-from glitchrun.report.markup import code, escaped, grid, prose
-from glitchrun.report.numbers import count, figure, percent, share, size
 from glitchrun.report.overview import tallies
 from glitchrun.report.sections import commands
 from glitchrun.report.severity_markdown import severity_parts
-from glitchrun.report.spelling import spelled_token
 from glitchrun.report.step_tables import StepColumn, StepTable, shown, step_tables
-from glitchrun.report.table import Row, found_tokens, table
+from glitchrun.report.token_rows import TokenRow, found_tokens, token_rows
 
 SHOWN = 30
 """Tokens, and rows of a table, listed before the rest is only counted."""
@@ -33,7 +42,7 @@ def markdown(record: RunRecord) -> str:
         *_gates(record),
         *_verdicts(record),
         *severity_parts(record),
-        *_tokens(table(record)),
+        *_tokens(token_rows(record)),
         *(part for table in step_tables(record) for part in _step_table(table)),
         *_model(record),
         "```sh\n" + "\n".join(commands(record)) + "\n```",
@@ -68,7 +77,7 @@ def _verdicts(record: RunRecord) -> list[str]:
     return [grid(head, rows)] if rows else []
 
 
-def _tokens(rows: Sequence[Row]) -> list[str]:
+def _tokens(rows: Sequence[TokenRow]) -> list[str]:
     found = found_tokens(rows)
     if not found:
         return []
@@ -81,14 +90,14 @@ def _tokens(rows: Sequence[Row]) -> list[str]:
     return [*parts, f"… and {hidden:,} more in `tokens.jsonl`."] if hidden else parts
 
 
-def _asr(row: Row) -> str:
+def _asr(row: TokenRow) -> str:
     if not row.sampled:
         return "–"
     low, high = percent(row.sampled.asr_low), percent(row.sampled.asr_high)
     return f"{row.sampled.failures}/{row.sampled.attempts} ({low} to {high})"
 
 
-def _p(row: Row) -> str:
+def _p(row: TokenRow) -> str:
     return figure(row.closest[1].p) if row.closest else "–"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from glitchrun.events import Sampled, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
-from glitchrun.report.table import Row, facts_by_token
+from glitchrun.report.token_rows import TokenRow, facts_by_token
 from glitchrun.spec.schema import strategies
 from glitchrun.spec.types import Thresholds
 
@@ -88,15 +88,15 @@ def tallies(record: RunRecord) -> list[Tally]:
 
 
 def _tallies_of(step: StepRecord) -> list[Tally]:
-    by_category: dict[str, list[Row]] = {}
+    by_category: dict[str, list[TokenRow]] = {}
     for verified, sampled in facts_by_token(step).values():
-        row = Row((verified or sampled).token, (step.id,), verified, sampled)  # type: ignore[union-attr]
+        row = TokenRow((verified or sampled).token, (step.id,), verified, sampled)  # type: ignore[union-attr]
         by_category.setdefault(row.token.category, []).append(row)
     found = [_tally(step.id, category, rows) for category, rows in by_category.items()]
     return sorted(found, key=lambda tally: (-tally.verified - tally.sampled, tally.category))
 
 
-def _tally(step: str, category: str, rows: list[Row]) -> Tally:
+def _tally(step: str, category: str, rows: list[TokenRow]) -> Tally:
     verified = [row for row in rows if row.verified]
     glitch = sum(row.verified.glitch for row in verified if row.verified)
     passed = sum(row.passed for row in verified)

@@ -9,8 +9,8 @@ from typing import Any
 from glitchrun.events import SEVERE
 from glitchrun.ledger.command import apply_command
 from glitchrun.ledger.record import ModelRecord, RunRecord, StepRecord, status_word
+from glitchrun.report.formatting import MISSING, count, duration, figure, moment, share, size
 from glitchrun.report.headline import declared_headline, headline
-from glitchrun.report.numbers import MISSING, count, duration, figure, moment, share, size
 from glitchrun.report.overview import (
     NOTES,
     counters,
@@ -22,7 +22,7 @@ from glitchrun.report.overview import (
 from glitchrun.report.severity import MILD, Alarms, Severity, alarms, severity
 from glitchrun.report.severity_page import severity_sections
 from glitchrun.report.step_tables import StepTable, shown, step_tables
-from glitchrun.report.table import VERDICTS
+from glitchrun.report.token_rows import VERDICTS
 from glitchrun.spec.schema import strategies
 
 SHOWN = 300

@@ -10,7 +10,7 @@ from itertools import pairwise
 from glitchrun.events import SEVERE, Control, Sampled, TokenFact, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.overview import EMITTED, samples, verdicts
-from glitchrun.report.table import Row, controls_elsewhere, controls_of, facts_by_token
+from glitchrun.report.token_rows import TokenRow, controls_elsewhere, controls_of, facts_by_token
 from glitchrun.vocabulary.groups import KINDS as TOKEN_KINDS
 from glitchrun.vocabulary.groups import doubtful_groups, group_of, kind_of, script_name
 
@@ -233,9 +233,9 @@ def _doubtful(controls: Iterable[Control]) -> tuple[str, ...]:
     return tuple(name for name, _ in names.most_common())
 
 
-def most_severe(record: RunRecord, count: int) -> list[Row]:
+def most_severe(record: RunRecord, count: int) -> list[TokenRow]:
     """The glitch tokens of lowest probability, below `MILD`, with their samples."""
     tried = {fact.token.id: fact for fact in samples(record)}
     found = [fact for fact in verdicts(record) if fact.glitch and fact.p < MILD]
     found.sort(key=lambda fact: (fact.p, fact.token.id))
-    return [Row(fact.token, (), fact, tried.get(fact.token.id)) for fact in found[:count]]
+    return [TokenRow(fact.token, (), fact, tried.get(fact.token.id)) for fact in found[:count]]

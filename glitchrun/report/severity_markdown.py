@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from glitchrun.ledger.record import RunRecord
-from glitchrun.report.markup import code, escaped, grid
+from glitchrun.report.formatting import code, escaped, grid
 from glitchrun.report.severity_page import severity_sections
 
 

@@ -6,7 +6,15 @@ from typing import Any
 
 from glitchrun.events import SEVERE
 from glitchrun.ledger.record import RunRecord
-from glitchrun.report.numbers import MISSING, count, figure, percent, share
+from glitchrun.report.formatting import (
+    MISSING,
+    count,
+    figure,
+    percent,
+    share,
+    spelled,
+    spelled_token,
+)
 from glitchrun.report.overview import EMITTED, thresholds
 from glitchrun.report.severity import (
     DECADES,
@@ -20,8 +28,7 @@ from glitchrun.report.severity import (
     patterns,
     severity,
 )
-from glitchrun.report.spelling import spelled, spelled_token
-from glitchrun.report.table import Row
+from glitchrun.report.token_rows import TokenRow
 
 LISTED = 12
 """The most severe tokens that the page leads with; all are in its table."""
@@ -85,7 +92,7 @@ def _part(number: int, whole: int) -> tuple[str, str]:
     return count(number), share(number, whole) if number else ""
 
 
-def _token(row: Row) -> dict[str, str]:
+def _token(row: TokenRow) -> dict[str, str]:
     assert row.closest
     result, sampled = row.closest[1], row.sampled
     return {
@@ -93,7 +100,7 @@ def _token(row: Row) -> dict[str, str]:
         "id": str(row.token.id),
         "p": figure(result.p),
         "rank": count(result.rank),
-        "said": MISSING if row.said is None else spelled(row.said),
+        "said": MISSING if row.answer is None else spelled(row.answer),
         "kind": EMITTED.get(row.verified.emitted or "", MISSING) if row.verified else MISSING,
         "asr": f"{sampled.failures}/{sampled.attempts}" if sampled else MISSING,
     }

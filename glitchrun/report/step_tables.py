@@ -1,4 +1,7 @@
-"""The tables that steps keep of things other than tokens: as declared, as shown, and for MLflow."""
+"""Tables that steps record beside their verdicts: declared columns, readable cells, MLflow files.
+
+A strategy declares its tables under `x-tables` of its schema fragment and emits rows for them.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from glitchrun.ledger.record import RunRecord, StepRecord
-from glitchrun.report.numbers import MISSING, duration, figure, fitness, percent, probability, size
-from glitchrun.report.rows import replacing, rounded, to_json
-from glitchrun.report.spelling import spelled
+from glitchrun.report.formatting import (
+    MISSING,
+    duration,
+    figure,
+    fitness,
+    percent,
+    probability,
+    size,
+    spelled,
+)
+from glitchrun.report.writing import mlflow_table, replacing, rounded
 from glitchrun.spec.schema import strategies
 from glitchrun.vocabulary.text import visible
 
@@ -24,17 +35,17 @@ _NUMERIC = ("number", "bytes", "seconds", "share", "probability", "fitness", "ch
 
 @dataclass(frozen=True, slots=True)
 class StepColumn:
-    """A column as the strategy's fragment declares it under `x-tables`."""
+    """A column, as the strategy declares it."""
 
     name: str
     description: str = ""
     unit: str = ""
     kind: str = ""
-    """How cells are shown: `token` (every space made visible), `outcome` (pass, fail or skip),
-    `id`, `bytes`, `seconds`, `share`, `probability` (a share that is not cut off below), `fitness`
-    (told apart up to 1) or `change` (0.1 is `+10 %`); anything else by the type of the cell."""
+    """How cells are shown: `token` (every space visible), `outcome` (pass, fail or skip), `id`,
+    `bytes`, `seconds`, `share`, `probability` (exponential if small), `fitness` (more digits near
+    1) or `change` (0.1 is `+10 %`). Other cells are shown by their type."""
     measured: bool = False
-    """Whether the clock or the machine gave it, so that it differs from run to run."""
+    """Whether the value depends on the clock or the machine, and so differs between equal runs."""
 
     @property
     def label(self) -> str:
@@ -44,7 +55,7 @@ class StepColumn:
 
 @dataclass(frozen=True, slots=True)
 class StepTable:
-    """The rows that a step emitted for one table, in that order."""
+    """The rows that a step emitted for one table, in order."""
 
     step: str
     name: str
@@ -55,12 +66,12 @@ class StepTable:
 
     @property
     def path(self) -> str:
-        """Where the table is among the run's artifacts."""
+        """Path of the table's file within the run's artifacts."""
         return f"{FOLDER}/{self.step}.{self.name}.json"
 
     @property
     def filled(self) -> tuple[StepColumn, ...]:
-        """The columns that hold anything."""
+        """The columns with at least one value."""
         return tuple(
             column
             for column in self.columns
@@ -68,7 +79,7 @@ class StepTable:
         )
 
     def is_numeric(self, column: StepColumn) -> bool:
-        """Whether its cells are to be set under one another as numbers."""
+        """Whether the column is aligned as numbers."""
         cells = [row.get(column.name) for row in self.rows]
         return column.kind in _NUMERIC or all(
             cell is None or (isinstance(cell, int | float) and not isinstance(cell, bool))
@@ -77,7 +88,7 @@ class StepTable:
 
 
 def step_tables(record: RunRecord) -> list[StepTable]:
-    """Every table with at least one row, by step, then as the strategy declares them."""
+    """Every table with at least one row, by step, in the order of the strategy's declaration."""
     return [table for step in record.steps for table in _of_step(step)]
 
 
@@ -102,13 +113,13 @@ def _of_step(step: StepRecord) -> Iterator[StepTable]:
 def _columns(
     declared: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 ) -> tuple[StepColumn, ...]:
-    """The declared columns, then those that only a row of another version of glitchrun has."""
+    """The declared columns, then undeclared ones, which other versions of glitchrun may write."""
     names = dict.fromkeys([*declared, *(name for row in rows for name in row)])
     return tuple(StepColumn(name, **declared.get(name, {})) for name in names)
 
 
 def shown(cell: Any, column: StepColumn) -> str:
-    """A cell as a person reads it. Nothing in it is hidden, and none of it is markup yet."""
+    """A cell as readable text, invisible characters spelled out, markup not escaped."""
     if cell is None:
         return MISSING
     if isinstance(cell, bool):
@@ -143,7 +154,7 @@ def _number(value: float, kind: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Text with single spaces left as they are, those at its ends and in rows made visible."""
+    """Text with leading, trailing and repeated spaces made visible."""
     inner = text.strip(" ")
     start = len(text) - len(text.lstrip(" "))
     words = _RUNS.sub(lambda run: "␣" * len(run[0]), spelled(inner).replace("␣", " "))
@@ -153,29 +164,31 @@ def _text(text: str) -> str:
 def write_tables(record: RunRecord, folder: Path) -> list[Path]:
     """Writes `folder/tables/STEP.NAME.json` for every table, in MLflow's table format.
 
-    MLflow's table view groups by the first column and compares the second; it drops spaces at the
-    ends of a text, so that texts are written in their visible form.
+    MLflow's table view drops leading and trailing spaces, so text is written in its visible form.
+
+    Raises:
+        OSError: A file cannot be written.
     """
     paths = []
     for table in step_tables(record):
         path = folder / table.path
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
-            file.writelines(_mlflow(table))
+            file.writelines(
+                mlflow_table(
+                    (column.name for column in table.columns),
+                    (
+                        [_plain(row.get(column.name), column) for column in table.columns]
+                        for row in table.rows
+                    ),
+                )
+            )
         paths.append(path)
     return paths
 
 
-def _mlflow(table: StepTable) -> Iterator[str]:
-    yield f'{{"columns":{to_json([column.name for column in table.columns])},"data":['
-    for place, row in enumerate(table.rows):
-        cells = to_json([_plain(row.get(column.name), column) for column in table.columns])
-        yield f"{',' if place else ''}\n{cells}"
-    yield "\n]}\n"
-
-
 def _plain(cell: Any, column: StepColumn) -> Any:
-    """A cell as MLflow's table shows it."""
+    """A cell for MLflow: numbers and booleans as they are, everything else as text."""
     if isinstance(cell, float):
         return rounded(cell)
     if isinstance(cell, str):

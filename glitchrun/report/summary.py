@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from glitchrun.ledger.record import RunRecord, status_word
+from glitchrun.report.formatting import counted, duration, figure, percent, size
 from glitchrun.report.headline import DIGITS, declared_headline, headline
-from glitchrun.report.numbers import counted, duration, figure, percent, size
 from glitchrun.report.overview import is_about_tokens
 from glitchrun.report.sections import scope
 from glitchrun.report.step_tables import StepColumn, StepTable, shown, step_tables
-from glitchrun.report.table import Row, found_tokens, table
+from glitchrun.report.token_rows import TokenRow, found_tokens, token_rows
 from glitchrun.vocabulary.text import visible_token
 
 SHOWN = 10
@@ -109,14 +109,14 @@ def _filled(
 
 def _token_lines(record: RunRecord) -> list[str]:
     """What was found, then what became of the tokens that the spec names one by one."""
-    rows = table(record)
+    rows = token_rows(record)
     found = found_tokens(rows)
     known = {row.token.id for row in found}
     asked = [row for row in _asked(record, rows) if row.token.id not in known]
     return [*_first_lines(found, "more token"), *_first_lines(asked, "more token asked about")]
 
 
-def _first_lines(rows: list[Row], rest: str) -> list[str]:
+def _first_lines(rows: list[TokenRow], rest: str) -> list[str]:
     lines = [f"  {_token_line(row)}" for row in rows[:SHOWN]]
     hidden = len(rows) - len(lines)
     # `more token asked about`: the noun that takes the s is the second word.
@@ -124,7 +124,7 @@ def _first_lines(rows: list[Row], rest: str) -> list[str]:
     return [*lines, f"  … and {hidden:,} {words}"] if hidden else lines
 
 
-def _asked(record: RunRecord, rows: list[Row]) -> list[Row]:
+def _asked(record: RunRecord, rows: list[TokenRow]) -> list[TokenRow]:
     """The tokens of steps whose `tokens` are ids or texts, each once: every verdict on them is an
     answer, that they passed included."""
     named = {
@@ -133,14 +133,14 @@ def _asked(record: RunRecord, rows: list[Row]) -> list[Row]:
         if isinstance(tokens := step.params.get("tokens"), Mapping)
         and (tokens.get("ids") or tokens.get("texts"))
     }
-    first: dict[int, Row] = {}
+    first: dict[int, TokenRow] = {}
     for row in rows:
         if row.control_of is None and named.intersection(row.steps):
             first.setdefault(row.token.id, row)
     return list(first.values())
 
 
-def _token_line(row: Row) -> str:
+def _token_line(row: TokenRow) -> str:
     text = f"{row.token.id:>8}  «{visible_token(row.token)}»  {row.verdict}"
     if row.sampled:
         fact = row.sampled

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from glitchrun.ledger.record import RunRecord
-from glitchrun.report.rows import rounded
-from glitchrun.report.spelling import spelled, spelled_token
-from glitchrun.report.table import VERDICTS, Row, most_interesting_first, table
+from glitchrun.report.formatting import spelled, spelled_token
+from glitchrun.report.token_rows import VERDICTS, TokenRow, most_interesting_first, token_rows
+from glitchrun.report.writing import rounded
 
 DIGITS = 4
 """Significant digits of numbers on the page; tokens.jsonl has more."""
@@ -25,7 +25,7 @@ class Column:
     """token, id, choice (cells are places in `choices`), integer, number or rate (cells are
     failures, attempts and both bounds)."""
     meaning: str
-    cell: Callable[[Row], Any]
+    cell: Callable[[TokenRow], Any]
 
 
 _VERDICTS = tuple(VERDICTS)
@@ -53,7 +53,7 @@ COLUMNS = (
         "Said",
         "token",
         "The text that came in its place.",
-        lambda row: None if row.said is None else spelled(row.said),
+        lambda row: None if row.answer is None else spelled(row.answer),
     ),
     Column("Category", "choice", "Kind of vocabulary entry.", lambda row: row.token.category),
     Column(
@@ -84,7 +84,7 @@ COLUMNS = (
 
 def token_table(record: RunRecord) -> str:
     """The table as one JSON object that may stand inside `<script type="application/json">`."""
-    rows = most_interesting_first(table(record))
+    rows = most_interesting_first(token_rows(record))
     columns = [(column, [column.cell(row) for row in rows]) for column in COLUMNS]
     shown = [_column(column, cells) for column, cells in columns if _says_something(column, cells)]
     data = {
@@ -120,14 +120,14 @@ def _says_something(column: Column, cells: Sequence[Any]) -> bool:
     return any(cell is not None for cell in cells)
 
 
-def _closest(row: Row, name: str) -> float | None:
+def _closest(row: TokenRow, name: str) -> float | None:
     if not row.closest:
         return None
     value = getattr(row.closest[1], name)
     return value if isinstance(value, int) else rounded(value, DIGITS)
 
 
-def _rate(row: Row) -> list[Any] | None:
+def _rate(row: TokenRow) -> list[Any] | None:
     fact = row.sampled
     if not fact:
         return None

@@ -15,7 +15,7 @@ from glitchrun.checkpoint.headers import read_header
 from glitchrun.errors import ModelUnavailable
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.plan.build import fingerprint_now
-from glitchrun.report.numbers import size
+from glitchrun.report.formatting import size
 from glitchrun.spec.types import ModelSpec
 
 

@@ -1,9 +1,10 @@
-"""Records for the report's tests: what no real run would hold all at once."""
+"""Records for the tests of the report, with combinations of facts that no real run has."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from glitchrun.events import (
     Batch,
@@ -16,6 +17,7 @@ from glitchrun.events import (
     Verified,
 )
 from glitchrun.ledger.record import RunRecord, StepRecord, TimedBatch
+from glitchrun.report.token_files import token_lines
 from tests.support.records import write_run
 
 
@@ -29,7 +31,7 @@ def verified(
     category: str = "normal",
     norm: float = 3.0,
 ) -> Verified:
-    """A verdict by the probe `repeat`; a pass unless said otherwise."""
+    """A verdict by the probe `repeat`; by default the token passes."""
     token = Token(token_id, text or f" t{token_id}", text or f"Ġt{token_id}", category, norm)
     rank = 1 if passed else 2
     result = ProbeResult(p, rank, 1.0, token_id, 0.0, passed, "float32", True)
@@ -37,7 +39,7 @@ def verified(
 
 
 def sampled(token_id: int, failures: int, attempts: int = 5, *, text: str | None = None) -> Sampled:
-    """An estimate; confirmed from 80 % on. The bounds are not Wilson's."""
+    """Sampled attempts; confirmed from 80 % failures on. The bounds are not Wilson's."""
     token = Token(token_id, text or f" t{token_id}", text or f"Ġt{token_id}", "normal", 3.0)
     outcomes = tuple(place < failures for place in range(attempts))
     asr = failures / attempts
@@ -47,11 +49,16 @@ def sampled(token_id: int, failures: int, attempts: int = 5, *, text: str | None
 def step(
     name: str, strategy: str, *facts: TokenFact | Entry | Screened, **counters: int
 ) -> StepRecord:
-    """A finished step with all its facts in one batch, which took a second."""
+    """A finished step with all facts in one batch of one second."""
     batch = Batch(tuple(facts), len(facts), len(facts), 1.0, counters)
     return StepRecord(name, strategy, {}, 0, 1000, (TimedBatch(1000, batch),))
 
 
 def run_of(folder: Path, *steps: StepRecord, status: str = "FINISHED") -> RunRecord:
-    """A run with just these steps, its metrics and gates left out."""
+    """A run with these steps, without metrics and gates."""
     return replace(write_run(folder), steps=steps, status=status, gates=(), notes={})
+
+
+def rows(record: RunRecord) -> list[dict[str, Any]]:
+    """The lines of tokens.jsonl."""
+    return list(token_lines(record))

@@ -9,8 +9,8 @@ from typing import Any
 from glitchrun.report.comparison.pairs import MatchedToken, Pair
 from glitchrun.report.comparison.sections import Section
 from glitchrun.report.comparison.sides import Side, TokenVerdict
-from glitchrun.report.markup import code, grid, prose
-from glitchrun.report.rows import rounded
+from glitchrun.report.formatting import code, grid, prose
+from glitchrun.report.writing import rounded
 
 
 def as_text(sections: Iterable[Section]) -> str:

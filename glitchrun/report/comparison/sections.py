@@ -13,8 +13,7 @@ from typing import Any
 
 from glitchrun.report.comparison.pairs import FOUND_BY_BOTH, Counts, Pair, disputed
 from glitchrun.report.comparison.sides import Side, TokenVerdict
-from glitchrun.report.numbers import MISSING, count, counted, figure, percent
-from glitchrun.report.spelling import spelled
+from glitchrun.report.formatting import MISSING, count, counted, figure, percent, spelled
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 from glitchrun.events import Sampled, Verified
 from glitchrun.imports import Found, Imported
 from glitchrun.ledger.record import Metric, RunRecord, status_word
-from glitchrun.report.table import Row, facts_by_token
+from glitchrun.report.token_rows import TokenRow, facts_by_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def side_of_run(label: str, record: RunRecord, by: str) -> Side:
     )
 
 
-def _last_facts(record: RunRecord) -> Iterator[Row]:
+def _last_facts(record: RunRecord) -> Iterator[TokenRow]:
     verified: dict[int, Verified] = {}
     sampled: dict[int, Sampled] = {}
     for step in record.steps:
@@ -104,10 +104,10 @@ def _last_facts(record: RunRecord) -> Iterator[Row]:
     for token_id in dict.fromkeys((*verified, *sampled)):
         both = verified.get(token_id), sampled.get(token_id)
         token = next(fact.token for fact in both if fact)
-        yield Row(token, (), *both)
+        yield TokenRow(token, (), *both)
 
 
-def _verdict_of_row(row: Row, by: str) -> TokenVerdict:
+def _verdict_of_row(row: TokenRow, by: str) -> TokenVerdict:
     confirmed = row.sampled.confirmed if row.sampled else None
     glitch = row.verified.glitch if row.verified else None
     return TokenVerdict(

@@ -7,7 +7,7 @@ from typing import Any
 from glitchrun.events import Sampled
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.figures.style import Drawing, label, new_figure, style
-from glitchrun.report.numbers import counted, percent
+from glitchrun.report.formatting import counted, percent
 from glitchrun.report.overview import samples, thresholds
 from glitchrun.report.palette import LIGHT
 

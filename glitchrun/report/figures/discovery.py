@@ -10,7 +10,7 @@ from typing import Any
 from glitchrun.events import Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.figures.style import Drawing, new_figure, style
-from glitchrun.report.numbers import counted, duration, share
+from glitchrun.report.formatting import counted, duration, share
 from glitchrun.report.palette import LIGHT
 
 _COLOURS = ("glitch", "accent", "good", "muted")

@@ -14,7 +14,7 @@ from glitchrun.report.figures.style import (
     shares,
     style,
 )
-from glitchrun.report.numbers import figure
+from glitchrun.report.formatting import figure
 from glitchrun.report.overview import verdicts
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.figures.evolved import Rows, evolved
 from glitchrun.report.figures.style import Drawing, new_figure, style
-from glitchrun.report.numbers import counted, fitness
+from glitchrun.report.formatting import counted, fitness
 from glitchrun.report.palette import LIGHT
 
 _COLOURS = ("glitch", "accent", "good", "confirmed")

@@ -7,7 +7,7 @@ from typing import Any
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.figures.evolved import Rows, evolved, rows_of
 from glitchrun.report.figures.style import Drawing, label, new_figure, style
-from glitchrun.report.numbers import probability
+from glitchrun.report.formatting import probability
 from glitchrun.report.palette import LIGHT
 
 _SHOWN = 14

@@ -7,7 +7,7 @@ from typing import Any
 
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.figures.style import Drawing, label, new_figure, style
-from glitchrun.report.numbers import counted
+from glitchrun.report.formatting import counted
 from glitchrun.report.palette import LIGHT
 
 PROMPTS = 4

@@ -6,7 +6,7 @@ from statistics import median
 
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.figures.style import Drawing, Groups, closest, groups, new_figure, style
-from glitchrun.report.numbers import count
+from glitchrun.report.formatting import count
 from glitchrun.report.overview import verdicts
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from glitchrun.events import SEVERE
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.figures.style import Drawing, new_figure, style
-from glitchrun.report.numbers import counted, share
+from glitchrun.report.formatting import counted, share
 from glitchrun.report.overview import EMITTED
 from glitchrun.report.palette import LIGHT
 from glitchrun.report.severity import Band, bands

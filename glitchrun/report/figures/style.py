@@ -11,8 +11,8 @@ from typing import Any
 
 from glitchrun.errors import MissingExtra
 from glitchrun.events import ProbeResult, Verified
+from glitchrun.report.formatting import spelled
 from glitchrun.report.palette import LIGHT
-from glitchrun.report.spelling import spelled
 
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font

@@ -13,8 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glitchrun.events import Batch
-from glitchrun.report.numbers import fitness
-from glitchrun.report.spelling import spelled
+from glitchrun.report.formatting import fitness, spelled
 from glitchrun.runner.live.view import Row, SearchView
 from glitchrun.runner.progress import Bar, Display, StepDisplay, bars
 

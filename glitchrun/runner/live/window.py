@@ -20,7 +20,7 @@ from glitchrun.errors import ExitCode, PreflightError
 from glitchrun.events import batch_from_json
 from glitchrun.report.figures.fitness import curve
 from glitchrun.report.figures.style import label, style
-from glitchrun.report.numbers import fitness
+from glitchrun.report.formatting import fitness
 from glitchrun.report.palette import LIGHT
 from glitchrun.runner.live.view import SearchView
 

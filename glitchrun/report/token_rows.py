@@ -1,4 +1,4 @@
-"""What the steps of a run found out about each token, side by side: the table a person reads."""
+"""One row for each token of a run: its verdict and its samples together, as people read them."""
 
 from __future__ import annotations
 
@@ -9,41 +9,42 @@ from glitchrun.events import Control, ProbeResult, Sampled, Token, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
 
 VERDICTS = {
-    "confirmed": "sampled, and its ASR reaches thresholds.asr",
-    "unconfirmed": "sampled, and its ASR stays below thresholds.asr",
-    "glitch": "failed every probe with p below thresholds.probability; not sampled",
-    "near miss": "failed every probe, but p is not below thresholds.probability",
-    "false alarm": "a control, an ordinary token, that was flagged or confirmed all the same",
-    "passed": "repeated in answer to at least one probe",
-    "control": "a control, an ordinary token, that raised no alarm",
+    "confirmed": "sampled; its ASR is at least thresholds.asr",
+    "unconfirmed": "sampled; its ASR is below thresholds.asr",
+    "glitch": "failed every probe, p below thresholds.probability; not sampled",
+    "near miss": "failed every probe, but p not below thresholds.probability",
+    "false alarm": "a control (an ordinary token) that was flagged or confirmed",
+    "passed": "repeated by the model in at least one probe",
+    "control": "a control (an ordinary token) that was not flagged",
 }
-"""Every verdict and what it says, the most interesting first."""
+"""Every verdict and its meaning, the most interesting first."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A token: the verdict of a step that verified it, the samples of one that validated it."""
+class TokenRow:
+    """A token with the verdict of the step that verified it and the samples of the step that
+    validated it."""
 
     token: Token
     steps: tuple[str, ...]
     verified: Verified | None = None
     sampled: Sampled | None = None
     control_of: int | None = None
-    """The token that this one was the control of; None for a token looked at for itself."""
+    """Id of the token that this one is a control for; None if it is not a control."""
 
     @property
     def glitch(self) -> bool | None:
-        """Whether a step found it; a control cannot be found."""
+        """Whether a step found it; None for controls, which cannot be found."""
         return self.verified.glitch if self.verified and self.control_of is None else None
 
     @property
     def confirmed(self) -> bool | None:
-        """Whether a step confirmed it; a control cannot be confirmed."""
+        """Whether a step confirmed it; None for controls, which cannot be confirmed."""
         return self.sampled.confirmed if self.sampled and self.control_of is None else None
 
     @property
-    def said(self) -> str | None:
-        """The text that came in the token's place; None where it was said, or not asked for."""
+    def answer(self) -> str | None:
+        """The text that the model gave instead; None if it repeated the token, or was not asked."""
         return self.verified.emitted_text if self.verified else None
 
     @property
@@ -69,21 +70,21 @@ class Row:
 
     @property
     def closest(self) -> tuple[str, ProbeResult] | None:
-        """The probe in which the token was most probable, which is the one a verdict hangs on."""
+        """Name and result of the probe with the highest probability, which decides the verdict."""
         if not self.verified or not self.verified.probes:
             return None
         return max(self.verified.probes.items(), key=lambda item: _comparable(item[1].p))
 
     @property
     def intact(self) -> bool:
-        """Whether every prompt would have kept the token's id as text."""
+        """Whether every prompt, encoded as text, keeps the token's id."""
         return (not self.verified or self.verified.presented_intact) and (
             not self.sampled or self.sampled.intact
         )
 
     @property
     def decided_in(self) -> str:
-        """The dtypes whose arithmetic settled the probes."""
+        """The dtypes in which the probes were decided."""
         results = self.verified.probes.values() if self.verified else ()
         return ", ".join(sorted({result.decided_in for result in results}))
 
@@ -94,7 +95,7 @@ def controls_of(step: StepRecord) -> list[Control]:
 
 
 def controls_elsewhere(step: StepRecord) -> list[Control]:
-    """The controls of other scripts that a step drew beside those, in that order."""
+    """The additional controls of a step, drawn from other scripts, in the order of drawing."""
     return [control for timed in step.batches for control in timed.batch.controls_elsewhere]
 
 
@@ -111,48 +112,50 @@ def facts_by_token(step: StepRecord) -> dict[int, tuple[Verified | None, Sampled
     return found
 
 
-def table(record: RunRecord) -> list[Row]:
-    """One row for each step and token verified, with the samples of the first step that validated
-    the token beside the verdict. Samples of tokens that no step verified, those of a second
-    validating step, and controls are rows of their own. In order of first appearance."""
-    rows: list[Row] = []
+def token_rows(record: RunRecord) -> list[TokenRow]:
+    """One row for each step and verified token, in order of first appearance.
+
+    A row includes the samples of the first step that validated the token. Samples without a
+    verdict, samples of further validating steps, and controls are rows of their own.
+    """
+    rows: list[TokenRow] = []
     places: dict[int, list[int]] = {}
     for step in record.steps:
         for token_id, (verified, sampled) in facts_by_token(step).items():
             if verified:
                 places.setdefault(token_id, []).append(len(rows))
-                rows.append(Row(verified.token, (step.id,), verified, sampled))
+                rows.append(TokenRow(verified.token, (step.id,), verified, sampled))
             elif sampled:
                 _place_sample(rows, places.get(token_id, ()), step.id, sampled)
         rows += _control_rows(step)
     return rows
 
 
-def _control_rows(step: StepRecord) -> Iterator[Row]:
-    """A row for each control that the step did not look at for itself as well."""
+def _control_rows(step: StepRecord) -> Iterator[TokenRow]:
+    """A row for each control that is not also one of the step's own tokens."""
     own = facts_by_token(step)
     for control in (*controls_of(step), *controls_elsewhere(step)):
         if control.token.id not in own:
             fact = control.fact
             verified = fact if isinstance(fact, Verified) else None
             sampled = fact if isinstance(fact, Sampled) else None
-            yield Row(control.token, (step.id,), verified, sampled, control.of)
+            yield TokenRow(control.token, (step.id,), verified, sampled, control.of)
 
 
-def _place_sample(rows: list[Row], places: Iterable[int], step: str, sampled: Sampled) -> None:
+def _place_sample(rows: list[TokenRow], places: Iterable[int], step: str, sampled: Sampled) -> None:
     waiting = [place for place in places if rows[place].sampled is None]
     for place in waiting:
         row = rows[place]
         rows[place] = replace(row, steps=(*row.steps, step), sampled=sampled)
     if not waiting:
-        rows.append(Row(sampled.token, (step,), None, sampled))
+        rows.append(TokenRow(sampled.token, (step,), None, sampled))
 
 
-def most_interesting_first(rows: Iterable[Row]) -> list[Row]:
-    """Confirmed tokens by falling ASR, then the others by verdict, the least probable first."""
+def most_interesting_first(rows: Iterable[TokenRow]) -> list[TokenRow]:
+    """Rows by verdict, in the order of `VERDICTS`, then by descending ASR and ascending p."""
     order = {verdict: place for place, verdict in enumerate(VERDICTS)}
 
-    def key(row: Row) -> tuple[int, float, float]:
+    def key(row: TokenRow) -> tuple[int, float, float]:
         asr = row.sampled.asr if row.sampled else 0.0
         p = _comparable(row.closest[1].p) if row.closest else 0.0
         return order[row.verdict], -asr, p
@@ -160,9 +163,9 @@ def most_interesting_first(rows: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=key)
 
 
-def found_tokens(rows: Iterable[Row]) -> list[Row]:
-    """What was found, the most interesting first; a token that several steps found stands once."""
-    first: dict[int, Row] = {}
+def found_tokens(rows: Iterable[TokenRow]) -> list[TokenRow]:
+    """The tokens found, the most interesting first; each token once."""
+    first: dict[int, TokenRow] = {}
     for row in most_interesting_first(rows):
         if row.verdict in ("confirmed", "glitch"):
             first.setdefault(row.token.id, row)
@@ -170,4 +173,4 @@ def found_tokens(rows: Iterable[Row]) -> list[Row]:
 
 
 def _comparable(p: float) -> float:
-    return p if p == p else -1.0  # NaN, from logits that overflowed, has no order of its own
+    return p if p == p else -1.0  # NaN, from logits that overflowed, does not compare

@@ -1,0 +1,158 @@
+"""Format values for people: numbers with units, token text, and Markdown without stray markup."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+from glitchrun.events import Token
+from glitchrun.vocabulary.text import visible, visible_token
+
+MISSING = "–"
+"""Printed for a value that does not exist."""
+
+# fmt: off
+_C0 = (
+    "NUL", "SOH", "STX", "ETX", "EOT", "ENQ", "ACK", "BEL", "BS", "TAB", "LF", "VT", "FF", "CR",
+    "SO", "SI", "DLE", "DC1", "DC2", "DC3", "DC4", "NAK", "SYN", "ETB", "CAN", "EM", "SUB", "ESC",
+    "FS", "GS", "RS", "US", "SP", "DEL",
+)
+# fmt: on
+_NAMES = {0x2400 + place: f"⟨{name}⟩" for place, name in enumerate(_C0)}
+
+
+# Numbers
+
+
+def count(value: float | None) -> str:
+    """A whole number: `49,152`; a dash for None."""
+    return MISSING if value is None else f"{value:,.0f}"
+
+
+def counted(value: int, one: str, many: str | None = None) -> str:
+    """A number with its noun: `1 token`, `2 tokens`."""
+    return f"{value:,} {one if value == 1 else many or one + 's'}"
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """A number to `digits` significant digits, whole numbers in full; a dash for None."""
+    if value is None:
+        return MISSING
+    if not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    if not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.{digits - 1}e}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def share(part: float, whole: float) -> str:
+    """`part / whole` in per cent: `2.5 %`; a dash if `whole` is 0."""
+    return MISSING if not whole else percent(part / whole)
+
+
+def percent(value: float) -> str:
+    """A fraction in per cent, to three digits: `2.5 %` for 0.025, `-2.5 %` for -0.025.
+
+    Values that only round to 0 or 100 % are written `< 0.01 %` and `> 99.9 %`.
+    """
+    if value < 0:
+        text = percent(-value)
+        bound = {"<": ">", ">": "<"}.get(text[0])
+        return f"{bound} -{text[2:]}" if bound else f"-{text}"
+    scaled = abs(100 * value)
+    if scaled in (0, 100):
+        return f"{scaled:.0f} %"
+    if scaled < 0.01:
+        return "< 0.01 %"
+    if 99.95 <= scaled < 100:
+        return "> 99.9 %"
+    return f"{scaled:.2g} %" if scaled < 1 else f"{scaled:.3g} %"
+
+
+def probability(value: float) -> str:
+    """A probability in per cent, but `6.91e-06` below 0.01 %, where the magnitude matters."""
+    return figure(value) if 0 < value < 1e-4 else percent(value)
+
+
+def fitness(value: float, digits: int = 4) -> str:
+    """The fitness of a sequence: `0.9731`, and near 1 enough digits to tell values apart:
+    `0.999999612`."""
+    if not 0.999 < value < 1:
+        return figure(value, digits)
+    return f"{value:.{2 - math.floor(math.log10(1 - value))}f}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units: `273 MB`; a dash for None."""
+    if value is None:
+        return MISSING
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 999.5:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as `4.2 s`, `3 min 05 s` or `2 h 10 min`; a dash for None."""
+    if seconds is None:
+        return MISSING
+    if seconds < 99.95:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02d} min"
+
+
+def moment(milliseconds: int | None) -> str:
+    """Milliseconds since the epoch as `2026-03-01 09:30:00 UTC`; a dash for None."""
+    if milliseconds is None:
+        return MISSING
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+# Token text
+
+
+def spelled(text: str) -> str:
+    """`visible(text)` with control characters by name, `⟨LF⟩` for `␊`, which few fonts have."""
+    return visible(text).translate(_NAMES)
+
+
+def spelled_token(token: Token) -> str:
+    """`visible_token(token)` with control characters by name."""
+    return visible_token(token).translate(_NAMES)
+
+
+# Markdown
+
+
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the cells are Markdown already."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def code(text: str) -> str:
+    """A code span that shows `text` unchanged, in a table too."""
+    runs = re.findall(r"`+", text)
+    fence = "`" * (1 + max(map(len, runs), default=0))
+    padded = f" {text} " if runs else text
+    return f"{fence}{padded}{fence}".replace("|", r"\|")
+
+
+def prose(text: str) -> str:
+    """A sentence with invisible characters spelled out and markup escaped."""
+    return escaped(spelled(text).replace("␣", " "))
+
+
+def escaped(text: str) -> str:
+    """Text with Markdown's special characters escaped."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", text)

@@ -1,0 +1,86 @@
+"""Write artifacts: files that appear whole, JSON that every reader accepts, MLflow tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from glitchrun.events import DIGITS
+
+# Characters that are legal in JSON but mislead readers: C1 controls, line separators (at which
+# `str.splitlines` splits a JSON line), bidi and zero-width marks, and lone surrogates, which UTF-8
+# cannot encode. They only occur inside strings, where an escape has the same meaning.
+_ESCAPED = re.compile(
+    "[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """Opens a UTF-8 file that replaces `path` when the block ends without an error.
+
+    A device, a pipe or a socket is written through. If `path` is a symbolic link, its target is
+    replaced.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    if _is_written_through(path):
+        with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            yield file
+        return
+    path = path.resolve()
+    partial = path.with_name(f".{secrets.token_hex(6)}.partial")
+    try:
+        # `backslashreplace`: a lone surrogate in a token must not cost a run its report.
+        with partial.open("x", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _is_written_through(path: Path) -> bool:
+    """Whether `path` is not a regular file, or names an open one, such as /dev/stdout."""
+    is_open_file = path.absolute().parts[1:2] in (("dev",), ("proc",))
+    return is_open_file or (path.exists() and not path.is_file())
+
+
+def to_json(value: Any) -> str:
+    """One line of JSON: readable text unchanged, misleading characters escaped.
+
+    Raises:
+        ValueError: `value` contains NaN or an infinity.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _ESCAPED.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+
+
+def rounded(value: float | None, digits: int = DIGITS) -> float | None:
+    """`value` to `digits` significant digits; None for None, NaN and infinities."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.{digits}g}")
+
+
+def rounded_floats(value: Any) -> Any:
+    """`value` with every float in it rounded; NaN and infinities, which JSON lacks, become None."""
+    if isinstance(value, Mapping):
+        return {key: rounded_floats(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded_floats(item) for item in value]
+    return rounded(value) if isinstance(value, float) else value
+
+
+def mlflow_table(columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    """Pieces of a JSON file in the format of MLflow's table view, one row on a line."""
+    yield f'{{"columns":{to_json(list(columns))},"data":['
+    for place, row in enumerate(rows):
+        yield f"{',' if place else ''}\n{to_json(row)}"
+    yield "\n]}\n"
