@@ -60,9 +60,9 @@ def test_the_tokenizer_is_part_of_it(tmp_path: Path, name: str) -> None:
 def test_large_files_are_sampled_and_a_retrained_one_differs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_WHOLE", 1024)
+    monkeypatch.setattr(module, "_READ_WHOLE", 1024)
     monkeypatch.setattr(module, "_BLOCK", 64)
-    monkeypatch.setattr(module, "_LEAST_BLOCKS", 8)
+    monkeypatch.setattr(module, "_MIN_BLOCKS", 8)
     tensors = raw.TENSORS | {"model.layers.0.mlp.weight": ("F32", (64, 64))}
     folder = raw.folder(tmp_path, tensors=tensors)
     weights = folder / "model.safetensors"
@@ -77,10 +77,10 @@ def test_every_matrix_of_eight_mebibytes_is_sampled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a scale of 1:4096, any change as long as the sampling step is seen."""
-    monkeypatch.setattr(module, "_WHOLE", 1024)
+    monkeypatch.setattr(module, "_READ_WHOLE", 1024)
     monkeypatch.setattr(module, "_BLOCK", 4)
-    monkeypatch.setattr(module, "_EVERY", 2048)
-    monkeypatch.setattr(module, "_LEAST_BLOCKS", 2)
+    monkeypatch.setattr(module, "_STRIDE", 2048)
+    monkeypatch.setattr(module, "_MIN_BLOCKS", 2)
     folder = raw.folder(tmp_path, tensors=raw.TENSORS | {"big": ("F32", (5000,))})
     weights = folder / "model.safetensors"
     before, content = _of(folder), weights.read_bytes()

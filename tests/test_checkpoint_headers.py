@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glitchrun.checkpoint import resolve
+from glitchrun.checkpoint.dims import ModelDims
+from glitchrun.checkpoint.gguf_header import GGML_TYPES
 from glitchrun.checkpoint.headers import Header, read_header
-from glitchrun.checkpoint.safetensors_header import read_safetensors
-from glitchrun.checkpoint.shape import Shape
-from glitchrun.checkpoint.tensors import GGML_TYPES
+from glitchrun.checkpoint.safetensors_files import read_safetensors
 from glitchrun.errors import ModelUnavailable
 from tests.support import raw_checkpoints as raw
 
@@ -33,7 +33,7 @@ def test_the_real_smollm2_gguf() -> None:
     assert (header.format, header.architecture, header.vocab) == ("gguf", "llama", 49_152)
     assert header.head is None
     assert header.dtype == "float32"
-    assert header.shape == Shape(576, 30, 9, 3, 64, 1536, 0, 0)
+    assert header.dims == ModelDims(576, 30, 9, 3, 64, 1536, 0, 0)
     assert sum(tensor.numel for tensor in header.tensors.values()) == 134_515_008
 
 
@@ -47,7 +47,7 @@ def test_ggml_types_are_those_of_the_package_gguf() -> None:
 def test_a_folder(tmp_path: Path) -> None:
     header = _read(raw.folder(tmp_path))
     assert header.architecture == "LlamaForCausalLM"
-    assert header.shape == Shape(8, 1, 2, 2, 4, 16, 0, 0)
+    assert header.dims == ModelDims(8, 1, 2, 2, 4, 16, 0, 0)
     assert (header.vocab, header.embedding) == (10, "model.embed_tokens.weight")
     assert (header.head, header.dtype, header.prequantized) == ("lm_head.weight", "bfloat16", None)
 
@@ -73,7 +73,7 @@ def test_a_mixture_of_experts_and_a_nested_text_config(tmp_path: Path) -> None:
     outer = {"architectures": ["AnyForConditionalGeneration"], "text_config": text}
     header = _read(raw.folder(tmp_path, config=outer))
     assert header.architecture == "AnyForConditionalGeneration"
-    assert (header.shape.experts, header.shape.active_experts, header.shape.head_dim) == (4, 2, 16)
+    assert (header.dims.num_experts, header.dims.top_k, header.dims.head_dim) == (4, 2, 16)
 
 
 def test_weights_quantized_on_disk_are_named(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     ("weight_map", "says"),
     [
         ({"x": "../outside.safetensors"}, "is not a file name"),
-        ({"not.stored": "a.safetensors"}, "no shard holds the tensor 'not.stored'"),
+        ({"not.stored": "a.safetensors"}, "no shard has the tensor 'not.stored'"),
         ({}, "no weight_map"),
         (["a.safetensors"], "no weight_map"),
     ],
@@ -171,16 +171,26 @@ _UNSOUND = [
     (b'{"t": 1, "t": 2}', 0, None, "occurs twice"),
     (b"[]", 0, None, "not a JSON object"),
     (b'{"t": []}', 0, None, "is described by list"),
-    (json.dumps(_ONE).encode(), 7, None, "the tensors take 8 bytes, the file holds 7"),
-    (json.dumps(_ONE).encode(), 9, None, "the tensors take 8 bytes, the file holds 9"),
+    (json.dumps(_ONE).encode(), 7, None, "the tensors take 8 bytes, the file has 7"),
+    (json.dumps(_ONE).encode(), 9, None, "the tensors take 8 bytes, the file has 9"),
     (json.dumps({"t": _ONE["t"] | {"dtype": "F99"}}).encode(), 8, None, "unknown dtype"),
-    (json.dumps({"t": _ONE["t"] | {"shape": [-2]}}).encode(), 8, None, "a shape that is none"),
-    (json.dumps({"t": _ONE["t"] | {"shape": [True]}}).encode(), 8, None, "a shape that is none"),
-    (json.dumps({"t": _ONE["t"] | {"shape": [1] * 99}}).encode(), 8, None, "a shape that is none"),
+    (json.dumps({"t": _ONE["t"] | {"shape": [-2]}}).encode(), 8, None, "an invalid shape"),
+    (json.dumps({"t": _ONE["t"] | {"shape": [True]}}).encode(), 8, None, "an invalid shape"),
+    (json.dumps({"t": _ONE["t"] | {"shape": [1] * 99}}).encode(), 8, None, "an invalid shape"),
     (json.dumps({"t": _ONE["t"] | {"shape": [2**62, 4]}}).encode(), 8, None, "does not fit"),
-    (json.dumps({"t": _ONE["t"] | {"data_offsets": [-8, 0]}}).encode(), 8, None, "are none"),
+    (
+        json.dumps({"t": _ONE["t"] | {"data_offsets": [-8, 0]}}).encode(),
+        8,
+        None,
+        "invalid data_offsets",
+    ),
     (json.dumps({"t": _ONE["t"] | {"data_offsets": [8, 0]}}).encode(), 8, None, "does not fit"),
-    (json.dumps({"t": _ONE["t"] | {"data_offsets": [8]}}).encode(), 8, None, "are none"),
+    (
+        json.dumps({"t": _ONE["t"] | {"data_offsets": [8]}}).encode(),
+        8,
+        None,
+        "invalid data_offsets",
+    ),
     (json.dumps(_ONE | {"u": _ONE["t"]}).encode(), 8, None, "begins at byte 0, expected 8"),
 ]
 
@@ -212,8 +222,8 @@ _EMBEDDING = raw.gguf_tensor("token_embd.weight", (32, 2), 2, 0)
 _UNSOUND_GGUF: list[tuple[dict[str, Any], str]] = [
     ({"version": 1}, "version 1 is not one of"),
     ({"version": 3 << 24}, "is not one of"),
-    ({"counts": (2**60, 0)}, "has no room for them"),
-    ({"counts": (0, 2**60)}, "has no room for them"),
+    ({"counts": (2**60, 0)}, "is too short for them"),
+    ({"counts": (0, 2**60)}, "is too short for them"),
     ({"data": b"\0" * 35}, "the tensors end at byte"),
     ({"tensors": (_EMBEDDING, _EMBEDDING)}, "begins inside another"),
     ({"tensors": (raw.gguf_tensor("t", (31, 2), 2, 0),)}, "31 columns in blocks of 32"),
@@ -224,7 +234,7 @@ _UNSOUND_GGUF: list[tuple[dict[str, Any], str]] = [
     ({"keys": (struct.pack("<Q", 2**62),)}, "a name of"),
     ({"keys": (raw.gguf_string("k") + struct.pack("<IQ", 8, 2**62),)}, "ends inside its header"),
     ({"keys": (raw.gguf_string("k") + struct.pack("<I", 13),)}, "unknown type 13"),
-    ({"keys": (raw.gguf_string("k") + struct.pack("<IIQ", 9, 8, 2**61),)}, "no room for them"),
+    ({"keys": (raw.gguf_string("k") + struct.pack("<IIQ", 9, 8, 2**61),)}, "too short for them"),
     ({"keys": (raw.gguf_string("k") + struct.pack("<IIQQ", 9, 8, 2, 2**63),)}, "ends inside"),
     (
         {"keys": (raw.gguf_string("k") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 9,)},
@@ -292,7 +302,7 @@ def test_the_embedding_is_found_under_the_names_of_older_and_recurrent_families(
         f"{stack}.layers.0.embeddings.extra.weight": ("BF16", (8, 8)),
     }
     header = _read(raw.folder(tmp_path, config=config, tensors=tensors))
-    assert (header.embedding, header.vocab, header.shape.layers) == (name, 10, 1)
+    assert (header.embedding, header.vocab, header.dims.num_layers) == (name, 10, 1)
 
 
 def test_a_head_that_config_json_wants_and_nobody_stored(tmp_path: Path) -> None:
@@ -326,7 +336,7 @@ def test_layers_for_drafting_are_no_layers_of_the_decoder(tmp_path: Path, draft:
     config = raw.LLAMA | {"num_nextn_predict_layers": draft}
     folder = raw.folder(tmp_path, config=config, tensors=tensors)
     if draft:
-        assert _read(folder).shape.layers == 1
+        assert _read(folder).dims.num_layers == 1
         return
     with pytest.raises(ModelUnavailable, match=r"num_hidden_layers is 1, .* 2 layers"):
         _read(folder)

@@ -75,7 +75,7 @@ def test_settings_that_the_family_leaves_out_are_read_off_the_weights(tmp_path: 
     tensors = {f"language_model.{name}": value for name, value in raw.TENSORS.items()}
     tensors |= {"vision_tower.layers.7.mlp.fc1.weight": ("BF16", (4, 4))}
     header = read_header(resolve(str(raw.folder(tmp_path, config=config, tensors=tensors))))
-    assert (header.shape.hidden, header.shape.layers, header.vocab) == (8, 1, 10)
+    assert (header.dims.hidden_size, header.dims.num_layers, header.vocab) == (8, 1, 10)
     assert (header.prefix, header.head) == (
         "language_model.model.",
         "language_model.lm_head.weight",

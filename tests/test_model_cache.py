@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from glitchrun.checkpoint import cache
-from glitchrun.checkpoint.cache import cache_folder, clear, size_of
+from glitchrun.checkpoint import model_cache
+from glitchrun.checkpoint.model_cache import cache_folder, clear, size_of
 from glitchrun.cli.doctor import command as doctor
 from glitchrun.errors import PreflightError
 from glitchrun.model import gguf_cache, load
@@ -35,7 +35,7 @@ def test_without_a_home_the_message_names_the_variable(monkeypatch: pytest.Monke
     def nobody() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(cache.Path, "home", nobody)
+    monkeypatch.setattr(model_cache.Path, "home", nobody)
     with pytest.raises(PreflightError, match="set GLITCHRUN_CACHE"):
         cache_folder({})
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glitchrun.checkpoint.cache import cache_folder
+from glitchrun.checkpoint.model_cache import cache_folder
 from glitchrun.errors import ModelUnavailable, PreflightError
 from glitchrun.model import gguf_cache, load
 from glitchrun.model.gguf_cache import converted, load_gguf

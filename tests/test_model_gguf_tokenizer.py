@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX as QWEN2
 
-from glitchrun.checkpoint.gguf_splits import SPLITS
+from glitchrun.checkpoint.gguf_pretokenizers import PRE_TOKENIZERS
 from glitchrun.checkpoint.headers import read_header
 from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.errors import ModelUnavailable
@@ -104,9 +104,9 @@ def test_a_file_tokenizes_as_the_folder_it_was_made_of(name: str, tmp_path: Path
     assert rebuilt.get_vocab() == own.get_vocab()
 
 
-@pytest.mark.parametrize("name", SPLITS)
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
 def test_every_split_keeps_the_text_and_cuts_it(name: str) -> None:
-    steps = [pre_tokenizers.Split(Regex(one), "isolated") for one in SPLITS[name].patterns]
+    steps = [pre_tokenizers.Split(Regex(one), "isolated") for one in PRE_TOKENIZERS[name].patterns]
     pieces = [piece for piece, _ in pre_tokenizers.Sequence(steps).pre_tokenize_str(SAMPLE)]
     assert "".join(pieces) == SAMPLE
     assert len(pieces) > 10

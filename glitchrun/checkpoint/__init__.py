@@ -1,4 +1,4 @@
-"""Where a model's files are and what their headers say. No torch, no transformers."""
+"""Finds a model's files and reads their headers, without torch and transformers."""
 
 from glitchrun.checkpoint.resolve import Checkpoint, fetch, fetch_tokenizer, resolve
 

@@ -1,4 +1,4 @@
-"""Adapters: a few trained matrices, in PEFT's format, that change the weights of a whole model."""
+"""Adapters in PEFT's format: small trained matrices that change the weights of a base model."""
 
 from __future__ import annotations
 
@@ -8,41 +8,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glitchrun.checkpoint.files import read_json
-from glitchrun.checkpoint.resolve import ADAPTER_CONFIG, adapter_folder
-from glitchrun.checkpoint.safetensors_header import read_safetensors
-from glitchrun.checkpoint.tensors import TensorInfo
+from glitchrun.checkpoint.resolve import ADAPTER_CONFIG, adapter_folder, read_json
+from glitchrun.checkpoint.safetensors_files import TensorInfo, read_safetensors
 from glitchrun.errors import ModelUnavailable
 
 NO_ADAPTER = "none"
-"""`model.adapter: none`: use the weights without the adapter beside them."""
-WEIGHTS = "adapter_model.safetensors"
-PICKLED_WEIGHTS = "adapter_model.bin"
+"""The value of `model.adapter` that leaves out an adapter beside the weights."""
+_WEIGHTS = "adapter_model.safetensors"
+_PICKLED_WEIGHTS = "adapter_model.bin"
 _NOT_WEIGHT_CHANGES = {
     "PROMPT_TUNING": "learned prompt vectors",
     "MULTITASK_PROMPT_TUNING": "learned prompt vectors",
     "P_TUNING": "learned prompt vectors",
-    "PREFIX_TUNING": "learned keys and values in front of the text",
-    "CARTRIDGE": "learned keys and values in front of the text",
+    "PREFIX_TUNING": "learned keys and values before the text",
+    "CARTRIDGE": "learned keys and values before the text",
     "ADAPTION_PROMPT": "learned prompts inside the layers",
     "CPT": "learned prompt vectors",
-    "XLORA": "a mixture that is weighed anew for each token",
+    "XLORA": "a mixture with new weights for each token",
 }
-"""Adapter types that cannot be merged into weights, and what they train instead."""
+"""Adapter types that cannot be merged into the weights, and what they train instead."""
 _LAYER = re.compile(r"(?:layers|layer|h|blocks|block)\.(\d{1,9})\.")
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter's files and the tensors that their headers list."""
+    """An adapter's files, and the tensors that their headers list."""
 
     path: Path
     config: Mapping[str, Any]
-    """adapter_config.json"""
+    """The contents of adapter_config.json."""
     files: tuple[Path, ...]
-    """The files that determine its effect: configuration and weights."""
+    """The configuration and the weights, in this order."""
     tensors: Mapping[str, TensorInfo]
-    """By name; empty for pickled weights, whose shapes are not read without running them."""
+    """By name; empty for pickled weights, whose shapes cannot be read without running them."""
 
     @property
     def kind(self) -> str:
@@ -50,8 +48,8 @@ class Adapter:
         return str(self.config.get("peft_type", "unknown"))
 
 
-def adapter_beside(folder: Path) -> None:
-    """Refuse an adapter beside weights that `model.adapter` neither names nor declines."""
+def refuse_adapter_beside(folder: Path) -> None:
+    """Raises ModelUnavailable for an adapter beside the weights; `model.adapter` is not set."""
     if (folder / ADAPTER_CONFIG).is_file():
         raise ModelUnavailable(
             f"{folder}: there is an adapter ({ADAPTER_CONFIG}) beside the weights. State which "
@@ -63,15 +61,15 @@ def adapter_beside(folder: Path) -> None:
 def read_adapter(source: str, *, allow_pickle: bool = False) -> Adapter:
     """The adapter that `model.adapter` names.
 
-    Raises ModelUnavailable for one that is missing, corrupt, pickled without `allow_pickle`, or of
-    a kind that changes no weights.
+    Raises ModelUnavailable for an adapter that is missing, damaged, pickled without `allow_pickle`,
+    or of a type that changes no weights.
     """
     folder = adapter_folder(source)
     config_path = folder / ADAPTER_CONFIG
     config = read_json(config_path)
     kind = config.get("peft_type")
     if not isinstance(kind, str):
-        raise ModelUnavailable(f"{config_path}: there is no peft_type in it; fetch it again")
+        raise ModelUnavailable(f"{config_path}: it has no peft_type; fetch it again")
     if kind in _NOT_WEIGHT_CHANGES:
         raise ModelUnavailable(
             f"{config_path}: an adapter of type {kind} is {_NOT_WEIGHT_CHANGES[kind]} and "
@@ -79,50 +77,51 @@ def read_adapter(source: str, *, allow_pickle: bool = False) -> Adapter:
             "glitchrun accepts types that can be merged, such as LORA. "
             f"model.adapter: {NO_ADAPTER} examines the model without it"
         )
-    weights = folder / WEIGHTS
+    weights = folder / _WEIGHTS
     if weights.is_file():
         return Adapter(folder, config, (config_path, weights), read_safetensors(weights))
-    pickled = folder / PICKLED_WEIGHTS
+    pickled = folder / _PICKLED_WEIGHTS
     if not pickled.is_file():
-        raise ModelUnavailable(f"{folder}: the adapter has no weights ({WEIGHTS}); fetch it again")
+        raise ModelUnavailable(f"{folder}: the adapter has no weights ({_WEIGHTS}); fetch it again")
     if not allow_pickle:
         raise ModelUnavailable(
             f"{pickled}: the adapter is only available as pickle, which runs code when it is read. "
-            "Convert it to safetensors, or set model.allow_pickle: true if you trust where it "
-            "comes from"
+            "Convert it to safetensors, or set model.allow_pickle: true if you trust its source"
         )
     return Adapter(folder, config, (config_path, pickled), {})
 
 
-def check_belongs(adapter: Adapter, *, layers: int, vocab: int, prequantized: str | None) -> None:
-    """Compare an adapter with the model that it will be merged into: layers, rows, quantization.
+def check_belongs(
+    adapter: Adapter, *, num_layers: int, vocab_size: int, prequantized: str | None
+) -> None:
+    """Compare an adapter with its base model: layers, vocabulary and quantization.
 
-    Raises ModelUnavailable with both numbers.
+    Raises ModelUnavailable, naming the numbers of both.
     """
     if prequantized:
         raise ModelUnavailable(
-            f"{adapter.path}: an adapter is merged into the weights, and these are already "
+            f"{adapter.path}: an adapter is merged into the weights, but these are already "
             f"quantized on disk ({prequantized}). Set model.path to the unquantized model, and "
             "model.quantization: int4 or int8, which is applied after merging"
         )
     for name, info in adapter.tensors.items():
         found = _LAYER.search(name)
-        if found and int(found[1]) >= layers:
+        if found and int(found[1]) >= num_layers:
             raise ModelUnavailable(
-                f"{adapter.path}: it changes layer {found[1]} ({name}), but the model has {layers} "
-                f"layers; {_which_base(adapter)}"
+                f"{adapter.path}: it changes layer {found[1]} ({name}), but the model has "
+                f"{num_layers} layers; {_which_base(adapter)}"
             )
-        rows = info.shape[0] if len(info.shape) == 2 else vocab
-        if _is_whole_table(name) and rows != vocab:
+        rows = info.shape[0] if len(info.shape) == 2 else vocab_size
+        if _replaces_table(name) and rows != vocab_size:
             raise ModelUnavailable(
                 f"{adapter.path}: it changes the vocabulary: {name} has {rows:,} rows, the model "
-                f"has {vocab:,}. Merge it with peft, save the result with its tokenizer, and give "
-                f"that as model.path; or {_which_base(adapter)}"
+                f"has {vocab_size:,}. Merge it with peft, save the result with its tokenizer, and "
+                f"give that as model.path; or {_which_base(adapter)}"
             )
 
 
-def _is_whole_table(name: str) -> bool:
-    """Whether it is an input embedding or a head that replaces the model's."""
+def _replaces_table(name: str) -> bool:
+    """Whether a tensor replaces the model's input embedding or head."""
     path = name.split(".")
     table = {"embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out"}
     return path[-1] == "weight" and bool(table & set(path)) and "lora" not in name

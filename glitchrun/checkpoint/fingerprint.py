@@ -1,4 +1,4 @@
-"""The identity of a model's contents, without reading all of its weights."""
+"""A fingerprint of a model's contents that does not read all of its weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from glitchrun.checkpoint.headers import Header
 from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.errors import ModelUnavailable
 
-# Beside the weights, what decides a result: sizes, how text becomes ids, how a chat is written.
+# The files besides the weights that affect a result: dimensions, tokenizer, chat template.
 _SIDE_FILES = (
     "config.json",
     "tokenizer.json",
@@ -24,8 +24,8 @@ _SIDE_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-# Less common files: tokenizers of other families, a processor's template, named templates.
-# They are listed separately so that fingerprints of folders without them do not change.
+# Less common files: tokenizers of other families, a processor's template, named templates. They
+# come last, so that the fingerprints of folders without them do not change.
 _RARER_FILES = (
     "chat_template.json",
     "additional_chat_templates/*.jinja",
@@ -42,24 +42,25 @@ _RARER_FILES = (
 _GENERATION = "generation_config.json"
 _CODE = "*.py"
 _VERSION = b"glitchrun fingerprint 1"
-_WHOLE = 32 * 1024**2
+_READ_WHOLE = 32 * 1024**2
 _BLOCK = 16 * 1024
-# A block at least every 8 MiB, so that no matrix of that size can change unseen; in 90 GB of
-# weights that is 190 MB to read.
-_EVERY = 8 * 1024**2
-_LEAST_BLOCKS = 256
+# A block at least every 8 MiB, so that a change of a whole matrix of that size is always noticed.
+# For 90 GB of weights, 190 MB are read.
+_STRIDE = 8 * 1024**2
+_MIN_BLOCKS = 256
 
 
 def fingerprint(checkpoint: Checkpoint, header: Header, *, code: bool = False) -> str:
-    """SHA-256 (hex) of a model's contents: equal bytes give equal values wherever they lie.
+    """SHA-256 (hex) of a model's contents: equal for equal files, regardless of their location.
 
-    Covers config.json, the tokenizer's files, chat templates and an adapter's files whole, weight
-    files up to 32 MiB whole, and of larger ones the size, the header, and 16 KiB blocks spread
-    evenly, one every 8 MiB or closer. Training changes every block; an edit of a few rows of a
-    large matrix can go unseen. Of generation_config.json it covers the tokens that end a text,
-    where they are not those of config.json; with `code` (model.trust_remote_code) also the Python
-    files of the folder.
-    Raises ModelUnavailable when a file cannot be read.
+    It covers config.json, the tokenizer's files, chat templates, an adapter's files, and weight
+    files up to 32 MiB completely. Of larger weight files it covers the size, the header, and
+    evenly spaced blocks of 16 KiB, at least one every 8 MiB. Training changes every block; an edit
+    of a few rows of a large matrix can remain unnoticed. Of generation_config.json it covers the
+    end-of-text tokens, where they differ from those of config.json. With `code`
+    (model.trust_remote_code) it also covers the Python files of the folder.
+
+    Raises ModelUnavailable where a file cannot be read.
     """
     digest = hashlib.sha256(_VERSION)
     try:
@@ -72,14 +73,14 @@ def fingerprint(checkpoint: Checkpoint, header: Header, *, code: bool = False) -
 
 
 def _pieces(checkpoint: Checkpoint, header: Header, *, code: bool) -> Iterator[tuple[str, bytes]]:
-    """Named byte strings, in an order that depends on the contents alone."""
+    """Yield named byte strings in an order that depends on the contents alone."""
     folder = checkpoint.path if checkpoint.kind == "folder" else None
     if folder is not None:
         for name in _SIDE_FILES:
             if (folder / name).is_file():
                 yield name, (folder / name).read_bytes()
     for number, file in enumerate(header.files):
-        # A GGUF file's own name says nothing; shards are told apart by their order.
+        # The name of a weight file does not count; shards are distinguished by their order.
         yield f"size {number}", str(file.stat().st_size).encode()
         for at, chunk in _samples(file, _header_bytes(file, header)):
             yield f"weights {number} at {at}", chunk
@@ -90,31 +91,33 @@ def _pieces(checkpoint: Checkpoint, header: Header, *, code: bool) -> Iterator[t
 
 
 def _rarer_pieces(folder: Path, header: Header, *, code: bool) -> Iterator[tuple[str, bytes]]:
-    """Files that few folders have or few runs read."""
+    """Yield the files that few folders have or few runs read."""
     for pattern in _RARER_FILES:
         for file in sorted(folder.glob(pattern)):
             if file.is_file():
                 yield file.relative_to(folder).as_posix(), file.read_bytes()
-    ends = _own_ends(folder, header)
-    if ends is not None:
-        yield _GENERATION, ends
+    end_ids = _other_end_ids(folder, header)
+    if end_ids is not None:
+        yield _GENERATION, end_ids
     if code:
         for file in filter(Path.is_file, sorted(folder.rglob(_CODE))):
             yield file.relative_to(folder).as_posix(), file.read_bytes()
 
 
-def _own_ends(folder: Path, header: Header) -> bytes | None:
-    """The end-of-text ids of generation_config.json; None where they are those of config.json
-    or the file is missing."""
+def _other_end_ids(folder: Path, header: Header) -> bytes | None:
+    """The end-of-text ids of generation_config.json, as JSON.
+
+    None where the file is missing or the ids are those of config.json.
+    """
     file = folder / _GENERATION
     if not file.is_file():
         return None
     content = file.read_bytes()
     try:
-        said = json.loads(content)["eos_token_id"]
-    except (ValueError, RecursionError, KeyError, TypeError):  # loading has the last word on it
+        ids = json.loads(content)["eos_token_id"]
+    except (ValueError, RecursionError, KeyError, TypeError):  # loading reports it
         return content
-    return None if said == header.config.get("eos_token_id") else json.dumps(said).encode()
+    return None if ids == header.config.get("eos_token_id") else json.dumps(ids).encode()
 
 
 def _header_bytes(file: Path, header: Header) -> int:
@@ -127,12 +130,12 @@ def _header_bytes(file: Path, header: Header) -> int:
 def _samples(file: Path, header_bytes: int) -> Iterator[tuple[int, bytes]]:
     size = file.stat().st_size
     with file.open("rb") as opened:
-        if size <= _WHOLE:
+        if size <= _READ_WHOLE:
             yield 0, opened.read()
             return
         yield 0, opened.read(header_bytes)
         span = size - header_bytes - _BLOCK
-        count = max(_LEAST_BLOCKS, span // _EVERY + 2)
+        count = max(_MIN_BLOCKS, span // _STRIDE + 2)
         for index in range(count):
             at = header_bytes + span * index // (count - 1)
             opened.seek(at)

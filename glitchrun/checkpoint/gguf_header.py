@@ -1,7 +1,7 @@
 """The header of a GGUF file, read and checked without touching the weights.
 
-The package gguf reads this too, but builds numpy views of every token on the way: 3 s for
-SmolLM2's 49,152 tokens against 0.1 s here, where `plan` is to answer within two.
+The package gguf can read it too, but builds a numpy view of every token: 3 s for SmolLM2's 49,152
+tokens, against 0.1 s here. `plan` should answer within two seconds.
 Layout: magic, version, tensor count, key count, key-value pairs, tensor descriptions, padding, the
 tensors' bytes. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -16,8 +16,47 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from glitchrun.checkpoint.tensors import GGML_TYPES, TensorInfo
+from glitchrun.checkpoint.safetensors_files import TensorInfo
 from glitchrun.errors import ModelUnavailable
+
+# GGML's types by number: name, elements per block, bytes per block. Source: gguf 0.19,
+# gguf.constants.GGML_QUANT_SIZES; a test compares the two.
+GGML_TYPES: dict[int, tuple[str, int, int]] = {
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    9: ("Q8_1", 32, 40),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1),
+    25: ("I16", 1, 2),
+    26: ("I32", 1, 4),
+    27: ("I64", 1, 8),
+    28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56),
+    30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
+    41: ("Q1_0", 128, 18),
+}
 
 _STRING, _ARRAY = 8, 9
 # Scalar value types by number, as struct codes; 7 is a bool in one byte.
@@ -38,26 +77,29 @@ _VERSIONS = (2, 3)
 _MAX_RANK = 4  # GGML_MAX_DIMS
 _MAX_NAME = 65_535
 _MAX_NESTING = 4
-_KEPT_ARRAY = 1024  # enough for numbers given per layer; token types and scores are longer
+_KEPT_ARRAY = 1024  # enough for one number per layer; token types and scores are longer
 _DEFAULT_ALIGNMENT = 32
 
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
+    """Metadata and tensors of a GGUF file."""
+
     metadata: dict[str, Any]
-    """Every key: scalars as they are, of an array of numbers the first 1,024, of any other array
-    (tokens, merges) its length; arrays that were asked for whole, as lists."""
+    """Scalars unchanged; the first 1,024 items of an array of numbers; the length of any other
+    array (tokens, merges). Arrays that were requested whole are complete lists."""
     tensors: dict[str, TensorInfo]
+    """By name."""
     data_start: int
-    """Where the tensors' bytes begin in the file."""
+    """Offset in the file of the tensors' bytes."""
 
 
 def read_gguf(path: Path, whole: Collection[str] = ()) -> GgufHeader:
     """The header of a GGUF file (version 2 or 3, little-endian).
 
-    `whole` names keys whose arrays of numbers or strings are read to their ends.
+    `whole` names the keys whose arrays of numbers or strings are read completely.
 
-    Raises ModelUnavailable when the file cannot be read, is cut short, or its header is not sound.
+    Raises ModelUnavailable where the file cannot be read, is cut short, or its header is unsound.
     """
     try:
         if not path.stat().st_size:
@@ -69,7 +111,7 @@ def read_gguf(path: Path, whole: Collection[str] = ()) -> GgufHeader:
 
 
 class _Reader:
-    """A position in the file that moves over what it reads and never past the end."""
+    """Reads values one after another and checks each against the end of the file."""
 
     def __init__(self, path: Path, data: mmap.mmap, whole: Collection[str]) -> None:
         self.path = path
@@ -107,9 +149,9 @@ class _Reader:
         return struct.unpack(code, self.take(struct.calcsize(code)))[0]
 
     def bounded(self, count: int, least: int) -> int:
-        """A count, when that many items of at least `least` bytes can still follow."""
+        """Check that `count` items of at least `least` bytes fit into the rest of the file."""
         if count * least > self.size - self.at:
-            raise _broken(self.path, f"it announces {count} items and has no room for them")
+            raise _broken(self.path, f"it announces {count} items and is too short for them")
         return count
 
     def string(self, limit: int = _MAX_NAME) -> str:
@@ -151,17 +193,17 @@ class _Reader:
         return count
 
     def skip_strings(self, count: int) -> None:
-        """Pass over strings; the hot loop of the whole reader, so it works on local names."""
+        """Skip strings. This is the hot loop of the reader, so it uses local names."""
         data, at, size = self.data, self.at, self.size
         unpack = struct.Struct("<Q").unpack_from
         for _ in range(count):
             if at + 8 > size:
                 raise _broken(self.path, f"it ends inside its header, at byte {size}")
             at += 8 + unpack(data, at)[0]
-        self.at = min(at, size)  # past the end, the next read says so
+        self.at = min(at, size)  # past the end, the next read raises
 
     def tensor(self) -> tuple[str, TensorInfo, int]:
-        """A tensor's name, description, and offset from the start of the data."""
+        """A tensor's name, description, and offset in bytes from the start of the data."""
         name = self.string()
         rank = self.number("<I")
         if rank > _MAX_RANK:
@@ -182,7 +224,7 @@ class _Reader:
         return -(-self.at // alignment) * alignment
 
     def check_cover(self, places: list[tuple[str, TensorInfo, int]], start: int) -> None:
-        """Every tensor's bytes lie inside the file, and no two share any."""
+        """Check that all tensors lie inside the file and do not overlap."""
         at = 0
         for name, info, offset in sorted(places, key=lambda place: (place[2], place[1].nbytes)):
             if offset < at:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from glitchrun.checkpoint.cache import cache_folder, clear, size_of
+from glitchrun.checkpoint.model_cache import cache_folder, clear, size_of
 from glitchrun.cli.apply import ROOT
 from glitchrun.cli.surroundings import Finding, all_findings
 from glitchrun.errors import ExitCode, UsageError

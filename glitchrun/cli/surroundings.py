@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import glitchrun
-from glitchrun.checkpoint.cache import VARIABLE, cache_folder, size_of
+from glitchrun.checkpoint.model_cache import CACHE_VARIABLE, cache_folder, size_of
 from glitchrun.cli.render_plan import size
 from glitchrun.errors import PreflightError
 from glitchrun.plan.devices import main_memory, visible_gpus
@@ -187,7 +187,7 @@ def model_cache(root: Path) -> Iterator[Finding]:
     try:
         folder = cache_folder()
     except PreflightError as error:
-        yield Finding("model cache", "missing", str(error), f"export {VARIABLE}=FOLDER")
+        yield Finding("model cache", "missing", str(error), f"export {CACHE_VARIABLE}=FOLDER")
         return
     held = size_of(folder)
     remedy = "glitchrun doctor --clear-cache" if held else None

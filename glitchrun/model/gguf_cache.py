@@ -19,7 +19,7 @@ import torch
 import transformers
 from filelock import FileLock
 
-from glitchrun.checkpoint.cache import VARIABLE, size_of
+from glitchrun.checkpoint.model_cache import CACHE_VARIABLE, size_of
 from glitchrun.errors import ModelUnavailable, PreflightError
 from glitchrun.model.gguf_tokenizer import describe_split, gguf_tokenizer, reading
 from glitchrun.model.noise import quiet
@@ -50,7 +50,8 @@ def converted(gguf: Path, cache: Path) -> Path:
                 _convert_into(folder, gguf)
     except OSError as error:
         raise PreflightError(
-            f"the model cache {cache} cannot be written: {error}; set {VARIABLE} to another folder"
+            f"the model cache {cache} cannot be written: {error}; set {CACHE_VARIABLE} to another "
+            "folder"
         ) from error
     return folder
 
@@ -104,7 +105,7 @@ def _check_disk(place: Path, gguf: Path) -> None:
     if free < needed:
         raise PreflightError(
             f"{gguf}: unpacking it may take {needed / 1e9:.1f} GB in {place}, where "
-            f"{free / 1e9:.1f} GB are free; make room, or set {VARIABLE} to another folder"
+            f"{free / 1e9:.1f} GB are free; make room, or set {CACHE_VARIABLE} to another folder"
         )
 
 

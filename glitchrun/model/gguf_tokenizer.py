@@ -28,7 +28,7 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from glitchrun.checkpoint.gguf_header import read_gguf
-from glitchrun.checkpoint.gguf_splits import Named, split_of
+from glitchrun.checkpoint.gguf_pretokenizers import NamedPreTokenizer, pretokenizer_of
 from glitchrun.errors import MissingExtra, ModelUnavailable
 
 log = logging.getLogger(__name__)
@@ -52,9 +52,9 @@ def gguf_tokenizer(gguf: Path) -> Any:
     metadata = read_gguf(gguf, (_TOKENS, _MERGES, _TYPES)).metadata
     if not isinstance(metadata.get(_TOKENS), list):
         raise _unusable(gguf, "it holds no vocabulary (tokenizer.ggml.tokens)")
-    split = split_of(metadata, gguf)
-    if split is not None:
-        tokenizer = _byte_level(metadata, split, gguf)
+    named = pretokenizer_of(metadata, gguf)
+    if named is not None:
+        tokenizer = _byte_level(metadata, named, gguf)
     else:
         tokenizer = _from_transformers(metadata, gguf)
     tokenizer.chat_template = metadata.get("tokenizer.chat_template")
@@ -65,10 +65,10 @@ def gguf_tokenizer(gguf: Path) -> Any:
 def describe_split(gguf: Path) -> str:
     """How the text of a GGUF model is split, and which source named the split, for the record."""
     metadata = read_gguf(gguf).metadata
-    named = split_of(metadata, gguf)
+    named = pretokenizer_of(metadata, gguf)
     if named is None:
         return f"{metadata.get('tokenizer.ggml.model')}, as transformers reads it"
-    given = "named by the file" if named.given else "the file names none; llama.cpp's own"
+    given = "named by the file" if named.is_given else "the file names none; llama.cpp's own"
     return f"{named.name} ({given})"
 
 
@@ -92,8 +92,8 @@ def reading(gguf: Path) -> Iterator[None]:
         ) from error
 
 
-def _byte_level(metadata: Mapping[str, Any], named: Named, gguf: Path) -> Any:
-    if not named.given or named.name == "default":
+def _byte_level(metadata: Mapping[str, Any], named: NamedPreTokenizer, gguf: Path) -> Any:
+    if not named.is_given or named.name == "default":
         log.warning(
             "%s: the file does not name its pre-tokenizer; llama.cpp's default is used, and the "
             "tokens of a text may differ from the original model's",
@@ -105,13 +105,13 @@ def _byte_level(metadata: Mapping[str, Any], named: Named, gguf: Path) -> Any:
         models.BPE(
             vocab={token: index for index, token in enumerate(_spelled(metadata))},
             merges=_merges(metadata, gguf),
-            ignore_merges=named.split.ignore_merges,
+            ignore_merges=named.pretokenizer.ignore_merges,
         )
     )
-    backend.normalizer = normalizers.NFC() if named.split.nfc else None
+    backend.normalizer = normalizers.NFC() if named.pretokenizer.nfc else None
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            *(pre_tokenizers.Split(Regex(one), "isolated") for one in named.split.patterns),
+            *(pre_tokenizers.Split(Regex(one), "isolated") for one in named.pretokenizer.patterns),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -124,7 +124,7 @@ def _byte_level(metadata: Mapping[str, Any], named: Named, gguf: Path) -> Any:
                 if type_ == kind
             ]
         )
-    return _wrapped(backend, metadata, add_bos=named.split.add_bos)
+    return _wrapped(backend, metadata, add_bos=named.pretokenizer.add_bos)
 
 
 def _wrapped(backend: Tokenizer, metadata: Mapping[str, Any], *, add_bos: bool) -> Any:

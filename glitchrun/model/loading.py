@@ -17,8 +17,8 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from glitchrun.boundary import first_line, foreign_errors, install_command
 from glitchrun.checkpoint import fetch, resolve
-from glitchrun.checkpoint.cache import cache_folder
 from glitchrun.checkpoint.headers import Header, read_header
+from glitchrun.checkpoint.model_cache import cache_folder
 from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.errors import DoesNotFit, ModelUnavailable, PreflightError
 from glitchrun.model import census, experts, quantizer
@@ -296,7 +296,7 @@ def _weights(
         return open_pickled(header.files)
     as_stored = header.prequantized is None and spec.quantization in ("none", header.dtype)
     # Experts are merged into stacks: what was mapped would stay beside them.
-    mapped = as_stored and device.type == "cpu" and not header.shape.experts
+    mapped = as_stored and device.type == "cpu" and not header.dims.num_experts
     return open_safetensors(header.files, mapped=mapped)
 
 

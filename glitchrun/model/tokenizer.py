@@ -9,10 +9,9 @@ import transformers
 
 from glitchrun.boundary import first_line, foreign_errors, install_command
 from glitchrun.checkpoint import fetch_tokenizer, resolve
-from glitchrun.checkpoint.cache import cache_folder
-from glitchrun.checkpoint.files import read_json
 from glitchrun.checkpoint.language_part import text_settings
-from glitchrun.checkpoint.resolve import expanded
+from glitchrun.checkpoint.model_cache import cache_folder
+from glitchrun.checkpoint.resolve import expanded, read_json
 from glitchrun.errors import ModelUnavailable
 from glitchrun.model.gguf_cache import conversion
 from glitchrun.model.gguf_tokenizer import gguf_tokenizer

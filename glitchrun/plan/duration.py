@@ -59,7 +59,7 @@ def _step(header: Header, estimate: MemoryEstimate, work: StepWork) -> float:
     speed = _FLOPS[kind] * (_cores() if kind == "cpu" else 1)
     compute = 2 * _active_parameters(header) * (prompts * _POSITIONS + generated) / speed
     reading = passes * estimate.weight_bytes / _BANDWIDTH[kind]
-    around = passes * (_PASS + _LAYER * header.shape.layers) + _ITEM * (prompts + generated)
+    around = passes * (_PASS + _LAYER * header.dims.num_layers) + _ITEM * (prompts + generated)
     return max(compute, reading) + around + _STEP + _ROW * header.vocab
 
 
@@ -70,8 +70,8 @@ def _cores() -> int:
 
 def _active_parameters(header: Header) -> float:
     """Weights that one position is multiplied with; of the experts only those it passes through."""
-    shape = header.shape
-    share = shape.active_experts / shape.experts if shape.experts else 1.0
+    dims = header.dims
+    share = dims.top_k / dims.num_experts if dims.num_experts else 1.0
     total = 0.0
     for name, info in header.tensors.items():
         part = part_of(header, name, info)

@@ -113,7 +113,7 @@ class Passes:
 
     def _surrogate(self, load: Workload) -> int:
         """Embeddings in float32, their unit rows, features, and the regression on the verified."""
-        vocab, hidden = self.header.vocab, self.header.shape.hidden
+        vocab, hidden = self.header.vocab, self.header.dims.hidden_size
         tables = 1 if self.header.head is None else 2
         copies = 1 + (tables if WIDTH[self.held.dtype] < WIDTH["float32"] else 0)
         table = copies * vocab * hidden * WIDTH["float32"] + vocab * _FEATURES
@@ -124,7 +124,7 @@ class Passes:
 
     def row(self, load: Workload) -> tuple[int, int]:
         """Bytes one row takes in the key/value cache, and in everything computed beside it."""
-        layers, each = self.header.shape.layers, self._layer_cache
+        layers, each = self.header.dims.num_layers, self._layer_cache
         logits = _LOGIT_COPIES * self.header.vocab * WIDTH["float32"]
         if load.grows:
             # Taking finished rows out copies the others; buffers have room for positions to come.
@@ -139,14 +139,16 @@ class Passes:
     @property
     def _layer_cache(self) -> int:
         """Of one position in one layer."""
-        shape = self.header.shape
-        return 2 * shape.kv_heads * shape.head_dim * self.width
+        dims = self.header.dims
+        return 2 * dims.num_kv_heads * dims.head_dim * self.width
 
     def _computed(self, load: Workload, positions: int) -> int:
         """Of one layer, over the positions that a pass computes, with their attention scores."""
-        shape = self.header.shape
-        each = self.width * (6 * shape.hidden + 3 * shape.intermediate * _paths(self.header))
-        return positions * (each + 2 * shape.heads * load.positions * WIDTH["float32"])
+        dims = self.header.dims
+        each = self.width * (
+            6 * dims.hidden_size + 3 * dims.intermediate_size * _paths(self.header)
+        )
+        return positions * (each + 2 * dims.num_heads * load.positions * WIDTH["float32"])
 
     def _float32(self, load: Workload) -> int:
         """What narrow weights need widened: the largest matrix, settling passes, the search."""
@@ -156,18 +158,21 @@ class Passes:
         settling = (
             batch_sizes.RECHECK_BATCH[self.kind] * row if self.width < WIDTH["float32"] else 0
         )
-        table = self.header.vocab * self.header.shape.hidden * 4 if load.gradient else 0
+        table = self.header.vocab * self.header.dims.hidden_size * 4 if load.gradient else 0
         return self.held.largest_matrix * 4 + settling + table
 
 
 def _paths(header: Header) -> int:
     """Feed-forward blocks that one position passes through."""
-    return max(1, header.shape.active_experts)
+    return max(1, header.dims.top_k)
 
 
 def _gradient(header: Header, positions: int) -> int:
     """Activations that the backward pass of one prompt needs, over all layers, and the logits."""
-    shape = header.shape
-    attention = 2 * shape.heads * positions * positions
-    layer = positions * (12 * shape.hidden + 6 * shape.intermediate * _paths(header)) + attention
-    return shape.layers * layer * WIDTH["float32"] + _LOGIT_COPIES * header.vocab * 4
+    dims = header.dims
+    attention = 2 * dims.num_heads * positions * positions
+    layer = (
+        positions * (12 * dims.hidden_size + 6 * dims.intermediate_size * _paths(header))
+        + attention
+    )
+    return dims.num_layers * layer * WIDTH["float32"] + _LOGIT_COPIES * header.vocab * 4

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from glitchrun.checkpoint.headers import Header
-from glitchrun.checkpoint.tensors import TensorInfo
+from glitchrun.checkpoint.safetensors_files import TensorInfo
 
 WIDTH = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of an element by dtype."""
@@ -102,7 +102,7 @@ def part_of(header: Header, name: str, info: TensorInfo) -> str:
 
 def _chooses_experts(header: Header, info: TensorInfo) -> bool:
     """Llama's feed-forward gate is named like a router; a router has a row for each expert."""
-    return bool(header.shape.experts) and info.shape[0] in (1, header.shape.experts)
+    return bool(header.dims.num_experts) and info.shape[0] in (1, header.dims.num_experts)
 
 
 def _is_loaded(header: Header, name: str, info: TensorInfo) -> bool:

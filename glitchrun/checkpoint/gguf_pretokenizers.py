@@ -1,11 +1,12 @@
-"""How a byte-level vocabulary's text is cut before its merges, by the name in a GGUF file.
+"""The pre-tokenizers of byte-level vocabularies, by the name in a GGUF file.
 
-A GGUF file holds a vocabulary and its merges, but of the split only a name, `tokenizer.ggml.pre`.
-A wrong split encodes the same text with other tokens and raises no error, so unknown names
-are refused. The names, their patterns and their options are documented in llama.cpp:
+A pre-tokenizer splits a text into pieces before the merges are applied. A GGUF file has the
+vocabulary and its merges, but of the pre-tokenizer only a name, `tokenizer.ggml.pre`. A wrong one
+encodes the same text with other tokens and raises no error, so unknown names are refused. llama.cpp
+documents the names, their patterns and their options:
 https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp
-Where llama.cpp has a simplified pattern, this table has the pattern of the model's own
-tokenizer.json. It also has the normalizers of the families, which llama.cpp omits.
+Where llama.cpp simplifies a pattern, this table has the pattern of the model's own tokenizer.json.
+It also has the normalizers of the families, which llama.cpp omits.
 """
 
 from __future__ import annotations
@@ -22,55 +23,56 @@ DEFAULT = "default"
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """The patterns are applied in turn, each to the pieces of the one before. What a pattern
-    matches becomes a piece, and so does what lies between two matches."""
+class PreTokenizer:
+    """How a text is split before the merges, and the related options of a vocabulary."""
 
     patterns: tuple[str, ...]
+    """Regular expressions, each applied to the pieces that the previous one leaves. Every match and
+    the text between two matches become pieces."""
     ignore_merges: bool = False
-    """Whether a piece that is a token as a whole is that token, whatever the merges say."""
+    """Whether a piece that equals a vocabulary entry is that token, regardless of the merges."""
     add_bos: bool = False
-    """Whether a text begins with the BOS token where the file does not say."""
+    """Whether a text begins with the BOS token where the file does not specify it."""
     nfc: bool = False
-    """Whether text is brought into Unicode's composed form first."""
+    """Whether text is first normalized to Unicode's composed form (NFC)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
-    """The split that a file names."""
+class NamedPreTokenizer:
+    """A GGUF file's pre-tokenizer."""
 
     name: str
     """As in the file; `default` where the file names none."""
-    given: bool
-    split: Split
+    is_given: bool
+    """Whether the file names it."""
+    pretokenizer: PreTokenizer
 
 
-def split_of(metadata: Mapping[str, Any], path: Path) -> Named | None:
-    """The split that a GGUF file's metadata names; None for a vocabulary that has no split.
+def pretokenizer_of(metadata: Mapping[str, Any], path: Path) -> NamedPreTokenizer | None:
+    """The pre-tokenizer that a GGUF file's metadata name; None for a vocabulary without one.
 
-    Raises ModelUnavailable for a name that is not known, and for one whose vocabulary is not
-    byte-level.
+    Raises ModelUnavailable for an unknown name, and for one whose vocabulary is not byte-level.
     """
     if metadata.get("tokenizer.ggml.model") != "gpt2":
         return None
     given = metadata.get("tokenizer.ggml.pre")
     name = str(given or DEFAULT)
-    if name in SPLITS:
-        return Named(name, bool(given), SPLITS[name])
+    if name in PRE_TOKENIZERS:
+        return NamedPreTokenizer(name, bool(given), PRE_TOKENIZERS[name])
     if name in _NOT_BYTE_LEVEL:
         raise _refused(path, name, "its vocabulary is not byte-level, which cannot be converted")
     raise _refused(
         path,
         name,
-        "glitchrun does not know this split. Another split would encode the same text differently, "
-        "and no result would apply to the real model",
+        "glitchrun does not know this pre-tokenizer. Another one would encode the same text "
+        "differently, and no result would apply to the real model",
     )
 
 
 def _refused(path: Path, name: str, why: str) -> ModelUnavailable:
     return ModelUnavailable(
         f"{path}: tokenizer.ggml.pre is {name!r}: {why}. Give model.path the original checkpoint "
-        "folder (its tokenizer.json says how text is split)"
+        "folder, whose tokenizer.json defines the pre-tokenizer"
     )
 
 
@@ -82,12 +84,12 @@ _SPACE = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def _words(digits: str) -> str:
-    """The pattern of GPT-4 and of most since, which differ in how many digits stay together."""
+    """The pattern of GPT-4 and most later models, which differ in how they group digits."""
     return rf"{_ENDINGS}|{_WORD}|{digits}|{_SYMBOLS}|{_SPACE}"
 
 
 def _cased(digits: str, endings: str = f"{_ENDINGS}?") -> str:
-    """The pattern of GPT-4o: a word is cut where a capital letter follows a small one."""
+    """The pattern of GPT-4o: it splits a word before a capital that follows a lower-case letter."""
     upper, lower = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
     front = r"[^\r\n\p{L}\p{N}]?"
     return (
@@ -104,8 +106,8 @@ _DEEPSEEK = (
     rf"|{_SPACE}"
 )
 _DEEPSEEK_LETTERS = (
-    # Letters with a case, as of some version of Unicode; in escapes, since editors that
-    # normalize text would change some.
+    # Letters with a case, as of some version of Unicode. Escaped, because an editor that normalizes
+    # text would change some.
     r"\s?["
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af"
     "\u0370-\u0373\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1"
@@ -134,14 +136,14 @@ _KIMI = (
     rf"|\p{{N}}{{1,3}}|{_SYMBOLS}|{_SPACE}"
 )
 
-_LLAMA3 = Split((_words(_THREE),), ignore_merges=True, add_bos=True)
-_QWEN2 = Split((_words(_ONE),), nfc=True)
-_SINGLE_DIGITS = Split((_ONE, _GPT2))
-_PLAIN = Split((_GPT2,))
-_GPT4O = Split((_cased(_THREE),))
-_GLM4 = Split((_words(_THREE),))
-_DEEPSEEK_V3 = Split((_THREE, _CJK, _DEEPSEEK))
-_BAILING = Split(
+_LLAMA3 = PreTokenizer((_words(_THREE),), ignore_merges=True, add_bos=True)
+_QWEN2 = PreTokenizer((_words(_ONE),), nfc=True)
+_SINGLE_DIGITS = PreTokenizer((_ONE, _GPT2))
+_PLAIN = PreTokenizer((_GPT2,))
+_GPT4O = PreTokenizer((_cased(_THREE),))
+_GLM4 = PreTokenizer((_words(_THREE),))
+_DEEPSEEK_V3 = PreTokenizer((_THREE, _CJK, _DEEPSEEK))
+_BAILING = PreTokenizer(
     (
         (
             r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}"
@@ -149,23 +151,23 @@ _BAILING = Split(
         ),
     )
 )
-_AYA = Split((r"\d{1,3}(?=(?:\d{3})*\b)", _cased(_THREE)))
+_AYA = PreTokenizer((r"\d{1,3}(?=(?:\d{3})*\b)", _cased(_THREE)))
 
-SPLITS: Mapping[str, Split] = {
-    DEFAULT: Split((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
+    DEFAULT: PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
     **dict.fromkeys(
         ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
         _LLAMA3,
     ),
     "jina-v5-nano": _LLAMA3,
-    **dict.fromkeys(("dbrx", "smaug-bpe"), Split((_words(_THREE),))),
+    **dict.fromkeys(("dbrx", "smaug-bpe"), PreTokenizer((_words(_THREE),))),
     **dict.fromkeys(("chatglm-bpe", "glm4", "glm5"), _GLM4),
-    "tekken": Split((_cased(_ONE, ""),), ignore_merges=True, add_bos=True),
+    "tekken": PreTokenizer((_cased(_ONE, ""),), ignore_merges=True, add_bos=True),
     **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"), _GPT4O),
-    "granite-embed-multi-97m": Split((_cased(_THREE),), ignore_merges=True),
+    "granite-embed-multi-97m": PreTokenizer((_cased(_THREE),), ignore_merges=True),
     **dict.fromkeys(("tiny_aya", "cohere2moe"), _AYA),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez"), _QWEN2),
-    "qwen35": Split(
+    "qwen35": PreTokenizer(
         (
             (
                 rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
@@ -174,14 +176,16 @@ SPLITS: Mapping[str, Split] = {
         ),
         nfc=True,
     ),
-    "stablelm2": Split((_words(_ONE),), nfc=True),
-    **dict.fromkeys(("hunyuan", "solar-open", "grok-2"), Split((_words(_ONE),))),
-    "ufakzeka": Split((rf"{_WORD}|\p{{N}}|{_SYMBOLS}|{_SPACE}",)),
-    "laguna": Split((r"[^\n]+|[\n]+", _words(_ONE))),
-    "seed-coder": Split((rf"{_ENDINGS}|{_WORD}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACE}",)),
-    "minicpm5": Split((_THREE, _words(r"\p{N}+")), ignore_merges=True),
+    "stablelm2": PreTokenizer((_words(_ONE),), nfc=True),
+    **dict.fromkeys(("hunyuan", "solar-open", "grok-2"), PreTokenizer((_words(_ONE),))),
+    "ufakzeka": PreTokenizer((rf"{_WORD}|\p{{N}}|{_SYMBOLS}|{_SPACE}",)),
+    "laguna": PreTokenizer((r"[^\n]+|[\n]+", _words(_ONE))),
+    "seed-coder": PreTokenizer(
+        (rf"{_ENDINGS}|{_WORD}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACE}",)
+    ),
+    "minicpm5": PreTokenizer((_THREE, _words(r"\p{N}+")), ignore_merges=True),
     **dict.fromkeys(("bailingmoe", "bailingmoe2", "llada-moe"), _BAILING),
-    "exaone-moe": Split(
+    "exaone-moe": PreTokenizer(
         (
             (
                 rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+"
@@ -189,7 +193,7 @@ SPLITS: Mapping[str, Split] = {
             ),
         )
     ),
-    "k2-horizon": Split(
+    "k2-horizon": PreTokenizer(
         (
             (
                 rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}|\p{{M}}|\u200C|\u200D)+|\p{{N}}{{1,3}}"
@@ -197,7 +201,7 @@ SPLITS: Mapping[str, Split] = {
             ),
         )
     ),
-    "jais-2": Split(
+    "jais-2": PreTokenizer(
         (
             rf"{_ENDINGS}|{_WORD}|\p{{N}}{{1,3}}|{_SYMBOLS}|\s*[\r\n]+|"
             + "|".join(rf"\s{{{run}}}(?!\S)" for run in (512, 256, 128, 64, 32, 16, 8, 4))
@@ -208,7 +212,7 @@ SPLITS: Mapping[str, Split] = {
         ("smollm", "starcoder", "refact", "codeshell", "exaone", "minerva-7b", "mellum2"),
         _SINGLE_DIGITS,
     ),
-    "command-r": Split((_ONE, _GPT2), nfc=True),
+    "command-r": PreTokenizer((_ONE, _GPT2), nfc=True),
     **dict.fromkeys(
         (
             *("gpt-2", "phi-2", "jina-es", "jina-de", "gigachat", "jina-v2-es", "jina-v2-de"),
@@ -217,9 +221,9 @@ SPLITS: Mapping[str, Split] = {
         ),
         _PLAIN,
     ),
-    **dict.fromkeys(("mpt", "olmo", "modern-bert"), Split((_GPT2,), nfc=True)),
-    "falcon": Split((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
-    "deepseek-llm": Split(
+    **dict.fromkeys(("mpt", "olmo", "modern-bert"), PreTokenizer((_GPT2,), nfc=True)),
+    "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
+    "deepseek-llm": PreTokenizer(
         (
             r"[\r\n]",
             _DEEPSEEK_LETTERS,
@@ -229,9 +233,9 @@ SPLITS: Mapping[str, Split] = {
             r"\p{N}+",
         )
     ),
-    "deepseek-coder": Split((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_CJK, _ONE)),
+    "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_CJK, _ONE)),
     **dict.fromkeys(("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"), _DEEPSEEK_V3),
-    "spark2_5": Split(
+    "spark2_5": PreTokenizer(
         (
             _THREE,
             _CJK,
@@ -242,14 +246,14 @@ SPLITS: Mapping[str, Split] = {
             _ONE,
         )
     ),
-    "youtu": Split(
+    "youtu": PreTokenizer(
         (
             "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+",
             _cased(_ONE),
         ),
         ignore_merges=True,
     ),
-    "afmoe": Split(
+    "afmoe": PreTokenizer(
         (
             # From the right in threes: the first piece takes what is left over.
             r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
@@ -257,11 +261,11 @@ SPLITS: Mapping[str, Split] = {
             _DEEPSEEK,
         )
     ),
-    **dict.fromkeys(("poro-chat", "bloom", "gpt3-finnish"), Split((_BLOOM,))),
-    "viking": Split((_BLOOM, _ONE)),
-    "superbpe": Split((r"\p{N}+", r"(?=(\d{3})+(?!\d))")),
-    "kimi-k2": Split((_KIMI,)),
-    "chameleon": Split(
+    **dict.fromkeys(("poro-chat", "bloom", "gpt3-finnish"), PreTokenizer((_BLOOM,))),
+    "viking": PreTokenizer((_BLOOM, _ONE)),
+    "superbpe": PreTokenizer((r"\p{N}+", r"(?=(\d{3})+(?!\d))")),
+    "kimi-k2": PreTokenizer((_KIMI,)),
+    "chameleon": PreTokenizer(
         (
             "<sentinel:[0-9]+>",
             "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",

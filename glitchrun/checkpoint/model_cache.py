@@ -1,4 +1,4 @@
-"""The folder of converted models: one for all projects of a user, and safe to delete."""
+"""The folder of converted models: shared by all projects of a user, and safe to delete."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from pathlib import Path
 
 from glitchrun.errors import PreflightError
 
-VARIABLE = "GLITCHRUN_CACHE"
+CACHE_VARIABLE = "GLITCHRUN_CACHE"
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """GLITCHRUN_CACHE, else XDG_CACHE_HOME/glitchrun, else ~/.cache/glitchrun; it may not exist.
+    """GLITCHRUN_CACHE, else XDG_CACHE_HOME/glitchrun, else ~/.cache/glitchrun.
 
-    Raises PreflightError where none of them can be determined.
+    The folder need not exist. Raises PreflightError where none of them can be determined.
     """
-    if environ.get(VARIABLE):
-        return Path(environ[VARIABLE]).expanduser().absolute()
+    if environ.get(CACHE_VARIABLE):
+        return Path(environ[CACHE_VARIABLE]).expanduser().absolute()
     base = environ.get("XDG_CACHE_HOME", "")
-    if Path(base).is_absolute():  # a relative one is to be ignored, by the specification of XDG
+    if Path(base).is_absolute():  # the XDG specification ignores relative paths
         return Path(base) / "glitchrun"
     home = environ.get("HOME")
     try:
         return (Path(home) if home else Path.home()) / ".cache" / "glitchrun"
     except RuntimeError as error:
         raise PreflightError(
-            f"there is no home folder to keep converted models in; set {VARIABLE} to a folder with "
-            "room for them"
+            f"there is no home folder for converted models; set {CACHE_VARIABLE} to a folder with "
+            "enough space"
         ) from error
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the files under a folder; 0 where it is not there."""
+    """Bytes of the files under a folder; 0 where it does not exist."""
     sizes = (path.lstat().st_size for path in folder.rglob("*") if not path.is_symlink())
     return sum(sizes) if folder.is_dir() else 0
 
 
 def clear(folder: Path) -> int:
-    """Remove the converted models under a cache folder. Returns the number of bytes freed.
+    """Remove the converted models under a cache folder and return the number of bytes freed.
 
-    Removes only files that glitchrun wrote. Raises PreflightError where that fails.
+    Removes only files that glitchrun wrote. Raises PreflightError where a file cannot be removed.
     """
     converted = folder / "gguf"
     freed = size_of(converted)
