@@ -46,11 +46,11 @@ from glitchrun.model.loaded import LoadedModel
 from glitchrun.plan.batch_sizes import PASSES_PER_WRITE
 from glitchrun.plan.weight_bytes import weights
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.choice import Sampling
 from glitchrun.probing.choose import best_backend
-from glitchrun.probing.memory import standard_rows
-from glitchrun.probing.sampler import Sampler
+from glitchrun.probing.memory_limits import standard_rows
+from glitchrun.probing.sampling import Sampler
 from glitchrun.probing.screen import Screener
+from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.probing.verifier import Verifier
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.render import Prompt
@@ -340,7 +340,7 @@ def _sampling(page: Page, backend: Backend) -> None:
     sampler = Sampler(
         backend,
         {"repeat": PROMPT},
-        sampling=Sampling(0.02, 0.9),
+        params=SamplingParams(0.02, 0.9),
         max_new_tokens=16,
         rows=512,
         seed=0,

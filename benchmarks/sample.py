@@ -23,9 +23,9 @@ import torch
 
 from glitchrun.events import Token
 from glitchrun.model import load
-from glitchrun.probing.choice import Sampling
 from glitchrun.probing.choose import best_backend
-from glitchrun.probing.sampler import Sampler
+from glitchrun.probing.sampling import Sampler
+from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.render import Prompt, render
 from glitchrun.prompts.template import stop_ids
@@ -65,7 +65,7 @@ class Bench:
         return Sampler(
             self.backend,
             self.prompts,
-            sampling=Sampling(TEMPERATURE, TOP_P),
+            params=SamplingParams(TEMPERATURE, TOP_P),
             max_new_tokens=self.new_tokens,
             rows=rows,
             seed=0,

@@ -24,7 +24,7 @@ from glitchrun.chat.stream import Stream
 from glitchrun.cli import main
 from glitchrun.errors import UsageError
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.choice import Sampling
+from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.strategies.context import Context
 from tests.support.commands import Command
 from tests.support.engine import context, one_at_a_time
@@ -39,7 +39,7 @@ def llama(llama_folder: Path) -> Context:
 
 
 def begin(llama: Context, *, seed: int = 1, system: str | None = None, **sampling: Any) -> Session:
-    settings = Settings(Sampling(**sampling), LENGTH, seed)
+    settings = Settings(SamplingParams(**sampling), LENGTH, seed)
     return Session(Backend(llama.backend.model), llama.template, settings, system)
 
 

@@ -12,8 +12,8 @@ import pytest
 from glitchrun.behaviour.catalogue import TESTS
 from glitchrun.behaviour.judging import Judgement
 from glitchrun.events import Batch, Event, Measured, Token
-from glitchrun.probing.answers import Answers
-from glitchrun.probing.choice import Sampling
+from glitchrun.probing.sampling import Sampler
+from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.prompts.render import Prompt, render
 from glitchrun.spec.probes import Probe
 from glitchrun.strategies import configure, load
@@ -45,16 +45,17 @@ def metrics(events: Sequence[Event]) -> dict[str, Measured]:
 
 def sampler(
     probed: Context, rows: int = 8, temperature: float = 0.7, stop: str | None = None
-) -> Answers:
-    return Answers(
+) -> Sampler:
+    return Sampler(
         probed.backend,
-        sampling=Sampling(temperature),
+        params=SamplingParams(temperature),
         max_new_tokens=8,
         rows=rows,
         seed=1,
         decode=probed.backend.model.tokenizer.decode,
         stop_ids=frozenset({STOP}),
         stop_text=stop,
+        match="never",
     )
 
 
@@ -102,13 +103,13 @@ def answering(monkeypatch: pytest.MonkeyPatch, answer: Callable[[str, int, int],
     """Puts a made-up model in place of the real one: from question, token and attempt to answer."""
 
     def answers(
-        self: Answers, prompt: Prompt, tokens: Sequence[Token], attempts: int
+        self: Sampler, prompt: Prompt, tokens: Sequence[Token], attempts: int
     ) -> list[list[str]]:
         self.counters["continuations"] += len(tokens) * attempts
         name = prompt.probe.removeprefix("classify/")
         return [[answer(name, token.id, i) for i in range(attempts)] for token in tokens]
 
-    monkeypatch.setattr(Answers, "answers", answers)
+    monkeypatch.setattr(Sampler, "answers", answers)
 
 
 def test_a_planted_behaviour_is_flagged_and_nothing_else(

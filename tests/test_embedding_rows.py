@@ -14,7 +14,7 @@ from glitchrun.cli import main
 from glitchrun.errors import ExitCode, PreflightError, RunError, UsageError
 from glitchrun.model import load_tokenizer
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.choice import Sampling
+from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.spec.types import Step
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.prompt_ids import check_embedding_rows
@@ -108,7 +108,7 @@ def test_a_text_that_is_such_a_token_is_refused(bare: Context) -> None:
 
 
 def test_a_talk_does_not_begin(templated: Context, bare: Context) -> None:
-    settings = Settings(Sampling(0.0, 1.0), 2, 0)
+    settings = Settings(SamplingParams(0.0, 1.0), 2, 0)
     with pytest.raises(PreflightError, match=r"'<\|im_start\|>' \(id"):
         Session(templated.backend, templated.template, settings)
     talk = Session(Backend(bare.backend.model), bare.template, settings)

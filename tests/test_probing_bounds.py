@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from glitchrun.errors import RunError
-from glitchrun.probing import choice
+from glitchrun.probing import token_choice
 from glitchrun.probing.statistics import entropy, measure
 from glitchrun.probing.verifier import Verifier
 from tests.support import tiny_models
@@ -53,7 +53,7 @@ def test_a_wide_nucleus_is_that_of_a_whole_sort(top_p: float) -> None:
     ordered = log_p.sort(descending=True, stable=True)
     before = ordered.values.exp().cumsum(0) - ordered.values.exp()
     inside = int((before < top_p).sum())
-    values, ids = choice._likely_first(log_p.numpy(), top_p)
+    values, ids = token_choice._sorted_candidates(log_p.numpy(), top_p)
     assert inside > 256
     assert ids[:inside].tolist() == ordered.indices[:inside].tolist()
     assert values[:inside].tolist() == ordered.values[:inside].tolist()

@@ -12,7 +12,7 @@ import torch
 from glitchrun.errors import PreflightError, RunError
 from glitchrun.model import load
 from glitchrun.model.loaded import LoadedModel
-from glitchrun.probing import memory
+from glitchrun.probing import memory_limits
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.calling import ModelCall
 from glitchrun.probing.choose import best_backend
@@ -85,7 +85,7 @@ def test_an_error_of_our_own_keeps_its_traceback(
     with pytest.raises(TypeError, match="a mistake"):
         Backend(model).last_logits([3], torch.tensor([[4]]))
     # A mistake in a layer that glitchrun put into the model is its own as well.
-    wrong = compile("def forward(**_): raise KeyError('a mistake')", memory.__file__, "exec")
+    wrong = compile("def forward(**_): raise KeyError('a mistake')", memory_limits.__file__, "exec")
     names: dict[str, Any] = {}
     exec(wrong, names)
     model.module.forward = lambda input_ids=None, **_: names["forward"]()

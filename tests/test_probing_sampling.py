@@ -12,13 +12,19 @@ import pytest
 import torch
 
 from glitchrun.events import Token
-from glitchrun.probing import alike, growth
-from glitchrun.probing.alike import Shape
+from glitchrun.probing import batch_invariance, sampling
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.choice import Sampling, choose
-from glitchrun.probing.noise import gumbel, stream
-from glitchrun.probing.sampler import Sampler
-from glitchrun.probing.texts import Attempt, Ending, Text, beginnings, branches, packs
+from glitchrun.probing.batch_invariance import BatchShape
+from glitchrun.probing.sampling import (
+    Attempt,
+    Continuation,
+    Sampler,
+    StopRule,
+    fork,
+    group_by_token,
+    micro_batches,
+)
+from glitchrun.probing.token_choice import SamplingParams, choose_tokens, gumbel_noise, rng_key
 from glitchrun.strategies.context import Context
 from tests.support import tiny_models
 from tests.support.engine import context, one_at_a_time
@@ -33,7 +39,7 @@ def llama(llama_folder: Path) -> Context:
 
 def _sampler(probed: Context, rows: int, **changes: object) -> Sampler:
     settings: dict[str, object] = {
-        "sampling": Sampling(1.0, 0.95),
+        "params": SamplingParams(1.0, 0.95),
         "max_new_tokens": 6,
         "rows": rows,
         "seed": 5,
@@ -78,9 +84,11 @@ def test_attempts_are_the_same_where_every_pass_must_have_one_shape(
 ) -> None:
     probed, tokens, _ = attempted
     if probed.backend.arithmetic == torch.float32:
-        assert alike.shape(probed.backend, probed.prompts("strict")["repeat"], 99) == Shape(99)
+        assert batch_invariance.batch_shape(
+            probed.backend, probed.prompts("strict")["repeat"], 99
+        ) == BatchShape(99)
         return
-    monkeypatch.setattr(alike, "rows_alike", lambda *_: False)
+    monkeypatch.setattr(batch_invariance, "is_batch_invariant", lambda *_: False)
     widths: set[int] = set()
     whole = Backend.step
 
@@ -112,9 +120,9 @@ def test_rows_that_differ_with_the_batch_are_noticed(
         logits, cache = whole(self, ids, cache, **options)
         return logits * (1 + 1e-6 * (len(ids) == 17)), cache
 
-    assert alike.rows_alike(llama.backend, prompt) in (True, False)
+    assert batch_invariance.is_batch_invariant(llama.backend, prompt) in (True, False)
     monkeypatch.setattr(type(llama.backend), "step", uneven)
-    assert not alike.rows_alike(llama.backend, prompt)
+    assert not batch_invariance.is_batch_invariant(llama.backend, prompt)
 
 
 def test_tokens_within_rounding_are_drawn_from_a_pass_of_their_own(
@@ -122,7 +130,7 @@ def test_tokens_within_rounding_are_drawn_from_a_pass_of_their_own(
 ) -> None:
     tokens = [llama.vocabulary.token(i) for i in range(100, 106)]
     usual = _sampler(llama, 64).sample(tokens, 3)
-    monkeypatch.setattr(growth, "_FLOAT32_ROUNDING", 1.0)  # everything is unclear
+    monkeypatch.setattr(sampling, "_FLOAT32_ROUNDING", 1.0)  # everything is unclear
     sampler = _sampler(llama, 64)
     assert sampler.sample(tokens, 3) == usual
     assert sampler.counters["resampled"] == sampler.counters["drawn"] > 0
@@ -130,7 +138,7 @@ def test_tokens_within_rounding_are_drawn_from_a_pass_of_their_own(
 
 def test_attempts_that_draw_alike_are_one_row(llama: Context) -> None:
     tokens = [llama.vocabulary.token(i) for i in range(100, 104)]
-    sampler = _sampler(llama, 64, sampling=Sampling(0.0), max_new_tokens=5)
+    sampler = _sampler(llama, 64, params=SamplingParams(0.0), max_new_tokens=5)
     sampler.sample(tokens, 8)
     assert sampler.counters["rows"] <= sampler.counters["drawn"] / 8
 
@@ -158,7 +166,7 @@ def test_an_attempt_succeeds_by_id_or_by_text(llama: Context) -> None:
     """Every continuation is forced to a known id by a model-independent sampler: greedy."""
     prompt = llama.prompts(("repeat",))["repeat"]
     said = int(one_at_a_time(llama, prompt.ids(150)).argmax())
-    greedy = {"sampling": Sampling(0.0), "max_new_tokens": 1}
+    greedy = {"params": SamplingParams(0.0), "max_new_tokens": 1}
     assert _sampler(llama, 8, **greedy).sample([_token(150)], 2) == [(True, True)]
     text = llama.backend.model.tokenizer.decode([said])
     if "\ufffd" not in text and text.strip():
@@ -168,7 +176,7 @@ def test_an_attempt_succeeds_by_id_or_by_text(llama: Context) -> None:
 def _ends(
     text: str, ids: Sequence[int], token: Token, stop: str | None = None
 ) -> tuple[bool, bool]:
-    return Ending(lambda _: text, frozenset({2}), stop).of(Text(token, tuple(ids), ()))
+    return StopRule(lambda _: text, frozenset({2}), stop).check(Continuation(token, tuple(ids), ()))
 
 
 def test_where_a_continuation_ends() -> None:
@@ -184,21 +192,21 @@ def test_where_a_continuation_ends() -> None:
 
 
 def test_what_says_a_token_can_be_chosen() -> None:
-    text = Text(_token(9, " cat"), (5, 6), ())
-    by_text = Ending(lambda _: "a cat", frozenset(), match="text")
-    by_id = Ending(lambda _: "a cat", frozenset(), match="id")
-    assert by_text.of(text) == (True, True)
-    assert by_id.of(text) == (False, False)
+    text = Continuation(_token(9, " cat"), (5, 6), ())
+    by_text = StopRule(lambda _: "a cat", frozenset(), match="text")
+    by_id = StopRule(lambda _: "a cat", frozenset(), match="id")
+    assert by_text.check(text) == (True, True)
+    assert by_id.check(text) == (False, False)
     named = replace(text, ids=(5, 9))
-    assert by_id.of(named) == (True, True)
-    assert Ending(lambda _: "a dog", frozenset(), match="text").of(named) == (False, False)
+    assert by_id.check(named) == (True, True)
+    assert StopRule(lambda _: "a dog", frozenset(), match="text").check(named) == (False, False)
 
 
 @pytest.mark.parametrize("rows", [3, 256])
 def test_distinct_continuations_are_counted_once(llama: Context, rows: int) -> None:
     """However the attempts are packed; greedy ones are all the same."""
     tokens = [_token(150), _token(151)]
-    greedy = _sampler(llama, rows, sampling=Sampling(0.0))
+    greedy = _sampler(llama, rows, params=SamplingParams(0.0))
     greedy.sample(tokens, 5)
     assert greedy.counters["distinct"] == 2 * 3  # tokens, probes
     short = _sampler(llama, rows, max_new_tokens=1)
@@ -208,42 +216,42 @@ def test_distinct_continuations_are_counted_once(llama: Context, rows: int) -> N
     assert 6 < short.counters["distinct"] <= whole.counters["distinct"] <= 30
 
 
-def test_texts_part_where_attempts_choose_differently() -> None:
+def test_continuations_fork_where_attempts_choose_differently() -> None:
     attempts = [Attempt(_token(t), i, 0) for t in (7, 8) for i in range(3)]
-    texts = beginnings(attempts)
-    assert [len(text.attempts) for text in texts] == [3, 3]
-    draws = [(row, a) for row, text in enumerate(texts) for a in text.attempts]
-    found = branches(texts, draws, [4, 5, 4, 6, 6, 6])
-    assert [(b.row, b.text.ids, len(b.text.attempts)) for b in found] == [
+    continuations = group_by_token(attempts)
+    assert [len(one.attempts) for one in continuations] == [3, 3]
+    draws = [(row, a) for row, one in enumerate(continuations) for a in one.attempts]
+    found = fork(continuations, draws, [4, 5, 4, 6, 6, 6])
+    assert [(b.row, b.continuation.ids, len(b.continuation.attempts)) for b in found] == [
         (0, (4,), 2),
         (0, (5,), 1),
         (1, (6,), 3),
     ]
-    packed = list(packs(found, 4))
-    assert [[len(b.text.attempts) for b in pack] for pack in packed] == [[2, 1, 1], [2]]
-    assert sorted(a.number for pack in packed for b in pack for a in b.text.attempts) == [
+    split = list(micro_batches(found, 4))
+    assert [[len(b.continuation.attempts) for b in batch] for batch in split] == [[2, 1, 1], [2]]
+    assert sorted(a.number for batch in split for b in batch for a in b.continuation.attempts) == [
         *(0, 0, 1, 1, 2, 2)
     ]
 
 
 def test_gumbel_noise_is_a_function_of_its_key_and_has_its_distribution() -> None:
-    key = stream(1, 2, "repeat", 3)
-    assert key != stream(1, 2, "repeat", 4) != stream(1, 3, "repeat", 3)
+    key = rng_key(1, 2, "repeat", 3)
+    assert key != rng_key(1, 2, "repeat", 4) != rng_key(1, 3, "repeat", 3)
     ids = np.arange(20_000)
-    noise = gumbel(key, 0, ids)
-    assert np.array_equal(noise[[5, 7]], gumbel(key, 0, np.array([5, 7])))
-    both = gumbel(np.array([[key], [key + 1]], dtype=np.uint64), 0, ids)
+    noise = gumbel_noise(key, 0, ids)
+    assert np.array_equal(noise[[5, 7]], gumbel_noise(key, 0, np.array([5, 7])))
+    both = gumbel_noise(np.array([[key], [key + 1]], dtype=np.uint64), 0, ids)
     assert np.array_equal(both[0], noise)
-    assert np.array_equal(both[1], gumbel(key + 1, 0, ids))
+    assert np.array_equal(both[1], gumbel_noise(key + 1, 0, ids))
     assert noise.mean() == pytest.approx(np.euler_gamma, abs=0.03)
     assert noise.var() == pytest.approx(np.pi**2 / 6, abs=0.06)
-    assert abs(np.corrcoef(noise, gumbel(key, 1, ids))[0, 1]) < 0.03
+    assert abs(np.corrcoef(noise, gumbel_noise(key, 1, ids))[0, 1]) < 0.03
 
 
 def test_sampled_tokens_follow_the_nucleus() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
-    keys = [stream(0, 0, "repeat", i) for i in range(4000)]
-    chosen, _ = choose(logits, [0] * 4000, keys, 0, Sampling(1.0, 0.9), 0.0)
+    keys = [rng_key(0, 0, "repeat", i) for i in range(4000)]
+    chosen, _ = choose_tokens(logits, [0] * 4000, keys, 0, SamplingParams(1.0, 0.9), 0.0)
     share = np.bincount(chosen, minlength=4) / 4000
     assert share[3] == 0.0  # the first three already hold 0.95
     assert share[:3] == pytest.approx(np.array([0.5, 0.3, 0.15]) / 0.95, abs=0.03)
@@ -251,8 +259,8 @@ def test_sampled_tokens_follow_the_nucleus() -> None:
 
 def test_a_wide_nucleus_reaches_beyond_the_likely_candidates() -> None:
     logits = torch.zeros(200, 2000)
-    keys = [stream(0, 0, "repeat", i) for i in range(200)]
-    chosen, _ = choose(logits, range(200), keys, 0, Sampling(1.0, 1.0), 0.0)
+    keys = [rng_key(0, 0, "repeat", i) for i in range(200)]
+    chosen, _ = choose_tokens(logits, range(200), keys, 0, SamplingParams(1.0, 1.0), 0.0)
     assert len(set(chosen)) > 150
     assert max(chosen) > 1500
 
@@ -263,21 +271,21 @@ def test_draws_are_those_of_a_plain_loop(top_p: float) -> None:
     spread = torch.tensor([0.0, 1.0, 3.0, 8.0, 20.0]).repeat(4)[:, None]
     logits = torch.randn(20, 900, generator=torch.Generator().manual_seed(1)) * spread
     rows = [row for row in range(20) for _ in range(5)][::-1]
-    keys = [stream(3, row, "x", i) for i, row in enumerate(rows)]
-    chosen, _ = choose(logits, rows, keys, 4, Sampling(0.7, top_p), 0.0)
+    keys = [rng_key(3, row, "x", i) for i, row in enumerate(rows)]
+    chosen, _ = choose_tokens(logits, rows, keys, 4, SamplingParams(0.7, top_p), 0.0)
     for row, key, found in zip(rows, keys, chosen, strict=True):
         p = (logits[row].double() / 0.7).softmax(-1).numpy()
         order = np.lexsort((np.arange(900), -p))
         inside = order[np.cumsum(p[order]) - p[order] < top_p]
-        assert found == inside[(np.log(p[inside]) + gumbel(key, 4, inside)).argmax()]
+        assert found == inside[(np.log(p[inside]) + gumbel_noise(key, 4, inside)).argmax()]
 
 
-def test_draws_within_rounding_are_unclear() -> None:
+def test_draws_within_rounding_are_near_ties() -> None:
     logits = torch.log(torch.tensor([[0.6, 0.4], [0.999999, 1e-6]]))
-    keys = [stream(0, 0, "x", i) for i in range(300)]
-    _, unclear = choose(logits, [0] * 300, keys, 0, Sampling(1.0, 1.0), 0.05)
-    assert 10 < sum(unclear) < 150  # |noise| and log-odds lie within 0.2 that often
-    _, clear = choose(logits, [1] * 300, keys, 0, Sampling(1.0, 0.9), 1e-5)
+    keys = [rng_key(0, 0, "x", i) for i in range(300)]
+    _, near_ties = choose_tokens(logits, [0] * 300, keys, 0, SamplingParams(1.0, 1.0), 0.05)
+    assert 10 < sum(near_ties) < 150  # |noise| and log-odds lie within 0.2 that often
+    _, clear = choose_tokens(logits, [1] * 300, keys, 0, SamplingParams(1.0, 0.9), 1e-5)
     assert not any(clear)
-    _, close = choose(logits, [0, 1], keys[:2], 0, Sampling(0.0), 0.5)
+    _, close = choose_tokens(logits, [0, 1], keys[:2], 0, SamplingParams(0.0), 0.5)
     assert close == [True, False]

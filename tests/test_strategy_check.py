@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from glitchrun.events import Batch, Measured
-from glitchrun.probing.choice import Sampling
-from glitchrun.probing.noise import stream
+from glitchrun.probing.token_choice import SamplingParams, rng_key
 from glitchrun.strategies import configure, load, validate
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.findings import Checked, Finding
@@ -161,7 +160,7 @@ def test_attempts_that_are_all_the_same_fail_the_verification(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As they would be were they made greedily."""
-    monkeypatch.setattr(validate, "Sampling", lambda _, top_p: Sampling(0.0, top_p))
+    monkeypatch.setattr(validate, "SamplingParams", lambda _, top_p: SamplingParams(0.0, top_p))
     given = {"glitch": sorted(PLANTED)[:3], "controls": 4, "attempts": 3, "max_new_tokens": 5}
     state, reason = outcome(oracle("float32"), "verification", **given)
     assert state == "fail"
@@ -174,7 +173,7 @@ def test_attempts_that_differ_a_second_time_fail_the_verification(
     """All of them fail the token, the second time too: what they drew tells them apart."""
     turn = count()
     monkeypatch.setattr(
-        "glitchrun.probing.sampler.stream", lambda *what: stream(next(turn), *what[1:])
+        "glitchrun.probing.sampling.rng_key", lambda *what: rng_key(next(turn), *what[1:])
     )
     given = {"glitch": sorted(PLANTED)[:3], "controls": [], "attempts": 3, "max_new_tokens": 5}
     state, reason = outcome(oracle("float32"), "verification", **given)

@@ -11,8 +11,7 @@ from glitchrun.chat.stream import Stream
 from glitchrun.chat.transcript import Transcript
 from glitchrun.errors import UsageError
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.choice import Sampling, choose
-from glitchrun.probing.noise import stream
+from glitchrun.probing.token_choice import SamplingParams, choose_tokens, rng_key
 from glitchrun.prompts.dialogue import Dialogue
 from glitchrun.prompts.rows import check_rows, describe_token, missing_rows
 from glitchrun.prompts.template import Template, stop_ids
@@ -23,7 +22,7 @@ from glitchrun.spec.token_ids import BY_ID
 class Settings:
     """How answers are drawn. The same seed and the same turns give the same answers."""
 
-    sampling: Sampling
+    params: SamplingParams
     max_new_tokens: int
     seed: int
 
@@ -146,7 +145,7 @@ class Session:
 
     def _sampled(self, text: Stream) -> Iterator[tuple[int | None, str | None]]:
         """Each id of an answer, then None with what ended it."""
-        key = stream(self.settings.seed, len(self.turns), "chat", 0)
+        key = rng_key(self.settings.seed, len(self.turns), "chat", 0)
         for position in range(self.settings.max_new_tokens):
             if self._stopping:
                 yield None, "stopped"
@@ -155,7 +154,7 @@ class Session:
                 yield None, "context"
                 return
             logits = self._transcript.logits()
-            (token_id,), _ = choose(logits, [0], [key], position, self.settings.sampling, 0.0)
+            (token_id,), _ = choose_tokens(logits, [0], [key], position, self.settings.params, 0.0)
             if token_id in self._ends:
                 yield None, "end"
                 return

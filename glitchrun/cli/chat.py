@@ -67,11 +67,13 @@ def command(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see `apply`
     from glitchrun.chat.loop import talk
     from glitchrun.chat.session import Settings
-    from glitchrun.probing.choice import Sampling
+    from glitchrun.probing.token_choice import SamplingParams
 
     run = _run(experiment, only)
     settings = Settings(
-        Sampling(temperature, top_p), max_new_tokens, run.cell.spec.seed if seed is None else seed
+        SamplingParams(temperature, top_p),
+        max_new_tokens,
+        run.cell.spec.seed if seed is None else seed,
     )
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     session = _session(run, settings)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import glitchrun
 from glitchrun.errors import GlitchrunError, PreflightError, RunError
-from glitchrun.probing.memory import is_out_of_memory
+from glitchrun.probing.memory_limits import is_out_of_memory
 
 _STATES = ("past_key_values", "cache_params", "state")
 """Names under which models take what they keep of earlier positions, and give it back."""

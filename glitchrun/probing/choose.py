@@ -22,7 +22,7 @@ from glitchrun.probing.check import (
 )
 from glitchrun.probing.fast.backend import FastBackend
 from glitchrun.probing.fast.shape import OtherShapeError, recognize
-from glitchrun.probing.memory import is_out_of_memory
+from glitchrun.probing.memory_limits import is_out_of_memory
 from glitchrun.probing.states import CacheMode
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from glitchrun.errors import RunError
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.memory import screening_rows
+from glitchrun.probing.memory_limits import screening_rows
 from glitchrun.prompts.render import Prompt
 
 CALIBRATION = 64

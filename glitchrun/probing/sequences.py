@@ -11,7 +11,7 @@ from torch import Tensor
 
 from glitchrun.plan.batch_sizes import SCORE_BATCH
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.memory import is_out_of_memory
+from glitchrun.probing.memory_limits import is_out_of_memory
 from glitchrun.prompts.slot import Slot
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from glitchrun.events import ProbeResult
 from glitchrun.plan.batch_sizes import RECHECK_BATCH
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.memory import is_out_of_memory
+from glitchrun.probing.memory_limits import is_out_of_memory
 from glitchrun.probing.statistics import ROUNDING, Statistics, measure
 from glitchrun.prompts.render import Prompt
 

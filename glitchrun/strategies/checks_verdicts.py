@@ -98,7 +98,7 @@ def _attempts(config: Config, context: Context, glitch: Sequence[int]) -> Iterat
 
     def drawn(some: Sequence[Token]) -> set[tuple[int, tuple[int, ...]]]:
         sampler.sample(some, asked.attempts)
-        return sampler.ends
+        return sampler.distinct
 
     together = drawn(tokens)
     same = together == set().union(*(drawn([token]) for token in tokens))

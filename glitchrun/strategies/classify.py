@@ -11,9 +11,9 @@ from glitchrun.behaviour.catalogue import QUESTIONS, TESTS
 from glitchrun.behaviour.judging import BehaviourTest
 from glitchrun.behaviour.scenarios import SCENARIO_QUESTIONS, SCENARIOS
 from glitchrun.events import Batch, Entry, Event, Token
-from glitchrun.probing.answers import Answers
-from glitchrun.probing.choice import Sampling
-from glitchrun.probing.memory import standard_rows
+from glitchrun.probing.memory_limits import standard_rows
+from glitchrun.probing.sampling import Sampler
+from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.prompts.render import Prompt, intact, render
 from glitchrun.prompts.template import stop_ids
 from glitchrun.spec.probes import TOKEN, Probe
@@ -168,18 +168,19 @@ def _prompts(config: Config, context: Context) -> dict[str, Prompt]:
     }
 
 
-def _sampler(config: Config, context: Context) -> Answers:
+def _sampler(config: Config, context: Context) -> Sampler:
     model = context.backend.model
     rows = config.batch_size
     if rows == "auto":
         rows = standard_rows(model, _SPARE + config.max_new_tokens, context.free_bytes)
-    return Answers(
+    return Sampler(
         context.backend,
-        sampling=Sampling(config.temperature, config.top_p),
+        params=SamplingParams(config.temperature, config.top_p),
         max_new_tokens=config.max_new_tokens,
         rows=int(rows),
         seed=context.spec.seed,
         decode=model.tokenizer.decode,
         stop_ids=stop_ids(context.template, model.tokenizer) | model.end_ids,
         stop_text=context.template.stop,
+        match="never",
     )

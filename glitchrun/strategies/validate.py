@@ -10,9 +10,9 @@ from typing import Any
 from scipy.stats import binomtest
 
 from glitchrun.events import Batch, Event, Measured, Sampled, Token
-from glitchrun.probing.choice import Sampling
-from glitchrun.probing.memory import standard_rows
-from glitchrun.probing.sampler import Sampler
+from glitchrun.probing.memory_limits import standard_rows
+from glitchrun.probing.sampling import Sampler
+from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.prompts.render import Prompt, intact
 from glitchrun.prompts.template import stop_ids
 from glitchrun.strategies.context import Context
@@ -118,7 +118,7 @@ def new_sampler(config: Config, context: Context, prompts: Mapping[str, Prompt])
     return Sampler(
         context.backend,
         prompts,
-        sampling=Sampling(config.temperature, config.top_p),
+        params=SamplingParams(config.temperature, config.top_p),
         max_new_tokens=config.max_new_tokens,
         rows=int(rows),
         seed=context.spec.seed,

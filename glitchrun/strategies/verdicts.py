@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from glitchrun.events import Batch, Measured, ProbeResult, Token, Verified
 from glitchrun.plan.batch_sizes import PASSES_PER_WRITE
-from glitchrun.probing.memory import standard_rows
+from glitchrun.probing.memory_limits import standard_rows
 from glitchrun.probing.verifier import Verifier
 from glitchrun.prompts.render import intact
 from glitchrun.spec.probes import PROBES

@@ -14,13 +14,12 @@ from glitchrun.errors import GlitchrunError
 from glitchrun.events import ProbeResult, Token
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.choice import Sampling, choose
 from glitchrun.probing.choose import best_backend
 from glitchrun.probing.continuation import greedy
 from glitchrun.probing.fast.backend import FastBackend
-from glitchrun.probing.noise import stream
-from glitchrun.probing.sampler import Sampler
+from glitchrun.probing.sampling import Sampler
 from glitchrun.probing.statistics import entropy
+from glitchrun.probing.token_choice import SamplingParams, choose_tokens, rng_key
 from glitchrun.probing.verifier import Verifier
 from glitchrun.prompts.render import Prompt
 from tools.families.small import Family, NotSmallError, build
@@ -29,7 +28,7 @@ VOCABULARY = 400
 _PROMPT = Prompt("repeat", (0, 17, 211, 45, 98, 320), (77, 12, 250, 131, 9), "", "")
 _TOKENS = (5, 123, 301, 399, 64)
 _ATTEMPTS, _NEW_TOKENS = 2, 4
-_SAMPLING = Sampling(temperature=1.0, top_p=0.95)
+_SAMPLING = SamplingParams(temperature=1.0, top_p=0.95)
 _SEED = 3
 _CLOSE = 1e-3
 """Share by which a probability may differ from a plain pass's."""
@@ -142,7 +141,7 @@ def _sampled(backend: Backend) -> set[tuple[int, tuple[int, ...]]]:
     sampler = Sampler(
         backend,
         {"repeat": _PROMPT},
-        sampling=_SAMPLING,
+        params=_SAMPLING,
         max_new_tokens=_NEW_TOKENS,
         rows=16,
         seed=_SEED,
@@ -150,18 +149,18 @@ def _sampled(backend: Backend) -> set[tuple[int, tuple[int, ...]]]:
         stop_ids=frozenset(),
     )
     sampler.sample([_token(one) for one in _TOKENS], _ATTEMPTS)
-    return sampler.ends
+    return sampler.distinct
 
 
 def _sampled_plainly(wanted: Plain) -> set[tuple[int, tuple[int, ...]]]:
     found = set()
     for token in _TOKENS:
         for attempt in range(_ATTEMPTS):
-            key = stream(_SEED, token, "repeat", attempt)
+            key = rng_key(_SEED, token, "repeat", attempt)
             said: tuple[int, ...] = ()
             while len(said) < _NEW_TOKENS and token not in said:
                 logits = wanted((*_PROMPT.ids(token), *said))[None]
-                chosen, _ = choose(logits, [0], [key], len(said), _SAMPLING, 0.0)
+                chosen, _ = choose_tokens(logits, [0], [key], len(said), _SAMPLING, 0.0)
                 said = (*said, *chosen)
             found.add((token, said))
     return found

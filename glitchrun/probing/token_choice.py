@@ -1,0 +1,210 @@
+"""Chooses the next token of sampled continuations: greedy, or Gumbel-max within a nucleus.
+
+Random numbers depend on what they are for, not on when they are drawn. The score of candidate
+token i at position t of an attempt adds a hash of (seed, token, probe, attempt, t, i) to the
+log-probability of i. Batch composition, order and interruptions therefore cannot change a choice;
+only rounding can, and `choose_tokens` reports where it might have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+_LIKELY = 1e-3
+"""Candidates of at least this probability are collected first. They rarely miss any part of a
+nucleus."""
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Keys = NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is sampled."""
+
+    temperature: float = 0.7
+    """Divides the logits before the softmax; 0 is greedy."""
+    top_p: float = 0.9
+    """Probability mass of the nucleus (Holtzman et al. 2019, arXiv 1904.09751)."""
+
+
+def choose_tokens(
+    logits: Tensor,
+    rows: Sequence[int],
+    keys: Sequence[int],
+    position: int,
+    params: SamplingParams,
+    rounding: float,
+) -> tuple[list[int], list[bool]]:
+    """Chooses one token for each draw; several draws may use the same row of logits.
+
+    Args:
+        logits: `(R, V)`, float32.
+        rows: `(A,)` the row of each draw.
+        keys: `(A,)` the `rng_key` of each draw.
+        position: Index of the chosen token within its continuation, from 0.
+        params: Temperature and nucleus.
+        rounding: How far rounding may move a logit, as a share of the largest logit of its row.
+
+    Returns:
+        `(A,)` token ids, and `(A,)` whether the draw is a near-tie: another token came within
+        rounding of being chosen.
+    """
+    low, high = (bound.cpu().numpy() for bound in logits.aminmax(dim=-1))
+    slack = rounding * np.maximum(np.maximum(-low, high), 1.0).astype(np.float64)  # (R,)
+    row_of = np.asarray(rows)
+    if params.temperature == 0:
+        top = logits.topk(2, dim=-1)
+        ids, values = top.indices.cpu().numpy(), top.values.cpu().numpy()
+        tied = (values[:, 0] - values[:, 1]) < slack
+        return ids[row_of, 0].tolist(), tied[row_of].tolist()
+    chosen, near_ties = np.empty(len(row_of), np.int64), np.empty(len(row_of), bool)
+    key_array, scaled_slack = np.asarray(keys, dtype=np.uint64), slack[row_of] / params.temperature
+    for nuclei in _nuclei(logits / params.temperature, np.unique(row_of), params.top_p):
+        draws = np.flatnonzero(np.isin(row_of, nuclei.rows))
+        index = np.searchsorted(nuclei.rows, row_of[draws])
+        chosen[draws], near_ties[draws] = _gumbel_max(
+            nuclei, index, key_array[draws], position, params.top_p, scaled_slack[draws]
+        )
+    return chosen.tolist(), near_ties.tolist()
+
+
+def _gumbel_max(
+    nuclei: _Nuclei, index: Ids, keys: Keys, position: int, top_p: float, slack: Floats
+) -> tuple[Ids, NDArray[np.bool_]]:
+    """Draws from nucleus `index` `(A,)` each. `slack` `(A,)` is the rounding in scaled logits."""
+    limit = top_p + slack[:, None]
+    width = max(1, int((nuclei.mass_above < limit.max()).sum(axis=1).max()))
+    ids: Ids = nuclei.ids[index, :width]  # (A, width)
+    log_p: Floats = nuclei.log_p[index, :width]
+    mass_above: Floats = nuclei.mass_above[index, :width]
+    noisy = log_p + gumbel_noise(keys[:, None], position, ids)
+    score = np.where(mass_above < limit, noisy, -np.inf)
+    in_nucleus = np.where(mass_above < top_p, score, -np.inf)
+    draws, best = np.arange(len(index)), in_nucleus.argmax(axis=1)
+    winner, winner_mass = in_nucleus[draws, best], mass_above[draws, best]
+    score[draws, best] = -np.inf
+    clear = winner - score.max(axis=1) > 2 * slack
+    at_edge = (winner_mass > top_p - slack) & (winner_mass > 0)  # rounding could push it out
+    return ids[draws, best], ~clear | at_edge
+
+
+# Nuclei ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Nuclei:
+    """Candidates of R rows, most likely first, equally likely ones by id, padded to one length."""
+
+    rows: Ids
+    """(R,) row numbers, ascending."""
+    ids: Ids
+    """(R, K)"""
+    log_p: Floats
+    """(R, K), -inf in the padding."""
+    mass_above: Floats
+    """(R, K) total probability of the candidates before this one; infinite in the padding."""
+
+
+def _nuclei(scaled: Tensor, rows: Ids, top_p: float) -> Iterator[_Nuclei]:
+    """Yields candidates that contain the nucleus and a little more, for some rows of `(R, V)`.
+
+    Rows whose likely candidates suffice come first, together; then each other row alone.
+    """
+    total = scaled.logsumexp(dim=-1)
+    row, ids = (scaled >= (total + np.log(_LIKELY))[:, None]).nonzero(as_tuple=True)
+    likely = (scaled[row, ids] - total[row]).cpu().numpy()
+    padded = _padded(len(scaled), row.cpu().numpy(), ids.cpu().numpy(), likely)
+    enough = np.exp(padded.log_p[rows]).sum(axis=1) >= top_p + 1e-3
+    if enough.any():
+        some = rows[enough]
+        yield _Nuclei(some, padded.ids[some], padded.log_p[some], padded.mass_above[some])
+    for wide in rows[~enough]:
+        log_p, order = _sorted_candidates((scaled[wide] - total[wide]).cpu().numpy(), top_p)
+        yield _Nuclei(np.array([wide]), order[None], log_p[None], _mass_above(log_p[None]))
+
+
+def _padded(rows: int, row: Ids, ids: Ids, log_p: NDArray[np.float32]) -> _Nuclei:
+    """Sorts candidates listed row by row, `(N,)` each, and pads every row to one length."""
+    counts = np.bincount(row, minlength=rows)
+    column = np.arange(len(row)) - (np.cumsum(counts) - counts)[row]
+    keys = np.full((rows, max(1, int(counts.max()))), np.iinfo(np.uint64).max, dtype=np.uint64)
+    keys[row, column] = _sort_keys(log_p, ids)
+    keys.sort(axis=1)
+    sorted_log_p, order = _unpack_sort_keys(keys)
+    sorted_log_p[np.arange(keys.shape[1])[None] >= counts[:, None]] = -np.inf
+    return _Nuclei(np.arange(rows), order, sorted_log_p, _mass_above(sorted_log_p))
+
+
+def _mass_above(log_p: Floats) -> Floats:
+    p = np.exp(log_p)  # (R, K)
+    before = np.concatenate([np.zeros((len(p), 1)), np.cumsum(p, axis=1)[:, :-1]], axis=1)
+    return np.where(np.isneginf(log_p), np.inf, before)
+
+
+def _sorted_candidates(log_p: NDArray[np.float32], top_p: float) -> tuple[Floats, Ids]:
+    """Every candidate that a nucleus can reach, most likely first, equally likely ones by id.
+
+    It sorts keys that contain the bits of a (negative) log-probability above the id: 12 ms for
+    250,000 candidates, where torch's stable sort took 110 ms. The candidates dropped before the
+    sort have at most half of the mass that the nucleus leaves out.
+    """
+    ids = np.flatnonzero(log_p >= np.log(max(1 - top_p, 1e-300) / (2 * len(log_p))))
+    return _unpack_sort_keys(np.sort(_sort_keys(log_p[ids], ids)))
+
+
+def _sort_keys(log_p: NDArray[np.float32], ids: Ids) -> Keys:
+    # For floats that are not positive, the bits ascend as the values descend.
+    bits = np.minimum(log_p, np.float32(-0.0)).view(np.uint32).astype(np.uint64)
+    return (bits << np.uint64(32)) | ids.astype(np.uint64)
+
+
+def _unpack_sort_keys(keys: Keys) -> tuple[Floats, Ids]:
+    log_p = (keys >> np.uint64(32)).astype(np.uint32).view(np.float32)
+    return log_p.astype(np.float64), (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+
+
+# Random numbers -------------------------------------------------------------------------------
+
+
+def rng_key(seed: int, token_id: int, probe: str, attempt: int) -> int:
+    """Returns the 64-bit key of one attempt's random numbers."""
+    text = f"{seed}\0{token_id}\0{probe}\0{attempt}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
+
+
+def gumbel_noise(keys: int | Keys, position: int, candidates: Ids) -> Floats:
+    """Returns standard Gumbel noise for candidate token ids at one position.
+
+    The candidate with the largest log-probability plus noise is a sample from the distribution
+    (Gumbel-max trick: Maddison, Tarlow, Minka 2014, arXiv 1411.0030).
+
+    Args:
+        keys: The `rng_key` of each attempt, `(A, 1)`, or one for all.
+        position: Index of the token within its continuation.
+        candidates: Token ids, `(A, K)` or `(K,)`.
+
+    Returns:
+        float64 in the shape to which `keys` and `candidates` broadcast.
+    """
+    with np.errstate(over="ignore"):
+        start = np.asarray(keys, dtype=np.uint64) + np.uint64(position + 1) * _GOLDEN
+        mixed = _splitmix(_splitmix(start) + candidates.astype(np.uint64) * _GOLDEN)
+    uniform = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53 + 2.0**-54
+    return -np.log(-np.log(uniform))
+
+
+def _splitmix(x: Keys | np.uint64) -> Keys:
+    # The finalizer of SplitMix64 (Steele, Lea, Flood 2014).
+    y = np.asarray(x)
+    y = (y ^ (y >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    y = (y ^ (y >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return y ^ (y >> np.uint64(31))
