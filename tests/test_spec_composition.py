@@ -259,7 +259,7 @@ class TestSet:
             ("a..b=1", "GR207", "write it as model.device or steps.mine.k"),
             ("steps.mine.k=no", "GR102", ""),
             ("steps.mine.k=.nan", "GR102", "'.nan' is not a finite number"),
-            ("seed=1e999", "GR102", "'1e999' is too large for a number"),
+            ("seed=1e999", "GR102", "'1e999' is too large for a floating-point number"),
             ("thresholds.asr=-.inf", "GR102", "'-.inf' is not a finite number"),
             ("seed='5'", "GR102", "write 5 without quotes"),
         ],

@@ -1,4 +1,4 @@
-"""One document from a file and what it extends: maps merge, lists replace, null deletes."""
+"""Merges a file over the fragments that it extends: mappings merge, lists replace, null deletes."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ from glitchrun.spec.spec_files import Source, read_source
 from glitchrun.spec.yaml_parser import parse
 
 _MAX_FILES = 100
+"""Most fragments of one file, and most entries of one `extends`."""
 
 
 @dataclass
 class Composition:
-    """What a file and everything it extends came to."""
+    """The result of reading a file and everything that it extends."""
 
     source: Source | None = None
-    """The file itself; None where it could not be read."""
+    """The file itself; None if it could not be read."""
     node: MappingNode | None = None
-    """The merged document, without `extends`; None where the file could not be read."""
+    """The merged document without `extends`; None if the file could not be read."""
     own: MappingNode | None = None
-    """The file's own document, before merging."""
+    """The file's own document before merging."""
     problems: list[Problem] = field(default_factory=list)
     fragments: dict[str, tuple[Source, MappingNode] | None] = field(default_factory=dict)
-    """Each file read on the way, once however often it is extended, by its real path."""
+    """Every extended file by its real path; each is read once. None if it could not be read."""
     merged: dict[str, MappingNode] = field(default_factory=dict)
-    """The same with their own fragments merged in."""
+    """The same files with their own fragments merged in."""
     complete: bool = True
-    """False where a fragment is missing from the document, so that more would seem wrong."""
+    """False if a fragment is missing: keys that it would have given must not be reported."""
 
 
 def compose(path: Path | str) -> Composition:
-    """The document of the file at `path` with its fragments merged in."""
+    """Reads the file at `path` and merges it over its fragments."""
     result = Composition()
     loaded = _load(str(path), result)
     if loaded is not None:
@@ -55,7 +56,7 @@ def compose(path: Path | str) -> Composition:
 
 
 def merge(lower: Node, upper: Node, path: Path_ = ()) -> Node:
-    """`upper` over `lower`. A null in `upper` stays as a null, which hides what it covers."""
+    """`upper` merged over `lower`. A null in `upper` is kept and so hides the value in `lower`."""
     both_maps = isinstance(lower, MappingNode) and isinstance(upper, MappingNode)
     if not both_maps or is_reference(lower, path) or is_reference(upper, path):
         return upper
@@ -88,7 +89,7 @@ def _load(name: str, result: Composition) -> tuple[Source, MappingNode] | None:
 def _with_fragments(
     source: Source, node: MappingNode, result: Composition, chain: tuple[str, ...]
 ) -> MappingNode:
-    """`node` over the fragments it names, the first of them lowest."""
+    """`node` merged over the fragments that it names; later fragments win over earlier ones."""
     merged: MappingNode | None = None
     for item in _fragment_items(node, result)[:_MAX_FILES]:
         fragment = _fragment(source, item, result, chain)
@@ -121,18 +122,20 @@ def _fragment_items(node: MappingNode, result: Composition) -> list[ScalarNode]:
 def _fragment(
     source: Source, item: ScalarNode, result: Composition, chain: tuple[str, ...]
 ) -> MappingNode | None:
-    """The merged document of one entry of `extends`, without what only speaks of that file."""
+    """The merged document of one entry of `extends`, without its `kind` and `extends`."""
     name = str(source.folder / os.path.expanduser(str(item.value)))  # noqa: PTH111 - never raises
-    if not os.path.isfile(name):  # noqa: PTH113 - false for any text, where Path raises
-        _report(result, item, "GR201", f"{item.value!r} is not a file (looked at {name})")
+    if not os.path.isfile(name):  # noqa: PTH113 - Path raises for some texts
+        _report(result, item, "GR201", f"{item.value!r} is not a file: {name} does not exist")
         return None
     identity = _identity(name)
     if identity in chain:
-        _report(result, item, "GR202", f"{item.value!r} extends, in the end, itself")
+        _report(
+            result, item, "GR202", f"{item.value!r} extends itself, directly or through other files"
+        )
         return None
     if identity not in result.fragments:
         if len(result.fragments) >= _MAX_FILES:
-            _report(result, item, "GR202", f"more than {_MAX_FILES} files extend each other")
+            _report(result, item, "GR202", f"more than {_MAX_FILES} files are extended")
             return None
         result.fragments[identity] = _load(name, result)
     loaded = result.fragments[identity]

@@ -47,7 +47,7 @@ MAX_PROBLEMS = 100
 
 
 @dataclass(frozen=True)
-class _Surroundings:
+class _Inputs:
     environ: Mapping[str, str]
     unset: Unset
     sets: Sequence[str] = ()
@@ -55,10 +55,10 @@ class _Surroundings:
 
 @dataclass
 class _Loaded:
-    """A file on its way: the documents of its cells, and what is wrong."""
+    """A file while it is loaded: the documents of its cells, and the problems found so far."""
 
     composition: Composition
-    surroundings: _Surroundings
+    inputs: _Inputs
     cells: list[tuple[DraftCell, Document, Resolution]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -69,21 +69,28 @@ def load_experiment(
     environ: Mapping[str, str] | None = None,
     require_env: bool = False,
 ) -> Experiment:
-    """The experiment in the file at `path`, with its fragments, `sets` (`KEY=VALUE`) and matrix.
+    """Loads the experiment in the file at `path`.
 
-    `environ` is `os.environ` where not given. A variable without value or default is an error where
-    its value is needed and `require_env`; without `require_env`, model.path then reads `${NAME}`.
-    Raises InvalidSpec with every problem, and UsageError for a malformed `--set`.
+    Args:
+        path: The spec file; fragments that it extends are read too.
+        sets: Values of `--set`, each `KEY=VALUE`.
+        environ: Environment variables; None for those of this process.
+        require_env: Whether a needed value whose variable is neither set nor has a default is an
+            error. Otherwise model.path becomes `${NAME}`.
+
+    Raises:
+        InvalidSpec: the spec has problems; the error carries all of them.
+        UsageError: a `--set` is not of the form `KEY=VALUE`.
     """
     unset = Unset.ABSENT if require_env else Unset.PLACEHOLDER
-    surroundings = _Surroundings(os.environ if environ is None else environ, unset, sets)
-    loaded = _load(path, surroundings)
+    inputs = _Inputs(os.environ if environ is None else environ, unset, sets)
+    loaded = _load(path, inputs)
     if not loaded.problems and _is_fragment(loaded.composition.node):
         loaded.problems.append(_fragment_given(loaded.composition))
     if loaded.problems:
         raise InvalidSpec(_capped(loaded.problems))
     source = loaded.composition.source
-    assert source is not None  # or there would be a problem
+    assert source is not None  # else there is a problem
     specs = [build_spec(document) for _, document, _ in loaded.cells]
     cells = tuple(
         Cell(draft.name or spec.name, draft.assignments, spec)
@@ -95,25 +102,26 @@ def load_experiment(
 def check_files(
     paths: Iterable[Path | str], environ: Mapping[str, str] | None = None
 ) -> tuple[list[Problem], int]:
-    """Every problem of the files and folders at `paths`, sorted, and how many files there are.
-    Raises UsageError for a folder without specs."""
+    """Every problem of the files and folders at `paths`, sorted, and the number of files.
+
+    Raises:
+        UsageError: a folder contains no spec file.
+    """
     files = find_files(paths).files
-    surroundings = _Surroundings(os.environ if environ is None else environ, Unset.OPEN)
-    problems = [
-        problem for file in files for problem in _capped(_load(file, surroundings).problems)
-    ]
+    inputs = _Inputs(os.environ if environ is None else environ, Unset.OPEN)
+    problems = [problem for file in files for problem in _capped(_load(file, inputs).problems)]
     return sorted_problems(problems), len(files)
 
 
-def _load(path: Path | str, surroundings: _Surroundings) -> _Loaded:
+def _load(path: Path | str, inputs: _Inputs) -> _Loaded:
     composition = compose(path)
-    loaded = _Loaded(composition, surroundings, problems=list(composition.problems))
+    loaded = _Loaded(composition, inputs, problems=list(composition.problems))
     if composition.node is None or composition.own is None:
         return loaded
-    if not composition.complete:  # what a missing fragment would have given is not missing here
+    if not composition.complete:  # do not report keys that the missing fragment would have given
         _check(loaded, composition.own.without("extends"), partial=True)
         return loaded
-    overrides, problems = read_overrides(surroundings.sets, composition.node.place)
+    overrides, problems = read_overrides(inputs.sets, composition.node.place)
     base, more = apply_overrides(composition.node, overrides)
     loaded.problems += [*problems, *more]
     if _is_fragment(base):
@@ -128,14 +136,14 @@ def _load(path: Path | str, surroundings: _Surroundings) -> _Loaded:
 
 
 def _check_cells(loaded: _Loaded, base: MappingNode, overrides: Sequence[Override]) -> None:
-    """The whole document, whose gaps the matrix may fill, and then each cell."""
+    """Checks the whole document, in which the matrix may fill gaps, and then each cell."""
     whole, _ = _check(loaded, base, partial=True, semantic=False)
     if not isinstance(whole.find(("matrix", "axes")), MappingNode):
-        return  # the schema says so
+        return  # the schema reports it
     drafts, problems = expand(whole, base, [override.parts for override in overrides])
     loaded.problems += problems
     for draft in drafts:
-        node, _ = apply_overrides(draft.node, overrides)  # once more: they win over the axes
+        node, _ = apply_overrides(draft.node, overrides)  # again, because they win over the axes
         document, resolution = _check(loaded, node)
         loaded.cells.append((draft, document, resolution))
 
@@ -143,10 +151,10 @@ def _check_cells(loaded: _Loaded, base: MappingNode, overrides: Sequence[Overrid
 def _check(
     loaded: _Loaded, node: MappingNode, *, partial: bool = False, semantic: bool = True
 ) -> tuple[Document, Resolution]:
-    """The resolved document of `node`, its problems added to `loaded`."""
+    """Resolves and checks the document `node`; adds its problems to `loaded`."""
     source = loaded.composition.source
     assert source is not None
-    resolution = resolve_environment(node, loaded.surroundings.environ, loaded.surroundings.unset)
+    resolution = resolve_environment(node, loaded.inputs.environ, loaded.inputs.unset)
     joined = join_paths(resolution.node)
     document = Document(source, joined, frozenset(resolution.open), resolution.secret)
     document = _with_texts(document)
@@ -160,7 +168,7 @@ def _check(
 
 
 def _with_texts(document: Document) -> Document:
-    """`document` with numbers from outside the file as text where text is expected."""
+    """`document` with numbers from outside the file as text if the schema wants text."""
     values = (node for _, node in walk(document.node) if isinstance(node, ScalarNode))
     if not any(node.from_outside and not isinstance(node.value, str) for node in values):
         return document
@@ -175,8 +183,8 @@ def _with_texts(document: Document) -> Document:
 def _explained(
     document: Document, node: MappingNode, resolution: Resolution, problems: list[Problem]
 ) -> Iterator[Problem]:
-    """The problems, where a missing key is one whose environment variable is not set saying so, and
-    not told again where its reference is malformed."""
+    """The schema's problems. A key that is missing because its environment variable is not set is
+    reported as such; one whose reference is invalid has been reported already."""
     unset = {path_text(path): (path, name) for path, name in resolution.unset.items()}
     malformed = {path_text(path) for path, *_ in resolution.malformed}
     before = Document(document.source, node)
@@ -184,7 +192,7 @@ def _explained(
         if problem.code == "GR104" and problem.path in unset:
             path, name = unset[problem.path]
             message = f"{problem.path} needs the environment variable {name}, which is not set"
-            hint = f"set {name}, or give the reference a default"
+            hint = f"set {name}, or add a default: {{env: {name}, default: ...}}"
             yield document.problem("GR204", path, message, hint, place=before.place(path))
         elif problem.code != "GR104" or problem.path not in malformed:
             yield problem
@@ -198,8 +206,8 @@ def _is_fragment(node: MappingNode | None) -> bool:
 def _fragment_given(composition: Composition) -> Problem:
     assert composition.source is not None
     assert composition.node is not None
-    hint = "name it under `extends` in a file with `kind: Experiment`"
-    message = "a Fragment cannot be run by itself"
+    hint = "list it under `extends` in a file with `kind: Experiment`"
+    message = "a Fragment cannot run by itself"
     return Document(composition.source, composition.node).problem("GR214", ("kind",), message, hint)
 
 
@@ -213,8 +221,11 @@ def _capped(problems: Sequence[Problem]) -> list[Problem]:
 
 
 def build_spec(document: Document) -> Spec:
-    """The frozen Spec of a valid document. Its secret values stay out of `Spec.document` and out of
-    description and tags, which are only there to be shown."""
+    """The Spec of a valid document.
+
+    Secret values are redacted in `Spec.document`, and in the description and tags, which are only
+    shown.
+    """
     data = document.data
     resolved = _resolved_document(document)
     shown = resolved["metadata"]
@@ -258,7 +269,7 @@ def _step(step: Mapping[str, Any]) -> Step:
 
 
 def _tags(document: Document) -> dict[str, str]:
-    """Tags are text, as written: `version: 1.10` keeps its zero."""
+    """Tags are text as written: `version: 1.10` keeps its zero."""
     tags = document.data["metadata"].get("tags", {})
     return {name: _tag_text(document, name) for name in tags}
 

@@ -24,25 +24,28 @@ from glitchrun.spec.overrides import PathError, assign, resolved, split
 from glitchrun.spec.problems import Problem, did_you_mean
 
 _MAX_CELLS = 10_000
+"""With more combinations, exclusions are not tried: the matrix is rejected at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
+    """A setting that varies, and its values."""
+
     name: str
     """The path as written: `model.quantization`."""
     values: tuple[Node, ...]
 
 
 Choice = tuple[tuple[str, Node], ...]
-"""Axis and value pairs that go together."""
+"""Pairs of axis and value that apply together."""
 
 
 @dataclass(frozen=True, slots=True)
 class DraftCell:
-    """A cell before its document is resolved."""
+    """A cell whose document is not resolved yet."""
 
     name: str
-    """Readable, unique in the matrix; empty where there is none."""
+    """Readable and unique in the matrix; empty without a matrix."""
     assignments: Mapping[str, Any]
     node: MappingNode
 
@@ -50,9 +53,14 @@ class DraftCell:
 def expand(
     base: Document, node: MappingNode, overridden: Sequence[tuple[str, ...]]
 ) -> tuple[list[DraftCell], list[Problem]]:
-    """The cells of `base`, in the order of the axes as written (the last varies fastest). `node` is
-    the same document before its environment values are put in; axis values go into that. Axes that
-    `--set` overrides are dropped: all their cells would be one."""
+    """The cells of `base` in the order of the axes as written; the last axis varies fastest.
+
+    Args:
+        base: The document with its environment variables resolved.
+        node: The same document before that; the axis values are assigned in this one.
+        overridden: Paths set by `--set`. Axes that they cover are dropped, because all of their
+            cells would be the same.
+    """
     node = node.without("matrix")
     problems: list[Problem] = []
     axes, dropped = _axes(base, overridden, problems)
@@ -86,7 +94,7 @@ def _axes(
     for name, entry in holder.entries.items():
         path: Path_ = ("matrix", "axes", name)
         if not isinstance(entry.value, SequenceNode):
-            continue  # the schema says so
+            continue  # the schema reports it
         if not entry.value.items:
             message = f"the axis {name!r} has no values, so there would be no runs"
             problems.append(base.problem("GR209", path, message, "give it values, or remove it"))
@@ -106,29 +114,32 @@ def _axes(
 
 
 def _overlapping(base: Document, names: Sequence[str]) -> Iterator[Problem]:
-    """Axes that set the same value, or one within another's: which of them wins is the order's to
-    say."""
+    """Problems with axes that set the same value, or one a part of the other's value: the result
+    would depend on their order."""
     paths = {name: resolved(base.node, split(name)) for name in names}
     for first, second in itertools.combinations(names, 2):
         outer, inner = sorted((first, second), key=lambda name: len(paths[name]))
         if paths[inner][: len(paths[outer])] == paths[outer]:
-            what = "is the same as" if paths[inner] == paths[outer] else "lies within"
+            what = "sets the same value as" if paths[inner] == paths[outer] else "sets a part of"
             message = f"the axis {inner!r} {what} the axis {outer!r}"
-            hint = "name axes for the single values, in one zip group where they go together"
+            hint = "use one axis for each single value, and a zip group for those that go together"
             path: Path_ = ("matrix", "axes", second)
             yield base.problem("GR215", path, message, hint, place=base.key_place(path))
 
 
 def _varied(name: str) -> tuple[str, ...]:
-    """The parts of an axis' path; raises PathError where the cells cannot differ in it."""
+    """The parts of an axis' path.
+
+    Raises:
+        PathError: the text is not a path, or cells may not differ in this value.
+    """
     parts = split(name)
     if parts[0] == "matrix":
-        raise PathError("the matrix cannot vary itself", code="GR208")
+        raise PathError("an axis cannot change the matrix itself", code="GR208")
     if parts[0] == "tracking" or parts in (("metadata",), ("metadata", "name")):
-        hint = "write a file for each, and let both extend one fragment"
-        raise PathError(
-            f"all cells belong to one MLflow experiment; {name!r} is its", hint, "GR208"
-        )
+        hint = "write one file for each value, and let them extend a common fragment"
+        message = f"{name!r} cannot vary: all cells belong to the same MLflow experiment"
+        raise PathError(message, hint, "GR208")
     return parts
 
 
@@ -137,24 +148,24 @@ def _repeated(base: Document, path: Path_, values: SequenceNode) -> Iterator[Pro
     for index, value in enumerate(values.items):
         text = _canonical(plain(value))
         if text in seen:
-            message = f"{path_text(path)} holds the same value twice"
-            yield base.problem("GR107", (*path, index), message, "each cell is run once")
+            message = f"{path_text(path)} contains the same value twice"
+            yield base.problem("GR107", (*path, index), message, "remove one: a cell runs once")
         seen.add(text)
 
 
 def axes_missing(base: Document) -> Iterator[Problem]:
-    """The problems of a matrix without axes that speaks of some."""
+    """Problems of a matrix that has `zip` or `exclude` but no axes."""
     matrix = base.data.get("matrix")
     for key, code in (("zip", "GR210"), ("exclude", "GR211")):
         if isinstance(matrix, dict) and _list(matrix.get(key)):
-            message = f"matrix.{key} speaks of axes, but the matrix has none"
-            yield base.problem(code, ("matrix", key), message, "name them under matrix.axes")
+            message = f"matrix.{key} names axes, but the matrix has none"
+            yield base.problem(code, ("matrix", key), message, "add the axes under matrix.axes")
 
 
 def _factors(
     base: Document, axes: dict[str, Axis], dropped: set[str], problems: list[Problem]
 ) -> list[list[Choice]]:
-    """What is crossed: each axis by itself, or the axes of a zip group in lock step."""
+    """The factors of the product: each axis by itself, or the axes of a zip group in lock step."""
     group_of: dict[str, list[str]] = {}
     for index, group in enumerate(_list(base.data["matrix"].get("zip"))[:100]):
         known = _zip_group(base, index, group, axes, dropped, group_of, problems)
@@ -162,7 +173,7 @@ def _factors(
     factors = []
     for name in axes:
         members = group_of.get(name, [name])
-        if members[0] == name:  # a group stands where its first axis does
+        if members[0] == name:  # the position of a group is that of its first axis
             rows = zip(*(axes[member].values for member in members), strict=False)
             factors.append([tuple(zip(members, row, strict=True)) for row in rows])
     return factors
@@ -177,7 +188,7 @@ def _zip_group(
     for position, name in enumerate(group):
         path: Path_ = ("matrix", "zip", index, position)
         if not isinstance(name, str):
-            continue  # the schema says so
+            continue  # the schema reports it
         if name in taken:
             problems.append(base.problem("GR210", path, f"{name!r} is in two zip groups"))
         elif name not in axes and name not in dropped:
@@ -188,7 +199,7 @@ def _zip_group(
     lengths = {name: len(axes[name].values) for name in known}
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-        message = f"axes that go in lock step differ in length: {shown}"
+        message = f"the axes of a zip group have different numbers of values: {shown}"
         problems.append(base.problem("GR210", ("matrix", "zip", index), message))
     return known
 
@@ -196,11 +207,11 @@ def _zip_group(
 def _choose(
     base: Document, axes: dict[str, Axis], dropped: set[str], factors: list[list[Choice]]
 ) -> tuple[list[Choice], list[Problem]]:
-    """The combinations that are left after the exclusions, if they are not too many."""
+    """The combinations that the exclusions leave, and the problems found."""
     limit = base.data["matrix"].get("max_runs", 16)
     limit = limit if isinstance(limit, int) else 1000
     total = prod(len(factor) for factor in factors)
-    if total > _MAX_CELLS:  # not even looked at; no list of exclusions saves this
+    if total > _MAX_CELLS:  # no list of exclusions could reduce it enough
         return [], [_too_many(base, total, limit)]
     chosen = [_candidate(tuple(itertools.chain(*row))) for row in itertools.product(*factors)]
     problems: list[Problem] = []
@@ -240,7 +251,7 @@ def _exclude(
     unwanted = {(name, _canonical(value)) for name, value in exclusion.items()}
     kept = [candidate for candidate in chosen if not unwanted <= candidate.pairs]
     if len(kept) == len(chosen):
-        message = "this exclusion matches no cell of the matrix"
+        message = "this exclusion matches no cell"
         problems.append(base.problem("GR211", path, message, "compare its values with the axes'"))
     return kept
 
@@ -249,7 +260,7 @@ def _exclude(
 class _Candidate:
     choice: Choice
     pairs: frozenset[tuple[str, str]]
-    """Axis and value as canonical JSON, which is how values are compared: true is not 1."""
+    """Axis and value as canonical JSON: compared like this, true is not 1."""
 
 
 def _candidate(choice: Choice) -> _Candidate:
@@ -269,12 +280,12 @@ def _cell(
         via = f"matrix axis {axis}"
         place = replace(base.key_place(path), via=via)
         try:
-            # Ids of steps are those of the whole document: one may come from the environment.
+            # Step ids are taken from `base`: an id may come from an environment variable.
             parts = resolved(base.node, split(axis))
             node = assign(node, parts, with_via(value, via), place)
         except PathError as error:
             if parts[0] == "steps" and any(at[0] == "steps" and at[-1] == "id" for at in base.open):
-                continue  # an id that is not known yet may be the one
+                continue  # it may be an id that is not known yet
             problems.append(base.problem(error.code, path, str(error), error.hint, place=place))
             return None
     return DraftCell(label, {axis: plain(value) for axis, value in choice}, node)
@@ -288,13 +299,13 @@ _MAX_VALUE = 60
 
 
 def cell_names(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Readable names, unique among the cells."""
+    """Readable and unique names for the cells: `quantization=int4, seed=2`."""
     axes = list(cells[0])
     last = {axis: axis.rsplit(".", 1)[-1] for axis in axes}
     short = {axis: name if _once(name, last.values()) else axis for axis, name in last.items()}
     names = [", ".join(f"{short[a]}={_show(v)}" for a, v in cell.items()) for cell in cells]
     repeated = {name for name in names if not _once(name, names)}
-    if repeated:  # cut or shortened to the same text
+    if repeated:  # shortened to the same text
         names = [
             f"{name} #{number}" if name in repeated else name
             for number, name in enumerate(names, start=1)

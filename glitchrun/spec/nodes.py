@@ -15,65 +15,78 @@ from glitchrun.spec.problems import Problem
 from glitchrun.spec.spec_files import Source
 
 Path_ = tuple[str | int, ...]
-"""Where a value is in a document: `("steps", 0, "k")`."""
+"""Path of a value in a document: `("steps", 0, "k")`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where something was written, and how it got into the document."""
+    """Where a key or value was written, and how it got into the document."""
 
     source: Source
     line: int
     column: int
     width: int = 1
-    """Characters it takes on its first line."""
+    """Number of characters on its first line."""
     via: str | None = None
+    """Where the value came from if not from a file: see `Problem.via`."""
     base: Path | None = None
-    """The folder its relative paths start from, where that is not the file's own."""
+    """The folder from which relative paths start if that is not the file's own folder."""
 
     @property
     def folder(self) -> Path:
+        """The folder from which relative paths start."""
         return self.base if self.base is not None else self.source.folder
 
 
 @dataclass(frozen=True, slots=True)
 class ScalarNode:
+    """A single value."""
+
     value: str | int | float | bool | None
     text: str
     """As written."""
     place: Place
     open_variable: str | None = None
-    """The environment variable whose value this will be, while that is not known."""
+    """The environment variable that gives the value, if it is not set yet."""
     from_outside: bool = False
-    """Whether an environment variable or the command line gave it, where quotes are the shell's:
-    what looks like a number is text where text is wanted."""
+    """Whether the value comes from an environment variable or the command line. The shell removes
+    quotes there, so a value that looks like a number is text if the schema wants text."""
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceNode:
+    """A list."""
+
     items: tuple[Node, ...]
     place: Place
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
+    """A key's place and its value."""
+
     key_place: Place
     value: Node
 
 
 @dataclass(frozen=True, slots=True)
 class MappingNode:
+    """A mapping of keys to values, in the order written."""
+
     entries: dict[str, Entry]
     place: Place
 
     def get(self, key: str) -> Node | None:
+        """The value of `key`; None if the key is missing."""
         entry = self.entries.get(key)
         return entry.value if entry else None
 
     def with_entry(self, key: str, entry: Entry) -> MappingNode:
+        """A copy in which `key` has this entry."""
         return replace(self, entries={**self.entries, key: entry})
 
     def without(self, *keys: str) -> MappingNode:
+        """A copy without the `keys`."""
         kept = {key: entry for key, entry in self.entries.items() if key not in keys}
         return replace(self, entries=kept)
 
@@ -84,7 +97,7 @@ Node = ScalarNode | SequenceNode | MappingNode
 def problem_at(
     place: Place, code: str, message: str, hint: str = "", path: str = "", via: str = ""
 ) -> Problem:
-    """A problem shown at `place`, with its source line."""
+    """A problem at `place`, with its source line."""
     source = place.source
     return Problem(
         source.name,
@@ -101,13 +114,16 @@ def problem_at(
 
 
 def is_null(node: Node | None) -> bool:
-    """Whether a value is absent: not written, or written as null."""
+    """Whether a value is missing or null."""
     return node is None or (isinstance(node, ScalarNode) and node.value is None)
 
 
 def plain(node: Node) -> Any:
-    """The document as dicts, lists and scalars. A float that is a whole number becomes an int, so
-    that `1`, `1.0` and `1e0` are one value everywhere after this."""
+    """The tree as dicts, lists and scalars.
+
+    A float that is a whole number becomes an int, so that `1`, `1.0` and `1e0` are the same value
+    in every later step. A value that is not known yet becomes `{"env": NAME}`.
+    """
     if isinstance(node, ScalarNode):
         if node.open_variable:
             return {"env": node.open_variable}
@@ -119,7 +135,7 @@ def plain(node: Node) -> Any:
 
 
 def with_via(node: Node, via: str, place: Place | None = None) -> Node:
-    """The same value with `via` on every place; all of it moved to `place` where that is given."""
+    """The same tree with `via` on every place, or with every place replaced by `place`."""
     moved = place or replace(node.place, via=via)
     if isinstance(node, ScalarNode):
         return replace(node, place=moved)
@@ -133,7 +149,7 @@ def with_via(node: Node, via: str, place: Place | None = None) -> Node:
 
 
 def child(node: Node | None, key: str | int) -> Node | None:
-    """The value under one key or index; None where there is none."""
+    """The value at a key or index; None if it does not exist."""
     if isinstance(node, MappingNode) and isinstance(key, str):
         return node.get(key)
     if isinstance(node, SequenceNode) and isinstance(key, int) and key < len(node.items):
@@ -142,7 +158,7 @@ def child(node: Node | None, key: str | int) -> Node | None:
 
 
 def put(node: MappingNode, path: Path_, value: Node) -> MappingNode:
-    """`node` with the value at `path`, which exists, replaced."""
+    """A copy of `node` with the value at `path`, which must exist, replaced."""
     result = _put(node, path, value)
     assert isinstance(result, MappingNode)
     return result
@@ -162,7 +178,7 @@ def _put(node: Node, path: Path_, value: Node) -> Node:
 
 
 def walk(node: Node, path: Path_ = ()) -> Iterator[tuple[Path_, Node]]:
-    """Every value with its path, parents first."""
+    """Yields every value with its path, parents first."""
     yield path, node
     if isinstance(node, SequenceNode):
         for index, item in enumerate(node.items):
@@ -182,20 +198,20 @@ def path_text(path: Sequence[str | int]) -> str:
 
 REDACTED = "<redacted>"
 _SHORTEST_SECRET = 4
-"""Shorter ones are only looked for in quotes: a `1` is part of many a message."""
+"""Shorter secrets are redacted only in quotes: a `1` is part of many messages."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One cell's document, or that of a whole file where there is no matrix."""
+    """The document of one cell or, without a matrix, of a whole file."""
 
     source: Source
-    """The file that was asked for; values from other files name their origin."""
+    """The file that the user named; problems with values from other files name their origin."""
     node: MappingNode
     open: frozenset[Path_] = frozenset()
-    """Values not known yet, because their environment variable is not set."""
+    """Paths of values that are not known yet because their environment variable is not set."""
     secret: Mapping[Path_, str] = field(default_factory=dict)
-    """Values that must not be shown: where they are, and their text."""
+    """Values that must not be shown: their text by path."""
     data: dict[str, Any] = field(init=False)
     """The document as plain data; an open value is `{"env": NAME}`."""
 
@@ -203,24 +219,24 @@ class Document:
         object.__setattr__(self, "data", plain(self.node))
 
     def is_open(self, path: Path_) -> bool:
-        """Whether the value at `path`, or one that it lies in, is not known yet."""
+        """Whether the value at `path`, or a value that contains it, is not known yet."""
         return any(path[:length] in self.open for length in range(1, len(path) + 1))
 
     def find(self, path: Path_) -> Node | None:
-        """The node at `path`; None where there is none."""
+        """The node at `path`; None if it does not exist."""
         node: Node | None = self.node
         for part in path:
             node = child(node, part)
         return node
 
     def text(self, path: Path_) -> str | None:
-        """The text at `path`; None where there is none, or something else."""
+        """The text at `path`; None if there is no value or it is not a text."""
         node = self.find(path)
         is_text = isinstance(node, ScalarNode) and not node.open_variable
         return node.value if is_text and isinstance(node.value, str) else None  # type: ignore[union-attr]
 
     def place(self, path: Path_) -> Place:
-        """Where the value at `path` is written, or the nearest value around it."""
+        """Where the value at `path` is written; else the nearest value that would contain it."""
         while path:
             node = self.find(path)
             if node is not None:
@@ -229,15 +245,15 @@ class Document:
         return self.node.place
 
     def key_place(self, path: Path_) -> Place:
-        """Where the key of the value at `path` is written; the value's own place for list items
-        and for the whole document."""
+        """Where the key of the value at `path` is written. List items and the whole document have
+        no key: the place of the value itself."""
         holder = self.find(path[:-1]) if path else None
         if isinstance(holder, MappingNode) and path[-1] in holder.entries:
             return holder.entries[str(path[-1])].key_place
         return self.place(path)
 
     def via(self, place: Place) -> str:
-        """How what stands at `place` got into this document; empty for the file's own."""
+        """Where the text at `place` came from; empty for the file itself."""
         if place.via:
             return place.via
         return "" if place.source is self.source else f"extended by {self.source.name}"
@@ -245,14 +261,18 @@ class Document:
     def problem(
         self, code: str, path: Path_, message: str, hint: str = "", *, place: Place | None = None
     ) -> Problem:
-        """A problem with the value at `path`, shown at `place` or else at the value."""
+        """A problem with the value at `path`, located at `place` or else at the value."""
         place = place or self.place(path)
         return problem_at(
-            place, code, self._told(message), self._told(hint), path_text(path), self.via(place)
+            place,
+            code,
+            self._redacted(message),
+            self._redacted(hint),
+            path_text(path),
+            self.via(place),
         )
 
-    def _told(self, text: str) -> str:
-        """`text` without secrets."""
+    def _redacted(self, text: str) -> str:
         for secret in self.secret.values():
             text = text.replace(repr(secret), REDACTED)
             if len(secret) >= _SHORTEST_SECRET:

@@ -30,11 +30,11 @@ from glitchrun.spec.yaml_scalars import BadScalar, resolve
 
 _INDEX = re.compile(r"\[(\d{1,9})\]")
 LOCKED = ("apiVersion", "kind", "extends")
-"""Keys that say what a file is; only the file itself can."""
+"""Keys that only the file itself can set, because they say what the file is."""
 
 
 class PathError(ValueError):
-    """A path that leads nowhere."""
+    """A path that does not exist in the document or may not be set."""
 
     def __init__(self, message: str, hint: str = "", code: str = "GR207") -> None:
         super().__init__(message)
@@ -43,26 +43,38 @@ class PathError(ValueError):
 
 
 def split(text: str) -> tuple[str, ...]:
-    """The parts of a path as written; raises PathError."""
+    """The parts of a path as written.
+
+    Raises:
+        PathError: the text is not a path, or names a locked key.
+    """
     parts = tuple(_INDEX.sub(r".\1", text.strip()).split("."))
     if not all(parts):
         raise PathError(f"{text!r} is not a path", "write it as model.device or steps.mine.k")
     if parts[0] in LOCKED:
-        raise PathError(f"{parts[0]!r} can only be given in the file", code="GR208")
+        raise PathError(f"{parts[0]!r} can only be set in the file itself", code="GR208")
     return parts
 
 
 def assign(node: MappingNode, parts: tuple[str, ...], value: Node, key_place: Place) -> MappingNode:
-    """The document with `value` at the path. Keys that are missing on the way are made, and shown
-    at `key_place`; whether such keys exist is the schema's to say. Raises PathError."""
+    """The document with `value` at the path.
+
+    Missing keys on the way are created, located at `key_place`; the schema decides whether such
+    keys exist.
+
+    Raises:
+        PathError: the path does not exist in the document.
+    """
     result = _assign(node, parts, value, (), key_place)
     assert isinstance(result, MappingNode)
     return result
 
 
 def place_near(node: MappingNode, parts: tuple[str, ...]) -> Place:
-    """Where the path's value is written, or else the last thing on the way to it that is: what an
-    override from outside the file is shown at."""
+    """Where the value at the path is written, or else the last existing value on the way to it.
+
+    Problems with an override from outside the file are shown there.
+    """
     current: Node = node
     place = node.place
     while parts:
@@ -82,7 +94,7 @@ def place_near(node: MappingNode, parts: tuple[str, ...]) -> Place:
 
 
 def resolved(node: MappingNode, parts: tuple[str, ...]) -> tuple[str, ...]:
-    """The path with a step's id replaced by its place, so that equal paths are equal."""
+    """The path with the index of a step in place of its id, so that two paths can be compared."""
     steps = node.get("steps")
     if parts[0] != "steps" or len(parts) < 2 or not isinstance(steps, SequenceNode):
         return parts
@@ -93,7 +105,7 @@ def resolved(node: MappingNode, parts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def step_name(step: Node) -> str | None:
-    """The id of a step: as given, or its strategy's name."""
+    """The id of a step, by default its strategy's name; None if it is not known."""
     if not isinstance(step, MappingNode):
         return None
     for key in ("id", "strategy"):
@@ -132,20 +144,20 @@ def _assign(
 def _step(
     node: Node, parts: tuple[str, ...], at: tuple[str, ...]
 ) -> tuple[str | int, tuple[str, ...]]:
-    """The key or index that the path takes in `node`, and what is left of the path."""
+    """The key or index in `node` that the path goes to, and the rest of the path."""
     if isinstance(node, SequenceNode):
         return _index(node, parts[0], at), parts[1:]
     if isinstance(node, MappingNode):
-        for count in range(len(parts), 1, -1):  # keys that hold dots themselves
+        for count in range(len(parts), 1, -1):  # keys that contain dots
             joined = ".".join(parts[:count])
             if joined in node.entries:
                 return joined, parts[count:]
-        if at == ("matrix", "axes"):  # an axis is named by a path
+        if at == ("matrix", "axes"):  # the name of an axis is a path
             return ".".join(parts), ()
         return parts[0], parts[1:]
     if is_null(node):
         return parts[0], parts[1:]
-    raise PathError(f"{path_text(at)!r} is a single value, it has no {parts[0]!r} in it")
+    raise PathError(f"{path_text(at)!r} is a single value and has no key {parts[0]!r}")
 
 
 def _index(node: SequenceNode, part: str, at: tuple[str, ...]) -> int:
@@ -153,33 +165,43 @@ def _index(node: SequenceNode, part: str, at: tuple[str, ...]) -> int:
     if part.isdecimal() and len(part) < 10:
         if int(part) < len(node.items):
             return int(part)
-        raise PathError(f"{where!r} has {len(node.items)} items, none at {part} (counted from 0)")
+        raise PathError(
+            f"{where!r} has no index {part}: it has {len(node.items)} items, counted from 0"
+        )
     names = [step_name(item) for item in node.items] if at == ("steps",) else []
     if part in names:
         return names.index(part)
     if None in names:
-        hint = f"a step's id is not known here: name the step by its place, as in {where}[0].k"
+        hint = f"the id of a step is not known here: use the index of the step, as in {where}[0].k"
         raise PathError(f"{where!r} has no item {part!r}", hint)
     raise PathError(f"{where!r} has no item {part!r}", did_you_mean(part, names))
 
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """One `--set`, read but not applied."""
+    """One `--set`, parsed but not applied."""
 
     text: str
     parts: tuple[str, ...]
     value: Node
 
     def apply(self, node: MappingNode) -> MappingNode:
-        """`node` with the value in it, shown where the file has the key; raises PathError."""
+        """A copy of `node` with the value, located where the file has the key.
+
+        Raises:
+            PathError: the path does not exist in `node`.
+        """
         via = f"--set {self.text}"
         place = replace(place_near(node, self.parts), via=via, base=Path())
         return assign(node, self.parts, with_via(self.value, via, place), place)
 
 
 def read_overrides(texts: Sequence[str], root: Place) -> tuple[list[Override], list[Problem]]:
-    """The overrides of a command line. Raises UsageError where one is not `KEY=VALUE`."""
+    """Parses the `--set` options of a command line. Returns the overrides and the problems found.
+
+    Raises:
+        UsageError: an option is not of the form `KEY=VALUE`.
+    """
     overrides, problems = [], []
     for text in texts:
         key, equals, written = text.partition("=")
@@ -200,7 +222,7 @@ def read_overrides(texts: Sequence[str], root: Place) -> tuple[list[Override], l
 def apply_overrides(
     node: MappingNode, overrides: Sequence[Override]
 ) -> tuple[MappingNode, list[Problem]]:
-    """`node` with every override in it, in the order given, and what could not be applied."""
+    """Applies the overrides in order. Returns the new document and what could not be applied."""
     problems = []
     for override in overrides:
         try:
@@ -215,14 +237,14 @@ def _value(text: str, written: str, root: Place) -> tuple[Node | None, list[Prob
     plain = written.strip()
     try:
         value = resolve(plain)
-    except BadScalar:  # text where text is wanted (12e4567 may be a commit); else refused there
+    except BadScalar:  # 12e4567 may be a commit; the schema rejects text if it wants a number
         return ScalarNode(plain, plain, root, from_outside=True), []
-    if value is None:  # `--set model.revision=`: as an empty value in a file
+    if value is None:  # `--set model.revision=` means null, like an empty value in a file
         return ScalarNode(None, plain, root), []
     node, found = parse(Source("--set", written, Path()))
     if isinstance(node, ScalarNode):
         node = replace(node, from_outside=True)
-    message = "the value is not YAML: "
+    message = "the value is not valid YAML: "
     return node, [_problem(root, text, "GR206", message + p.message, p.hint) for p in found]
 
 

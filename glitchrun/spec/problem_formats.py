@@ -12,30 +12,30 @@ from glitchrun.spec.problems import CODES, Problem
 from glitchrun.terminal import visible
 
 _LINE_WIDTH = 100
-"""Columns of a source line that are shown."""
+"""Terminal columns that an excerpt of a source line takes at most."""
 _TAB = "    "
 
 
 def as_text(problems: Iterable[Problem]) -> str:
-    """Each problem with its source line, what is wrong in it marked."""
+    """Each problem with its source line and a mark under the value."""
     return "\n".join(_text(problem) for problem in problems)
 
 
 def as_json(problems: Iterable[Problem], files: int) -> str:
-    """`{"files": N, "errors": [{"file", "line", "column", "code", "path", "message", "hint"}]}`;
-    `via` says how a value got there when not from the file itself."""
+    """`{"files": N, "errors": [{"file", "line", "column", "code", "path", "message", "hint",
+    "via"}]}`; the fields are those of `Problem`."""
     keys = ("file", "line", "column", "code", "path", "message", "hint", "via")
     errors = [{key: getattr(problem, key) for key in keys} for problem in problems]
     return json.dumps({"files": files, "errors": errors}, indent=2)
 
 
 def as_github(problems: Iterable[Problem]) -> str:
-    """GitHub Actions workflow commands, which annotate the changed files."""
+    """GitHub Actions workflow commands, which annotate the files of a pull request."""
     return "\n".join(_github(problem) for problem in problems)
 
 
 def as_sarif(problems: Sequence[Problem]) -> str:
-    """A SARIF 2.1.0 log, as code scanning takes it."""
+    """A SARIF 2.1.0 log for code scanning."""
     used = sorted({problem.code for problem in problems})
     driver = {
         "name": "glitchrun",
@@ -70,7 +70,7 @@ def _text(problem: Problem) -> str:
 
 
 def _excerpt(problem: Problem) -> tuple[str, str, str]:
-    """The source line before, in and after the mark, as shown: tabs as spaces, cut where long."""
+    """The source line before, in and after the mark: tabs as spaces, shortened if too long."""
     line, start = problem.source_line, problem.column - 1
     raw = line[:start], line[start : start + problem.width], line[start + problem.width :]
     before, marked, after = (visible(part.replace("\t", _TAB)) for part in raw)
@@ -86,7 +86,7 @@ def _excerpt(problem: Problem) -> tuple[str, str, str]:
 
 
 def _columns(text: str) -> int:
-    """Terminal columns that `text` takes."""
+    """Terminal columns that `text` occupies."""
     if text.isascii():
         return len(text)
     return sum(

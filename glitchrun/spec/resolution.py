@@ -31,11 +31,11 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Za-z][a-z]*")
 
 
 class Unset(Enum):
-    """What becomes of a reference to a variable that is not set and has no default."""
+    """What happens to a reference to a variable that is not set and has no default."""
 
-    OPEN = "stays, as a value not known yet"
-    PLACEHOLDER = "reads ${NAME} where a Spec cannot do without it, else is left out"
-    ABSENT = "is left out"
+    OPEN = "kept as a value that is not known yet"
+    PLACEHOLDER = "replaced by ${NAME} if a Spec needs the value, else removed"
+    ABSENT = "removed"
 
 
 _NEEDED = (("model", "path"), ("metadata", "name"))
@@ -43,21 +43,21 @@ _NEEDED = (("model", "path"), ("metadata", "name"))
 
 @dataclass
 class Resolution:
-    """A document with its environment values put in and its nulls taken out."""
+    """A document with environment variables replaced and nulls removed."""
 
     node: MappingNode
     open: set[Path_] = field(default_factory=set)
-    """Values that depend on a variable that is not set."""
+    """Paths of values that depend on a variable that is not set."""
     unset: dict[Path_, str] = field(default_factory=dict)
-    """Values left out because their variable, named here, is not set."""
+    """Values removed because their variable is not set: the variable's name by path."""
     secret: dict[Path_, str] = field(default_factory=dict)
-    """Values that must not be logged: where they are, and their text."""
+    """Values that must not be logged: their text by path."""
     malformed: list[tuple[Path_, Node, str, str, str]] = field(default_factory=list)
-    """References that are wrong: path, node, code, message, hint."""
+    """Invalid references: path, node, code, message, hint."""
 
 
 def is_reference(node: Node, path: Path_) -> bool:
-    """Whether `node` means an environment variable rather than a mapping with a key `env`."""
+    """Whether `node` refers to an environment variable; in a few places `env` is a plain key."""
     return isinstance(node, MappingNode) and "env" in node.entries and path not in NO_REFERENCE
 
 
@@ -72,13 +72,13 @@ def resolve_environment(
 
 
 def is_secret(path: Path_, variable: str) -> bool:
-    """Whether the value of `variable` at `path` must stay out of every log."""
+    """Whether the value of `variable` at `path` must not appear in any log or record."""
     key = next((part for part in reversed(path) if isinstance(part, str)), "")
     return path[:1] == ("tracking",) or _names_secret(key) or _names_secret(variable)
 
 
 def _names_secret(name: str) -> bool:
-    # By words: `hf_token` is a secret, `max_new_tokens` is not.
+    # Compare whole words: `hf_token` is a secret, `max_new_tokens` is not.
     return any(_SECRET.search(word) for word in _WORD.findall(name))
 
 
@@ -89,7 +89,7 @@ class _Resolver:
     result: Resolution
 
     def value(self, node: Node, path: Path_) -> Node | None:
-        """The value to use; None for none."""
+        """The resolved value; None if it is removed."""
         if path in FREE or (len(path) == 1 and str(path[0]).startswith("x-")):
             return None if is_null(node) else node
         if is_reference(node, path):
@@ -128,7 +128,7 @@ class _Resolver:
         default = node.get("default")
         if default is not None and not is_null(default):
             return self.value(default, path)
-        if "default" in node.entries:  # `default: null`: absent, and meant to be
+        if "default" in node.entries:  # `default: null`: deliberately absent
             return None
         return self._without_value(node, path, variable)
 
@@ -143,7 +143,7 @@ class _Resolver:
         return None
 
     def _from_variable(self, node: MappingNode, path: Path_, variable: str, text: str) -> Node:
-        """The variable's text as a YAML scalar; paths in it start from the working directory."""
+        """The variable's text as a YAML scalar; relative paths start from the working directory."""
         try:
             value = resolve(text)
         except BadScalar:
@@ -154,7 +154,7 @@ class _Resolver:
         return ScalarNode(text if value is None else value, text, place, from_outside=True)
 
     def _variable(self, node: MappingNode, path: Path_) -> str | None:
-        """The variable a reference names; None, with the reason noted, where it is malformed."""
+        """The variable that a reference names; None, with the reason recorded, if it is invalid."""
         name = node.get("env")
         for key, entry in node.entries.items():
             if key not in ("env", "default"):
@@ -165,7 +165,7 @@ class _Resolver:
         if isinstance(name, ScalarNode) and isinstance(name.value, str) and _NAME.match(name.value):
             return name.value
         message = "'env' must be the name of an environment variable"
-        self._malformed(path, name or node, "GR108", message, "letters, digits and _ only")
+        self._malformed(path, name or node, "GR108", message, "use letters, digits and _ only")
         return None
 
     def _malformed(self, path: Path_, node: Node, code: str, message: str, hint: str) -> None:
@@ -173,9 +173,11 @@ class _Resolver:
 
 
 def join_paths(node: MappingNode) -> MappingNode:
-    """`node` with model.path, model.adapter and every file of tokens absolute. Values from `--set`
-    and environment variables start from the working directory; hub ids and `package:` names
-    stand."""
+    """`node` with absolute paths for model.path, model.adapter and every token file.
+
+    Paths start from the folder of the file that declares them, those from `--set` and environment
+    variables from the working directory. Hub ids and `package:` names are kept.
+    """
     for path in _path_values(node):
         value: Node | None = node
         for part in path:
@@ -198,8 +200,8 @@ def _path_values(node: MappingNode) -> Iterator[Path_]:
 
 
 def _is_file_path(node: ScalarNode) -> bool:
-    """Whether model.path or model.adapter means a file here rather than a hub id, a package's file,
-    or no adapter."""
+    """Whether model.path or model.adapter is a path, not a hub id, a file of a package or
+    `none`."""
     text = str(node.value)
     if text.startswith("package:") or text == "none":
         return False
@@ -209,7 +211,7 @@ def _is_file_path(node: ScalarNode) -> bool:
 def _exists(node: ScalarNode) -> bool:
     try:
         return Path(_absolute(node)).exists()
-    except (OSError, ValueError):  # too long, or a NUL: no file has such a name
+    except (OSError, ValueError):  # too long, or contains NUL: no such file can exist
         return False
 
 

@@ -17,7 +17,7 @@ from glitchrun.spec.schema import closed
 from glitchrun.spec.yaml_scalars import BadScalar, resolve, shortened
 
 _MAX_ERRORS = 200
-"""Errors looked at in one document; a hostile one could have as many as it has values."""
+"""Most errors taken from one document; a hostile document could have one for each value."""
 
 _TYPE_NAMES = {
     "object": "a mapping", "array": "a list", "string": "text", "integer": "a whole number",
@@ -34,8 +34,10 @@ _CODES = {
 
 
 def schema_problems(document: Document, *, partial: bool = False) -> list[Problem]:
-    """Everything the schema says against `document`. A `partial` one (a fragment, or a file whose
-    matrix is still to fill gaps) may lack required keys."""
+    """Every violation of the schema in `document`.
+
+    A `partial` document (a fragment, or a file whose matrix fills gaps) may lack required keys.
+    """
     errors = _validator().iter_errors(document.data)
     problems: dict[Problem, None] = {}
     for error in itertools.islice(errors, _MAX_ERRORS):
@@ -43,14 +45,14 @@ def schema_problems(document: Document, *, partial: bool = False) -> list[Proble
         if document.is_open(path) or (partial and error.validator == "required"):
             continue
         if error.validator == "pattern" and error.instance == "" and "minLength" in error.schema:
-            continue  # that it is empty is said already
+            continue  # an empty text is already reported by minLength
         problems |= dict.fromkeys(_translate(document, path, error))
     return list(problems)
 
 
 def texts_expected(document: Document) -> list[Path_]:
-    """Values from outside the file that were read as numbers or booleans, where the schema wants
-    text."""
+    """Paths of values from outside the file that were read as a number or boolean although the
+    schema wants text."""
     return [
         path
         for path, error in _type_errors(document)
@@ -69,8 +71,8 @@ def _type_errors(document: Document) -> Iterator[tuple[Path_, ValidationError]]:
 
 @cache
 def _validator() -> Any:
-    # Both bound the time that hostile lists take: jsonschema's own uniqueItems compares all pairs
-    # where the items are not all of one type, and its items goes on past maxItems.
+    # Both keywords are replaced to bound the time for hostile lists: jsonschema's uniqueItems
+    # compares all pairs if the items differ in type, and its items continues beyond maxItems.
     keywords = {"uniqueItems": _unique_items, "items": _items}
     kind = extend(Draft202012Validator, keywords)  # type: ignore[no-untyped-call]
     return kind(closed())
@@ -107,7 +109,7 @@ def _translate(document: Document, path: Path_, error: ValidationError) -> Itera
         yield _bad_key(document, path, error)
     else:
         code = _CODES.get(keyword, "GR110")
-        message = f"{_subject(path)} {_objection(document, path, error)}"
+        message = f"{_subject(path)} {_violation(document, path, error)}"
         yield document.problem(code, path, message, _hint(error))
 
 
@@ -141,7 +143,7 @@ def _exactly_one(document: Document, path: Path_, error: ValidationError) -> Ite
     names = [name for part in error.validator_value for name in part["required"]]  # type: ignore[union-attr]
     given = [name for name in names if name in error.instance]  # type: ignore[operator]
     found = f"{', '.join(map(repr, given))} are given" if given else "none is given"
-    message = f"{_subject(path)} takes exactly one of {', '.join(map(repr, names))}; {found}"
+    message = f"{_subject(path)} needs exactly one of {', '.join(map(repr, names))}; {found}"
     place = document.key_place((*path, given[1])) if len(given) > 1 else document.key_place(path)
     yield document.problem("GR109", path, message, place=place)
 
@@ -150,7 +152,7 @@ def _dependent(document: Document, path: Path_, error: ValidationError) -> Itera
     for key, needed in error.validator_value.items():  # type: ignore[union-attr]
         missing = [name for name in needed if name not in error.instance]  # type: ignore[operator]
         if key in error.instance and missing:  # type: ignore[operator]
-            message = f"{key!r} says nothing without {', '.join(map(repr, missing))}"
+            message = f"{key!r} has no effect without {', '.join(map(repr, missing))}"
             place = document.key_place((*path, key))
             yield document.problem("GR109", (*path, key), message, place=place)
 
@@ -160,19 +162,19 @@ def _repeated(document: Document, path: Path_, error: ValidationError) -> Iterat
     for index, item in enumerate(error.instance):  # type: ignore[arg-type]
         text = json.dumps(item, sort_keys=True)
         if text in seen:
-            message = f"{_subject(path)} holds {_show(item)} twice"
+            message = f"{_subject(path)} contains {_show(item)} twice"
             yield document.problem("GR107", (*path, index), message)
         seen.add(text)
 
 
 def _bad_key(document: Document, path: Path_, error: ValidationError) -> Problem:
     key = str(error.instance)
-    message = f"the key {shortened(key)!r} in {path_text(path)} is not of the form required"
+    message = f"the key {shortened(key)!r} in {path_text(path)} does not have the required form"
     place = document.key_place((*path, key))
     return document.problem("GR108", (*path, key), message, _hint(error), place=place)
 
 
-def _objection(document: Document, path: Path_, error: ValidationError) -> str:
+def _violation(document: Document, path: Path_, error: ValidationError) -> str:
     wanted: Any = error.validator_value
     value = _show(error.instance)
     kinds = wanted if isinstance(wanted, list) else [wanted]
@@ -212,7 +214,7 @@ def _hint(error: ValidationError) -> str:
 
 
 def _choices(error: ValidationError) -> str:
-    """What the value may be, the likeliest first."""
+    """The allowed values, the most likely first."""
     wanted: Any = error.validator_value
     choices = [choice for choice in wanted if choice is not None]
     near = nearest(error.instance, choices)
@@ -223,7 +225,7 @@ def _choices(error: ValidationError) -> str:
 
 
 def _quotes(error: ValidationError) -> str:
-    """That a number stands in quotes, or a text without them; empty where that is not why."""
+    """A hint to remove or add quotes; empty if quotes are not the reason."""
     kinds, value = error.validator_value, error.instance
     kinds = kinds if isinstance(kinds, list) else [kinds]
     if isinstance(value, str) and "string" not in kinds:
@@ -239,7 +241,7 @@ def _quotes(error: ValidationError) -> str:
 
 
 def _is_of(value: Any, kind: str) -> bool:
-    """Whether JSON Schema calls `value` a `kind`."""
+    """Whether `value` has the JSON Schema type `kind`."""
     if kind == "number":
         return isinstance(value, int | float) and not isinstance(value, bool)
     types: dict[str, type] = {"integer": int, "boolean": bool}

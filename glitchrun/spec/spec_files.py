@@ -19,7 +19,7 @@ from glitchrun.spec.problems import Problem
 MAX_BYTES = 1 << 20
 """Largest spec file, in bytes."""
 
-# What YAML 1.2 (5.1) allows in a stream; the rest, NUL above all, is refused before parsing.
+# Everything that YAML 1.2 (section 5.1) forbids in a stream, NUL above all.
 _FORBIDDEN = re.compile(
     "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )
@@ -28,7 +28,7 @@ _BREAK = re.compile(r"\r\n|\n|\r")
 
 @dataclass(frozen=True)
 class Source:
-    """One file as read. `name` is how messages call it, `folder` what its paths are relative to."""
+    """The text of one file. Messages call it `name`; its relative paths start from `folder`."""
 
     name: str
     text: str = field(repr=False)
@@ -36,16 +36,16 @@ class Source:
 
     @cached_property
     def lines(self) -> Sequence[str]:
-        """The text split as YAML 1.2 splits it (not at NEL or U+2028)."""
+        """The lines of the text as YAML 1.2 splits it: not at NEL or U+2028."""
         return _BREAK.split(self.text)
 
     def line(self, number: int) -> str:
-        """Line `number`, from 1; empty where there is none."""
+        """Line `number`, counted from 1; empty if it does not exist."""
         return self.lines[number - 1] if 0 < number <= len(self.lines) else ""
 
 
 def read_source(path: str | os.PathLike[str]) -> Source | Problem:
-    """The text of the file at `path`, or the problem that kept it from being read."""
+    """Reads the file at `path`; returns the problem if it cannot be read."""
     name = os.fspath(path)
     try:
         raw = _read_regular_file(name)
@@ -59,7 +59,7 @@ def read_source(path: str | os.PathLike[str]) -> Source | Problem:
 
 
 def decode(name: str, raw: bytes) -> Source | Problem:
-    """`raw` as a Source; a problem where it is not UTF-8 text."""
+    """Decodes the bytes `raw`; returns the problem if they are not UTF-8 text that YAML allows."""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return Problem(name, 1, 1, "GR003", "the file is UTF-16", hint="save it as UTF-8")
     try:
@@ -72,14 +72,14 @@ def decode(name: str, raw: bytes) -> Source | Problem:
     bad = _FORBIDDEN.search(text)
     if bad:
         line, column = _position(text, bad.start())
-        message = f"character U+{ord(bad[0]):04X} may not stand in YAML"
+        message = f"the character U+{ord(bad[0]):04X} is not allowed in YAML"
         hint = 'in a double-quoted value write it as an escape, such as "\\0" or "\\e"'
         return Problem(name, line, column, "GR004", message, hint=hint)
     return Source(name, text, Path(name).parent)
 
 
 def _read_regular_file(name: str) -> bytes | Problem:
-    # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
+    # O_NONBLOCK: opening a FIFO without a writer would block forever.
     descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with os.fdopen(descriptor, "rb") as stream:
         mode = os.fstat(descriptor).st_mode
@@ -89,7 +89,7 @@ def _read_regular_file(name: str) -> bytes | Problem:
         raw = stream.read(MAX_BYTES + 1)
     if len(raw) > MAX_BYTES:
         message = f"the file is larger than {MAX_BYTES:,} bytes"
-        return Problem(name, 1, 1, "GR002", message, hint="keep long lists in a file of their own")
+        return Problem(name, 1, 1, "GR002", message, hint="put long lists into a separate file")
     return raw
 
 
@@ -98,7 +98,7 @@ def _unreadable(name: str, why: str) -> Problem:
 
 
 def _position(text: str, index: int) -> tuple[int, int]:
-    """Line and column, from 1, of character `index`."""
+    """Line and column of the character at `index`, counted from 1."""
     before = _BREAK.split(text[:index])
     return len(before), len(before[-1]) + 1
 
@@ -117,28 +117,30 @@ NOT_SEARCHED = frozenset(
         "venv",
     }
 )
-"""Folders that a search passes over, as linters do (the list is ruff's), and the runs' own. Hidden
-ones and virtual environments of any other name are passed over as well."""
+"""Folders that are not searched: those that ruff skips, and `mlruns`. Hidden folders and virtual
+environments of any name are not searched either."""
 
 
 @dataclass
-class Found:
-    """The spec files of some paths, and the folders that were not searched for them."""
+class FoundFiles:
+    """The spec files at some paths, and the folders that were not searched."""
 
     files: list[Path] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
 
 
-def find_files(paths: Iterable[Path | str]) -> Found:
-    """The files at `paths`, folders replaced by the YAML files in and below them, each once.
+def find_files(paths: Iterable[Path | str]) -> FoundFiles:
+    """The files at `paths`, each once; a folder stands for the YAML files in and below it.
 
-    A path that is named is always read; below a named folder, hidden files and the folders of
-    `NOT_SEARCHED` are passed over, unless the folder is itself such a one.
-    Raises UsageError for a folder without spec files.
+    A path given outright is always read. Below a folder, hidden files and the folders of
+    `NOT_SEARCHED` are skipped, unless the given folder is itself one of those.
+
+    Raises:
+        UsageError: a folder contains no spec file.
     """
-    found = Found()
+    found = FoundFiles()
     for path in map(Path, paths):
-        if not os.path.isdir(path):  # noqa: PTH112 - false for any text, where Path raises
+        if not os.path.isdir(path):  # noqa: PTH112 - Path raises for some texts
             found.files.append(path)
             continue
         inside = _search(path, found)
@@ -150,25 +152,25 @@ def find_files(paths: Iterable[Path | str]) -> Found:
     return found
 
 
-def _search(root: Path, found: Found) -> list[Path]:
-    """The YAML files below `root`, sorted; notes in `found` what was passed over."""
-    everything = _is_not_searched(root)
+def _search(root: Path, found: FoundFiles) -> list[Path]:
+    """The YAML files below `root`, sorted; adds skipped folders to `found`."""
+    is_skipped_itself = _is_skipped(root)
     files = []
-    for folder, below, names in os.walk(root):
+    for folder, subfolders, names in os.walk(root):
         here = Path(folder)
         kept = []
-        for name in sorted(below):
+        for name in sorted(subfolders):
             hidden = name.startswith(".")
-            if hidden or (not everything and _is_not_searched(here / name)):
+            if hidden or (not is_skipped_itself and _is_skipped(here / name)):
                 found.skipped.append(here / name)
             else:
                 kept.append(name)
-        below[:] = kept
+        subfolders[:] = kept  # os.walk descends into these
         files += [here / name for name in names if _is_spec_name(name)]
     return sorted(files)
 
 
-def _is_not_searched(folder: Path) -> bool:
+def _is_skipped(folder: Path) -> bool:
     return folder.name in NOT_SEARCHED or (folder / "pyvenv.cfg").is_file()
 
 

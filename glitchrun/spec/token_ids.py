@@ -1,4 +1,4 @@
-"""Token ids that a spec names outright, and where each is written."""
+"""Token ids that a spec contains, with their paths."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from glitchrun.spec.schema import parameters
 from glitchrun.spec.types import Spec
 
 BY_ID = re.compile(r"<#([0-9]{1,9})>")
-"""How a text names a token by its id. More digits are text: no vocabulary has as many entries, and
-chat services write a channel so."""
+"""A token named by its id in a text, such as `<#31415>`. More digits are plain text: no vocabulary
+has so many entries, and chat services write channels like that."""
 
 
 def token_ids(spec: Spec) -> Iterator[tuple[str, int]]:
-    """Each id with its path in the document, such as `steps[0].tokens.ids[2]`.
+    """Yields the path of each id, such as `steps[0].tokens.ids[2]`, and the id.
 
-    They are what the schema marks with `x-token-id`, and what texts name that it marks with
-    `x-names-tokens`.
+    Ids are integers that the schema marks with `x-token-id`, and those named (`<#31415>`) in texts
+    that it marks with `x-names-tokens`.
     """
     for index, step in enumerate(spec.steps):
         schemas = parameters(step.strategy)

@@ -1,4 +1,4 @@
-"""The resolved spec: frozen values, each of which knows where it came from."""
+"""The resolved spec as frozen dataclasses; `Spec.origins` locates each value in its file."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Origin:
     line: int
     column: int
     via: str | None = None
-    """How it got into the spec when not from its own file: `--set model.device=cpu`, a fragment,
-    a matrix cell."""
+    """Where the value came from if not from the spec file itself: `--set model.device=cpu`, a
+    fragment, a matrix axis, an environment variable."""
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}"
@@ -26,11 +26,11 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Which weights, in which numbers, where."""
+    """Which model to load, at which precision, on which device."""
 
     path: str
-    """As `checkpoint.resolve` takes it. A relative path is already joined to the folder of the file
-    that declares it; hub ids and `package:NAME/FILE` stand as written."""
+    """A file or folder, a hub id, or `package:NAME/FILE` (see `checkpoint.resolve`). Relative paths
+    have been joined to the folder of the file that declares them."""
     revision: str | None = None
     quantization: str = "none"
     device: str = "auto"
@@ -38,13 +38,14 @@ class ModelSpec:
     allow_pickle: bool = False
     trust_remote_code: bool = False
     adapter: str | None = None
-    """A folder in PEFT's format that is merged into the weights, joined like `path`; `none` leaves
-    out one that lies beside the weights, None knows of none."""
+    """A folder in PEFT's format to merge into the weights, absolute like `path`. `none` ignores an
+    adapter beside the weights; with None (the default) such an adapter is refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class InlineTemplate:
-    """A prompt format written in the spec. `user` holds `{user}`, `system` holds `{system}`."""
+    """A prompt format written in the spec. `user` contains `{user}`, `system` contains
+    `{system}`."""
 
     user: str
     system: str | None = None
@@ -53,45 +54,58 @@ class InlineTemplate:
 
 @dataclass(frozen=True, slots=True)
 class Step:
+    """One step of the experiment: a strategy and its parameters."""
+
     id: str
     strategy: str
     params: Mapping[str, Any]
-    """The strategy's own parameters as written, without `id` and `strategy`; relative paths joined.
-    Defaults live in the strategy's Config."""
+    """The strategy's parameters as written, without `id` and `strategy`; relative paths are joined.
+    Defaults are in the strategy's Config."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
+    """Limits from which verdicts are derived."""
+
     asr: float = 0.5
+    """Attack success rate, 0 to 1, from which `validate` confirms a token; 0 asks for one
+    failure."""
     probability: float = 1.0
+    """A token that fails its probes is a glitch only below this probability."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
+    """A condition on a metric that `apply` checks at the end: `metric op value`."""
+
     metric: str
     op: str
+    """`<`, `<=`, `>`, `>=`, `==` or `!=`."""
     value: float
     min_n: int = 0
+    """Fewest items that the metric must rest on; with fewer the gate is inconclusive."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScope:
-    """Which part of the vocabulary the experiment may look at."""
+    """The part of the vocabulary that the experiment may examine."""
 
     categories: tuple[str, ...] = ("normal",)
     exclude: tuple[str, ...] | None = None
-    """Regular expressions; a token whose text one of them matches anywhere is left out."""
+    """Regular expressions; a token whose text matches one of them anywhere is excluded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tracking:
+    """The MLflow store and experiment; None for the defaults."""
+
     uri: str | None = None
     experiment: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One fully resolved experiment: one cell of the matrix where there is one."""
+    """One fully resolved run: one cell of the matrix, or the whole file without a matrix."""
 
     name: str
     model: ModelSpec
@@ -101,7 +115,7 @@ class Spec:
     template: str | InlineTemplate = "auto"
     system: str | None = None
     template_variables: Mapping[str, Any] | None = None
-    """What the tokenizer's own chat template is given besides the conversation."""
+    """Variables passed to the tokenizer's own chat template besides the conversation."""
     seed: int = 0
     tokens: TokenScope = TokenScope()
     thresholds: Thresholds = Thresholds()
@@ -109,20 +123,21 @@ class Spec:
     engine: str = "local"
     tracking: Tracking = Tracking()
     document: Mapping[str, Any] = None  # type: ignore[assignment]
-    """The resolved document as plain data, secrets replaced by `<redacted>`; what
-    spec.resolved.yaml holds."""
+    """The resolved document as plain data, secrets replaced by `<redacted>`: the content of
+    spec.resolved.yaml."""
     origins: Mapping[str, Origin] = None  # type: ignore[assignment]
-    """Origin of each value, keyed by its path: `thresholds.asr`, `steps[0].k`."""
+    """Origin of each value by its path, such as `thresholds.asr` or `steps[0].k`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One run of an experiment: a spec and the matrix assignments that made it."""
+    """One run of an experiment: its spec and the matrix values that it was made with."""
 
     name: str
-    """Readable, unique in the experiment: `quantization=int4, seed=2`; the experiment's own name
-    where there is no matrix."""
+    """Readable and unique in the experiment: `quantization=int4, seed=2`; without a matrix the
+    experiment's own name."""
     assignments: Mapping[str, Any]
+    """Value of each matrix axis by the axis' path."""
     spec: Spec
 
 
@@ -132,6 +147,6 @@ class Experiment:
 
     path: Path
     text: str
-    """The file as written; what spec.yaml holds."""
+    """The file as written: the content of spec.yaml in a run's folder."""
     name: str
     cells: tuple[Cell, ...]

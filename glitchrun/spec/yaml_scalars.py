@@ -16,7 +16,7 @@ import math
 import re
 
 MAX_NUMBER = 64
-"""Longest number, in characters."""
+"""Most characters of a number."""
 
 _INT = re.compile(r"[-+]?[0-9]+\Z")
 _OCTAL = re.compile(r"0o[0-7]+\Z")
@@ -34,7 +34,7 @@ Scalar = str | int | float | bool | None
 
 
 class BadScalar(ValueError):
-    """A number that is too long or not finite, or text that its tag does not allow."""
+    """A number that is too long or not finite, or a text that its tag does not allow."""
 
     def __init__(self, message: str, code: str = "GR010") -> None:
         super().__init__(message)
@@ -42,15 +42,23 @@ class BadScalar(ValueError):
 
 
 def resolve(text: str) -> Scalar:
-    """The value of an untagged plain scalar; raises BadScalar."""
+    """The value of a plain scalar without a tag.
+
+    Raises:
+        BadScalar: a number is too long or not finite.
+    """
     if text in _WORDS:
         return _WORDS[text]
-    # Everything else that is not text starts with one of these.
+    # Every number starts with one of these.
     return _number(text) if text[0] in "+-.0123456789" else text
 
 
 def resolve_tagged(text: str, tag: str) -> Scalar:
-    """The value of a scalar with a core tag (`str`, `int`, `float`, `bool`, `null`)."""
+    """The value of a scalar with a core tag (`str`, `int`, `float`, `bool`, `null`).
+
+    Raises:
+        BadScalar: a number is too long or not finite, or the text does not fit the tag.
+    """
     if tag == "str":
         return text
     value = resolve(text)
@@ -69,46 +77,50 @@ def _number(text: str) -> Scalar:
     if not looks_numeric:
         return text
     if len(text) > MAX_NUMBER:
-        raise BadScalar(f"a number of {len(text)} characters; at most {MAX_NUMBER} are read")
+        raise BadScalar(f"a number has {len(text)} characters; at most {MAX_NUMBER} are allowed")
     if _INT.match(text):
         return int(text)
     if text[:2] in ("0o", "0x"):
         return int(text, 0)
     value = float(text)
     if not math.isfinite(value):
-        raise BadScalar(f"{text!r} is too large for a number")
+        raise BadScalar(f"{text!r} is too large for a floating-point number")
     return value
 
 
 def shortened(text: str, limit: int = 60) -> str:
-    """`text`, cut where it is too long to show."""
+    """`text`, cut to `limit` characters."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-_FIRST = 0xF1000
-_SWAPPED = {ord(c): chr(_FIRST + ord(c)) for c in "\\u0123456789abcdefABCDEF"}
-WRITTEN = {ord(private): chr(code) for code, private in _SWAPPED.items()}
-"""From a private-use character's code point to the character that was written."""
+_FIRST_PRIVATE = 0xF1000
+_TO_PRIVATE = {ord(c): chr(_FIRST_PRIVATE + ord(c)) for c in "\\u0123456789abcdefABCDEF"}
+FROM_PRIVATE = {ord(private): chr(code) for code, private in _TO_PRIVATE.items()}
+"""For `str.translate`: private-use characters back to the characters as written."""
 
-# One escape at a time, so that the pair in `\\ud83d` with a backslash before it is none.
+# Matches one escape at a time, so that an escaped backslash before `ud83d` is not taken for a pair.
 _ESCAPE = re.compile(
     r"\\(?:(u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|.)", re.DOTALL
 )
-_PRIVATE = re.compile(f"[{chr(_FIRST)}-{chr(_FIRST + 0x7F)}]")
-_PAIR = re.compile(f"[{''.join(_SWAPPED.values())}]{{12}}")
+_PRIVATE = re.compile(f"[{chr(_FIRST_PRIVATE)}-{chr(_FIRST_PRIVATE + 0x7F)}]")
+_PAIR = re.compile(f"[{''.join(_TO_PRIVATE.values())}]{{12}}")
 
 
-def swap_pairs(text: str) -> str:
-    """`text` with every surrogate pair swapped; unchanged where it has the private-use characters
-    itself."""
+def hide_pairs(text: str) -> str:
+    """`text` with private-use characters for every surrogate pair.
+
+    A text that contains these private-use characters itself is returned unchanged.
+    """
     if r"\u" not in text or _PRIVATE.search(text):
         return text
-    return _ESCAPE.sub(lambda found: found[0].translate(_SWAPPED) if found[1] else found[0], text)
+    return _ESCAPE.sub(
+        lambda found: found[0].translate(_TO_PRIVATE) if found[1] else found[0], text
+    )
 
 
-def joined_pairs(value: str) -> str:
-    """A double-quoted value with every swapped pair as its character."""
-    return _PAIR.sub(lambda found: _character(found[0].translate(WRITTEN)), value)
+def decode_pairs(value: str) -> str:
+    """A double-quoted value with the one character that each hidden surrogate pair encodes."""
+    return _PAIR.sub(lambda found: _character(found[0].translate(FROM_PRIVATE)), value)
 
 
 def _character(escapes: str) -> str:
