@@ -18,11 +18,12 @@ from typing import TypeVar
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from glitchrun.report import write_report
+from glitchrun.tracking.address import tracking_uri
 from glitchrun.tracking.deliver import deliver
-from glitchrun.tracking.live import MlflowTracker
 from glitchrun.tracking.metrics import points
-from glitchrun.tracking.store import ensure_store, open_store, tracking_uri
-from glitchrun.tracking.tags import tags
+from glitchrun.tracking.params_and_tags import run_tags
+from glitchrun.tracking.store import ensure_store, open_store
+from glitchrun.tracking.tracker import MlflowTracker
 from tests.support.records import Invented, write_run
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ def main(tokens: int, batch: int) -> None:
         record = write_run(root, made)
         write_report(record)
         print(f"{len(record.steps[0].batches)} batches, {len(points(record))} points")
-        timed("work: points and tags", lambda: (points(record), tags(record)))
+        timed("work: points and tags", lambda: (points(record), run_tags(record)))
         timed("deliver the whole run", lambda: deliver(record, store))
         timed("deliver it again", lambda: deliver(record, store))
         follow(uri, root, Invented(key="live", tokens=tokens, batch=batch, glitch_share=0.02))

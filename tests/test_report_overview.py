@@ -27,7 +27,7 @@ from glitchrun.report.overview import counters, not_finite, tallies
 from glitchrun.report.severity import severity
 from glitchrun.report.summary import summary_lines
 from glitchrun.report.token_rows import most_interesting_first, token_rows
-from glitchrun.tracking.note import note
+from glitchrun.tracking.description import run_description
 from tests.support.records import Invented, write_run
 from tests.support.reporting import rows, run_of, sampled, step, verified
 
@@ -356,7 +356,7 @@ def test_an_interrupted_run_is_called_so_and_can_be_resumed(tmp_path: Path) -> N
     first, *rest = summary_lines(record)
     assert first.endswith(": INTERRUPTED (resumable)")
     assert "It can be resumed" in "\n".join(rest)
-    assert not any("KILLED" in line for line in [first, *rest, note(record)])
+    assert not any("KILLED" in line for line in [first, *rest, run_description(record)])
     assert document(record)["status"] == "KILLED"  # MLflow's word, and the contract's
 
 

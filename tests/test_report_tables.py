@@ -18,7 +18,7 @@ from glitchrun.report.markdown import markdown
 from glitchrun.report.step_tables import write_tables
 from glitchrun.report.summary import summary_lines
 from glitchrun.report.token_files import write_tokens
-from glitchrun.tracking.tags import tags
+from glitchrun.tracking.params_and_tags import run_tags
 from tests.support.reporting import run_of, step, verified
 
 DECLARED = {
@@ -86,7 +86,7 @@ def test_mlflow_s_table_holds_every_row(record: RunRecord, tmp_path: Path) -> No
 def test_mlflow_is_told_of_the_tables(record: RunRecord) -> None:
     write_tokens(record, record.artifacts)
     write_tables(record, record.artifacts)
-    listed = json.loads(tags(record)["mlflow.loggedArtifacts"])
+    listed = json.loads(run_tags(record)["mlflow.loggedArtifacts"])
     assert [one["path"] for one in listed] == ["tokens.json", "tables/ask.answers.json"]
 
 

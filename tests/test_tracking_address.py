@@ -1,4 +1,4 @@
-"""Which store a run belongs to, and what of its address may be shown."""
+"""The store of a run, and its URI without credentials."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from glitchrun.tracking.address import (
 ENV = {"MLFLOW_TRACKING_URI": "http://from-environment:5000"}
 
 
-def test_the_spec_wins_over_the_environment_and_that_over_the_default(tmp_path: Path) -> None:
+def test_spec_has_priority_over_environment_and_default(tmp_path: Path) -> None:
     assert tracking_uri("http://from-spec", tmp_path, ENV) == "http://from-spec"
     assert tracking_uri(None, tmp_path, ENV) == "http://from-environment:5000"
     assert tracking_uri(None, tmp_path, {}) == f"sqlite:///{tmp_path}/mlflow.db"
     assert tracking_uri(None, tmp_path, {"MLFLOW_TRACKING_URI": ""}).startswith("sqlite:")
 
 
-def test_a_relative_database_becomes_absolute(
+def test_relative_database_becomes_absolute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -34,30 +34,30 @@ def test_a_relative_database_becomes_absolute(
 
 
 @pytest.mark.parametrize("name", ["plain", "with space", "a#b", "50%", "ü"])
-def test_a_root_of_any_name_but_one_is_taken_literally(tmp_path: Path, name: str) -> None:
+def test_default_store_in_a_root_of_any_name(tmp_path: Path, name: str) -> None:
     root = tmp_path / name
     assert sqlite_path(tracking_uri(None, root, {})) == root / "mlflow.db"
 
 
 @pytest.mark.parametrize("uri", ["./mlruns", "mlruns", "/abs/mlruns", "file:///abs", "file:x"])
-def test_folders_are_refused_with_the_way_out(tmp_path: Path, uri: str) -> None:
+def test_folder_is_refused_with_a_remedy(tmp_path: Path, uri: str) -> None:
     with pytest.raises(TrackingUnavailable, match="migrate-filestore"):
         tracking_uri(uri, tmp_path, {})
 
 
 @pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:x"])
-def test_a_database_without_a_file_is_refused(tmp_path: Path, uri: str) -> None:
+def test_database_without_a_file_is_refused(tmp_path: Path, uri: str) -> None:
     with pytest.raises(TrackingUnavailable, match="names no file"):
         tracking_uri(uri, tmp_path, {})
 
 
 @pytest.mark.parametrize(("name", "named"), [("what?", r"'\?'"), ("a%20b", "'%20'")])
-def test_what_sqlalchemy_would_decode_is_refused(tmp_path: Path, name: str, named: str) -> None:
+def test_path_decoded_by_sqlalchemy_is_refused(tmp_path: Path, name: str, named: str) -> None:
     with pytest.raises(TrackingUnavailable, match=f"{named} in the path"):
         tracking_uri(None, tmp_path / name, {})
 
 
-def test_databricks_and_databases_pass(tmp_path: Path) -> None:
+def test_databricks_and_databases_are_accepted(tmp_path: Path) -> None:
     for uri in ("databricks", "databricks://profile", "postgresql://host/db", "http://h:1/x"):
         assert tracking_uri(uri, tmp_path, {}) == uri
 
@@ -71,7 +71,7 @@ def test_credentials_are_never_shown() -> None:
     assert "other" not in text
 
 
-def test_the_default_store_is_found_after_a_move(tmp_path: Path) -> None:
+def test_default_store_is_found_after_a_move(tmp_path: Path) -> None:
     here = tmp_path / "mlruns"
     here.mkdir()
     gone = "sqlite:////somewhere/else/mlruns/mlflow.db"
@@ -80,7 +80,7 @@ def test_the_default_store_is_found_after_a_move(tmp_path: Path) -> None:
     assert delivery_uri(gone, here, {}) == f"sqlite:///{here}/mlflow.db"
 
 
-def test_credentials_that_were_not_recorded_come_from_the_environment(tmp_path: Path) -> None:
+def test_credentials_for_a_later_delivery_come_from_the_environment(tmp_path: Path) -> None:
     whole = "https://me:secret@host/mlflow"
     assert delivery_uri(whole, tmp_path, {}) == whole
     recorded = shown(whole)

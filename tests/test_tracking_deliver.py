@@ -1,4 +1,4 @@
-"""One record to one MLflow run, as often as one likes."""
+"""Delivering a record to its MLflow run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from glitchrun.errors import TrackingUnavailable
 from glitchrun.report import write_report
 from glitchrun.tracking.deliver import deliver
-from glitchrun.tracking.view import TAG, view
+from glitchrun.tracking.experiment import VIEW_TAG, table_view
 from tests.support.records import START, Invented, write_matrix, write_run
 from tests.support.stores import counts, new_root, open_root, query
 
@@ -22,7 +22,7 @@ def _history(root: Path, run_id: str, key: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in points)
 
 
-def test_three_deliveries_leave_what_one_leaves(tmp_path: Path) -> None:
+def test_repeated_delivery_changes_nothing(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     records = [write_run(root), *write_matrix(root)]
     places, rows = [], []
@@ -36,7 +36,7 @@ def test_three_deliveries_leave_what_one_leaves(tmp_path: Path) -> None:
     assert rows[0]["metrics"] > 300
 
 
-def test_deliveries_of_a_growing_record_leave_what_one_of_the_whole_leaves(tmp_path: Path) -> None:
+def test_deliveries_of_a_growing_record_equal_one_of_the_whole(tmp_path: Path) -> None:
     grown, whole = new_root(tmp_path / "grown"), new_root(tmp_path / "whole")
     for upto in (1, 2, 3, 4, 17, 28, 33, 34, 36, 40, 44, None):
         record = write_run(grown, upto=upto)
@@ -59,7 +59,7 @@ def test_deliveries_of_a_growing_record_leave_what_one_of_the_whole_leaves(tmp_p
     assert query(grown, latest) == query(whole, latest)
 
 
-def test_a_delivery_that_dies_anywhere_is_completed_by_the_next(
+def test_interrupted_delivery_is_completed_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken, whole = new_root(tmp_path / "broken"), new_root(tmp_path / "whole")
@@ -69,18 +69,18 @@ def test_a_delivery_that_dies_anywhere_is_completed_by_the_next(
     for name in calls:
 
         def die(*args: Any, **kwargs: Any) -> None:
-            raise OSError("the power went")
+            raise OSError("power failure")
 
         with monkeypatch.context() as patch:
             patch.setattr(store.client, name, die)
-            with pytest.raises(TrackingUnavailable, match="the power went"):
+            with pytest.raises(TrackingUnavailable, match="power failure"):
                 deliver(record, store)
     assert deliver(record, store).complete
     deliver(write_matrix(whole)[0], open_root(whole))
     assert counts(broken) == counts(whole)
 
 
-def test_series_end_in_the_final_values_and_run_by_items(tmp_path: Path) -> None:
+def test_series_over_items_ends_with_the_final_value(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     record = write_run(root)
     place = deliver(record, open_root(root))
@@ -94,7 +94,7 @@ def test_series_end_in_the_final_values_and_run_by_items(tmp_path: Path) -> None
     assert next(iter(run.data.metrics)) == "asr/confirmed"
 
 
-def test_the_estimate_stands_beside_the_measurement(tmp_path: Path) -> None:
+def test_estimates_of_the_plan_are_metrics(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     record = write_run(root)
     place = deliver(record, open_root(root))
@@ -104,7 +104,7 @@ def test_the_estimate_stands_beside_the_measurement(tmp_path: Path) -> None:
     assert metrics["model/peak_bytes_estimate"] == memory["total_bytes"]
 
 
-def test_a_later_measurement_of_the_model_is_the_one_shown(tmp_path: Path) -> None:
+def test_latest_measurement_of_the_model_is_shown(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     record = write_run(root, upto=10)
     assert record.model is not None
@@ -117,7 +117,7 @@ def test_a_later_measurement_of_the_model_is_the_one_shown(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED", "RUNNING"])
-def test_status_and_times_are_the_ledgers(tmp_path: Path, status: str) -> None:
+def test_status_and_times_come_from_the_ledger(tmp_path: Path, status: str) -> None:
     root = new_root(tmp_path)
     record = write_run(root, Invented(status=status))
     place = deliver(record, open_root(root))
@@ -126,7 +126,7 @@ def test_status_and_times_are_the_ledgers(tmp_path: Path, status: str) -> None:
     assert place.complete is (status != "RUNNING")
 
 
-def test_a_run_that_goes_on_is_running_again(tmp_path: Path) -> None:
+def test_resumed_run_is_running_again(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     killed = write_run(root, Invented(status="KILLED"))
     run_id = deliver(killed, open_root(root)).run_id
@@ -139,7 +139,7 @@ def test_a_run_that_goes_on_is_running_again(tmp_path: Path) -> None:
     assert (info.status, info.end_time) == ("FINISHED", ended.ended_at)
 
 
-def test_params_and_tags_are_what_a_person_looks_for(tmp_path: Path) -> None:
+def test_params_and_tags_of_a_run(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     record = write_run(root)
     place = deliver(record, open_root(root))
@@ -157,14 +157,14 @@ def test_params_and_tags_are_what_a_person_looks_for(tmp_path: Path) -> None:
     assert data.tags["glitchrun.digest.model"] == record.identity.digests["model"]
 
 
-def test_a_swept_seed_is_a_param(tmp_path: Path) -> None:
+def test_swept_seed_is_a_param(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     record = write_run(root, Invented(assignments={"seed": 7}, seed=7))
     place = deliver(record, open_root(root))
     assert open_root(root).client.get_run(place.run_id).data.params["seed"] == "7"
 
 
-def test_names_and_values_that_mlflow_would_refuse_are_made_to_fit(tmp_path: Path) -> None:
+def test_names_and_values_fit_the_limits_of_mlflow(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     record = write_run(root)
     step = replace(
@@ -184,7 +184,7 @@ def test_names_and_values_that_mlflow_would_refuse_are_made_to_fit(tmp_path: Pat
     assert "(9,000 characters in all)" in next(v for k, v in data.tags.items() if "odd" in k)
 
 
-def test_metrics_without_a_value_are_named_not_logged(tmp_path: Path) -> None:
+def test_metric_without_a_value_is_described_but_not_logged(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     record = write_run(root, Invented(glitch_share=0.0, tokens=3))
     assert record.metrics["asr/asr_mean"].value is None
@@ -194,7 +194,7 @@ def test_metrics_without_a_value_are_named_not_logged(tmp_path: Path) -> None:
     assert r"asr/asr\_mean: no finite value" in data.tags["mlflow.note.content"]
 
 
-def test_token_text_cannot_act_in_the_description(tmp_path: Path) -> None:
+def test_token_text_is_escaped_in_the_description(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     record = write_run(root, Invented(glitch_share=1.0, tokens=200))
     place = deliver(record, open_root(root))
@@ -207,7 +207,7 @@ def test_token_text_cannot_act_in_the_description(tmp_path: Path) -> None:
     assert "glitchrun apply specs/smollm2-quickstart.yaml --fresh" in note
 
 
-def test_files_go_with_the_run_and_the_table_is_announced(tmp_path: Path) -> None:
+def test_artifacts_and_table_view(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     record = write_run(root)
     write_report(record)
@@ -224,7 +224,7 @@ def test_files_go_with_the_run_and_the_table_is_announced(tmp_path: Path) -> Non
     assert location == (root / "artifacts" / "smollm2-quickstart").as_uri()
 
 
-def test_the_vocabulary_is_the_runs_dataset(tmp_path: Path) -> None:
+def test_vocabulary_is_the_dataset_of_the_run(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     place = deliver(write_run(root), open_root(root))
     (given,) = open_root(root).client.get_run(place.run_id).inputs.dataset_inputs
@@ -232,7 +232,7 @@ def test_the_vocabulary_is_the_runs_dataset(tmp_path: Path) -> None:
     assert json.loads(given.dataset.profile) == {"tokens": 49_152}
 
 
-def test_a_matrix_is_one_parent_with_its_cells(tmp_path: Path) -> None:
+def test_matrix_has_a_parent_run(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     records = write_matrix(root)
     places = [deliver(record, open_root(root)) for record in records]
@@ -259,7 +259,7 @@ def test_a_matrix_is_one_parent_with_its_cells(tmp_path: Path) -> None:
     ]
 
 
-def test_a_parent_runs_as_long_as_one_of_its_cells(tmp_path: Path) -> None:
+def test_parent_is_running_while_a_cell_is(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     first, second, _ = write_matrix(root)
     deliver(first, open_root(root))
@@ -270,7 +270,7 @@ def test_a_parent_runs_as_long_as_one_of_its_cells(tmp_path: Path) -> None:
     assert open_root(root).client.get_run(parent_id).info.status == "FAILED"
 
 
-def test_a_fresh_attempt_is_a_run_of_its_own(tmp_path: Path) -> None:
+def test_fresh_attempt_is_a_separate_run(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     first = deliver(write_run(root), open_root(root))
     second = deliver(write_run(root, Invented(attempt=2)), open_root(root))
@@ -279,7 +279,7 @@ def test_a_fresh_attempt_is_a_run_of_its_own(tmp_path: Path) -> None:
     assert run.info.run_name == "smollm2-quickstart (attempt 2)"
 
 
-def test_a_deleted_experiment_is_not_written_behind_its_owners_back(tmp_path: Path) -> None:
+def test_deleted_experiment_is_not_written(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     record = write_run(root)
     place = deliver(record, open_root(root))
@@ -288,7 +288,7 @@ def test_a_deleted_experiment_is_not_written_behind_its_owners_back(tmp_path: Pa
         deliver(record, open_root(root))
 
 
-def test_a_persons_own_description_of_the_experiment_stays(tmp_path: Path) -> None:
+def test_description_written_by_a_person_stays(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     record = write_run(root)
     place = deliver(record, open_root(root))
@@ -303,23 +303,23 @@ def test_a_persons_own_description_of_the_experiment_stays(tmp_path: Path) -> No
     assert client.get_experiment(place.experiment_id).tags[note] == "Mine."
 
 
-def test_the_saved_view_only_gains_columns() -> None:
-    first = view(["mine/glitch", "asr/confirmed"], ["seed"], START)
+def test_saved_view_keeps_its_columns() -> None:
+    first = table_view(["mine/glitch", "asr/confirmed"], ["seed"], START)
     assert first is not None
-    assert view(["mine/glitch"], ["seed"], START + 1, first) is None
-    second = view(["mine/verified"], ["model.path"], START, first)
+    assert table_view(["mine/glitch"], ["seed"], START + 1, first) is None
+    second = table_view(["mine/verified"], ["model.path"], START, first)
     assert second is not None
-    assert view(["asr/confirmed", "mine/glitch", "mine/verified"], [], START, second) is None
-    assert view(["mine/glitch"], [], START, "not ours") is not None
+    assert table_view(["asr/confirmed", "mine/glitch", "mine/verified"], [], START, second) is None
+    assert table_view(["mine/glitch"], [], START, "not ours") is not None
 
 
-def test_the_saved_view_shows_every_swept_param_and_headline_first(tmp_path: Path) -> None:
+def test_saved_view_begins_with_swept_params_and_main_result(tmp_path: Path) -> None:
     import base64
     import zlib
 
     root = new_root(tmp_path)
     place = deliver(write_matrix(root)[0], open_root(root))
-    tag = json.loads(open_root(root).client.get_experiment(place.experiment_id).tags[TAG])
+    tag = json.loads(open_root(root).client.get_experiment(place.experiment_id).tags[VIEW_TAG])
     packed = tag["state"].removeprefix("deflate;")
     state = json.loads(zlib.decompress(base64.b64decode(packed)))
     assert state["selectedColumns"][:3] == [

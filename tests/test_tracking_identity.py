@@ -1,4 +1,4 @@
-"""Whose run is whose in MLflow: across projects, deletions and processes that deliver at once."""
+"""Finding the right MLflow run: several projects, deletions, concurrent processes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from glitchrun.cli import main
 from glitchrun.errors import TrackingUnavailable
 from glitchrun.ledger import mark_delivered, read_run
 from glitchrun.ledger.record import RunRecord
-from glitchrun.tracking import identity
+from glitchrun.tracking import mlflow_run
 from glitchrun.tracking.deliver import deliver
-from glitchrun.tracking.live import MlflowTracker
-from glitchrun.tracking.note import escaped, note, paragraphs
+from glitchrun.tracking.description import escaped, paragraphs, run_description
+from glitchrun.tracking.params_and_tags import LEDGER, run_tags
 from glitchrun.tracking.store import Store, open_store, unavailable
 from glitchrun.tracking.sync import sync
-from glitchrun.tracking.tags import LEDGER
-from glitchrun.tracking.tags import tags as tags_of
+from glitchrun.tracking.tracker import MlflowTracker
 from tests.support.records import Invented, write_matrix, write_run
 from tests.support.stores import counts, new_root, open_root, query
 
@@ -33,18 +32,18 @@ CELL = {"parent": "fa11000000000001", "assignments": {"seed": 1}}
 
 
 def _in(store_root: Path, root: Path) -> Store:
-    """The store under one root, for the runs of another."""
+    """The store under `store_root`, for the runs under `root`."""
     return open_store(f"sqlite:///{store_root / 'mlflow.db'}", root)
 
 
 def _projects(tmp_path: Path, **fields: Any) -> Iterator[tuple[Path, RunRecord]]:
-    """Two projects in which the same spec ran."""
+    """Two projects with a run of the same spec."""
     for name in ("one", "two"):
         root = tmp_path / name / "mlruns"
         yield root, write_run(root, Invented(tokens=16, **fields))
 
 
-def test_two_projects_with_one_spec_are_two_runs_in_one_store(tmp_path: Path) -> None:
+def test_two_projects_with_one_spec_have_two_runs_in_one_store(tmp_path: Path) -> None:
     shared = new_root(tmp_path)
     projects = list(_projects(tmp_path, **CELL))
     first = [deliver(record, _in(shared, root)) for root, record in projects]
@@ -62,7 +61,7 @@ def test_two_projects_with_one_spec_are_two_runs_in_one_store(tmp_path: Path) ->
     assert deliver(record, _in(shared, moved / "mlruns")) == first[0]
 
 
-def test_a_run_that_an_earlier_version_delivered_is_gone_on_with_by_one_project(
+def test_run_delivered_by_an_earlier_version_belongs_to_one_project(
     tmp_path: Path,
 ) -> None:
     shared = new_root(tmp_path)
@@ -76,20 +75,20 @@ def test_a_run_that_an_earlier_version_delivered_is_gone_on_with_by_one_project(
     assert counts(shared)["runs"] == 4
 
 
-def test_a_ledger_has_an_id_of_its_own_or_one_that_stays(tmp_path: Path) -> None:
+def test_ledger_id_is_stable(tmp_path: Path) -> None:
     root = tmp_path / "mlruns"
     record = write_run(root)
-    assert identity.ledger_id(record, root) == identity.ledger_id(record, root)
+    assert mlflow_run.ledger_id(record, root) == mlflow_run.ledger_id(record, root)
     fresh = write_run(root, Invented(attempt=2))
-    assert identity.ledger_id(record, root) != identity.ledger_id(fresh, root)
+    assert mlflow_run.ledger_id(record, root) != mlflow_run.ledger_id(fresh, root)
     own = replace(record, identity=replace(record.identity, ledger="f" * 32))
-    assert identity.ledger_id(own, root) == "f" * 32
-    (root / identity.PROJECT).write_text("?")
+    assert mlflow_run.ledger_id(own, root) == "f" * 32
+    (root / mlflow_run.PROJECT).write_text("?")
     with pytest.raises(TrackingUnavailable, match="delete it"):
-        identity.ledger_id(record, root)
+        mlflow_run.ledger_id(record, root)
 
 
-def test_a_run_deleted_in_mlflow_comes_back_only_when_asked_for(
+def test_run_deleted_in_mlflow_is_restored_only_on_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = new_root(tmp_path)
@@ -127,8 +126,8 @@ def _deliver_in_turn(root: Path, folder: Path, start: Any) -> None:
         deliver(read_run(folder), store)
 
 
-def test_four_processes_deliver_to_a_fresh_store_at_once(tmp_path: Path) -> None:
-    import mlflow.entities  # noqa: F401 - once, for all that are forked
+def test_four_processes_deliver_to_a_new_store_concurrently(tmp_path: Path) -> None:
+    import mlflow.entities  # noqa: F401 - imported once, before the fork
 
     root = new_root(tmp_path)
     records = [
@@ -149,7 +148,7 @@ def test_four_processes_deliver_to_a_fresh_store_at_once(tmp_path: Path) -> None
     assert (rows["experiments"], rows["runs"], rows["datasets"]) == (2, 5, 1)  # Default, parent
 
 
-def test_what_another_machine_created_meanwhile_is_found(tmp_path: Path) -> None:
+def test_find_or_create_is_repeated_after_a_conflict(tmp_path: Path) -> None:
     root = tmp_path / "mlruns"
     root.mkdir()
     store = Store(f"sqlite:///{root / 'mlflow.db'}", root, client=None)
@@ -195,7 +194,7 @@ def _foreign() -> list[Exception]:
     ]
 
 
-def test_whatever_fails_in_mlflow_is_an_error_with_a_remedy() -> None:
+def test_every_mlflow_error_has_a_remedy() -> None:
     for error in _foreign():
         with (
             pytest.raises(TrackingUnavailable, match="MLFLOW_TRACKING_URI") as caught,
@@ -205,7 +204,7 @@ def test_whatever_fails_in_mlflow_is_an_error_with_a_remedy() -> None:
         assert "hunter2" not in str(caught.value)
 
 
-def test_where_it_was_raised_tells_mlflows_faults_from_ours() -> None:
+def test_own_defects_are_not_reported_as_mlflow_errors() -> None:
     space: dict[str, Any] = {"__name__": "mlflow.store"}
     exec("def fail():\n    return {}['runs']", space)
     with pytest.raises(TrackingUnavailable, match="KeyError: 'runs'"), unavailable("sqlite:///x"):
@@ -218,7 +217,7 @@ def test_where_it_was_raised_tells_mlflows_faults_from_ours() -> None:
         json.loads("{}")["runs"]
 
 
-def test_nothing_in_a_description_acts_in_mlflow() -> None:
+def test_description_is_escaped() -> None:
     text = "<img src=x onerror=alert(1)> [a](javascript:b) http://evil.example www.evil.example"
     shown = escaped(f"{text} me@evil.example <b> &lt; `c` | # ![x](y) \u202e\x1b")
     for active in ("<", ">", "://", "www.", "me@", "](", " `c`", "&lt", "\u202e", "\x1b"):
@@ -231,19 +230,19 @@ def test_nothing_in_a_description_acts_in_mlflow() -> None:
     assert paragraphs("") == ""
 
 
-def test_a_command_cannot_leave_its_fence(tmp_path: Path) -> None:
+def test_command_stays_inside_its_fence(tmp_path: Path) -> None:
     record = write_run(tmp_path / "mlruns")
     override = "(--set metadata.description=x\n````\n<b>\u202e)"
-    text = note(replace(record, origins={"metadata.description": override}))
+    text = run_description(replace(record, origins={"metadata.description": override}))
     assert "\n`````\nglitchrun apply" in text
     assert text.count("\n`````\n") == 2
     assert "\u202e" not in text
 
 
-def test_reserved_tags_of_earlier_specs_forge_nothing(tmp_path: Path) -> None:
+def test_reserved_tags_of_earlier_specs_are_left_out(tmp_path: Path) -> None:
     record = write_run(tmp_path / "mlruns")
     forged = {"glitchrun.ledger": "x", "mlflow.parentRunId": "x", "./mlflow.user": "x", "team": "y"}
-    found = tags_of(replace(record, identity=replace(record.identity, tags=forged)))
+    found = run_tags(replace(record, identity=replace(record.identity, tags=forged)))
     assert "x" not in found.values()
     assert found["team"] == "y"
     assert asdict(record.identity)["ledger"] == ""

@@ -1,4 +1,4 @@
-"""What a spec names is written only where it is new or ours; what a person names, as they say."""
+"""Files that glitchrun may write: new ones, its own, and those named on the command line."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from glitchrun.errors import TrackingUnavailable
 from glitchrun.report.writing import replacing
 from glitchrun.spec.mlflow_rules import lock_path, tag_objection
 from glitchrun.tracking import sqlite_file
-from glitchrun.tracking.address import check_store
-from glitchrun.tracking.store import ensure_store, open_store, tracking_uri
+from glitchrun.tracking.address import check_store, tracking_uri
+from glitchrun.tracking.store import ensure_store, open_store
 from tests.support.records import write_run
 from tests.support.stores import new_root
 
@@ -95,7 +95,7 @@ def _state(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 @pytest.mark.parametrize("kind", STRANGE)
-def test_a_store_that_is_not_ours_stays_as_it_is(tmp_path: Path, kind: str) -> None:
+def test_file_of_another_program_is_refused_and_unchanged(tmp_path: Path, kind: str) -> None:
     place = tmp_path / "theirs"
     place.mkdir()
     path = place / "package"
@@ -109,7 +109,7 @@ def test_a_store_that_is_not_ours_stays_as_it_is(tmp_path: Path, kind: str) -> N
     assert _state(place) == before
 
 
-def test_a_device_named_itself_stays_a_device(tmp_path: Path) -> None:
+def test_device_is_refused(tmp_path: Path) -> None:
     for uri in ("sqlite:////dev/null", "sqlite+pysqlite:////dev/null"):
         _refused(tmp_path, uri, "a device, not a database")
         with pytest.raises(TrackingUnavailable, match="a device"):
@@ -117,7 +117,7 @@ def test_a_device_named_itself_stays_a_device(tmp_path: Path) -> None:
     assert Path("/dev/null").is_char_device()
 
 
-def test_a_store_among_a_models_files_is_refused(tmp_path: Path) -> None:
+def test_store_in_a_model_folder_is_refused(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     _checkpoint(model / "x")
@@ -138,11 +138,11 @@ def test_a_store_among_a_models_files_is_refused(tmp_path: Path) -> None:
         ("sqlite:///" + "a" * 300, "File name too long"),
     ],
 )
-def test_an_address_that_cannot_work_has_a_place(tmp_path: Path, uri: str, said: str) -> None:
+def test_invalid_address_is_reported(tmp_path: Path, uri: str, said: str) -> None:
     _refused(tmp_path, uri, said)
 
 
-def test_an_address_that_cannot_be_read_is_not_repeated(tmp_path: Path) -> None:
+def test_invalid_address_is_not_shown(tmp_path: Path) -> None:
     for uri in ("http://me:hunter2/x@host", "http://me:hunter2@[host"):
         with pytest.raises(TrackingUnavailable, match="an invalid address") as caught:
             tracking_uri(uri, tmp_path, {})
@@ -150,7 +150,7 @@ def test_an_address_that_cannot_be_read_is_not_repeated(tmp_path: Path) -> None:
 
 
 def _refused(folder: Path, uri: str, said: str) -> str:
-    """What `validate` says of a spec with this store, on standard output."""
+    """The output of `validate` for a spec with this store, which it refuses."""
     spec = folder / "spec.yaml"
     spec.write_text(SPEC.format(uri=uri))
     done = CliRunner().invoke(main, ["validate", str(spec)])
@@ -160,7 +160,7 @@ def _refused(folder: Path, uri: str, said: str) -> str:
     return done.stdout
 
 
-def test_a_store_from_the_environment_is_refused_without_its_name(
+def test_store_from_the_environment_is_refused_without_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "hunter2").write_text("important")
@@ -173,7 +173,7 @@ def test_a_store_from_the_environment_is_refused_without_its_name(
     assert done.exit_code == 4
 
 
-def test_what_glitchrun_left_is_known_again(tmp_path: Path) -> None:
+def test_own_files_are_recognised(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     path = root / "mlflow.db"
     (root / "mlflow.db.json").write_text('{"name": "a package"}')
@@ -183,11 +183,11 @@ def test_what_glitchrun_left_is_known_again(tmp_path: Path) -> None:
     assert noted["folder"] == str(root)
     empty = tmp_path / "empty.db"
     empty.touch()
-    lock_path(empty).touch()  # as a creation that was killed leaves it
+    lock_path(empty).touch()  # left by a killed creation
     sqlite_file.check(empty)
 
 
-def test_databases_side_by_side_do_not_clean_up_each_other(
+def test_creation_leaves_files_of_other_databases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = tmp_path / f"{sqlite_file._PARTIAL}other.db-x"
@@ -198,7 +198,7 @@ def test_databases_side_by_side_do_not_clean_up_each_other(
     assert others.is_dir()
 
 
-def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+def test_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     made, path = tmp_path / "made", tmp_path / "path"
     made.write_text("new")
     path.write_text("theirs")
@@ -207,7 +207,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     assert path.read_text() == "theirs"
 
 
-def test_output_goes_through_a_pipe_and_a_link(tmp_path: Path) -> None:
+def test_output_is_written_through_pipes_and_links(tmp_path: Path) -> None:
     pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target"
     os.mkfifo(pipe)
     read: list[str] = []
@@ -229,7 +229,7 @@ def test_output_goes_through_a_pipe_and_a_link(tmp_path: Path) -> None:
     assert Path("/dev/null").is_char_device()
 
 
-def test_output_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+def test_failed_output_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / ("長" * 80)  # 240 bytes: no longer name fits beside it
     path.write_text("old")
     with suppress(KeyError), replacing(path) as file:
@@ -238,7 +238,7 @@ def test_output_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert [one.read_text() for one in tmp_path.iterdir()] == ["old"]
 
 
-def test_a_report_is_printed_where_a_device_is_named(tmp_path: Path) -> None:
+def test_report_can_be_written_to_a_device(tmp_path: Path) -> None:
     record = write_run(tmp_path / "mlruns")
     words = ["report", str(record.folder), "--format", "md", "-o", "/dev/null"]
     assert CliRunner().invoke(main, words).exit_code == 0
@@ -262,17 +262,17 @@ def test_a_report_is_printed_where_a_device_is_named(tmp_path: Path) -> None:
         ("a//b", "a path"),
     ],
 )
-def test_tags_that_could_be_taken_for_another_are_refused(name: str, said: str) -> None:
+def test_ambiguous_tags_are_refused(name: str, said: str) -> None:
     assert said in (tag_objection(name) or "")
 
 
 @pytest.mark.parametrize("name", ["team", "glitchrun", "mlflow", "a.b/c-d_e: f", "équipe", "env"])
-def test_other_tags_pass(name: str) -> None:
+def test_other_tags_are_accepted(name: str) -> None:
     assert tag_objection(name) is None
 
 
 @pytest.mark.parametrize("how", ["file", "fragment", "matrix", "set", "long"])
-def test_a_reserved_tag_has_a_place_wherever_it_comes_from(tmp_path: Path, how: str) -> None:
+def test_reserved_tag_is_located_for_every_source(tmp_path: Path, how: str) -> None:
     tags = {"file": "{mlflow.user: me}", "long": f"{{team: {'x' * 8001}}}"}.get(how, "{team: red}")
     spec = SPEC.format(uri="null").replace("{name: n}", f"{{name: n, tags: {tags}}}")
     words = ["plan", str(tmp_path / "spec.yaml")]
@@ -292,7 +292,7 @@ def test_a_reserved_tag_has_a_place_wherever_it_comes_from(tmp_path: Path, how: 
     assert "error[GR320]" in done.stderr
 
 
-def test_a_pipe_where_a_note_would_lie_is_not_waited_for(tmp_path: Path) -> None:
+def test_pipe_with_the_name_of_a_note_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "ours.db.json")  # the first name of the note: another program may have it
     check_store(f"sqlite:///{tmp_path / 'ours.db'}")
     os.mkfifo(tmp_path / "theirs.db.glitchrun.json")

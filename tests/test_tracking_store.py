@@ -1,4 +1,4 @@
-"""mlflow.db: created whole, backed up, moved; and stores that do not answer."""
+"""mlflow.db: created atomically, backed up, moved; and stores that do not answer."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from glitchrun.errors import TrackingUnavailable
-from glitchrun.tracking import reach, sqlite_file
+from glitchrun.tracking import address, sqlite_file
+from glitchrun.tracking.address import tracking_uri
 from glitchrun.tracking.deliver import deliver
-from glitchrun.tracking.store import ensure_store, open_store, tracking_uri
+from glitchrun.tracking.store import ensure_store, open_store
 from tests.support.records import write_run
 from tests.support.stores import new_root, open_root, query
 
@@ -53,19 +54,19 @@ def test_four_processes_create_one_store(tmp_path: Path) -> None:
     assert not list(path.parent.glob(".creating-*"))
 
 
-def test_a_creation_that_was_killed_is_made_up_for(tmp_path: Path) -> None:
+def test_creation_succeeds_after_a_killed_one(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     process = _preparing(path)
-    time.sleep(2.5)  # wherever this lands, the outcome has to be the same
+    time.sleep(2.5)  # the result must not depend on the moment of the kill
     process.send_signal(signal.SIGKILL)
     process.communicate()
     if not path.exists():
-        path.touch()  # as a program leaves it that only connected: no store yet
+        path.touch()  # a program that only connects leaves an empty file
     sqlite_file.prepare(path, print)
     assert _is_whole(path)
 
 
-def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
+def test_database_of_another_program_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     sqlite3.connect(path).execute("CREATE TABLE mine (x)").connection.close()
     with pytest.raises(TrackingUnavailable, match="not a whole MLflow store"):
@@ -75,21 +76,21 @@ def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
         sqlite_file.prepare(path, print)
 
 
-def test_a_creation_that_mlflow_left_half_done_is_recognised(tmp_path: Path) -> None:
+def test_incomplete_store_of_mlflow_is_recognised(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     with sqlite3.connect(root / "mlflow.db") as database:
         database.execute("CREATE TABLE _alembic_tmp_tags (x)")
-    with pytest.raises(TrackingUnavailable, match="cut short"):
+    with pytest.raises(TrackingUnavailable, match="interrupted"):
         ensure_store(tracking_uri(None, root, {}), root)
 
 
-def test_a_folder_that_cannot_be_written_is_found_out_at_once(tmp_path: Path) -> None:
+def test_unwritable_folder_is_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(TrackingUnavailable, match="cannot be written"):
         ensure_store(f"sqlite:///{tmp_path}/file/mlflow.db", tmp_path)
 
 
-def test_a_store_is_copied_once_before_another_mlflow_opens_it(tmp_path: Path) -> None:
+def test_store_is_copied_once_before_another_mlflow_opens_it(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     note = root / "mlflow.db.json"
     note.write_text(json.dumps({"mlflow": "3.1.0", "folder": str(root)}))
@@ -105,7 +106,7 @@ def test_a_store_is_copied_once_before_another_mlflow_opens_it(tmp_path: Path) -
     assert json.loads(note.read_text())["mlflow"] != "3.1.0"
 
 
-def test_artifacts_are_found_after_the_project_was_moved(tmp_path: Path) -> None:
+def test_artifacts_are_found_after_a_move(tmp_path: Path) -> None:
     before = tmp_path / "before #1"
     root = new_root(before)
     sqlite_file.prepare(root / "mlflow.db", print)
@@ -123,7 +124,7 @@ def test_artifacts_are_found_after_the_project_was_moved(tmp_path: Path) -> None
     assert len(said) == 1
 
 
-def test_a_neighbouring_folder_keeps_its_addresses(tmp_path: Path) -> None:
+def test_addresses_of_other_folders_stay(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     sqlite_file.prepare(root / "mlflow.db", print)
     other = f"{root.as_uri()}-of-others/artifacts"
@@ -135,7 +136,7 @@ def test_a_neighbouring_folder_keeps_its_addresses(tmp_path: Path) -> None:
     assert query(moved, "SELECT artifact_location FROM experiments") == [(other,)]
 
 
-def test_nothing_listening_is_found_out_without_a_retry(tmp_path: Path) -> None:
+def test_refused_connection_is_reported_without_retries(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         uri = f"http://me:hunter2@127.0.0.1:{taken.getsockname()[1]}"
@@ -144,10 +145,8 @@ def test_nothing_listening_is_found_out_without_a_retry(tmp_path: Path) -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_server_that_accepts_and_stays_silent_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reach, "PATIENCE", 0.2)
+def test_silent_server_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(address, "RESPONSE_SECONDS", 0.2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -155,7 +154,7 @@ def test_a_server_that_accepts_and_stays_silent_is_given_up(
             ensure_store(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
 
 
-def test_a_database_server_that_is_not_there_is_not_retried(tmp_path: Path) -> None:
+def test_missing_database_server_is_reported_without_retries(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         uri = f"postgresql://me:hunter2@127.0.0.1:{taken.getsockname()[1]}/runs"
@@ -163,15 +162,15 @@ def test_a_database_server_that_is_not_there_is_not_retried(tmp_path: Path) -> N
             ensure_store(uri, tmp_path)
 
 
-def test_a_store_that_mlflow_cannot_open_says_so_without_secrets(tmp_path: Path) -> None:
+def test_error_of_opening_a_store_has_no_credentials(tmp_path: Path) -> None:
     with pytest.raises(TrackingUnavailable) as caught:
         open_store("mssql+nosuchdriver://me:hunter2@127.0.0.1/runs", tmp_path)
     assert "hunter2" not in str(caught.value)
 
 
-def test_mlflow_gets_its_settings_but_a_persons_own_stay() -> None:
+def test_settings_of_the_user_have_priority() -> None:
     code = (
-        "import os; from glitchrun.tracking.store import settle_mlflow; settle_mlflow(); "
+        "import os; from glitchrun.tracking.store import configure_mlflow; configure_mlflow(); "
         "print(os.environ['MLFLOW_HTTP_REQUEST_TIMEOUT'], os.environ['MLFLOW_DISABLE_TELEMETRY'])"
     )
     given = {**os.environ, "MLFLOW_HTTP_REQUEST_TIMEOUT": "77"}

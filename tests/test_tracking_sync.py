@@ -1,4 +1,4 @@
-"""Delivering afterwards, links, and the UI's server."""
+"""Delivering runs afterwards, links, and the server of the UI."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from glitchrun.cli import main
 from glitchrun.errors import PreflightError
 from glitchrun.ledger import hold, read_run
 from glitchrun.ledger.files import LEDGER
-from glitchrun.tracking.links import compare_link, experiment_link, links
+from glitchrun.tracking.experiment import compare_link, experiment_link, links
 from glitchrun.tracking.server import serving
 from glitchrun.tracking.sync import sync
 from tests.support.records import Invented, write_matrix, write_run
 from tests.support.stores import counts, new_root, nobody_listening, query
 
 
-def test_sync_delivers_what_is_missing_and_says_what_is_there(tmp_path: Path) -> None:
+def test_sync_delivers_missing_runs_only(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     records = [write_run(root), *write_matrix(root)]
     first = [synced.outcome for synced in sync(records[:2], root)]
@@ -35,7 +35,7 @@ def test_sync_delivers_what_is_missing_and_says_what_is_there(tmp_path: Path) ->
     assert third == ["delivered"]
 
 
-def test_sync_leaves_a_run_to_the_process_that_executes_it(tmp_path: Path) -> None:
+def test_sync_skips_a_running_run(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     record = write_run(root, Invented(status="RUNNING"))
     with hold(record.folder.parent):
@@ -43,7 +43,7 @@ def test_sync_leaves_a_run_to_the_process_that_executes_it(tmp_path: Path) -> No
     assert counts(root)["runs"] == 0
 
 
-def test_sync_fills_another_store_from_the_ledger_alone(tmp_path: Path) -> None:
+def test_sync_fills_another_store(tmp_path: Path) -> None:
     root = new_root(tmp_path / "one")
     other = new_root(tmp_path / "two")
     records = write_matrix(root)
@@ -52,7 +52,7 @@ def test_sync_fills_another_store_from_the_ledger_alone(tmp_path: Path) -> None:
     assert counts(other)["runs"] == 4
 
 
-def test_the_command_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sync_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = new_root(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert "no runs" in CliRunner().invoke(main, ["sync"]).output
@@ -74,9 +74,7 @@ def test_the_command_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "hunter2" not in failed.output
 
 
-def test_sync_of_a_ledger_that_was_damaged_names_the_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sync_names_the_damaged_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = new_root(tmp_path)
     monkeypatch.chdir(tmp_path)
     ledger = write_run(root).folder / LEDGER
@@ -91,16 +89,16 @@ def test_links_open_on_the_saved_view(tmp_path: Path) -> None:
     records = [write_run(root), *write_matrix(root)]
     list(sync(records, root))
     found = links("http://127.0.0.1:5000", f"sqlite:///{root}/mlflow.db", root)
-    names = {link.what for link in found}
+    names = {link.title for link in found}
     assert "quantization-sweep: table of runs" in names
     assert "smollm2-quickstart: its run" in names
-    compared = next(link.address for link in found if "compared" in link.what)
+    compared = next(link.address for link in found if "compared" in link.title)
     assert compared.count("%22%2C%22") == 2  # three runs: the parent has nothing to compare
     only = links("http://h", f"sqlite:///{root}/mlflow.db", root, "smollm2-quickstart")
-    assert {link.what.partition(":")[0] for link in only} == {"smollm2-quickstart"}
+    assert {link.title.partition(":")[0] for link in only} == {"smollm2-quickstart"}
 
 
-def test_links_hold_no_credentials() -> None:
+def test_links_contain_no_credentials() -> None:
     link = experiment_link("https://me:hunter2@host/mlflow/", "3", "CHART")
     assert link == (
         "https://host/mlflow/#/experiments/3/runs?workflowType=machine_learning"
@@ -109,7 +107,7 @@ def test_links_hold_no_credentials() -> None:
     assert "runs=%5B%22a%22%2C%22b%22%5D" in compare_link("http://h", "1", ["a", "b"])
 
 
-def test_a_taken_port_is_named_with_the_way_out(tmp_path: Path) -> None:
+def test_port_in_use_is_reported_with_a_remedy(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -121,7 +119,7 @@ def test_a_taken_port_is_named_with_the_way_out(tmp_path: Path) -> None:
             pass
 
 
-def test_the_ui_serves_prints_its_links_and_stops_whole(tmp_path: Path) -> None:
+def test_ui_serves_prints_links_and_stops(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     list(sync([write_run(root)], root))
     code = "from glitchrun.cli import main; main(prog_name='glitchrun')"
@@ -145,7 +143,7 @@ def test_the_ui_serves_prints_its_links_and_stops_whole(tmp_path: Path) -> None:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def test_a_record_that_is_delivered_says_where(tmp_path: Path) -> None:
+def test_delivered_run_records_its_ids(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     record = write_run(root)
     (synced,) = sync([record], root)

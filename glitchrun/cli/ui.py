@@ -30,8 +30,9 @@ def command(spec: Path | None, port: int, no_open: bool) -> None:
     tunnel: the UI asks nobody for a password.
     """
     require("mlflow", "filelock")
+    from glitchrun.tracking.address import tracking_uri
     from glitchrun.tracking.server import serving
-    from glitchrun.tracking.store import ensure_store, tracking_uri
+    from glitchrun.tracking.store import ensure_store
 
     root = ROOT.resolve()
     given, experiment = _from_spec(spec) if spec else (None, None)
@@ -62,11 +63,11 @@ def _from_spec(spec: Path) -> tuple[str | None, str]:
 
 def _show(address: str, uri: str, root: Path, experiment: str | None, no_open: bool) -> None:
     """Prints the links, and opens the first one where there is a screen."""
-    from glitchrun.tracking.links import links
+    from glitchrun.tracking.experiment import links
 
     found = links(address, uri, root, experiment)
     for link in found:
-        say(f"{link.what}\n  {link.address}")
+        say(f"{link.title}\n  {link.address}")
     if not found:
         say(f"no runs yet; {address}")
     first = found[0].address if found else address

@@ -30,9 +30,9 @@ from glitchrun.runner.progress import Display
 from glitchrun.runner.resolved import Resolver
 from glitchrun.runner.signals import Interrupt, Stopped, listening
 from glitchrun.spec.types import Experiment, Spec
-from glitchrun.tracking.live import reap
-from glitchrun.tracking.store import ensure_store, tracking_uri
-from glitchrun.tracking.sync import sync
+from glitchrun.tracking.address import tracking_uri
+from glitchrun.tracking.store import ensure_store
+from glitchrun.tracking.sync import close_dead_runs, sync
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def apply(
     uri = tracking_uri(experiment.cells[0].spec.tracking.uri, root)
     ensure_store(uri, root)
     unreadable: list[GlitchrunError] = []
-    for failure in reap(mark_killed(root, unreadable.append), root):
+    for failure in close_dead_runs(mark_killed(root, unreadable.append), root):
         display.say(f"not delivered to MLflow: {failure}")
     for line in unreadable_lines(unreadable):
         display.say(line)

@@ -44,7 +44,7 @@ from glitchrun.strategies import configure, load
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.prompt_ids import check_embedding_rows
 from glitchrun.tracking.address import shown
-from glitchrun.tracking.live import MlflowTracker
+from glitchrun.tracking.tracker import MlflowTracker
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.norms import row_norms
 

@@ -1,29 +1,34 @@
-"""Which MLflow store a run belongs to, and how its URI may be shown."""
+"""Which MLflow store a run belongs to, whether it answers, and how its URI may be shown."""
 
 from __future__ import annotations
 
+import http.client
 import os
+import socket
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from glitchrun.errors import TrackingUnavailable
 from glitchrun.spec.mlflow_rules import address_objection, database, is_sqlite, objection
 
 VARIABLE = "MLFLOW_TRACKING_URI"
+RESPONSE_SECONDS = 5.0
+"""Seconds that a server has to answer."""
+
 _HIDDEN = "***"
+_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 def tracking_uri(spec_uri: str | None, root: Path, environ: Mapping[str, str] = os.environ) -> str:
-    """The store that a spec's runs are delivered to.
+    """The MLflow store of a spec, as a URI that does not depend on the working directory.
 
     Args:
-        spec_uri: `tracking.uri` of the spec, if it has one; it wins.
-        root: Tracking root; holds the default store, `mlflow.db`.
-        environ: Where `MLFLOW_TRACKING_URI` is looked up when the spec names no store.
-
-    Returns:
-        A URI that means the same in every working directory.
+        spec_uri: `tracking.uri` of the spec; it has priority.
+        root: Tracking root; the default store is `mlflow.db` in it.
+        environ: Environment with `MLFLOW_TRACKING_URI`, which is used if the spec names no store.
 
     Raises:
         TrackingUnavailable: the URI names a store that cannot work; the message has the remedy.
@@ -34,60 +39,19 @@ def tracking_uri(spec_uri: str | None, root: Path, environ: Mapping[str, str] = 
     return f"sqlite:///{database(uri)}" if is_sqlite(uri) else uri
 
 
-def sqlite_path(uri: str) -> Path | None:
-    """The database file of a SQLite store; None for any other store."""
-    return database(uri) if is_sqlite(uri) else None
-
-
-def check_store(uri: str) -> None:
-    """Looks whether a store may be written: it is a server, new, or a database of MLflow's.
-
-    Raises:
-        TrackingUnavailable: it is something else, which stays as it is.
-    """
-    if found := objection(uri):
-        raise TrackingUnavailable(f"the tracking store {found}")
-
-
-def shown(uri: str) -> str:
-    """`uri` without what may be secret in it: user, password and query."""
-    try:
-        parts = urlsplit(uri)
-    except ValueError:  # not an address, so any part of it may be a secret
-        return _HIDDEN
-    place = parts.netloc.rpartition("@")[2]
-    netloc = f"{_HIDDEN}@{place}" if "@" in parts.netloc else place
-    query = f"?{_HIDDEN}" if parts.query else ""
-    return f"{parts.scheme}://{netloc}{parts.path}{query}" if parts.scheme else uri
-
-
-def _named(uri: str) -> str:
-    """`uri` as far as it can be shown: without a port that may be half of a password."""
-    try:
-        _ = urlsplit(uri).port
-    except ValueError:
-        return _HIDDEN
-    return shown(uri)
-
-
-def without_secrets(text: str, uri: str) -> str:
-    """`text`, an error message for example, with the secrets of `uri` taken out."""
-    parts = urlsplit(uri)
-    text = text.replace(uri, shown(uri))
-    secrets = [parts.password, parts.netloc.rpartition("@")[0], parts.query]
-    for secret in filter(None, secrets):
-        text = text.replace(secret, _HIDDEN)
-    return text
-
-
 def delivery_uri(recorded: str, root: Path, environ: Mapping[str, str] = os.environ) -> str:
-    """The store for a run whose record says `recorded`, when it is delivered later.
+    """The MLflow store of a recorded run, for a delivery after the run.
 
-    The default store is found again after its project was moved, and the credentials that a record
-    does not hold are taken from `MLFLOW_TRACKING_URI` where that names the same store.
+    If the project was moved, this is the default store at its new location. Records contain no
+    credentials; they are taken from `MLFLOW_TRACKING_URI` if that names the same store.
+
+    Args:
+        recorded: `tracking_uri` of the run's identity.
+        root: Tracking root.
+        environ: Environment with `MLFLOW_TRACKING_URI`.
 
     Raises:
-        TrackingUnavailable: the credentials are not at hand.
+        TrackingUnavailable: the store needs credentials that the environment does not have.
     """
     path = sqlite_path(recorded)
     beside = root.resolve() / "mlflow.db"
@@ -99,6 +63,94 @@ def delivery_uri(recorded: str, root: Path, environ: Mapping[str, str] = os.envi
     if shown(given) != recorded:
         raise TrackingUnavailable(
             f"the run belongs to {recorded}, whose credentials are not kept with it; "
-            f"set {VARIABLE} to the whole address and try again"
+            f"set {VARIABLE} to the complete address and try again"
         )
     return given
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The database file of a SQLite store; None for any other store."""
+    return database(uri) if is_sqlite(uri) else None
+
+
+def check_store(uri: str) -> None:
+    """Checks that a store may be written: a server, a new database or one of MLflow's.
+
+    Raises:
+        TrackingUnavailable: the URI names another file, which stays unchanged.
+    """
+    if found := objection(uri):
+        raise TrackingUnavailable(f"the tracking store {found}")
+
+
+def check_reachable(uri: str) -> None:
+    """Checks that the host of a store answers, because MLflow would retry for minutes.
+
+    Any answer passes, an error too: using the store shows what it means. Stores without a host in
+    their URI (databricks, plugins) are not checked.
+
+    Raises:
+        TrackingUnavailable: nothing answered within `RESPONSE_SECONDS`.
+    """
+    scheme = urlsplit(uri).scheme.lower()
+    try:
+        if scheme in ("http", "https"):
+            _request_health(uri)
+        elif scheme.partition("+")[0] in _DATABASE_PORTS:
+            _connect_to_database(uri)
+    except (OSError, http.client.HTTPException, ValueError) as exc:
+        reason = getattr(exc, "reason", None) or exc
+        raise TrackingUnavailable(
+            f"MLflow store {shown(uri)} does not answer ({str(reason) or type(exc).__name__}); "
+            f"start it, correct tracking.uri or {VARIABLE}, or unset both for a local store"
+        ) from exc
+
+
+def _request_health(uri: str) -> None:
+    parts = urlsplit(uri)
+    host = parts.netloc.rpartition("@")[2]
+    url = urlunsplit((parts.scheme, host, f"{parts.path.rstrip('/')}/health", "", ""))
+    try:
+        with urllib.request.urlopen(url, timeout=RESPONSE_SECONDS) as answer:
+            answer.read(1)
+    except urllib.error.HTTPError as exc:
+        if exc.code >= 500:
+            raise OSError(f"HTTP {exc.code}") from exc
+
+
+def _connect_to_database(uri: str) -> None:
+    parts = urlsplit(uri)
+    if parts.hostname:
+        port = parts.port or _DATABASE_PORTS[parts.scheme.partition("+")[0].lower()]
+        socket.create_connection((parts.hostname, port), RESPONSE_SECONDS).close()
+
+
+def shown(uri: str) -> str:
+    """`uri` with user, password and query replaced by `***`."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # not an address, so any part of it may be a secret
+        return _HIDDEN
+    host = parts.netloc.rpartition("@")[2]
+    netloc = f"{_HIDDEN}@{host}" if "@" in parts.netloc else host
+    query = f"?{_HIDDEN}" if parts.query else ""
+    return f"{parts.scheme}://{netloc}{parts.path}{query}" if parts.scheme else uri
+
+
+def _named(uri: str) -> str:
+    """`uri` for a message; hidden if its port is invalid, which may be half of a password."""
+    try:
+        _ = urlsplit(uri).port
+    except ValueError:
+        return _HIDDEN
+    return shown(uri)
+
+
+def without_secrets(text: str, uri: str) -> str:
+    """`text`, such as an error message, with the secrets of `uri` replaced by `***`."""
+    parts = urlsplit(uri)
+    text = text.replace(uri, shown(uri))
+    secrets = [parts.password, parts.netloc.rpartition("@")[0], parts.query]
+    for secret in filter(None, secrets):
+        text = text.replace(secret, _HIDDEN)
+    return text

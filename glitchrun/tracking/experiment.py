@@ -1,29 +1,56 @@
-"""The MLflow experiment of a run."""
+"""The MLflow experiment of a run: its description, its saved table view, and links to it.
+
+MLflow's UI keeps a shared view in a tag of the experiment: `{"name", "createdAt", "updatedAt",
+"state"}`, where the state is `deflate;` and base64 of zlib of JSON. This is not documented; it was
+read from the UI of MLflow 3.17. Another UI shows its own default table.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
-from collections.abc import Mapping
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from glitchrun.errors import DeletedInMlflow, TrackingUnavailable
 from glitchrun.ledger.record import RunRecord
-from glitchrun.tracking import limits, view
-from glitchrun.tracking.metrics import columns, points
-from glitchrun.tracking.note import paragraphs
-from glitchrun.tracking.store import Store
+from glitchrun.tracking.address import shown
+from glitchrun.tracking.description import paragraphs
+from glitchrun.tracking.metrics import column_order, columns, headline, points
+from glitchrun.tracking.params_and_tags import (
+    DESCRIPTION,
+    KIND,
+    MAX_EXPERIMENT_TAG,
+    shortened,
+    valid_name,
+)
+from glitchrun.tracking.store import Store, open_store, unavailable
 
-NOTE = "mlflow.note.content"
-_OUR_NOTE = "glitchrun.note"
-"""Digest of the description that glitchrun wrote: another one is a person's and stays."""
+VIEW_KEY = "glitchrun"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
+
+_DESCRIPTION_DIGEST = "glitchrun.note"
+"""Tag with the digest of the description that glitchrun wrote; a person's own text stays."""
+_STATE_PREFIX = "deflate;"
+_MAX_COLUMNS = 10
+"""Metric columns that fit on a screen."""
+_MAX_COMPARED = 10
+"""Runs that fit on MLflow's compare page."""
+_WORKFLOW = "workflowType=machine_learning"
+"""Without it the UI of MLflow 3.17 opens an experiment on an empty page about traces."""
 
 
 def find_or_create(record: RunRecord, store: Store) -> str:
-    """The id of the experiment. To be called where no other process does.
+    """The id of the run's experiment. Must be called inside `Store.exclusively`.
 
     Raises:
-        TrackingUnavailable: it was deleted in MLflow, which keeps its name taken; DeletedInMlflow
-            where the run had been there.
+        DeletedInMlflow: the experiment was deleted in MLflow after a delivery of this run.
+        TrackingUnavailable: the experiment was deleted in MLflow, where its name stays taken.
     """
     name = record.identity.experiment
     found = store.client.get_experiment_by_name(name)
@@ -42,27 +69,151 @@ def find_or_create(record: RunRecord, store: Store) -> str:
 
 
 def describe(record: RunRecord, experiment_id: str, store: Store) -> None:
-    """Writes the experiment's description and saved view, where they changed."""
+    """Writes the experiment's description and saved view, if they changed."""
     tags: Mapping[str, str] = store.client.get_experiment(experiment_id).tags
-    for name, text in {**_note_tags(record, tags), **_view_tag(record, tags)}.items():
+    for name, text in {**_description_tags(record, tags), **_view_tag(record, tags)}.items():
         store.client.set_experiment_tag(experiment_id, name, text)
 
 
-def _note_tags(record: RunRecord, tags: Mapping[str, str]) -> dict[str, str]:
-    text = limits.value(paragraphs(record.identity.description), limits.EXPERIMENT_TAG)
-    before = tags.get(NOTE, "")
-    if not text or text == before or (before and _digest(before) != tags.get(_OUR_NOTE)):
+def _description_tags(record: RunRecord, tags: Mapping[str, str]) -> dict[str, str]:
+    text = shortened(paragraphs(record.identity.description), MAX_EXPERIMENT_TAG)
+    before = tags.get(DESCRIPTION, "")
+    if not text or text == before or (before and _digest(before) != tags.get(_DESCRIPTION_DIGEST)):
         return {}
-    return {NOTE: text, _OUR_NOTE: _digest(text)}
-
-
-def _view_tag(record: RunRecord, tags: Mapping[str, Any]) -> dict[str, str]:
-    names = {point.key for point in points(record)}
-    shown = [name for name in names if name.rpartition("/")[2] in columns()]
-    swept = [limits.key(name) for name in record.identity.assignments]
-    state = view.view(shown, swept, record.started_at, tags.get(view.TAG))
-    return {view.TAG: state} if state else {}
+    return {DESCRIPTION: text, _DESCRIPTION_DIGEST: _digest(text)}
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _view_tag(record: RunRecord, tags: Mapping[str, Any]) -> dict[str, str]:
+    names = {point.key for point in points(record)}
+    metrics = [name for name in names if name.rpartition("/")[2] in columns()]
+    swept = [valid_name(name) for name in record.identity.assignments]
+    view = table_view(metrics, swept, record.started_at, tags.get(VIEW_TAG))
+    return {VIEW_TAG: view} if view else {}
+
+
+def table_view(
+    metrics: Iterable[str], params: Sequence[str], at: int, before: str | None = None
+) -> str | None:
+    """The tag for a table with columns of these metrics and params; None if it needs no change.
+
+    Args:
+        metrics: Metrics of the experiment's runs.
+        params: Params that the runs differ in.
+        at: Time of the view, in milliseconds since the epoch.
+        before: The present tag. Its columns stay, so that a run with few metrics removes none.
+    """
+    old = _view_state(before)
+    selected = old.get("selectedColumns", [])
+    known = [name for name in map(_metric_name, selected) if name]
+    names = sorted({*known, *metrics}, key=column_order)[:_MAX_COLUMNS]
+    swept = [_column("params", name) for name in params]
+    kept = [column for column in selected if column.startswith("params.")]
+    wanted = [*dict.fromkeys([*kept, *swept]), *(_column("metrics", name) for name in names)]
+    first = headline(dict.fromkeys(reversed(names)))
+    state: dict[str, Any] = {"selectedColumns": wanted, "columnOrder": wanted}
+    if first:
+        state |= {"orderByKey": _column("metrics", first), "orderByAsc": False}
+    if state == old:
+        return None
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    data = {"name": VIEW_KEY, "createdAt": at, "updatedAt": at, "state": _STATE_PREFIX + packed}
+    return json.dumps(data)
+
+
+def _column(kind: str, name: str) -> str:
+    return f"{kind}.`{name}`"
+
+
+def _metric_name(column: str) -> str | None:
+    return column[len("metrics.`") : -1] if column.startswith("metrics.`") else None
+
+
+def _view_state(tag: str | None) -> Mapping[str, Any]:
+    """The state in a tag; empty if this module did not write the tag."""
+    try:
+        packed = json.loads(tag or "{}")["state"]
+        compressed = base64.b64decode(packed.removeprefix(_STATE_PREFIX))
+        state: Any = json.loads(zlib.decompress(compressed))
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A page of the MLflow UI."""
+
+    title: str
+    address: str
+
+
+def links(base: str, uri: str, root: Path, experiment: str | None = None) -> list[Link]:
+    """Links to glitchrun's experiments in a store, the most recently used first.
+
+    Args:
+        base: Address of the UI.
+        uri: The store.
+        root: Tracking root.
+        experiment: Name of one experiment; None for all.
+
+    Raises:
+        TrackingUnavailable: the store cannot be read.
+        MissingExtra: mlflow is not installed.
+    """
+    store = open_store(uri, root)
+    with unavailable(uri):
+        ours = [
+            one
+            for one in store.client.search_experiments(order_by=["last_update_time DESC"])
+            if VIEW_TAG in one.tags and experiment in (None, one.name)
+        ]
+        return [link for one in ours for link in _links_of(base, one, store)]
+
+
+def _links_of(base: str, experiment: Any, store: Store) -> Iterator[Link]:
+    name, number = experiment.name, experiment.experiment_id
+    yield Link(f"{name}: table of runs", experiment_link(base, number))
+    runs = store.client.search_runs(
+        [number],
+        f"tags.`{KIND}` = 'run'",
+        max_results=_MAX_COMPARED,
+        order_by=["start_time DESC"],
+    )
+    if len(runs) > 1:
+        yield Link(f"{name}: charts", experiment_link(base, number, "CHART"))
+        ids = [run.info.run_id for run in reversed(runs)]
+        yield Link(f"{name}: newest {len(ids)} runs compared", compare_link(base, number, ids))
+    elif runs:
+        yield Link(f"{name}: its run", _run_link(base, number, runs[0].info.run_id))
+
+
+def experiment_link(base: str, experiment_id: str, mode: str | None = None) -> str:
+    """The address of an experiment's table of runs in the saved view.
+
+    Args:
+        base: Address of the UI.
+        experiment_id: MLflow's id.
+        mode: `CHART` or `ARTIFACT` for charts or artifact tables instead.
+    """
+    more = f"&compareRunsMode={mode}" if mode else ""
+    query = f"{_WORKFLOW}&viewStateShareKey={VIEW_KEY}{more}"
+    return f"{_ui(base)}/experiments/{experiment_id}/runs?{query}"
+
+
+def _run_link(base: str, experiment_id: str, run_id: str) -> str:
+    return f"{_ui(base)}/experiments/{experiment_id}/runs/{run_id}?{_WORKFLOW}"
+
+
+def compare_link(base: str, experiment_id: str, run_ids: Sequence[str]) -> str:
+    """The address of the page that compares runs of one experiment."""
+    runs = quote(json.dumps(list(run_ids), separators=(",", ":")))
+    experiments = quote(json.dumps([experiment_id]))
+    return f"{_ui(base)}/compare-runs?runs={runs}&experiments={experiments}&{_WORKFLOW}"
+
+
+def _ui(base: str) -> str:
+    return f"{shown(base).replace('***@', '').rstrip('/')}/#"

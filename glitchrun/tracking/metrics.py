@@ -1,8 +1,8 @@
 """A run's numbers as points of MLflow metrics.
 
-The axis of a running series is the number of items done, so that runs of different speed can be
-laid over each other. Values and times come from the ledger alone: a point that is logged twice is
-the same point, and MLflow keeps it once.
+The x axis of a series is the number of items done, so that runs of different speed can be compared.
+Values and times come from the ledger alone, so a point that is logged twice is the same point, and
+MLflow keeps it once.
 """
 
 from __future__ import annotations
@@ -18,31 +18,34 @@ from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.spec.schema import strategies
 
 HEADLINES = ("confirmed", "glitch")
-"""What a run is about, the most telling first."""
+"""The main results of a run, the most important first."""
 _DENSE = 512
-"""So many points of a series are kept whole; further on ever fewer."""
+"""Points of a series that are all kept; later ones are thinned out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
+    """One value of a metric."""
+
     key: str
     value: float
     at: int
     """Milliseconds since the epoch."""
     step: int
+    """Number of items done."""
 
 
 def points(record: RunRecord) -> list[Point]:
-    """Every point of the steps' metrics, the headline first.
+    """The points of the steps' metrics, the main results first.
 
-    What a longer record adds never changes a point that a shorter one of the same run had.
+    A longer record of the same run has the same points and more.
     """
     found = [point for step in record.steps for point in _step_points(step)]
-    return sorted(found, key=lambda point: _place(point.key))
+    return sorted(found, key=lambda point: column_order(point.key)[0])
 
 
-def state(record: RunRecord) -> dict[str, float]:
-    """Numbers that have one value at a time: the model's, and the plan's estimates beside them."""
+def model_metrics(record: RunRecord) -> dict[str, float]:
+    """The metrics of loading the model and the plan's estimates of them, one value for each."""
     memory = record.plan.get("memory") or {}
     estimates = {
         "model/bytes_estimate": memory.get("weight_bytes"),
@@ -58,24 +61,24 @@ def state(record: RunRecord) -> dict[str, float]:
     }
 
 
-def last_moment(record: RunRecord) -> int:
-    """When the record last changed, in milliseconds since the epoch."""
+def last_change(record: RunRecord) -> int:
+    """The time of the record's last change, in milliseconds since the epoch."""
     batches = [step.batches[-1].at for step in record.steps if step.batches]
     return max(record.ended_at or record.started_at, *batches, record.started_at)
 
 
 def is_finite(value: float | None) -> TypeGuard[float]:
-    """Whether MLflow can show the value: it takes infinity for a large number."""
+    """Whether MLflow can show the value; it shows infinity as a large number."""
     return value is not None and math.isfinite(value)
 
 
 def rounded(value: float) -> float:
-    """`value` as a table shows it whole: integers as they are, others to 7 significant digits."""
+    """`value` for a table: integers unchanged, other numbers with 7 significant digits."""
     return float(value) if float(value).is_integer() else float(f"{value:.7g}")
 
 
 def headline(names: Mapping[str, object]) -> str | None:
-    """The one of these metrics that a run is about; None where there is none."""
+    """The last of these metrics that is the most important result of a run; None if none is."""
     for wanted in HEADLINES:
         for name in reversed(list(names)):
             if name.rpartition("/")[2] == wanted:
@@ -85,13 +88,13 @@ def headline(names: Mapping[str, object]) -> str | None:
 
 @cache
 def columns() -> tuple[str, ...]:
-    """Metrics of a step that a table of runs shows, the first ones first: those about tokens, then
-    what strategies declare as their `x-headline`."""
+    """The metrics that a table of runs shows, in order: those about tokens, then those that
+    strategies declare in `x-headline`."""
     about_tokens = ("severe", "asr_mean", "glitch_rate", "verified", "tokens_per_second")
-    told = [fragment.get("x-headline") for fragment in strategies().values()]
+    headlines = [fragment.get("x-headline") for fragment in strategies().values()]
     declared = [
         name
-        for one in told
+        for one in headlines
         if one
         for name in dict.fromkeys([one["metric"], *one.get("cards", ())])
     ]
@@ -99,25 +102,21 @@ def columns() -> tuple[str, ...]:
 
 
 def column_order(name: str) -> tuple[int, str]:
-    """Sort key of metric columns; those that are not in `columns` come last."""
+    """The sort key of a metric's column; metrics that are not in `columns` come last."""
     bare, known = name.rpartition("/")[2], columns()
     return (known.index(bare) if bare in known else len(known), name)
 
 
-def _place(name: str) -> int:
-    return column_order(name)[0]
-
-
 def _step_points(step: StepRecord) -> Iterator[Point]:
     running = _Running()
-    for place, timed in enumerate(step.batches):
+    for index, timed in enumerate(step.batches):
         if timed.batch.is_of_controls:
-            continue  # what is found among controls is no find
+            continue  # glitches among controls do not count
         running.add(timed.batch.token_facts, timed.batch.seconds)
-        if _is_kept(place):
+        if _is_kept(index):
             for name, number in running.values():
                 yield Point(f"{step.id}/{name}", rounded(number), timed.at, timed.batch.done)
-    # After the last running point, so that MLflow takes the final value for the latest.
+    # 1 ms after the last running point, so that MLflow takes the final value as the latest.
     last = step.batches[-1] if step.batches else None
     at = last.at + 1 if last else step.started_at or 0
     for name, metric in step.metrics.items():
@@ -126,13 +125,13 @@ def _step_points(step: StepRecord) -> Iterator[Point]:
             yield Point(f"{step.id}/{name}", rounded(metric.value), at, done)
 
 
-def _is_kept(place: int) -> bool:
-    """Every point up to `_DENSE`, then every 2nd, every 4th, ...: about 256 for each doubling.
+def _is_kept(index: int) -> bool:
+    """True for the first `_DENSE` points, then for every 2nd, 4th, ...: about 256 per doubling.
 
-    A function of the place alone, so that a series does not change when it grows.
+    It depends on the index alone, so that a series does not change when it grows.
     """
-    stride = 1 << max(0, (place // _DENSE).bit_length())
-    return place < _DENSE or place % stride == 0
+    stride = 1 << max(0, (index // _DENSE).bit_length())
+    return index < _DENSE or index % stride == 0
 
 
 class _Running:
@@ -158,7 +157,7 @@ class _Running:
                 self._asr += fact.asr
 
     def values(self) -> Iterator[tuple[str, float]]:
-        """Named as the strategies name what they end with."""
+        """The sums and rates, under the names that the strategies use for their final metrics."""
         if self._validated:
             yield "confirmed", float(self._confirmed)
             yield "asr_mean", self._asr / self._validated

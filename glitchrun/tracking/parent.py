@@ -1,4 +1,4 @@
-"""The parent run of a matrix: its cells side by side, from what MLflow holds of them."""
+"""The parent run of a matrix in MLflow: a table of its cells, made from their MLflow runs."""
 
 from __future__ import annotations
 
@@ -7,42 +7,62 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glitchrun.ledger.record import RunRecord
-from glitchrun.tracking import limits, metrics
-from glitchrun.tracking.identity import parent_id
-from glitchrun.tracking.metrics import column_order, headline
-from glitchrun.tracking.note import escaped
-from glitchrun.tracking.run import RUNNING, create, find, is_deleted, log_state, set_status
+from glitchrun.tracking.description import escaped
+from glitchrun.tracking.metrics import column_order, columns, headline
+from glitchrun.tracking.mlflow_run import (
+    RUNNING,
+    create_run,
+    find_run,
+    is_deleted,
+    log_changed,
+    parent_id,
+    set_status,
+)
+from glitchrun.tracking.params_and_tags import (
+    ATTEMPT,
+    DESCRIPTION,
+    KEY,
+    KIND,
+    MAX_TAG,
+    PARENT,
+    birth_tags,
+    shortened,
+    valid_name,
+)
 from glitchrun.tracking.store import Store
-from glitchrun.tracking.tags import ATTEMPT, KEY, KIND, NOTE, PARENT, birth_tags
 
 SUMMARY = "sweep_summary.json"
 _MOST_COLUMNS = 6
 _BEST = ("confirmed", "glitch", "asr_mean", "glitch_rate", "tokens_per_second")
-"""Metrics of which more is better: more found with the same work."""
+"""Metrics for which a larger value is better."""
 
 
 def open_parent(
     record: RunRecord, own: Any | None, experiment_id: str, store: Store, *, restore: bool
 ) -> Any | None:
-    """The parent's MLflow run; None for a run that has none, or whose parent was deleted in MLflow
-    and is not to be brought back.
+    """The parent's MLflow run, found or created.
+
+    None for a run outside a matrix, and for a parent that was deleted in MLflow without `restore`.
 
     Args:
-        record: The run below it.
-        own: That run in MLflow, where it is there: it knows a parent of earlier versions.
+        record: A cell of the matrix.
+        own: The cell's MLflow run, if it exists: it names a parent that an earlier version created.
         experiment_id: MLflow's id.
-        store: Where to look.
-        restore: Bring it back where it was deleted.
+        store: The open store.
+        restore: Whether to restore a deleted parent.
+
+    Raises:
+        TrackingUnavailable: the project's id cannot be read or written.
     """
     if record.identity.parent is None:
         return None
     ids = {KEY: record.identity.parent, ATTEMPT: "1", KIND: "matrix"}
     tags = birth_tags(record, parent_id(record.identity.parent, store.root)) | ids
-    found = find(tags, experiment_id, store, own.data.tags.get(PARENT) if own else None)
+    found = find_run(tags, experiment_id, store, own.data.tags.get(PARENT) if own else None)
     if found is None:
         swept = " × ".join(name.rpartition(".")[2] for name in record.identity.assignments)
         name = f"sweep over {swept}" if swept else "sweep"
-        return create(tags, name, record.started_at, experiment_id, store)
+        return create_run(tags, name, record.started_at, experiment_id, store)
     if is_deleted(found):
         if not restore:
             return None
@@ -51,16 +71,17 @@ def open_parent(
 
 
 def sum_up(record: RunRecord, parent: Any, experiment_id: str, store: Store) -> None:
-    """Writes the parent's summary, best values and status from its children in MLflow."""
+    """Updates the parent's summary, best values and status from the MLflow runs of its cells."""
     run_id = parent.info.run_id
     children = _children(run_id, experiment_id, store)
-    swept = [limits.key(name) for name in record.identity.assignments]
-    columns = _columns(children)
-    text = limits.value(_markdown(children, columns), limits.TAG)
-    store.client.set_tag(run_id, NOTE, text)
+    swept = [valid_name(name) for name in record.identity.assignments]
+    shown = _columns(children)
+    text = shortened(_markdown(children, shown), MAX_TAG)
+    store.client.set_tag(run_id, DESCRIPTION, text)
     store.client.log_text(run_id, _summary(children, swept), SUMMARY)
     ended = [child.info.end_time for child in children if child.info.end_time]
-    log_state(parent, _best(children, columns), max(ended, default=record.started_at), store)
+    best = _best(children, shown)
+    log_changed(parent, best, max(ended, default=record.started_at), store)
     status = _status(children)
     set_status(parent, status, None if status == RUNNING else max(ended, default=None), store)
 
@@ -80,14 +101,14 @@ def _children(run_id: str, experiment_id: str, store: Store) -> list[Any]:
 
 def _columns(children: Sequence[Any]) -> list[str]:
     names = {name for child in children for name in child.data.metrics}
-    shown = [name for name in names if name.rpartition("/")[2] in metrics.columns()]
+    shown = [name for name in names if name.rpartition("/")[2] in columns()]
     return sorted(shown, key=column_order)[:_MOST_COLUMNS]
 
 
-def _best(children: Sequence[Any], columns: Sequence[str]) -> dict[str, float]:
-    """The largest of each column over the finished children."""
+def _best(children: Sequence[Any], names: Sequence[str]) -> dict[str, float]:
+    """The largest value of each metric in `_BEST` over the finished children."""
     best: dict[str, float] = {}
-    for name in columns:
+    for name in names:
         if name.rpartition("/")[2] not in _BEST:
             continue
         values = [
@@ -100,23 +121,23 @@ def _best(children: Sequence[Any], columns: Sequence[str]) -> dict[str, float]:
     return best
 
 
-def _markdown(children: Sequence[Any], columns: Sequence[str]) -> str:
-    heads = ["run", *columns, "state"]
+def _markdown(children: Sequence[Any], names: Sequence[str]) -> str:
+    heads = ["run", *names, "status"]
     rows = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for child in children:
-        numbers = [_number(child.data.metrics, name) for name in columns]
+        numbers = [_number(child.data.metrics, name) for name in names]
         cells = [escaped(str(child.info.run_name)), *numbers, child.info.status]
         rows.append(f"| {' | '.join(str(cell).replace('|', '¦') for cell in cells)} |")
-    first = headline(dict.fromkeys(reversed(columns)))
-    lead = max(
+    first = headline(dict.fromkeys(reversed(names)))
+    leader = max(
         (child for child in children if first in child.data.metrics),
         key=lambda child: child.data.metrics[first],
         default=None,
     )
-    said = f"Most {escaped(str(first))}: **{escaped(str(lead.info.run_name))}**." if lead else ""
-    if not columns:
-        said = "No cell has results yet."
-    return f"{len(children)} runs of one matrix. {said}".rstrip() + "\n\n" + "\n".join(rows)
+    result = "" if names else "No cell has results yet."
+    if leader:
+        result = f"Highest {escaped(str(first))}: **{escaped(str(leader.info.run_name))}**."
+    return f"{len(children)} runs of one matrix. {result}".rstrip() + "\n\n" + "\n".join(rows)
 
 
 def _number(metrics: Mapping[str, float], name: str) -> str:

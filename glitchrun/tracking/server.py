@@ -1,4 +1,4 @@
-"""MLflow's own server, lean, on loopback, for as long as someone looks at it."""
+"""The server of the MLflow UI, on loopback, while `glitchrun ui` runs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import IO
 
 from glitchrun.errors import PreflightError
-from glitchrun.tracking.store import settle_mlflow
+from glitchrun.tracking.store import configure_mlflow
 
 HOST = "127.0.0.1"
 START_SECONDS = 120
-"""It took 6.5 s; a loaded machine is given time."""
+"""Seconds to wait for the server; starting took 6.5 s on an idle machine."""
 _STOP_SECONDS = 10
 
 
 class Server:
-    """A running server."""
+    """A running MLflow server."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> None:
         self.address = f"http://{HOST}:{port}"
@@ -34,19 +34,19 @@ class Server:
         self._log = log
 
     def wait_until_up(self) -> None:
-        """Returns when the server answers.
+        """Waits until the server answers.
 
         Raises:
-            PreflightError: it ended, or did not answer in `START_SECONDS`.
+            PreflightError: it ended, or did not answer within `START_SECONDS`.
         """
         deadline = time.monotonic() + START_SECONDS
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise PreflightError(f"the MLflow server did not start:\n{self._last_words()}")
+                raise PreflightError(f"the MLflow server did not start:\n{self._log_end()}")
             time.sleep(0.2)
 
     def wait(self) -> int:
-        """Returns when the server ends by itself: its exit code."""
+        """Waits until the server ends, and returns its exit code."""
         return self._process.wait()
 
     def stop(self) -> None:
@@ -66,25 +66,25 @@ class Server:
         except (urllib.error.URLError, OSError):
             return False
 
-    def _last_words(self) -> str:
+    def _log_end(self) -> str:
         self._log.seek(0)
-        return self._log.read().decode(errors="replace").strip()[-2000:] or "it said nothing"
+        return self._log.read().decode(errors="replace").strip()[-2000:] or "it printed nothing"
 
 
 @contextmanager
 def serving(uri: str, root: Path, port: int) -> Iterator[Server]:
-    """A server on the store at `uri`, stopped when the block ends.
+    """Runs an MLflow server on the store inside a `with` block.
 
     Args:
-        uri: The store. It is handed over in the environment, where it is not listed to others.
+        uri: The store. The server receives it in its environment, which other users cannot see.
         root: Tracking root.
-        port: To listen on; 0 for any that is free.
+        port: Port to listen on; 0 for any free one.
 
     Raises:
-        PreflightError: the port is taken.
+        PreflightError: the port is in use.
     """
-    port = _free(port)
-    settle_mlflow()
+    port = _free_port(port)
+    configure_mlflow()
     environment = {
         **os.environ,
         "MLFLOW_BACKEND_STORE_URI": uri,
@@ -94,7 +94,7 @@ def serving(uri: str, root: Path, port: int) -> Iterator[Server]:
     command += ["--workers", "1", "--no-serve-artifacts"]
     command += ["--default-artifact-root", (root.resolve() / "artifacts").as_uri()]
     with tempfile.TemporaryFile() as log:
-        # A session of its own: Ctrl-C reaches us alone, and we stop the whole family.
+        # A separate session: Ctrl-C reaches this process only, which stops the server's processes.
         process = subprocess.Popen(
             command, env=environment, stdout=log, stderr=log, start_new_session=True
         )
@@ -105,16 +105,16 @@ def serving(uri: str, root: Path, port: int) -> Iterator[Server]:
             server.stop()
 
 
-def _free(port: int) -> int:
-    """`port` where nobody listens on it, any free one for 0."""
+def _free_port(port: int) -> int:
+    """`port`, or any free one for 0. Raises PreflightError if it is in use."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as exc:
             raise PreflightError(
-                f"port {port} on {HOST} is taken ({exc.strerror}); choose another with --port, "
-                "or --port 0 for any that is free"
+                f"port {port} on {HOST} is in use ({exc.strerror}); choose another with --port, "
+                "or --port 0 for any free one"
             ) from exc
         found: int = probe.getsockname()[1]
         return found

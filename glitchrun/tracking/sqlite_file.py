@@ -1,8 +1,8 @@
-"""`mlflow.db`: created whole or not at all, backed up before a newer MLflow, moved with its folder.
+"""`mlflow.db`: created atomically, backed up before a newer MLflow, corrected after a move.
 
-MLflow creates an SQLite store table by table. Two processes doing so at once, or one that is killed
-meanwhile, leave a file that no MLflow opens again (mlflow issue 23721 is its sibling on MySQL). So
-a child process creates it under another name, and it takes its place in one step.
+MLflow creates an SQLite store table by table. If two processes do so at the same time, or one is
+killed, no MLflow can open the file again (mlflow issue 23721 describes the same on MySQL). So a
+child process creates it under another name, and a rename puts it in place.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from glitchrun.spec.mlflow_rules import (
 )
 
 CREATION_SECONDS = 300
-"""Longer than any creation takes; on a loaded machine it took 10."""
+"""Seconds to wait for a creation; on a loaded machine it took 10."""
 
 _BUSY_SECONDS = 20
 _PARTIAL = ".creating-"
@@ -39,24 +39,28 @@ _CREATE = (
     "import sys; from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore; "
     "SqlAlchemyStore(sys.argv[1], sys.argv[2])"
 )
-_PLACES = (
+_ADDRESS_COLUMNS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
     ("logged_models", "artifact_location"),
 )
-"""Columns in which MLflow keeps absolute addresses of artifacts (mlflow issue 3144)."""
+"""Columns with absolute addresses of artifacts (mlflow issue 3144)."""
 
 Say = Callable[[str], None]
 
 
 def prepare(path: Path, say: Say) -> None:
-    """Makes the database ready to be opened by the MLflow that is installed.
+    """Creates the database, or prepares it for the installed version of MLflow.
+
+    Args:
+        path: The database.
+        say: Receives messages about changes to an existing database.
 
     Raises:
-        TrackingUnavailable: it cannot be created, read or written; the message says why.
+        TrackingUnavailable: the database cannot be created, read or written.
         MissingExtra: mlflow is not installed.
     """
-    installed = _installed()
+    installed = _installed_mlflow()
     check(path)
     _check_folder(path)
     with store_lock(lock_path(path)):
@@ -75,21 +79,21 @@ def prepare(path: Path, say: Say) -> None:
 
 
 def check(path: Path) -> None:
-    """Looks whether the database may be written: it is new, or one of MLflow's.
+    """Checks that the database may be written: it does not exist yet, or is one of MLflow's.
 
     Raises:
-        TrackingUnavailable: it is something else, which stays as it is.
+        TrackingUnavailable: it is another file, which stays unchanged.
     """
     if found := database_objection(path):
         raise TrackingUnavailable(f"the tracking store {found}")
 
 
 def written_by(path: Path) -> str | None:
-    """Version of MLflow that opened the database last; None where that is not known."""
+    """The version of MLflow that opened the database last; None if unknown."""
     return _read_note(path).get("mlflow")
 
 
-def _installed() -> str:
+def _installed_mlflow() -> str:
     try:
         return version("mlflow")
     except PackageNotFoundError as exc:
@@ -97,7 +101,7 @@ def _installed() -> str:
 
 
 def _check_folder(path: Path) -> None:
-    """MLflow retries for 102 s on a database that it cannot open, so this is asked first."""
+    """Checked first because MLflow retries for 102 s on a database that it cannot open."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -110,10 +114,10 @@ def _check_folder(path: Path) -> None:
 
 
 def _create(path: Path) -> None:
-    # Named after the database: another one beside it may be created at the same time.
+    # The name contains that of the database: another one may be created beside it.
     prefix = f"{_PARTIAL}{path.name}-"
-    for left in path.parent.glob(f"{glob.escape(prefix)}*"):  # by processes that were killed
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in path.parent.glob(f"{glob.escape(prefix)}*"):  # of killed processes
+        shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(
         dir=path.parent, prefix=prefix, ignore_cleanup_errors=True
     ) as folder:
@@ -155,12 +159,12 @@ def _check_sound(path: Path) -> None:
             database.rollback()
     except sqlite3.Error as exc:
         raise TrackingUnavailable(
-            f"{path} cannot be used ({exc}); if another program holds it, close that; if it is "
+            f"{path} cannot be used ({exc}); if another program uses it, close it; if it is "
             "damaged, move it away: glitchrun makes a new one and `glitchrun sync` fills it again"
         ) from exc
     if any(name.startswith("_alembic_tmp") for name in names):
         raise TrackingUnavailable(
-            f"{path} is not a whole MLflow store: its creation was cut short; move it away: "
+            f"{path} is not a whole MLflow store: its creation was interrupted; move it away: "
             "glitchrun makes a new one and `glitchrun sync` fills it again"
         )
 
@@ -175,7 +179,7 @@ def _note(path: Path, installed: str) -> None:
 
 
 def _back_up(path: Path, before: str | None, installed: str, say: Say) -> None:
-    """Another MLflow may migrate the tables on opening; the one before cannot read them then."""
+    """Copies the database: a newer MLflow migrates it, and the old one cannot read it then."""
     copy = path.with_name(f"{path.name}.before-{installed}")
     if copy.exists() or copy.is_symlink():
         return
@@ -187,16 +191,16 @@ def _back_up(path: Path, before: str | None, installed: str, say: Say) -> None:
         ):
             source.backup(target)
         _put(partial, copy)
-    say(f"{path} was last opened by MLflow {before or 'of unknown version'}: kept as {copy.name}")
+    say(f"{path} was last opened by MLflow {before or 'of unknown version'}: copied to {copy.name}")
 
 
 def _relocate(path: Path, before: Path, say: Say) -> None:
-    """Corrects the addresses of artifacts after the store's folder was moved."""
+    """Corrects the addresses of artifacts after a move of the store's folder."""
     old, new = before.as_uri(), path.parent.as_uri()
     changed = 0
     with closing(sqlite3.connect(path, timeout=_BUSY_SECONDS)) as database, database:
         tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master")}
-        for table, column in _PLACES:
+        for table, column in _ADDRESS_COLUMNS:
             if table in tables:
                 cursor = database.execute(
                     f"UPDATE {table} SET {column} = ? || substr({column}, ?) "

@@ -1,4 +1,4 @@
-"""The MLflow store of a run: made ready before anything starts, and opened."""
+"""An MLflow store: prepared before a run starts, opened, and its errors explained."""
 
 from __future__ import annotations
 
@@ -17,16 +17,7 @@ from glitchrun.ledger.lock import store_lock
 from glitchrun.spec.mlflow_rules import lock_path
 from glitchrun.terminal import say
 from glitchrun.tracking import sqlite_file
-from glitchrun.tracking.address import (
-    delivery_uri,
-    shown,
-    sqlite_path,
-    tracking_uri,
-    without_secrets,
-)
-from glitchrun.tracking.reach import check_reachable
-
-__all__ = ["Store", "delivery_uri", "ensure_store", "open_store", "tracking_uri", "unavailable"]
+from glitchrun.tracking.address import check_reachable, shown, sqlite_path, without_secrets
 
 _TRIES = 5
 _CONFLICTS = (
@@ -37,22 +28,22 @@ _CONFLICTS = (
     "IntegrityError",
 )
 _FOREIGN = {"mlflow", "sqlalchemy", "alembic", "requests", "urllib3", "google", "databricks"}
-"""Packages whose exceptions speak of the store."""
+"""Packages whose exceptions are errors of the store."""
 
 Result = TypeVar("Result")
 
 SETTINGS = {
-    # What goes wrong is said in our own words; MLflow would add a traceback to each of them.
+    # glitchrun explains errors in its own messages; MLflow would log a traceback for each.
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # Standard output belongs to the command: with `-o json` it is one document.
+    # Standard output belongs to the command; with `-o json` it is one document.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # A dead server costs 4.5 s with these, and 247 s with MLflow's own.
+    # A dead server takes 4.5 s with these values, and 247 s with MLflow's defaults.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
-"""MLflow's settings in this process and its children, where the user has not set them."""
+"""MLflow's settings for this process and its children; those that the user set have priority."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,58 +57,61 @@ class Store:
     """An `mlflow.MlflowClient`."""
 
     def artifact_location(self, record: RunRecord) -> str | None:
-        """Where a new experiment's artifacts go; None to let a server decide."""
+        """The folder of a new experiment's artifacts as a URI; None to let a server decide."""
         if sqlite_path(self.uri) is None:
             return None
-        experiment = record.folder.parent.parent.name  # the name made fit for a folder
+        experiment = record.folder.parent.parent.name  # the experiment's name as a folder name
         return (self.root.resolve() / "artifacts" / experiment).as_uri()
 
     def exclusively(self, action: Callable[[], Result]) -> Result:
-        """The result of `action`, which looks for something and creates it where it is missing.
+        """Runs `action`, which finds something or creates it, and returns its result.
 
-        MLflow cannot do that in one step. Processes of this machine wait for each other; where one
-        of another machine was faster, the action is repeated, and finds what that one made.
+        MLflow has no atomic find-or-create. Processes on this machine wait for each other. If one
+        on another machine was faster, the action is repeated and finds what that one created.
+
+        Raises:
+            TrackingUnavailable: another process holds the lock for too long.
         """
         for _ in range(_TRIES - 1):
-            with self._alone():
+            with self._lock():
                 try:
                     return action()
                 except Exception as exc:
                     if not _is_conflict(exc):
                         raise
-        with self._alone():
+        with self._lock():
             return action()
 
-    def _alone(self) -> AbstractContextManager[None]:
+    def _lock(self) -> AbstractContextManager[None]:
         path = sqlite_path(self.uri)
         return store_lock(self.root / ".tracking.lock" if path is None else lock_path(path))
 
 
 def _is_conflict(exc: Exception) -> bool:
-    """Whether something could not be created because it was there, in the words of MLflow and of
-    the databases it works with."""
+    """Whether something could not be created because it exists, by the messages of MLflow and of
+    the databases."""
     return any(words in str(exc) for words in _CONFLICTS)
 
 
-def settle_mlflow() -> None:
-    """Gives MLflow its settings. It reads some of them when it is imported."""
+def configure_mlflow() -> None:
+    """Sets MLflow's environment variables. Call it before mlflow is imported."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
 
 
 def ensure_store(uri: str, root: Path, say: sqlite_file.Say | None = None) -> None:
-    """Makes sure that a run can be delivered, before hours are spent on it.
+    """Checks that runs can be delivered to a store, and creates a SQLite store if it is new.
 
     Args:
-        uri: As `tracking_uri` gives it.
+        uri: The store, from `tracking_uri`.
         root: Tracking root.
-        say: Told what was done to an existing store; standard error by default.
+        say: Receives messages about changes to an existing store; standard error by default.
 
     Raises:
-        TrackingUnavailable: it cannot; the message says why, without credentials.
+        TrackingUnavailable: the store cannot be used; the message contains no credentials.
         MissingExtra: mlflow is not installed.
     """
-    settle_mlflow()
+    configure_mlflow()
     path = sqlite_path(uri)
     if path is not None:
         with _usable(path):
@@ -131,25 +125,29 @@ def ensure_store(uri: str, root: Path, say: sqlite_file.Say | None = None) -> No
 
 @contextmanager
 def _usable(path: Path) -> Iterator[None]:
-    """Turns what the system and SQLite say about the store's files into TrackingUnavailable."""
+    """Turns errors of the operating system and of SQLite into TrackingUnavailable."""
     try:
         with file_access(path, "the MLflow store cannot be used", TrackingUnavailable):
             yield
     except sqlite3.Error as exc:
         raise TrackingUnavailable(
-            f"{path}: the MLflow store cannot be used ({exc}); see that there is room and that it "
-            "can be written, or name another store in MLFLOW_TRACKING_URI"
+            f"{path}: the MLflow store cannot be used ({exc}); make sure that the disk has "
+            "room and the file can be written, or name another store in MLFLOW_TRACKING_URI"
         ) from exc
 
 
 def open_store(uri: str, root: Path) -> Store:
-    """The store, ready to be written.
+    """Opens a store for writing.
+
+    Args:
+        uri: The store.
+        root: Tracking root of the runs to deliver.
 
     Raises:
         TrackingUnavailable: MLflow cannot open it.
         MissingExtra: mlflow is not installed.
     """
-    settle_mlflow()
+    configure_mlflow()
     try:
         from mlflow import MlflowClient
     except ImportError as exc:
@@ -163,8 +161,13 @@ def open_store(uri: str, root: Path) -> Store:
 
 @contextmanager
 def unavailable(uri: str) -> Iterator[None]:
-    """Turns whatever goes wrong in MLflow and below it into TrackingUnavailable, without
-    credentials. What goes wrong in glitchrun itself keeps its traceback."""
+    """Turns errors of MLflow and the libraries below it into TrackingUnavailable.
+
+    The message contains no credentials. Defects of glitchrun keep their traceback.
+
+    Raises:
+        TrackingUnavailable: the block raised an error of MLflow.
+    """
     try:
         yield
     except GlitchrunError:
@@ -173,13 +176,13 @@ def unavailable(uri: str) -> Iterator[None]:
         if not _is_foreign(exc):
             raise
         raise TrackingUnavailable(
-            f"MLflow store {shown(uri)}: {_gist(exc, uri)}{_advice(uri, exc)}"
+            f"MLflow store {shown(uri)}: {_cause(exc, uri)}{_advice(uri, exc)}"
         ) from (None if "@" in uri else exc)
 
 
 def _is_foreign(exc: Exception) -> bool:
-    """Whether an exception is of the store's making: of a kind that only MLflow and what it works
-    with raise, or raised somewhere below a call of MLflow."""
+    """Whether an exception comes from the store: its type belongs to MLflow or a library below it,
+    or it was raised inside a call of MLflow."""
     if isinstance(exc, OSError | ImportError | HTTPException | sqlite3.Error):
         return True
     if any(kind.__module__.partition(".")[0] in _FOREIGN for kind in type(exc).__mro__):
@@ -193,10 +196,10 @@ def _is_foreign(exc: Exception) -> bool:
     return "mlflow" in below
 
 
-def _gist(exc: Exception, uri: str) -> str:
-    """What went wrong, in one line."""
+def _cause(exc: Exception, uri: str) -> str:
+    """The error in one line."""
     text = without_secrets(str(exc), uri).strip()
-    if "Max retries exceeded" in text:  # urllib3's, with all of its nested causes
+    if "Max retries exceeded" in text:  # urllib3's message with all nested causes
         refused = "Connection refused" in text
         return "nothing listens there" if refused else "it does not answer"
     first = text.splitlines()[0] if text else ""
@@ -207,10 +210,10 @@ def _gist(exc: Exception, uri: str) -> str:
 def _advice(uri: str, exc: Exception) -> str:
     path = sqlite_path(uri)
     if path is None or "out-of-date database schema" not in str(exc):
-        return "; set that right, or name another store in tracking.uri or MLFLOW_TRACKING_URI"
+        return "; correct this, or name another store in tracking.uri or MLFLOW_TRACKING_URI"
     return (
-        f" (last opened by MLflow {sqlite_file.written_by(path)}; a copy from before is beside "
-        f"it). Update MLflow, or bring the store up to date with: mlflow db upgrade {uri}"
+        f" (last opened by MLflow {sqlite_file.written_by(path)}; an earlier copy is beside "
+        f"it). Update MLflow, or upgrade the store with: mlflow db upgrade {uri}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Delivering afterwards what could not be delivered when it happened."""
+"""Delivers runs afterwards, when the store was down or the run's process died."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from pathlib import Path
 
 from glitchrun.errors import DeletedInMlflow, TrackingUnavailable
 from glitchrun.ledger import RunRecord, is_held
+from glitchrun.tracking.address import delivery_uri
 from glitchrun.tracking.deliver import deliver
-from glitchrun.tracking.identity import ledger_id
-from glitchrun.tracking.store import Store, delivery_uri, ensure_store, open_store, unavailable
-from glitchrun.tracking.tags import DELIVERED, LEDGER
+from glitchrun.tracking.mlflow_run import ledger_id
+from glitchrun.tracking.params_and_tags import DELIVERED, LEDGER
+from glitchrun.tracking.store import Store, ensure_store, open_store, unavailable
 
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """What became of one run."""
+    """The outcome of delivering one run."""
 
     record: RunRecord
     outcome: str
-    """delivered, there already, running (its own process delivers it), deleted (in MLflow, by
-    somebody) or failed."""
+    """delivered, there already, running (its own process delivers it), deleted (by somebody in
+    MLflow) or failed."""
     detail: str = ""
+    """MLflow's run id if delivered; the message if deleted or failed."""
 
 
 def sync(
@@ -34,26 +36,26 @@ def sync(
     again: bool = False,
     restore: bool = False,
 ) -> Iterator[Synced]:
-    """Delivers each record that its store does not have whole.
+    """Delivers the runs that their stores do not have completely; yields the outcome of each.
 
     Args:
         records: Runs as read from their folders.
         root: Tracking root.
-        to: One store for all of them, instead of the one each belongs to.
-        again: Deliver also what the store says it has.
-        restore: Bring back what was deleted in the store.
+        to: URI of one store for all runs; None for the store that each run belongs to.
+        again: Whether to deliver also what the store has completely.
+        restore: Whether to restore runs that were deleted in the store.
     """
     running = [record for record in records if _is_running(record)]
     yield from (Synced(record, "running") for record in running)
-    placed: list[tuple[str, RunRecord]] = []
+    by_store: list[tuple[str, RunRecord]] = []
     for record in records:
         if record in running:
             continue
         try:
-            placed.append((to or delivery_uri(record.identity.tracking_uri, root), record))
+            by_store.append((to or delivery_uri(record.identity.tracking_uri, root), record))
         except TrackingUnavailable as exc:
             yield Synced(record, "failed", str(exc))
-    for uri, group in groupby(sorted(placed, key=lambda pair: pair[0]), lambda pair: pair[0]):
+    for uri, group in groupby(sorted(by_store, key=lambda pair: pair[0]), lambda pair: pair[0]):
         yield from _to_store(uri, [record for _, record in group], root, again, restore)
 
 
@@ -67,17 +69,20 @@ def _to_store(
     try:
         ensure_store(uri, root)
         store = open_store(uri, root)
-        there = {} if again or restore else _stamps({r.identity.experiment for r in records}, store)
+        experiments = {record.identity.experiment for record in records}
+        complete = {} if again or restore else _complete_runs(experiments, store)
     except TrackingUnavailable as exc:
         yield from (Synced(record, "failed", str(exc)) for record in records)
         return
     for record in records:
-        yield _one(record, store, there, restore)
+        yield _deliver_one(record, store, complete, restore)
 
 
-def _one(record: RunRecord, store: Store, there: Mapping[str, str], restore: bool) -> Synced:
+def _deliver_one(
+    record: RunRecord, store: Store, complete: Mapping[str, str], restore: bool
+) -> Synced:
     try:
-        if there.get(ledger_id(record, store.root)) == record.ending:
+        if complete.get(ledger_id(record, store.root)) == record.ending:
             return Synced(record, "there already")
         return Synced(record, "delivered", deliver(record, store, restore=restore).run_id)
     except DeletedInMlflow as exc:
@@ -86,8 +91,8 @@ def _one(record: RunRecord, store: Store, there: Mapping[str, str], restore: boo
         return Synced(record, "failed", str(exc))
 
 
-def _stamps(experiments: set[str], store: Store) -> dict[str, str]:
-    """What the store has whole: how each ledger's run had ended."""
+def _complete_runs(experiments: set[str], store: Store) -> dict[str, str]:
+    """How the runs that the store has completely had ended, by the id of the ledger."""
     found: dict[str, str] = {}
     with unavailable(store.uri):
         known = [store.client.get_experiment_by_name(name) for name in sorted(experiments)]
@@ -102,3 +107,26 @@ def _stamps(experiments: set[str], store: Store) -> dict[str, str]:
             if not token:
                 break
     return found
+
+
+def close_dead_runs(records: Sequence[RunRecord], root: Path) -> list[str]:
+    """Ends runs in MLflow that are RUNNING there although their process died.
+
+    Args:
+        records: The runs that `glitchrun.ledger.mark_killed` returned.
+        root: Tracking root.
+
+    Returns:
+        Messages about runs that could not be delivered; `glitchrun sync` tries them again.
+    """
+    failures = []
+    for record in records:
+        try:
+            uri = delivery_uri(record.identity.tracking_uri, root)
+            ensure_store(uri, root)
+            deliver(record, open_store(uri, root))
+        except DeletedInMlflow:
+            continue  # the run stays deleted
+        except TrackingUnavailable as exc:
+            failures.append(f"{record.identity.name}: {exc}")
+    return failures

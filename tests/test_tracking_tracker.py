@@ -1,4 +1,4 @@
-"""The tracker of a run that is going on."""
+"""Delivering a run while it is executed, and system metrics."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import Any
 
 import pytest
 
+from glitchrun.errors import TrackingUnavailable
 from glitchrun.ledger import read_run
-from glitchrun.tracking import live
-from glitchrun.tracking.live import MlflowTracker, reap
-from glitchrun.tracking.sync import sync
-from glitchrun.tracking.system import Sampler, gpu_values
+from glitchrun.tracking import tracker as tracker_module
+from glitchrun.tracking.sync import close_dead_runs, sync
+from glitchrun.tracking.system_metrics import Sampler, gpu_values
+from glitchrun.tracking.tracker import MlflowTracker
 from tests.support.records import Invented, write_run
 from tests.support.stores import counts, new_root, nobody_listening, query
 
 
 def _until(happened: Any) -> None:
-    """Waits for something that another thread or process does."""
+    """Waits until another thread or process has done something."""
     deadline = time.monotonic() + 60
     while not happened():
         assert time.monotonic() < deadline, "it did not happen"
@@ -32,7 +33,7 @@ def _tracker(root: Path) -> MlflowTracker:
     return MlflowTracker(f"sqlite:///{root}/mlflow.db", root, interval=0.05)
 
 
-def test_a_run_is_followed_while_it_goes_on(tmp_path: Path) -> None:
+def test_run_is_delivered_while_it_is_executed(tmp_path: Path) -> None:
     root, whole = new_root(tmp_path / "live"), new_root(tmp_path / "whole")
     tracker = _tracker(root)
     tracker.open(write_run(root, upto=2))
@@ -52,7 +53,7 @@ def test_a_run_is_followed_while_it_goes_on(tmp_path: Path) -> None:
     assert query(root, ours) == query(whole, ours)
 
 
-def test_the_machine_is_watched_even_in_a_short_run(tmp_path: Path) -> None:
+def test_short_run_has_system_metrics(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     tracker = _tracker(root)
     tracker.open(write_run(root, upto=2))
@@ -63,7 +64,7 @@ def test_the_machine_is_watched_even_in_a_short_run(tmp_path: Path) -> None:
     assert megabytes[0] > 10  # type: ignore[operator]
 
 
-def test_a_store_that_is_down_is_remembered_and_nothing_is_raised(
+def test_dead_store_is_reported_and_does_not_raise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -79,17 +80,17 @@ def test_a_store_that_is_down_is_remembered_and_nothing_is_raised(
     assert "hunter2" not in tracker.failure
 
 
-def test_a_store_that_comes_back_has_it_all(
+def test_store_that_recovers_receives_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, whole = new_root(tmp_path / "live"), new_root(tmp_path / "whole")
     tracker = _tracker(root)
 
     def down(*args: Any) -> None:
-        raise live.TrackingUnavailable("down")
+        raise TrackingUnavailable("down")
 
     with monkeypatch.context() as patch:
-        patch.setattr(live, "advance", down)
+        patch.setattr(tracker_module, "advance", down)
         tracker.open(write_run(root, upto=2))
         assert tracker.failure == "down"
     tracker.close(write_run(root))
@@ -100,7 +101,7 @@ def test_a_store_that_comes_back_has_it_all(
     assert query(root, ours) == query(whole, ours)
 
 
-def test_no_thread_is_left_behind(tmp_path: Path) -> None:
+def test_close_ends_the_thread(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     tracker = _tracker(root)
     tracker.open(write_run(root, upto=2))
@@ -109,23 +110,23 @@ def test_no_thread_is_left_behind(tmp_path: Path) -> None:
     assert "mlflow" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_runs_of_dead_processes_are_set_right(tmp_path: Path) -> None:
+def test_runs_of_dead_processes_are_closed(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     record = write_run(root, Invented(status="RUNNING"))
     list(sync([record], root))
     assert query(root, "SELECT status FROM runs") == [("RUNNING",)]
     killed = write_run(root, Invented(status="KILLED"))
-    assert reap([killed], root) == []
+    assert close_dead_runs([killed], root) == []
     assert query(root, "SELECT status, end_time FROM runs") == [("KILLED", killed.ended_at)]
 
 
-def test_a_dead_run_that_cannot_be_delivered_does_not_stop_the_next(tmp_path: Path) -> None:
+def test_dead_run_that_cannot_be_delivered_is_reported(tmp_path: Path) -> None:
     record = write_run(tmp_path, Invented(tracking_uri="https://***@gone/mlflow"))
-    (message,) = reap([record], tmp_path)
+    (message,) = close_dead_runs([record], tmp_path)
     assert "credentials are not kept" in message
 
 
-def test_samples_are_kept_until_they_are_delivered() -> None:
+def test_samples_are_kept_until_delivered() -> None:
     sampler = Sampler(time.time_ns() // 1_000_000 - 5_000)
     sampler.sample()
     first = sampler.pending()
@@ -141,7 +142,7 @@ def test_samples_are_kept_until_they_are_delivered() -> None:
     assert sampler.pending() == rest
 
 
-def test_what_nvidia_smi_lists_becomes_metrics() -> None:
+def test_metrics_from_nvidia_smi() -> None:
     found = dict(gpu_values("0, 37, 1024, 81559, 115.37\n1, [N/A], 0, 81559, [N/A]\n"))
     assert found["gpu_0_utilization_percentage"] == 37
     assert found["gpu_0_memory_usage_megabytes"] == pytest.approx(1073.741824)
@@ -150,9 +151,9 @@ def test_what_nvidia_smi_lists_becomes_metrics() -> None:
     assert found["gpu_1_memory_usage_percentage"] == 0
 
 
-def test_describing_a_run_needs_no_mlflow() -> None:
+def test_importing_the_tracker_does_not_import_mlflow() -> None:
     code = (
-        "import sys; import glitchrun.tracking.live, glitchrun.tracking.store; "
+        "import sys; import glitchrun.tracking.tracker, glitchrun.tracking.store; "
         "print([name for name in ('mlflow', 'torch') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

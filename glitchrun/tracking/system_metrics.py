@@ -1,7 +1,7 @@
-"""Memory, processor and GPU while a run goes on, under the names of MLflow's own sampler.
+"""Memory, CPU and GPU use during a run, under the names of MLflow's own system metrics.
 
-MLflow's sampler waits 10 s for its first sample, so that a short run shows nothing; and it has
-nothing about the process itself, which is what a memory estimate is held against.
+MLflow's sampler takes its first sample after 10 s, so that a short run would have none. It does not
+measure the process itself, whose memory a user compares with the plan's estimate.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ _MIB = 1024 * 1024 / _MEGA
 
 
 class Sampler:
-    """Takes samples and keeps them until they are delivered."""
+    """Samples the machine and keeps the points until they are delivered."""
 
     def __init__(self, started_at: int) -> None:
-        """`started_at`: when the run began, in ms; samples are placed by seconds since then."""
+        """`started_at` is in milliseconds since the epoch; steps are seconds since then."""
         import psutil
 
         self._started_at = started_at
         self._process = psutil.Process()
         self._nvidia_smi = shutil.which("nvidia-smi")
         self._pending: list[Point] = []
-        self._process.cpu_percent()  # measures since its last call, so the first says nothing
+        self._process.cpu_percent()  # measures since its last call, so the first result is 0
         self._busy, self._total = _cpu_seconds()
 
     def sample(self) -> None:
-        """Takes one sample of everything."""
+        """Takes one sample of machine, process and GPUs."""
         at = time.time_ns() // 1_000_000
         step = max(0, (at - self._started_at) // 1000)
         values = [*self._machine(), *self._own(), *self._gpus()]
         self._pending += [Point(f"system/{name}", value, at, step) for name, value in values]
 
     def pending(self) -> tuple[Point, ...]:
-        """The samples that were not delivered yet."""
+        """The points that were not delivered yet, oldest first."""
         return tuple(self._pending)
 
     def delivered(self, count: int) -> None:
-        """Forgets the first `count` of them."""
+        """Removes the first `count` pending points."""
         del self._pending[:count]
 
     def _machine(self) -> Iterator[tuple[str, float]]:
@@ -64,22 +64,22 @@ class Sampler:
         yield "process_cpu_percentage", self._process.cpu_percent()
 
     def _gpus(self) -> Iterator[tuple[str, float]]:
-        """What the driver says of each GPU; nothing where there is none or it does not answer."""
+        """The metrics of each GPU; none if nvidia-smi is missing or does not answer."""
         if self._nvidia_smi is None:
             return
         command = [self._nvidia_smi, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
         except (subprocess.SubprocessError, OSError):
-            self._nvidia_smi = None  # it will not answer better in three seconds
+            self._nvidia_smi = None  # it would not answer three seconds later either
             return
         yield from gpu_values(done.stdout)
 
 
 def _cpu_seconds() -> tuple[float, float]:
-    """Seconds that all processors together were busy, and in all, since the machine started.
+    """(busy, total) seconds of all CPU cores since the machine started.
 
-    `psutil.cpu_percent` counts from the last call of the same thread, and samples come from two.
+    `psutil.cpu_percent` counts from the last call in the same thread, and two threads sample.
     """
     import psutil
 
@@ -90,7 +90,7 @@ def _cpu_seconds() -> tuple[float, float]:
 
 
 def gpu_values(listing: str) -> Iterator[tuple[str, float]]:
-    """The values in what `nvidia-smi` lists as CSV, without those that it does not know."""
+    """The metrics in the CSV output of `nvidia-smi`; unknown values are left out."""
     for line in listing.splitlines():
         index, use, held, total, power = (cell.strip() for cell in line.split(","))
         if held.isdigit() and total.isdigit():

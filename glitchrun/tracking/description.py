@@ -1,4 +1,4 @@
-"""The description of a run in MLflow: what was run, what came out, how to do it again."""
+"""The description of a run in MLflow: its result, model, tokens, steps and how to repeat it."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from glitchrun.vocabulary.text import visible, visible_token
 _TOKENS = 10
 _SPECIAL = re.compile(r"[\\`*_{}\[\]()#+!|<>~$&@:-]|(?i:(?<=www))\.|(?<=^\d)\.|(?<=^\d\d)\.")
 _AS_ENTITY = frozenset("<>&@:$.")
-"""Markdown of MLflow's UI knows no backslash before these; as entities nothing takes them for the
-start of a tag, an address or a mention."""
+"""MLflow's Markdown has no backslash escape for these. As entities they cannot begin a tag, an
+address or a mention."""
 
 
-def note(record: RunRecord) -> str:
-    """Markdown, in which no token text can act as markup."""
+def run_description(record: RunRecord) -> str:
+    """The description of a run as Markdown; texts in it cannot act as markup."""
     parts = [
         paragraphs(record.identity.description),
         _outcome(record),
         _gates(record),
-        _what(record),
+        _model(record),
         _tokens(record),
         _steps(record),
-        _counts(record),
-        _again(record),
+        _counters(record),
+        _how_to_repeat(record),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
 def escaped(text: str) -> str:
-    """`text` as Markdown that shows it, on one line: no tag, link or mention in it acts as one."""
+    """`text` as Markdown on one line; tags, links and mentions in it are shown as text."""
     return _SPECIAL.sub(_escape, visible(text).replace("␣", " ").strip()) or "(empty)"
 
 
 def paragraphs(text: str) -> str:
-    """As `escaped`, each line a paragraph of its own; empty for empty text."""
+    """Each line of `text` as an escaped paragraph; empty for empty text."""
     return "\n\n".join(escaped(line) for line in text.splitlines() if line.strip())
 
 
@@ -51,18 +51,18 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def _code(token: Token) -> str:
-    """A token for a table cell; `|` would end the cell, even in code."""
+    """A token for a table cell. `|` would end the cell, even in code."""
     shown = visible_token(token).replace("|", "¦").replace("`", "ˋ")
     return f"`{shown}`"
 
 
-def _what(record: RunRecord) -> str:
+def _model(record: RunRecord) -> str:
     model = record.model
     path = escaped(str(record.spec.get("model", {}).get("path", "?")))
     if model is None:
-        return f"**{path}**, not loaded yet."
+        return f"Model **{path}**, not loaded yet."
     return (
-        f"**{path}** ({escaped(model.architecture)}, {model.vocabulary_size:,} tokens) in "
+        f"Model **{path}** ({escaped(model.architecture)}, {model.vocabulary_size:,} tokens) in "
         f"{model.quantization}, computed in {model.dtype} on {model.device}; template "
         f"{escaped(model.template)} ({escaped(model.template_rule)})."
     )
@@ -81,17 +81,17 @@ def _sentences(record: RunRecord, step: StepRecord) -> Iterator[str]:
     sampled = [fact for fact in facts if isinstance(fact, Sampled)]
     if verified:
         glitch, severe = sum(f.glitch for f in verified), sum(f.severe for f in verified)
-        among = f"among {len(verified):,} verified"
+        among = f"among {len(verified):,} verified tokens"
         yield f"{step.id} found {glitch:,} glitch tokens ({severe:,} severe) {among}"
     if sampled:
         least = record.spec.get("thresholds", {}).get("asr")
         bar = f" (ASR ≥ {least})" if least is not None else ""
         confirmed = sum(fact.confirmed for fact in sampled)
-        yield f"{step.id} confirmed {confirmed:,} of {len(sampled):,}{bar}"
-    told = strategies().get(step.strategy, {}).get("x-headline")
-    metric = step.metrics.get(told["metric"]) if told else None
-    if told and metric:
-        yield f"{step.id}: {_number(metric.value)} {told['unit']}"
+        yield f"{step.id} confirmed {confirmed:,} of {len(sampled):,} tokens{bar}"
+    headline = strategies().get(step.strategy, {}).get("x-headline")
+    metric = step.metrics.get(headline["metric"]) if headline else None
+    if headline and metric:
+        yield f"{step.id}: {_number(metric.value)} {headline['unit']}"
 
 
 def _steps(record: RunRecord) -> str:
@@ -106,7 +106,7 @@ def _steps(record: RunRecord) -> str:
 
 
 def _tokens(record: RunRecord) -> str:
-    """The tokens that fail most often."""
+    """The confirmed tokens with the highest ASR."""
     found: dict[int, Sampled] = {}
     for step in record.steps:
         for timed in step.batches:
@@ -136,29 +136,29 @@ def _gates(record: RunRecord) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "nothing" if value is None else f"{value:g}"
+    return "none" if value is None else f"{value:g}"
 
 
-def _counts(record: RunRecord) -> str:
-    """What was skipped, settled again or left out, and metrics that have no value."""
+def _counters(record: RunRecord) -> str:
+    """The counters of the run, and the metrics without a value."""
     lines = [
         f"- {escaped(name.replace('_', ' '))}: {count:,}" for name, count in record.notes.items()
     ]
     lines += [
-        f"- {escaped(name)}: no finite value (rests on {metric.n or 0} items)"
+        f"- {escaped(name)}: no finite value (based on {metric.n or 0} items)"
         for name, metric in record.metrics.items()
         if not is_finite(metric.value)
     ]
-    return "Counted on the way:\n\n" + "\n".join(lines) if lines else ""
+    return "Counters:\n\n" + "\n".join(lines) if lines else ""
 
 
-def _again(record: RunRecord) -> str:
+def _how_to_repeat(record: RunRecord) -> str:
     git = (record.environment.get("git") or {}).get("commit")
     commit = f"\n# at git commit {git}" if git else ""
     command = visible_lines(apply_command(record))
-    # Longer than any fence in the command: a value of `--set` may hold one.
+    # Longer than any fence in the command: a value of `--set` may contain one.
     fence = "`" * max(3, *(len(ticks) + 1 for ticks in re.findall("`+", command) or [""]))
     return (
-        f"To do it again:\n\n{fence}\n{command} --fresh{commit}\n{fence}\n\nThe whole run is in "
-        "report.html among the artifacts, each token in tokens.jsonl."
+        f"To repeat this run:\n\n{fence}\n{command} --fresh{commit}\n{fence}\n\nThe artifact "
+        "report.html describes the whole run; tokens.jsonl contains every token."
     )

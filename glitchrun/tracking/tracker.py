@@ -1,0 +1,134 @@
+"""Delivers a run to MLflow while it is executed. A slow or dead store never stops the run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from glitchrun.errors import DeletedInMlflow, TrackingUnavailable
+from glitchrun.ledger.record import RunRecord
+from glitchrun.tracking.deliver import Target, advance, begin, complete
+from glitchrun.tracking.metrics import Point
+from glitchrun.tracking.params_and_tags import valid_name
+from glitchrun.tracking.store import Store, open_store, unavailable
+from glitchrun.tracking.system_metrics import Sampler
+
+INTERVAL = 3.0
+"""Seconds between two samples of the machine and checks for a newer record."""
+RETRY_SECONDS = 30.0
+"""Seconds until the next try after a failure: each try at a dead server takes a few seconds."""
+PAUSE_FACTOR = 20
+"""After a delivery of t seconds there is none for PAUSE_FACTOR * t: long records take longer."""
+
+
+class MlflowTracker:
+    """Delivers a run's record as it grows.
+
+    A thread samples the machine and delivers the newest record, so that the run does not wait for
+    MLflow between `open` and `close`.
+    """
+
+    def __init__(self, uri: str, root: Path, interval: float = INTERVAL) -> None:
+        """`uri` is the store, `root` the tracking root, `interval` in seconds."""
+        self.failure: str | None = None
+        """Why MLflow does not have all of the run; None if it does."""
+        self.deleted: str | None = None
+        """The message about a run that somebody deleted in MLflow and that is not delivered."""
+        self._uri, self._root, self._interval = uri, root, interval
+        self._store: Store | None = None
+        self._target: Target | None = None
+        self._sampler: Sampler | None = None
+        self._seen: set[Point] = set()
+        self._newest: RunRecord | None = None
+        self._delivered: RunRecord | None = None
+        self._not_before = 0.0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def open(self, record: RunRecord) -> None:
+        """Finds or creates the MLflow run, and starts the thread."""
+        # mlflow is imported here, not in the thread: two threads that import large packages at
+        # the same time can see incomplete modules.
+        self._sampler = Sampler(record.started_at)
+        self._newest = record
+        self._try(lambda: self._advance(record))
+        follow = threading.Thread(
+            target=self._follow, args=(self._sampler,), name="mlflow", daemon=True
+        )
+        follow.start()
+        self._thread = follow
+
+    def update(self, record: RunRecord) -> None:
+        """Sets the record to deliver next. Does not wait."""
+        self._newest = record
+
+    def close(self, record: RunRecord) -> None:
+        """Stops the thread and delivers the whole record; `failure` tells whether that worked."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._sampler is not None:
+            self._sampler.sample()
+        self._try(lambda: self._finish(record))
+
+    def _follow(self, sampler: Sampler) -> None:
+        while not self._stop.wait(self._interval):
+            sampler.sample()
+            record = self._newest
+            if record is not None and record is not self._delivered:
+                self._deliver_newest(record)
+
+    def _deliver_newest(self, record: RunRecord) -> None:
+        start = time.monotonic()
+        if start >= self._not_before:
+            self._try(lambda: self._advance(record))
+            self._not_before = max(
+                self._not_before, start + PAUSE_FACTOR * (time.monotonic() - start)
+            )
+
+    def _try(self, action: Callable[[], None]) -> None:
+        if self.deleted:
+            return
+        try:
+            action()
+        except DeletedInMlflow as exc:
+            self.deleted, self.failure = str(exc), None
+        except TrackingUnavailable as exc:
+            self.failure = str(exc)
+            self._not_before = time.monotonic() + RETRY_SECONDS
+        else:
+            self.failure = None
+
+    def _advance(self, record: RunRecord) -> None:
+        store = self._opened()
+        with unavailable(self._uri):
+            if self._target is None:
+                self._target = begin(record, store)
+            self._seen.update(advance(record, self._target, store, self._seen))
+            self._log_system(store, self._target)
+        self._delivered = record
+
+    def _finish(self, record: RunRecord) -> None:
+        self._advance(record)
+        assert self._target is not None
+        with unavailable(self._uri):
+            complete(record, self._target, self._opened())
+
+    def _opened(self) -> Store:
+        if self._store is None:
+            self._store = open_store(self._uri, self._root)
+        return self._store
+
+    def _log_system(self, store: Store, target: Target) -> None:
+        from mlflow.entities import Metric
+
+        if self._sampler is None:
+            return
+        points = self._sampler.pending()
+        if points:
+            metrics = [Metric(valid_name(p.key), p.value, p.at, p.step) for p in points]
+            store.client.log_batch(target.run.info.run_id, metrics=metrics)
+            self._sampler.delivered(len(points))
