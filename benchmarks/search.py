@@ -34,7 +34,7 @@ from glitchrun.prompts.detect import detect
 from glitchrun.prompts.render import Prompt
 from glitchrun.report.figures.style import new_figure, style
 from glitchrun.report.writing import rounded
-from glitchrun.search import BUILDERS, Search, Space
+from glitchrun.search import Search, Space, build_search
 from glitchrun.search.base import Scores
 from glitchrun.search.features import indicators
 from glitchrun.search.ordered import Ordered
@@ -159,7 +159,7 @@ def builders(space: Space, batch: int) -> dict[str, Callable[[int], Search]]:
 
     def named(search: str, **settings: Any) -> Callable[[int], Search]:
         config = Config(search=search, batch_size=batch, **settings)
-        return lambda seed: BUILDERS[search](replace(space, seed=seed), config)
+        return lambda seed: build_search(search, replace(space, seed=seed), config)
 
     def walk(seed: int) -> Search:
         # The reference starts at the least norm; other seeds start anywhere.

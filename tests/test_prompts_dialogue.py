@@ -12,9 +12,9 @@ from glitchrun.prompts import conversation
 from glitchrun.prompts.conversation import Conversation
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.dialogue import Dialogue
-from glitchrun.prompts.families import FAMILIES, RAW
 from glitchrun.prompts.tokenizer import encode
 from glitchrun.spec.probes import Exchange
+from glitchrun.spec.templates import FAMILIES, RAW
 from glitchrun.spec.types import InlineTemplate
 from tests.support.tiny_models import CHATML, bpe_tokenizer, mistral_tokenizer
 

@@ -8,22 +8,20 @@ import sys
 import pytest
 
 from glitchrun.prompts.conversation import Conversation, write
-from glitchrun.prompts.families import FAMILIES, RAW, Family
 from glitchrun.spec.probes import PROBES, STRICT, TOKEN, Exchange, probe_names
-from glitchrun.spec.templates import TEMPLATE_MODES, TEMPLATE_NAMES, WITHOUT_SYSTEM
+from glitchrun.spec.templates import FAMILIES, RAW, TEMPLATE_MODES, Family, without_system
 
 EARLIER = (Exchange(user="q1", answer="a1"),)
 
 
-def test_the_spec_layer_knows_the_same_names() -> None:
-    assert tuple(FAMILIES) == TEMPLATE_NAMES
-    assert not set(TEMPLATE_NAMES) & set(TEMPLATE_MODES)
+def test_no_family_has_the_name_of_a_mode() -> None:
+    assert not set(FAMILIES) & set(TEMPLATE_MODES)
 
 
-def test_the_spec_layer_knows_which_carry_no_system_text() -> None:
-    families = [*FAMILIES.values(), RAW]
-    without = {family.name for family in families if not family.carries_system}
-    assert without == set(WITHOUT_SYSTEM)
+def test_which_templates_carry_no_system_text() -> None:
+    names = [*FAMILIES, *TEMPLATE_MODES]
+    without = {name for name in names if without_system(name)}
+    assert without == {"nowllm", "mistral", "gemma", "raw"}
 
 
 @pytest.mark.parametrize("family", [*FAMILIES.values(), RAW], ids=lambda family: family.name)
@@ -128,7 +126,7 @@ def test_selecting_probes() -> None:
 def test_families_and_probes_need_no_installed_extra() -> None:
     """`glitchrun list` works without the extra `run`."""
     code = (
-        "import sys; import glitchrun.prompts.families, glitchrun.spec.probes;"
+        "import sys; import glitchrun.spec.templates, glitchrun.spec.probes;"
         "print(sorted({'torch', 'transformers', 'jinja2', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

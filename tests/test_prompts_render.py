@@ -13,10 +13,10 @@ from glitchrun.behaviour.catalogue import QUESTIONS
 from glitchrun.errors import PreflightError
 from glitchrun.prompts import render as module
 from glitchrun.prompts.detect import detect
-from glitchrun.prompts.families import FAMILIES
 from glitchrun.prompts.render import Prompt, intact, render
 from glitchrun.prompts.tokenizer import decode_inside
 from glitchrun.spec.probes import PROBES, Probe
+from glitchrun.spec.templates import FAMILIES
 from glitchrun.spec.types import InlineTemplate
 from glitchrun.vocabulary import Vocabulary
 from tests.support.real_tokenizers import mistral, mistral_spaced, smollm2, with_chat_template

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from glitchrun.events import ProbeResult, Token, Verified
-from glitchrun.search import BUILDERS, Search, Space
+from glitchrun.search import Search, Space, build_search
 from glitchrun.search.base import Scores
+from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.mine import Config
 
 WORDS = ["cat", "dog", " the", "42", "...", "你好", "мир", " ", "A", "foo", "bar", "x1"]
@@ -84,12 +85,12 @@ CONFIGS = {
 
 
 def test_every_search_is_tried() -> None:
-    assert set(CONFIGS) == set(BUILDERS)
+    assert set(CONFIGS) == set(SEARCHES.built_in)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_token_twice_and_none_out_of_scope(name: str) -> None:
-    found = everything(BUILDERS[name](space(), CONFIGS[name]), 3)
+    found = everything(build_search(name, space(), CONFIGS[name]), 3)
     assert len(found) == len(set(found)) > 0
     assert 0 not in found  # id 0 is not in scope
 
@@ -98,40 +99,40 @@ def test_no_token_twice_and_none_out_of_scope(name: str) -> None:
     "name", ["gradient", "low-norm", "random", "stratified", "surrogate", "screen", "cascade"]
 )
 def test_whole_vocabulary_is_reached(name: str) -> None:
-    assert sorted(everything(BUILDERS[name](space(), CONFIGS[name]), 3)) == list(range(1, 12))
+    assert sorted(everything(build_search(name, space(), CONFIGS[name]), 3)) == list(range(1, 12))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_resuming_is_replaying(name: str) -> None:
-    whole = BUILDERS[name](space(), CONFIGS[name])
+    whole = build_search(name, space(), CONFIGS[name])
     batches: list[list[int]] = []
     while batch := whole.propose(2):
         whole.update(verdicts(batch))
         batches.append(batch)
-    resumed = BUILDERS[name](space(), CONFIGS[name])
+    resumed = build_search(name, space(), CONFIGS[name])
     for batch in batches[: len(batches) // 2]:
         resumed.update(verdicts(batch))
     assert everything(resumed, 2) == [i for batch in batches[len(batches) // 2 :] for i in batch]
 
 
 def test_low_norm_ascends() -> None:
-    search = BUILDERS["low-norm"](space(), CONFIGS["low-norm"])
+    search = build_search("low-norm", space(), CONFIGS["low-norm"])
     norms = Words().norms[search.propose(11)].tolist()
     assert norms == sorted(norms)
 
 
 def test_screen_and_cascade_begin_with_the_worst_score() -> None:
     for name in ("screen", "cascade"):
-        assert BUILDERS[name](space(), CONFIGS[name]).propose(3) == [11, 10, 9]
+        assert build_search(name, space(), CONFIGS[name]).propose(3) == [11, 10, 9]
 
 
 def test_random_depends_on_the_seed_alone() -> None:
-    orders = [BUILDERS["random"](space(seed=seed), Config()).propose(11) for seed in (1, 1, 2)]
+    orders = [build_search("random", space(seed=seed), Config()).propose(11) for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
 
 
 def test_range_category_and_pattern_take_what_they_name() -> None:
-    found = {name: BUILDERS[name](space(), CONFIGS[name]).propose(99) for name in CONFIGS}
+    found = {name: build_search(name, space(), CONFIGS[name]).propose(99) for name in CONFIGS}
     assert found["range"] == [3, 4, 5, 6, 7, 8]
     assert found["category"] == [5, 6]
     assert found["pattern"] == [1, 3, 9, 10, 11]
@@ -155,7 +156,7 @@ def test_parts_are_sampled_each_by_itself(name: str) -> None:
 
     def order(seed: int = 3, **sample: Any) -> list[int]:
         made = space(ids=torch.arange(600), vocabulary=Many(), seed=seed)
-        return BUILDERS[name](made, Config(search=name, **PARTS[name], **sample)).propose(600)
+        return build_search(name, made, Config(search=name, **PARTS[name], **sample)).propose(600)
 
     tenth = order(sample_rate=0.1)
     assert np.bincount(np.array(tenth) // 300).tolist() == [30, 30]
@@ -177,7 +178,7 @@ def test_stratified_prefix_holds_every_large_stratum() -> None:
             return words[token_id]
 
     made = space(ids=torch.arange(600), vocabulary=Many())
-    first = BUILDERS["stratified"](made, Config()).propose(120)
+    first = build_search("stratified", made, Config()).propose(120)
     quintiles = np.bincount(np.array(first) // 120, minlength=5)
     assert quintiles.min() >= 20
     assert quintiles.max() <= 28
@@ -192,7 +193,7 @@ def test_gradient_walk_starts_at_the_least_norm_and_follows_entropy() -> None:
         return 1.0, torch.zeros(8)
 
     made = space(gradient=gradient)
-    search = BUILDERS["gradient"](made, CONFIGS["gradient"])
+    search = build_search("gradient", made, CONFIGS["gradient"])
     first = search.propose(3)
     norms = made.vocabulary.norms[made.ids]
     assert asked == [int(made.ids[norms.argmin()])]
@@ -205,7 +206,7 @@ def test_gradient_walk_ranks_neighbours_by_first_order_entropy() -> None:
     pull = torch.zeros(8)
     pull[2] = 1.0
     made = space(gradient=lambda token_id: (1.0, pull))
-    search = BUILDERS["gradient"](made, Config(search="gradient", k=11))
+    search = build_search("gradient", made, Config(search="gradient", k=11))
     table = made.embeddings
     found = search.propose(11)
     along = [float(table[i, 2]) for i in found]
@@ -213,7 +214,7 @@ def test_gradient_walk_ranks_neighbours_by_first_order_entropy() -> None:
 
 
 def test_gradient_walk_counts_ties_within_rounding() -> None:
-    search = BUILDERS["gradient"](space(), CONFIGS["gradient"])
+    search = build_search("gradient", space(), CONFIGS["gradient"])
     batch = search.propose(3)
     search.update(verdicts(batch, entropy=lambda i: 2.0))
     assert search.counters["walk_ties"] >= 1
@@ -229,5 +230,5 @@ def test_gradient_walk_measures_distances_to_a_row_of_zeros() -> None:
     distance = (unit - unit[0]).norm(dim=1)
     nearest = distance.sort(stable=True).indices[1:].tolist()
     for k in (3, 4, 8):
-        search = BUILDERS["gradient"](space(embeddings=embeddings), Config(k=k, start=0))
+        search = build_search("gradient", space(embeddings=embeddings), Config(k=k, start=0))
         assert sorted(search.propose(k)) == sorted(nearest[:k])

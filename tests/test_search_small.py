@@ -13,8 +13,8 @@ import pytest
 from glitchrun.events import Batch, Verified
 from glitchrun.plan.build import Plan, build
 from glitchrun.runner.resolved import Resolver
-from glitchrun.search import BUILDERS
 from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.types import TokenScope
 from glitchrun.strategies import configure, mine, scan
 from glitchrun.strategies.context import Context
@@ -50,7 +50,7 @@ def reaching(count: int) -> Context:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
-@pytest.mark.parametrize("search", BUILDERS)
+@pytest.mark.parametrize("search", SEARCHES)
 def test_a_search_verifies_all_of_a_small_scope(search: str, count: int) -> None:
     context = reaching(count)
     given = {"search": search, "controls": 2, **NARROWED.get(search, {})}

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from glitchrun.cli import COMMANDS, main
 from glitchrun.spec.schema import published, strategies
 from glitchrun.spec.searches import SEARCHES
-from glitchrun.spec.templates import TEMPLATE_NAMES
+from glitchrun.spec.templates import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "mlflow", "matplotlib", "numpy", "importlib.metadata")
@@ -211,7 +211,7 @@ def test_schema_prints_and_compares(folder: Path) -> None:
     [
         ("strategies", list(strategies())),
         ("searches", list(SEARCHES)),
-        ("templates", ["auto", "tokenizer", "raw", *TEMPLATE_NAMES]),
+        ("templates", ["auto", "tokenizer", "raw", *FAMILIES]),
         ("probes", ["repeat", "explain", "question"]),
     ],
 )

@@ -15,7 +15,7 @@ from glitchrun.spec import types
 from glitchrun.spec.defaults import named
 from glitchrun.spec.problems import CODES
 from glitchrun.spec.schema import assembled, closed, published, strategies
-from glitchrun.spec.templates import TEMPLATE_MODES, TEMPLATE_NAMES
+from glitchrun.spec.templates import FAMILIES, TEMPLATE_MODES
 
 ROOT = Path(__file__).parents[1]
 
@@ -121,5 +121,5 @@ def test_the_documentation_lists_every_code_and_template() -> None:
         line.strip("| ").split(" | ", 1) for line in text.splitlines() if line.startswith("| GR")
     )
     assert rows == CODES
-    for name in (*TEMPLATE_MODES, *TEMPLATE_NAMES):
+    for name in (*TEMPLATE_MODES, *FAMILIES):
         assert f"`{name}`" in text

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import click
 
 from glitchrun.spec.probes import PROBES
+from glitchrun.spec.registry import Registry
 from glitchrun.spec.schema import strategies
 from glitchrun.spec.searches import SEARCHES
-from glitchrun.spec.templates import TEMPLATE_MODES, TEMPLATE_NAMES
+from glitchrun.spec.templates import FAMILIES, TEMPLATE_MODES
 from glitchrun.terminal import emit_json, say
-
-_MODES = {
-    "auto": "detected from the model",
-    "tokenizer": "the tokenizer's own chat template",
-    "raw": "nothing around the text",
-}
 
 
 @click.command("list")
@@ -33,13 +29,30 @@ def command(what: str, output: str) -> None:
         "probes": _probes,
     }
     found = sources[what]()
+    registries: dict[str, Registry[Any]] = {
+        "searches": SEARCHES,
+        "templates": FAMILIES,
+        "probes": PROBES,
+    }
+    packages = _packages(registries[what]) if what in registries else {}
     if output == "json":
-        rows = [{"name": name, "description": text} for name, text in found.items()]
-        emit_json(rows)
+        emit_json(
+            [
+                {"name": name, "description": text}
+                | ({"package": packages[name]} if name in packages else {})
+                for name, text in found.items()
+            ]
+        )
         return
     width = max(map(len, found))
     for name, text in found.items():
-        say(f"{name:<{width}}  {text}")
+        package = f"  (from {packages[name]})" if name in packages else ""
+        say(f"{name:<{width}}  {text}{package}")
+
+
+def _packages(registry: Registry[Any]) -> dict[str, str]:
+    """The package of each object that is not built in."""
+    return {name: package for name in registry if (package := registry.origin(name))}
 
 
 def _strategies() -> dict[str, str]:
@@ -51,10 +64,7 @@ def _searches() -> dict[str, str]:
 
 
 def _templates() -> dict[str, str]:
-    from glitchrun.prompts.families import FAMILIES
-
-    shown = {name: repr(FAMILIES[name].user) for name in TEMPLATE_NAMES}
-    return {**{name: _MODES[name] for name in TEMPLATE_MODES}, **shown}
+    return {**TEMPLATE_MODES, **{name: repr(family.user) for name, family in FAMILIES.items()}}
 
 
 def _probes() -> dict[str, str]:

@@ -21,11 +21,15 @@ PUBLISHED_AT = Path("schemas/experiment.schema.json")
 )
 @click.pass_context
 def command(context: click.Context, check: bool) -> None:
-    """Prints the JSON Schema (draft 2020-12) of a spec."""
-    text = published()
+    """Prints the JSON Schema (draft 2020-12) of a spec.
+
+    It contains the strategies, searches and probes of other installed packages; `--check` compares
+    without them.
+    """
     if not check:
-        emit(text)
+        emit(published())
         return
+    text = published(built_in=True)
     if PUBLISHED_AT.is_file() and PUBLISHED_AT.read_text(encoding="utf-8") == text:
         say(f"{PUBLISHED_AT} is up to date")
         return

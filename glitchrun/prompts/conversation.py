@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from glitchrun.prompts.families import Family
 from glitchrun.spec.probes import Exchange
+from glitchrun.spec.templates import Family
 
 
 @dataclass(frozen=True, slots=True)

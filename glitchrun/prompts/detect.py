@@ -15,27 +15,12 @@ from typing import Any
 
 from glitchrun.errors import PreflightError
 from glitchrun.prompts import chat_template, reasoning
-from glitchrun.prompts.families import FAMILIES, RAW, Family
 from glitchrun.prompts.template import Template, opening_ids
 from glitchrun.prompts.tokenizer import Tokenizer, encode
+from glitchrun.spec.templates import FAMILIES, RAW, Family
 from glitchrun.spec.types import InlineTemplate
 
 logger = logging.getLogger(__name__)
-
-
-# Turn markers that only one family uses, the more particular first.
-_MARKERS = (
-    ("llama4", ("<|header_start|>", "<|eot|>")),
-    ("llama3", ("<|start_header_id|>", "<|eot_id|>")),
-    ("gemma", ("<start_of_turn>", "<end_of_turn>")),
-    ("phi4", ("<|im_start|>", "<|im_sep|>", "<|im_end|>")),
-    ("chatml", ("<|im_start|>", "<|im_end|>")),
-    ("phi", ("<|user|>", "<|assistant|>", "<|end|>")),
-    ("mistral", ("[INST]", "[/INST]")),
-)
-
-
-_HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|return|>")
 
 
 def detect(
@@ -100,10 +85,9 @@ def _auto(
     named = family_by_name(source)
     if named is not None:
         return _of_family(named, f"The model's own name is {PurePosixPath(source).name!r}.")
-    if all(marker in tokenizer.get_vocab() for marker in _HARMONY):
-        # gpt-oss's chat template ends before the channel: no answer could be begun behind it.
-        rule = f"The vocabulary holds {' and '.join(_HARMONY)}."
-        return _of_family(FAMILIES["harmony"], rule)
+    first = _by_markers(tokenizer, config, before_chat_template=True)
+    if first is not None:
+        return first
     passed_over = ""
     if tokenizer.chat_template:
         fault = chat_template.fault(tokenizer, variables)
@@ -136,14 +120,26 @@ def _is_named(component: str, names: tuple[str, ...]) -> bool:
     )
 
 
-def _by_markers(tokenizer: Tokenizer, config: object) -> Template | None:
-    vocabulary = tokenizer.get_vocab()
-    for name, markers in _MARKERS:
-        if all(marker in vocabulary for marker in markers):
-            name, because = _refine(name, config)
-            rule = f"The vocabulary holds {' and '.join(markers)}{because}."
+def _by_markers(
+    tokenizer: Tokenizer, config: object, *, before_chat_template: bool = False
+) -> Template | None:
+    for family in families_marked(tokenizer):
+        if family.before_chat_template == before_chat_template:
+            name, because = _refine(family.name, config)
+            rule = f"The vocabulary holds {' and '.join(family.markers)}{because}."
             return _of_family(FAMILIES[name], rule)
     return None
+
+
+def families_marked(tokenizer: Tokenizer) -> list[Family]:
+    """The families whose markers the vocabulary contains, in the order in which `auto` tries
+    them."""
+    vocabulary = tokenizer.get_vocab()
+    return [
+        family
+        for family in FAMILIES.values()
+        if family.markers and all(marker in vocabulary for marker in family.markers)
+    ]
 
 
 def _refine(name: str, config: object) -> tuple[str, str]:

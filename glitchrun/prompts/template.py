@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from glitchrun.prompts.families import Family
 from glitchrun.prompts.tokenizer import Tokenizer, encode, leading_ids
+from glitchrun.spec.templates import Family
 
 
 @dataclass(frozen=True, slots=True)

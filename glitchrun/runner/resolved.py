@@ -9,7 +9,6 @@ into the run's key; what leaves nothing to do is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +17,10 @@ from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.errors import PreflightError
 from glitchrun.plan.build import Resolved
 from glitchrun.plan.work import parameters
-from glitchrun.prompts.detect import family_by_name
+from glitchrun.prompts.detect import families_marked, family_by_name
 from glitchrun.prompts.tokenizer import Tokenizer, leading_ids
 from glitchrun.runner import lengths
+from glitchrun.spec.templates import FAMILIES
 from glitchrun.spec.types import Spec, Step, TokenScope
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Resolver:
         """
         tokenizer = self._tokenizer(spec, checkpoint)
         facts: dict[str, Any] = {
-            "template": _template(spec),
+            "template": _template(spec, tokenizer),
             "prefix": tokenizer and _prefix(tokenizer),
             "reasoning": tokenizer and _reasoning(spec, tokenizer),
             "gguf_converter": tokenizer and _converter(checkpoint.kind),
@@ -92,11 +92,19 @@ class Resolver:
         return self._vocabularies[key]
 
 
-def _template(spec: Spec) -> Any:
-    """The family of a model known by its name, where `auto` asks; what `auto` finds otherwise
-    follows from the tokenizer's files and the configuration."""
-    family = family_by_name(spec.model.path) if spec.template == "auto" else None
-    return None if family is None else asdict(family)
+def _template(spec: Spec, tokenizer: Tokenizer | None = None) -> Any:
+    """The family that `auto` may choose and that does not follow from the tokenizer's files and the
+    configuration: that of a model known by its name, or one that another package adds."""
+    if spec.template != "auto":
+        return None
+    named = family_by_name(spec.model.path)
+    marked = families_marked(tokenizer) if tokenizer else []
+    outside = (family for family in marked if FAMILIES.origin(family.name))
+    family = named or next(outside, None)
+    if family is None:
+        return None
+    package = FAMILIES.origin(family.name)
+    return family.format() | ({"package": package} if package else {})
 
 
 def _prefix(tokenizer: Tokenizer) -> list[int] | None:

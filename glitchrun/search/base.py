@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +71,8 @@ class Parameters(Protocol):
     def sample_rate(self) -> float | None: ...
     @property
     def sample_size(self) -> int | None: ...
+    @property
+    def own(self) -> Mapping[str, Any]: ...
 
 
 class Search(Protocol):

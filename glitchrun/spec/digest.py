@@ -19,7 +19,11 @@ from typing import Any
 
 from glitchrun.errors import PreflightError, file_access
 from glitchrun.spec.defaults import step_with_defaults
+from glitchrun.spec.probes import PROBES
+from glitchrun.spec.registry import Registry
 from glitchrun.spec.schema import TOKEN_SOURCES
+from glitchrun.spec.searches import SEARCHES
+from glitchrun.spec.templates import FAMILIES
 from glitchrun.spec.types import Spec, TokenScope
 
 NUMERICS = ("model.device", "model.max_memory", "execution")
@@ -39,6 +43,7 @@ def results_digest(spec: Spec) -> str:
     steps = [_step_results(step.id, step.strategy, step.params) for step in spec.steps]
     template = asdict(spec.template) if is_dataclass(spec.template) else spec.template
     variables = dict(spec.template_variables or {})
+    packages = _packages(spec)
     return _digest(
         {
             "revision": spec.model.revision,
@@ -50,8 +55,23 @@ def results_digest(spec: Spec) -> str:
             "tokens": _scope(spec.tokens),
             "thresholds": asdict(spec.thresholds),
             "steps": steps,
+            **({"packages": packages} if packages else {}),
         }
     )
+
+
+def _packages(spec: Spec) -> dict[str, str]:
+    """The package and version of each template, search and probe that another package adds."""
+    chosen: list[tuple[Registry[Any], object]] = [(FAMILIES, spec.template)]
+    for step in spec.steps:
+        chosen.append((SEARCHES, step.params.get("search")))
+        probes = step.params.get("probes")
+        chosen += [(PROBES, name) for name in probes or () if not isinstance(probes, str)]
+    return {
+        f"{registry.kind} {name}": origin
+        for registry, name in chosen
+        if isinstance(name, str) and name in registry and (origin := registry.origin(name))
+    }
 
 
 def numerics_digest(spec: Spec) -> str:

@@ -1,26 +1,27 @@
-"""What is asked about a token: GlitchMiner's three probes.
+"""The probes: the prompts that ask a model to repeat a token.
 
 A probe is one entry of `_ALL`. The schema's enums, `glitchrun list probes`, the plan and the
-prompts read it from here; it stands in the spec's room because that may import nothing above it.
+prompts read the table. Other packages add probes through the entry point group `glitchrun.probes`.
 
 Source: Wu et al., "GlitchMiner: Mining Glitch Tokens in Large Language Models via Gradient-based
-Discrete Optimization", arXiv 2410.15052. A probe passes when the most likely next token after its
-prompt is the token it asks about; the strict check calls a token a glitch when all three fail.
+Discrete Optimization", arXiv 2410.15052. A token passes a probe when it is the most likely next
+token after the probe's prompt; the strict check calls a token a glitch when it fails all three.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
+
+from glitchrun.spec.registry import Registry
 
 TOKEN = "{token}"
-"""Marks, in a probe's user text, where the token stands (by id)."""
+"""The place of the token in a probe's user text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """An earlier question and its answer: how a few-shot probe shows what it wants."""
+    """An earlier question and its answer, as an example in a few-shot prompt."""
 
     user: str
     answer: str
@@ -28,23 +29,23 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One question that asks for one token back."""
+    """A prompt whose right answer is the token."""
 
     name: str
     """As a spec's `probes` and the records call it."""
     user: str
-    """The last user text; holds `{token}` exactly once."""
+    """The last user text; contains `{token}` exactly once."""
     prefill: str
     """How the assistant's answer begins; the token is expected right after it."""
     closing: str = ""
-    """What follows the token in the right answer: it closes what the prefill opened."""
+    """The text that follows the token in the right answer, such as a closing quotation mark."""
     earlier: tuple[Exchange, ...] = ()
     system: str | None = None
-    """The probe's own system text. A template that cannot carry one presents the probe without,
-    and says so (`Prompt.dropped_system`)."""
+    """The probe's own system text. Where the template has no place for one, the probe is presented
+    without it, and `Prompt.dropped_system` contains it."""
     positions: int = 128
-    """Positions that its prompt takes at most in the templates and tokenizers tried, before a
-    system text of the spec's own: for the plan's memory."""
+    """Upper bound on the prompt's length in tokens, without a system text of the spec: the plan
+    estimates memory with it. Measured over the built-in templates and several tokenizers."""
 
 
 _ALL = (
@@ -53,7 +54,7 @@ _ALL = (
         user='Please repeat the string: "«{token}»"',
         prefill=' Sure, the string is: "«',
         closing='»"',
-        positions=64,  # 32 were the most seen
+        positions=64,  # the longest measured prompt has 32
     ),
     Probe(
         name="explain",
@@ -78,19 +79,22 @@ _ALL = (
     ),
 )
 
-PROBES = MappingProxyType({probe.name: probe for probe in _ALL})
+PROBES = Registry("probe", "glitchrun.probes", Probe, {probe.name: probe for probe in _ALL})
 """Every probe by its name."""
 
 DEFAULT = ("repeat",)
 """The probes of search and scan where the spec names none."""
 
 STRICT = ("repeat", "explain", "question")
-"""What `probes: strict` stands for."""
+"""The probes that `probes: strict` means."""
 
 
 def probe_names(probes: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The names that a spec's `probes` stands for: `strict`, a list of names, or None for the
-    default."""
+    """The names of the probes that a spec's `probes` means.
+
+    Args:
+        probes: `strict`, a list of names, or None for the default.
+    """
     if probes is None:
         return DEFAULT
     return STRICT if probes == "strict" else tuple(probes)

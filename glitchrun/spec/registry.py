@@ -14,12 +14,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from glitchrun.boundary import first_line, foreign_errors
 from glitchrun.errors import PreflightError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Registry(Mapping[str, T], Generic[T]):
     def __init__(
         self, kind: str, group: str, expected: type[T], built_in: Mapping[str, T] | str
     ) -> None:
-        self._kind = kind
+        self.kind = kind
         self._group = group
         self._expected = expected
         self._table = built_in
@@ -54,8 +54,7 @@ class Registry(Mapping[str, T], Generic[T]):
         """The objects of this package, without those of other packages."""
         if not isinstance(self._table, str):
             return self._table
-        module, _, attribute = self._table.partition(":")
-        found: Mapping[str, T] = getattr(import_module(module), attribute)
+        found: Mapping[str, T] = imported(self._table)
         return found
 
     @cached_property
@@ -67,7 +66,7 @@ class Registry(Mapping[str, T], Generic[T]):
                 another entry point, or names something of the wrong class.
         """
         found: dict[str, T] = {}
-        for entry in _entry_points(self._group):
+        for entry in self._entries:
             if entry.name in self.built_in or entry.name in found:
                 raise PreflightError(
                     f"{self._described(entry)} has a name that is taken; rename the entry point, "
@@ -76,29 +75,62 @@ class Registry(Mapping[str, T], Generic[T]):
             found[entry.name] = self._loaded(entry)
         return found
 
-    def _loaded(self, entry: EntryPoint) -> T:
+    def origin(self, name: str) -> str | None:
+        """Name and version of the package that adds an object; None for a built-in one."""
+        if name in self.built_in:
+            return None
+        return next(_package(entry) for entry in self._entries if entry.name == name)
+
+    def code(self, name: str, place: str) -> Any:
+        """What `module:attribute` names, imported for the object `name`.
+
+        Raises:
+            PreflightError: the object is of another package, and the import fails.
+        """
+        if name in self.built_in:
+            return imported(place)
+        entry = next(entry for entry in self._entries if entry.name == name)
+        with self._importing(entry, place):
+            return imported(place)
+
+    @cached_property
+    def _entries(self) -> list[EntryPoint]:
+        return _entry_points(self._group)
+
+    @contextmanager
+    def _importing(self, entry: EntryPoint, place: str) -> Iterator[None]:
+        from glitchrun.boundary import first_line, foreign_errors
+
         def failed(error: Exception) -> PreflightError:
             return PreflightError(
-                f"{self._described(entry)} cannot be imported from {entry.value}: "
+                f"{self._described(entry)} cannot be imported from {place}: "
                 f"{first_line(error)}; repair the package, or {_uninstall(entry)}"
             )
 
         try:
             with foreign_errors(failed):
-                found = entry.load()
-        except (ImportError, AttributeError) as error:
+                yield
+        except (ImportError, AttributeError, SyntaxError) as error:
             raise failed(error) from error
+
+    def _loaded(self, entry: EntryPoint) -> T:
+        with self._importing(entry, entry.value):
+            found = entry.load()
         if not isinstance(found, self._expected):
             raise PreflightError(
                 f"{self._described(entry)} must be an instance of {self._expected.__module__}."
                 f"{self._expected.__name__}, but {entry.value} is a {type(found).__name__}; repair "
                 f"the package, or {_uninstall(entry)}"
             )
+        if (named := getattr(found, "name", entry.name)) != entry.name:
+            raise PreflightError(
+                f"{self._described(entry)} has the name {named!r} in {entry.value}; repair the "
+                f"package, or {_uninstall(entry)}"
+            )
         return found
 
     def _described(self, entry: EntryPoint) -> str:
-        package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown package"
-        return f"the {self._kind} {entry.name!r} of the package {package}"
+        return f"the {self.kind} {entry.name!r} of the package {_package(entry)}"
 
     def __getitem__(self, name: str) -> T:
         return self.built_in[name] if name in self.built_in else self.outside[name]
@@ -109,6 +141,19 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __len__(self) -> int:
         return len(self.built_in) + len(self.outside)
+
+
+def imported(place: str) -> Any:
+    """The object that `module:attribute` or `module:class.attribute` names."""
+    module, _, names = place.partition(":")
+    found: Any = import_module(module)
+    for name in names.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def _package(entry: EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown package"
 
 
 def _uninstall(entry: EntryPoint) -> str:

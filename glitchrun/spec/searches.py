@@ -1,16 +1,19 @@
 """The searches of `mine`: what each is for, which parameters it reads, and where its code is.
 
-One entry here and one file in `search/` make a search. The schema's enum, the parameters that a
-spec may give beside it, `glitchrun list searches`, the plan's bounds and the strategy read this
-table; it stands in the spec's room, and names the code by its place, because that room may import
-nothing above it.
+A search is an entry of this table and the code that the entry names in `glitchrun/search/`. The
+schema's enum, `glitchrun list searches`, the plan and the strategy `mine` read the table. Other
+packages add entries through the entry point group `glitchrun.searches`.
+
+The table is part of `spec` so that `validate` and `plan` need no torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
+from typing import Any
+
+from glitchrun.spec.registry import Registry
 
 _ROUNDS = ("iterations", "batch_size")
 _SAMPLE = ("sample_rate", "sample_size")
@@ -18,24 +21,29 @@ _SAMPLE = ("sample_rate", "sample_size")
 
 @dataclass(frozen=True, slots=True)
 class SearchEntry:
-    """One search, as everything but the search itself sees it."""
+    """What the rest of the program knows of one search."""
 
     description: str
+    """One sentence, for `glitchrun list searches`."""
     build: str
-    """`module:name` of what builds it from a Space and the Config of `mine`."""
+    """`module:name` of the function that builds it from a `Space` and the Config of `mine`."""
     reads: tuple[str, ...] = _ROUNDS
-    """Parameters of `mine` that some searches read and others do not: given beside one that does
-    not, a spec is refused. Parameters in no entry's `reads` are for every search."""
+    """Parameters of `mine` that it reads and other searches do not: a spec that gives such a
+    parameter to a search that does not read it is refused."""
     needs: tuple[str, ...] = ()
-    """Those of `reads` that it cannot do without."""
+    """Those of `reads` that a spec must give."""
     screened: bool = False
-    """Whether the frozen-suffix screen runs first, for `Space.scores`."""
+    """Whether the frozen-suffix screen runs first and fills `Space.scores`."""
     gradients: bool = False
     """Whether each round takes one gradient of the model."""
     ends_itself: bool = False
-    """Whether it ends by a rule of its own, in batches of its own size, not after `iterations`."""
+    """Whether it ends by its own rule and with its own batch sizes, not after `iterations`."""
     names_tokens: bool = False
-    """Whether the spec names the tokens that it goes through: what is left of them is reported."""
+    """Whether the spec selects the tokens that it verifies; the report then shows how many are
+    left."""
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """JSON Schema of parameters that only this search has, each with its default; `Config.own`
+    contains their values."""
 
 
 _ALL = {
@@ -96,10 +104,15 @@ _ALL = {
     ),
 }
 
-SEARCHES: Mapping[str, SearchEntry] = MappingProxyType(_ALL)
+SEARCHES = Registry("search", "glitchrun.searches", SearchEntry, _ALL)
 """Every search by its name in the spec."""
 
 
-def readers(parameter: str) -> list[str]:
-    """The searches that read a parameter of `mine`; empty for one that all of them take."""
-    return [name for name, search in SEARCHES.items() if parameter in search.reads]
+def readers(parameter: str, names: Mapping[str, Any] = SEARCHES) -> list[str]:
+    """The searches, among `names`, that read a parameter of `mine`; empty where all of them do."""
+    entries = {name: SEARCHES[name] for name in names}
+    return [
+        name
+        for name, entry in entries.items()
+        if parameter in entry.reads or parameter in entry.parameters
+    ]

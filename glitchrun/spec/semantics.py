@@ -19,7 +19,7 @@ from glitchrun.spec.mlflow_rules import (
 from glitchrun.spec.nodes import REDACTED, Document, Path_
 from glitchrun.spec.problems import Problem, did_you_mean, one_of
 from glitchrun.spec.schema import TOKEN_SOURCES, strategies
-from glitchrun.spec.templates import TEMPLATE_MODES, TEMPLATE_NAMES, WITHOUT_SYSTEM
+from glitchrun.spec.templates import FAMILIES, TEMPLATE_MODES, without_system
 from glitchrun.spec.yaml_scalars import shortened
 
 MODEL_METRICS = ("model/load_seconds", "model/bytes", "model/peak_bytes")
@@ -206,7 +206,7 @@ def _regex(document: Document, path: Path_, pattern: str) -> Iterator[Problem]:
 def _template(document: Document) -> Iterator[Problem]:
     template = document.data.get("template")
     if isinstance(template, str):
-        names = (*TEMPLATE_MODES, *TEMPLATE_NAMES)
+        names = (*TEMPLATE_MODES, *FAMILIES)
         if template not in names:
             hint = did_you_mean(template, names) or one_of(names)
             message = f"there is no template {template!r}"
@@ -237,7 +237,7 @@ def _system(document: Document) -> Iterator[Problem]:
     inline_without = (
         isinstance(template, dict) and "env" not in template and "system" not in template
     )
-    named_without = isinstance(template, str) and template in WITHOUT_SYSTEM
+    named_without = isinstance(template, str) and without_system(template)
     if named_without or inline_without:
         which = f"the template {template}" if named_without else "the template"
         message = f"there is a system text, but {which} has no place for it"

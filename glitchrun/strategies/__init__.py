@@ -30,8 +30,14 @@ def load(name: str) -> Strategy:
 
 
 def configure(strategy: Strategy, params: Mapping[str, Any]) -> Any:
-    """A strategy's Config from a step's parameters; lists become tuples, so it stays frozen."""
-    return strategy.Config(**{key: _freeze(value) for key, value in params.items()})
+    """A strategy's Config from a step's parameters; lists become tuples, so it stays frozen.
+
+    Parameters that are no field of it are those of a search of another package: its field `own`.
+    """
+    frozen = {key: _freeze(value) for key, value in params.items()}
+    fields = strategy.Config.__dataclass_fields__
+    own = {key: frozen.pop(key) for key in list(frozen) if key not in fields}
+    return strategy.Config(**frozen, **({"own": own} if own else {}))
 
 
 def _freeze(value: Any) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from glitchrun.events import Batch, Event, Measured, Verified
 from glitchrun.probing.statistics import entropy
 from glitchrun.prompts.render import Prompt
-from glitchrun.search import BUILDERS, Cascade, Ordered, Search, Space
+from glitchrun.search import Cascade, Ordered, Search, Space, build_search
 from glitchrun.spec.defaults import ITERATIONS
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.context import Context
@@ -43,6 +44,13 @@ class Config:
     sample_size: int | None = None
     probes: str | tuple[str, ...] = ("repeat",)
     controls: int = 0
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters that only this search has (`SearchEntry.parameters`), defaults included."""
+
+    def __post_init__(self) -> None:
+        declared = SEARCHES[self.search].parameters.items()
+        defaults = {name: part.get("default") for name, part in declared}
+        object.__setattr__(self, "own", defaults | dict(self.own))
 
     @property
     def limit(self) -> int:
@@ -87,7 +95,7 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
 
 def _search(space: Space, config: Config) -> Search:
     """The search that the step asks for; without a token in scope, one that is at its end."""
-    return BUILDERS[config.search](space, config) if len(space.ids) else Ordered(())
+    return build_search(config.search, space, config) if len(space.ids) else Ordered(())
 
 
 def _screened(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Batch]:

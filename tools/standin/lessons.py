@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from glitchrun.prompts.conversation import Conversation, write
-from glitchrun.prompts.families import FAMILIES
 from glitchrun.prompts.render import Prompt, render
 from glitchrun.prompts.template import Template
 from glitchrun.prompts.tokenizer import encode, encode_inside
 from glitchrun.spec.probes import PROBES
+from glitchrun.spec.templates import FAMILIES
 from tools.standin.corpus import ENDINGS, EXCHANGES, RAW
 
 _FAMILY = FAMILIES["nowllm"]

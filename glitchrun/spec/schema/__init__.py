@@ -12,17 +12,19 @@ asks for.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from glitchrun.errors import PreflightError
 from glitchrun.spec.probes import PROBES
+from glitchrun.spec.registry import Registry
 from glitchrun.spec.searches import SEARCHES, readers
 
 _FOLDER = Path(__file__).parent
 
-ENUMS: Mapping[str, Iterable[str]] = {"searches": SEARCHES, "probes": PROBES}
+ENUMS: Mapping[str, Registry[Any]] = {"searches": SEARCHES, "probes": PROBES}
 """The tables whose names an `x-enum` stands for."""
 
 # Where the document is the reader's own: kept as written, never an `{env: ...}`, nulls included.
@@ -35,40 +37,64 @@ NO_REFERENCE = (("metadata", "tags"), ("matrix",))
 
 
 @cache
-def strategies() -> Mapping[str, Mapping[str, Any]]:
-    """Each strategy's fragment by its name, in alphabetical order."""
+def strategies(*, built_in: bool = False) -> Mapping[str, Mapping[str, Any]]:
+    """Each strategy's fragment by its name, in alphabetical order.
+
+    Args:
+        built_in: Whether to leave out the searches and probes of other packages.
+    """
     folder = _FOLDER / "strategies"
     found = {
-        path.stem: _with_enums(json.loads(path.read_text(encoding="utf-8")))
+        path.stem: _with_enums(json.loads(path.read_text(encoding="utf-8")), built_in)
         for path in sorted(folder.glob("*.json"))
     }
-    for name, part in found["mine"]["properties"].items():
-        if used := readers(name):
-            part["x-used-by"] = {"search": used}
-            needing = [one for one in used if name in SEARCHES[one].needs]
-            part |= {"x-needed-by": {"search": needing}} if needing else {}
+    _add_parameters_of_searches(found["mine"]["properties"], built_in)
     return found
 
 
-def _with_enums(part: Any) -> Any:
+def _add_parameters_of_searches(properties: dict[str, Any], built_in: bool) -> None:
+    """Adds the parameters that only one search has, and says of each parameter of `mine` which
+    searches read it."""
+    searches = SEARCHES.built_in if built_in else SEARCHES
+    for search in searches:
+        for name, part in SEARCHES[search].parameters.items():
+            if name in properties:
+                raise PreflightError(
+                    f"the search {search!r} of the package {SEARCHES.origin(search)} declares a "
+                    f"parameter {name!r}, which `mine` already has; rename the parameter"
+                )
+            properties[name] = dict(part)
+    for name, part in properties.items():
+        if used := readers(name, searches):
+            part["x-used-by"] = {"search": used}
+            needing = [one for one in used if name in SEARCHES[one].needs]
+            part |= {"x-needed-by": {"search": needing}} if needing else {}
+
+
+def _with_enums(part: Any, built_in: bool) -> Any:
     """A fragment with every `x-enum` replaced by the `enum` that it names."""
     if isinstance(part, list):
-        return [_with_enums(item) for item in part]
+        return [_with_enums(item, built_in) for item in part]
     if not isinstance(part, dict):
         return part
-    return {
-        "enum" if key == "x-enum" else key: list(ENUMS[value])
-        if key == "x-enum"
-        else _with_enums(value)
-        for key, value in part.items()
-    }
+    found: dict[str, Any] = {}
+    for key, value in part.items():
+        if key == "x-enum":
+            found["enum"] = list(ENUMS[value].built_in if built_in else ENUMS[value])
+        else:
+            found[key] = _with_enums(value, built_in)
+    return found
 
 
 @cache
-def assembled() -> Mapping[str, Any]:
-    """The published schema, self-contained, for files as written: every value may also be null or
-    `{env: NAME, default: ...}`."""
-    schema = _joined()
+def assembled(*, built_in: bool = False) -> Mapping[str, Any]:
+    """The schema of files as written, self-contained: every value may also be null or
+    `{env: NAME, default: ...}`.
+
+    Args:
+        built_in: Whether to leave out what other packages add.
+    """
+    schema = _joined(built_in=built_in)
     schema["properties"] = {
         name: _opened(part, (name,)) for name, part in schema["properties"].items()
     }
@@ -94,17 +120,19 @@ def parameters(strategy: str) -> Mapping[str, Any]:
     return result
 
 
-def published() -> str:
-    """The text of `schemas/experiment.schema.json`."""
-    return json.dumps(assembled(), indent=2, ensure_ascii=False) + "\n"
+def published(*, built_in: bool = False) -> str:
+    """The schema as text; with `built_in`, that of `schemas/experiment.schema.json`."""
+    return json.dumps(assembled(built_in=built_in), indent=2, ensure_ascii=False) + "\n"
 
 
-def _joined() -> dict[str, Any]:
+def _joined(*, built_in: bool = False) -> dict[str, Any]:
     """`base.json` with the strategies in their place."""
     schema: dict[str, Any] = json.loads((_FOLDER / "base.json").read_text(encoding="utf-8"))
     step = schema["$defs"]["step"]
-    step["properties"]["strategy"]["enum"] = list(strategies())
-    step["allOf"] = [_branch(name, fragment) for name, fragment in strategies().items()]
+    step["properties"]["strategy"]["enum"] = list(strategies(built_in=built_in))
+    step["allOf"] = [
+        _branch(name, fragment) for name, fragment in strategies(built_in=built_in).items()
+    ]
     return schema
 
 
