@@ -8,15 +8,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glitchrun.cli.needs import require
-from glitchrun.errors import GlitchrunError, Interrupted, PreflightError, RunError, UsageError
+from glitchrun.errors import (
+    GlitchrunError,
+    Interrupted,
+    PreflightError,
+    RunError,
+    UsageError,
+    require,
+)
 from glitchrun.ledger import RunRecord
-from glitchrun.report.rows import rows
 from glitchrun.report.step_tables import step_tables
+from glitchrun.report.token_files import token_lines
 from glitchrun.runner.lookup import find_run, readable_runs
 from glitchrun.spec.loading import load_experiment
 from glitchrun.spec.problems import InvalidSpec
@@ -45,7 +51,7 @@ class Run:
     """A run as its ledger records it, finished or not."""
 
     def __init__(self, record: RunRecord) -> None:
-        self.record = record
+        self.record = replace(record, folder=record.folder.resolve())
         """Everything that the ledger says, with the batches of every step."""
 
     def __repr__(self) -> str:
@@ -119,7 +125,7 @@ class Run:
         Raises:
             MissingExtra: pandas is not installed.
         """
-        return _frame(rows(self.record))
+        return _frame(list(token_lines(self.record)))
 
     def table(self, step: str, name: str) -> pd.DataFrame:
         """The rows of a step's own table, such as `table("next", "predictions")` of `predict`.
@@ -148,7 +154,7 @@ def load_run(run: str | os.PathLike[str], root: str | os.PathLike[str] = ROOT) -
         UsageError: no run is meant, or more than one; the message lists the candidates.
         RunError: the run's files cannot be read.
     """
-    return Run(find_run(os.fspath(run), Path(root).resolve()))
+    return Run(find_run(os.fspath(run), Path(root)))
 
 
 def find_runs(
@@ -167,7 +173,7 @@ def find_runs(
         root: Tracking root.
     """
     wanted = {"experiment": experiment, "name": name, "status": status}
-    found = [Run(record) for record in readable_runs(Path(root).resolve())]
+    found = [Run(record) for record in readable_runs(Path(root))]
     return [
         run
         for run in found

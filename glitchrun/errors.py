@@ -26,6 +26,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from importlib.util import find_spec
 
 
 class ExitCode(IntEnum):
@@ -82,6 +83,17 @@ class MissingExtra(PreflightError):
             f"this command needs the package {package!r}, which is not installed; "
             f"install it with: pip install 'glitchrun[{extra}]'"
         )
+
+
+def require(*packages: str, extra: str = "run") -> None:
+    """Checks that packages are installed, without importing them.
+
+    Raises:
+        MissingExtra: names the first one that is not.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise MissingExtra(package, extra)
 
 
 class ModelUnavailable(PreflightError):

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from glitchrun.cli.needs import require
-from glitchrun.errors import GlitchrunError, UsageError
+from glitchrun.errors import GlitchrunError, UsageError, require
 from glitchrun.spec.loading import load_experiment
 from glitchrun.terminal import QuietStream, emit_json, say
 

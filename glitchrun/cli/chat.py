@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glitchrun.cli.needs import require
-from glitchrun.errors import DoesNotFit, ExitCode, UsageError
+from glitchrun.errors import DoesNotFit, ExitCode, UsageError, require
 from glitchrun.spec.loading import load_experiment
 from glitchrun.spec.semantics import LEAST_TEMPERATURE
 from glitchrun.spec.types import Experiment

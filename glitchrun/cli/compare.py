@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from glitchrun.cli.apply import ROOT
-from glitchrun.cli.needs import require
-from glitchrun.errors import UsageError
+from glitchrun.errors import UsageError, require
 from glitchrun.runner.lookup import find_cells, find_run
 from glitchrun.terminal import emit_json, say
 

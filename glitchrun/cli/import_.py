@@ -8,8 +8,7 @@ from pathlib import Path
 
 import click
 
-from glitchrun.cli.needs import require
-from glitchrun.errors import UsageError, file_access
+from glitchrun.errors import UsageError, file_access, require
 from glitchrun.imports import Imported, read
 from glitchrun.terminal import emit, say
 

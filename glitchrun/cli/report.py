@@ -9,8 +9,7 @@ from pathlib import Path
 import click
 
 from glitchrun.cli.apply import ROOT
-from glitchrun.cli.needs import require
-from glitchrun.errors import UsageError, file_access
+from glitchrun.errors import UsageError, file_access, require
 from glitchrun.ledger import RunRecord
 from glitchrun.runner.lookup import find_run
 from glitchrun.terminal import emit, say

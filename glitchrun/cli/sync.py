@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from glitchrun.cli.apply import ROOT
-from glitchrun.cli.needs import require
-from glitchrun.errors import ExitCode, GlitchrunError
+from glitchrun.errors import ExitCode, GlitchrunError, require
 from glitchrun.ledger import find_runs, mark_killed, unreadable_lines
 from glitchrun.runner.lookup import find_run
 from glitchrun.terminal import say, visible

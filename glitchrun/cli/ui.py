@@ -14,8 +14,7 @@ from types import FrameType
 import click
 
 from glitchrun.cli.apply import ROOT
-from glitchrun.cli.needs import require
-from glitchrun.errors import ExitCode, PreflightError
+from glitchrun.errors import ExitCode, PreflightError, require
 from glitchrun.terminal import say
 
 
