@@ -1,4 +1,4 @@
-"""The recipes of docs/architecture.md, followed in a copy of the tree."""
+"""The recipes of CONTRIBUTING.md, followed in a copy of the tree."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ print(probe_names("strict"))
 
 
 def recipe(heading: str) -> list[str]:
-    """The blocks of code under a heading of docs/architecture.md."""
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    """The blocks of code under a heading of CONTRIBUTING.md."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     return _BLOCK.findall(text.partition(f"## {heading}\n")[2].partition("\n## ")[0])
 
 
