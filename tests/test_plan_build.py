@@ -133,7 +133,7 @@ def test_a_run_that_cannot_fit_is_blocked(tmp_path: Path, monkeypatch: pytest.Mo
     _free(monkeypatch, 500_000_000)
     plan = _build(experiment)
     assert [run.action for run in plan.blocked] == ["blocked"]
-    assert "needs 0.9 GB of cpu, 0.5 GB are free" in plan.runs[0].reason
+    assert "needs 0.9 GB on cpu, but only 0.5 GB are free" in plan.runs[0].reason
     assert not plan.pending
     assert not _build(experiment, lambda key: "FINISHED").blocked
 
@@ -226,7 +226,7 @@ def test_ids_outside_the_vocabulary_block_a_run(
         assert f"{token_id} ({tmp_path / 'spec.yaml'}:6:{column})" in run.reason
     if outside:
         assert "outside the model's vocabulary, 0 to 9: " in run.reason
-        assert "set model.path to the model that they are of" in run.reason
+        assert "set model.path to the model that they belong to" in run.reason
 
 
 def test_ids_that_texts_name_are_held_against_the_vocabulary(tmp_path: Path) -> None:

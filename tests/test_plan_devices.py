@@ -140,7 +140,7 @@ def test_a_gpu_may_be_left_out_by_a_limit_of_nothing() -> None:
 def test_max_memory_that_names_an_absent_gpu_holds_nothing(limits: dict[str, str]) -> None:
     found = device_memory("auto", limits)
     assert (found.device, found.free) == ("cuda:5", 0)
-    assert "there is no cuda:5 here: 2 CUDA devices are visible; take it out" in found.source
+    assert "there is no cuda:5 here: 2 CUDA devices are visible; remove it" in found.source
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Spec to Plan: which runs there are, what they need and what they will do. No torch."""
+"""From an Experiment to a Plan: the runs, their keys, memory and work, without torch."""

@@ -1,4 +1,4 @@
-"""From an experiment to the list of its runs: what each would do, need and cost."""
+"""Builds the plan of an experiment: what each run would do, need and cost."""
 
 from __future__ import annotations
 
@@ -23,49 +23,51 @@ from glitchrun.spec.token_ids import token_ids
 from glitchrun.spec.types import Cell, Experiment, ModelSpec, Spec
 
 KEY_LENGTH = 16
-_NAMED = 5
-"""Token ids that a message names at most."""
+"""Hex digits of a run's key."""
+_MAX_NAMED = 5
+"""Most token ids that a message names."""
 Action = Literal["start", "resume", "skip", "blocked"]
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """Settings of a spec that depend on the model's tokenizer or name."""
+    """Settings of a run that depend on both the spec and the model's tokenizer or name."""
 
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What decides results beside the spec and the model's contents, as plain data by name. A fact
-    that follows from those two is left out, so that keys stay as they are."""
+    """Whatever else decides the results beside the spec and the model's contents, as plain data by
+    name. Settings that follow from those two are not listed, so that keys do not change."""
     refusal: str | None = None
-    """Why the run cannot go ahead; None where it can."""
+    """Why the run cannot start; None if it can."""
 
 
 Resolve = Callable[[Spec, Checkpoint, Header], Resolved]
-"""Called once for each run. The plan takes it as an argument because it uses higher layers."""
+"""Called once for each run. It is an argument of `build` because it uses layers above the plan."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """One cell of an experiment, and what `apply` will do with it."""
+    """One cell of an experiment and what `apply` will do with it."""
 
     cell: Cell
     key: str
-    """16 hex digits over everything that can change the results: spec, model contents, files of
-    tokens. Empty for a hub model that is not on this machine yet: its contents are not known."""
+    """Hash, in 16 hex digits, of everything that can change the results: spec, contents of the
+    model, token files. Empty for a hub model that is not on this machine yet."""
     action: Action
     reason: str
-    """Why this action, in one sentence for a person."""
+    """The reason for the action, in one sentence for the user."""
     estimate: MemoryEstimate | None
-    """None only for a hub model that is not on this machine yet."""
+    """None for a hub model that is not on this machine yet."""
     work: tuple[StepWork, ...]
+    """Bounds on the work of each step."""
     seconds: tuple[float, float] | None
-    """(at best, at worst) after loading: orders of magnitude."""
+    """(least, most) seconds after the model is loaded; rough bounds."""
     fingerprint: str
-    """Of the model's contents; empty where they are not known yet."""
+    """Fingerprint of the model's contents; empty if they are not known yet."""
     digests: Mapping[str, str]
-    """results, numerics and cosmetic digests of the spec."""
+    """Digests of the spec (results, numerics, cosmetic) and of what it resolves to (resolved)."""
 
     def to_json(self) -> dict[str, Any]:
-        """See `Plan.to_json`."""
+        """The run as data, see `Plan.to_json`."""
         return {
             "name": self.cell.name,
             "key": self.key,
@@ -82,7 +84,7 @@ class PlannedRun:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Every run of an experiment, in the order in which they are executed."""
+    """Every run of an experiment in the order of execution."""
 
     experiment: str
     runs: tuple[PlannedRun, ...]
@@ -94,11 +96,11 @@ class Plan:
 
     @property
     def blocked(self) -> tuple[PlannedRun, ...]:
-        """The runs that cannot go ahead on this machine."""
+        """The runs that cannot start on this machine."""
         return tuple(run for run in self.runs if run.action == "blocked")
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as data, documented in docs/plan.md; keys are only ever added.
+        """The plan as data, documented in docs/plan.md. Keys may be added, never removed.
 
         {"experiment", "runs": [{"name", "key", "action", "reason", "assignments", "memory",
         "work", "seconds", "fingerprint", "digests"}]}
@@ -117,17 +119,17 @@ def build(
     fetch: bool = True,
     resolve: Resolve = _nothing,
 ) -> Plan:
-    """The plan of an experiment.
+    """Returns the plan of an experiment.
 
     Args:
-        experiment: Its cells become the runs, in order.
-        existing: Status of the latest attempt with a key (FINISHED, FAILED, ...), None for none.
-        fetch: Download hub models that are not on this machine; without, such a run is planned
-            with an empty key and no estimate.
-        resolve: The settings that a spec resolves to on its model: see `runner.resolved`.
+        experiment: Each cell becomes a run, in order.
+        existing: Status of the latest attempt with a given key (FINISHED, FAILED, ...), or None.
+        fetch: Whether to download hub models that are not on this machine. Otherwise such a run is
+            planned with an empty key and no estimate.
+        resolve: Returns the settings that a spec resolves to on its model.
 
     Raises:
-        ModelUnavailable: a model is missing or unsound; the message begins with the place of
+        ModelUnavailable: a model is missing or damaged; the message begins with the place of
             `model.path`.
     """
     models = _Models(fetch)
@@ -147,13 +149,13 @@ class _Contents:
 
 @dataclass(slots=True)
 class _Models:
-    """Headers and fingerprints of the models that a plan names, each read once."""
+    """Headers and fingerprints of the models in a plan; each model is read once."""
 
     fetch: bool
     known: dict[tuple[str | bool | None, ...], _Contents | None] = field(default_factory=dict)
 
     def of(self, model: ModelSpec) -> _Contents | None:
-        """The contents of a model; None for one that is not on this machine."""
+        """The contents of a model; None if it is not on this machine."""
         key = (
             model.path,
             model.revision,
@@ -177,9 +179,10 @@ class _Models:
 
 
 def fingerprint_now(model: ModelSpec) -> str:
-    """The fingerprint of a model's files as they are now; empty for a hub model that is not here.
+    """The current fingerprint of a model's files; empty for a hub model not on this machine.
 
-    Raises ModelUnavailable where they are missing or unsound.
+    Raises:
+        ModelUnavailable: the files are missing or damaged.
     """
     contents = _Models(fetch=False).of(model)
     return contents.fingerprint if contents else ""
@@ -211,12 +214,12 @@ def _plan(
         digests["resolved"] = _facts_digest(facts)
     key = _key(*filter(None, (digests["results"], contents.fingerprint, digests.get("resolved"))))
     if key in taken:
-        # Cells that ought to give the same results, such as devices to compare, are still runs of
-        # their own: a matrix is written to see each of its cells.
+        # Cells that should give the same results (two devices, to compare them) are still separate
+        # runs: the user wrote a matrix to see each cell.
         key = _key(key, cell.name)
     memory = estimate(header, model.quantization, workloads(cell.spec), device)
     work = step_work(cell.spec, header.vocab)
-    refusal = _outside(cell.spec, header.vocab) or resolved.refusal
+    refusal = _ids_outside_vocabulary(cell.spec, header.vocab) or resolved.refusal
     action, reason = _action(existing(key), refusal, memory)
     seconds = duration.seconds(header, memory, work)
     return PlannedRun(
@@ -225,8 +228,10 @@ def _plan(
 
 
 def _measured_on(spec: Spec, device: str) -> dict[str, Any]:
-    """Where a run that measures the machine runs, unless it is the CPU without limits: elsewhere
-    that is numerics, here it is the result."""
+    """The device and memory limits, if a step measures the machine: its results depend on them.
+
+    The CPU without limits is not listed, so that its keys do not change.
+    """
     limits = dict(spec.model.max_memory or {})
     if not any(step.strategy in MEASURING for step in spec.steps) or (
         device == "cpu" and not limits
@@ -252,11 +257,11 @@ def _key(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:KEY_LENGTH]
 
 
-def _action(status: str | None, outside: str | None, memory: MemoryEstimate) -> tuple[Action, str]:
+def _action(status: str | None, refusal: str | None, memory: MemoryEstimate) -> tuple[Action, str]:
     if status == "FINISHED":
-        return "skip", "finished before; nothing that changes results is different"
-    if outside:
-        return "blocked", outside
+        return "skip", "already finished; nothing that affects the results has changed"
+    if refusal:
+        return "blocked", refusal
     if memory.verdict == "no":
         return "blocked", _why_blocked(memory)
     if status is None:
@@ -264,13 +269,13 @@ def _action(status: str | None, outside: str | None, memory: MemoryEstimate) -> 
     if status == "DAMAGED":
         return (
             "resume",
-            "the latest attempt's ledger is damaged; apply continues from its intact part",
+            "the ledger of the latest attempt is damaged; apply continues from its intact part",
         )
     return "resume", f"the latest attempt is {status_word(status)}"
 
 
-def _outside(spec: Spec, vocab: int) -> str | None:
-    """Why the spec's token ids do not suit a vocabulary of `vocab` entries; None where they do."""
+def _ids_outside_vocabulary(spec: Spec, vocab: int) -> str | None:
+    """Why the spec's token ids do not fit a vocabulary of `vocab` entries; None if they do."""
     ids = [
         f"{token_id} ({spec.origins[path]})"
         for path, token_id in token_ids(spec)
@@ -278,10 +283,10 @@ def _outside(spec: Spec, vocab: int) -> str | None:
     ]
     if not ids:
         return None
-    more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+    more = f" and {len(ids) - _MAX_NAMED} more" if len(ids) > _MAX_NAMED else ""
     return (
-        f"token ids outside the model's vocabulary, 0 to {vocab - 1}: {', '.join(ids[:_NAMED])}"
-        f"{more}; correct them, or set model.path to the model that they are of"
+        f"token ids outside the model's vocabulary, 0 to {vocab - 1}: {', '.join(ids[:_MAX_NAMED])}"
+        f"{more}; correct them, or set model.path to the model that they belong to"
     )
 
 
@@ -289,11 +294,11 @@ def _why_blocked(memory: MemoryEstimate) -> str:
     if not memory.free_bytes:
         if memory.memory_source.startswith("max_memory"):
             return f"model.{memory.memory_source}"
-        return f"{memory.memory_source}; set model.device to one that is here, or auto"
+        return f"{memory.memory_source}; set model.device to an available device, or to auto"
     need, free = memory.total_bytes / 1e9, memory.free_bytes / 1e9
     remedy = (
         f"lower batch_size of step {memory.step!r} to {memory.largest_batch}"
         if memory.largest_batch
         else "quantize further (model.quantization: int4), free memory, or use a larger device"
     )
-    return f"needs {need:.1f} GB of {memory.device}, {free:.1f} GB are free: {remedy}"
+    return f"needs {need:.1f} GB on {memory.device}, but only {free:.1f} GB are free: {remedy}"

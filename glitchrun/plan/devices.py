@@ -1,4 +1,4 @@
-"""How much memory a device has free, asked without torch."""
+"""Free memory of a device, found without torch: nvidia-smi, /proc/meminfo and control groups."""
 
 from __future__ import annotations
 
@@ -28,34 +28,38 @@ _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4} | {
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
-    """What a device, or the devices of `max_memory` together, can still hold."""
+    """Memory of a device, or of all devices in `max_memory` together."""
 
     device: str
-    """`cpu`, `cuda:0`, or `cuda:0 + cuda:1 + cpu` where a model is spread out."""
+    """`cpu`, `cuda:0`, or `cuda:0 + cuda:1 + cpu` for a model on several devices."""
     free: int
-    """Bytes."""
+    """Bytes that can still be allocated."""
     total: int
-    """Bytes."""
+    """Bytes in total."""
     source: str
-    """Where the numbers come from, or why there are none: for a person to read."""
+    """Where the numbers come from, or why there are none, as text for the user."""
 
     @property
     def kind(self) -> str:
-        """`cuda` or `cpu`: the first device's."""
+        """`cuda` or `cpu`: the kind of the first device."""
         return "cuda" if self.device.startswith("cuda") else "cpu"
 
     @property
     def is_absent(self) -> bool:
-        """Whether it is a GPU that is not there; a limit of 0 on one that is counts as there."""
+        """Whether it is a GPU that does not exist; a limit of 0 does not make a GPU absent."""
         return self.kind == "cuda" and not self.total and self.source.startswith(_ABSENT)
 
 
 def device_memory(device: str, max_memory: Mapping[str, str | int] | None = None) -> DeviceMemory:
-    """Free memory of `auto` | `cpu` | `cuda` | `cuda:N`, as the model will be placed.
+    """Free memory on the device where the model will be placed.
 
-    With `max_memory` the sum over its devices, each as far as its limit goes, the disk too where it
-    is named. A GPU that is not there has nothing free, with it all that is named beside it, and
-    `source` says so.
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`. max_memory: Limit by device; the result is then
+        the sum over these devices (and `disk`), each
+            up to its limit. If one of them does not exist, nothing is free, because loading fails.
+
+    Raises:
+        PreflightError: a limit is not a size.
     """
     if max_memory:
         return _spread([_limited(name, limit) for name, limit in max_memory.items()])
@@ -66,9 +70,11 @@ def device_memory(device: str, max_memory: Mapping[str, str | int] | None = None
 
 
 def parse_size(value: str | int) -> int:
-    """Bytes of `20GiB`, `512MB` or a plain number, as accelerate's `max_memory` writes them.
+    """Bytes of a size such as `20GiB`, `512MB` or a plain number, as accelerate writes
+    `max_memory`.
 
-    Raises PreflightError naming the value.
+    Raises:
+        PreflightError: the value is not a size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", str(value), re.IGNORECASE)
     if match is None:
@@ -91,11 +97,11 @@ def _limited(name: str, limit: str | int) -> DeviceMemory:
 
 
 def _spread(parts: list[DeviceMemory]) -> DeviceMemory:
-    """The sum of the parts; nothing where one of them is not there, since loading then fails."""
+    """The sum of the parts; 0 if one does not exist, because loading then fails."""
     absent = [part for part in parts if part.is_absent]
     if absent:
         named = " + ".join(part.device for part in absent)
-        return DeviceMemory(named, 0, 0, f"max_memory: {absent[0].source}; take it out")
+        return DeviceMemory(named, 0, 0, f"max_memory: {absent[0].source}; remove it")
     return DeviceMemory(
         device=" + ".join(part.device for part in parts),
         free=sum(part.free for part in parts),
@@ -127,14 +133,14 @@ def _why_no_gpu(count: int) -> str:
 
 
 def torch_has_cuda() -> bool:
-    """Whether the installed torch is a CUDA build, told by the libraries it ships."""
+    """Whether the installed torch is a CUDA build, judged by the libraries in its package."""
     found = importlib.util.find_spec("torch")
     places = found.submodule_search_locations if found else None
     return any(any(Path(place, "lib").glob("*torch_cuda*")) for place in places or ())
 
 
 def visible_gpus() -> list[DeviceMemory]:
-    """NVIDIA devices that torch could use, numbered as CUDA_VISIBLE_DEVICES makes them."""
+    """NVIDIA devices that torch can use, numbered according to CUDA_VISIBLE_DEVICES."""
     if not torch_has_cuda():
         return []
     rows = _nvidia_smi()
@@ -151,7 +157,7 @@ _GpuRow = tuple[str, str, str, int, int]
 
 
 def _nvidia_smi() -> list[_GpuRow]:
-    """(index, uuid, name, MiB free, MiB in all) of every device; none where it cannot be asked."""
+    """(index, uuid, name, free MiB, total MiB) of every device; empty if nvidia-smi fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -165,7 +171,7 @@ def _nvidia_smi() -> list[_GpuRow]:
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
-        return []  # no driver, no device: the caller says that there is none
+        return []  # no driver, so no device
     rows = csv.reader(answer.stdout.splitlines(), skipinitialspace=True)
     return [
         (row[0], row[1], row[2], int(row[3]), int(row[4]))
@@ -175,7 +181,7 @@ def _nvidia_smi() -> list[_GpuRow]:
 
 
 def _chosen(rows: list[_GpuRow], wanted: str) -> list[_GpuRow]:
-    """The rows that CUDA_VISIBLE_DEVICES names by index or UUID prefix, up to the first unknown."""
+    """The devices in CUDA_VISIBLE_DEVICES (index or UUID prefix) before the first unknown one."""
     found = []
     for name in wanted.split(","):
         name = name.strip()
@@ -183,7 +189,7 @@ def _chosen(rows: list[_GpuRow], wanted: str) -> list[_GpuRow]:
             (row for row in rows if name and (row[0] == name or row[1].startswith(name))), None
         )
         if match is None:
-            break  # CUDA itself ignores everything from an invalid entry on
+            break  # CUDA ignores an invalid entry and all after it
         found.append(match)
     return found
 
@@ -191,9 +197,9 @@ def _chosen(rows: list[_GpuRow], wanted: str) -> list[_GpuRow]:
 def main_memory(
     proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")
 ) -> tuple[int, int, str]:
-    """Bytes of main memory that can still be taken, bytes in all, and what sets the limit.
+    """Available bytes of main memory, total bytes, and what sets the limit.
 
-    What the kernel calls available, but no more than the control groups of this process allow.
+    Available is what the kernel says, but at most what the control groups of this process allow.
     """
     total, free = _whole_machine(proc)
     source = "main memory"
@@ -217,7 +223,7 @@ def _whole_machine(proc: Path) -> tuple[int, int]:
 
 
 def _cgroup_limits(proc: Path, root: Path) -> list[tuple[int, int, str]]:
-    """(limit, use without reclaimable cache, folder) of this process's cgroup and those above."""
+    """(limit, use without reclaimable cache, folder) of this process's cgroup and its parents."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
@@ -229,7 +235,8 @@ def _cgroup_limits(proc: Path, root: Path) -> list[tuple[int, int, str]]:
             continue
         base = root / "memory" if controllers else root
         place = PurePosixPath(path)
-        # In a container the path may be the host's; the mount then shows the limit at its root.
+        # In a container the path may be that of the host; the limit is then at the root of the
+        # mount.
         for folder in (base / str(p).lstrip("/") for p in (place, *place.parents)):
             limit = _limit_of(folder)
             if limit is not None:

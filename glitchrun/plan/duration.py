@@ -1,7 +1,7 @@
-"""How long a run takes at most after its model is loaded, from its bounds and slow speeds.
+"""Bounds on a run's duration after its model is loaded, from bounds on its work and low speeds.
 
-What a search, a sampled attempt or a stopping rule will leave undone is not known before the run,
-so the lower bound is only what a run takes that finds nothing to do.
+How much a search or a stopping rule will leave undone is unknown before the run, so the lower bound
+is the time of a run that finds nothing to do.
 """
 
 from __future__ import annotations
@@ -15,61 +15,61 @@ from glitchrun.plan.weight_bytes import part_of
 from glitchrun.plan.work import StepWork
 
 _FLOPS = {"cpu": 8e9, "cuda": 3e12}
-"""Floating-point operations a second at least. CPU, for each core: 35 to 195 GFLOP/s were measured
-on two cores with SmolLM2 in float32, and less where weights are put together again for every pass
-(int8, int4). GPU: an old small card."""
+"""Least floating-point operations per second. CPU, per core: two cores reached 35 to 195 GFLOP/s
+with SmolLM2 in float32, and less with int8 and int4, whose weights are dequantized in every pass.
+GPU: an old small card."""
 _BANDWIDTH = {"cpu": 2e9, "cuda": 1e11}
-"""Bytes of weights read a second at least, over the whole device."""
-_POSITIONS = 48
-"""Most positions of a prompt behind its shared prefix."""
-_REPEATED = 0.2
-"""Most prompts and continuations done once more, as a share; 2 to 12 % were seen."""
-_BACKWARD = 3
-"""A gradient costs about three forward passes."""
-_LEAST = 0.01
-"""Seconds to prepare a run and to write its record, even of nothing."""
+"""Least bytes of weights read per second, by the whole device."""
+_SUFFIX_POSITIONS = 48
+"""Most positions of a prompt after its shared prefix, which is computed only once."""
+_RERUN_SHARE = 0.2
+"""Largest share of prompts and continuations that are near-ties and run again; 2 to 12 % were
+seen."""
+_GRADIENT_PASSES = 3
+"""Forward passes that take as long as one gradient."""
+_EMPTY_RUN = 0.01
+"""Seconds to prepare a run and to write an empty record."""
 _STEP = 10.0
-"""Seconds to set a step up and to wind it up, beside its vocabulary."""
-_ROW = 1e-3
-"""Seconds for each row of the vocabulary: its text, category and features took half of that."""
+"""Seconds to start and finish a step, without its vocabulary."""
+_ENTRY = 1e-3
+"""Seconds per vocabulary entry: text, category and features took half of that."""
 _PASS = 0.05
-"""Seconds of a pass that no multiplication accounts for, a line of the ledger included."""
+"""Seconds per pass outside matrix products, including a line of the ledger."""
 _LAYER = 2e-3
-"""The same for each layer of a pass."""
+"""Seconds per layer of a pass outside matrix products."""
 _ITEM = 0.02
-"""Seconds for each prompt, continuation or new token, to make it and to read it: what is left of a
-model so small that it takes no time itself."""
+"""Seconds to prepare and read one prompt, continuation or new token; for very small models this is
+nearly all of the time."""
 
 
 def seconds(
     header: Header, estimate: MemoryEstimate, work: Sequence[StepWork]
 ) -> tuple[float, float]:
-    """(least, most) seconds of a run after its model is loaded."""
-    return _LEAST, sum(_step(header, estimate, item) for item in work)
+    """The least and the most seconds that a run takes after its model is loaded."""
+    return _EMPTY_RUN, sum(_step(header, estimate, item) for item in work)
 
 
 def _step(header: Header, estimate: MemoryEstimate, work: StepWork) -> float:
-    """Seconds of one step: what takes longer of multiplying and of reading the weights, and what
-    surrounds it."""
+    """Most seconds of one step: the longer of computing and reading weights, and the overhead."""
     kind = "cuda" if estimate.device.startswith("cuda") else "cpu"
-    again = 1 + _REPEATED
-    generated = work.new_tokens * again
-    prompts = (work.prompts + work.continuations) * again + work.gradients * _BACKWARD
-    passes = (prompts + generated) / max(1, estimate.batch) + work.gradients * _BACKWARD + 1
+    reruns = 1 + _RERUN_SHARE
+    generated = work.new_tokens * reruns
+    prompts = (work.prompts + work.continuations) * reruns + work.gradients * _GRADIENT_PASSES
+    passes = (prompts + generated) / max(1, estimate.batch) + work.gradients * _GRADIENT_PASSES + 1
     speed = _FLOPS[kind] * (_cores() if kind == "cpu" else 1)
-    compute = 2 * _active_parameters(header) * (prompts * _POSITIONS + generated) / speed
+    compute = 2 * _active_parameters(header) * (prompts * _SUFFIX_POSITIONS + generated) / speed
     reading = passes * estimate.weight_bytes / _BANDWIDTH[kind]
-    around = passes * (_PASS + _LAYER * header.dims.num_layers) + _ITEM * (prompts + generated)
-    return max(compute, reading) + around + _STEP + _ROW * header.vocab
+    overhead = passes * (_PASS + _LAYER * header.dims.num_layers) + _ITEM * (prompts + generated)
+    return max(compute, reading) + overhead + _STEP + _ENTRY * header.vocab
 
 
 def _cores() -> int:
-    """Cores this process may use."""
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _active_parameters(header: Header) -> float:
-    """Weights that one position is multiplied with; of the experts only those it passes through."""
+    """Parameters that one position is multiplied with; of the experts only the active ones."""
     dims = header.dims
     share = dims.top_k / dims.num_experts if dims.num_experts else 1.0
     total = 0.0

@@ -1,4 +1,4 @@
-"""What a run will hold in memory, against what its device has free."""
+"""Estimates the memory of a run and compares it with the free memory of its device."""
 
 from __future__ import annotations
 
@@ -12,51 +12,52 @@ from glitchrun.plan.passes import Buffers, Passes, Workload
 from glitchrun.plan.weight_bytes import QUANTIZED, weights
 
 _TIGHT = 0.8
-"""Share of the free memory from which a run counts as tight: the estimate of what is computed
-along the way is rough."""
+"""A run that needs more than this share of the free memory is called tight, because activations are
+estimated roughly."""
 _RUNTIME = {"cpu": 850_000_000, "cuda": 500_000_000}
 """Bytes of the process itself. CPU: torch, transformers, bitsandbytes, mlflow and matplotlib take
-598 MB; runs of a model of 9 MB peaked at 700 to 830 MB, threads, figures and heap included. GPU: a
-CUDA context, by experience 0.3 to 0.5 GB."""
+598 MB; runs of a 9 MB model peaked at 700 to 830 MB with threads, figures and heap. GPU: a CUDA
+context, which takes 0.3 to 0.5 GB."""
 
 _ENTRY = 2000
-"""Bytes of a vocabulary's entry in the tokenizer (1,000) and in what is known of it (800): piece,
-text, category, rank. Measured with 262,144 entries."""
+"""Bytes per vocabulary entry: 1,000 in the tokenizer and 800 for piece, text, category and rank.
+Measured with 262,144 entries."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes, unless said otherwise."""
+    """Memory that a run needs; in bytes unless a field says otherwise."""
 
     parameters: int | None
+    """Number of parameters; None for weights quantized on disk."""
     weights: Mapping[str, int]
     """By part: embeddings, head, linear, experts, routers, other, scales."""
     weight_bytes: int
     loading_bytes: int
-    """Beyond the weights while they are loaded: two layers in 16 bits, and the whole model in 16
-    bits where an adapter is merged into it before it is quantized."""
+    """Needed beside the weights while they are loaded: two layers in 16 bits, and the whole model
+    in 16 bits if an adapter is merged before the model is quantized."""
     kv_cache_bytes: int
     activation_bytes: int
-    """Of one layer over the batch, and the logits with what is computed from them."""
+    """Activations of one layer over the batch, the logits, and what is computed from them."""
     float32_bytes: int
-    """For settling close verdicts in float32 beside narrower weights, and the search's tables over
-    the vocabulary: copies of the embeddings, features, what controls are drawn by."""
+    """Float32 passes that decide near-ties of narrower weights, and tables over the vocabulary:
+    copies of the embeddings, features, and what controls are matched by."""
     gradient_bytes: int
-    """Activations of all layers, kept for one prompt's gradient."""
+    """Activations of all layers for the gradient of one prompt."""
     runtime_bytes: int
-    """The process itself with the vocabulary's entries; on a GPU its context."""
+    """The process itself with the vocabulary; on a GPU the CUDA context."""
     total_bytes: int
     device: str
     free_bytes: int
     memory_source: str
     verdict: str
-    """fits, tight (more than 80 % of what is free) or no."""
+    """fits, tight (more than 80 % of the free memory) or no."""
     batch: int
-    """Rows of a forward pass in the step that takes most."""
+    """Rows of a forward pass in the step that needs the most memory."""
     step: str
-    """Which step that is."""
+    """Id of that step."""
     largest_batch: int
-    """Rows that would still fit; 0 where not even one does."""
+    """Largest number of rows that fits; 0 if not even one does."""
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
@@ -66,10 +67,16 @@ class MemoryEstimate:
 def estimate(
     header: Header, quantization: str, workloads: Sequence[Workload], device: DeviceMemory
 ) -> MemoryEstimate:
-    """The estimate for a run whose steps are `workloads` (at least one), on `device`.
+    """Estimates the memory of a run.
 
-    Weights are counted to the byte from the headers. Buffers are bounds by formula, so that the
-    verdict errs towards caution.
+    Weights are counted to the byte from the headers. Buffers are upper bounds, so that the verdict
+    errs on the side of caution.
+
+    Args:
+        header: The model's checkpoint.
+        quantization: As in the spec.
+        workloads: The passes of the run's steps; at least one.
+        device: Where the model will be placed.
     """
     held = weights(header, quantization)
     runtime = _RUNTIME[device.kind]
@@ -106,7 +113,7 @@ def estimate(
 
 
 def _largest(found: Sequence[Buffers]) -> Buffers:
-    """The most of each kind over the steps: what one step frees may not return to the system."""
+    """The largest of each kind over all steps: freed memory may not return to the system."""
     return Buffers(
         kv_cache=max(buffers.kv_cache for buffers in found),
         activations=max(buffers.activations for buffers in found),

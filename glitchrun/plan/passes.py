@@ -7,7 +7,7 @@ from typing import Literal
 
 from glitchrun.checkpoint.headers import Header
 from glitchrun.plan import batch_sizes
-from glitchrun.plan.weight_bytes import WIDTH, Weights
+from glitchrun.plan.weight_bytes import ITEM_BYTES, Weights
 
 _LOGIT_COPIES = 6
 """Float32 tensors of the size of the logits that verdicts are computed from."""
@@ -42,6 +42,7 @@ class Workload:
 
     @property
     def grows(self) -> bool:
+        """Whether rows grow by one position per pass."""
         return self.kind in ("sample", "answer")
 
 
@@ -56,6 +57,7 @@ class Buffers:
 
     @property
     def total(self) -> int:
+        """Bytes of all buffers."""
         return self.kv_cache + self.activations + self.float32 + self.gradient
 
 
@@ -71,11 +73,11 @@ class Passes:
     def width(self) -> int:
         """Bytes of a number in a pass. On a CPU narrow weights may be widened and multiplied in
         float32 (`probing.fast`)."""
-        return WIDTH["float32"] if self.kind == "cpu" else WIDTH[self.held.dtype]
+        return ITEM_BYTES["float32"] if self.kind == "cpu" else ITEM_BYTES[self.held.dtype]
 
     def rows(self, load: Workload, room: int) -> int:
         """Rows of a pass: as asked, else the largest power of two that fits in half the room."""
-        narrow = WIDTH[self.held.dtype] < WIDTH["float32"]
+        narrow = ITEM_BYTES[self.held.dtype] < ITEM_BYTES["float32"]
         if load.grows and narrow and self.kind == "cuda":
             return batch_sizes.LOW_PRECISION_BATCH[self.kind]
         if load.batch is not None:
@@ -92,9 +94,11 @@ class Passes:
         return count
 
     def largest_batch(self, load: Workload, room: int) -> int:
+        """The most rows of a pass that fit in `room` bytes."""
         return max(0, room - self.buffers(load, 0).total) // sum(self.row(load))
 
     def buffers(self, load: Workload, count: int) -> Buffers:
+        """Bytes that `count` rows need beside the weights."""
         cache, activations = self.row(load)
         return Buffers(
             kv_cache=count * cache,
@@ -115,8 +119,8 @@ class Passes:
         """Embeddings in float32, their unit rows, features, and the regression on the verified."""
         vocab, hidden = self.header.vocab, self.header.dims.hidden_size
         tables = 1 if self.header.head is None else 2
-        copies = 1 + (tables if WIDTH[self.held.dtype] < WIDTH["float32"] else 0)
-        table = copies * vocab * hidden * WIDTH["float32"] + vocab * _FEATURES
+        copies = 1 + (tables if ITEM_BYTES[self.held.dtype] < ITEM_BYTES["float32"] else 0)
+        table = copies * vocab * hidden * ITEM_BYTES["float32"] + vocab * _FEATURES
         width = tables * hidden + _FEATURES // 16
         rows = vocab if load.verified is None else min(vocab, load.verified)
         # Rows in float32 and twice in float64; of the Gram matrix three.
@@ -125,7 +129,7 @@ class Passes:
     def row(self, load: Workload) -> tuple[int, int]:
         """Bytes one row takes in the key/value cache, and in everything computed beside it."""
         layers, each = self.header.dims.num_layers, self._layer_cache
-        logits = _LOGIT_COPIES * self.header.vocab * WIDTH["float32"]
+        logits = _LOGIT_COPIES * self.header.vocab * ITEM_BYTES["float32"]
         if load.grows:
             # Taking finished rows out copies the others; buffers have room for positions to come.
             cache = 2 * layers * each * (load.positions + batch_sizes.CACHE_HEADROOM)
@@ -148,15 +152,15 @@ class Passes:
         each = self.width * (
             6 * dims.hidden_size + 3 * dims.intermediate_size * _paths(self.header)
         )
-        return positions * (each + 2 * dims.num_heads * load.positions * WIDTH["float32"])
+        return positions * (each + 2 * dims.num_heads * load.positions * ITEM_BYTES["float32"])
 
     def _float32(self, load: Workload) -> int:
         """What narrow weights need widened: the largest matrix, settling passes, the search."""
-        if WIDTH[self.held.dtype] >= WIDTH["float32"]:
+        if ITEM_BYTES[self.held.dtype] >= ITEM_BYTES["float32"]:
             return 0
-        row = sum(self.row(load)) * WIDTH["float32"] // self.width
+        row = sum(self.row(load)) * ITEM_BYTES["float32"] // self.width
         settling = (
-            batch_sizes.RECHECK_BATCH[self.kind] * row if self.width < WIDTH["float32"] else 0
+            batch_sizes.RECHECK_BATCH[self.kind] * row if self.width < ITEM_BYTES["float32"] else 0
         )
         table = self.header.vocab * self.header.dims.hidden_size * 4 if load.gradient else 0
         return self.held.largest_matrix * 4 + settling + table
@@ -175,4 +179,4 @@ def _gradient(header: Header, positions: int) -> int:
         positions * (12 * dims.hidden_size + 6 * dims.intermediate_size * _paths(header))
         + attention
     )
-    return dims.num_layers * layer * WIDTH["float32"] + _LOGIT_COPIES * header.vocab * 4
+    return dims.num_layers * layer * ITEM_BYTES["float32"] + _LOGIT_COPIES * header.vocab * 4

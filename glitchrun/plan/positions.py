@@ -1,4 +1,4 @@
-"""How many positions a model has: the length of the longest text that it can be given."""
+"""How many positions a model has: its longest possible text, in tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# The names that families give to it in config.json; GGUF files say context_length.
+# Keys of config.json that give the number, by family of models; GGUF files use context_length.
 _NAMES = (
     "max_position_embeddings",
     "n_positions",
@@ -21,7 +21,7 @@ _LEARNED = re.compile(
     r"(^|\.)(wpe|embed_positions|position_embeddings?|positions_embed|position_embd"
     r"|pos_embed|pos_embeddings?)\.weights?$"
 )
-"""Tables with a row for each position: beyond them there is nothing to look up."""
+"""Position embeddings: learned tables with one row per position, so that longer texts fail."""
 _TABLED = (
     "bart bert bert-generation big_bird bigbird_pegasus biogpt blenderbot blenderbot-small "
     "camembert codegen ctrl data2vec-text electra ernie gpt-sw3 gpt2 gpt_bigcode gpt_neo gptj "
@@ -30,37 +30,37 @@ _TABLED = (
     "xmod"
 )
 _TABLES = frozenset(_TABLED.split())
-"""Families (`model_type`) whose forward pass fails beyond their positions, as tried one by one:
-some compute their table, so that no checkpoint holds it."""
+"""Families (`model_type`) whose forward pass fails beyond their positions; each was tried. Some
+compute their table, so it is in no checkpoint."""
 _BEHIND_PADDING = (
     "camembert data2vec-text luke roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod"
 )
 _SHIFTED = {**dict.fromkeys(_BEHIND_PADDING.split(), 1), "prophetnet": 2}
-"""Families that count positions from behind the padding token's id, and how far behind it."""
+"""Families whose first position is the padding token's id plus this number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """What a model was made for."""
+    """The positions that a model was made for."""
 
     count: int
-    """Tokens of a text at most."""
+    """Most tokens of a text."""
     fixed: bool
-    """Whether a longer text fails. Rotary and other computed positions go on, untrained."""
+    """Whether a longer text fails. Rotary and other computed positions continue, but untrained."""
 
 
 def positions(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Positions | None:
-    """The positions of a model; None where it has no limit that is known.
+    """The positions of a model; None if no limit is known.
 
     Args:
-        config: config.json, or a GGUF file's metadata.
-        shapes: Of its tensors, by name.
+        config: Content of config.json, or metadata of a GGUF file.
+        shapes: Shapes of the model's tensors by name.
     """
     kind = str(config.get("model_type") or config.get("general.architecture") or "")
-    said = _said(config, kind)
+    configured = _configured(config, kind)
     rows = [shape[0] for name, shape in shapes.items() if len(shape) == 2 and _LEARNED.search(name)]
     fixed = bool(rows) or kind in _TABLES
-    found = [count for count in (said, *rows) if count]
+    found = [count for count in (configured, *rows) if count]
     if not found:
         return None
     shift = _SHIFTED.get(kind)
@@ -68,7 +68,7 @@ def positions(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) 
     return Positions(min(found) - taken, fixed)
 
 
-def _said(config: Mapping[str, Any], kind: str) -> int | None:
+def _configured(config: Mapping[str, Any], kind: str) -> int | None:
     text = config.get("text_config")
     decoder = {**config, **text} if isinstance(text, Mapping) else config
     for name in (*_NAMES, f"{kind}.context_length"):

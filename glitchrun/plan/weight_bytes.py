@@ -1,8 +1,9 @@
-"""How many bytes a checkpoint's weights take once loaded, part by part.
+"""Bytes that the weights of a checkpoint take once they are loaded, by part of the model.
 
-The rules are those of `glitchrun.model`: int4 is nf4 in blocks of 64 with doubly quantized scales,
-int8 is a byte a weight and a float32 scale a row; input embedding, head, norms, biases and routers
-stay in 16 bits; the experts of a mixture are quantized like any linear layer, however stored.
+The rules are those of `glitchrun.model`. int4 is nf4 in blocks of 64 with doubly quantized scales;
+int8 is one byte per weight and one float32 scale per row. Input embedding, head, norms, biases and
+routers stay in 16 bits. The experts of a mixture are quantized like any linear layer, in whatever
+form they are stored.
 """
 
 from __future__ import annotations
@@ -14,53 +15,57 @@ from dataclasses import dataclass
 from glitchrun.checkpoint.headers import Header
 from glitchrun.checkpoint.safetensors_files import TensorInfo
 
-WIDTH = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-"""Bytes of an element by dtype."""
+ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+"""Bytes per element by dtype."""
 QUANTIZED = ("int8", "int4")
 _BLOCK = 64
-"""Weights that share a scale in int4."""
+"""Weights that share one scale in int4."""
 _SCALE_BLOCK = 256
-"""Scales that share a scale of their own in int4."""
+"""int4 scales that share one second-level scale."""
 
 _ROUTERS = ("gate", "router", "shared_expert_gate", "ffn_gate_inp")
-# Tables of positions: looked up, not multiplied with, so they are no linear layers.
+# Position embeddings are looked up, not multiplied: they are not linear layers.
 _POSITIONS = ("wpe", "embed_positions", "position_embeddings")
-# Left by older versions of transformers in files; recomputed, never loaded.
+# Stored by older versions of transformers, but recomputed instead of loaded.
 _NOT_WEIGHTS = ("inv_freq", "masked_bias")
 _CAUSAL_MASK_RANK = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What is held once the model is loaded. Bytes."""
+    """Sizes of a loaded model's weights."""
 
     parameters: int | None
-    """Numbers that were learned, tied ones once; None for weights quantized on disk."""
+    """Number of learned parameters, tied ones once; None for weights quantized on disk."""
     parts: Mapping[str, int]
-    """By part: embeddings, head, linear, experts, routers, other (norms, biases), scales."""
+    """Bytes by part: embeddings, head, linear, experts, routers, other (norms, biases), scales."""
     dtype: str
-    """Of activations and of what is not quantized."""
+    """dtype of activations and of weights that are not quantized."""
     largest_matrix: int
-    """Elements of the largest matrix, embeddings and head included."""
+    """Elements of the largest matrix, including embeddings and head."""
     largest_layer: int
     """Elements of the largest layer."""
 
     @property
     def total(self) -> int:
+        """Bytes of all parts."""
         return sum(self.parts.values())
 
 
 def load_dtype(header: Header, quantization: str) -> str:
-    """The dtype of activations under a quantization: bfloat16 beside int8 and int4 weights."""
+    """The dtype of activations: bfloat16 with int8 and int4 weights, else that of the weights."""
     if quantization == "none" or header.prequantized:
         return header.dtype
     return "bfloat16" if quantization in QUANTIZED else quantization
 
 
 def weights(header: Header, quantization: str) -> Weights:
-    """The bytes of a checkpoint's weights under none, float32, float16, bfloat16, int8 or int4.
+    """Sizes of a checkpoint's weights when loaded with a quantization.
 
-    A checkpoint that is already quantized on disk is counted as stored, whatever is asked for.
+    Args:
+        header: The checkpoint.
+        quantization: none, float32, float16, bfloat16, int8 or int4. Weights that are quantized on
+            disk are counted as stored, whatever it says.
     """
     dtype = load_dtype(header, quantization)
     loaded = {name: info for name, info in header.tensors.items() if _is_loaded(header, name, info)}
@@ -74,7 +79,7 @@ def weights(header: Header, quantization: str) -> Weights:
             parts[part] += codes
             parts["scales"] += scales
         else:
-            parts[part] += info.numel * WIDTH[dtype]
+            parts[part] += info.numel * ITEM_BYTES[dtype]
     sizes = [info.numel for info in loaded.values()]
     return Weights(
         parameters=None if header.prequantized else sum(sizes),
@@ -86,13 +91,13 @@ def weights(header: Header, quantization: str) -> Weights:
 
 
 def part_of(header: Header, name: str, info: TensorInfo) -> str:
-    """Which part of the model a tensor belongs to (see `Weights.parts`)."""
+    """The part of the model that a tensor belongs to (see `Weights.parts`)."""
     path = name.removesuffix(".weight").split(".")
     if name == header.embedding or path[-1] in _POSITIONS:
         return "embeddings"
     if name == header.head:
         return "head"
-    if path[-1] in _ROUTERS and _chooses_experts(header, info):
+    if path[-1] in _ROUTERS and _is_router(header, info):
         return "routers"
     if len(info.shape) < 2:
         return "other"
@@ -100,8 +105,9 @@ def part_of(header: Header, name: str, info: TensorInfo) -> str:
     return "experts" if "experts" in path or path[-1].endswith("_exps") else "linear"
 
 
-def _chooses_experts(header: Header, info: TensorInfo) -> bool:
-    """Llama's feed-forward gate is named like a router; a router has a row for each expert."""
+def _is_router(header: Header, info: TensorInfo) -> bool:
+    """Llama's feed-forward gate has the name of a router, but only a router has a row per
+    expert."""
     return bool(header.dims.num_experts) and info.shape[0] in (1, header.dims.num_experts)
 
 
@@ -114,7 +120,7 @@ def _is_loaded(header: Header, name: str, info: TensorInfo) -> bool:
 
 
 def _quantized_bytes(info: TensorInfo, quantization: str) -> tuple[int, int]:
-    """Bytes of codes and of scales. Of a stack (experts, rows, columns) every matrix for itself."""
+    """Bytes of codes and of scales; each matrix of a stack (experts, rows, columns) separately."""
     *stack, rows, columns = info.shape
     count = 1
     for length in stack:
@@ -123,13 +129,13 @@ def _quantized_bytes(info: TensorInfo, quantization: str) -> tuple[int, int]:
     if quantization == "int8":
         return count * size, count * rows * 4
     blocks = -(-size // _BLOCK)
-    # A byte for each block, a float32 for each block of these, and a float32 offset.
+    # One byte per block, one float32 per block of scales, and one float32 offset.
     scales = blocks + 4 * -(-blocks // _SCALE_BLOCK) + 4
     return count * -(-size // 2), count * scales
 
 
 def _largest_layer(tensors: Mapping[str, TensorInfo]) -> int:
-    """Elements of the largest layer: tensors that share the name up to the layer's number."""
+    """Elements of the largest layer: tensors whose names agree up to the number of the layer."""
     layers: Counter[str] = Counter()
     for name, info in tensors.items():
         path = name.split(".")
