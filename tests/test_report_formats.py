@@ -12,9 +12,9 @@ import pytest
 
 from glitchrun.events import Control, Entry
 from glitchrun.ledger.record import GateResult, RunRecord
-from glitchrun.report.document import document
 from glitchrun.report.junit import junit
 from glitchrun.report.markdown import markdown
+from glitchrun.report.run_json import run_json
 from glitchrun.report.token_rows import token_rows
 from tests.support.records import Invented, write_run
 from tests.support.reporting import run_of, sampled, step, verified
@@ -73,7 +73,7 @@ def test_junit_is_not_green_for_a_run_that_did_not_finish(tmp_path: Path, status
 
 
 def test_the_document_is_json_and_agrees_with_the_record(record: RunRecord) -> None:
-    data = json.loads(json.dumps(document(record), allow_nan=False))
+    data = json.loads(json.dumps(run_json(record), allow_nan=False))
     assert data["status"] == "FINISHED"
     assert data["headline"]["number"] == record.metrics["asr/confirmed"].value
     assert data["metrics"].keys() == record.metrics.keys()
@@ -86,7 +86,7 @@ def test_the_document_is_json_and_agrees_with_the_record(record: RunRecord) -> N
 
 def test_the_document_of_a_run_that_never_loaded(tmp_path: Path) -> None:
     bare = replace(run_of(tmp_path, status="FAILED"), model=None, plan={}, error="no such model")
-    data = json.loads(json.dumps(document(bare), allow_nan=False))
+    data = json.loads(json.dumps(run_json(bare), allow_nan=False))
     assert (data["model"], data["headline"]["number"]) == (None, None)
     assert data["error"] == "no such model"
 

@@ -180,8 +180,8 @@ def test_the_page_says_what_was_run_and_how_to_run_it_again(page: Page, record: 
         f"results-{record.identity.key}",
         "transformers",
         "538 MB",
-        "verdicts within rounding, decided again in float32",
-        "tokens presented by id that would not survive encoding the prompt as text",
+        "near-ties of verdicts, re-evaluated in float32",
+        "tokens presented by id that encoding the prompt as text would change",
     ):
         assert text in page.text, text
 
@@ -232,7 +232,7 @@ def test_an_unfinished_run_has_a_page_that_says_so(tmp_path: Path, status: str) 
 def test_a_run_without_any_facts_has_a_page(tmp_path: Path) -> None:
     record = replace(run_of(tmp_path, status="FAILED"), model=None, plan={}, error="no such model")
     page = Page(render(record))
-    for text in ("no such model", "No verdict is on record", "There is nothing to draw"):
+    for text in ("no such model", "There are no verdicts", "There is no data for figures"):
         assert text in page.text
     assert not any(tag == "svg" for tag, _ in page.elements)
 

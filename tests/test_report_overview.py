@@ -10,7 +10,6 @@ import pytest
 
 from glitchrun.events import Control, Entry, Screened
 from glitchrun.ledger.record import Metric
-from glitchrun.report.document import document
 from glitchrun.report.formatting import (
     duration,
     figure,
@@ -23,10 +22,10 @@ from glitchrun.report.formatting import (
 from glitchrun.report.headline import headline
 from glitchrun.report.html import render
 from glitchrun.report.markdown import markdown
-from glitchrun.report.overview import counters, not_finite, tallies
-from glitchrun.report.severity import severity
+from glitchrun.report.run_json import run_json
 from glitchrun.report.summary import summary_lines
 from glitchrun.report.token_rows import most_interesting_first, token_rows
+from glitchrun.report.totals import counters, not_finite, severity, tallies
 from glitchrun.tracking.description import run_description
 from tests.support.records import Invented, write_run
 from tests.support.reporting import rows, run_of, sampled, step, verified
@@ -340,12 +339,12 @@ def test_controls_are_told_by_kind_and_doubtful_scripts_are_named(tmp_path: Path
     assert "1 of the 2 flagged candidates contains no letter or digit." in told
     assert "At least half of the controls in cuneiform were flagged." in told
     assert "Of 6 controls of other scripts, 1 was flagged (16.7 %)." in told
-    (alarms,) = document(record)["false_alarms"]
+    (alarms,) = run_json(record)["false_alarms"]
     assert (alarms["controls"], alarms["elsewhere"], alarms["doubtful"]) == (
         *(9, 6, ("cuneiform",)),
     )
     for page in (render(record), markdown(record)):
-        assert "other scripts than cuneiform" in page
+        assert "scripts other than cuneiform" in page
     lines = [row for row in rows(record) if row["control_elsewhere"]]
     assert [row["token_id"] for row in lines] == [*range(30, 36)]
     assert all(row["glitch"] is None for row in lines)
@@ -357,7 +356,7 @@ def test_an_interrupted_run_is_called_so_and_can_be_resumed(tmp_path: Path) -> N
     assert first.endswith(": INTERRUPTED (resumable)")
     assert "It can be resumed" in "\n".join(rest)
     assert not any("KILLED" in line for line in [first, *rest, run_description(record)])
-    assert document(record)["status"] == "KILLED"  # MLflow's word, and the contract's
+    assert run_json(record)["status"] == "KILLED"  # MLflow's word, and the contract's
 
 
 def test_the_summary_ends_with_the_winning_sequence(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import pytest
 
 from glitchrun.events import Control, Measured, ProbeResult, Sampled, Token, Verified
 from glitchrun.ledger.record import Metric, RunRecord, StepRecord
-from glitchrun.report.document import document
 from glitchrun.report.html import render
+from glitchrun.report.run_json import run_json
 from glitchrun.report.summary import summary_lines
 from glitchrun.report.token_files import write_tokens
 from glitchrun.strategies.false_alarms import control_metrics
@@ -199,7 +199,7 @@ def metrics_of(lines: list[Line]) -> Iterator[tuple[str, float]]:
 
 
 def test_the_document(record: RunRecord, lines: list[Line]) -> None:
-    data = json.loads(json.dumps(document(record)))
+    data = json.loads(json.dumps(run_json(record)))
     assert data["headline"]["number"] == sum(line["confirmed"] for line in last(sampled(lines)))
     assert data["severity"] == severity_of(lines)
     assert data["emitted"] == severity_of(lines)["emitted"]
@@ -294,7 +294,7 @@ def alarms_of(lines: list[Line]) -> Iterator[Line]:
 
 def test_the_sentences(record: RunRecord, lines: list[Line]) -> None:
     found, tried = severity_of(lines), last(sampled(lines))
-    texts = document(record)["headline"]["sentences"]
+    texts = run_json(record)["headline"]["sentences"]
     numbers = [
         [int(n.replace(",", "")) for n in re.findall(r"\b\d[\d,]*\b(?![.%])", t)] for t in texts
     ]

@@ -11,10 +11,10 @@ import pytest
 
 from glitchrun.events import Batch, Entry, batch_from_json, batch_to_json
 from glitchrun.ledger.record import Metric, RunRecord
-from glitchrun.report import headline, overview, sections, step_tables
-from glitchrun.report.document import document
+from glitchrun.report import headline, page_sections, step_tables, totals
 from glitchrun.report.html import render
 from glitchrun.report.markdown import markdown
+from glitchrun.report.run_json import run_json
 from glitchrun.report.step_tables import write_tables
 from glitchrun.report.summary import summary_lines
 from glitchrun.report.token_files import write_tokens
@@ -58,7 +58,7 @@ def answer(prompt: str, outcome: str, **cells: Any) -> Entry:
 
 @pytest.fixture
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRecord:
-    for module in (headline, overview, sections, step_tables):
+    for module in (headline, page_sections, step_tables, totals):
         monkeypatch.setattr(module, "strategies", lambda: DECLARED)
     asked = step(
         "ask", "ask", answer("The quick ", "pass"), answer(HOSTILE, "fail", p=float("nan"))
@@ -94,7 +94,7 @@ def test_a_run_without_verdicts_leads_with_its_own_number(record: RunRecord) -> 
     top = headline.headline(record)
     assert (top.number, top.unit) == (2.5, "mean rank")
     assert top.sentences == ("The mean rank was 2.50. It is not 0.",)
-    assert not overview.is_about_tokens(record)
+    assert not totals.is_about_tokens(record)
     lines = "\n".join(summary_lines(record))
     assert "2.50 mean rank" in lines
     assert "tables/ask.answers.json (2 rows)" in lines
@@ -130,14 +130,14 @@ def test_the_page_shows_tables_and_nothing_about_tokens(record: RunRecord) -> No
 
 
 def test_a_long_table_says_what_it_leaves_out(record: RunRecord) -> None:
-    rows = [answer(f"row {place}", "pass") for place in range(sections.SHOWN + 7)]
+    rows = [answer(f"row {place}", "pass") for place in range(page_sections.SHOWN + 7)]
     page = render(replace(record, steps=(step("ask", "ask", *rows),)))
     assert "7 more rows are in <code>tables/ask.answers.json</code>" in page
-    assert f">row {sections.SHOWN}<" not in page
+    assert f">row {page_sections.SHOWN}<" not in page
 
 
 def test_json_and_markdown_have_the_tables(record: RunRecord) -> None:
-    (table,) = json.loads(json.dumps(document(record), allow_nan=False))["tables"]
+    (table,) = json.loads(json.dumps(run_json(record), allow_nan=False))["tables"]
     assert (table["step"], table["name"], table["path"]) == (
         "ask",
         "answers",

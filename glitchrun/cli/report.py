@@ -58,9 +58,9 @@ def _text(record: RunRecord, form: str) -> str:
         from glitchrun.report.markdown import markdown
 
         return markdown(record)
-    from glitchrun.report.document import document
+    from glitchrun.report.run_json import run_json
 
-    return json.dumps(document(record), indent=2, allow_nan=False) + "\n"
+    return json.dumps(run_json(record), indent=2, allow_nan=False) + "\n"
 
 
 def _write(path: Path, text: str) -> None:

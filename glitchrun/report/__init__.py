@@ -1,6 +1,6 @@
 """What a run comes to, for people: from its record alone, never from the model.
 
-table.py, overview.py   what the record adds up to
+token_rows.py, totals.py, alarms.py   what the facts of a run add up to
 rows.py                 tokens.jsonl and tokens.json
 step_tables.py          tables of things other than tokens, as strategies declare them
 figures/, plots.py      the figures, and the figures as PNG files

@@ -8,10 +8,18 @@ from typing import Any
 
 from glitchrun.events import SEVERE, Sampled
 from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.report.alarms import Alarms, alarms
 from glitchrun.report.formatting import counted, figure, percent, share
-from glitchrun.report.overview import is_about_tokens, samples, thresholds, verdicts
-from glitchrun.report.severity import MILD, Alarms, Severity, alarms, severity
 from glitchrun.report.token_rows import facts_by_token
+from glitchrun.report.totals import (
+    MILD,
+    Severity,
+    is_about_tokens,
+    samples,
+    severity,
+    thresholds,
+    verdicts,
+)
 from glitchrun.spec.defaults import step_with_defaults
 from glitchrun.spec.schema import strategies
 from glitchrun.spec.searches import SEARCHES

@@ -1,31 +1,36 @@
-"""report.html: one page that needs nothing but itself."""
+"""report.html: one self-contained page."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
+import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from glitchrun.errors import MissingExtra
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report import palette
 from glitchrun.report.figures import drawings
 from glitchrun.report.figures.style import style
-from glitchrun.report.sections import sections
-from glitchrun.report.svg import inline
+from glitchrun.report.page_sections import sections
 from glitchrun.report.token_table import token_table
 from glitchrun.report.writing import replacing
 from glitchrun.vocabulary.text import visible
 
 _PAGE = Path(__file__).parent / "page"
+_VARIABLE = {value: f"var(--{name})" for name, value in palette.LIGHT.items()}
+_REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
 def write_html(record: RunRecord, path: Path) -> Path:
-    """Writes the report's page. The file appears whole or not at all.
+    """Writes report.html and returns its path. The file appears whole or not at all.
 
     Raises:
         MissingExtra: jinja2 or matplotlib is not installed.
+        OSError: The file cannot be written.
     """
     with replacing(path) as file:
         file.write(render(record))
@@ -35,8 +40,9 @@ def write_html(record: RunRecord, path: Path) -> Path:
 def render(record: RunRecord) -> str:
     """The report as one HTML page.
 
-    Its policy allows no request and no script or style but its own two, by their hashes. Text
-    from the run is escaped, and shown with control, bidi and invisible characters written out.
+    Its content security policy forbids requests, and scripts and styles other than its own, which
+    it allows by hash. Text of the run is escaped; control, bidi and invisible characters are
+    spelled out.
 
     Raises:
         MissingExtra: jinja2 or matplotlib is not installed.
@@ -77,10 +83,65 @@ def _figures(record: RunRecord) -> list[dict[str, str]]:
                 "name": drawing.name,
                 "title": drawing.title,
                 "caption": drawing.caption,
-                "svg": inline(drawing.figure, drawing.name, f"{drawing.title}. {drawing.caption}"),
+                "svg": _svg(drawing.figure, drawing.name, f"{drawing.title}. {drawing.caption}"),
             }
             for drawing in drawings(record)
         ]
+
+
+def _svg(figure: Any, name: str, description: str) -> str:
+    """A matplotlib figure as an `<svg>` element that follows the page's colours and policy.
+
+    Colours of the light palette become CSS variables, so that the figure turns dark with the page.
+    Styles become attributes, because the page's policy forbids inline styles. Ids are prefixed
+    with `name`, which is unique on the page.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    root = ElementTree.fromstring(buffer.getvalue())
+    _clean(root, name)
+    root.attrib.pop("height", None)
+    root.attrib.pop("width", None)
+    root.attrib.update({"role": "img", "aria-label": description, "class": "chart"})
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _clean(element: ElementTree.Element, name: str) -> None:
+    for child in list(element):
+        if _local(child.tag) in ("metadata", "style"):
+            element.remove(child)
+        else:
+            _clean(child, name)
+    element.tag = _local(element.tag)
+    attributes = {_local(key): value for key, value in element.attrib.items()}
+    attributes.update(_presentation(attributes.pop("style", "")))
+    element.attrib.clear()
+    element.attrib.update({key: _own(key, value, name) for key, value in attributes.items()})
+
+
+def _local(name: str) -> str:
+    return name.rpartition("}")[2]
+
+
+def _presentation(style: str) -> dict[str, str]:
+    """The declarations of a style as presentation attributes; of a font only size and weight."""
+    pairs = (part.split(":", 1) for part in style.split(";") if ":" in part)
+    found = {key.strip(): value.strip() for key, value in pairs}
+    font = found.pop("font", "")
+    if size := re.search(r"[\d.]+(?=px)", font):
+        found["font-size"] = size.group()
+    if "bold" in font or re.search(r"\b[67]00\b", font):
+        found["font-weight"] = "600"
+    return found
+
+
+def _own(key: str, value: str, name: str) -> str:
+    if key == "id":
+        return f"{name}-{value}"
+    if key == "href" and value.startswith("#"):
+        return f"#{name}-{value[1:]}"
+    value = _REFERENCE.sub(rf"url(#{name}-\1)", value)
+    return _VARIABLE.get(value, value)
 
 
 def _environment() -> Any:
@@ -108,7 +169,7 @@ _PROSE = str.maketrans({"␣": " ", "␊": "\n", "␉": "\t"})
 
 
 def _legible(value: Any) -> Any:
-    """Text with nothing hidden in it; spaces and line breaks stay what they are, this is prose."""
-    if type(value) is not str:  # Markup is a str that has been seen to already
+    """Text with invisible characters spelled out, except spaces and line breaks."""
+    if type(value) is not str:  # Markup, a subclass of str, is escaped already
         return value
     return visible(value).translate(_PROSE)

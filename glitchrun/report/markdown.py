@@ -19,19 +19,18 @@ from glitchrun.report.formatting import (
     spelled_token,
 )
 from glitchrun.report.headline import DIGITS, headline
-from glitchrun.report.overview import tallies
-from glitchrun.report.sections import commands
-from glitchrun.report.severity_markdown import severity_parts
+from glitchrun.report.run_details import commands
+from glitchrun.report.severity_tables import severity_tables
 from glitchrun.report.step_tables import StepColumn, StepTable, shown, step_tables
 from glitchrun.report.token_rows import TokenRow, found_tokens, token_rows
+from glitchrun.report.totals import tallies
 
 SHOWN = 30
-"""Tokens, and rows of a table, listed before the rest is only counted."""
+"""Rows shown of each table of tokens or entries."""
 
 
 def markdown(record: RunRecord) -> str:
-    """The headline, gates, verdict counts, severity, false alarms, the tokens found and how to
-    reproduce them."""
+    """The report of a run as Markdown."""
     top = headline(record)
     number = "" if top.number is None else f"{figure(top.number, DIGITS)} "
     identity = record.identity
@@ -41,7 +40,7 @@ def markdown(record: RunRecord) -> str:
         *map(prose, top.sentences),
         *_gates(record),
         *_verdicts(record),
-        *severity_parts(record),
+        *_severity(record),
         *_tokens(token_rows(record)),
         *(part for table in step_tables(record) for part in _step_table(table)),
         *_model(record),
@@ -75,6 +74,73 @@ def _verdicts(record: RunRecord) -> list[str]:
     ]
     head = ("Step", "Category", "Verified", "Glitch", "Share", "Sampled", "Confirmed")
     return [grid(head, rows)] if rows else []
+
+
+def _severity(record: RunRecord) -> list[str]:
+    """Bands of probability, probes passed and false alarms."""
+    found = severity_tables(record)
+    return [
+        *_bands(found),
+        *_patterns(found["patterns"]),
+        *_alarms(found["alarms"]),
+        *_alarms_by_kind(found),
+    ]
+
+
+def _bands(found: dict[str, Any]) -> list[str]:
+    if not found["bands"]:
+        return []
+    kinds = map(escaped, found["kinds"])
+    head = ("Probability", "Failed", "Of verified", "Glitch", *kinds, "Sampled", "Confirmed")
+    rows = [_band_row(_band_name(band), band) for band in found["bands"]]
+    title = f"**Failures by probability** (severe below {found['severe_below']}) and kind of answer"
+    return [title, grid(head, [*rows, _band_row("all failures", found["band_sums"])])]
+
+
+def _band_name(band: dict[str, Any]) -> str:
+    label = escaped(band["label"])
+    return f"{label} (severe)" if band["severe"] else label
+
+
+def _band_row(label: str, band: dict[str, Any]) -> list[str]:
+    kinds = [f"{number} ({part})" if part else number for number, part in band["kinds"]]
+    before = [band["failed"], band["share"], band["glitch"]]
+    return [label, *map(escaped, [*before, *kinds, band["sampled"], band["confirmed"]])]
+
+
+def _patterns(found: list[dict[str, Any]]) -> list[str]:
+    if not found:
+        return []
+    rows = [
+        (
+            code(one["step"]),
+            ", ".join(f"{name} {outcome}" for name, outcome in one["probes"]),
+            one["tokens"],
+            one["severe"],
+        )
+        for one in found
+    ]
+    return ["**Probes passed**", grid(("Step", "Probes", "Tokens", "Severe"), rows)]
+
+
+def _alarms(found: list[dict[str, str]]) -> list[str]:
+    if not found:
+        return []
+    names = ("own", "own_share", "controls", "alike", "alarms", "rate", "interval")
+    head = ("Step", "Candidates flagged", "Share", "Controls", "Same script and spacing")
+    rows = [[code(one["step"]), *(escaped(one[name]) for name in names)] for one in found]
+    title = "**False alarms**: the same check on ordinary tokens (controls)"
+    return [title, grid((*head, "Controls flagged", "False-alarm rate", "95 % interval"), rows)]
+
+
+def _alarms_by_kind(found: dict[str, Any]) -> list[str]:
+    rows = found["alarms_by_kind"]
+    if not rows:
+        return []
+    names = ("kind", "own", "alarms", "rate")
+    cells = [[code(one["step"]), *(escaped(one[name]) for name in names)] for one in rows]
+    head = ("Step", "Kind of token", "Candidates flagged", "Controls flagged")
+    return [grid((*head, "False-alarm rate"), cells)]
 
 
 def _tokens(rows: Sequence[TokenRow]) -> list[str]:
@@ -123,7 +189,7 @@ def _model(record: RunRecord) -> list[str]:
         return []
     sentence = (
         f"{prose(model.architecture)}, {model.quantization} on {model.device}: "
-        f"{size(model.bytes)} held, peak {size(model.peak_bytes)}; template "
+        f"weights {size(model.bytes)}, peak memory {size(model.peak_bytes)}; template "
         f"{prose(model.template)} ({prose(model.template_rule)})."
     )
     return [sentence]

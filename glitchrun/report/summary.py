@@ -9,10 +9,10 @@ from typing import Any
 from glitchrun.ledger.record import RunRecord, status_word
 from glitchrun.report.formatting import counted, duration, figure, percent, size
 from glitchrun.report.headline import DIGITS, declared_headline, headline
-from glitchrun.report.overview import is_about_tokens
-from glitchrun.report.sections import scope
+from glitchrun.report.run_details import scope
 from glitchrun.report.step_tables import StepColumn, StepTable, shown, step_tables
 from glitchrun.report.token_rows import TokenRow, found_tokens, token_rows
+from glitchrun.report.totals import is_about_tokens
 from glitchrun.vocabulary.text import visible_token
 
 SHOWN = 10

@@ -1,4 +1,4 @@
-"""The searchable table of tokens, as the data that page/report.js shows a page at a time."""
+"""The data of the searchable table of tokens, which page/report.js renders."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ DIGITS = 4
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of the table. `kind` is how report.js shows and sorts its cells."""
+    """A column of the table. `kind` tells report.js how to show and sort its cells."""
 
     label: str
     kind: str
-    """token, id, choice (cells are places in `choices`), integer, number or rate (cells are
+    """token, id, choice (cells are indices into `choices`), integer, number or rate (cells are
     failures, attempts and both bounds)."""
     meaning: str
     cell: Callable[[TokenRow], Any]
@@ -30,29 +30,41 @@ class Column:
 
 _VERDICTS = tuple(VERDICTS)
 COLUMNS = (
-    Column("Token", "token", "Decoded text, or bytes.", lambda row: spelled_token(row.token)),
+    Column("Token", "token", "Decoded text, or its bytes.", lambda row: spelled_token(row.token)),
     Column("Piece", "token", "Vocabulary entry.", lambda row: spelled(row.token.piece)),
     Column("Id", "id", "Token id.", lambda row: row.token.id),
     Column("Verdict", "choice", "See the legend.", lambda row: row.verdict),
     Column(
         "ASR",
         "rate",
-        "Failed attempts of all sampled, with Wilson's 95 % interval.",
+        "Failed attempts of all attempts, with Wilson's 95 % interval.",
         lambda row: _rate(row),
     ),
-    Column("p", "number", "Probability where it is asked for.", lambda row: _closest(row, "p")),
-    Column("Rank", "integer", "Rank there, from 1.", lambda row: _closest(row, "rank")),
-    Column("Entropy", "number", "Nats.", lambda row: _closest(row, "entropy")),
+    Column(
+        "p",
+        "number",
+        "Probability of the token where the probe asks for it.",
+        lambda row: _closest(row, "p"),
+    ),
+    Column(
+        "Rank", "integer", "Rank of the token there, from 1.", lambda row: _closest(row, "rank")
+    ),
+    Column(
+        "Entropy",
+        "number",
+        "Entropy of the next token there, in nats.",
+        lambda row: _closest(row, "entropy"),
+    ),
     Column(
         "Instead",
         "choice",
-        "What came in its place.",
+        "Kind of answer given instead of the token.",
         lambda row: row.verified.emitted if row.verified else None,
     ),
     Column(
-        "Said",
+        "Answer",
         "token",
-        "The text that came in its place.",
+        "The answer given instead of the token.",
         lambda row: None if row.answer is None else spelled(row.answer),
     ),
     Column("Category", "choice", "Kind of vocabulary entry.", lambda row: row.token.category),
@@ -65,36 +77,44 @@ COLUMNS = (
     Column(
         "Probe",
         "choice",
-        "The probe in which it was most probable, whose numbers stand here.",
+        "The probe with the highest probability; p, rank and entropy are its.",
         lambda row: row.closest[0] if row.closest else None,
     ),
     Column(
-        "Decided in", "choice", "Arithmetic that settled it.", lambda row: row.decided_in or None
+        "Decided in",
+        "choice",
+        "Dtype in which the verdict was decided.",
+        lambda row: row.decided_in or None,
     ),
     Column(
         "Intact",
         "choice",
-        "Whether the whole prompt as text would keep the token's id.",
+        "Whether the prompt, encoded as text, keeps the token's id.",
         lambda row: "yes" if row.intact else "no",
     ),
-    Column("Steps", "choice", "Steps that looked at it.", lambda row: ", ".join(row.steps)),
-    Column("Control of", "id", "The token it is a control of.", lambda row: row.control_of),
+    Column("Steps", "choice", "Steps that examined the token.", lambda row: ", ".join(row.steps)),
+    Column(
+        "Control of",
+        "id",
+        "Id of the token that this one is a control for.",
+        lambda row: row.control_of,
+    ),
 )
 
 
 def token_table(record: RunRecord) -> str:
-    """The table as one JSON object that may stand inside `<script type="application/json">`."""
+    """The table as one JSON object, safe inside `<script type="application/json">`."""
     rows = most_interesting_first(token_rows(record))
     columns = [(column, [column.cell(row) for row in rows]) for column in COLUMNS]
-    shown = [_column(column, cells) for column, cells in columns if _says_something(column, cells)]
+    shown = [_column(column, cells) for column, cells in columns if _is_shown(column, cells)]
     data = {
         "columns": [head for head, _ in shown],
         "cells": [cells for _, cells in shown],
         "count": len(rows),
     }
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    # `<` and `&` never stand outside strings, where an escape means the same: no tag can close
-    # or open the script element.
+    # `<` and `&` only occur inside strings, where an escape has the same meaning: no text can close
+    # the script element.
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -108,13 +128,13 @@ def _column(column: Column, cells: list[Any]) -> tuple[dict[str, Any], list[Any]
 
 
 def _choices(cells: Sequence[str | None]) -> list[str]:
-    """The values there are: verdicts in their own order, others by the alphabet."""
+    """The distinct values: verdicts in the order of `VERDICTS`, others alphabetically."""
     found = {cell for cell in cells if cell is not None}
     return [verdict for verdict in _VERDICTS if verdict in found] or sorted(found)
 
 
-def _says_something(column: Column, cells: Sequence[Any]) -> bool:
-    """Whether a column is worth its room: not where all cells are empty, or alike and implied."""
+def _is_shown(column: Column, cells: Sequence[Any]) -> bool:
+    """Whether to show a column: not if all its cells are empty, or equal and implied."""
     if column.label in ("Probe", "Decided in", "Intact", "Steps"):
         return len(set(cells)) > 1 or cells[:1] == ["no"]
     return any(cell is not None for cell in cells)

@@ -8,8 +8,8 @@ from glitchrun.events import Sampled
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.figures.style import Drawing, label, new_figure, style
 from glitchrun.report.formatting import counted, percent
-from glitchrun.report.overview import samples, thresholds
 from glitchrun.report.palette import LIGHT
+from glitchrun.report.totals import samples, thresholds
 
 LABELLED = 30
 """Tokens up to which the figure names each one."""

@@ -15,7 +15,7 @@ from glitchrun.report.figures.style import (
     style,
 )
 from glitchrun.report.formatting import figure
-from glitchrun.report.overview import verdicts
+from glitchrun.report.totals import verdicts
 
 
 def draw(record: RunRecord) -> Drawing | None:

@@ -15,8 +15,8 @@ from glitchrun.report.figures.style import (
     style,
 )
 from glitchrun.report.formatting import figure
-from glitchrun.report.overview import verdicts
 from glitchrun.report.palette import LIGHT
+from glitchrun.report.totals import verdicts
 
 QUANTILES = 10
 

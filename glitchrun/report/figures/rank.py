@@ -7,7 +7,7 @@ from statistics import median
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.figures.style import Drawing, Groups, closest, groups, new_figure, style
 from glitchrun.report.formatting import count
-from glitchrun.report.overview import verdicts
+from glitchrun.report.totals import verdicts
 
 
 def draw(record: RunRecord) -> Drawing | None:

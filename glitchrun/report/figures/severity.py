@@ -8,10 +8,9 @@ from glitchrun.events import SEVERE
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.figures.style import Drawing, new_figure, style
 from glitchrun.report.formatting import counted, share
-from glitchrun.report.overview import EMITTED
 from glitchrun.report.palette import LIGHT
-from glitchrun.report.severity import Band, bands
-from glitchrun.report.severity_page import label
+from glitchrun.report.severity_tables import band_label
+from glitchrun.report.totals import EMITTED, Band, bands
 
 _LOOKS = {
     "other": ("glitch", "////"),
@@ -48,7 +47,7 @@ def _bars(drawn: Any, found: list[Band]) -> None:
     severe = sum(band.severe for band in found)
     axes.axhline(severe - 0.5, color=LIGHT["ink"], lw=1, ls="--")
     axes.text(101.5, severe - 0.5, "severe ↑", va="center", fontsize=8)
-    axes.set_yticks(rows, [label(band.low, band.high) for band in found])
+    axes.set_yticks(rows, [band_label(band.low, band.high) for band in found])
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.grid(visible=False, axis="y")

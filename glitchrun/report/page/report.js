@@ -1,6 +1,6 @@
 "use strict";
-// The token table: a page of rows at a time from the JSON block, so that a whole vocabulary stays
-// quick. Text enters the page through textContent alone.
+// The token table: renders one page of rows at a time from the JSON block, so that a whole vocabulary
+// stays fast. Text is inserted through textContent only, never as markup.
 (() => {
   const PAGE = 50;
   const SIGNS = /(⟨[0-9A-Z+]+⟩|␣)/;
@@ -14,7 +14,7 @@
     return element;
   };
   if (!count) {
-    place.append(make("p", { textContent: "No token is on record." }));
+    place.append(make("p", { textContent: "There are no tokens." }));
     return;
   }
 
@@ -83,7 +83,7 @@
       make("tr", {}, ...columns.map((column, c) => KINDS[column.kind](cells[c][row], column)))));
     const end = Math.min(first + PAGE, shown.length);
     const range = shown.length ? `${(first + 1).toLocaleString("en")}–${end.toLocaleString("en")} of ` : "";
-    const rest = shown.length < count ? ` (${count.toLocaleString("en")} in all)` : "";
+    const rest = shown.length < count ? ` (${count.toLocaleString("en")} in total)` : "";
     status.textContent = `${range}${shown.length.toLocaleString("en")} tokens${rest}`;
     back.disabled = first === 0;
     on.disabled = end >= shown.length;
@@ -93,7 +93,7 @@
     const x = sortable(column[a]);
     const y = sortable(column[b]);
     if (x === y) return a - b;
-    if (x === null) return 1; // what was not measured comes last either way
+    if (x === null) return 1; // cells without a value come last in either direction
     if (y === null) return -1;
     return (x < y ? -1 : 1) * (sorted.descending ? -1 : 1);
   };

@@ -1,4 +1,4 @@
-"""What the page says of severity: the tables of page/severity.html.j2, as text."""
+"""The tables of severity, probes passed and false alarms, as text for the page and for Markdown."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from glitchrun.events import SEVERE
 from glitchrun.ledger.record import RunRecord
+from glitchrun.report.alarms import Alarms, alarms
 from glitchrun.report.formatting import (
     MISSING,
     count,
@@ -15,27 +16,26 @@ from glitchrun.report.formatting import (
     spelled,
     spelled_token,
 )
-from glitchrun.report.overview import EMITTED, thresholds
-from glitchrun.report.severity import (
+from glitchrun.report.token_rows import TokenRow
+from glitchrun.report.totals import (
     DECADES,
+    EMITTED,
     MILD,
-    Alarms,
     Band,
     Pattern,
-    alarms,
     bands,
     most_severe,
     patterns,
     severity,
+    thresholds,
 )
-from glitchrun.report.token_rows import TokenRow
 
 LISTED = 12
-"""The most severe tokens that the page leads with; all are in its table."""
+"""Most severe tokens shown at the top of the page."""
 
 
-def severity_sections(record: RunRecord) -> dict[str, Any]:
-    """Everything page/severity.html.j2 shows."""
+def severity_tables(record: RunRecord) -> dict[str, Any]:
+    """Everything that page/severity.html.j2 shows, by name; every cell is text."""
     found, in_bands = severity(record), bands(record)
     kinds = [kind for kind in (*EMITTED, "unknown") if any(b.emitted.get(kind) for b in in_bands)]
     return {
@@ -53,8 +53,8 @@ def severity_sections(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def label(low: float, high: float) -> str:
-    """`0.001 to 0.01`, `below 1e-05`, `0.1 and more`."""
+def band_label(low: float, high: float) -> str:
+    """A band of probability in words: `0.001 to 0.01`, `below 1e-05`, `0.1 and more`."""
     if low == DECADES[0]:
         return f"below {high:g}"
     return f"{low:g} and more" if high == DECADES[-1] else f"{low:g} to {high:g}"
@@ -62,7 +62,7 @@ def label(low: float, high: float) -> str:
 
 def _band(band: Band, verified: int, kinds: list[str]) -> dict[str, Any]:
     return {
-        "label": label(band.low, band.high),
+        "label": band_label(band.low, band.high),
         "severe": band.severe,
         "failed": count(band.failed),
         "share": share(band.failed, verified),
@@ -74,7 +74,7 @@ def _band(band: Band, verified: int, kinds: list[str]) -> dict[str, Any]:
 
 
 def _sums(found: list[Band], verified: int, kinds: list[str]) -> dict[str, Any]:
-    """All bands together."""
+    """The totals of all bands."""
     failed = sum(band.failed for band in found)
     by_kind = {kind: sum(band.emitted.get(kind, 0) for band in found) for kind in kinds}
     sampled = sum(band.sampled for band in found)
@@ -100,7 +100,7 @@ def _token(row: TokenRow) -> dict[str, str]:
         "id": str(row.token.id),
         "p": figure(result.p),
         "rank": count(result.rank),
-        "said": MISSING if row.answer is None else spelled(row.answer),
+        "answer": MISSING if row.answer is None else spelled(row.answer),
         "kind": EMITTED.get(row.verified.emitted or "", MISSING) if row.verified else MISSING,
         "asr": f"{sampled.failures}/{sampled.attempts}" if sampled else MISSING,
     }
@@ -120,7 +120,7 @@ def _alarms(found: Alarms) -> dict[str, str]:
 
 
 def _alarms_by_kind(found: Alarms) -> list[dict[str, str]]:
-    """A row for each kind of token, and one for the controls of other scripts."""
+    """A row for each kind of token, then one for the controls from other scripts."""
     rows = [
         {
             "step": found.step,
@@ -134,7 +134,7 @@ def _alarms_by_kind(found: Alarms) -> list[dict[str, str]]:
     if found.elsewhere:
         beside = {
             "step": found.step,
-            "kind": f"other scripts than {', '.join(found.doubtful)}",
+            "kind": f"scripts other than {', '.join(found.doubtful)}",
             "own": MISSING,
             "alarms": f"{found.elsewhere_alarms:,} of {found.elsewhere:,}",
             "rate": share(found.elsewhere_alarms, found.elsewhere),

@@ -1,4 +1,4 @@
-"""The report as one JSON document, for machines."""
+"""A run's report as one JSON document."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import asdict
 from typing import Any
 
 from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.report.alarms import Alarms, alarms
 from glitchrun.report.headline import headline
-from glitchrun.report.overview import counters, tallies, thresholds
-from glitchrun.report.severity import Alarms, alarms, bands, patterns, severity
 from glitchrun.report.step_tables import StepTable, step_tables
+from glitchrun.report.totals import bands, counters, patterns, severity, tallies, thresholds
 from glitchrun.report.writing import rounded, rounded_floats
 
 
-def document(record: RunRecord) -> dict[str, Any]:
-    """What the run comes to, as JSON-ready data. Tokens are in tokens.jsonl, one a line."""
+def run_json(record: RunRecord) -> dict[str, Any]:
+    """The report as JSON-ready data; its tokens are in tokens.jsonl."""
     identity = record.identity
     top = headline(record)
     return {

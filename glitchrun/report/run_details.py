@@ -1,0 +1,200 @@
+"""How a run was made, as labelled text: model, scope, memory, time, counters, origin."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from glitchrun.ledger.command import apply_command
+from glitchrun.ledger.record import ModelRecord, RunRecord, StepRecord
+from glitchrun.report.formatting import MISSING, count, duration, moment, share, size
+from glitchrun.report.totals import NOTES, counters, is_about_tokens, not_finite, thresholds
+
+Pairs = list[tuple[str, str]]
+"""Labels with their values."""
+
+
+def commands(record: RunRecord) -> list[str]:
+    """Shell commands that reproduce the run."""
+    identity = record.identity
+    git = record.environment.get("git")
+    commit = git.get("commit") if isinstance(git, Mapping) else None
+    return [
+        *([f"git checkout {commit}"] if commit else []),
+        f"{apply_command(record)} --fresh",
+        f"glitchrun report {identity.key[:12]}",
+    ]
+
+
+def setup(record: RunRecord) -> Pairs:
+    """The model, the scope and the thresholds of a run, and when it ran."""
+    level = thresholds(record)
+    meaning = [
+        ("Vocabulary in scope", scope(record)),
+        *_excluded(record),
+        ("Glitch token", f"fails every probe, with p < {level.probability:g} in each"),
+        ("Confirmed", f"ASR ≥ {level.asr:g}" if level.asr else "ASR > 0"),
+    ]
+    beyond = record.model.beyond_training if record.model else ()
+    pairs = [
+        ("Model", _text((record.spec.get("model") or {}).get("path"))),
+        *_model(record.model),
+        *([("Beyond the model's length", "; ".join(beyond))] if beyond else []),
+        (
+            "System text",
+            _text(record.spec["system"]) if record.spec.get("system") else "none in the spec",
+        ),
+        ("Seed", _text(record.spec.get("seed", 0))),
+        *(meaning if is_about_tokens(record) else ()),
+        ("Started", moment(record.started_at)),
+        ("Ended", moment(record.ended_at)),
+    ]
+    assigned = record.identity.assignments or {}
+    cell = ", ".join(f"{key} = {_text(value)}" for key, value in assigned.items())
+    return [("Matrix cell", cell), *pairs] if cell else pairs
+
+
+def scope(record: RunRecord) -> str:
+    """The categories of tokens in scope, with their sizes and those left out."""
+    inside = [*map(str, (record.spec.get("tokens") or {}).get("categories") or ["normal"])]
+    sizes = record.model.categories if record.model else {}
+    if not sizes:
+        return ", ".join(inside)
+    number = sum(sizes.get(name, 0) for name in inside)
+    others = [f"{number:,} {name}" for name, number in sizes.items() if name not in inside]
+    text = f"{', '.join(inside)}: {number:,} of {sum(sizes.values()):,} tokens"
+    return f"{text}; left out: {', '.join(others)}" if others else text
+
+
+def _excluded(record: RunRecord) -> Pairs:
+    patterns = (record.spec.get("tokens") or {}).get("exclude")
+    if not patterns:
+        return []
+    number = f"{record.model.excluded:,} tokens: " if record.model else ""
+    return [("Excluded from it", f"{number}{', '.join(map(_text, patterns))}")]
+
+
+def _model(model: ModelRecord | None) -> Pairs:
+    if model is None:
+        return [("Loaded", "no: the run ended before")]
+    return [
+        ("Architecture", f"{model.architecture}, {model.vocabulary_size:,} tokens"),
+        ("Quantization", f"{model.quantization}, computing in {model.dtype} on {model.device}"),
+        ("Template", f"{model.template}: {model.template_rule}"),
+        *([("Engine", model.engine)] if model.engine else []),
+        *([("Tokenizer", model.tokenizer)] if model.tokenizer else []),
+    ]
+
+
+def step_row(step: StepRecord) -> dict[str, Any]:
+    """A step's row in the table of steps: id, strategy, params, state, done, total, seconds."""
+    last = step.batches[-1].batch if step.batches else None
+    state = "finished" if step.finished else "stopped" if step.started_at else "not started"
+    return {
+        "id": step.id,
+        "strategy": step.strategy,
+        "params": [(key, _text(value)) for key, value in step.params.items()],
+        "state": state,
+        "done": last.done if last else 0,
+        "total": last.total if last else None,
+        "seconds": duration(step.seconds) if step.batches else MISSING,
+    }
+
+
+def memory(record: RunRecord) -> list[tuple[str, str, str, str]]:
+    """Rows of name, estimate, measurement and the deviation of the measurement in per cent."""
+    plan = record.plan.get("memory") or {}
+    model = record.model
+    found = [
+        ("model weights", plan.get("weight_bytes"), model.bytes if model else None),
+        ("peak", plan.get("total_bytes"), model.peak_bytes if model else None),
+    ]
+    rows = [
+        (name, size(planned), size(measured), _deviation(planned, measured))
+        for name, planned, measured in found
+    ]
+    if plan:
+        free = f"{size(plan.get('free_bytes'))} free on {plan.get('device')}: {plan.get('verdict')}"
+        rows.append(("device when planned", free, MISSING, MISSING))
+    return rows
+
+
+def _deviation(planned: float | None, measured: float | None) -> str:
+    if not planned or measured is None:
+        return MISSING
+    return f"{100 * (measured - planned) / planned:+.1f} %"
+
+
+def census(model: ModelRecord | None) -> list[tuple[str, str, str]]:
+    """Rows of dtype, bytes of weights in it, and their share, the largest first."""
+    if model is None:
+        return []
+    by_size = sorted(model.census.items(), key=lambda item: -item[1])
+    total = sum(model.census.values())
+    return [(dtype, size(part), share(part, total)) for dtype, part in by_size]
+
+
+def timing(record: RunRecord) -> Pairs:
+    """The planned time, and the time of loading, of each step and of the whole run."""
+    rows = []
+    if planned := record.plan.get("seconds"):
+        rows.append(("whole run, as planned", f"at most {duration(planned[-1])}"))
+    if record.model:
+        rows.append(("loading the model", duration(record.loading_seconds)))
+    rows += [(f"step {step.id}", duration(step.seconds)) for step in record.steps if step.batches]
+    if record.ended_at:
+        elapsed = (record.ended_at - record.started_at) / 1000
+        rows.append(("from start to end, pauses included", duration(elapsed)))
+    return rows
+
+
+def counter_rows(record: RunRecord) -> list[tuple[str, list[str]]]:
+    """Rows of what was counted, and how often in each step."""
+    rows = [
+        (NOTES.get(name, name.replace("_", " ")), [_in_step(*item) for item in by_step.items()])
+        for name, by_step in counters(record).items()
+    ]
+    if odd := not_finite(record):
+        rows.insert(0, ("probes in which the model gave no finite number", [count(odd)]))
+    return rows
+
+
+def _in_step(step: str | None, number: int) -> str:
+    return f"{count(number)} in {step}" if step else count(number)
+
+
+def provenance(record: RunRecord) -> Pairs:
+    """The spec, key, digests, versions, platform and commit of a run."""
+    identity = record.identity
+    delivered = record.delivered_to.get("run_id")
+    return [
+        ("Spec", identity.spec_path),
+        ("Run key", f"{identity.key}, attempt {identity.attempt}"),
+        *((f"Digest of {name}", digest) for name, digest in identity.digests.items()),
+        *_flat(record.environment),
+        *((f"Tag {name}", str(value)) for name, value in identity.tags.items()),
+        *([("MLflow run", delivered)] if delivered else []),
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Pairs:
+    pairs: Pairs = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            pairs += _flat(value, "" if name == "packages" else f"{name} ")
+        else:
+            pairs.append((name, _text(value)))
+    return pairs
+
+
+def _text(value: Any) -> str:
+    """A value of a spec as a person would write it."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return MISSING
+    if isinstance(value, Sequence | Mapping | bool):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)

@@ -1,0 +1,264 @@
+"""What the facts of a run add up to: verdicts, severity, counters."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+from glitchrun.events import SEVERE, Sampled, Verified
+from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.report.token_rows import TokenRow, facts_by_token
+from glitchrun.spec.schema import strategies
+from glitchrun.spec.types import Thresholds
+
+MILD = 1e-2
+"""Probability below which a failure is no near miss any more, though it may not be severe."""
+DECADES = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Bounds of the bands of probability in which failures are counted."""
+EMITTED = {
+    "prefix": "a shorter piece of the right text",
+    "case_space": "the right text in other case or spacing",
+    "whitespace": "white space only",
+    "other": "something else",
+}
+"""Kinds of answer that a model gives instead of a token (`emitted` in tokens.jsonl), in words."""
+
+NOTES = {
+    "not_intact": "tokens presented by id that encoding the prompt as text would change",
+    "rechecked": "near-ties of verdicts, re-evaluated in float32",
+    "resampled": "near-ties in sampling, drawn again in a separate forward pass",
+    "walk_ties": "search steps with several equally good tokens",
+    "batch_halvings": "times the batch was halved because memory ran out",
+    "dropped_system": "prompts whose own system text the template cannot include",
+    "forwards": "forward passes",
+    "gradients": "gradient computations",
+    "continuations": "sampled continuations",
+}
+"""Counters in words, in the order shown; other counters are shown under their own name."""
+KINDS = (*EMITTED, "unknown")
+"""Kinds of answer; `unknown` in records that do not state it."""
+
+
+def is_about_tokens(record: RunRecord) -> bool:
+    """Whether the run has verdicts on tokens, or steps that would give them."""
+    if any(timed.batch.token_facts for step in record.steps for timed in step.batches):
+        return True
+    kinds = [strategies().get(step.strategy, {}) for step in record.steps]
+    return not kinds or not all("x-tables" in kind for kind in kinds)
+
+
+def thresholds(record: RunRecord) -> Thresholds:
+    """The thresholds in force."""
+    return Thresholds(**(record.spec.get("thresholds") or {}))
+
+
+def verdicts(record: RunRecord) -> list[Verified]:
+    """The run's verdicts, one for each token: that of the last step that verified it."""
+    found = {
+        token_id: verified
+        for step in record.steps
+        for token_id, (verified, _) in facts_by_token(step).items()
+        if verified
+    }
+    return list(found.values())
+
+
+def samples(record: RunRecord) -> list[Sampled]:
+    """The run's samples, one for each token: those of the last step that sampled it."""
+    found = {
+        token_id: sampled
+        for step in record.steps
+        for token_id, (_, sampled) in facts_by_token(step).items()
+        if sampled
+    }
+    return list(found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Verdict counts of one step for one category of tokens."""
+
+    step: str
+    category: str
+    verified: int = 0
+    passed: int = 0
+    near_miss: int = 0
+    glitch: int = 0
+    sampled: int = 0
+    confirmed: int = 0
+
+
+def tallies(record: RunRecord) -> list[Tally]:
+    """Verdict counts by step and category, the largest category of each step first."""
+    return [tally for step in record.steps for tally in _tallies_of(step)]
+
+
+def _tallies_of(step: StepRecord) -> list[Tally]:
+    by_category: dict[str, list[TokenRow]] = {}
+    for verified, sampled in facts_by_token(step).values():
+        row = TokenRow((verified or sampled).token, (step.id,), verified, sampled)  # type: ignore[union-attr]
+        by_category.setdefault(row.token.category, []).append(row)
+    found = [_tally(step.id, category, rows) for category, rows in by_category.items()]
+    return sorted(found, key=lambda tally: (-tally.verified - tally.sampled, tally.category))
+
+
+def _tally(step: str, category: str, rows: list[TokenRow]) -> Tally:
+    verified = [row for row in rows if row.verified]
+    glitch = sum(row.verified.glitch for row in verified if row.verified)
+    passed = sum(row.passed for row in verified)
+    sampled = [row.sampled for row in rows if row.sampled]
+    return Tally(
+        step=step,
+        category=category,
+        verified=len(verified),
+        passed=passed,
+        near_miss=len(verified) - passed - glitch,
+        glitch=glitch,
+        sampled=len(sampled),
+        confirmed=sum(fact.confirmed for fact in sampled),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Severity:
+    """Counts of a run's verdicts."""
+
+    verified: int
+    glitch: int
+    severe: int
+    mild: int
+    """Glitch tokens with a probability below `MILD`, severe ones included."""
+    near_miss: int
+    """Failed every probe, but not with a probability below thresholds.probability."""
+    emitted: Mapping[str, int]
+    """Kinds of answer to the glitch tokens, counted."""
+
+
+def severity(record: RunRecord) -> Severity:
+    """Counts of the run's verdicts."""
+    found = verdicts(record)
+    glitch = [fact for fact in found if fact.glitch]
+    return Severity(
+        verified=len(found),
+        glitch=len(glitch),
+        severe=sum(fact.severe for fact in glitch),
+        mild=sum(fact.p < MILD for fact in glitch),
+        near_miss=sum(fact.failed and not fact.glitch for fact in found),
+        emitted=_by_kind(glitch),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Tokens that failed every probe, with a probability in [low, high)."""
+
+    low: float
+    high: float
+    failed: int
+    glitch: int
+    """Those with a probability below thresholds.probability."""
+    emitted: Mapping[str, int]
+    """Kinds of answer, counted."""
+    sampled: int
+    confirmed: int
+
+    @property
+    def severe(self) -> bool:
+        return self.high <= SEVERE
+
+
+def bands(record: RunRecord) -> list[Band]:
+    """Failures by decade of probability, the most severe first; empty without failures.
+
+    The probability of a token is the largest over its probes.
+    """
+    failed = [fact for fact in verdicts(record) if fact.failed]
+    tried = {fact.token.id: fact for fact in samples(record)}
+    pairs = pairwise(DECADES)
+    return [_band(low, high, failed, tried) for low, high in pairs] if failed else []
+
+
+def _band(low: float, high: float, failed: list[Verified], tried: Mapping[int, Sampled]) -> Band:
+    inside = [fact for fact in failed if low <= fact.p < high or fact.p == high == 1]
+    sampled = [tried[fact.token.id] for fact in inside if fact.token.id in tried]
+    return Band(
+        low=low,
+        high=high,
+        failed=len(inside),
+        glitch=sum(fact.glitch for fact in inside),
+        emitted=_by_kind(inside),
+        sampled=len(sampled),
+        confirmed=sum(fact.confirmed for fact in sampled),
+    )
+
+
+def _by_kind(facts: Iterable[Verified]) -> dict[str, int]:
+    counts = Counter(fact.emitted or "unknown" for fact in facts)
+    return {kind: counts[kind] for kind in KINDS if kind != "unknown" or counts[kind]}
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """The tokens of a step that passed exactly these of its probes."""
+
+    step: str
+    passed: Mapping[str, bool]
+    """By probe, in the step's order."""
+    tokens: int
+    severe: int
+
+
+def patterns(record: RunRecord) -> list[Pattern]:
+    """Which probes the tokens passed, the most frequent pattern first, for every step with more
+    than one probe."""
+    return [pattern for step in record.steps for pattern in _patterns_of(step)]
+
+
+def _patterns_of(step: StepRecord) -> list[Pattern]:
+    found = [verified for verified, _ in facts_by_token(step).values() if verified]
+    if all(len(fact.probes) < 2 for fact in found):
+        return []
+    groups: dict[tuple[tuple[str, bool], ...], list[Verified]] = {}
+    for fact in found:
+        key = tuple((name, result.passed) for name, result in fact.probes.items())
+        groups.setdefault(key, []).append(fact)
+    made = [
+        Pattern(step.id, dict(key), len(facts), sum(fact.severe for fact in facts))
+        for key, facts in groups.items()
+    ]
+    return sorted(made, key=lambda one: (-one.tokens, *one.passed.values()))
+
+
+def most_severe(record: RunRecord, count: int) -> list[TokenRow]:
+    """The `count` glitch tokens with the lowest probabilities below `MILD`, with their samples."""
+    tried = {fact.token.id: fact for fact in samples(record)}
+    found = [fact for fact in verdicts(record) if fact.glitch and fact.p < MILD]
+    found.sort(key=lambda fact: (fact.p, fact.token.id))
+    return [TokenRow(fact.token, (), fact, tried.get(fact.token.id)) for fact in found[:count]]
+
+
+def not_finite(record: RunRecord) -> int:
+    """Number of probes with a NaN or infinite result."""
+    return sum(
+        not all(math.isfinite(value) for value in (result.p, result.entropy, result.gap))
+        for fact in verdicts(record)
+        for result in fact.probes.values()
+    )
+
+
+def counters(record: RunRecord) -> dict[str, dict[str | None, int]]:
+    """Counts by counter, then by step; None is the key of counts that belong to no step."""
+    found: dict[str, dict[str | None, int]] = {}
+    for step in record.steps:
+        for timed in step.batches:
+            for name, number in timed.batch.counters.items():
+                by_step = found.setdefault(name, {})
+                by_step[step.id] = by_step.get(step.id, 0) + number
+    for name, number in record.notes.items():
+        if rest := number - sum(found.get(name, {}).values()):
+            found.setdefault(name, {})[None] = rest
+    order = [*NOTES, *sorted(found.keys() - NOTES.keys())]
+    return {name: found[name] for name in order if name in found}
