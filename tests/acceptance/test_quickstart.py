@@ -9,7 +9,13 @@ from pathlib import Path
 from tests.support.commands import applied, run
 
 ROOT = Path(__file__).parents[2]
-SMALL = ("--set", "tokens.categories=[byte, special]", "--set", "steps[1].attempts=2")
+SMALLER = {
+    "tokens.categories": "[byte, special]",
+    "steps[1].attempts": 2,
+    "steps[1].max_new_tokens": 5,
+    "steps[1].controls": 2,
+}
+SMALL = [word for path, value in SMALLER.items() for word in ("--set", f"{path}={value}")]
 
 
 def spec_of_the_readme() -> str:
