@@ -10,7 +10,10 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -150,8 +153,33 @@ def test_silent_server_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        with pytest.raises(TrackingUnavailable, match="timed out"):
+        with pytest.raises(TrackingUnavailable, match=r"timed out|no answer within"):
             ensure_store(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
+
+
+def test_server_that_sends_a_byte_at_a_time_times_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(address, "RESPONSE_SECONDS", 0.5)
+    over = threading.Event()
+
+    def drip(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection, suppress(OSError):
+            for byte in b"HTTP/1.1 200 OK" + b"x" * 100_000:
+                if over.wait(0.1):
+                    return
+                connection.send(bytes([byte]))
+
+    with socket.socket() as listening, ThreadPoolExecutor(1) as server:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        server.submit(drip, listening)
+        try:
+            with pytest.raises(TrackingUnavailable, match=r"no answer within 0\.5 s"):
+                ensure_store(f"http://127.0.0.1:{listening.getsockname()[1]}", tmp_path)
+        finally:
+            over.set()
 
 
 def test_missing_database_server_is_reported_without_retries(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.client
 import os
 import socket
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -95,15 +97,33 @@ def check_reachable(uri: str) -> None:
     scheme = urlsplit(uri).scheme.lower()
     try:
         if scheme in ("http", "https"):
-            _request_health(uri)
+            _in_time(_request_health, uri)
         elif scheme.partition("+")[0] in _DATABASE_PORTS:
-            _connect_to_database(uri)
+            _in_time(_connect_to_database, uri)
     except (OSError, http.client.HTTPException, ValueError) as exc:
         reason = getattr(exc, "reason", None) or exc
         raise TrackingUnavailable(
             f"MLflow store {shown(uri)} does not answer ({str(reason) or type(exc).__name__}); "
             f"start it, correct tracking.uri or {VARIABLE}, or unset both for a local store"
         ) from exc
+
+
+def _in_time(request: Callable[[str], None], uri: str) -> None:
+    """Makes a request and bounds its whole time: a socket's timeout only bounds each read."""
+    answered: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            request(uri)
+            answered.set_result(None)
+        except (OSError, http.client.HTTPException, ValueError) as exc:
+            answered.set_exception(exc)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        answered.result(RESPONSE_SECONDS)
+    except TimeoutError as exc:
+        raise TimeoutError(f"no answer within {RESPONSE_SECONDS:g} s") from exc
 
 
 def _request_health(uri: str) -> None:
