@@ -49,6 +49,7 @@ def _watch(request: dict[str, Any], stdin: int, stdout: int, stderr: int, report
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     sys.argv = ["glitchrun", *request["words"]]
 
 
