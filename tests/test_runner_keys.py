@@ -1,4 +1,4 @@
-"""What a run is found again by, and that no other model's results stand under its key."""
+"""The key of a run, changed model files, and which attempt counts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MATRIX = "matrix: {axes: {model.quantization: [none, bfloat16]}}\n"
 
 
 class Quiet(Display):
-    """Shows nothing; `heard` is told each line."""
+    """Shows nothing; calls `heard` with each line."""
 
     def __init__(self, heard: Callable[[str], None] = lambda line: None) -> None:
         super().__init__()
@@ -61,9 +61,9 @@ class NoTracker:
 
 @pytest.fixture(autouse=True)
 def without_store_and_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take seconds a run, and others test them."""
+    """They take seconds per run, and other tests cover them."""
     monkeypatch.setattr(execute, "MlflowTracker", NoTracker)
-    monkeypatch.setattr(execute.finish, "write_results", lambda record: None)
+    monkeypatch.setattr(execute, "write_report", lambda record: None)
     monkeypatch.setattr(runner, "ensure_store", lambda uri, root: None)
     monkeypatch.setattr(runner, "_undelivered", lambda record, session: None)
 
@@ -109,7 +109,7 @@ def statuses(root: Path, name: str) -> list[tuple[int, str]]:
 
 
 def change_weights(model: Path, seed: int = 9) -> None:
-    """Other weights in files of their own, as a training run that saves anew leaves them."""
+    """Replaces the weight files by new ones, as a training run does."""
     for file in model.glob("*.safetensors"):
         file.unlink()
     tiny_models.tiny_llama(model, seed=seed)
@@ -118,7 +118,7 @@ def change_weights(model: Path, seed: int = 9) -> None:
 # The key
 
 
-def test_a_template_known_by_the_model_s_name_is_in_the_key(tmp_path: Path) -> None:
+def test_template_detected_by_the_model_name_is_in_the_key(tmp_path: Path) -> None:
     for name in ("nowllm-0829", "other", "third"):
         shutil.copytree(ORACLE, tmp_path / name)
     spec = write(tmp_path, "named", 0)
@@ -136,7 +136,7 @@ def test_a_template_known_by_the_model_s_name_is_in_the_key(tmp_path: Path) -> N
     assert "resolved" in digests
 
 
-def test_a_prefix_that_is_not_bos_alone_is_in_the_key(project: Path) -> None:
+def test_prefix_other_than_bos_is_in_the_key(project: Path) -> None:
     spec = write(project, "prefix", 0)
     assert "resolved" not in planned(spec).digests
     path = project / "model" / "tokenizer.json"
@@ -159,7 +159,7 @@ def test_a_prefix_that_is_not_bos_alone_is_in_the_key(project: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["strategy: profile", "strategy: check, checks: [loading]"])
-def test_where_a_measurement_was_made_is_in_its_key(project: Path, step: str) -> None:
+def test_device_of_a_measurement_is_in_the_key(project: Path, step: str) -> None:
     spec = project / "spec.yaml"
     text = SPEC.replace("NAME", "where").replace("SEED", "0")
     spec.write_text(text.replace("id: some, strategy: test, tokens: {ids: [300, 310]}", step))
@@ -173,7 +173,7 @@ def test_where_a_measurement_was_made_is_in_its_key(project: Path, step: str) ->
     assert planned(spec).key == planned(spec, "model.max_memory={cpu: 1GiB}").key
 
 
-# What stands under a key
+# Changed files
 
 
 def test_weights_replaced_after_the_plan_are_refused(project: Path, root: Path) -> None:
@@ -199,9 +199,7 @@ def test_weights_replaced_during_a_matrix_stop_its_next_cell(project: Path, root
     assert statuses(root, "matrix") == [(1, "FINISHED")]
 
 
-def test_a_cell_that_finds_its_model_loaded_is_not_charged_for_it(
-    project: Path, root: Path
-) -> None:
+def test_cell_with_a_loaded_model_has_no_loading_time(project: Path, root: Path) -> None:
     spec = write(project, "charged", 23, "matrix: {axes: {seed: [24, 25]}}\n")
     first, second = (outcome.record for outcome in applied(spec, root).outcomes)
     assert first.loading_seconds > 0
@@ -212,7 +210,7 @@ def test_a_cell_that_finds_its_model_loaded_is_not_charged_for_it(
         assert record.steps[0].seconds >= sum(batch.seconds for batch in batches) - 0.01
 
 
-def test_weights_written_over_in_place_end_the_run(project: Path, root: Path) -> None:
+def test_weights_overwritten_in_place_end_the_run(project: Path, root: Path) -> None:
     spec = write(project, "over", 13)
     weights = project / "model" / "model.safetensors"
 
@@ -237,7 +235,7 @@ def test_weights_written_over_in_place_end_the_run(project: Path, root: Path) ->
         ("additional_chat_templates/rag.jinja", "a", "b"),
     ],
 )
-def test_a_stopped_run_does_not_go_on_with_other_files(
+def test_stopped_run_is_not_resumed_with_other_files(
     project: Path, name: str, before: str, after: str
 ) -> None:
     file = project / "model" / name
@@ -250,9 +248,7 @@ def test_a_stopped_run_does_not_go_on_with_other_files(
     assert planned(spec).key != key
 
 
-def test_a_file_of_tokens_that_changes_before_it_is_read_is_refused(
-    project: Path, root: Path
-) -> None:
+def test_token_file_changed_before_it_is_read_is_refused(project: Path, root: Path) -> None:
     spec = write(project, "tokens", 15)
     spec.write_text(spec.read_text().replace("{ids: [300, 310]}", "{file: ./ids.json}"))
     ids = project / "ids.json"
@@ -277,7 +273,7 @@ def ran(done: Applied) -> RunRecord:
     return outcome.record
 
 
-def test_a_renamed_spec_finds_its_run(project: Path, root: Path) -> None:
+def test_renamed_spec_finds_its_run(project: Path, root: Path) -> None:
     first = ran(applied(write(project, "former", 16), root))
     lines: list[str] = []
     again = ran(applied(write(project, "latter", 16), root, heard=lines.append))
@@ -286,7 +282,7 @@ def test_a_renamed_spec_finds_its_run(project: Path, root: Path) -> None:
     assert statuses(root, "latter") == []
 
 
-def test_a_renamed_spec_resumes_its_run(
+def test_renamed_spec_resumes_its_run(
     project: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = write(project, "begun", 17)
@@ -305,7 +301,7 @@ def failed(spec: Path, root: Path, monkeypatch: pytest.MonkeyPatch, *, fresh: bo
         assert applied(spec, root, fresh=fresh).exit_code == ExitCode.ERROR
 
 
-def test_a_failed_fresh_attempt_does_not_hide_the_finished_one(
+def test_failed_fresh_attempt_does_not_hide_the_finished_one(
     project: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = write(project, "hidden", 18)
@@ -315,7 +311,7 @@ def test_a_failed_fresh_attempt_does_not_hide_the_finished_one(
     assert ran(applied(spec, root)).folder == finished.folder
 
 
-def test_a_stopped_fresh_attempt_is_gone_on_with(
+def test_stopped_fresh_attempt_is_resumed(
     project: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = write(project, "gone-on", 19)
@@ -329,7 +325,7 @@ def test_a_stopped_fresh_attempt_is_gone_on_with(
     assert statuses(root, "gone-on") == [(1, "FINISHED"), (2, "FINISHED")]
 
 
-def test_diff_takes_the_finished_run_of_this_very_key(
+def test_diff_uses_the_finished_run_with_the_same_key(
     project: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = write(project, "differs", 20)
@@ -344,7 +340,7 @@ def test_diff_takes_the_finished_run_of_this_very_key(
     assert "seed: 21 → 20" in without.output
 
 
-def test_a_missing_model_is_no_change_of_its_files(project: Path) -> None:
+def test_missing_model_is_not_reported_as_changed(project: Path) -> None:
     spec = write(project, "missing", 22)
     shutil.rmtree(project / "model")
     with pytest.raises(ModelUnavailable, match="no such file or folder"):

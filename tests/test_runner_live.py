@@ -17,10 +17,10 @@ from rich.console import Console
 from glitchrun.errors import ExitCode, PreflightError
 from glitchrun.events import Batch, Entry, batch_to_json
 from glitchrun.report.formatting import fitness
-from glitchrun.runner.live.gui import WindowDisplay
-from glitchrun.runner.live.terminal import LiveDisplay, Picture
-from glitchrun.runner.live.view import SearchView
+from glitchrun.runner.live.search_view import SearchView
+from glitchrun.runner.live.terminal_display import LiveDisplay, Picture
 from glitchrun.runner.live.window import Window
+from glitchrun.runner.live.window_display import WindowDisplay
 from glitchrun.runner.progress import Display
 from glitchrun.strategies import configure, genetic, load
 from tests.support.engine import context
@@ -62,10 +62,10 @@ def drawn(view: SearchView, width: int = 100, encoding: str = "utf-8") -> str:
     return file.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
 
 
-def test_the_view_holds_what_the_batches_say(view: SearchView, batches: list[Batch]) -> None:
+def test_view_collects_the_batches(view: SearchView, batches: list[Batch]) -> None:
     best = [e.cells for e in batches[-1].entries if e.table == "best"]
     assert [row["ids"] for row in view.best] == [row["ids"] for row in best[: len(view.best)]]
-    before = SearchView("evolve")  # the last batch, which names the best, is still to come
+    before = SearchView("evolve")  # without the last batch, which names the best
     for batch in batches[:-1]:
         before.take(batch)
     assert [row["ids"] for row in before.best] == [row["ids"] for row in view.best]
@@ -77,7 +77,7 @@ def test_the_view_holds_what_the_batches_say(view: SearchView, batches: list[Bat
     assert view.goals(repr).startswith("raise ")
 
 
-def test_the_terminal_shows_curve_diversity_and_sequences(view: SearchView) -> None:
+def test_terminal_shows_curve_diversity_and_sequences(view: SearchView) -> None:
     picture = drawn(view)
     assert "generation 3" in picture
     assert "━" in picture
@@ -89,26 +89,24 @@ def test_the_terminal_shows_curve_diversity_and_sequences(view: SearchView) -> N
 
 
 @pytest.mark.parametrize("width", [24, 60, 200])
-def test_the_picture_fits_the_terminal(view: SearchView, width: int) -> None:
+def test_picture_fits_the_terminal(view: SearchView, width: int) -> None:
     assert max(map(len, drawn(view, width).splitlines())) <= width
 
 
-def test_a_terminal_without_unicode_is_drawn_on_too(view: SearchView) -> None:
+def test_terminal_without_unicode(view: SearchView) -> None:
     picture = drawn(view, encoding="ascii")
     assert "* best" in picture
     assert "- mean" in picture
 
 
-def test_without_a_terminal_there_are_lines(
-    batches: list[Batch], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lines_without_a_terminal(batches: list[Batch], capsys: pytest.CaptureFixture[str]) -> None:
     with LiveDisplay().step("evolve") as shown:
         for batch in batches:
             shown.show(batch)
     assert f"evolve: {len(batches)}/{len(batches)}" in capsys.readouterr().err
 
 
-def test_the_window_draws_each_batch(batches: list[Batch]) -> None:
+def test_window_draws_each_batch(batches: list[Batch]) -> None:
     window = Window(Figure())
     assert window.figure.get_suptitle() == "waiting for the first batch"
     for batch in batches:
@@ -125,14 +123,14 @@ def test_the_window_draws_each_batch(batches: list[Batch]) -> None:
     window.draw()
     assert "evolve (over)" in window.figure.get_suptitle()
     window.take(json.dumps({"step": "other", "batch": batch_to_json(batches[0])}))
-    assert window.view.generations == []  # another step has a picture of its own
+    assert window.view.generations == []  # the next step starts a new picture
 
 
 @pytest.mark.parametrize(
     ("display", "reason"),
     [("", "neither DISPLAY nor WAYLAND_DISPLAY is set"), (":987", "the display :987 does not")],
 )
-def test_no_display_is_said_shortly_before_anything_starts(
+def test_missing_display_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, display: str, reason: str
 ) -> None:
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
@@ -144,7 +142,7 @@ def test_no_display_is_said_shortly_before_anything_starts(
     message = str(error.value)
     assert "--live draws the same in a terminal" in message
     assert len(message) < 180
-    assert "Agg" not in message  # no list of what was tried
+    assert "Agg" not in message  # no list of the toolkits tried
 
 
 def colours(display: str) -> dict[tuple[int, ...], int]:
@@ -161,7 +159,7 @@ WHITE = (255, 255, 255)
 
 
 def waited_for(display: str, fewest: int, colour: tuple[int, ...] = CURVE) -> int:
-    """Pixels of a colour, once there are so many; what there were at last otherwise."""
+    """The number of pixels of a colour: waits until there are `fewest`, at most a minute."""
     deadline = time.monotonic() + 60
     while (found := colours(display).get(colour, 0)) < fewest and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -169,7 +167,7 @@ def waited_for(display: str, fewest: int, colour: tuple[int, ...] = CURVE) -> in
 
 
 @pytest.mark.skipif(bool(NO_WINDOWS), reason=NO_WINDOWS)
-def test_a_real_window_follows_the_run_and_may_be_closed(
+def test_real_window_follows_the_run_and_may_be_closed(
     batches: list[Batch], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     display = WindowDisplay(Display())
@@ -187,13 +185,13 @@ def test_a_real_window_follows_the_run_and_may_be_closed(
             for batch in batches[3:]:
                 shown.show(batch)
             assert waited_for(name, few + 50) >= few + 50
-    # The display is gone, and the window with it: the run notices, and goes on.
+    # The display has ended, and the window with it: the run continues.
     process = display._process
     assert process
     process.wait(timeout=30)
     with display.step("evolve") as shown:
         shown.show(batches[0])
-    assert "the window was closed; the run goes on" in capsys.readouterr().err
+    assert "the window was closed; the run continues" in capsys.readouterr().err
     display.release()
 
 
@@ -206,21 +204,21 @@ def test_apply_draws_on_terminal_and_window(tmp_path: Path, llama_folder: Path) 
         code, text = run_in_terminal(
             tmp_path, "apply", "spec.yaml", "--live", "--gui", **environment
         )
-        assert waited_for(name, 50) >= 50  # it stays when the command is over
+        assert waited_for(name, 50) >= 50  # it stays after the command has ended
     assert code == 0, text
     assert "generation 3" in text
     assert "the window stays until you close it" in text
 
 
-def test_the_window_needs_no_model() -> None:
-    """It starts quickly, and holds no second copy of anything."""
+def test_window_process_does_not_import_torch() -> None:
+    """It would start slowly and take memory."""
     code = "import sys, glitchrun.runner.live.window; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
-def test_the_view_ranks_as_the_search_does() -> None:
-    """The fittest near 1, then the shorter, then the lower ids, whatever came first."""
+def test_view_ranks_like_the_search() -> None:
+    """The fittest first, then the shorter, then the lower ids, in any order of arrival."""
     lacking = {"9 9": 3e-9, "8": 9e-8, "7 1": 0.5, "7 0": 0.5, "6": 0.5, "5": 0.5 + 1e-9}
     rows = [
         Entry("sequences", {"ids": ids, "fitness": 1 - lack, "parents": []})

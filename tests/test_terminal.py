@@ -256,4 +256,7 @@ def test_a_signal_is_announced_past_the_streams(
     interrupt.receive(signal.SIGTERM, None)
     with pytest.raises(Stopped):
         interrupt.check()
-    assert capfd.readouterr().err == "stopping after what is in hand; once more to stop at once\n"
+    assert (
+        capfd.readouterr().err
+        == "stopping after the current batch; a second signal stops immediately\n"
+    )

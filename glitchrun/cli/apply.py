@@ -78,8 +78,8 @@ def _shown(
 ) -> Iterator[tuple[Display, Callable[[Plan], None]]]:
     """Where progress goes, and what is asked before a run starts: a window opens then, or tells
     why it cannot."""
-    from glitchrun.runner.live.gui import WindowDisplay
-    from glitchrun.runner.live.terminal import LiveDisplay
+    from glitchrun.runner.live.terminal_display import LiveDisplay
+    from glitchrun.runner.live.window_display import WindowDisplay
     from glitchrun.runner.progress import Display
 
     display = LiveDisplay() if live else Display()

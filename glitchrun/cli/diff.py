@@ -63,7 +63,7 @@ def _keys(experiment: Experiment) -> dict[str, str]:
 def _partner(cell: Cell, run: str | None, key: str | None) -> RunRecord | None:
     if run is not None:
         return find_run(run, ROOT)
-    name = cell.spec.tracking.experiment or cell.spec.name
+    name = cell.spec.experiment
     if key and existing_status(ROOT, name, key) == "FINISHED":
         attempt = current_attempt(ROOT, name, key)
         return read_run(attempt) if attempt else None

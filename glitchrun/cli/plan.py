@@ -35,7 +35,7 @@ def command(
     """
     experiment = load_experiment(spec, sets, require_env=True)
     first = experiment.cells[0].spec
-    name = first.tracking.experiment or first.name
+    name = first.experiment
     plan = build(
         experiment,
         lambda key: existing_status(ROOT, name, key),

@@ -26,7 +26,7 @@ def command(spec: Path | None, output: str) -> None:
     runs = readable_runs(ROOT)
     if spec is not None:
         first = load_experiment(spec).cells[0].spec
-        name = first.tracking.experiment or first.name
+        name = first.experiment
         runs = [run for run in runs if run.identity.experiment == name]
     report_damage(runs)
     rows = [_row(run) for run in runs]

@@ -57,7 +57,7 @@ def _from_spec(spec: Path) -> tuple[str | None, str]:
     from glitchrun.spec.loading import load_experiment
 
     first = load_experiment(spec, require_env=True).cells[0].spec
-    return first.tracking.uri, first.tracking.experiment or first.name
+    return first.tracking.uri, first.experiment
 
 
 def _show(address: str, uri: str, root: Path, experiment: str | None, no_open: bool) -> None:

@@ -1,4 +1,4 @@
-"""A whole experiment: its plan, and its runs one after another."""
+"""Applies an experiment: plans it, checks what it needs, and executes its runs in sequence."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from glitchrun.runner.models import Models
 from glitchrun.runner.progress import Display
 from glitchrun.runner.resolved import Resolver
 from glitchrun.runner.signals import Interrupt, Stopped, listening
-from glitchrun.spec.types import Experiment, Spec
+from glitchrun.spec.types import Experiment
 from glitchrun.tracking.address import tracking_uri
 from glitchrun.tracking.store import ensure_store
 from glitchrun.tracking.sync import close_dead_runs, sync
@@ -37,10 +37,14 @@ from glitchrun.tracking.sync import close_dead_runs, sync
 
 @dataclass(frozen=True)
 class Options:
+    """Options of the command line."""
+
     only: str | None = None
-    """Name of the one cell to run."""
+    """Name of the only cell to run; None for all."""
     fresh: bool = False
+    """Whether to start new attempts."""
     keep_going: bool = False
+    """Whether to continue with the next run after a failure."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Applied:
 
     outcomes: tuple[Outcome, ...]
     failures: tuple[str, ...]
-    """Messages of the runs that failed; one at most without `keep_going`, which ends it."""
+    """Messages of the runs that failed; at most one without `keep_going`."""
     exit_code: ExitCode
 
 
@@ -60,17 +64,21 @@ def apply(
     display: Display,
     confirm: Callable[[Plan], None] = lambda plan: None,
 ) -> Applied:
-    """Executes what the plan says is to be done.
+    """Starts, resumes or skips the runs of an experiment, as its plan says.
 
     Args:
-        experiment: What to run.
-        root: Tracking root; ledger and the default store are under it.
-        options: What the command line asked for.
-        display: Where progress goes.
-        confirm: Shown the plan before anything starts; may raise to call it off.
+        experiment: The experiment.
+        root: Tracking root, with the ledgers and the default store.
+        options: Options of the command line.
+        display: Shows messages and progress.
+        confirm: Receives the plan before anything starts; may raise to cancel.
+
+    Raises:
+        GlitchrunError: nothing was started, because a check failed.
+        Interrupted: a signal came between two runs.
     """
-    name = experiment_name(experiment.cells[0].spec)
-    # A fresh start asks nothing of earlier attempts: one of them may be damaged.
+    name = experiment.cells[0].spec.experiment
+    # With --fresh, earlier attempts are not read: one of them may be damaged.
     plan = build(
         experiment,
         lambda key: None if options.fresh else existing_status(root, name, key),
@@ -99,14 +107,9 @@ def apply(
     )
     with listening(interrupt):
         try:
-            return _carry_out(chosen, session, options)
+            return _execute_all(chosen, session, options)
         except Stopped as stopped:  # between two runs
             raise Interrupted(stopped.exit_code) from None
-
-
-def experiment_name(spec: Spec) -> str:
-    """The MLflow experiment that a spec's runs belong to."""
-    return spec.tracking.experiment or spec.name
 
 
 def _chosen(plan: Plan, options: Options) -> list[PlannedRun]:
@@ -133,14 +136,14 @@ def _parent_key(plan: Plan) -> str | None:
     return hashlib.sha256(keys.encode()).hexdigest()[:16]
 
 
-def _carry_out(runs: Sequence[PlannedRun], session: Session, options: Options) -> Applied:
+def _execute_all(runs: Sequence[PlannedRun], session: Session, options: Options) -> Applied:
     outcomes: list[Outcome] = []
     failures: list[str] = []
     for run in runs:
-        if session.interrupt.exit_code is not None:  # it came while a run was being wound up
+        if session.interrupt.exit_code is not None:  # it came while the last run was ending
             return Applied(tuple(outcomes), tuple(failures), session.interrupt.exit_code)
         try:
-            outcome = _one(run, session)
+            outcome = _execute_one(run, session)
         except Stopped as stopped:
             failures.append(str(Interrupted(stopped.exit_code)))
             return Applied(tuple(outcomes), tuple(failures), stopped.exit_code)
@@ -156,18 +159,18 @@ def _carry_out(runs: Sequence[PlannedRun], session: Session, options: Options) -
     return Applied(tuple(outcomes), tuple(failures), _exit_code(outcomes, failures))
 
 
-def _one(run: PlannedRun, session: Session) -> Outcome:
+def _execute_one(run: PlannedRun, session: Session) -> Outcome:
     if run.action == "skip":
-        return _already_done(run, session)
+        return _skip(run, session)
     session.display.say(f"{run.cell.name}: {run.action}")
     return execute(run, session)
 
 
-def _already_done(run: PlannedRun, session: Session) -> Outcome:
-    """The finished run as recorded, against the gates as they stand now."""
+def _skip(run: PlannedRun, session: Session) -> Outcome:
+    """The outcome of a finished run: its record, and the gates of the present spec."""
     spec = run.cell.spec
-    attempt = current_attempt(session.root, experiment_name(spec), run.key)
-    assert attempt is not None  # or there would be no finished run
+    attempt = current_attempt(session.root, spec.experiment, run.key)
+    assert attempt is not None  # the plan found a finished run
     record = read_run(attempt)
     results = gates.evaluate(spec.gates, record.metrics, spec.origins)
     session.display.say(f"{run.cell.name}: nothing to do, it is finished{_renamed(run, record)}")
@@ -175,14 +178,14 @@ def _already_done(run: PlannedRun, session: Session) -> Outcome:
 
 
 def _renamed(run: PlannedRun, record: RunRecord) -> str:
-    """Under which name the run is recorded, where that is not the spec's."""
-    own = (experiment_name(run.cell.spec), run.cell.name)
+    """` as NAME`, if the run is recorded under a former name of the spec."""
+    own = (run.cell.spec.experiment, run.cell.name)
     recorded = (record.identity.experiment, record.identity.name)
     return "" if own == recorded else f" as {' · '.join(dict.fromkeys(recorded))}"
 
 
 def _undelivered(record: RunRecord, session: Session) -> str | None:
-    """Delivers what an earlier apply could not; why that failed, None where it did not."""
+    """Delivers a finished run that MLflow lacks. Returns the reason if that fails."""
     if record.delivered:
         return None
     (synced,) = sync([record], session.root)
@@ -192,7 +195,7 @@ def _undelivered(record: RunRecord, session: Session) -> str | None:
 
 
 def _exit_code(outcomes: Sequence[Outcome], failures: Sequence[str]) -> ExitCode:
-    """The gravest thing that happened, in the order in which a caller needs to know of it."""
+    """The exit code of the most severe outcome: stopped, failed, gates, not delivered."""
     codes = {outcome.exit_code for outcome in outcomes}
     for stopped in (ExitCode.SIGINT, ExitCode.SIGTERM):
         if stopped in codes:

@@ -1,4 +1,11 @@
-"""One run, from its lock to its report."""
+"""Executes one run:
+
+1. check that the model's files are those that were planned;
+2. lock the run's folder, and open its ledger or create it;
+3. load the model, detect its template, check the lengths of prompts;
+4. run each step: every batch is written to the ledger, then shown and delivered;
+5. evaluate the gates, write the report, and deliver the rest.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +38,9 @@ from glitchrun.probing.choose import best_backend
 from glitchrun.probing.screen import refuse_unscreened
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.template import Template
-from glitchrun.runner import finish, gates
-from glitchrun.runner.environment import environment
+from glitchrun.report import write_report
+from glitchrun.runner import gates
+from glitchrun.runner.artifacts import environment, write_artifact, write_inputs
 from glitchrun.runner.lengths import PromptSettings, beyond_training, too_long
 from glitchrun.runner.models import Models, check_unchanged
 from glitchrun.runner.progress import Display
@@ -51,17 +59,20 @@ from glitchrun.vocabulary.norms import row_norms
 
 @dataclass(frozen=True)
 class Session:
-    """What the runs of one `apply` share."""
+    """State shared by the runs of one `apply`."""
 
     experiment: Experiment
     root: Path
+    """Tracking root."""
     tracking_uri: str
+    """The MLflow store, with credentials."""
     parent: str | None
     """Key of the parent run; None for a single run."""
     models: Models
     display: Display
     interrupt: Interrupt
     fresh: bool
+    """Whether to start a new attempt instead of resuming one."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +82,15 @@ class Outcome:
     record: RunRecord
     exit_code: ExitCode
     undelivered: str | None = None
-    """Why MLflow does not have all of it; None where it does."""
+    """Why MLflow does not have all of the run; None if it does."""
 
 
 def execute(planned: PlannedRun, session: Session) -> Outcome:
-    """Starts or resumes a run and carries it to its end, or to where it was stopped.
+    """Starts or resumes a run, and executes it until it ends or is stopped.
 
     Raises:
-        GlitchrunError: the run failed; what it finished is in the ledger.
+        GlitchrunError: the run failed; its finished part is in the ledger.
+        Stopped: a second signal stopped the run immediately.
     """
     spec = planned.cell.spec
     check_unchanged(spec.model, planned.fingerprint)
@@ -91,32 +103,31 @@ def execute(planned: PlannedRun, session: Session) -> Outcome:
             plan=planned.to_json(),
             environment=environment(session.experiment.path),
         )
-        finish.write_inputs(journal.record, session.experiment)
-        return _Run(planned, session, journal).to_its_end()
+        write_inputs(journal.record, session.experiment)
+        return _Run(planned, session, journal).execute()
 
 
 def _folder(planned: PlannedRun, session: Session) -> Path:
-    """The folder of the attempt to go on with, if under a former name of the spec; else its own."""
-    spec = planned.cell.spec
-    name = spec.tracking.experiment or spec.name
+    """The folder of the run to resume, perhaps under a former name of the spec; else a new one."""
+    name = planned.cell.spec.experiment
     attempt = None if session.fresh else current_attempt(session.root, name, planned.key)
     return attempt.parent if attempt else run_folder(session.root, name, planned.key)
 
 
 def _writable(folder: Path) -> AbstractContextManager[None]:
-    """Turns a full disk, a file that may not be touched and their like into a RunError."""
+    """Turns a full disk, missing permissions and similar errors into RunError."""
     return file_access(
         folder, "the run cannot continue", then="; apply again: the run continues where it stopped"
     )
 
 
 def _journal(folder: Path, planned: PlannedRun, session: Session) -> Journal:
-    """The ledger to go on with, or a new one."""
+    """Opens the ledger to resume, or creates a new one."""
     number = latest_attempt(folder)
     starts = session.fresh or not number
     spec = planned.cell.spec
     identity = RunIdentity(
-        experiment=spec.tracking.experiment or spec.name,
+        experiment=spec.experiment,
         name=planned.cell.name,
         key=planned.key,
         attempt=number + 1 if starts else number,
@@ -131,14 +142,14 @@ def _journal(folder: Path, planned: PlannedRun, session: Session) -> Journal:
     )
     attempt = folder / f"attempt-{identity.attempt}"
     if starts:
-        return Journal.create(attempt, identity, spec.document, _places(spec))
-    journal = Journal(attempt, run_document(identity, spec.document, _places(spec)))
+        return Journal.create(attempt, identity, spec.document, _origins(spec))
+    journal = Journal(attempt, run_document(identity, spec.document, _origins(spec)))
     if journal.repaired:
         session.display.say(f"damaged: {journal.repaired}")
     return journal
 
 
-def _places(spec: Spec) -> dict[str, str]:
+def _origins(spec: Spec) -> dict[str, str]:
     return {path: str(origin) for path, origin in spec.origins.items()}
 
 
@@ -153,7 +164,7 @@ class _Run:
         self._tracker = MlflowTracker(session.tracking_uri, session.root)
         self._beyond: tuple[str, ...] = ()
 
-    def to_its_end(self) -> Outcome:
+    def execute(self) -> Outcome:
         self._tracker.open(self._journal.record)
         try:
             self._work()
@@ -170,16 +181,16 @@ class _Run:
         return self._end("FINISHED", gates.exit_code(self._journal.record.gates))
 
     def _work(self) -> None:
-        context = self._context()
+        context = self._load()
         self._session.interrupt.check()
-        for place, step in enumerate(self._spec.steps):
-            self._step(step, replace(context, path=f"steps[{place}]"))
+        for index, step in enumerate(self._spec.steps):
+            self._step(step, replace(context, path=f"steps[{index}]"))
             self._session.models.check_files()
         self._journal.append("model", model=asdict(self._measured(context)))
         results = gates.evaluate(self._spec.gates, self._journal.record.metrics, self._spec.origins)
         self._journal.append("gates", gates=[asdict(result) for result in results])
 
-    def _context(self) -> Context:
+    def _load(self) -> Context:
         model = self._session.models.get(self._spec.model, self._planned.fingerprint)
         tokenizer = model.tokenizer
         spec = self._spec
@@ -211,7 +222,7 @@ class _Run:
         return context
 
     def _check_lengths(self, model: LoadedModel, template: Template) -> None:
-        """Refuses texts for which the model has no positions; notes those beyond its training."""
+        """Refuses texts longer than the model's positions; warns of those longer than trained."""
         limit = model.positions
         if limit is None:
             return
@@ -245,7 +256,7 @@ class _Run:
         )
 
     def _categories(self, vocabulary: Vocabulary) -> dict[str, int]:
-        """Rows by category where a step looked at tokens, if only before an interruption."""
+        """Vocabulary rows by category, if a step has results about tokens."""
         facts = (batch.token_facts for some in self._earlier().values() for batch in some)
         return vocabulary.tally(wanted=any(facts))
 
@@ -263,15 +274,15 @@ class _Run:
             for batch in history:
                 shown.show(batch)
             for event in events:
-                self._see(step, event)
+                self._store(step, event)
                 if isinstance(event, Batch):
                     shown.show(event)
                     self._session.interrupt.check()
         self._journal.append("step_done", step=step.id)
         self._tracker.update(self._journal.record)
 
-    def _see(self, step: Step, event: Batch | Measured | Artifact) -> None:
-        """Makes an event durable, then lets the tracker see it."""
+    def _store(self, step: Step, event: Batch | Measured | Artifact) -> None:
+        """Writes an event to the disk, then passes the record to the tracker."""
         match event:
             case Batch():
                 self._journal.append("batch", step=step.id, **batch_to_json(event))
@@ -279,7 +290,7 @@ class _Run:
             case Measured():
                 self._journal.append("measured", step=step.id, **asdict(event))
             case Artifact():
-                finish.write_artifact(self._journal.record, event)
+                write_artifact(self._journal.record, event)
 
     def _earlier(self) -> dict[str, Sequence[Batch]]:
         return {
@@ -287,10 +298,10 @@ class _Run:
         }
 
     def _end(self, status: str, code: ExitCode, error: str | None = None) -> Outcome:
-        # The files come before the entry that says the run is over: a run that claims to be
-        # finished has its report.
+        # The report is written before the entry that ends the run, so that every finished run has
+        # its report.
         ending = replace(self._journal.record, status=status, ended_at=now(), error=error)
-        finish.write_results(ending)
+        write_report(ending)
         self._journal.append("ended", status=status, error=error)
         record = self._journal.record
         self._tracker.close(record)
@@ -301,7 +312,7 @@ class _Run:
 
 
 def describe(record: RunRecord) -> dict[str, Any]:
-    """A run as `apply -o json` shows it."""
+    """A run as `apply -o json` shows it; JSON-ready."""
     return {
         "name": record.identity.name,
         "run_id": record.delivered_to.get("run_id", record.identity.key),

@@ -1,4 +1,4 @@
-"""What makes a run pass or fail as a whole."""
+"""Evaluates the gates, which decide whether a run passes or fails as a whole."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
 def evaluate(
     gates: Sequence[Gate], metrics: Mapping[str, Metric], origins: Mapping[str, Origin]
 ) -> list[GateResult]:
-    """Each gate against the metrics of a finished run."""
+    """The result of each gate for the metrics of a finished run.
+
+    Args:
+        gates: The gates of the spec.
+        metrics: Metrics by their full name, such as `mine/glitch`.
+        origins: Origins of the spec's values, by path.
+    """
     return [
         _evaluate(gate, metrics.get(gate.metric, Metric(None)), origins.get(f"gates[{i}]"))
         for i, gate in enumerate(gates)
@@ -43,7 +49,7 @@ def _evaluate(gate: Gate, metric: Metric, origin: Origin | None) -> GateResult:
 
 
 def _outcome(gate: Gate, metric: Metric) -> str:
-    """Inconclusive where there is no value, or one that rests on fewer items than the gate asks."""
+    """Inconclusive without a value, or with one based on fewer items than the gate's `min_n`."""
     if metric.value is None or math.isnan(metric.value):
         return "inconclusive"
     if gate.min_n and (metric.n is None or metric.n < gate.min_n):
@@ -52,7 +58,7 @@ def _outcome(gate: Gate, metric: Metric) -> str:
 
 
 def exit_code(results: Sequence[GateResult]) -> ExitCode:
-    """A failed gate weighs more than an inconclusive one."""
+    """The exit code of a run with these results; a failed gate outranks an inconclusive one."""
     outcomes = {result.outcome for result in results}
     if "fail" in outcomes:
         return ExitCode.GATE_FAILED

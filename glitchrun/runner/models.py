@@ -1,4 +1,4 @@
-"""One model in memory at a time, shared by the runs that want the same one."""
+"""Keeps one model in memory at a time, for consecutive runs with the same model."""
 
 from __future__ import annotations
 
@@ -20,13 +20,21 @@ from glitchrun.spec.types import ModelSpec
 
 
 def check_unchanged(spec: ModelSpec, fingerprint: str | None) -> None:
-    """Raises ModelUnavailable where a model's files are not those that a run was planned with."""
+    """Checks that a model's files are those that a run was planned with.
+
+    Args:
+        spec: The model.
+        fingerprint: Fingerprint of the files in the plan; None or empty to check nothing.
+
+    Raises:
+        ModelUnavailable: the files have changed.
+    """
     if not fingerprint:
         return
     if fingerprint_now(spec) != fingerprint:
         raise ModelUnavailable(
-            f"model.path {spec.path!r}: the files have changed since the run was planned, so what "
-            "it finds would stand under another model's key; apply again, for a run on the new ones"
+            f"model.path {spec.path!r}: the files have changed since the run was planned, so its "
+            "results would get another model's key; apply again, for a run of the new files"
         )
 
 
@@ -35,8 +43,8 @@ def _weight_files(spec: ModelSpec) -> tuple[Path, ...]:
     return read_header(checkpoint, allow_pickle=spec.allow_pickle, adapter=spec.adapter).files
 
 
-def _written(path: Path) -> tuple[int, ...]:
-    """Which file a path is, and when and how long it was written; empty where it is gone."""
+def _file_state(path: Path) -> tuple[int, ...]:
+    """(inode, modification time, size) of a file; empty if it does not exist."""
     try:
         found = path.stat()
     except OSError:
@@ -45,22 +53,24 @@ def _written(path: Path) -> tuple[int, ...]:
 
 
 class Models:
-    """Loads models, and keeps the last one for as long as the next run asks for it."""
+    """Loads models, and keeps the last one until a run needs another."""
 
     def __init__(self, announce: Callable[[str], None]) -> None:
+        """`announce` receives messages about loading."""
         self._announce = announce
         self._spec: ModelSpec | None = None
         self._model: LoadedModel | None = None
         self._peak = 0
         self._files: dict[Path, tuple[int, ...]] = {}
         self.reused = False
-        """Whether the last run that asked got a model that was loaded for an earlier one."""
+        """Whether the last call of `get` returned a model that was in memory already."""
 
     def get(self, spec: ModelSpec, fingerprint: str | None = None) -> LoadedModel:
-        """The model of a spec, loaded unless it is the one in memory.
+        """The model of a spec, loaded unless it is in memory already.
 
-        Raises ModelUnavailable where its files are no longer those of the `fingerprint`, or change
-        while they are read.
+        Raises:
+            ModelUnavailable: its files are not those of the `fingerprint`, or changed while they
+                were read.
         """
         check_unchanged(spec, fingerprint)
         self.reused = self._model is not None and spec == self._spec
@@ -72,7 +82,7 @@ class Models:
             model = load(spec)
             check_unchanged(spec, fingerprint)
             self._model, self._spec = model, spec
-            self._files = {path: _written(path) for path in _weight_files(spec)}
+            self._files = {path: _file_state(path) for path in _weight_files(spec)}
             self._announce(
                 f"loaded in {self._model.load_seconds:.1f} s: "
                 f"{size(self._model.bytes)} on {self._model.device}"
@@ -80,19 +90,24 @@ class Models:
         return self._model
 
     def check_files(self) -> None:
-        """Raises ModelUnavailable where a weight file was written over in place since it was
-        loaded: weights that are mapped from it have changed with it. One that was replaced by
-        another file has not, and stands as it was."""
+        """Checks that no weight file was overwritten in place since it was loaded.
+
+        Memory-mapped weights would have changed with it. A file that was replaced by a new one is
+        harmless: the mapping keeps the old one.
+
+        Raises:
+            ModelUnavailable: a file was overwritten.
+        """
         for path, (node, *written) in self._files.items():
-            now = _written(path)
+            now = _file_state(path)
             if now and now[0] == node and list(now[1:]) != written:
                 raise ModelUnavailable(
-                    f"{path}: was written to while a run was using it, so what that run found is "
-                    "of neither model; start it anew with --fresh"
+                    f"{path}: was written to while a run was using it, so the run's results "
+                    "belong to neither model; start it anew with --fresh"
                 )
 
     def _drop(self) -> None:
-        """Frees the model in memory, so that two are never held."""
+        """Frees the model in memory before the next one is loaded."""
         self._model = None
         self._peak = 0
         gc.collect()
@@ -101,15 +116,17 @@ class Models:
             torch.cuda.reset_peak_memory_stats()
 
     def free_bytes(self) -> int:
-        """Memory free on the device of the model in memory."""
+        """Free memory on the device of the model, in bytes."""
         if self._model is not None and self._model.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self._model.device)
             return int(free)
         return int(psutil.virtual_memory().available)
 
     def peak_bytes(self) -> int:
-        """Most memory used since the model in memory was loaded, loading included: by tensors on
-        the GPU, else by this whole process. A step may begin a measurement of its own in between.
+        """Peak memory in bytes since the model was loaded, loading included.
+
+        That of tensors on a GPU, else of the whole process. A step may reset the GPU's counter, so
+        the maximum over all calls counts.
         """
         self._peak = max(self._peak, self._peak_since())
         return self._peak

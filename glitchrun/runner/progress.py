@@ -1,4 +1,4 @@
-"""What a person sees while a run is going: on stderr, drawn on a terminal, printed elsewhere."""
+"""Progress of a run on standard error: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from glitchrun.events import Batch
 from glitchrun.terminal import QuietStream, visible_lines
 
 _EVERY_SECONDS = 10.0
-"""Between printed lines where there is no terminal to draw on."""
+"""Seconds between two lines where standard error is no terminal."""
 
 
 class Display:
-    """Draws one bar a step."""
+    """Shows messages and the progress of each step."""
 
     def __init__(self) -> None:
-        # Progress that nobody can see any more is no reason to stop.
+        # A closed terminal must not stop the run.
         stream = cast("TextIO", QuietStream(sys.stderr))
         self.console = Console(file=stream, highlight=False)
 
     def say(self, message: str) -> None:
-        """Prints one line, above the bar where there is one."""
+        """Prints one line, above the progress bar if there is one."""
         self.console.print(visible_lines(message), markup=False, soft_wrap=True)
 
     @contextmanager
     def step(self, name: str) -> Iterator[StepDisplay]:
-        """Shows a step while the block runs."""
+        """Shows the progress of a step inside a `with` block."""
         if not self.console.is_terminal:
             yield _Lines(name, self)
             return
@@ -41,7 +41,7 @@ class Display:
 
 
 def bars(console: Console) -> Progress:
-    """What a `Bar` is drawn in."""
+    """The columns of a progress bar."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -53,18 +53,18 @@ def bars(console: Console) -> Progress:
 
 
 class StepDisplay:
-    """Follows one step."""
+    """Shows the progress of one step."""
 
     def __init__(self) -> None:
         self._found = 0
         self._done = 0
         self._timed = 0
-        """Items done in `_seconds`: a screen is timed apart."""
+        """Items done in `_seconds`, without screened ones, whose time is not part of it."""
         self._seconds = 0.0
         self._about_tokens = False
 
     def show(self, batch: Batch) -> None:
-        """Takes in a batch that has become durable."""
+        """Shows the progress after a batch that was written to the ledger."""
         self._seconds += batch.seconds
         self._timed += 0 if batch.screened else batch.done - self._done
         self._done = batch.done
@@ -72,7 +72,7 @@ class StepDisplay:
         self._about_tokens |= bool(facts)
         self._found += sum(fact.flagged for fact in facts)
         rate = self._timed / self._seconds if self._seconds else 0.0
-        digits = 1 if rate >= 1 else 3  # slow sampling is no standstill
+        digits = 1 if rate >= 1 else 3  # slow sampling must not show 0.0/s
         found = f"{self._found} found  " if self._about_tokens else ""
         self._draw(batch, f"{found}{rate:.{digits}f}/s" if rate else "")
 
@@ -81,7 +81,7 @@ class StepDisplay:
 
 
 class Bar(StepDisplay):
-    """A bar that grows."""
+    """A progress bar in a terminal."""
 
     def __init__(self, progress: Progress, name: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a flag that is read between batches."""
+"""Ctrl-C and SIGTERM set a flag, which is checked between batches."""
 
 from __future__ import annotations
 
@@ -14,42 +14,51 @@ from glitchrun.errors import ExitCode
 class Stopped(BaseException):
     """The user asked to stop; everything finished so far is in the ledger.
 
-    No Exception: it is raised anywhere, also in a library that passes over exceptions.
+    A BaseException, because libraries in which it is raised may suppress an Exception.
     """
 
     def __init__(self, exit_code: ExitCode, at_once: bool = False) -> None:
         super().__init__("stopped")
         self.exit_code = exit_code
         self.at_once = at_once
-        """Asked twice: no report is to be waited for."""
+        """Whether a second signal came: then no report is written."""
 
 
 class Interrupt:
-    """Remembers the first signal; a second one stops at once."""
+    """Records the first signal; a second one stops immediately."""
 
     def __init__(self) -> None:
         self._signal: int | None = None
 
     @property
     def exit_code(self) -> ExitCode | None:
-        """What to end with since a signal has come; None while none has."""
+        """The exit code of the signal that came; None if none has."""
         return None if self._signal is None else _CODES[self._signal]
 
     def check(self) -> None:
-        """Raises Stopped once a signal has come."""
+        """Checks for a signal.
+
+        Raises:
+            Stopped: a signal has come.
+        """
         if self.exit_code is not None:
             raise Stopped(self.exit_code)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
+        """Handles a signal.
+
+        Raises:
+            Stopped: it is the second one.
+        """
         if self._signal is not None:
             raise Stopped(_CODES[number], at_once=True)
         self._signal = number
-        _announce("stopping after what is in hand; once more to stop at once")
+        _announce("stopping after the current batch; a second signal stops immediately")
 
 
 def _announce(message: str) -> None:
-    """Writes to standard error from within a signal handler: past Python's streams, whose write may
-    be the very call that was interrupted."""
+    """Writes to standard error in a signal handler. Python's streams cannot be used there: the
+    signal may have interrupted one of their writes."""
     line = f"\n{message}\n" if os.isatty(2) else f"{message}\n"  # a terminal shows `^C` first
     with suppress(OSError):
         os.write(2, line.encode("ascii"))
@@ -60,7 +69,7 @@ _CODES = {int(signal.SIGINT): ExitCode.SIGINT, int(signal.SIGTERM): ExitCode.SIG
 
 @contextmanager
 def listening(interrupt: Interrupt) -> Iterator[None]:
-    """Sends SIGINT and SIGTERM to `interrupt` for the length of a `with` block."""
+    """Sends SIGINT and SIGTERM to `interrupt` inside a `with` block."""
     previous = {number: signal.signal(number, interrupt.receive) for number in _CODES}
     try:
         yield

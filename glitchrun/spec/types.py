@@ -128,6 +128,11 @@ class Spec:
     origins: Mapping[str, Origin] = None  # type: ignore[assignment]
     """Origin of each value by its path, such as `thresholds.asr` or `steps[0].k`."""
 
+    @property
+    def experiment(self) -> str:
+        """The run's MLflow experiment: `tracking.experiment` if given, else the spec's name."""
+        return self.tracking.experiment or self.name
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:

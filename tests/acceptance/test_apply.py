@@ -201,7 +201,7 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(
     wait_for(lambda: batches(project) >= 3, process)
     assert process.stderr
     process.send_signal(signal.SIGINT)
-    while "once more" not in process.stderr.readline():
+    while "a second signal" not in process.stderr.readline():
         pass
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)

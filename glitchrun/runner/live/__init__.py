@@ -1,7 +1,7 @@
-"""Searches drawn while they go: readers of the same batches that the ledger gets.
+"""Draws a genetic search while it runs, from the batches that the ledger gets.
 
-view.py      what has come of a step's search so far
-terminal.py  drawn in the terminal
-window.py    drawn in a window, by a process of its own
-gui.py       that process, seen from here
+search_view.py       the state of a search after the batches so far
+terminal_display.py  draws it in the terminal (`apply --live`)
+window_display.py    starts the window's process and sends it every batch (`apply --gui`)
+window.py            that process: draws the search in a window
 """

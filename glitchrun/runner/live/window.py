@@ -1,10 +1,10 @@
-"""The window of `apply --gui`: a process of its own, so that it answers while the model works.
+"""The window of `apply --gui`: a separate process, so that it reacts while the model works.
 
     python -m glitchrun.runner.live.window
 
-Reads one JSON document a line from standard input, `{"step": ID, "batch": {...}}`, and draws the
-step that the last one was of. Says `ready` once the window is there, or why there can be none (and
-exits with 4). The end of the input is the end of the run; the window stays until it is closed.
+Reads one JSON document per line from standard input, `{"step": ID, "batch": {...}}`, and draws the
+step of the last one. Prints `ready` once the window is open; if none can be opened, prints why and
+exits with 4. The end of the input is the end of the run; the window stays until the user closes it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from glitchrun.report.figures.fitness import curve
 from glitchrun.report.figures.style import label, style
 from glitchrun.report.formatting import fitness
 from glitchrun.report.palette import LIGHT
-from glitchrun.runner.live.view import SearchView
+from glitchrun.runner.live.search_view import SearchView
 
 _BACKENDS = ("TkAgg", "QtAgg", "GTK4Agg", "GTK3Agg", "WXAgg", "macosx")
 _EVERY_MS = 200
@@ -30,6 +30,11 @@ _SHOWN = 8
 
 
 def main() -> None:
+    """Opens the window, and draws until it is closed.
+
+    Raises:
+        SystemExit: no window can be opened.
+    """
     with style():
         try:
             plt = _toolkit()
@@ -45,11 +50,11 @@ def main() -> None:
         print("ready", flush=True)
         _leave_terminal()
         plt.show()
-        del animation  # it draws for as long as it is held
+        del animation  # it draws as long as it is referenced
 
 
 def _leave_terminal() -> None:
-    """Lets go of the caller's output: who reads that is not to wait for a window to be closed."""
+    """Closes the output inherited from the caller, whose reader must not wait for the window."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(nowhere, stream.fileno())
@@ -57,11 +62,7 @@ def _leave_terminal() -> None:
 
 
 def _toolkit() -> Any:
-    """pyplot with the first toolkit that can open a window here.
-
-    Raises:
-        PreflightError: there is none, or no display.
-    """
+    """pyplot with the first toolkit that can open a window. Raises PreflightError if none can."""
     from matplotlib import pyplot
 
     own = os.environ.get("MPLBACKEND")
@@ -72,13 +73,13 @@ def _toolkit() -> Any:
         except (ImportError, ValueError) as error:
             headless |= "headless" in str(error)
             continue
-        if pyplot.get_backend().lower() != "agg":  # MPLBACKEND may ask for no window
+        if pyplot.get_backend().lower() != "agg":  # MPLBACKEND may name one without windows
             return pyplot
     raise PreflightError(_reason(headless))
 
 
 def _reason(headless: bool) -> str:
-    """Why no window opens: matplotlib found a toolkit and no display (`headless`), or none."""
+    """Why no window opens. `headless`: matplotlib found a toolkit, but no display."""
     if sys.platform.startswith("linux"):
         display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
         if not display:
@@ -89,7 +90,7 @@ def _reason(headless: bool) -> str:
 
 
 def _incoming() -> queue.SimpleQueue[str | None]:
-    """The lines of standard input as they come, and None at their end."""
+    """A queue of the lines of standard input, with None at the end."""
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def read() -> None:
@@ -116,9 +117,10 @@ def _animate(window: Window, lines: queue.SimpleQueue[str | None]) -> Any:
 
 
 class Window:
-    """What is drawn: fitness and diversity above, the best sequences below."""
+    """The figure: fitness and diversity above, the best sequences below."""
 
     def __init__(self, figure: Any) -> None:
+        """`figure` is a matplotlib figure."""
         self.figure = figure
         self.view: SearchView | None = None
         self.over = False
@@ -127,16 +129,17 @@ class Window:
         self.draw()
 
     def take(self, line: str | None) -> None:
-        """One document of the input; None at its end."""
+        """Adds one line of the input; None at its end."""
         if line is None:
             self.over = True
             return
-        told = json.loads(line)
-        if self.view is None or self.view.step != told["step"]:
-            self.view = SearchView(told["step"])
-        self.view.take(batch_from_json(told["batch"]))
+        message = json.loads(line)
+        if self.view is None or self.view.step != message["step"]:
+            self.view = SearchView(message["step"])
+        self.view.take(batch_from_json(message["batch"]))
 
     def draw(self) -> None:
+        """Draws the present state."""
         for axes in (self.above, self.below, self.listing):
             axes.clear()
         self.listing.axis("off")

@@ -1,7 +1,8 @@
-"""What a run ran on: enough to repeat it, nothing secret."""
+"""The files that a run writes besides its report, and the description of its environment."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -10,7 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from glitchrun import __version__
+from glitchrun.events import Artifact
+from glitchrun.ledger import RunRecord
+from glitchrun.spec.types import Experiment
 
 _PACKAGES = (
     "torch",
@@ -24,8 +30,34 @@ _PACKAGES = (
 )
 
 
+def write_inputs(record: RunRecord, experiment: Experiment) -> None:
+    """Writes spec.yaml, spec.resolved.yaml and environment.json.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    folder = record.artifacts
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spec.yaml").write_text(experiment.text, encoding="utf-8")
+    resolved = yaml.safe_dump(dict(record.spec), sort_keys=False, allow_unicode=True, width=100)
+    (folder / "spec.resolved.yaml").write_text(resolved, encoding="utf-8")
+    text = json.dumps(record.environment, indent=2) + "\n"
+    (folder / "environment.json").write_text(text, encoding="utf-8")
+
+
+def write_artifact(record: RunRecord, artifact: Artifact) -> None:
+    """Writes a file that a step yielded.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = record.artifacts / artifact.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(artifact.text, encoding="utf-8")
+
+
 def environment(spec_path: Path) -> dict[str, Any]:
-    """Versions, platform, processor and the git state of the spec's folder."""
+    """Versions, platform, devices and the git state of the spec's folder; contains no secrets."""
     return {
         "glitchrun": __version__,
         "python": platform.python_version(),
@@ -47,7 +79,7 @@ def _version(package: str) -> str | None:
 
 
 def _threads() -> int | None:
-    torch = sys.modules.get("torch")  # not worth importing it for
+    torch = sys.modules.get("torch")  # None if no step has needed it
     return torch.get_num_threads() if torch else None
 
 
@@ -59,7 +91,7 @@ def _devices() -> list[str]:
 
 
 def _git(folder: Path) -> dict[str, Any] | None:
-    """Commit and whether the tree differs from it; None outside a repository."""
+    """The commit and whether tracked files differ from it; None outside a repository."""
     commit = _ask_git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None

@@ -1,4 +1,4 @@
-"""A search drawn in the terminal: fitness, diversity and the best sequences."""
+"""Draws a search in the terminal: fitness, diversity and the best sequences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from glitchrun.events import Batch
 from glitchrun.report.formatting import fitness, spelled
-from glitchrun.runner.live.view import Row, SearchView
+from glitchrun.runner.live.search_view import Row, SearchView
 from glitchrun.runner.progress import Bar, Display, StepDisplay, bars
 
 _HEIGHT = 9
@@ -24,7 +24,7 @@ _FULL, _ASCII = ("━", "╌"), ("*", "-")
 
 
 class LiveDisplay(Display):
-    """Draws a search as it runs; other steps have their bar."""
+    """Draws genetic searches as they run; other steps get a progress bar."""
 
     @contextmanager
     def step(self, name: str) -> Iterator[StepDisplay]:
@@ -54,7 +54,7 @@ class _LiveStep(Bar):
 
 
 class Picture:
-    """A search as rich draws it, to the width there is."""
+    """A rich renderable of a search, as wide as the terminal."""
 
     def __init__(self, view: SearchView) -> None:
         self.view = view
@@ -72,7 +72,7 @@ class Picture:
 
 
 def _curve(rows: Sequence[Row], width: int, ascii_only: bool) -> Iterator[Text]:
-    """Best and mean fitness over the generations, and a line of diversity below them."""
+    """Best and mean fitness over the generations, with a line of diversity below."""
     columns = _spread(rows, max(4, width - 16))
     series = {name: [row[name] for row in columns] for name in ("best", "mean")}
     low, high = min(series["mean"]), max(series["best"])
@@ -98,7 +98,7 @@ def _curve(rows: Sequence[Row], width: int, ascii_only: bool) -> Iterator[Text]:
 
 
 def _spread(rows: Sequence[Row], columns: int) -> list[Row]:
-    """So many rows, evenly apart: few ones repeated, many ones thinned, the last one among them."""
+    """`columns` evenly spaced rows, the last one included; few rows are repeated."""
     return [rows[round(place * (len(rows) - 1) / (columns - 1))] for place in range(columns)]
 
 

@@ -1,4 +1,4 @@
-"""What has come of a genetic step so far, from its batches."""
+"""The state of a genetic step after the batches so far."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ Row = Mapping[str, Any]
 
 
 class SearchView:
-    """Folds the batches of one step into what a picture of it shows."""
+    """Collects from the batches of one step what its picture shows."""
 
     def __init__(self, step: str) -> None:
+        """`step` is the step's id."""
         self.step = step
         self.start: Row | None = None
-        """The baseline; None until it is there."""
+        """The baseline row; None before its batch."""
         self.generations: list[Row] = []
+        """One row for each generation, oldest first."""
         self.best: list[Row] = []
         """The fittest sequences, best first: `ids`, `text`, `fitness`, `target_p`, `wanted_p`."""
         self.evaluations = 0
@@ -28,9 +30,10 @@ class SearchView:
         self.done = 0
         self.total: int | None = None
         self._singles: list[Row] = []
-        """Single tokens measured; they are ranked once one is seen to be a sequence too."""
+        """Measured single tokens; ranked once a sequence of one token has appeared."""
 
     def take(self, batch: Batch) -> None:
+        """Adds a batch."""
         self.done, self.total = batch.done, batch.total
         self.evaluations += batch.counters.get("evaluations", 0)
         self.seconds += batch.seconds
@@ -43,7 +46,10 @@ class SearchView:
         return self.evaluations / self.seconds if self.seconds else 0.0
 
     def goals(self, spell: Callable[[str], str]) -> str:
-        """What is to fall and to rise, each token as `spell` writes it, and how likely it was."""
+        """The goals with the probabilities at the start, such as `lower Paris from 0.8`.
+
+        `spell` writes a token.
+        """
         if self.start is None:
             return ""
         aims = [("target", "lower"), ("wanted", "raise")]
@@ -69,7 +75,7 @@ class SearchView:
                 self._rank([row])
 
     def _admit_singles(self, sequences: Sequence[str]) -> None:
-        """Ranks the single tokens where one of the sequences has that length."""
+        """Ranks the single tokens if one of the sequences consists of one token."""
         if self._singles and any(" " not in ids for ids in sequences):
             self._rank(self._singles)
             self._singles = []

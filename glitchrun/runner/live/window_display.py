@@ -1,4 +1,4 @@
-"""The window of `apply --gui`, seen from the run: opened before it, told of every batch."""
+"""Starts the window's process for `apply --gui`, and sends it every batch."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from glitchrun.events import Batch, batch_to_json
 from glitchrun.runner.progress import Display, StepDisplay
 
 _PATIENCE = 60.0
-"""Seconds in which a window has to open."""
+"""Seconds to wait for the window."""
 
 
 class WindowDisplay(Display):
-    """A display that also shows every batch in a window.
+    """A display that also draws searches in a window.
 
-    The run does not depend on the window: once it is closed, the rest goes to `inner` alone.
+    The run does not depend on the window: after it is closed, `inner` shows the rest alone.
     """
 
     def __init__(self, inner: Display) -> None:
@@ -32,15 +32,15 @@ class WindowDisplay(Display):
         """Opens the window.
 
         Raises:
-            PreflightError: none can be opened here.
+            PreflightError: no window can be opened.
         """
         self._process = _start()
 
     def release(self) -> None:
-        """Says the run is over; the window stays until it is closed."""
+        """Ends the connection; the window stays open until the user closes it."""
         if self._process is not None:
             self.say("the window stays until you close it")
-            self._let_go()
+            self._disconnect()
 
     def say(self, message: str) -> None:
         self.inner.say(message)
@@ -48,10 +48,10 @@ class WindowDisplay(Display):
     @contextmanager
     def step(self, name: str) -> Iterator[StepDisplay]:
         with self.inner.step(name) as shown:
-            yield _Shown(name, shown, self)
+            yield _WindowStep(name, shown, self)
 
-    def tell(self, step: str, batch: Batch) -> None:
-        """Sends a batch to the window, where there still is one."""
+    def send(self, step: str, batch: Batch) -> None:
+        """Sends a batch to the window, if it is open."""
         if self._process is None or self._process.stdin is None:
             return
         try:
@@ -59,18 +59,18 @@ class WindowDisplay(Display):
             self._process.stdin.write(document + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            self.say("the window was closed; the run goes on")
-            self._let_go()
+            self.say("the window was closed; the run continues")
+            self._disconnect()
 
-    def _let_go(self) -> None:
+    def _disconnect(self) -> None:
         process, self._process = self._process, None
         if process is not None and process.stdin is not None:
             with suppress(BrokenPipeError):
                 process.stdin.close()
 
 
-class _Shown(StepDisplay):
-    """A step's display that tells the window too."""
+class _WindowStep(StepDisplay):
+    """A step's display that also sends batches to the window."""
 
     def __init__(self, name: str, shown: StepDisplay, display: WindowDisplay) -> None:
         super().__init__()
@@ -80,32 +80,32 @@ class _Shown(StepDisplay):
 
     def show(self, batch: Batch) -> None:
         self._shown.show(batch)
-        self._display.tell(self._name, batch)
+        self._display.send(self._name, batch)
 
 
 def _start() -> subprocess.Popen[str]:
-    """The window's process, once its window is there."""
+    """Starts the window's process, and waits for its window."""
     process = subprocess.Popen(
         [sys.executable, "-m", "glitchrun.runner.live.window"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         encoding="utf-8",
-        start_new_session=True,  # Ctrl-C stops the run, and leaves its picture
+        start_new_session=True,  # Ctrl-C stops the run and leaves the window
     )
-    said = _first_line(process)
-    if said != "ready":
+    answer = _first_line(process)
+    if answer != "ready":
         process.kill()
         process.wait()
         raise PreflightError(
-            f"--gui: no window can be opened: {said or 'its process did not start'}. Nothing was "
+            f"--gui: no window can be opened: {answer or 'its process did not start'}. Nothing was "
             "started; --live draws the same in a terminal"
         )
     return process
 
 
 def _first_line(process: subprocess.Popen[str]) -> str:
-    """What the process says first; empty where it says nothing in time."""
+    """The first line that the process prints; empty if it prints none in time."""
     found: list[str] = []
     stream = process.stdout
     assert stream is not None
