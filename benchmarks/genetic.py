@@ -23,8 +23,8 @@ import torch
 
 from glitchrun.model import load
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.choose import best_backend
-from glitchrun.probing.sequences import SequenceScorer
+from glitchrun.probing.backend_selection import best_backend
+from glitchrun.probing.sequence_scoring import SequenceScorer
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.slot import Slot, slot
 from glitchrun.search.evolution import Evolution, Ids, Settings, reduction
@@ -118,7 +118,7 @@ def rates(backend: Backend, prompt: Prompt, sequences: Sequence[Ids]) -> tuple[f
     start = time.perf_counter()
     with torch.no_grad():
         for ids in few:
-            row = torch.tensor([prompt.scorer.place.ids(ids)], device=backend.device)
+            row = torch.tensor([prompt.scorer.slot.ids(ids)], device=backend.device)
             backend.model.module(input_ids=row).logits[0, -1].softmax(-1)
     alone = len(few) / (time.perf_counter() - start)
     start = time.perf_counter()

@@ -46,10 +46,10 @@ from glitchrun.model.loaded import LoadedModel
 from glitchrun.plan.batch_sizes import PASSES_PER_WRITE
 from glitchrun.plan.weight_bytes import weights
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.choose import best_backend
+from glitchrun.probing.backend_selection import best_backend
+from glitchrun.probing.frozen_suffix import Screener
 from glitchrun.probing.memory_limits import standard_rows
 from glitchrun.probing.sampling import Sampler
-from glitchrun.probing.screen import Screener
 from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.probing.verifier import Verifier
 from glitchrun.prompts.detect import detect

@@ -56,7 +56,7 @@ def measured(name: str, quantization: str, batches: int) -> dict[str, Any]:
     """Bytes beside the weights: as planned, and at most while the first batches ran."""
     from glitchrun.model import load
     from glitchrun.model.device import peaks, start_peaks
-    from glitchrun.probing.choose import best_backend
+    from glitchrun.probing.backend_selection import best_backend
     from glitchrun.prompts.detect import detect
     from glitchrun.strategies import configure
     from glitchrun.strategies import load as load_strategy

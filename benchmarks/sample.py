@@ -23,7 +23,7 @@ import torch
 
 from glitchrun.events import Token
 from glitchrun.model import load
-from glitchrun.probing.choose import best_backend
+from glitchrun.probing.backend_selection import best_backend
 from glitchrun.probing.sampling import Sampler
 from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.prompts.detect import detect

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from glitchrun.events import ProbeResult, Token, Verified
 from glitchrun.model import load
-from glitchrun.probing.choose import best_backend
-from glitchrun.probing.screen import Screener
+from glitchrun.probing.backend_selection import best_backend
+from glitchrun.probing.frozen_suffix import Screener
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.render import Prompt
 from glitchrun.report.figures.style import new_figure, style

@@ -33,8 +33,8 @@ from rich.table import Table
 from glitchrun.model import load
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.choose import best_backend
-from glitchrun.probing.screen import Screener
+from glitchrun.probing.backend_selection import best_backend
+from glitchrun.probing.frozen_suffix import Screener
 from glitchrun.probing.verifier import Verifier
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.render import Prompt, render

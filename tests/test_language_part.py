@@ -13,7 +13,7 @@ from glitchrun.checkpoint.headers import read_header
 from glitchrun.errors import ModelUnavailable
 from glitchrun.model import LoadedModel, load, tokenizer_of
 from glitchrun.plan.weight_bytes import weights
-from glitchrun.probing.choose import best_backend
+from glitchrun.probing.backend_selection import best_backend
 from glitchrun.spec.types import ModelSpec
 from tests.support import composites
 from tests.support import raw_checkpoints as raw

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from glitchrun.model import LoadedModel, load
 from glitchrun.model.quantized import SCHEMES, QuantizedMatrices
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.choose import best_backend
+from glitchrun.probing.backend_selection import best_backend
 from glitchrun.spec.types import ModelSpec
 from tests.support import tiny_models
 from tools.families.small import build, families

@@ -11,8 +11,8 @@ import torch
 
 from glitchrun.probing import verifier as verifier_module
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.float32 import Float32Arithmetic
-from glitchrun.probing.statistics import entropy, measure
+from glitchrun.probing.logit_statistics import entropy, measure
+from glitchrun.probing.model_call import Float32Arithmetic
 from glitchrun.probing.verifier import Verifier
 from glitchrun.strategies.context import Context
 from tests.support import tiny_models
@@ -187,7 +187,7 @@ def test_statistics_on_known_logits() -> None:
     tied = measure(logits, torch.tensor([3]))
     assert int(tied.rank) == 1
     assert not bool(tied.passed)
-    assert bool(tied.unclear(1e-4))
+    assert bool(tied.near_ties(1e-4))
 
 
 def test_gradient_is_that_of_finite_differences(llama: Context) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from glitchrun.errors import RunError
 from glitchrun.probing import token_choice
-from glitchrun.probing.statistics import entropy, measure
+from glitchrun.probing.logit_statistics import entropy, measure
 from glitchrun.probing.verifier import Verifier
 from tests.support import tiny_models
 from tests.support.engine import context
@@ -18,9 +18,13 @@ from tests.support.engine import context
 def test_a_probability_within_rounding_of_the_threshold_is_unclear() -> None:
     logits = torch.log(torch.tensor([[0.90, 0.0100001, 0.0899999]])).repeat(3, 1)
     found = measure(logits, torch.tensor([1, 2, 0]))
-    assert found.unclear(1e-3, 0.01).tolist() == [True, False, False]
-    assert found.unclear(1e-3).tolist() == [False, False, False]
-    assert found.unclear(1e-3, 0.9).tolist() == [False, False, False]  # it passed: p plays no part
+    assert found.near_ties(1e-3, 0.01).tolist() == [True, False, False]
+    assert found.near_ties(1e-3).tolist() == [False, False, False]
+    assert found.near_ties(1e-3, 0.9).tolist() == [
+        False,
+        False,
+        False,
+    ]  # it passed: p plays no part
 
 
 def test_probabilities_near_the_threshold_are_settled_in_float32(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from glitchrun.model import load
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.probing import memory_limits
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.calling import ModelCall
-from glitchrun.probing.choose import best_backend
-from glitchrun.probing.states import take_rows
-from glitchrun.probing.statistics import entropy
+from glitchrun.probing.backend_selection import best_backend
+from glitchrun.probing.logit_statistics import entropy
+from glitchrun.probing.model_cache import select_rows
+from glitchrun.probing.model_call import ModelCall
 from glitchrun.spec.types import ModelSpec
 from tests.support.engine import CACHE
 
@@ -81,7 +81,7 @@ def test_an_error_of_our_own_keeps_its_traceback(
     def ours(*_: Any) -> Any:
         raise TypeError("a mistake")
 
-    monkeypatch.setattr("glitchrun.probing.backend.finite", ours)
+    monkeypatch.setattr("glitchrun.probing.backend.check_finite", ours)
     with pytest.raises(TypeError, match="a mistake"):
         Backend(model).last_logits([3], torch.tensor([[4]]))
     # A mistake in a layer that glitchrun put into the model is its own as well.
@@ -126,7 +126,7 @@ def test_rows_are_taken_out_of_any_state() -> None:
     """Lists, dictionaries and tuples of tensors, written into by the model afterwards."""
     shared = torch.arange(6.0).view(3, 2)
     state = {"a": [shared, torch.tensor([7.0])], 1: (shared, None, 5)}
-    taken = take_rows(state, torch.tensor([2, 0, 0, 1]), 3)
+    taken = select_rows(state, torch.tensor([2, 0, 0, 1]), 3)
     assert taken["a"][0].tolist() == [[4, 5], [0, 1], [0, 1], [2, 3]]
     assert taken["a"][1].tolist() == [7]
     assert taken[1][0] is taken["a"][0]

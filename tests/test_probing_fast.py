@@ -13,11 +13,10 @@ import torch
 
 from glitchrun.model import load
 from glitchrun.model.loaded import LoadedModel
-from glitchrun.probing import choose
+from glitchrun.probing import backend_selection, fast_backend
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.choose import best_backend
-from glitchrun.probing.fast import backend as fast_backend
-from glitchrun.probing.fast.backend import FastBackend
+from glitchrun.probing.backend_selection import best_backend
+from glitchrun.probing.fast_backend import FastBackend
 from glitchrun.probing.verifier import Verifier
 from glitchrun.spec.types import ModelSpec
 from tests.support import tiny_models
@@ -61,7 +60,7 @@ def test_logits_are_those_of_transformers(
     ours = found.last_logits([3, 4, 5, 6], suffixes, float32=True)
     assert torch.allclose(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
     for units, arithmetic in ((False, torch.float32), (True, model.compute_dtype)):
-        monkeypatch.setattr(fast_backend, "_has_narrow_units", lambda units=units: units)
+        monkeypatch.setattr(fast_backend, "_has_bfloat16_units", lambda units=units: units)
         assert found.arithmetic == arithmetic
 
 
@@ -108,13 +107,13 @@ def test_rows_of_a_cache_go_their_own_ways(rows: list[int], llama_folder: Path) 
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (tiny_models.tiny_gpt2, "the decoder is made of"),
+        (tiny_models.tiny_gpt2, "the decoder has"),
         (tiny_models.tiny_gemma, "RMS norm"),
         (lambda folder: other(folder, "Granite", residual_multiplier=0.5), "logits differ by"),
-        (lambda folder: other(folder, "Cohere"), "a layer is made of"),
+        (lambda folder: other(folder, "Cohere"), "a layer has"),
         (
             lambda folder: other(folder, "Olmoe", num_experts=4, num_experts_per_tok=2),
-            "q_norm is not of one head",
+            "q_norm is not the norm of one head",
         ),
     ],
 )
@@ -130,23 +129,23 @@ def test_other_shapes_keep_transformers_own(
 def test_a_wrong_fast_path_is_not_taken(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = fast_backend.last_logits
-    monkeypatch.setattr(fast_backend, "last_logits", lambda *given: right(*given) * 1.001)
+    right = fast_backend.cached_logits
+    monkeypatch.setattr(fast_backend, "cached_logits", lambda *given: right(*given) * 1.001)
     found, why = best_backend(loaded(llama_folder))
     assert type(found) is Backend
     assert "logits differ by 0.001 of the largest" in why
-    assert choose.TOLERANCE < 1e-4
+    assert backend_selection.TOLERANCE < 1e-4
 
 
 def test_narrow_arithmetic_gives_the_same_verdicts(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fast_backend, "_has_narrow_units", lambda: False)
+    monkeypatch.setattr(fast_backend, "_has_bfloat16_units", lambda: False)
     probed = context(llama_folder, quantization="bfloat16")
     prompts, tokens = probed.prompts("strict"), list(range(4, 300, 7))
-    monkeypatch.setattr(fast_backend, "_has_narrow_units", lambda: False)
+    monkeypatch.setattr(fast_backend, "_has_bfloat16_units", lambda: False)
     wide = Verifier(probed.backend, prompts, rows=16).verify(tokens)
-    monkeypatch.setattr(fast_backend, "_has_narrow_units", lambda: True)
+    monkeypatch.setattr(fast_backend, "_has_bfloat16_units", lambda: True)
     narrow = Verifier(probed.backend, prompts, rows=16)
     assert probed.backend.arithmetic == torch.bfloat16
     found = narrow.verify(tokens)

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glitchrun.probing.fast.backend import FastBackend
-from glitchrun.probing.fast.cache import mask
-from glitchrun.probing.fast.forward import rotate
-from glitchrun.probing.statistics import measure
+from glitchrun.probing.fast.layers import attention_mask, rotate
+from glitchrun.probing.fast_backend import FastBackend
+from glitchrun.probing.logit_statistics import measure
 from glitchrun.probing.verifier import Verifier
 from glitchrun.prompts.render import Prompt
 from tests.support import tiny_models
@@ -53,7 +52,7 @@ def attend(
         turned(queries, asked).transpose(1, 2),
         torch.cat([known[0], own[0]], dim=2),
         torch.cat([known[1], own[1]], dim=2),
-        attn_mask=mask(asked, length + steps, window, keys.device),
+        attn_mask=attention_mask(asked, length + steps, window, keys.device),
         scale=scale,
         enable_gqa=True,
     )
@@ -85,7 +84,7 @@ def on_a_gpu(folder: Path) -> FastBackend:
     backend = context(folder).backend
     assert isinstance(backend, FastBackend)
     backend._kernels = KERNELS
-    backend._spaces.clear()  # those made at load have no kernels
+    backend._workspaces.clear()  # those made at load have no kernels
     return backend
 
 

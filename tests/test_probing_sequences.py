@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from glitchrun.probing.sequences import SequenceScorer
+from glitchrun.probing.sequence_scoring import SequenceScorer
 from glitchrun.prompts.slot import Slot
 from glitchrun.strategies.context import Context
 from tests.support.engine import context, one_at_a_time
@@ -28,9 +28,9 @@ def test_scores_are_those_of_one_prompt_at_a_time(
     probed = context(llama_folder if shape == "llama" else tiny_gpt2(tmp_path))
     scorer = SequenceScorer(probed.backend, place(prefix), (9, 80))
     for sequence, scores in zip(SEQUENCES, scorer.score(SEQUENCES), strict=True):
-        p = one_at_a_time(probed, scorer.place.ids(sequence)).softmax(-1)
+        p = one_at_a_time(probed, scorer.slot.ids(sequence)).softmax(-1)
         assert scores == pytest.approx((float(p[9]), float(p[80])), rel=1e-4)
-    alone = one_at_a_time(probed, scorer.place.ids(())).softmax(-1)
+    alone = one_at_a_time(probed, scorer.slot.ids(())).softmax(-1)
     assert torch.allclose(scorer.distribution(()), alone, rtol=1e-4, atol=1e-8)
 
 

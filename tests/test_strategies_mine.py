@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from glitchrun.probing.statistics import entropy
+from glitchrun.probing.logit_statistics import entropy
 from glitchrun.prompts.render import Prompt, intact
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.mine import Config, space

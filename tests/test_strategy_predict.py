@@ -12,7 +12,7 @@ import torch
 
 from glitchrun.errors import PreflightError, RunError
 from glitchrun.events import Batch, Measured
-from glitchrun.probing.continuation import Continuation
+from glitchrun.probing.sequence_scoring import ScoredSequence
 from glitchrun.report.figures import predictions
 from glitchrun.strategies import configure, load
 from glitchrun.strategies.context import Context
@@ -170,7 +170,7 @@ def test_an_expectation_is_tried_with_and_without_a_space(mixtral: Context) -> N
 def test_a_space_behind_the_prompt_is_told_to_break_the_tokens(mixtral: Context) -> None:
     """`The quick brown ` + `fox` is no text that the tokenizer would cut like this."""
     tokenizer = mixtral.backend.model.tokenizer
-    bare, spaced = (Continuation(ids, (0.0,), (1,)) for ids in spellings("fox", tokenizer))
+    bare, spaced = (ScoredSequence(ids, (0.0,), (1,)) for ids in spellings("fox", tokenizer))
     plain, behind_space = cases(PROMPT, "fox", ("raw", "raw-space"), mixtral)
     assert is_intact(plain, spaced, tokenizer)
     assert not is_intact(behind_space, bare, tokenizer)

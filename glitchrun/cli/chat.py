@@ -102,7 +102,7 @@ def _run(experiment: Experiment, only: str | None) -> PlannedRun:
 
 def _session(run: PlannedRun, settings: object) -> Session:
     from glitchrun.chat.session import Session
-    from glitchrun.probing.choose import generic_backend
+    from glitchrun.probing.backend_selection import generic_backend
     from glitchrun.prompts.detect import detect
     from glitchrun.runner.models import Models
 

@@ -11,17 +11,19 @@ from torch import Tensor
 from glitchrun.events import ProbeResult
 from glitchrun.plan.batch_sizes import RECHECK_BATCH
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.memory_limits import is_out_of_memory
-from glitchrun.probing.statistics import ROUNDING, Statistics, measure
+from glitchrun.probing.logit_statistics import ROUNDING, Statistics, measure
+from glitchrun.probing.memory_limits import prepare_retry
 from glitchrun.prompts.render import Prompt
 
 
 class Verifier:
-    """Presents tokens by id behind each probe's prefix and reads off what the model makes of them.
+    """Presents tokens by id behind each probe's prefix, and measures the next-token logits.
 
-    Every forward pass has the same shape: a batch that is not full is filled up with its first
-    token. A verdict within rounding is settled again in float32, and one within float32's own
-    rounding in a pass of its own, so that verdicts do not depend on the batch.
+    1. Tokens are verified in passes of one shape; the last one is padded with its first token.
+    2. Near-ties are re-evaluated in float32, in passes of one fixed shape.
+    3. What is still a near-tie in float32 is re-evaluated alone.
+
+    So verdicts do not depend on the batch.
     """
 
     def __init__(
@@ -30,13 +32,14 @@ class Verifier:
         self.backend = backend
         self.prompts = prompts
         self.rows = rows
+        """Rows of a pass; halved when memory runs out."""
         self.limit = limit
-        """The probability that verdicts are measured against."""
+        """The probability threshold of verdicts."""
         self.counters: Counter[str] = Counter()
-        """Work since it was last cleared: forwards, rechecked, batch_halvings."""
+        """Work since the last clear: forwards, rechecked, batch_halvings."""
 
     def verify(self, token_ids: Sequence[int]) -> list[dict[str, ProbeResult]]:
-        """One result for each token and probe, in the order of `token_ids`."""
+        """Returns the result of each probe for each token."""
         columns = {name: self._probe(prompt, token_ids) for name, prompt in self.prompts.items()}
         return [
             {name: results[row] for name, results in columns.items()}
@@ -44,25 +47,25 @@ class Verifier:
         ]
 
     def _probe(self, prompt: Prompt, token_ids: Sequence[int]) -> list[ProbeResult]:
-        first = self.backend.arithmetic
-        results = self._pass(prompt, token_ids, self.rows, first)
-        unclear = [i for i, (_, doubt) in enumerate(results) if doubt]
-        self.counters["rechecked"] += len(unclear)
-        if first != torch.float32 and unclear:
-            again = [token_ids[i] for i in unclear]
+        arithmetic = self.backend.arithmetic
+        results = self._run(prompt, token_ids, self.rows, arithmetic)
+        near_ties = [i for i, (_, tied) in enumerate(results) if tied]
+        self.counters["rechecked"] += len(near_ties)
+        if arithmetic != torch.float32 and near_ties:
+            again = [token_ids[i] for i in near_ties]
             rows = RECHECK_BATCH.get(self.backend.device.type, RECHECK_BATCH["cpu"])
-            settled = self._pass(prompt, again, rows, torch.float32)
-            for i, result in zip(unclear, settled, strict=True):
+            rechecked = self._run(prompt, again, rows, torch.float32)
+            for i, result in zip(near_ties, rechecked, strict=True):
                 results[i] = result
-            unclear = [i for i in unclear if results[i][1]]
-        for i in unclear:
-            results[i] = (self._alone(prompt, token_ids[i]), False)
+            near_ties = [i for i in near_ties if results[i][1]]
+        for i in near_ties:
+            results[i] = (self._verify_alone(prompt, token_ids[i]), False)
         return [result for result, _ in results]
 
-    def _pass(
+    def _run(
         self, prompt: Prompt, token_ids: Sequence[int], rows: int, dtype: torch.dtype
     ) -> list[tuple[ProbeResult, bool]]:
-        """Results in one arithmetic, each with whether it lies within the rounding of that."""
+        """Results in one arithmetic, each with whether it is a near-tie there."""
         found: list[tuple[ProbeResult, bool]] = []
         running: Statistics | None = None
         start = 0
@@ -70,10 +73,11 @@ class Verifier:
             chunk = token_ids[start : start + rows]
             try:
                 statistics = self._forward(prompt, chunk, rows, dtype)
-            except (torch.OutOfMemoryError, RuntimeError) as exc:
-                if rows == 1 or not is_out_of_memory(exc):
-                    raise
-                rows = self._halve(rows)
+            except RuntimeError as error:
+                prepare_retry(error, rows, self.counters)
+                if rows == self.rows:
+                    self.rows = rows // 2
+                rows //= 2
                 continue
             if running is not None:  # read while a GPU computes the next pass
                 found += self._read(running, dtype)
@@ -84,9 +88,9 @@ class Verifier:
     def _read(
         self, statistics: Statistics, dtype: torch.dtype
     ) -> Iterator[tuple[ProbeResult, bool]]:
-        here = statistics.fetched()
-        doubt = here.unclear(ROUNDING[dtype], self.limit).tolist()
-        return zip(_results(here, dtype), doubt, strict=True)
+        on_cpu = statistics.to_cpu()
+        near_ties = on_cpu.near_ties(ROUNDING[dtype], self.limit).tolist()
+        return zip(_results(on_cpu, dtype), near_ties, strict=True)
 
     def _forward(
         self, prompt: Prompt, chunk: Sequence[int], rows: int, dtype: torch.dtype
@@ -98,23 +102,15 @@ class Verifier:
             prompt.prefix_ids, suffixes, targets, float32=dtype == torch.float32
         )
 
-    def _alone(self, prompt: Prompt, token_id: int) -> ProbeResult:
+    def _verify_alone(self, prompt: Prompt, token_id: int) -> ProbeResult:
         self.counters["forwards"] += 1
-        logits = self.backend.logits_alone(prompt.ids(token_id), float32=True)
+        logits = self.backend.logits_alone(prompt.ids(token_id), float32=True)  # (V,)
         target = torch.tensor([token_id], device=logits.device)
         return next(_results(measure(logits[None], target), torch.float32))
 
-    def _halve(self, rows: int) -> int:
-        if rows == self.rows:
-            self.rows = rows // 2
-        self.counters["batch_halvings"] += 1
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return rows // 2
-
 
 def _suffixes(prompt: Prompt, chunk: Sequence[int], rows: int) -> Tensor:
-    """Token and suffix ids, `(rows, 1 + S)`; rows beyond the chunk repeat its first token."""
+    """Token and suffix ids `(rows, 1 + S)`; rows beyond the chunk repeat its first token."""
     tokens = [*chunk, *[chunk[0]] * (rows - len(chunk))]
     tail = torch.tensor(prompt.suffix_ids, dtype=torch.long).expand(rows, -1)
     return torch.cat([torch.tensor(tokens)[:, None], tail], dim=1)

@@ -34,8 +34,8 @@ from glitchrun.ledger.files import now
 from glitchrun.ledger.record import ModelRecord, RunIdentity
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.plan.build import PlannedRun
-from glitchrun.probing.choose import best_backend
-from glitchrun.probing.screen import refuse_unscreened
+from glitchrun.probing.backend_selection import best_backend
+from glitchrun.probing.frozen_suffix import refuse_unscreened
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.template import Template
 from glitchrun.report import write_report

@@ -7,7 +7,7 @@ from itertools import takewhile
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from glitchrun.probing.continuation import Continuation, best_continuation
+from glitchrun.probing.sequence_scoring import ScoredSequence, likeliest_sequence
 from glitchrun.prompts.render import whole
 from glitchrun.prompts.template import Template, opening_ids
 from glitchrun.prompts.tokenizer import Tokenizer, encode
@@ -92,21 +92,23 @@ def chat(config: Config, context: Context) -> Checked:
 
 def _measured(
     config: Config, context: Context, formats: Sequence[str]
-) -> dict[str, dict[str, Continuation]]:
+) -> dict[str, dict[str, ScoredSequence]]:
     """For each prompt its expected continuation, by format."""
     backend = context.backend
-    found: dict[str, dict[str, Continuation]] = {}
+    found: dict[str, dict[str, ScoredSequence]] = {}
     for prompt, name in zip(config.prompts, prompt_names(config.prompts), strict=True):
         forms = spellings(prompt["expected"], backend.model.tokenizer)
         found[name] = {
-            case.format: best_continuation(backend, case.ids, forms, backend.logits_alone(case.ids))
+            case.format: likeliest_sequence(
+                backend, case.ids, forms, backend.logits_alone(case.ids)
+            )
             for case in cases(prompt, name, formats, context)
         }
     return found
 
 
 def _held(
-    name: str, config: Config, found: Mapping[str, Mapping[str, Continuation]], form: str
+    name: str, config: Config, found: Mapping[str, Mapping[str, ScoredSequence]], form: str
 ) -> Checked:
     """Rank and probability against the prompt's reference, else the rank against `max_rank`."""
     findings = []
@@ -118,7 +120,7 @@ def _held(
 
 
 def _against(
-    label: str, one: Continuation, reference: Mapping[str, Any], config: Config, *, limit: bool
+    label: str, one: ScoredSequence, reference: Mapping[str, Any], config: Config, *, limit: bool
 ) -> list[Finding]:
     rank, p = f"{label}: rank", f"{label}: p"
     findings = [Finding(rank, one.ranks[0]), Finding(p, one.first_p)]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from glitchrun.errors import RunError
-from glitchrun.probing.sequences import SequenceScorer
+from glitchrun.probing.sequence_scoring import SequenceScorer
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.slot import Slot, slot
 from glitchrun.search.evolution import Ids, increase, reduction

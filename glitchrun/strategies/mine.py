@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from glitchrun.events import Batch, Event, Measured, Verified
-from glitchrun.probing.statistics import entropy
+from glitchrun.probing.logit_statistics import entropy
 from glitchrun.prompts.render import Prompt
 from glitchrun.search import Cascade, Ordered, Search, Space, build_search
 from glitchrun.spec.defaults import ITERATIONS

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from glitchrun.errors import RunError
 from glitchrun.events import Batch, Entry, Event, Measured
-from glitchrun.probing.continuation import (
-    Continuation,
-    best_continuation,
-    greedy,
+from glitchrun.probing.sequence_scoring import (
+    ScoredSequence,
+    greedy_continuation,
+    likeliest_sequence,
     log_probabilities,
 )
 from glitchrun.prompts.detect import detect
@@ -145,7 +145,7 @@ def _looked_at(
     found = None
     if expected is not None:
         forms = spellings(expected, backend.model.tokenizer)
-        found = best_continuation(backend, case.ids, forms, logits)
+        found = likeliest_sequence(backend, case.ids, forms, logits)
     log_p = log_probabilities(logits)
     best = log_p.topk(min(config.top_k, len(log_p)))
     text = context.vocabulary.text
@@ -165,7 +165,7 @@ def _continued(case: Case, logits: Tensor, most: int, context: Context) -> str:
     """What the model says by itself, token by token, to its end or for `most` tokens."""
     model = context.backend.model
     ends = stop_ids(context.template, model.tokenizer) | model.end_ids
-    said = greedy(context.backend, case.ids, logits, most, ends)
+    said = greedy_continuation(context.backend, case.ids, logits, most, ends)
     return "".join(decode_runs_inside(model.tokenizer, [said] if said else []))
 
 
@@ -181,7 +181,7 @@ def _answer(
     first: tuple[int, float],
     said: str | None,
     entropy: float,
-    found: Continuation | None,
+    found: ScoredSequence | None,
     context: Context,
 ) -> Entry:
     tokenizer = context.backend.model.tokenizer
@@ -206,7 +206,7 @@ def _answer(
     return Entry("predictions", cells)
 
 
-def is_intact(case: Case, found: Continuation, tokenizer: Tokenizer) -> bool:
+def is_intact(case: Case, found: ScoredSequence, tokenizer: Tokenizer) -> bool:
     """Whether prompt and continuation, encoded as one text, have the ids that were measured."""
     text = case.text + "".join(decode_inside(tokenizer, found.ids))
     ids = encode(tokenizer, text)

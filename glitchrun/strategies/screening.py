@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from glitchrun.events import Batch, Measured, Screened, Verified
-from glitchrun.probing.screen import Screener
+from glitchrun.probing.frozen_suffix import Screener
 from glitchrun.prompts.render import Prompt
 from glitchrun.search.base import Scores
 from glitchrun.strategies.context import Context

@@ -11,7 +11,7 @@ import torch
 from glitchrun.checkpoint.model_cache import cache_folder
 from glitchrun.model import load
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.choose import best_backend
+from glitchrun.probing.backend_selection import best_backend
 from glitchrun.prompts.detect import detect
 from glitchrun.spec.types import ModelSpec, Spec
 from glitchrun.strategies.context import Context

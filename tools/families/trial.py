@@ -14,11 +14,12 @@ from glitchrun.errors import GlitchrunError
 from glitchrun.events import ProbeResult, Token
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.choose import best_backend
-from glitchrun.probing.continuation import greedy
-from glitchrun.probing.fast.backend import FastBackend
+from glitchrun.probing.backend_selection import best_backend
+from glitchrun.probing.fast_backend import FastBackend
+from glitchrun.probing.frozen_suffix import why_not_screenable
+from glitchrun.probing.logit_statistics import entropy
 from glitchrun.probing.sampling import Sampler
-from glitchrun.probing.statistics import entropy
+from glitchrun.probing.sequence_scoring import greedy_continuation
 from glitchrun.probing.token_choice import SamplingParams, choose_tokens, rng_key
 from glitchrun.probing.verifier import Verifier
 from glitchrun.prompts.render import Prompt
@@ -73,7 +74,7 @@ def trial(family: Family) -> Result:
         engine="fast"
         if isinstance(backend, FastBackend)
         else f"generic, {backend.cache_mode.value}",
-        screen=backend.why_no_screen() is None,
+        screen=why_not_screenable(backend) is None,
         gradient=_differentiable(backend),
         reason="; ".join(wrong),
     )
@@ -119,7 +120,9 @@ def differences(backend: Backend, wanted: Plain) -> list[str]:
     if _sampled(backend) != _sampled_plainly(wanted):
         found.append("sampling differs")
     ids = _PROMPT.ids(_TOKENS[0])
-    if greedy(backend, ids, backend.logits_alone(ids), 3, ()) != _continued(wanted, ids, 3):
+    if greedy_continuation(backend, ids, backend.logits_alone(ids), 3, ()) != _continued(
+        wanted, ids, 3
+    ):
         found.append("prediction differs")
     return found
 

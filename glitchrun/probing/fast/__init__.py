@@ -1,6 +1,8 @@
-"""Forward passes of the Llama shape on plain tensors: several times one prompt at a time.
+"""Forward passes of the Llama layout on plain tensors, for `probing.fast_backend`.
 
-shape.py       whether a model is of that shape, read off its modules
-forward.py     the pass; experts.py, cache.py and workspace.py are parts of it
-backend.py     the same interface as the generic backend
+llama_layout.py     finds the layout of a model in its modules
+forward.py          the three passes: cached, behind a shared prefix, with a frozen suffix
+layers.py           their parts: norms, rotary embeddings, projections, MLPs, experts
+buffers.py          the KV cache and scratch memory
+triton_kernels.py   GPU kernels
 """

@@ -1,12 +1,12 @@
 """Triton kernels for a GPU: attention behind a shared prefix, the gated product, row statistics.
 
-On an H100 a small model spends three quarters of a pass written in single tensor operations on
-moving activations: rotation, copies of keys and values, attention masks, statistics. Each kernel
-here reads its inputs once and writes its result once. Sums are taken in float32, products of
-float32 in float32 (no TF32).
+On an H100, a pass of a small model that consists of single tensor operations spends three quarters
+of its time moving activations: rotation, copies of keys and values, attention masks, statistics.
+Each kernel here reads its inputs once and writes its result once. Sums are taken in float32, and
+products of float32 in float32 (no TF32).
 
-Only imported where `available` says so; `choose.best_backend` compares the results with
-transformers' own before they are used.
+`fast_backend.load_kernels` decides whether this module is imported. `backend_selection` compares
+its results with those of transformers before it is used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _VOCABULARY_BLOCK = 4096
 
 @triton.jit
 def _rotated(first, second, cosine, sine, half: tl.constexpr, own, mask):  # type: ignore[no-untyped-def]
-    """Both halves of rotary embeddings for rows whose angles are at `own` (rows, 1)."""
+    """Both halves of rows with rotary embeddings, whose angles are at index `own` `(rows, 1)`."""
     lane = tl.arange(0, half)[None, :]
     angles = own * (2 * half) + lane
     cos_first = tl.load(cosine + angles, mask=mask, other=0.0).to(tl.float32)
@@ -44,7 +44,7 @@ def _rotated(first, second, cosine, sine, half: tl.constexpr, own, mask):  # typ
 def _attended(  # type: ignore[no-untyped-def]
     q_first, q_second, k_first, k_second, value, allowed, scale, best, total, mixed
 ):
-    """One block of keys added to the running softmax (Milakov, Gimelshein 2018, 1805.02867)."""
+    """Adds a block of keys to the running softmax (Milakov, Gimelshein 2018, arXiv 1805.02867)."""
     scores = tl.dot(q_first, tl.trans(k_first), input_precision="ieee")
     scores += tl.dot(q_second, tl.trans(k_second), input_precision="ieee")
     scores = tl.where(allowed, scores * scale, -1e30)
@@ -61,37 +61,40 @@ def _attended(  # type: ignore[no-untyped-def]
 def _attend_kernel(  # type: ignore[no-untyped-def]
     queries, keys, values, prefix_keys, prefix_values, cosine, sine, out,
     prefix, window, scale, prefix_stride,
-    steps, asked, per_group, groups,
+    steps, querying, per_kv_head, kv_heads,
     half: tl.constexpr, query_rows: tl.constexpr, key_rows: tl.constexpr,
 ):  # fmt: skip
-    """A block of one row's queries of one group of heads, over the prefix and the row's own keys.
+    """A block of one row's queries of one KV head, over the prefix and the row's own keys.
 
-    queries (B * asked, groups * per_group * D); keys, values (B * steps, groups * D), not rotated
-    yet; prefix_keys, prefix_values (groups, prefix, D), rotated, `prefix_stride` apart by group;
-    cosine, sine (steps, D). Query i of a row stands at position prefix + steps - asked + i.
+    queries `(B * querying, kv_heads * per_kv_head * D)`; keys, values `(B * steps, kv_heads * D)`,
+    not rotated yet; prefix_keys, prefix_values `(kv_heads, prefix, D)`, rotated, with KV heads
+    `prefix_stride` apart; cosine, sine `(steps, D)`. Query i of a row is at position
+    prefix + steps - querying + i.
     """
-    row, group, block = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    width: tl.constexpr = 2 * half
+    row, kv_head, block = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    head_dim: tl.constexpr = 2 * half
     lane = tl.arange(0, half)[None, :]
-    place = block * query_rows + tl.arange(0, query_rows)
-    head, step = place // asked, place % asked
-    there = (head < per_group)[:, None]
-    at = (row * asked + step) * (groups * per_group * width) + (group * per_group + head) * width
+    query = block * query_rows + tl.arange(0, query_rows)
+    head, step = query // querying, query % querying
+    valid = (head < per_kv_head)[:, None]
+    at = (row * querying + step) * (kv_heads * per_kv_head * head_dim) + (
+        kv_head * per_kv_head + head
+    ) * head_dim
     pointer = queries + at[:, None] + lane
-    first = tl.load(pointer, mask=there, other=0.0)
-    second = tl.load(pointer + half, mask=there, other=0.0)
-    own = steps - asked + step
-    first, second = _rotated(first, second, cosine, sine, half, own[:, None], there)
+    first = tl.load(pointer, mask=valid, other=0.0)
+    second = tl.load(pointer + half, mask=valid, other=0.0)
+    own = steps - querying + step
+    first, second = _rotated(first, second, cosine, sine, half, own[:, None], valid)
     position = prefix + own
 
     best = tl.full([query_rows], -1e30, tl.float32)
     total = tl.zeros([query_rows], tl.float32)
-    mixed = tl.zeros([query_rows, width], tl.float32)
-    wide = tl.arange(0, width)[None, :]
+    mixed = tl.zeros([query_rows, head_dim], tl.float32)
+    wide = tl.arange(0, head_dim)[None, :]
     for start in range(0, prefix, key_rows):
         key = start + tl.arange(0, key_rows)
         known = (key < prefix)[:, None]
-        base = group * prefix_stride + key[:, None] * width
+        base = kv_head * prefix_stride + key[:, None] * head_dim
         k_first = tl.load(prefix_keys + base + lane, mask=known, other=0.0)
         k_second = tl.load(prefix_keys + base + half + lane, mask=known, other=0.0)
         value = tl.load(prefix_values + base + wide, mask=known, other=0.0)
@@ -102,7 +105,7 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
     for start in range(0, steps, key_rows):
         key = start + tl.arange(0, key_rows)
         known = (key < steps)[:, None]
-        base = (row * steps + key[:, None]) * (groups * width) + group * width
+        base = (row * steps + key[:, None]) * (kv_heads * head_dim) + kv_head * head_dim
         k_first = tl.load(keys + base + lane, mask=known, other=0.0)
         k_second = tl.load(keys + base + half + lane, mask=known, other=0.0)
         k_first, k_second = _rotated(k_first, k_second, cosine, sine, half, key[:, None], known)
@@ -115,7 +118,7 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
             first, second, k_first, k_second, value, allowed, scale, best, total, mixed
         )
     mixed = mixed / tl.maximum(total, 1e-30)[:, None]
-    tl.store(out + at[:, None] + wide, mixed.to(out.dtype.element_ty), mask=there)
+    tl.store(out + at[:, None] + wide, mixed.to(out.dtype.element_ty), mask=valid)
 
 
 def attend(
@@ -128,39 +131,39 @@ def attend(
     window: int | None,
     out: Tensor,
 ) -> Tensor:
-    """Rotates queries and keys, and attends to a prefix that all rows share and to a row's own.
+    """Rotates queries and keys, and attends to a shared prefix and to each row's own positions.
 
     Args:
-        queries: `(B * A, heads * D)`, of the last A of S positions of each row, not rotated.
-        keys: `(B * S, groups * D)`, not rotated.
-        values: `(B * S, groups * D)`.
-        prefix: Rotated keys and values of the positions before, `(groups, P, D)`; P may be 0.
+        queries: `(B * A, num_heads * D)`, of the last A of S positions of each row, not rotated.
+        keys: `(B * S, num_kv_heads * D)`, not rotated.
+        values: `(B * S, num_kv_heads * D)`.
+        prefix: Rotated keys and values of the positions before, `(num_kv_heads, P, D)`; P may be 0.
         rotation: Cosines and sines of the S positions, `(S, D)`.
-        scale: Factor of the scores.
-        window: Positions that a query sees, itself included; None for all before it.
-        out: `(B * A, heads * D)`, written to.
+        scale: Factor of the attention scores.
+        window: Positions that a query attends to, itself included; None for all before it.
+        out: `(B * A, num_heads * D)`, written to.
 
     Returns:
         `out`.
     """
     prefix_keys, prefix_values = prefix
-    groups, length, width = prefix_keys.shape
+    kv_heads, length, head_dim = prefix_keys.shape
     steps = len(rotation[0])
     rows = len(keys) // steps
-    asked, per_group = len(queries) // rows, queries.shape[1] // (groups * width)
-    blocks = triton.cdiv(asked * per_group, _query_rows(asked * per_group))
-    _attend_kernel[(rows, groups, blocks)](
+    querying, per_kv_head = len(queries) // rows, queries.shape[1] // (kv_heads * head_dim)
+    blocks = triton.cdiv(querying * per_kv_head, _query_rows(querying * per_kv_head))
+    _attend_kernel[(rows, kv_heads, blocks)](
         queries, keys, values, prefix_keys, prefix_values,
         rotation[0].contiguous(), rotation[1].contiguous(), out,
         length, window or 1 << 30, scale, prefix_keys.stride(0),
-        steps, asked, per_group, groups,
-        half=width // 2, query_rows=_query_rows(asked * per_group), key_rows=_KEY_ROWS,
+        steps, querying, per_kv_head, kv_heads,
+        half=head_dim // 2, query_rows=_query_rows(querying * per_kv_head), key_rows=_KEY_ROWS,
     )  # fmt: skip
     return out
 
 
 def _query_rows(wanted: int) -> int:
-    """Queries of a block: the power of two that holds them, from 16 to 64."""
+    """Queries of a block: the next power of two, from 16 to 64."""
     return min(_QUERY_ROWS, max(16, triton.next_power_of_2(wanted)))
 
 
@@ -174,7 +177,7 @@ def _gated_kernel(gate, up, size, block: tl.constexpr):  # type: ignore[no-untyp
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
-    """SiLU(gate) times up, written over `up`; both contiguous and of one shape."""
+    """Returns SiLU(gate) * up, which overwrites `up`; both contiguous, `(N, I)`."""
     size = up.numel()
     _gated_kernel[(triton.cdiv(size, _GATED_BLOCK),)](gate, up, size, block=_GATED_BLOCK)
     return up
@@ -185,8 +188,8 @@ def _measure_kernel(  # type: ignore[no-untyped-def]
     logits, targets, out_p, out_rank, out_entropy, out_argmax, out_best, out_own, out_other,
     stride, size, block: tl.constexpr,
 ):  # fmt: skip
-    """One row: a pass for the maximum, the sum, the rank and the best other token; one for the
-    entropy."""
+    """One row: one loop for the maximum, the sum, the rank and the best other token, and one for
+    the entropy."""
     row = tl.program_id(0).to(tl.int64)
     base = logits + row * stride
     target = tl.load(targets + row)
@@ -220,20 +223,26 @@ def _measure_kernel(  # type: ignore[no-untyped-def]
 
 
 def row_statistics(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """What `statistics.measure` needs of logits `(B, V)` and target ids `(B,)`, in one launch.
+    """Computes the columns of `logit_statistics.from_columns` in one launch.
+
+    Args:
+        logits: `(B, V)`.
+        targets: Target ids, `(B,)`.
 
     Returns:
-        Columns `(B,)`: p, entropy, best, own and other (the largest logit, the target's, the
+        Columns `(B,)`: p, entropy, best, own and other (the largest logit, the target's, and the
         largest of all others) in float32; rank (from 1) and argmax (the lowest id of the most
-        likely) as integers.
+        likely tokens) as integers.
     """
     rows, size = logits.shape
-    kinds = {"p": 0, "rank": 1, "entropy": 0, "argmax": 1, "best": 0, "own": 0, "other": 0}
-    made: dict[str, Any] = {
-        name: torch.empty(rows, dtype=torch.int32 if whole else torch.float32, device=logits.device)
-        for name, whole in kinds.items()
+    is_integer = {"p": 0, "rank": 1, "entropy": 0, "argmax": 1, "best": 0, "own": 0, "other": 0}
+    columns: dict[str, Any] = {
+        name: torch.empty(
+            rows, dtype=torch.int32 if integer else torch.float32, device=logits.device
+        )
+        for name, integer in is_integer.items()
     }
     _measure_kernel[(rows,)](
-        logits, targets, *made.values(), logits.stride(0), size, block=_VOCABULARY_BLOCK
+        logits, targets, *columns.values(), logits.stride(0), size, block=_VOCABULARY_BLOCK
     )
-    return made
+    return columns

@@ -1,0 +1,223 @@
+"""Recognizes models of the Llama layout by their modules, never by a name.
+
+Llama (Touvron et al. 2023, arXiv 2302.13971): RMS norm, rotary grouped-query attention and a gated
+MLP, each added to the residual stream. Mistral, SmolLM, Qwen 2 and Qwen 3 have this layout, with
+biases, norms of queries and keys, or windows. Mixtral (arXiv 2401.04088) has experts for the MLP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_ATTENTION_NORMS = {"q_norm", "k_norm"}
+_MLP = {"gate_proj", "up_proj", "down_proj"}
+_EXPERTS = {"gate", "experts"}
+
+
+class OtherLayoutError(Exception):
+    """The model has another layout; the message says what is different."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class RmsNorm:
+    """RMS norm: x / sqrt(mean(x²) + epsilon) * weight."""
+
+    weight: Tensor
+    """`(H,)`, or `(D,)` for the norm of a head."""
+    epsilon: float
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class AttentionLayout:
+    """Grouped-query attention: projections, norms of heads, and sizes."""
+
+    q: Any
+    """Linear layer from H to num_heads * head_dim."""
+    k: Any
+    """Linear layer from H to num_kv_heads * head_dim, as is `v`."""
+    v: Any
+    o: Any
+    """Linear layer from num_heads * head_dim to H."""
+    q_norm: RmsNorm | None
+    k_norm: RmsNorm | None
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    """Factor of the attention scores."""
+    window: int | None
+    """Positions that a query attends to, itself included; None for all before it."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class MlpLayout:
+    """Gated MLP: down(act(gate(x)) * up(x))."""
+
+    gate: Any
+    up: Any
+    down: Any
+    act: Callable[[Tensor], Tensor]
+    intermediate_size: int
+    is_silu: bool
+    """Whether `act` is SiLU, which torch can compute in place."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ExpertsLayout:
+    """A mixture of E experts, of which a router selects `top_k` per position."""
+
+    router: Tensor
+    """`(E, H)`"""
+    experts: Any
+    """A module with `gate_up_proj` `(E, 2I, H)` and `down_proj` `(E, H, I)`: float tensors or
+    QuantizedMatrices."""
+    top_k: int
+    act: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LayerLayout:
+    """One decoder layer: attention and MLP, each behind its norm."""
+
+    norm: RmsNorm
+    attention: AttentionLayout
+    mlp_norm: RmsNorm
+    mlp: MlpLayout | ExpertsLayout
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LlamaLayout:
+    """A whole model on one device. Modules and tensors are the model's own; nothing is copied."""
+
+    embedding: Tensor
+    """`(V, H)`"""
+    rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    """From any tensor of the arithmetic and positions `(1, S)` to cosines and sines `(1, S, D)`."""
+    layers: tuple[LayerLayout, ...]
+    norm: RmsNorm
+    head: Any
+    """Linear layer from H to V."""
+
+
+def recognize(module: Any) -> LlamaLayout:
+    """Returns the parts of a causal model of transformers that has the Llama layout.
+
+    A model that fits may still compute something else: `backend_selection` compares the logits.
+
+    Raises:
+        OtherLayoutError: The model has another layout.
+    """
+    decoder: Any = getattr(module, "model", None)
+    _expect(decoder, {"embed_tokens", "layers", "norm", "rotary_emb"}, "the decoder")
+    _expect_one_device(module)
+    return LlamaLayout(
+        embedding=decoder.embed_tokens.weight,
+        rotary=decoder.rotary_emb,
+        layers=tuple(_layer(layer) for layer in decoder.layers),
+        norm=_norm(decoder.norm),
+        head=module.get_output_embeddings(),
+    )
+
+
+def _expect_one_device(module: Any) -> None:
+    devices = {str(tensor.device) for tensor in (*module.parameters(), *module.buffers())}
+    if len(devices) > 1 or "meta" in devices:
+        raise OtherLayoutError(f"its weights are spread over {', '.join(sorted(devices))}")
+    if any(hasattr(part, "_hf_hook") for part in module.modules() if part is not module):
+        raise OtherLayoutError("its weights are moved in and out of the device")
+
+
+def _expect(module: Any, names: set[str], what: str, optional: Iterable[str] = ()) -> None:
+    children = module.named_children() if isinstance(module, nn.Module) else ()
+    found = {name for name, _ in children}
+    if not names <= found <= names.union(optional):
+        raise OtherLayoutError(f"{what} has {', '.join(sorted(found)) or 'no known modules'}")
+
+
+def _layer(layer: Any) -> LayerLayout:
+    _expect(layer, _LAYER, "a layer")
+    return LayerLayout(
+        norm=_norm(layer.input_layernorm),
+        attention=_attention(layer.self_attn),
+        mlp_norm=_norm(layer.post_attention_layernorm),
+        mlp=_mlp(layer.mlp),
+    )
+
+
+def _norm(module: Any) -> RmsNorm:
+    epsilon = getattr(module, "variance_epsilon", None)
+    if epsilon is None or [name for name, _ in module.named_parameters()] != ["weight"]:
+        raise OtherLayoutError(f"{type(module).__name__} is not a plain RMS norm")
+    return RmsNorm(module.weight, epsilon)
+
+
+def _attention(module: Any) -> AttentionLayout:
+    _expect(module, _ATTENTION, "attention", _ATTENTION_NORMS)
+    if not all(hasattr(module, name) for name in ("head_dim", "scaling", "num_key_value_groups")):
+        raise OtherLayoutError(f"{type(module).__name__} does not tell the sizes of its heads")
+    num_heads = _out_features(module.q_proj) // module.head_dim
+    return AttentionLayout(
+        q=module.q_proj,
+        k=module.k_proj,
+        v=module.v_proj,
+        o=module.o_proj,
+        q_norm=_head_norm(module, "q_norm"),
+        k_norm=_head_norm(module, "k_norm"),
+        num_heads=num_heads,
+        num_kv_heads=num_heads // module.num_key_value_groups,
+        head_dim=module.head_dim,
+        scale=module.scaling,
+        window=_window(module),
+    )
+
+
+def _head_norm(module: Any, name: str) -> RmsNorm | None:
+    if not hasattr(module, name):
+        return None
+    norm = _norm(getattr(module, name))
+    if len(norm.weight) != module.head_dim:  # OLMoE's norms span all heads
+        raise OtherLayoutError(f"{name} is not the norm of one head")
+    return norm
+
+
+def _window(module: Any) -> int | None:
+    """The window of a layer: its own attribute if only some layers have one, else the config's."""
+    if hasattr(module, "sliding_window"):
+        return module.sliding_window
+    return getattr(module.config, "sliding_window", None)
+
+
+def _out_features(linear: Any) -> int:
+    return int(getattr(linear, "out_features", None) or linear.matrices.rows)
+
+
+def _mlp(module: Any) -> MlpLayout | ExpertsLayout:
+    names = {name for name, _ in module.named_children()}
+    if names >= _MLP:
+        _expect(module, _MLP, "the MLP", {"act_fn"})
+        act = module.act_fn
+        return MlpLayout(
+            gate=module.gate_proj,
+            up=module.up_proj,
+            down=module.down_proj,
+            act=act,
+            intermediate_size=_out_features(module.gate_proj),
+            is_silu=_is_silu(act),
+        )
+    _expect(module, _EXPERTS, "the MLP")
+    router, experts = module.gate, module.experts
+    if not (hasattr(router, "top_k") and hasattr(experts, "gate_up_proj")):
+        raise OtherLayoutError(f"{type(module).__name__} has experts of another kind")
+    return ExpertsLayout(router.weight, experts, router.top_k, experts.act_fn)
+
+
+def _is_silu(act: Callable[[Tensor], Tensor]) -> bool:
+    points = torch.linspace(-9, 9, 64)
+    return torch.equal(act(points), nn.functional.silu(points))
