@@ -52,7 +52,7 @@ def command(file: Path, model: str, output: Path, mismatches: str, redact: bool)
     found = read(file)
     require("torch", "transformers")
     from glitchrun.model import tokenizer_of
-    from glitchrun.report.imported import document
+    from glitchrun.report.imported import import_json
     from glitchrun.vocabulary import claims
 
     tokenizer, rows = tokenizer_of(model)
@@ -63,7 +63,7 @@ def command(file: Path, model: str, output: Path, mismatches: str, redact: bool)
         if wrong < len(fits):
             remedy += ", or leave these entries out with --mismatches drop"
         raise claims.refuse(str(file), found.source.claimed_model, model, fits, remedy)
-    _write(output, document(found, fits, model, rows, redact=redact))
+    _write(output, import_json(found, fits, model, rows, redact=redact))
     for line in _summary(found, claims.tallies(fits)):
         say(line, err=True)
 

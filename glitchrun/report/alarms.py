@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from glitchrun.behaviour.rates import wilson
 from glitchrun.events import Control, TokenFact
 from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.report.formatting import counted, percent, share
 from glitchrun.report.token_rows import controls_elsewhere, controls_of, facts_by_token
 from glitchrun.vocabulary.groups import KINDS, doubtful_groups, group_of, kind_of, script_name
+
+_READABLE = ("words", "digits")
+"""Kinds of token that contain a letter or a digit."""
+_NAMED = 3
+"""Scripts named in a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +116,49 @@ def _doubtful(controls: Iterable[Control]) -> tuple[str, ...]:
     texts = [one.token.text for one in controls if one.alarm]
     names = Counter(script_name(text) for text in texts if group_of(text) in groups)
     return tuple(name for name, _ in names.most_common())
+
+
+def alarm_sentence(found: Alarms) -> str:
+    """The false-alarm rate of a step in words, with what limits its meaning."""
+    rate = share(found.alarms, found.controls)
+    rate_sentence = (
+        f"{found.step}: {found.alarms:,} of {counted(found.controls, 'matched ordinary token')} "
+        f"{'was' if found.alarms == 1 else 'were'} also flagged ({rate}, 95 % CI "
+        f"{percent(found.low)} to {percent(found.high)}), "
+        f"against {found.flagged:,} of {found.tokens:,} candidates "
+        f"({share(found.flagged, found.tokens)})."
+    )
+    return " ".join([rate_sentence, *_by_kind(found), *_on_doubtful(found)])
+
+
+def _by_kind(found: Alarms) -> Iterator[str]:
+    """The alarms by kind of token, if there are several kinds."""
+    kinds = [one for one in found.kinds if one.controls]
+    if found.alarms and len(kinds) > 1:
+        parts = [f"{one.kind} {one.alarms:,} of {one.controls:,}" for one in kinds]
+        yield f"By kind: {', '.join(parts)}."
+    unreadable = sum(one.flagged for one in found.kinds if one.kind not in _READABLE)
+    if unreadable:
+        yield (
+            f"{unreadable:,} of the {found.flagged:,} flagged candidates "
+            f"{'contains' if unreadable == 1 else 'contain'} no letter or digit."
+        )
+
+
+def _on_doubtful(found: Alarms) -> Iterator[str]:
+    """A warning if the controls of a script say nothing about the check."""
+    if not found.doubtful:
+        return
+    scripts = ", ".join(found.doubtful[:_NAMED])
+    elsewhere = (
+        f" Of {counted(found.elsewhere, 'control')} from other scripts, {found.elsewhere_alarms:,} "
+        f"{'was' if found.elsewhere_alarms == 1 else 'were'} flagged "
+        f"({share(found.elsewhere_alarms, found.elsewhere)})."
+        if found.elsewhere
+        else ""
+    )
+    yield (
+        f"At least half of the controls in {scripts} were flagged. Either the model hardly knows "
+        "these scripts, or the check does not suit them; the false-alarm rate cannot tell "
+        f"which.{elsewhere}"
+    )

@@ -1,14 +1,14 @@
-"""The number a run comes down to, and what it means."""
+"""The main result of a run: one number, and sentences that explain it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from glitchrun.events import SEVERE, Sampled
 from glitchrun.ledger.record import RunRecord, StepRecord
-from glitchrun.report.alarms import Alarms, alarms
+from glitchrun.report.alarms import alarm_sentence, alarms
 from glitchrun.report.formatting import counted, figure, percent, share
 from glitchrun.report.token_rows import facts_by_token
 from glitchrun.report.totals import (
@@ -28,24 +28,20 @@ DIGITS = 3
 """Significant digits of a metric in the headline."""
 
 _STOPPED = {
-    "RUNNING": "The run is not over: the numbers are those of the moment this page was written.",
-    "KILLED": "The run was stopped before its end: the numbers cover what was finished until then. "
+    "RUNNING": "The run is not over: the numbers are those at the time of writing.",
+    "KILLED": "The run was stopped before its end: the numbers cover what had finished by then. "
     "It can be resumed: run the same glitchrun apply again.",
-    "DAMAGED": "The run's ledger is damaged: the numbers cover what is good of it.",
-    "FAILED": "The run failed: the numbers cover what was finished until then.",
+    "DAMAGED": "The run's ledger is damaged: the numbers cover its intact part.",
+    "FAILED": "The run failed: the numbers cover what had finished by then.",
 }
 
-_READABLE = ("words", "digits")
-"""Kinds of token that hold a letter or a digit."""
-_NAMED = 3
-"""Scripts named in a sentence."""
 _GUIDED = 0.5
-"""Share of verdicts below which a screen that foresaw them is called no guide."""
+"""Share of correctly predicted verdicts below which the screen is reported as unhelpful."""
 
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """The number a run comes down to, and what it means."""
+    """The main number of a run, its unit, and sentences that explain it."""
 
     number: float | None
     unit: str
@@ -53,14 +49,14 @@ class Headline:
 
 
 def headline(record: RunRecord) -> Headline:
-    """The number to read first: confirmed tokens, else severe glitch tokens, else the one that a
-    step's strategy declares as `x-headline`, the last step's first, else that there is none."""
+    """The main result: confirmed tokens; else severe glitch tokens; else the metric that the last
+    step with an `x-headline` declares; else no number."""
     warning = _STOPPED.get(record.status)
-    reason = f"Reason on record: {record.error}" if record.error else None
+    reason = f"Reason: {record.error}" if record.error else None
     number, unit, sentences = _result(record)
     repairs = [
-        "The ledger was found damaged when the run was resumed, and what was lost was computed "
-        f"again: {repair}."
+        "The ledger was damaged when the run was resumed. The lost part was computed again: "
+        f"{repair}."
         for repair in record.repairs
     ]
     return Headline(number, unit, tuple(filter(None, (warning, reason, *repairs, *sentences))))
@@ -68,34 +64,34 @@ def headline(record: RunRecord) -> Headline:
 
 def _result(record: RunRecord) -> tuple[float | None, str, list[str]]:
     found, unit, sentences = _verdict(record)
-    told = [told for step in reversed(record.steps) if (told := _told(step))]
+    declared = [one for step in reversed(record.steps) if (one := _declared_result(step))]
     several = len(record.steps) > 1
-    also = [f"{step}: {said}" if several else said for step, _, _, said in told]
-    if told and found is None:
-        return told[0][1], told[0][2], also
+    also = [f"{step}: {text}" if several else text for step, _, _, text in declared]
+    if declared and found is None:
+        return declared[0][1], declared[0][2], also
     return found, unit, [*sentences, *also]
 
 
-def _told(step: StepRecord) -> tuple[str, float | None, str, str] | None:
-    """Id, number, unit and sentence of a step by its strategy's `x-headline`; None where there is
-    no such thing, or the step has not come to it yet."""
+def _declared_result(step: StepRecord) -> tuple[str, float | None, str, str] | None:
+    """Step id, number, unit and sentence according to the strategy's `x-headline`; None without
+    one, or before the step has measured it."""
     declared = declared_headline(step)
     metric = step.metrics.get(declared["metric"]) if declared else None
     if not declared or not metric:
         return None
     numbers = {name: figure(found.value, DIGITS) for name, found in step.metrics.items()}
     unit = declared.get("one", declared["unit"]) if metric.value == 1 else declared["unit"]
-    holds = [
+    conditional = [
         sentence
         for name, sentence in declared.get("when", {}).items()
         if (found := step.metrics.get(name)) and found.value
     ]
-    said = " ".join([declared["sentence"], *holds]).format(**numbers)
-    return step.id, metric.value, unit, said
+    text = " ".join([declared["sentence"], *conditional]).format(**numbers)
+    return step.id, metric.value, unit, text
 
 
 def declared_headline(step: StepRecord) -> Mapping[str, Any] | None:
-    """What the step's strategy declares as `x-headline`: metric, unit, sentence, when, cards."""
+    """The `x-headline` of the step's strategy: metric, unit, sentence, when, cards, answers."""
     found: Mapping[str, Any] | None = strategies().get(step.strategy, {}).get("x-headline")
     return found
 
@@ -110,7 +106,7 @@ def _verdict(record: RunRecord) -> tuple[int | None, str, list[str]]:
         *map(_about_left, record.steps),
         *map(_about_recall, record.steps),
         *map(_about_screen, record.steps),
-        *map(_about_controls, alarms(record)),
+        *map(alarm_sentence, alarms(record)),
     ]
     if sampled:
         confirmed = sum(fact.confirmed for fact in sampled)
@@ -139,14 +135,14 @@ def _about_samples(record: RunRecord, sampled: list[Sampled]) -> str:
 
 
 def _about_saved(step: StepRecord) -> str:
-    """What `sequential` did without; empty where no attempt was saved."""
+    """The attempts that sequential testing saved; empty if none."""
     names = ("attempts", "attempts_saved", "stopped_early")
     made, saved, stopped = (int(_value(step, name)) for name in names)
     if not saved:
         return ""
     return (
         f"Step {step.id} stopped early on {counted(stopped, 'token')}, as soon as the verdict was "
-        f"settled, which saved {saved:,} of {counted(made + saved, 'attempt')}."
+        f"certain, which saved {saved:,} of {counted(made + saved, 'attempt')}."
     )
 
 
@@ -156,12 +152,12 @@ def _value(step: StepRecord, name: str) -> float:
 
 
 def _about_verdicts(record: RunRecord, found: Severity) -> str:
-    """What share of how many tokens failed, and by what measure."""
+    """The share of verified tokens that are glitch tokens, and the criterion."""
     if not found.verified:
         return ""
-    level, prompts = thresholds(record).probability, _asked(record)
+    level, probes = thresholds(record).probability, _probes(record)
     limit = (
-        ", whatever the probability it gave the token (thresholds.probability = 1)"
+        ", at any probability (thresholds.probability = 1)"
         if level >= 1
         else f" with a probability below {level:g} (thresholds.probability), and "
         f"{counted(found.near_miss, 'near miss', 'near misses')} failed with a higher one"
@@ -170,55 +166,55 @@ def _about_verdicts(record: RunRecord, found: Severity) -> str:
     whole = f" ({share(found.verified, size)} of the vocabulary's {size:,})" if size else ""
     return (
         f"Of {counted(found.verified, 'verified token')}{whole}, {found.glitch:,} "
-        f"({share(found.glitch, found.verified)}) failed {prompts}{limit}."
+        f"({share(found.glitch, found.verified)}) failed {probes}{limit}."
     )
 
 
-def _asked(record: RunRecord) -> str:
-    """What a token had to fail, in words."""
+def _probes(record: RunRecord) -> str:
+    """The probes that a glitch token fails, in words."""
     asked = {tuple(fact.probes) for fact in verdicts(record)}
     names = sorted({name for probes in asked for name in probes})
     if len(names) == 1:
         return f"the probe {names[0]}"
-    if len(asked) > 1:  # by steps that asked differently
-        return f"every probe that they were asked in ({', '.join(names)})"
+    if len(asked) > 1:  # steps with different probes
+        return f"every probe applied to them ({', '.join(names)})"
     return f"each of the probes {', '.join(names)}"
 
 
 def _about_excluded(record: RunRecord) -> str:
-    """What the spec kept out of the scope; empty where there is no such thing."""
+    """The tokens that the spec excludes; empty if none."""
     if not record.model or not (record.spec.get("tokens") or {}).get("exclude"):
         return ""
-    return f"tokens.exclude left {counted(record.model.excluded, 'token')} out of the scope."
+    return f"tokens.exclude removed {counted(record.model.excluded, 'token')} from the scope."
 
 
 def _about_left(step: StepRecord) -> str:
-    """What a search of named tokens did not come to; empty where nothing was left."""
+    """The named tokens that a search did not verify; empty if none."""
     metric = step.metrics.get("left")
     search = SEARCHES.get(step.params.get("search", ""))
     if not metric or not search or not search.names_tokens:
         return ""
     if metric.n == 0:
-        return f"Step {step.id} named no token that is in scope (`tokens` in the spec)."
+        return f"Step {step.id} named no token in scope (`tokens` in the spec)."
     if not metric.value:
         return ""
     limits = [name for name in ("iterations", "budget") if step.params.get(name) is not None]
     raised = " and ".join(f"`{name}`" for name in limits or ["budget"])
     asked = f"{metric.value:,.0f} of the {counted(metric.n or 0, 'token')}"
     return (
-        f"Step {step.id} left {asked} that it named unverified: its budget was spent. Raise "
+        f"Step {step.id} ran out of budget before verifying {asked} that it named. Raise "
         f"{raised}, or draw a sample of them with `sample_rate` or `sample_size`."
     )
 
 
 def _about_recall(step: StepRecord) -> str:
-    """What share of the glitch tokens that there are a cascade found."""
+    """A cascade's lower bound on the share of all glitch tokens that it found."""
     metric = step.metrics.get("recall_low")
     if not metric:
         return ""
     screened = (fact for timed in step.batches for fact in timed.batch.screened)
     if len(facts_by_token(step)) == sum(len(fact.token_ids) for fact in screened):
-        return f"Step {step.id} verified every token in scope, so that it missed none."
+        return f"Step {step.id} verified every token in scope, so it missed no glitch token."
     if metric.value is None:
         return (
             f"How many glitch tokens step {step.id} missed is not known: it ended before an audit, "
@@ -227,18 +223,18 @@ def _about_recall(step: StepRecord) -> str:
     confidence = step_with_defaults({"strategy": step.strategy, **step.params})["confidence"]
     return (
         f"Step {step.id} found at least {percent(metric.value)} of the glitch tokens in scope, "
-        f"with {percent(confidence)} confidence, by a random audit of the tokens it had left aside."
+        f"with {percent(confidence)} confidence, by a random audit of the tokens that it skipped."
     )
 
 
 def _about_screen(step: StepRecord) -> str:
-    """That the screen was no guide to this model; empty where it was."""
+    """A warning if the screen predicted few verdicts on this model; else empty."""
     metric = step.metrics.get("screen_agreement")
     if not metric or metric.value is None or metric.value >= _GUIDED:
         return ""
     return (
         f"The screen of step {step.id} predicted {percent(metric.value)} of its "
-        f"{counted(metric.n or 0, 'verdict')}: on this model its order says little. "
+        f"{counted(metric.n or 0, 'verdict')}, so its order is of little use on this model. "
         "Use search: surrogate."
     )
 
@@ -251,7 +247,7 @@ def _about_severity(record: RunRecord, found: Severity) -> str:
         f"Of these {counted(found.glitch, 'glitch token')}, {found.severe:,} "
         f"({share(found.severe, found.glitch)}) "
         f"{'is' if found.severe == 1 else 'are'} severe, with a probability below "
-        f"{SEVERE:g}{each}; {found.mild:,} {'lies' if found.mild == 1 else 'lie'} below {MILD:g}."
+        f"{SEVERE:g}{each}; {found.mild:,} {'is' if found.mild == 1 else 'are'} below {MILD:g}."
     )
 
 
@@ -275,52 +271,7 @@ def _about_emitted(found: Severity) -> str:
     )
 
 
-def _about_controls(found: Alarms) -> str:
-    rate = share(found.alarms, found.controls)
-    told = (
-        f"{found.step}: {found.alarms:,} of {counted(found.controls, 'matched ordinary token')} "
-        f"{'was' if found.alarms == 1 else 'were'} also flagged ({rate}, 95 % CI "
-        f"{percent(found.low)} to {percent(found.high)}), "
-        f"against {found.flagged:,} of {found.tokens:,} candidates "
-        f"({share(found.flagged, found.tokens)})."
-    )
-    return " ".join([told, *_about_kinds(found), *_about_doubtful(found)])
-
-
-def _about_kinds(found: Alarms) -> Iterator[str]:
-    """Where the alarms lie, when there is more than one kind of token to tell apart."""
-    kinds = [one for one in found.kinds if one.controls]
-    if found.alarms and len(kinds) > 1:
-        parts = [f"{one.kind} {one.alarms:,} of {one.controls:,}" for one in kinds]
-        yield f"By kind: {', '.join(parts)}."
-    others = sum(one.flagged for one in found.kinds if one.kind not in _READABLE)
-    if others:
-        yield (
-            f"{others:,} of the {found.flagged:,} flagged candidates "
-            f"{'contains' if others == 1 else 'contain'} no letter or digit."
-        )
-
-
-def _about_doubtful(found: Alarms) -> Iterator[str]:
-    """That controls of a script do not tell what they are there to tell."""
-    if not found.doubtful:
-        return
-    scripts = ", ".join(found.doubtful[:_NAMED])
-    beside = (
-        f" Of {counted(found.elsewhere, 'control')} of other scripts, {found.elsewhere_alarms:,} "
-        f"{'was' if found.elsewhere_alarms == 1 else 'were'} flagged "
-        f"({share(found.elsewhere_alarms, found.elsewhere)})."
-        if found.elsewhere
-        else ""
-    )
-    yield (
-        f"At least half of the controls in {scripts} were flagged. Ordinary tokens there are as "
-        "bad as those found: either the model hardly knows them, or the check does not suit them, "
-        f"and the false-alarm rate cannot tell which.{beside}"
-    )
-
-
 def _why_unsampled(record: RunRecord) -> str:
     if any(step.strategy == "validate" for step in record.steps):
-        return "No sampled attempt is on record, so none of them is confirmed."
+        return "No attempts were sampled, so none of them is confirmed."
     return "The experiment has no step that samples attempts, so none of them is confirmed."

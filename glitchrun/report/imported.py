@@ -1,4 +1,4 @@
-"""What `glitchrun import` writes: a file's tokens in our own names, one a line."""
+"""The JSON file that `glitchrun import` writes, with one token on a line."""
 
 from __future__ import annotations
 
@@ -15,15 +15,21 @@ from glitchrun.report.writing import to_json
 from glitchrun.vocabulary.claims import MISFITS, Fit, tallies
 
 _HIDDEN = ("text_in_file", "said")
-"""What of a token's row, besides its own text, holds text of the file."""
+"""Fields of a token, other than its own text, that contain text of the file."""
 
 
-def document(
+def import_json(
     found: Imported, fits: Sequence[Fit], model: str, rows: int, *, redact: bool = False
 ) -> Iterator[str]:
-    """The file, piece by piece: where the tokens come from, what was checked and counted, then
-    every token that fits. `model` is the path given, `rows` its vocabulary's size. `redact` leaves
-    out every text and path: of tokens their ids, verdicts and numbers are left."""
+    """The pieces of the file: its source, checks and counts, then every token that fits the model.
+
+    Args:
+        found: The imported file.
+        fits: Its tokens, checked against the model's vocabulary.
+        model: Path of the model as given.
+        rows: Size of the model's vocabulary.
+        redact: Whether to omit every text and path; tokens keep ids, verdicts and numbers.
+    """
     kept = [fit for fit in fits if fit.fit not in MISFITS]
     left_out = _kinds(found.left_out) if redact else dict(found.left_out)
     checked = {"model": _name(model) if redact else model}
@@ -57,7 +63,7 @@ def document(
 
 
 def _nameless(found: Imported) -> dict[str, Any]:
-    """The source without settings, which may hold texts, and without folders."""
+    """The source without settings, which may contain texts, and without folders."""
     claimed = found.source.claimed_model
     return asdict(found.source) | {
         "settings": {},
@@ -66,7 +72,7 @@ def _nameless(found: Imported) -> dict[str, Any]:
 
 
 def _kinds(left_out: Mapping[str, int]) -> dict[str, int]:
-    """What was left out, without the file's own words, which stand in brackets."""
+    """The counts of left-out tokens without the file's own words, which are in brackets."""
     kinds: Counter[str] = Counter()
     for what, number in left_out.items():
         kinds[what.partition(" (")[0]] += number
@@ -74,12 +80,12 @@ def _kinds(left_out: Mapping[str, int]) -> dict[str, int]:
 
 
 def _name(path: str) -> str:
-    """Its last part, whichever system's separators it is written with."""
+    """The last part of a path with separators of any system."""
     return PureWindowsPath(path).name
 
 
 def _row(fit: Fit) -> dict[str, Any]:
-    """A token's fields; `token` is the text as it reads inside a text, as in tokens.jsonl."""
+    """A token's fields; `token` is its decoded text, as in tokens.jsonl."""
     token = fit.token
     row = {
         "token_id": token.id,
@@ -105,7 +111,7 @@ def _row(fit: Fit) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON without NaN and infinities, which are null."""
+    """`value` with None for NaN and infinities, which JSON lacks."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Gates and checks as JUnit XML, so that a CI system shows them as test cases."""
+"""Gates and checks as JUnit XML, which CI systems show as test cases."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _gate_case(record: RunRecord, gate: GateResult) -> ElementTree.Element:
 
 
 def _check_cases(record: RunRecord) -> Iterator[ElementTree.Element]:
-    """A check that was skipped is a skipped test case: a green report must not hide it."""
+    """A skipped check is a skipped test case, so that a green report does not hide it."""
     for step in record.steps:
         rows = [
             entry.cells
@@ -77,5 +77,5 @@ def _case(record: RunRecord, name: str) -> ElementTree.Element:
 
 
 def _legible(text: str) -> str:
-    """XML 1.0 has no way at all to write most control characters."""
+    """Text with control characters spelled out, most of which XML 1.0 cannot represent."""
     return visible(text).replace("␣", " ")

@@ -49,6 +49,7 @@ class StepColumn:
 
     @property
     def label(self) -> str:
+        """Its name and unit, for a table's head."""
         label = self.name.replace("_", " ")
         return f"{label} ({self.unit})" if self.unit else label
 

@@ -1,4 +1,4 @@
-"""The few lines a run ends with in a terminal."""
+"""The summary that `apply` prints at the end of a run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from glitchrun.report.totals import is_about_tokens
 from glitchrun.vocabulary.text import visible_token
 
 SHOWN = 10
-"""Tokens listed before the rest is only counted."""
+"""Tokens listed; the others are counted."""
 _REASON = StepColumn("reason")
 
 
 def summary_lines(record: RunRecord) -> list[str]:
-    """What a run found, what its gates say and where its files are: plain text, no colour."""
+    """The result of a run, its gates and the paths of its files, as lines of plain text."""
     top = headline(record)
     number = "" if top.number is None else f"{figure(top.number, DIGITS)} "
     return [
@@ -50,7 +50,7 @@ def _file_lines(record: RunRecord) -> list[str]:
 
 
 def _check_lines(record: RunRecord) -> list[str]:
-    """The checks that did not pass, and why."""
+    """The checks that did not pass, with their reasons."""
     return [
         f"  check    {row['outcome']}: {row['check']}: {shown(row['reason'], _REASON)}"
         for table in step_tables(record)
@@ -66,7 +66,7 @@ def _status(record: RunRecord) -> str:
 
 
 def _answer_lines(record: RunRecord) -> list[str]:
-    """What each step came to, as its strategy declares under `answers` of `x-headline`."""
+    """The answers of each step, as its strategy declares them in `x-headline`."""
     lines = []
     for step in record.steps:
         rows = {found.name: found for found in step_tables(record) if found.step == step.id}
@@ -76,7 +76,7 @@ def _answer_lines(record: RunRecord) -> list[str]:
 
 
 def _answers(answer: Mapping[str, Any], tables: Mapping[str, StepTable]) -> list[str]:
-    """A line for each row of the table that the answer is about, up to `most` of them."""
+    """A line for each of the first `most` rows of the declared table."""
     about = tables.get(answer["table"])
     if about is None:
         return []
@@ -95,7 +95,7 @@ def _answers(answer: Mapping[str, Any], tables: Mapping[str, StepTable]) -> list
 def _filled(
     text: str, about: StepTable, row: Mapping[str, Any], tables: Mapping[str, StepTable]
 ) -> str:
-    """`text` with `{column}` of the row, and `{table.column}` of another table's first row."""
+    """`text` with `{column}` from the row and `{table.column}` from another table's first row."""
 
     def cell(found: re.Match[str]) -> str:
         name, dot, column = found[1].rpartition(".")
@@ -108,25 +108,22 @@ def _filled(
 
 
 def _token_lines(record: RunRecord) -> list[str]:
-    """What was found, then what became of the tokens that the spec names one by one."""
+    """The tokens found, then the other tokens that the spec names individually."""
     rows = token_rows(record)
     found = found_tokens(rows)
     known = {row.token.id for row in found}
-    asked = [row for row in _asked(record, rows) if row.token.id not in known]
-    return [*_first_lines(found, "more token"), *_first_lines(asked, "more token asked about")]
+    asked = [row for row in _named_tokens(record, rows) if row.token.id not in known]
+    return [*_first_lines(found, "more token"), *_first_lines(asked, "more named token")]
 
 
 def _first_lines(rows: list[TokenRow], rest: str) -> list[str]:
     lines = [f"  {_token_line(row)}" for row in rows[:SHOWN]]
     hidden = len(rows) - len(lines)
-    # `more token asked about`: the noun that takes the s is the second word.
-    words = rest if hidden == 1 else rest.replace("token", "tokens")
-    return [*lines, f"  … and {hidden:,} {words}"] if hidden else lines
+    return [*lines, f"  … and {counted(hidden, rest)}"] if hidden else lines
 
 
-def _asked(record: RunRecord, rows: list[TokenRow]) -> list[TokenRow]:
-    """The tokens of steps whose `tokens` are ids or texts, each once: every verdict on them is an
-    answer, that they passed included."""
+def _named_tokens(record: RunRecord, rows: list[TokenRow]) -> list[TokenRow]:
+    """The tokens of steps whose `tokens` are ids or texts, each once, whatever their verdict."""
     named = {
         step.id
         for step in record.steps
@@ -152,7 +149,7 @@ def _token_line(row: TokenRow) -> str:
 
 
 def _scope_lines(record: RunRecord) -> list[str]:
-    """How much of the vocabulary was in scope, and what was left out, by category."""
+    """The scope by category, if it is known."""
     known = record.model is not None and record.model.categories
     return [f"  scope    {scope(record)}"] if known else []
 
@@ -171,6 +168,6 @@ def _work_lines(record: RunRecord) -> list[str]:
         state = "" if step.finished else "  (not finished)"
         lines.append(f"  step     {step.id} ({step.strategy}): {duration(step.seconds)}{state}")
     if record.model:
-        held, peak = size(record.model.bytes), size(record.model.peak_bytes)
-        lines.append(f"  memory   model {held}, peak {peak} on {record.model.device}")
+        weights, peak = size(record.model.bytes), size(record.model.peak_bytes)
+        lines.append(f"  memory   model {weights}, peak {peak} on {record.model.device}")
     return lines

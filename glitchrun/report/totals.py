@@ -167,6 +167,7 @@ class Band:
 
     @property
     def severe(self) -> bool:
+        """Whether all its tokens are severe, if they are glitch tokens."""
         return self.high <= SEVERE
 
 

@@ -37,6 +37,7 @@ class Counts:
 
     @property
     def n(self) -> int:
+        """Number of tokens."""
         return self.both + self.only_left + self.only_right + self.neither
 
     @property
@@ -116,6 +117,7 @@ class MatchedToken:
 
     @property
     def agree(self) -> bool:
+        """Whether both sides give the same verdict."""
         return self.left.found == self.right.found
 
     @property
@@ -156,6 +158,7 @@ class Pair:
 
     @property
     def counts(self) -> Counts:
+        """The matched tokens by verdict of both sides."""
         found = [(both.left.found, both.right.found) for both in self.matched]
         kinds = ((True, True), (True, False), (False, True), (False, False))
         return Counts(*(found.count(kind) for kind in kinds))
