@@ -55,7 +55,7 @@ def main(names: tuple[str, ...], quantization: str, batches: int, here: bool) ->
 def measured(name: str, quantization: str, batches: int) -> dict[str, Any]:
     """Bytes beside the weights: as planned, and at most while the first batches ran."""
     from glitchrun.model import load
-    from glitchrun.model.device import peaks, start_peaks
+    from glitchrun.model.memory_use import peaks, reset_peaks
     from glitchrun.probing.backend_selection import best_backend
     from glitchrun.prompts.detect import detect
     from glitchrun.strategies import configure
@@ -79,7 +79,7 @@ def measured(name: str, quantization: str, batches: int) -> dict[str, Any]:
     (step,) = spec.steps
     strategy = load_strategy(step.strategy)
     gc.collect()
-    start_peaks()
+    reset_peaks()
     before = psutil.Process().memory_info().rss
     for _ in islice(strategy.run(configure(strategy, step.params), context, ()), batches):
         pass

@@ -54,7 +54,7 @@ def test_the_plan_counts_the_language_part_alone(folder: Path, quantization: str
     with torch.no_grad():
         assert loaded.module(input_ids=IDS).logits.isfinite().all()
     quantized = quantization in ("int8", "int4")
-    assert quantized == any(kind in loaded.census for kind in ("int4", "int8"))
+    assert quantized == any(kind in loaded.bytes_by_dtype for kind in ("int4", "int8"))
     if quantized and "Llama4" in header.architecture:
         # transformers lets nobody choose how Llama 4's experts are computed: they stay in floats.
         assert all("experts" in name for name in loaded.unquantized)

@@ -12,8 +12,8 @@ from glitchrun.checkpoint import model_cache
 from glitchrun.checkpoint.model_cache import cache_folder, clear, size_of
 from glitchrun.cli.doctor import command as doctor
 from glitchrun.errors import PreflightError
-from glitchrun.model import gguf_cache, load
-from glitchrun.model.gguf_cache import converted, tokenizer_note
+from glitchrun.model import gguf_conversion, load
+from glitchrun.model.gguf_conversion import converted, tokenizer_note
 from glitchrun.spec.types import ModelSpec
 from tests.support.tiny_gguf import tiny_gguf
 
@@ -63,7 +63,7 @@ def test_two_projects_share_a_conversion_and_keep_none_of_it(
 def test_a_changed_converter_converts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gguf = tiny_gguf(tmp_path / "tiny.gguf")
     first = converted(gguf, tmp_path)
-    monkeypatch.setattr(gguf_cache, "CONVERTER", gguf_cache.CONVERTER + 1)
+    monkeypatch.setattr(gguf_conversion, "CONVERTER", gguf_conversion.CONVERTER + 1)
     assert converted(gguf, tmp_path) != first
     assert tokenizer_note(first) == "gpt-2 (named by the file)"
     assert tokenizer_note(tmp_path) == ""

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from glitchrun.checkpoint.model_cache import cache_folder
 from glitchrun.errors import ModelUnavailable, PreflightError
-from glitchrun.model import gguf_cache, load
-from glitchrun.model.gguf_cache import converted, load_gguf
-from glitchrun.model.tokenizer import tokenizer_of
+from glitchrun.model import gguf_conversion, load
+from glitchrun.model.gguf_conversion import converted, load_gguf
+from glitchrun.model.tokenizer_loading import tokenizer_of
 from glitchrun.spec.types import ModelSpec
 from tests.support.tiny_gguf import tiny_gguf
 
@@ -41,7 +41,7 @@ def _forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(gguf: Path) -> None:
         raise AssertionError(f"{gguf} was read through transformers again")
 
-    monkeypatch.setattr(gguf_cache, "load_gguf", refuse)
+    monkeypatch.setattr(gguf_conversion, "load_gguf", refuse)
 
 
 def test_the_converted_model_is_the_direct_one(gguf: Path, cache: Path) -> None:
@@ -119,7 +119,7 @@ def test_what_a_killed_conversion_left_is_not_used(
 _CONVERT = """
 import sys
 from pathlib import Path
-from glitchrun.model.gguf_cache import converted
+from glitchrun.model.gguf_conversion import converted
 print(converted(Path(sys.argv[1]), Path(sys.argv[2])))
 """
 
@@ -144,7 +144,7 @@ def test_a_damaged_file(gguf: Path, tmp_path: Path) -> None:
 def test_a_full_disk(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(PreflightError, match=r"0\.0 GB are free; make room"):
+    with pytest.raises(PreflightError, match=r"0\.0 GB are free; free some space"):
         converted(gguf, tmp_path)
 
 

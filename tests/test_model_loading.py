@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from glitchrun.errors import DoesNotFit, ModelUnavailable, PreflightError
-from glitchrun.model import LoadedModel, census, load, load_tokenizer
-from glitchrun.model.loading import METHOD_PACKAGES
+from glitchrun.model import LoadedModel, load, load_tokenizer
+from glitchrun.model.library_messages import METHOD_PACKAGES
+from glitchrun.model.memory_use import bytes_by_device
 from glitchrun.prompts.tokenizer import encode
 from glitchrun.spec.types import ModelSpec
 from tests.support.tiny_models import (
@@ -85,7 +86,7 @@ def test_float_dtypes(llama: Path, dtype: str) -> None:
     model = _load(llama, quantization=dtype)
     assert model.dtype == dtype
     # Rotary frequencies stay in float32 in every dtype.
-    held = model.census[dtype] - (64 if dtype == "float32" else 0)
+    held = model.bytes_by_dtype[dtype] - (64 if dtype == "float32" else 0)
     assert held == 125_248 * getattr(torch, dtype).itemsize
 
 
@@ -95,7 +96,7 @@ def test_a_padded_vocabulary_has_more_rows_than_tokens(tmp_path: Path) -> None:
     assert model.output_embeddings is model.input_embeddings  # tied
 
 
-def test_census_counts_tied_weights_once(tmp_path: Path) -> None:
+def test_tied_weights_are_counted_once(tmp_path: Path) -> None:
     model = _load(tiny_llama(tmp_path, tied=True))
     distinct = {p.data_ptr(): p.nbytes for p in model.module.parameters()}
     distinct |= {b.data_ptr(): b.nbytes for b in model.module.buffers()}
@@ -116,7 +117,7 @@ def test_a_model_is_shared_out_over_memory_and_disk(tmp_path: Path) -> None:
     shared = _load(folder, max_memory=limits)
     places = set(shared.module.hf_device_map.values())
     assert places == {"cpu", "disk"}
-    in_memory = census.by_device(shared.module)["cpu", "float32"]
+    in_memory = bytes_by_device(shared.module)["cpu", "float32"]
     assert in_memory <= limits["cpu"] < whole.bytes
     assert shared.bytes == pytest.approx(whole.bytes, rel=0.01)
     ids = torch.tensor([[5, 6, 7]])

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from glitchrun.model import LoadedModel, load
-from glitchrun.model.quantized import SCHEMES, QuantizedMatrices
+from glitchrun.model.quantized_layers import SCHEMES, QuantizedMatrices
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.backend_selection import best_backend
 from glitchrun.spec.types import ModelSpec
@@ -90,14 +90,14 @@ def test_fused_experts_are_held_quantized(quantized: LoadedModel, reference: Loa
     assert quantized.unquantized == ()
     linear = sum(p.numel() for n, p in parameters.items() if "proj" in n)
     width = {"int4": 0.5, "int8": 1}[quantized.quantization]
-    assert quantized.census[quantized.quantization] == linear * width
+    assert quantized.bytes_by_dtype[quantized.quantization] == linear * width
 
 
-def test_census_is_what_is_held(quantized: LoadedModel) -> None:
+def test_bytes_by_dtype_sum_up_all_storages(quantized: LoadedModel) -> None:
     tensors = [*quantized.module.parameters(), *quantized.module.buffers()]
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     assert quantized.bytes == sum(held.values())
-    assert quantized.census["quantization scales"] > 0
+    assert quantized.bytes_by_dtype["quantization scales"] > 0
 
 
 def test_predictions_agree_with_bfloat16(quantized: LoadedModel, reference: LoadedModel) -> None:
@@ -191,7 +191,7 @@ def test_other_architectures(tmp_path: Path, name: str, scheme: str) -> None:
     build, left = OTHERS[name]
     folder = build(tmp_path)
     model = _load(folder, scheme)
-    assert model.census[scheme] > 0
+    assert model.bytes_by_dtype[scheme] > 0
     assert model.unquantized == left
     agreement = _correlation(_logits(model), _logits(_load(folder, "float32")))
     assert agreement > {"int4": 0.9, "int8": 0.995}[scheme]
@@ -213,7 +213,7 @@ def test_a_checkpoint_quantized_on_disk_loads_as_it_is(tmp_path: Path, scheme: s
     stored.save_pretrained(folder)
     model, ours = _load(folder, "none"), _load(source, scheme)
     assert model.quantization == "bitsandbytes (as stored)"
-    assert model.census == ours.census
+    assert model.bytes_by_dtype == ours.bytes_by_dtype
     torch.testing.assert_close(_logits(model), _logits(ours))
     _logits(model)
     assert _gradient(model).abs().sum() > 0
@@ -263,7 +263,7 @@ def test_other_kinds_of_layers_are_quantized_and_run(
     tiny_models.bpe_tokenizer(tmp_path)
     build(family, 400).save_pretrained(tmp_path)
     floats, model = _load(tmp_path, "bfloat16"), _load(tmp_path, quantization)
-    assert quantization in model.census
+    assert quantization in model.bytes_by_dtype
     backend, _ = best_backend(model)
     found = backend.logits_alone(IDS[0].tolist(), float32=True)
     wanted = Backend(floats).logits_alone(IDS[0].tolist(), float32=True)

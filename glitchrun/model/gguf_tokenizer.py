@@ -1,10 +1,10 @@
-"""The tokenizer of a GGUF file, built from its metadata.
+"""Builds the tokenizer of a GGUF file from its metadata.
 
-transformers builds one too, but takes a split whose name it does not know for GPT-2's without a
-word, cuts control and user-defined tokens into pieces that are not spelled in the byte alphabet
-(such as DeepSeek's), and reads neither `ignore_merges` nor `add_space_prefix`. So a byte-level
-vocabulary (`gpt2`) is built here; SentencePiece's (`llama`, `t5`, `gemma4`) comes from
-transformers. Both are compared with the file before they are used.
+transformers can build one too. But it silently uses GPT-2's pre-tokenizer for names that it does
+not know, splits control and user-defined tokens that are not spelled in the byte alphabet (such as
+DeepSeek's), and ignores `ignore_merges` and `add_space_prefix`. So a byte-level vocabulary (`gpt2`)
+is built here; those of SentencePiece (`llama`, `t5`, `gemma4`) come from transformers. Both are
+compared with the file before they are used.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ _TOKENS, _MERGES, _TYPES = (f"tokenizer.ggml.{name}" for name in ("tokens", "mer
 _BYTE_LEVEL = "gpt2"
 _SENTENCEPIECE = "llama"
 _RESPELLED = ("gemma", "gemma2", "gemma3")
-"""Architectures whose runs of spaces transformers spells in its own way."""
-# Token types, of the specification of GGUF.
+"""Architectures for which transformers spells runs of spaces differently from the file."""
+# Token types of the GGUF specification.
 _CONTROL, _USER_DEFINED = 3, 4
 _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
 def gguf_tokenizer(gguf: Path) -> Any:
-    """The tokenizer of a GGUF file; none of the weights is unpacked.
+    """The tokenizer of a GGUF file, without unpacking weights.
 
-    Raises ModelUnavailable where the vocabulary is of a kind, or its split of a name, that cannot
-    be rebuilt, and where what was built is not what the file says.
+    Raises ModelUnavailable for a vocabulary or pre-tokenizer that cannot be rebuilt, and where the
+    result disagrees with the file.
     """
     metadata = read_gguf(gguf, (_TOKENS, _MERGES, _TYPES)).metadata
     if not isinstance(metadata.get(_TOKENS), list):
-        raise _unusable(gguf, "it holds no vocabulary (tokenizer.ggml.tokens)")
+        raise _unusable(gguf, "it has no vocabulary (tokenizer.ggml.tokens)")
     named = pretokenizer_of(metadata, gguf)
     if named is not None:
         tokenizer = _byte_level(metadata, named, gguf)
@@ -62,8 +62,8 @@ def gguf_tokenizer(gguf: Path) -> Any:
     return tokenizer
 
 
-def describe_split(gguf: Path) -> str:
-    """How the text of a GGUF model is split, and which source named the split, for the record."""
+def describe_pretokenizer(gguf: Path) -> str:
+    """The pre-tokenizer of a GGUF file and where its name comes from, for the run's record."""
     metadata = read_gguf(gguf).metadata
     named = pretokenizer_of(metadata, gguf)
     if named is None:
@@ -73,10 +73,13 @@ def describe_split(gguf: Path) -> str:
 
 
 @contextmanager
-def reading(gguf: Path) -> Iterator[None]:
-    """What transformers raises for a file that it cannot read becomes a ModelUnavailable."""
+def gguf_errors(gguf: Path) -> Iterator[None]:
+    """Turn what transformers raises for a file that it cannot read into ModelUnavailable.
+
+    Raises MissingExtra without the package gguf.
+    """
     try:
-        import gguf as _reader  # noqa: F401  transformers only says that "something" is missing
+        import gguf as _reader  # noqa: F401  transformers does not name the missing package
     except ModuleNotFoundError as error:
         raise MissingExtra("gguf") from error
     try:
@@ -87,8 +90,8 @@ def reading(gguf: Path) -> Iterator[None]:
     except Exception as error:
         raise ModelUnavailable(
             f"model.path {str(gguf)!r}: transformers cannot read this GGUF file "
-            f"({type(error).__name__}: {error}); it may be damaged, or of an architecture it does "
-            "not know, in which case the original checkpoint folder is the way"
+            f"({type(error).__name__}: {error}); it may be damaged, or of an architecture that "
+            "transformers does not know. In that case give the original checkpoint folder"
         ) from error
 
 
@@ -129,7 +132,7 @@ def _byte_level(metadata: Mapping[str, Any], named: NamedPreTokenizer, gguf: Pat
 
 def _wrapped(backend: Tokenizer, metadata: Mapping[str, Any], *, add_bos: bool) -> Any:
     names = _special_tokens(metadata)
-    before, after = _added(metadata, add_bos)
+    before, after = _affixes(metadata, add_bos)
     ends = [one for one in (before, after) if one]
     single = [*([before] if before else []), "$A", *([after] if after else [])]
     second = [part if part != "$A" else "$B" for part in single]
@@ -142,8 +145,8 @@ def _wrapped(backend: Tokenizer, metadata: Mapping[str, Any], *, add_bos: bool) 
     return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
 
 
-def _added(metadata: Mapping[str, Any], add_bos: bool) -> tuple[str | None, str | None]:
-    """The tokens that a text begins and ends with; None for none."""
+def _affixes(metadata: Mapping[str, Any], add_bos: bool) -> tuple[str | None, str | None]:
+    """The tokens at the begin and the end of a text; None for none."""
     names = _special_tokens(metadata)
     begins = metadata.get("tokenizer.ggml.add_bos_token", add_bos)
     ends = metadata.get("tokenizer.ggml.add_eos_token", False)
@@ -154,7 +157,7 @@ def _added(metadata: Mapping[str, Any], add_bos: bool) -> tuple[str | None, str 
 
 
 def _special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """By transformers' names, such as bos_token; ids beyond the vocabulary mean none."""
+    """Special tokens by transformers' names (bos_token), without ids beyond the vocabulary."""
     tokens = metadata[_TOKENS]
     found = {}
     for name, key in _SPECIAL.items():
@@ -170,10 +173,10 @@ def _types(metadata: Mapping[str, Any]) -> list[int]:
 
 
 def _spelled(metadata: Mapping[str, Any]) -> list[str]:
-    """Every token as it stands in the vocabulary.
+    """Every token as it is spelled in the vocabulary.
 
-    Ordinary ones are spelled in the byte alphabet; where a file has one as plain text, it is
-    spelled so here. Control and user-defined tokens are found in the text itself.
+    Ordinary tokens are spelled in the byte alphabet, also where a file has them as plain text.
+    Control and user-defined tokens are matched in the text itself and stay as they are.
     """
     tokens, alphabet = metadata[_TOKENS], set(pre_tokenizers.ByteLevel.alphabet())
     known, encode = set(tokens), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -189,15 +192,15 @@ def _spelled(metadata: Mapping[str, Any]) -> list[str]:
 def _merges(metadata: Mapping[str, Any], gguf: Path) -> list[tuple[str, str]]:
     merges = metadata.get(_MERGES)
     if not isinstance(merges, list):
-        raise _unusable(gguf, "it holds no merges (tokenizer.ggml.merges)")
+        raise _unusable(gguf, "it has no merges (tokenizer.ggml.merges)")
     known = set(_spelled(metadata))
     pairs = []
     for merge in merges:
-        # A token may begin with a space itself, so the first character is never the divider.
+        # A token may begin with a space, so the first character is never the separator.
         at = merge.find(" ", 1)
         left, right = merge[:at], merge[at + 1 :]
         if at < 0 or not {left, right, left + right} <= known:
-            raise _unusable(gguf, f"its merge {merge!r} is not of two tokens that make a third")
+            raise _unusable(gguf, f"its merge {merge!r} does not join two tokens to a third")
         pairs.append((left, right))
     return pairs
 
@@ -213,7 +216,7 @@ def _check_distinct(tokens: list[str], gguf: Path) -> None:
 
 def _from_transformers(metadata: Mapping[str, Any], gguf: Path) -> Any:
     kind = metadata.get("tokenizer.ggml.model")
-    with reading(gguf):
+    with gguf_errors(gguf):
         tokenizer = AutoTokenizer.from_pretrained(
             gguf.parent, gguf_file=gguf.name, local_files_only=True
         )
@@ -223,7 +226,7 @@ def _from_transformers(metadata: Mapping[str, Any], gguf: Path) -> Any:
 
 
 def _drop_space_prefix(backend: Tokenizer) -> None:
-    """Leave a text's first word without a space in front, which transformers always adds."""
+    """Remove the space that transformers always adds before a text's first word."""
     before = backend.pre_tokenizer
     if isinstance(before, pre_tokenizers.Metaspace):
         before.prepend_scheme = "never"
@@ -234,10 +237,12 @@ def _drop_space_prefix(backend: Tokenizer) -> None:
 
 
 def _check(tokenizer: Any, metadata: Mapping[str, Any], gguf: Path) -> None:
-    """Compare the tokenizer with the file, token by token. Raises ModelUnavailable."""
+    """Compare the tokenizer with the file, token by token."""
     tokens = metadata[_TOKENS]
     if len(tokenizer) != len(tokens):
-        raise _unusable(gguf, f"it lists {len(tokens)} tokens, which made {len(tokenizer)}")
+        raise _unusable(
+            gguf, f"it lists {len(tokens)} tokens, but the tokenizer has {len(tokenizer)}"
+        )
     if metadata.get("tokenizer.ggml.model") == _BYTE_LEVEL:
         expected = _spelled(metadata)
     elif (
@@ -253,10 +258,10 @@ def _check(tokenizer: Any, metadata: Mapping[str, Any], gguf: Path) -> None:
             if want != have:
                 raise _unusable(gguf, f"its token {index} is {want!r} and became {have!r}")
     for name in _SPECIAL:
-        said = metadata.get(f"tokenizer.ggml.{_SPECIAL[name]}_token_id")
-        have = getattr(tokenizer, f"{name}_token_id")
-        if isinstance(said, int) and said < len(tokens) and have != said:
-            raise _unusable(gguf, f"its {name} token is {said} and became {have}")
+        stored = metadata.get(f"tokenizer.ggml.{_SPECIAL[name]}_token_id")
+        built = getattr(tokenizer, f"{name}_token_id")
+        if isinstance(stored, int) and stored < len(tokens) and built != stored:
+            raise _unusable(gguf, f"its {name} token is {stored} and became {built}")
 
 
 def _unusable(gguf: Path, why: str) -> ModelUnavailable:

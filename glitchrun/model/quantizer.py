@@ -1,9 +1,14 @@
-"""Quantization while loading, as a quantizer of transformers: tensor by tensor, experts included.
+"""Quantization while loading, as a quantizer of transformers, including fused experts.
 
-transformers reads a checkpoint one target parameter at a time (a linear layer's matrix, or one
-fused stack of experts put together from the checkpoint's single ones) and hands each to the
-quantizer's operation, so that no more than one such parameter exists in 16 bits at once.
+transformers reads a checkpoint one target parameter at a time (a linear layer's matrix, or a fused
+stack of experts) and passes each to the quantizer's operation. Only one such parameter exists in 16
+bits at a time.
 Source: https://huggingface.co/docs/transformers/main/en/quantization/contribute
+
+transformers 5 keeps a layer's experts as 3-D parameters and selects their computation by name
+(`experts_implementation`). This module adds one for every architecture whose experts class has
+`@use_experts_implementation`. bitsandbytes' own integration silently skips fused experts
+(bitsandbytes issue 1849).
 """
 
 from __future__ import annotations
@@ -16,17 +21,24 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.core_model_loading import ConversionOps
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from glitchrun.model import experts
-from glitchrun.model.quantized import SCHEMES, QuantizedLinear, import_bitsandbytes
+from glitchrun.model.quantized_layers import (
+    SCHEMES,
+    QuantizedLinear,
+    QuantizedMatrices,
+    import_bitsandbytes,
+)
 
 METHOD = "glitchrun"
+EXPERTS_IMPLEMENTATION = "glitchrun_quantized"
+_EXPERT_WEIGHTS = ("gate_up_proj", "up_proj", "down_proj")
 _ROUTERS = ("gate", "router", "shared_expert_gate")
-"""Linear layers that choose experts: a few rows, and a wrong choice costs more than it saves."""
+"""Linear layers that select experts. They are small, and an error there selects other experts."""
 
 _READ = re.compile(
     r"self\.(\w+)\.weight\b(?!\.(?:dtype|device|shape|data)\b)(?!\s*,\s*$)", re.MULTILINE
@@ -34,7 +46,7 @@ _READ = re.compile(
 
 
 class WeightOnlyConfig(QuantizationConfigMixin):
-    """What `from_pretrained(quantization_config=...)` takes to have weights held in `scheme`."""
+    """The `quantization_config` of `from_pretrained` for a scheme, `int4` or `int8`."""
 
     def __init__(self, scheme: str) -> None:
         super().__init__(quant_method=METHOD)
@@ -42,7 +54,7 @@ class WeightOnlyConfig(QuantizationConfigMixin):
 
 
 class WeightOnlyQuantizer(HfQuantizer):
-    """Quantizes linear layers and fused experts; embeddings, head, norms and routers stay."""
+    """Quantizes linear layers and fused experts, but not embeddings, head, norms and routers."""
 
     requires_calibration = False
     quantization_config: WeightOnlyConfig
@@ -65,7 +77,7 @@ class WeightOnlyQuantizer(HfQuantizer):
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         path, _dot, name = param_name.rpartition(".")
         module = model.get_submodule(path)
-        if experts.is_fused_weight(module, name):
+        if _is_fused_weight(module, name):
             return True
         if type(module) not in (nn.Linear, Conv1D) or name != "weight" or path in self._skipped:
             return False
@@ -86,11 +98,11 @@ class WeightOnlyQuantizer(HfQuantizer):
 
 @cache
 def _read_by(kind: type) -> frozenset[str]:
-    """Names of the layers whose weight a module multiplies by itself, without calling the layer.
+    """Names of the layers whose weight a module reads without calling the layer.
 
-    Mamba's and Jamba's step sizes, LongCat's router, Reformer's queries: a quantized layer could
-    only give its codes there. Read off the module's source; a weight alone on its line is handed to
-    a fused kernel, which is for training.
+    Examples are Mamba's and Jamba's step sizes, LongCat's router and Reformer's queries. A
+    quantized layer would give its codes there. The names are found in the module's source. A weight
+    alone on its line is an argument of a fused kernel for training and does not count.
     """
     try:
         source = inspect.getsource(kind)
@@ -100,7 +112,7 @@ def _read_by(kind: type) -> frozenset[str]:
 
 
 class _Quantize(ConversionOps):
-    """Takes the finished weights of one parameter and puts them into the model quantized."""
+    """Quantizes the weights of one parameter and puts them into the model."""
 
     def __init__(self, scheme: str) -> None:
         self.kind = SCHEMES[scheme]
@@ -119,7 +131,7 @@ class _Quantize(ConversionOps):
             self._put(model, target, weights)
             if missing_keys is not None:
                 missing_keys.discard(target)
-        return {}  # nothing is left for the loader to put anywhere
+        return {}  # the loader has nothing more to do
 
     def _put(self, model: Any, target: str, weights: torch.Tensor) -> None:
         path, _, name = target.rpartition(".")
@@ -133,16 +145,80 @@ class _Quantize(ConversionOps):
         if isinstance(module, nn.Linear | Conv1D):
             rows_first = weights.T if isinstance(module, Conv1D) else weights
             linear = QuantizedLinear(self.kind.quantize(rows_first[None]), module.bias)
-            # GPT-2 and its like initialize a layer's weight from the module above it.
+            # In GPT-2 and similar models the parent module initializes a layer's weight.
             linear._is_hf_initialized = linear.weight._is_hf_initialized = True
             model.set_submodule(path, linear)
         else:
-            experts.put_quantized(module, name, weights, self.kind)
+            _put_quantized_experts(module, name, weights, self.kind)
 
 
 def register() -> None:
-    """Make the quantizer known to transformers; calling it again changes nothing."""
+    """Register the quantizer and the experts' forward with transformers; safe to repeat."""
     import_bitsandbytes()
-    experts.register()
+    ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, quantized_experts_forward)
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(METHOD, WeightOnlyConfig)
     auto.AUTO_QUANTIZER_MAPPING.setdefault(METHOD, WeightOnlyQuantizer)
+
+
+def _is_fused_weight(module: Any, name: str) -> bool:
+    """Whether a parameter is a fused stack of expert matrices that can be quantized."""
+    parameter = getattr(module, name, None)
+    return (
+        name in _EXPERT_WEIGHTS
+        and hasattr(module, "is_transposed")  # set by @use_experts_implementation
+        and isinstance(parameter, nn.Parameter)
+        and parameter.dim() == 3
+    )
+
+
+def _put_quantized_experts(
+    module: Any, name: str, weights: torch.Tensor, kind: type[QuantizedMatrices]
+) -> None:
+    """Replace the parameter `name` by quantized `weights`, `(experts, rows, columns)`."""
+    rows_first = weights.transpose(1, 2) if module.is_transposed else weights
+    delattr(module, name)
+    setattr(module, name, kind.quantize(rows_first))
+    # Otherwise transformers would initialize the module's weights, which are no longer tensors.
+    module._is_hf_initialized = True
+
+
+def quantized_experts_forward(
+    self: Any, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """The mixture of experts with quantized matrices.
+
+    Only the selected experts are dequantized, one at a time. Each row sums its experts in the order
+    of their numbers, so the result does not depend on the rest of the batch.
+
+    Args:
+        self: The experts module.
+        hidden: Activations `(N, H)`.
+        top_k_index: Selected experts of each row, `(N, K)`.
+        top_k_weights: Their weights, `(N, K)`.
+
+    Returns:
+        `(N, H)` in the dtype of `hidden`.
+    """
+    total = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
+    for expert in top_k_index.unique().tolist():
+        if expert >= self.num_experts:  # an empty slot
+            continue
+        rows, slots = torch.where(top_k_index == expert)
+        result = _one_expert(self, hidden[rows], expert)
+        weighted = result.float() * top_k_weights[rows, slots, None].float()
+        total = total.index_add(0, rows, weighted)
+    return total.to(hidden.dtype)
+
+
+def _one_expert(self: Any, x: torch.Tensor, expert: int) -> torch.Tensor:
+    """The output of one expert for rows `(n, H)`."""
+    inward = "gate_up_proj" if self.has_gate else "up_proj"
+    inner = _project(self, inward, x, expert)
+    inner = self._apply_gate(inner) if self.has_gate else self.act_fn(inner)
+    result = _project(self, "down_proj", inner, expert)
+    return self.post_expert_norm(result) if self.has_post_expert_norm else result
+
+
+def _project(self: Any, name: str, x: torch.Tensor, expert: int) -> torch.Tensor:
+    product: torch.Tensor = getattr(self, name).multiply(x, expert)
+    return product + getattr(self, f"{name}_bias")[expert] if self.has_bias else product

@@ -244,7 +244,7 @@ class _Run:
             quantization=model.quantization,
             architecture=model.architecture,
             vocabulary_size=model.vocab_size,
-            census=model.census,
+            census=model.bytes_by_dtype,
             unquantized=model.unquantized,
             template=context.template.name,
             template_rule=context.template.rule,

@@ -69,7 +69,7 @@ class Resolver:
         if kind == "folder" and not any((path / name).is_file() for name in _TOKENIZERS):
             return None
         try:
-            from glitchrun.model.tokenizer import checkpoint_tokenizer
+            from glitchrun.model.tokenizer_loading import checkpoint_tokenizer
 
             tokenizer: Tokenizer = checkpoint_tokenizer(
                 path, trust_remote_code=spec.model.trust_remote_code
@@ -131,7 +131,7 @@ def _converter(kind: str) -> int | None:
     """The version of the GGUF converter, unless it is the first."""
     if kind != "gguf":
         return None
-    from glitchrun.model.gguf_cache import CONVERTER
+    from glitchrun.model.gguf_conversion import CONVERTER
 
     return CONVERTER if CONVERTER > 1 else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from glitchrun.errors import RunError
-from glitchrun.model.device import peaks
+from glitchrun.model.memory_use import peaks
 from glitchrun.plan.devices import parse_size
 from glitchrun.prompts.tokenizer import encode
 from glitchrun.strategies.context import Context
@@ -60,7 +60,7 @@ def _in_codes(context: Context) -> float:
         for tensor in (model.input_embeddings, model.output_embeddings)
     }
     rest = model.bytes - sum(ends.values())
-    codes = model.census.get(context.spec.model.quantization, 0)
+    codes = model.bytes_by_dtype.get(context.spec.model.quantization, 0)
     return codes / rest if rest else 0.0
 
 

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from glitchrun.events import Batch, Entry, Event, Measured
-from glitchrun.model import census
-from glitchrun.model.device import peaks, start_peaks
+from glitchrun.model.memory_use import bytes_by_device, peaks, reset_peaks
 from glitchrun.strategies.context import Context
 
 
@@ -41,7 +40,7 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     timer = _Timer(context, workload)
     batches = list(history)
     parts = ["held", *["forward", "generation"] * workload.repeats, "summary"]
-    start_peaks()
+    reset_peaks()
     for place in range(len(batches), len(parts)):
         start = time.perf_counter()
         entries = _part(parts[place], timer, batches)
@@ -123,7 +122,7 @@ class _Timer:
 
 
 def _held(context: Context) -> list[Entry]:
-    found = census.by_device(context.backend.model.module)
+    found = bytes_by_device(context.backend.model.module)
     total = sum(found.values())
     return [
         Entry("bytes", {"dtype": kind, "bytes": held, "share": held / total, "device": device})

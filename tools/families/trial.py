@@ -91,7 +91,7 @@ def loaded(module: Any) -> LoadedModel:
         quantization="none",
         load_seconds=0.0,
         peak_bytes=0,
-        census={},
+        bytes_by_dtype={},
         unquantized=(),
         architecture=type(module).__name__,
     )

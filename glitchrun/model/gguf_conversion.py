@@ -1,9 +1,9 @@
-"""A GGUF file as a checkpoint folder: converted once, then found by its content.
+"""Converts a GGUF file to a checkpoint folder once, and finds the conversion by the file's content.
 
 transformers needs some 20 s to unpack a 100 MB file and its tokenizer; the same weights as
-safetensors load in half a second. A conversion is written beside its place and moved there when
-whole, under a lock: a killed one leaves nothing that would be taken for a checkpoint, and two
-processes convert one after the other, the second finding the work done.
+safetensors load in half a second. A conversion is written under a temporary name and renamed when
+it is complete, so a killed process leaves no incomplete checkpoint. A lock lets the second of two
+processes wait for the first and use its result.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from filelock import FileLock
 
 from glitchrun.checkpoint.model_cache import CACHE_VARIABLE, size_of
 from glitchrun.errors import ModelUnavailable, PreflightError
-from glitchrun.model.gguf_tokenizer import describe_split, gguf_tokenizer, reading
-from glitchrun.model.noise import quiet
+from glitchrun.model.gguf_tokenizer import describe_pretokenizer, gguf_errors, gguf_tokenizer
+from glitchrun.model.library_messages import quiet_libraries
 
 log = logging.getLogger(__name__)
 
 CONVERTER = 2
-"""Raise it when the converted files would change: older conversions are then left aside."""
-_UNPACKED = 10
-"""Bound on the growth of the weights: from 3.4 bits (Q2_K with its scales) to 32."""
+"""Version of the converted files. Increase it when they change; older conversions are ignored."""
+_MAX_GROWTH = 10
+"""Bound on the ratio of unpacked to packed bytes: from 3.4 bits (Q2_K with its scales) to 32."""
 _NOTE = "glitchrun.json"
 
 
 def converted(gguf: Path, cache: Path) -> Path:
-    """The folder under `cache` that holds `gguf` as float32 safetensors and a fast tokenizer.
+    """The folder under `cache` with `gguf` as float32 safetensors and a fast tokenizer.
 
-    Converts where it is not there yet, which takes seconds per 100 MB. Raises ModelUnavailable for
-    a damaged file or one that cannot be rebuilt, PreflightError when the cache cannot be written
-    or the disk is too small.
+    Converts the file if necessary, which takes seconds per 100 MB. Raises ModelUnavailable for a
+    damaged file or one that cannot be rebuilt, PreflightError where the cache cannot be written or
+    the disk is too small.
     """
-    folder = conversion(gguf, cache)
+    folder = conversion_folder(gguf, cache)
     if folder.is_dir():
         return folder
     try:
@@ -56,20 +56,20 @@ def converted(gguf: Path, cache: Path) -> Path:
     return folder
 
 
-def conversion(gguf: Path, cache: Path) -> Path:
-    """Where the conversion of a file is or will be.
+def conversion_folder(gguf: Path, cache: Path) -> Path:
+    """The folder of a file's conversion, which need not exist yet.
 
     Raises ModelUnavailable where the file cannot be read.
     """
-    made_by = f"v{CONVERTER}-transformers-{transformers.__version__}"
+    version = f"v{CONVERTER}-transformers-{transformers.__version__}"
     try:
-        return cache / "gguf" / f"{_sha256(gguf)[:32]}-{made_by}"
+        return cache / "gguf" / f"{_sha256(gguf)[:32]}-{version}"
     except OSError as error:
         raise ModelUnavailable(f"{gguf}: cannot be read ({error.strerror})") from error
 
 
 def tokenizer_note(folder: Path) -> str:
-    """How the text of a converted model is split, and which source named the split; else empty."""
+    """The pre-tokenizer of a converted model and where its name comes from; else empty."""
     note = folder / _NOTE
     if not note.is_file():
         return ""
@@ -85,12 +85,12 @@ def _convert_into(folder: Path, gguf: Path) -> None:
     _check_disk(folder.parent, gguf)
     log.warning("converting %s for faster loading, once (into %s)", gguf.name, folder.parent)
     partial = folder.parent / f"{folder.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed conversion left behind
-    with quiet():
+    shutil.rmtree(partial, ignore_errors=True)  # from a killed conversion
+    with quiet_libraries():
         model, tokenizer = load_gguf(gguf)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-    note = {"converter": CONVERTER, "source": gguf.name, "tokenizer": describe_split(gguf)}
+    note = {"converter": CONVERTER, "source": gguf.name, "tokenizer": describe_pretokenizer(gguf)}
     (partial / _NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
     partial.rename(folder)
     log.warning(
@@ -99,31 +99,32 @@ def _convert_into(folder: Path, gguf: Path) -> None:
     )
 
 
-def _check_disk(place: Path, gguf: Path) -> None:
-    needed = gguf.stat().st_size * _UNPACKED
-    free = shutil.disk_usage(place).free
+def _check_disk(folder: Path, gguf: Path) -> None:
+    needed = gguf.stat().st_size * _MAX_GROWTH
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise PreflightError(
-            f"{gguf}: unpacking it may take {needed / 1e9:.1f} GB in {place}, where "
-            f"{free / 1e9:.1f} GB are free; make room, or set {CACHE_VARIABLE} to another folder"
+            f"{gguf}: unpacking it may take {needed / 1e9:.1f} GB in {folder}, where "
+            f"{free / 1e9:.1f} GB are free; free some space, or set {CACHE_VARIABLE} to another "
+            "folder"
         )
 
 
 def load_gguf(gguf: Path) -> tuple[Any, Any]:
-    """The model, in float32, and the tokenizer, straight from the file (slow).
+    """The model in float32 and the tokenizer, read directly from the file (slow).
 
     Raises ModelUnavailable where the file cannot be read.
     """
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    tokenizer = gguf_tokenizer(gguf)  # first: it is read in a second, and may be refused
-    with reading(gguf):
+    tokenizer = gguf_tokenizer(gguf)  # first, because it takes a second and may be refused
+    with gguf_errors(gguf):
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
             dtype=torch.float32,
-            # Without it a machine with the package `kernels` keeps the blocks packed, and
-            # save_pretrained refuses models that are.
+            # Otherwise the blocks stay packed if the package `kernels` is installed, and
+            # save_pretrained refuses packed models.
             quantization_config=GgufConfig(dequantize=True),
             local_files_only=True,
         )

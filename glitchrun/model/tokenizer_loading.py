@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint folder."""
+"""Loads the tokenizer of a checkpoint folder or a GGUF file."""
 
 from __future__ import annotations
 
@@ -13,63 +13,65 @@ from glitchrun.checkpoint.language_part import text_settings
 from glitchrun.checkpoint.model_cache import cache_folder
 from glitchrun.checkpoint.resolve import expanded, read_json
 from glitchrun.errors import ModelUnavailable
-from glitchrun.model.gguf_cache import conversion
+from glitchrun.model.gguf_conversion import conversion_folder
 from glitchrun.model.gguf_tokenizer import gguf_tokenizer
-from glitchrun.model.noise import quiet
+from glitchrun.model.library_messages import quiet_libraries
 
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
 def tokenizer_of(path: str) -> tuple[Any, int]:
-    """The tokenizer of a model, and the rows of its vocabulary, without the model's weights.
+    """A model's tokenizer and the number of rows of its vocabulary, without the weights.
 
-    `path` is whatever `model.path` takes, or a folder that holds a tokenizer and no model. Rows
-    are those of the embedding where config.json says how many: it may have more than the tokenizer
-    has entries.
+    `path` is a value of `model.path`, or a folder that has a tokenizer but no model. The rows are
+    those of the embedding in config.json, or else the tokenizer's entries. An embedding can have
+    more rows than the tokenizer has entries.
 
     Raises ModelUnavailable, naming the value and the remedy.
     """
     folder = expanded(path)
     if not any((folder / name).is_file() for name in _FILES):
         checkpoint = fetch_tokenizer(resolve(path))
-        assert checkpoint.path is not None  # fetch_tokenizer sees to it
+        assert checkpoint.path is not None  # fetch_tokenizer guarantees it
         if checkpoint.kind == "gguf":
-            with quiet():
+            with quiet_libraries():
                 tokenizer = gguf_tokenizer(checkpoint.path)
             return tokenizer, len(tokenizer)
         folder = checkpoint.path
-    with quiet():
+    with quiet_libraries():
         tokenizer = load_tokenizer(folder)
     return tokenizer, max(len(tokenizer), _rows(folder))
 
 
 def checkpoint_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a checkpoint's folder, or of a GGUF file: from its conversion where there is
-    one, else read from the file, which takes seconds.
+    """The tokenizer of a checkpoint folder, or of a GGUF file.
+
+    For a GGUF file, it comes from the conversion if there is one, else from the file, which takes
+    seconds.
 
     Raises ModelUnavailable where it cannot be read.
     """
     if path.is_dir():
-        with quiet():
+        with quiet_libraries():
             return load_tokenizer(path, trust_remote_code=trust_remote_code)
-    folder = conversion(path, cache_folder())
-    with quiet():
+    folder = conversion_folder(path, cache_folder())
+    with quiet_libraries():
         return load_tokenizer(folder) if folder.is_dir() else gguf_tokenizer(path)
 
 
 def _rows(folder: Path) -> int:
-    """`vocab_size` of a folder's config.json; 0 where it is not said."""
+    """`vocab_size` in a folder's config.json; 0 if it is not set."""
     config = folder / "config.json"
     if not config.is_file():  # a folder with a tokenizer alone
         return 0
-    said = text_settings(read_json(config)).get("vocab_size")
-    return said if type(said) is int else 0
+    rows = text_settings(read_json(config)).get("vocab_size")
+    return rows if type(rows) is int else 0
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer in `folder`, never fetched from elsewhere.
+    """The tokenizer in `folder`; nothing is downloaded.
 
-    Raises ModelUnavailable when there is none or its files are damaged.
+    Raises ModelUnavailable where it is missing or its files are damaged.
     """
 
     def refused(error: Exception) -> ModelUnavailable:
@@ -90,18 +92,17 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
             folder,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
-            # None is the default; naming it keeps AutoTokenizer from importing mistral-common for
-            # Mistral models, which fails where that package is there without tiktoken.
+            # None is the default. Passed explicitly, it keeps AutoTokenizer from importing
+            # mistral-common for Mistral models, which fails if tiktoken is not installed.
             fix_mistral_regex=None,
         )
 
 
 def _tokenizer_class(folder: Path) -> Any:
-    """The class to load with: AutoTokenizer, but for a bare SentencePiece model its own class.
+    """AutoTokenizer, or LlamaTokenizer for a folder with only a SentencePiece model.
 
-    transformers 5 reads a Mixtral's tokenizer.model through a generic class that loses the
-    SentencePiece space in front ("Hello" instead of "▁Hello"), against the class that
-    tokenizer_config.json names.
+    transformers 5 ignores the class in tokenizer_config.json there. It reads a Mixtral's
+    tokenizer.model into a generic class that loses the leading space ("Hello" for "▁Hello").
     """
     config = folder / "tokenizer_config.json"
     if (folder / "tokenizer.json").exists() or not config.exists():

@@ -1,10 +1,11 @@
-"""Matrices held in int4 or int8, and layers that multiply by them.
+"""Matrices in int4 or int8, and linear layers that multiply by them.
 
-The arithmetic is weight-only: a matrix is put back into the dtype of what it is multiplied by, and
-let go. bitsandbytes quantizes and dequantizes, but its layers are not used, because their results
-depend on the company a row is in (LLM.int8() picks outlier columns over the whole batch, int4 takes
-another kernel for one row than for several) and because, on a CPU with AVX512_BF16, their int4
-layer repacks itself in a forward without gradients and gives zero gradients from then on.
+Only the weights are quantized: before a multiplication, a matrix is dequantized to the dtype of the
+activations, and freed afterwards. bitsandbytes quantizes and dequantizes, but its layers are not
+used, for two reasons. Their results depend on the batch: LLM.int8() selects outlier columns over
+the whole batch, and int4 uses different kernels for one row and for several. And on a CPU with
+AVX512_BF16 their int4 layer repacks itself in a forward pass without gradients and gives zero
+gradients from then on.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from glitchrun.model.noise import quiet
+from glitchrun.model.library_messages import quiet_libraries
 
 
 class QuantizedMatrices(nn.Module, ABC):
-    """`count` matrices of one shape (rows, columns), each quantized for itself."""
+    """`count` matrices of shape `(rows, columns)`, each quantized separately."""
 
     CODES: ClassVar[str] = "codes"
-    """Name of the buffer that holds the codes; the other buffers are scales."""
+    """Name of the buffer with the codes; the other buffers are scales."""
     scheme: ClassVar[str]
+    """`int4` or `int8`."""
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
@@ -34,21 +36,30 @@ class QuantizedMatrices(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def quantize(cls, weights: torch.Tensor) -> QuantizedMatrices:
-        """Quantize `weights` (count, rows, columns), floats on any device, where they are."""
+        """Quantize floats `(count, rows, columns)` on the device that they are on."""
 
     @abstractmethod
     def matrix(self, index: int, dtype: torch.dtype) -> torch.Tensor:
-        """Matrix `index` as floats, (rows, columns)."""
+        """Matrix `index` dequantized to `dtype`: `(rows, columns)`."""
 
     def multiply(self, x: torch.Tensor, index: int = 0) -> torch.Tensor:
-        """`x` (..., columns) times matrix `index` transposed: (..., rows), in the dtype of `x`."""
+        """`x` times the transpose of matrix `index`.
+
+        Args:
+            x: Activations `(..., columns)`.
+            index: Which of the matrices.
+
+        Returns:
+            `(..., rows)` in the dtype of `x`.
+        """
         product: torch.Tensor = _Multiply.apply(x, self, index)
         return product
 
     def _apply(self, fn: Callable[..., torch.Tensor], recurse: bool = True) -> QuantizedMatrices:
-        """Follow the module to another device, but not into another dtype.
+        """Move to another device, but keep the dtype.
 
-        Casting a model (`.float()`) changes the arithmetic; the scales are part of the weights.
+        Casting a model (`.float()`) changes the dtype of its activations. The scales are part of
+        the weights.
         """
 
         def moved(tensor: torch.Tensor) -> torch.Tensor:
@@ -60,7 +71,7 @@ class QuantizedMatrices(nn.Module, ABC):
 
 
 class _Multiply(torch.autograd.Function):
-    """Saves no floats for the backward pass: the matrix is put together again there."""
+    """Multiplication that dequantizes again in the backward pass instead of saving floats."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, matrices: QuantizedMatrices, index: int) -> torch.Tensor:
@@ -74,25 +85,27 @@ class _Multiply(torch.autograd.Function):
 
 
 class Int8Matrices(QuantizedMatrices):
-    """One byte per weight and a float32 scale per row: LLM.int8()'s weights, without its rounding
-    of activations."""
+    """One byte per weight and a float32 scale per row.
+
+    These are the weights of LLM.int8(); its rounding of activations is left out.
+    """
 
     scheme = "int8"
 
     @classmethod
     def quantize(cls, weights: torch.Tensor) -> Int8Matrices:
         count, rows, columns = weights.shape
-        made = cls(rows, columns)
-        made.codes = nn.Buffer(torch.empty_like(weights, dtype=torch.int8))
-        made.scales = nn.Buffer(
+        quantized = cls(rows, columns)
+        quantized.codes = nn.Buffer(torch.empty_like(weights, dtype=torch.int8))
+        quantized.scales = nn.Buffer(
             torch.empty((count, rows), dtype=torch.float32, device=weights.device)
         )
         for index in range(count):  # one at a time: the float16 copy is as large as the matrix
             codes, scales, _ = import_bitsandbytes().int8_vectorwise_quant(
                 weights[index].to(torch.float16)
             )
-            made.codes[index], made.scales[index] = codes, scales
-        return made
+            quantized.codes[index], quantized.scales[index] = codes, scales
+        return quantized
 
     def matrix(self, index: int, dtype: torch.dtype) -> torch.Tensor:
         floats: torch.Tensor = import_bitsandbytes().int8_vectorwise_dequant(
@@ -104,9 +117,9 @@ class Int8Matrices(QuantizedMatrices):
 class Int4Matrices(QuantizedMatrices):
     """nf4 in blocks of 64 with doubly quantized scales: 4.13 bits per weight (QLoRA).
 
-    Matrices are quantized as one row, filled up to whole blocks. bitsandbytes' CPU kernel (0.50)
-    takes the wrong scale for blocks that run over the end of a row, which they do unless the
-    columns are a multiple of 64, and falls back to compiling one for odd sizes.
+    A matrix is quantized as one row, padded to whole blocks. Otherwise blocks extend over the end
+    of a row unless the number of columns is a multiple of 64. bitsandbytes' CPU kernel (0.50) uses
+    the wrong scale for such blocks, and compiles another kernel for odd sizes.
     """
 
     scheme = "int4"
@@ -116,16 +129,16 @@ class Int4Matrices(QuantizedMatrices):
     @classmethod
     def quantize(cls, weights: torch.Tensor) -> Int4Matrices:
         _, rows, columns = weights.shape
-        made = cls(rows, columns)
+        quantized = cls(rows, columns)
         parts = [cls._quantize_one(matrix) for matrix in weights]
         codes, scales, scale_scales, offsets = (
             torch.stack(part) for part in zip(*parts, strict=True)
         )
-        made.codes = nn.Buffer(codes)
-        made.scales = nn.Buffer(scales)
-        made.scale_scales = nn.Buffer(scale_scales)
-        made.offsets = nn.Buffer(offsets)
-        return made
+        quantized.codes = nn.Buffer(codes)
+        quantized.scales = nn.Buffer(scales)
+        quantized.scale_scales = nn.Buffer(scale_scales)
+        quantized.offsets = nn.Buffer(offsets)
+        return quantized
 
     @classmethod
     def _quantize_one(cls, matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -158,15 +171,15 @@ class Int4Matrices(QuantizedMatrices):
 
 @cache
 def import_bitsandbytes() -> Any:
-    """bitsandbytes, imported when first needed: it logs what its CPU backend lacks as it is."""
-    with quiet():
+    """`bitsandbytes.functional`, imported at the first use, without its messages."""
+    with quiet_libraries():
         from bitsandbytes import functional
     return functional
 
 
 @cache
 def _scale_code(device: torch.device) -> torch.Tensor:
-    """The 256 values that quantized scales stand for: bitsandbytes' dynamic map."""
+    """The 256 values that codes of scales represent: bitsandbytes' dynamic map."""
     code: torch.Tensor = import_bitsandbytes().create_dynamic_map().to(device)
     return code
 
@@ -175,7 +188,7 @@ SCHEMES: dict[str, type[QuantizedMatrices]] = {"int4": Int4Matrices, "int8": Int
 
 
 class QuantizedLinear(nn.Module):
-    """`nn.Linear` over one quantized matrix."""
+    """`nn.Linear` with one quantized matrix."""
 
     def __init__(self, matrices: QuantizedMatrices, bias: nn.Parameter | None) -> None:
         super().__init__()
@@ -184,12 +197,57 @@ class QuantizedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The codes: models that look at a layer's weight ask for its dtype and device."""
+        """The codes `(1, ...)`, for models that read the dtype and device of a layer's weight."""
         return self.matrices.codes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer's output `(..., rows)` for activations `(..., columns)`."""
         product = self.matrices.multiply(x)
         return product if self.bias is None else product + self.bias.to(product.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.matrices.columns} -> {self.matrices.rows}, {self.matrices.scheme}"
+
+
+def wrap_prequantized(module: Any) -> None:
+    """Replace the bitsandbytes layers of a checkpoint that was quantized before it was stored.
+
+    The new layers have the same codes and scales. Layers of other formats (fp4, other block sizes)
+    stay, but without the repacking that gives zero gradients after a forward pass without gradients
+    (CPUs with AVX512_BF16, bitsandbytes 0.50).
+    """
+    import_bitsandbytes()
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    for name, layer in list(module.named_modules()):
+        matrices = None
+        if isinstance(layer, Linear8bitLt):
+            matrices = _from_linear_8bit(layer)
+        elif isinstance(layer, Linear4bit):
+            matrices = _from_linear_4bit(layer)
+            layer.support_avx512bf16_for_cpu = False
+        if matrices is not None:
+            module.set_submodule(name, QuantizedLinear(matrices, layer.bias))
+
+
+def _from_linear_8bit(layer: Any) -> QuantizedMatrices:
+    scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
+    quantized = Int8Matrices(layer.out_features, layer.in_features)
+    quantized.codes = nn.Buffer(layer.weight.data[None])
+    quantized.scales = nn.Buffer(scales[None])
+    return quantized
+
+
+def _from_linear_4bit(layer: Any) -> QuantizedMatrices | None:
+    state = layer.weight.quant_state
+    if layer.in_features * layer.out_features % Int4Matrices.BLOCK:
+        return None
+    is_nf4 = state.quant_type == "nf4" and state.nested and state.blocksize == Int4Matrices.BLOCK
+    if not is_nf4 or state.state2.blocksize != Int4Matrices.SCALE_BLOCK:
+        return None
+    quantized = Int4Matrices(layer.out_features, layer.in_features)
+    quantized.codes = nn.Buffer(layer.weight.data.view(-1, 1)[None])
+    quantized.scales = nn.Buffer(state.absmax[None])
+    quantized.scale_scales = nn.Buffer(state.state2.absmax[None])
+    quantized.offsets = nn.Buffer(state.offset.reshape(1))
+    return quantized

@@ -1,4 +1,4 @@
-"""An adapter merged into the weights of a loaded model, by PEFT."""
+"""Merges an adapter into the weights of a loaded model, with PEFT."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _MODEL = "base_model.model."
 """PEFT's prefix of module names."""
 
 
-def merged(module: Any, adapter: Adapter, header: Header, inside: str) -> Any:
-    """`module` with the adapter's change added to its weights, and nothing of PEFT left in it.
+def merge_adapter(module: Any, adapter: Adapter, header: Header, inside: str) -> Any:
+    """The module with the adapter's change added to its weights, without PEFT's wrappers.
 
-    `inside` is the prefix of the decoder's names in `module`. Of an adapter that was trained on the
-    whole of a composite model the changes of its language part are taken.
+    `inside` is the prefix of the decoder's names in `module`. Of an adapter that was trained on a
+    whole composite model, only the changes of the language part are applied.
 
     Raises MissingExtra without the package peft, ModelUnavailable for an adapter that does not fit.
     """
@@ -41,9 +41,9 @@ def merged(module: Any, adapter: Adapter, header: Header, inside: str) -> Any:
     with foreign_errors(refused):
         config = peft.PeftConfig.from_pretrained(str(adapter.path))
         config.inference_mode = True
-        config.init_lora_weights = False  # they are all read below
+        config.init_lora_weights = False  # the weights are read below
         tensors = _tensors(adapter)
-        config.base_model_name_or_path = None  # its name is glitchrun's to tell, or PEFT warns
+        config.base_model_name_or_path = None  # PEFT would warn about it
         if header.composite:
             tensors = _of_language_part(tensors, module, inside, adapter)
             config.target_modules = _targets(tensors) or config.target_modules
@@ -64,10 +64,10 @@ def _tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
 def _of_language_part(
     tensors: dict[str, torch.Tensor], module: Any, inside: str, adapter: Adapter
 ) -> dict[str, torch.Tensor]:
-    """Those that change the language part, by the names that its modules have in `module`.
+    """The tensors that change the language part, by the names of its modules in `module`.
 
-    What comes before the decoder's own parts in a name differs with the version of transformers
-    that the adapter was trained with. Changes of other parts bear on no text.
+    The prefix of the decoder's names depends on the version of transformers with which the adapter
+    was trained. Changes of other parts do not affect text.
     """
     parts = {name for name, _ in module.get_submodule(inside.rstrip(".")).named_children()}
     found = {}
@@ -80,14 +80,14 @@ def _of_language_part(
         found[_MODEL + ".".join(own)] = tensor
     if not found:
         raise ModelUnavailable(
-            f"{adapter.path}: the adapter changes no part of the model that reads text; "
+            f"{adapter.path}: the adapter does not change the language part of the model; "
             f"model.adapter: {NO_ADAPTER} examines the model without it"
         )
     return found
 
 
 def _targets(tensors: dict[str, torch.Tensor]) -> list[str]:
-    """Full names of the modules that LoRA matrices belong to."""
+    """Full names of the modules to which the LoRA matrices belong."""
     return sorted(
         {
             name.removeprefix(_MODEL).split(".lora_")[0]
@@ -98,7 +98,7 @@ def _targets(tensors: dict[str, torch.Tensor]) -> list[str]:
 
 
 def _check_complete(found: Any, wrapped: Any, adapter: Adapter) -> None:
-    """Refuse an adapter of which a part would be left out or made up."""
+    """Refuse an adapter of which tensors would be ignored or initialized at random."""
     unused = sorted(found.unexpected_keys)
     lacking = sorted(
         name
