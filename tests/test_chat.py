@@ -17,10 +17,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from glitchrun.chat.commands import COMMANDS
-from glitchrun.chat.loop import talk
-from glitchrun.chat.session import Session, Settings
-from glitchrun.chat.stream import Stream
+from glitchrun.chat.detokenizer import Detokenizer
+from glitchrun.chat.loop import COMMANDS, run_chat
+from glitchrun.chat.session import ChatSession, ChatSettings
 from glitchrun.cli import main
 from glitchrun.errors import UsageError
 from glitchrun.probing.backend import Backend
@@ -38,37 +37,39 @@ def llama(llama_folder: Path) -> Context:
     return context(llama_folder)
 
 
-def begin(llama: Context, *, seed: int = 1, system: str | None = None, **sampling: Any) -> Session:
-    settings = Settings(SamplingParams(**sampling), LENGTH, seed)
-    return Session(Backend(llama.backend.model), llama.template, settings, system)
+def begin(
+    llama: Context, *, seed: int = 1, system: str | None = None, **sampling: Any
+) -> ChatSession:
+    settings = ChatSettings(SamplingParams(**sampling), LENGTH, seed)
+    return ChatSession(Backend(llama.backend.model), llama.template, settings, system)
 
 
-def say(session: Session, *texts: str) -> list[str]:
+def say(session: ChatSession, *texts: str) -> list[str]:
     return ["".join(session.ask(text)) for text in texts]
 
 
-class Paper:
-    """What a user would have read."""
+class RecordedOutput:
+    """Records what a user would have read."""
 
     def __init__(self) -> None:
-        self.said = ""
+        self.output = ""
         self.notes: list[str] = []
 
     def text(self, text: str) -> None:
-        self.said += text
+        self.output += text
 
     def line(self, line: str) -> None:
-        self.said += line + "\n"
+        self.output += line + "\n"
 
     def note(self, line: str) -> None:
         self.notes.append(line)
 
 
-def typed(session: Session, *lines: str, forgiving: bool = True) -> Paper:
+def typed(session: ChatSession, *lines: str, interactive: bool = True) -> RecordedOutput:
     waiting: Iterator[str | None] = iter([*lines, None])
-    paper = Paper()
-    talk(session, lambda: next(waiting), paper, forgiving=forgiving)
-    return paper
+    display = RecordedOutput()
+    run_chat(session, lambda: next(waiting), display, interactive=interactive)
+    return display
 
 
 def test_answers_repeat_by_their_seed(llama: Context) -> None:
@@ -81,8 +82,8 @@ def test_answers_repeat_by_their_seed(llama: Context) -> None:
     assert say(session, "hello", "again") == first
 
 
-def test_greedy_answers_are_those_of_running_everything_each_time(llama: Context) -> None:
-    """Kept keys and values change nothing, over three turns."""
+def test_greedy_answers_equal_those_without_a_cache(llama: Context) -> None:
+    """The cache changes nothing, over three turns."""
     session = begin(llama, temperature=0)
     say(session, "hello", "again", "and again")
     ids: list[int] = []
@@ -121,7 +122,7 @@ def tensor_bytes() -> int:
 
 def test_memory_is_flat_after_twenty_turns_and_a_reset(llama: Context) -> None:
     session = begin(llama)
-    session.positions = None  # more than its 512, for twenty turns
+    session.positions = None  # twenty turns need more than its 512
     say(session, "hello")
     session.reset()
     before = tensor_bytes()
@@ -130,13 +131,13 @@ def test_memory_is_flat_after_twenty_turns_and_a_reset(llama: Context) -> None:
     text = llama.backend.model.config
     a_position = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 4
     grown = tensor_bytes() - before
-    # While it lasts, a conversation holds its own keys and values and one row of logits.
+    # A conversation needs memory for its own keys and values and one row of logits.
     assert 0 < grown <= session.length * a_position + 2 * llama.backend.model.vocab_size * 4
     session.reset()
     assert tensor_bytes() == before
 
 
-def test_a_pass_that_is_cut_off_leaves_a_conversation_that_goes_on(
+def test_a_conversation_continues_after_an_interrupted_pass(
     llama: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, whole = begin(llama, temperature=0), begin(llama, temperature=0)
@@ -154,7 +155,7 @@ def test_a_pass_that_is_cut_off_leaves_a_conversation_that_goes_on(
     assert say(session, "again") == say(whole, "hello", "again")[1:]
 
 
-def test_the_next_token_table_is_the_models(llama: Context) -> None:
+def test_the_next_token_table_shows_the_models_probabilities(llama: Context) -> None:
     session = begin(llama)
     say(session, "hello")
     turn = session.turns[0]
@@ -183,35 +184,35 @@ def test_an_answer_ends_with_the_models_end_id(
     session = begin(llama, temperature=0)
     say(session, "hello")
     third = session.turns[0].answer_ids[2]
-    monkeypatch.setattr(session, "_ends", frozenset({third}))
+    monkeypatch.setattr(session, "_stop_ids", frozenset({third}))
     session.reset()
     say(session, "hello")
     cut = session.turns[0]
     assert (cut.ended, third not in cut.answer_ids) == ("end", True)
 
 
-def test_what_is_cut_is_said(llama: Context) -> None:
+def test_a_note_says_what_cut_an_answer(llama: Context) -> None:
     session = begin(llama)
-    paper = typed(session, "hello")
+    display = typed(session, "hello")
     assert session.turns[0].ended == "length"
-    assert paper.notes == [f"cut after {LENGTH} tokens; --max-new-tokens allows more"]
+    assert display.notes == [f"cut after {LENGTH} tokens; --max-new-tokens allows more"]
     for _ in session.ask("again"):
         session.stop()
     assert (session.turns[1].ended, len(session.turns[1].answer_ids)) == ("stopped", 1)
-    assert "[stopped]" in typed(session, "/history").said
+    assert "[stopped]" in typed(session, "/history").output
 
 
 def test_the_models_positions_bound_a_conversation(llama: Context) -> None:
     session = begin(llama)
     say(session, "hello")
     session.positions = session.length + 40
-    with pytest.raises(UsageError, match="/reset begins a new one"):
+    with pytest.raises(UsageError, match="/reset starts a new conversation"):
         say(session, "hello " * 50)
-    session.positions = session.length + len(session._written("x")) + 3
-    paper = typed(session, "x")
+    session.positions = session.length + len(session._render("x")) + 3
+    display = typed(session, "x")
     assert session.turns[-1].ended == "context"
     assert session.length == session.positions
-    assert "positions are used up" in paper.notes[0]
+    assert "positions are used up" in display.notes[0]
     assert "leave no room" in typed(session, "x").notes[0]
 
 
@@ -219,8 +220,8 @@ def test_a_system_text_is_carried_or_refused(llama: Context) -> None:
     session = begin(llama, system="Be brief.")
     say(session, "hello")
     assert "Be brief." in llama.backend.model.tokenizer.decode(session.turns[0].asked_ids)
-    paper = typed(session, "/system", "/system Be long.", "/system", "/system -", "/system")
-    assert paper.said == "Be brief.\nBe long.\nno system text\n"
+    display = typed(session, "/system", "/system Be long.", "/system", "/system -", "/system")
+    assert display.output == "Be brief.\nBe long.\nno system text\n"
     assert session.turns == []
     nowllm = context(Path(llama.spec.model.path), template="nowllm")
     silent = begin(nowllm)
@@ -229,27 +230,27 @@ def test_a_system_text_is_carried_or_refused(llama: Context) -> None:
 
 def test_commands_show_ids_history_and_help(llama: Context) -> None:
     session = begin(llama)
-    paper = typed(session, "say <#300>", "/ids", "/history", "/next 2", "/help", "/exit", "never")
+    display = typed(session, "say <#300>", "/ids", "/history", "/next 2", "/help", "/exit", "never")
     assert len(session.turns) == 1
-    assert "     300  " in paper.said
-    assert "user: say <#300>\nassistant: " in paper.said
-    assert "rank        id  probability  token\n   1 " in paper.said
-    assert all(command.usage in paper.said for command in COMMANDS.values())
+    assert "     300  " in display.output
+    assert "user: say <#300>\nassistant: " in display.output
+    assert "rank        id  probability  token\n   1 " in display.output
+    assert all(command.usage in display.output for command in COMMANDS.values())
 
 
-def test_a_slash_is_doubled_to_be_said(llama: Context) -> None:
+def test_a_double_slash_begins_a_text_with_a_slash(llama: Context) -> None:
     session = begin(llama)
     typed(session, "//etc is a folder")
     assert session.turns[0].user == "/etc is a folder"
 
 
 @pytest.mark.parametrize("line", ["/frob", "/next 0", "/ids", "/next", "say <#99999>"])
-def test_wrong_lines_are_remarked_on_or_end_a_script(llama: Context, line: str) -> None:
-    paper = typed(begin(llama), line)
-    assert len(paper.notes) == 1
-    assert not paper.said
+def test_wrong_lines_are_noted_or_end_a_script(llama: Context, line: str) -> None:
+    display = typed(begin(llama), line)
+    assert len(display.notes) == 1
+    assert not display.output
     with pytest.raises(UsageError):
-        typed(begin(llama), line, forgiving=False)
+        typed(begin(llama), line, interactive=False)
 
 
 @pytest.mark.parametrize(
@@ -257,32 +258,32 @@ def test_wrong_lines_are_remarked_on_or_end_a_script(llama: Context, line: str) 
 )
 def test_streamed_pieces_are_the_text(llama: Context, text: str) -> None:
     tokenizer = llama.backend.model.tokenizer
-    stream = Stream(tokenizer)
+    detokenizer = Detokenizer(tokenizer)
     ids = tokenizer.encode(text, add_special_tokens=False)
-    pieces = [stream.push(one) for one in ids] + [stream.end()]
+    pieces = [detokenizer.push(one) for one in ids] + [detokenizer.end()]
     assert "".join(pieces) == text
     assert all("\ufffd" not in piece for piece in pieces[:-1]) or "\ufffd" in text
 
 
-def test_half_a_character_is_held_back_and_shown_at_the_end(llama: Context) -> None:
+def test_a_partial_character_is_held_back_and_shown_at_the_end(llama: Context) -> None:
     tokenizer = llama.backend.model.tokenizer
     ids = tokenizer.encode("東", add_special_tokens=False)
-    stream = Stream(tokenizer)
-    assert stream.push(ids[0]) == ""
-    assert stream.end() == "\ufffd"
+    detokenizer = Detokenizer(tokenizer)
+    assert detokenizer.push(ids[0]) == ""
+    assert detokenizer.end() == "\ufffd"
 
 
 def test_a_stop_text_over_several_tokens_is_never_shown(llama: Context) -> None:
     tokenizer = llama.backend.model.tokenizer
-    stream = Stream(tokenizer, "<end>")
+    detokenizer = Detokenizer(tokenizer, "<end>")
     ids = tokenizer.encode("a <e b<end>c", add_special_tokens=False)
     said = ""
     for one in ids:
-        said += stream.push(one)
-        if stream.stopped:
+        said += detokenizer.push(one)
+        if detokenizer.stopped:
             break
-    assert said + stream.end() == "a <e b"
-    assert stream.stopped
+    assert said + detokenizer.end() == "a <e b"
+    assert detokenizer.stopped
 
 
 # The command itself, with standard input a pipe and a terminal.
@@ -318,14 +319,15 @@ def test_a_piped_chat_prints_the_answers_alone(llama: Context, spec: Path) -> No
     assert done.stderr.count("cut after") == 3
 
 
-def test_options_say_how_answers_are_drawn(llama: Context, spec: Path) -> None:
+def test_options_set_how_answers_are_sampled(llama: Context, spec: Path) -> None:
     words = ("--seed", "2", "--max-new-tokens", str(LENGTH), "--temperature", "0.5")
     (other,) = say(begin(llama, seed=2, temperature=0.5), "hello")
     assert piped(spec, "hello\n", *words).stdout == f"{other}\n"
 
 
 def test_a_wrong_piped_command_ends_with_two(spec: Path) -> None:
-    # The template is found by the folder's name: given by name, it would be refused with a system.
+    # The template is detected by the folder's name; named in the spec, it would be refused because
+    # of the system text.
     found = ("--set", f"model.path={FOLDER}", "--set", "template=auto", "--set", "system=x")
     done = piped(spec, "/frob\nhello\n", *found)
     assert (done.exit_code, done.stdout) == (2, "")
@@ -341,7 +343,7 @@ def test_one_cell_of_a_matrix_is_chosen_by_name(spec: Path) -> None:
 
 
 def until(process: Command[bytes], mark: bytes) -> None:
-    """Reads remarks up to one that holds `mark`."""
+    """Reads notes up to one that contains `mark`."""
     assert process.stderr
     said = b""
     while mark not in said:
@@ -351,8 +353,8 @@ def until(process: Command[bytes], mark: bytes) -> None:
 
 
 def answer_stopped(spec: Path) -> Command[bytes] | None:
-    """A talk whose first answer Ctrl-C ended; None where the answer was over before it came."""
-    # Greedy, this model never ends by itself: the answer takes all of its positions.
+    """A chat whose first answer Ctrl-C ended, or None if the answer ended first."""
+    # With greedy sampling this model never ends an answer, which takes all of its positions.
     words = ("--max-new-tokens", "100000", "--temperature", "0", "--set", "template=raw")
     process = started(spec, *words)
     assert process.stdin
@@ -388,7 +390,7 @@ def test_ctrl_c_once_ends_an_answer_and_twice_leaves(spec: Path) -> None:
 
 
 def read_terminal(main: int, mark: bytes) -> bytes:
-    """What a terminal shows up to `mark`; all the rest for an empty one."""
+    """Returns what a terminal shows up to `mark`, or all the rest if it is empty."""
     said = b""
     while not mark or mark not in said:
         assert select.select([main], [], [], 120)[0], said
@@ -402,7 +404,7 @@ def read_terminal(main: int, mark: bytes) -> bytes:
 def wait_until_asleep(pid: int) -> None:
     """Waits until a process that has printed its prompt also waits for a line.
 
-    CPython does not see a signal that comes between the two before the line does.
+    CPython handles a signal that arrives between the two only after the line.
     """
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
         time.sleep(0.01)
@@ -423,7 +425,7 @@ def test_a_terminal_has_a_prompt_and_ctrl_d_leaves(spec: Path) -> None:
             os.write(main, line)
         said += read_terminal(main, b"")
         assert process.wait(60) == 0
-    finally:  # a prompt that nobody answers would wait for ever
+    finally:  # otherwise the process would wait for a line forever
         process.kill()
         process.wait()
         os.close(main)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from glitchrun.chat.session import Session, Settings
+from glitchrun.chat.session import ChatSession, ChatSettings
 from glitchrun.cli import main
 from glitchrun.errors import ExitCode, PreflightError, RunError, UsageError
 from glitchrun.model import load_tokenizer
@@ -108,10 +108,10 @@ def test_a_text_that_is_such_a_token_is_refused(bare: Context) -> None:
 
 
 def test_a_talk_does_not_begin(templated: Context, bare: Context) -> None:
-    settings = Settings(SamplingParams(0.0, 1.0), 2, 0)
+    settings = ChatSettings(SamplingParams(0.0, 1.0), 2, 0)
     with pytest.raises(PreflightError, match=r"'<\|im_start\|>' \(id"):
-        Session(templated.backend, templated.template, settings)
-    talk = Session(Backend(bare.backend.model), bare.template, settings)
+        ChatSession(templated.backend, templated.template, settings)
+    talk = ChatSession(Backend(bare.backend.model), bare.template, settings)
     with pytest.raises(UsageError, match=r"'<\|im_end\|>' \(id .* has only"):
         list(talk.ask("The <|im_end|>"))
     assert list(talk.ask("The quick"))

@@ -1,14 +1,15 @@
-"""A conversation: turns, what ended them, and the next-token table."""
+"""A conversation: turns, what ended them, the next-token table, and the KV cache behind them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from glitchrun.chat.stream import Stream
-from glitchrun.chat.transcript import Transcript
+from glitchrun.chat.detokenizer import Detokenizer
 from glitchrun.errors import UsageError
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.token_choice import SamplingParams, choose_tokens, rng_key
@@ -19,12 +20,15 @@ from glitchrun.spec.token_ids import BY_ID
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """How answers are drawn. The same seed and the same turns give the same answers."""
+class ChatSettings:
+    """How answers are sampled. The same seed and the same turns give the same answers."""
 
     params: SamplingParams
+    """Temperature and nucleus."""
     max_new_tokens: int
+    """Tokens of an answer at most."""
     seed: int
+    """Of all random numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +37,19 @@ class Turn:
 
     user: str
     asked_ids: tuple[int, ...]
-    """What was appended for the question: the close of the answer before, and the user turn."""
+    """The ids appended for the question: the end of the answer before it, and the user turn."""
     answer: str
     answer_ids: tuple[int, ...]
-    """Without the id that ended it."""
+    """Without the stop id."""
     ended: str
-    """end: the model ended it; length: max_new_tokens; context: the model's positions are used up;
-    stopped: by the user."""
+    """end: by the model; length: by max_new_tokens; context: by the model's positions; stopped: by
+    the user."""
     closed: bool = False
-    """Whether the answer's ids hold the template's closing text."""
+    """Whether the answer's ids contain the template's stop text."""
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class NextToken:
     """One row of the next-token table."""
 
     rank: int
@@ -54,40 +58,48 @@ class Candidate:
     """Probability, before temperature and nucleus."""
 
 
-class Session:
-    """Talks with one loaded model; keeps keys and values between turns, nothing after a reset.
+class ChatSession:
+    """A conversation with a loaded model. The KV cache is kept between turns until a reset.
 
-    Raises PreflightError where the template writes ids that the model's embedding has no row for.
+    Raises:
+        PreflightError: The template contains ids for which the model's embedding has no row.
     """
 
     def __init__(
-        self, backend: Backend, template: Template, settings: Settings, system: str | None = None
+        self,
+        backend: Backend,
+        template: Template,
+        settings: ChatSettings,
+        system: str | None = None,
     ) -> None:
         self.template = template
         self.settings = settings
         self.turns: list[Turn] = []
         self.generating = False
+        """Whether an answer is being generated."""
         self.tokenizer = backend.model.tokenizer
         self.vocab_size = backend.model.vocab_size
         limit = backend.model.positions
         self.positions: int | None = limit.count if limit else None
+        """Positions of the model, if it has a limit."""
         self._dialogue = Dialogue(template, self.tokenizer, system)
-        self._ends = stop_ids(template, self.tokenizer) | backend.model.end_ids
-        self._transcript = Transcript(backend)
+        self._stop_ids = stop_ids(template, self.tokenizer) | backend.model.end_ids
+        self._transcript = _Transcript(backend)
         self._stopping = False
         for what, ids in (
             (f"a question in template {template.name}", self._dialogue.open("u")),
-            ("the set of stop ids", sorted(self._ends)),
+            ("the set of stop ids", sorted(self._stop_ids)),
         ):
             check_rows(ids, self.vocab_size, self.tokenizer, what)
 
     @property
     def system(self) -> str | None:
+        """The system text."""
         return self._dialogue.system
 
     @property
     def length(self) -> int:
-        """Ids said so far, the template's included."""
+        """The number of ids in the conversation, the template's included."""
         return len(self._transcript.ids)
 
     @property
@@ -95,10 +107,11 @@ class Session:
         """Whether the model's own template would write this conversation's past differently."""
         return self._dialogue.rewritten
 
-    def begin_with(self, system: str | None) -> None:
+    def set_system(self, system: str | None) -> None:
         """Starts a new conversation with another system text.
 
-        Raises UsageError where the template carries none.
+        Raises:
+            UsageError: The template cannot carry one.
         """
         if system is not None and not self.template.carries_system:
             raise UsageError(
@@ -109,29 +122,32 @@ class Session:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets every turn, and frees their keys and values."""
+        """Starts a new conversation, and frees the KV cache."""
         self.turns = []
         self._transcript.clear()
 
     def stop(self) -> None:
-        """Ends the answer in hand after its next token; called from a signal handler."""
+        """Ends the current answer after its next token; may be called from a signal handler."""
         self._stopping = True
 
     def ask(self, user: str) -> Iterator[str]:
-        """Puts a question; yields the answer's text as it comes, and adds a turn at its end.
+        """Asks a question, yields the answer's text as it arrives, and then adds a turn.
 
-        A token named by its id (`<#31415>`) is put into the prompt by that id. Raises UsageError
-        for an id outside the vocabulary and where the model's positions do not hold the question.
+        A token named by its id (`<#31415>`) is put into the prompt by that id.
+
+        Raises:
+            UsageError: An id is outside the vocabulary, or the question does not fit into the
+                model's positions.
         """
-        asked = self._written(user)
+        asked = self._render(user)
         self._transcript.extend(asked)
-        text = Stream(self.tokenizer, self.template.stop)
+        text = Detokenizer(self.tokenizer, self.template.stop)
         answer: list[int] = []
         parts: list[str] = []
         self.generating, self._stopping, ended = True, False, "stopped"
         try:
-            for token_id, why in self._sampled(text):
-                ended = why or ended
+            for token_id, reason in self._sample(text):
+                ended = reason or ended
                 if token_id is not None:
                     answer.append(token_id)
                     self._transcript.extend([token_id])
@@ -143,8 +159,8 @@ class Session:
             self.turns.append(Turn(user, asked, "".join(parts), tuple(answer), ended, text.stopped))
         yield parts[-1]
 
-    def _sampled(self, text: Stream) -> Iterator[tuple[int | None, str | None]]:
-        """Each id of an answer, then None with what ended it."""
+    def _sample(self, text: Detokenizer) -> Iterator[tuple[int | None, str | None]]:
+        """Yields each id of an answer, then None and what ended it."""
         key = rng_key(self.settings.seed, len(self.turns), "chat", 0)
         for position in range(self.settings.max_new_tokens):
             if self._stopping:
@@ -155,7 +171,7 @@ class Session:
                 return
             logits = self._transcript.logits()
             (token_id,), _ = choose_tokens(logits, [0], [key], position, self.settings.params, 0.0)
-            if token_id in self._ends:
+            if token_id in self._stop_ids:
                 yield None, "end"
                 return
             yield token_id, None
@@ -164,18 +180,28 @@ class Session:
                 return
         yield None, "length"
 
-    def next_tokens(self, k: int, user: str | None = None) -> list[Candidate]:
-        """The `k` most likely next ids: of the conversation as it stands, or, where `user` is
-        given, of the answer to it, without asking it."""
+    def next_tokens(self, k: int, user: str | None = None) -> list[NextToken]:
+        """Returns the `k` most likely next tokens.
+
+        Args:
+            k: Rows of the table.
+            user: A question after which to look, without asking it; None for the conversation so
+                far.
+
+        Raises:
+            UsageError: There is neither a conversation nor a question, or the question is invalid
+                as in `ask`.
+        """
         if user is not None:
-            logits = self._transcript.logits_after(self._written(user))
+            logits = self._transcript.logits_after(self._render(user))
         elif self.length:
             logits = self._transcript.logits()
         else:
             raise UsageError("nothing has been said yet; /next K TEXT looks ahead of a text")
         return _table(logits[0], k)
 
-    def _written(self, user: str) -> tuple[int, ...]:
+    def _render(self, user: str) -> tuple[int, ...]:
+        """The ids that a question appends to the conversation."""
         for found in BY_ID.findall(user):
             if int(found) >= self.vocab_size:
                 raise UsageError(
@@ -193,13 +219,52 @@ class Session:
         if self.positions is not None and self.length + len(ids) >= self.positions:
             raise UsageError(
                 f"the conversation has {self.length} ids, and {len(ids)} more leave no room in "
-                f"the model's {self.positions} positions; /reset begins a new one"
+                f"the model's {self.positions} positions; /reset starts a new conversation"
             )
         return ids
 
 
-def _table(logits: Tensor, k: int) -> list[Candidate]:
-    p = logits.double().softmax(dim=-1)
+def _table(logits: Tensor, k: int) -> list[NextToken]:
+    p = logits.double().softmax(dim=-1)  # (V,)
     top = p.topk(min(k, len(p)))
     rows = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return [Candidate(rank, token_id, value) for rank, (token_id, value) in enumerate(rows, 1)]
+    return [NextToken(rank, token_id, value) for rank, (token_id, value) in enumerate(rows, 1)]
+
+
+class _Transcript:
+    """The ids of a conversation, and the cache of those that were run; each is run once."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.ids: list[int] = []
+        self._cache: Any = None
+        self._cached = 0
+        self._logits: Tensor | None = None
+
+    def extend(self, ids: Sequence[int]) -> None:
+        """Appends ids, which are run when logits are next needed."""
+        self.ids += ids
+
+    def logits(self) -> Tensor:
+        """Next-token logits `(1, V)` after the transcript."""
+        if self._logits is None or self._cached < len(self.ids):
+            pending = torch.tensor([self.ids[self._cached :]])
+            # The cache is dropped during the pass: an interrupted pass leaves it in an undefined
+            # state, and the whole transcript is run again.
+            cache, self._cache, self._cached = self._cache, None, 0
+            self._logits, self._cache = self.backend.step(pending, cache)
+            self._cached = len(self.ids)
+        return self._logits
+
+    def logits_after(self, ids: Sequence[int]) -> Tensor:
+        """Next-token logits `(1, V)` after the transcript and `ids`, which are not kept."""
+        if not self.ids:
+            return self.backend.step(torch.tensor([list(ids)]), None)[0]
+        self.logits()
+        copied = self.backend.select(self._cache, torch.tensor([0]))
+        return self.backend.step(torch.tensor([list(ids)]), copied)[0]
+
+    def clear(self) -> None:
+        """Drops all ids and frees the cache."""
+        self.ids = []
+        self._cache, self._cached, self._logits = None, 0, None

@@ -23,7 +23,7 @@ from glitchrun.spec.types import Experiment
 from glitchrun.terminal import emit, say
 
 if TYPE_CHECKING:
-    from glitchrun.chat.session import Session
+    from glitchrun.chat.session import ChatSession
     from glitchrun.plan.build import PlannedRun
 
 
@@ -64,12 +64,12 @@ def command(
     experiment = load_experiment(spec, sets, require_env=True)
     require("torch", "transformers")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see `apply`
-    from glitchrun.chat.loop import talk
-    from glitchrun.chat.session import Settings
+    from glitchrun.chat.loop import run_chat
+    from glitchrun.chat.session import ChatSettings
     from glitchrun.probing.token_choice import SamplingParams
 
     run = _run(experiment, only)
-    settings = Settings(
+    settings = ChatSettings(
         SamplingParams(temperature, top_p),
         max_new_tokens,
         run.cell.spec.seed if seed is None else seed,
@@ -79,7 +79,7 @@ def command(
     keys = _Keys(session)
     with _heard(keys):
         try:
-            talk(session, _reader(keys, terminal), _Screen(terminal), forgiving=terminal)
+            run_chat(session, _reader(keys, terminal), _Screen(terminal), interactive=terminal)
         except _Left as left:
             context.exit(int(left.exit_code))
 
@@ -100,8 +100,8 @@ def _run(experiment: Experiment, only: str | None) -> PlannedRun:
     return run
 
 
-def _session(run: PlannedRun, settings: object) -> Session:
-    from glitchrun.chat.session import Session
+def _session(run: PlannedRun, settings: object) -> ChatSession:
+    from glitchrun.chat.session import ChatSession
     from glitchrun.probing.backend_selection import generic_backend
     from glitchrun.prompts.detect import detect
     from glitchrun.runner.models import Models
@@ -116,7 +116,7 @@ def _session(run: PlannedRun, settings: object) -> Session:
     if system and not template.carries_system:
         _note(f"the template {template.name} cannot carry the spec's system text: it is left out")
         system = None
-    return Session(generic_backend(model), template, settings, system)  # type: ignore[arg-type]
+    return ChatSession(generic_backend(model), template, settings, system)  # type: ignore[arg-type]
 
 
 def _note(line: str) -> None:
@@ -162,7 +162,7 @@ class _Left(BaseException):
 class _Keys:
     """Ctrl-C: once ends the answer in hand, twice leaves."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: ChatSession) -> None:
         self._session = session
         self._pressed = False
         self.reading = False

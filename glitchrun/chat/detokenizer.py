@@ -1,4 +1,4 @@
-"""Sampled ids as text, as soon as it is certain."""
+"""Turns sampled ids into text as soon as it is certain."""
 
 from __future__ import annotations
 
@@ -7,39 +7,40 @@ from glitchrun.prompts.tokenizer import ANCHOR, Tokenizer, encode
 _OPTIONS = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
 
 
-class Stream:
+class Detokenizer:
     """Decodes an answer id by id.
 
-    Text is held back while it may still change: half a character, or what may be the beginning of
-    `stop`. Only ids since the last text given out are decoded again, so a long answer costs no more
-    a token than a short one (the method of vLLM's incremental detokenizer).
+    Text that may still change is held back: a part of a character, or a possible beginning of
+    `stop`. Only the ids since the last returned text are decoded again, so the cost per token does
+    not grow with the answer (as in vLLM's incremental detokenizer).
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: str | None = None) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
-        # An answer's first piece is decoded behind something, or it would lose its space.
+        # The first piece of an answer is decoded after an anchor, or it would lose its space.
         self._ids = list(encode(tokenizer, ANCHOR))
-        self._from, self._to = 0, len(self._ids)
+        self._start, self._end = 0, len(self._ids)
+        """The ids whose text was returned last."""
         self._held = ""
         self.stopped = False
-        """Whether `stop` has been said."""
+        """Whether the answer contains `stop`."""
 
     def push(self, token_id: int) -> str:
-        """The text that is certain now and was not before."""
+        """Appends an id; returns the text that has become certain."""
         self._ids.append(token_id)
-        before = self._decode(self._ids[self._from : self._to])
-        now = self._decode(self._ids[self._from :])
+        before = self._decode(self._ids[self._start : self._end])
+        now = self._decode(self._ids[self._start :])
         if len(now) <= len(before) or now.endswith("\ufffd"):
             return ""
-        self._from, self._to = self._to, len(self._ids)
+        self._start, self._end = self._end, len(self._ids)
         return self._certain(now[len(before) :])
 
     def end(self) -> str:
-        """The rest, once no more ids come."""
-        before = self._decode(self._ids[self._from : self._to])
-        rest = self._decode(self._ids[self._from :])[len(before) :]
-        self._from, self._to = self._to, len(self._ids)
+        """Returns the rest of the text, after the last id."""
+        before = self._decode(self._ids[self._start : self._end])
+        rest = self._decode(self._ids[self._start :])[len(before) :]
+        self._start, self._end = self._end, len(self._ids)
         text = self._certain(rest) + self._held
         self._held = ""
         return text
