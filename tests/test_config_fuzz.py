@@ -72,7 +72,7 @@ def _try(folder: Path, quantization: str) -> str:
 
 @pytest.mark.usefixtures("limited")
 @pytest.mark.parametrize("first", [100, 104])
-def test_any_config_loads_or_is_refused_with_a_message(
+def test_any_config_loads_or_is_rejected_with_a_message(
     model: Path, tmp_path: Path, first: int
 ) -> None:
     config = json.loads((model / "config.json").read_text())
@@ -99,7 +99,7 @@ _LLAMA = {
 
 @pytest.mark.usefixtures("limited")
 @pytest.mark.parametrize("key", _LLAMA)
-def test_a_size_that_the_weights_do_not_have_is_refused_by_the_plan(
+def test_a_size_that_the_weights_do_not_have_is_rejected_by_the_plan(
     tmp_path: Path, key: str
 ) -> None:
     value, says = _LLAMA[key]
@@ -111,7 +111,7 @@ def test_a_size_that_the_weights_do_not_have_is_refused_by_the_plan(
 
 
 @pytest.mark.usefixtures("limited")
-def test_what_only_the_built_model_shows_is_refused_before_the_weights_are_read(
+def test_errors_in_building_the_model_are_reported_before_the_weights_are_read(
     tmp_path: Path,
 ) -> None:
     folder = tiny_llama(tmp_path)
@@ -122,7 +122,7 @@ def test_what_only_the_built_model_shows_is_refused_before_the_weights_are_read(
 
 
 @pytest.mark.usefixtures("limited")
-def test_pickled_weights_have_room_for_what_config_json_says(tmp_path: Path) -> None:
+def test_sizes_that_a_pickle_file_cannot_contain_are_rejected(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path)
     model = load(ModelSpec(str(folder), device="cpu"), Path("unused")).module
     torch.save(model.state_dict(), folder / "pytorch_model.bin")

@@ -113,7 +113,7 @@ def test_a_moved_project_keeps_its_keys(tmp_path: Path) -> None:
     assert after.key == before.key
 
 
-def test_a_cell_with_the_results_of_an_earlier_one_is_a_run_of_its_own(tmp_path: Path) -> None:
+def test_a_cell_with_the_same_results_as_an_earlier_one_is_a_separate_run(tmp_path: Path) -> None:
     experiment = _experiment(tmp_path)
     (cell,) = experiment.cells
     twice = replace(experiment, cells=(cell, replace(cell, name="again")))
@@ -138,7 +138,7 @@ def test_a_run_that_cannot_fit_is_blocked(tmp_path: Path, monkeypatch: pytest.Mo
     assert not _build(experiment, lambda key: "FINISHED").blocked
 
 
-def test_a_batch_that_cannot_fit_names_the_one_that_does(
+def test_a_batch_that_does_not_fit_names_one_that_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = SPEC.replace("strategy: scan", "strategy: scan, batch_size: 1000000")
@@ -149,7 +149,7 @@ def test_a_batch_that_cannot_fit_names_the_one_that_does(
     assert f"lower batch_size of step 'all' to {run.estimate.largest_batch}" in run.reason
 
 
-def test_a_device_that_is_not_here_blocks(tmp_path: Path) -> None:
+def test_a_missing_device_blocks_a_run(tmp_path: Path) -> None:
     text = SPEC.replace("device: cpu", "device: cuda:63")
     (run,) = _build(_experiment(tmp_path, text)).runs
     assert run.action == "blocked"
@@ -163,7 +163,7 @@ def test_a_missing_model_stops_the_plan(tmp_path: Path) -> None:
         _build(experiment)
 
 
-def test_a_hub_model_that_is_not_here_is_planned_without_its_contents(tmp_path: Path) -> None:
+def test_a_hub_model_not_on_this_machine_is_planned_without_its_contents(tmp_path: Path) -> None:
     text = SPEC.replace("./model", "nobody-at-all/no-such-model")
     (run,) = _build(_experiment(tmp_path, text)).runs
     assert (run.action, run.key, run.estimate) == ("start", "", None)
@@ -229,7 +229,7 @@ def test_ids_outside_the_vocabulary_block_a_run(
         assert "set model.path to the model that they belong to" in run.reason
 
 
-def test_ids_that_texts_name_are_held_against_the_vocabulary(tmp_path: Path) -> None:
+def test_ids_named_in_texts_are_compared_with_the_vocabulary(tmp_path: Path) -> None:
     step = 'strategy: predict, prompts: [{text: "<#20> <#1>", chat: "say <#21>"}]'
     (run,) = _build(_experiment(tmp_path, SPEC.replace("id: all, strategy: scan", step))).runs
     places = [run.reason.partition(f"{one} ({tmp_path / 'spec.yaml'}:6:")[2] for one in (20, 21)]
@@ -237,7 +237,7 @@ def test_ids_that_texts_name_are_held_against_the_vocabulary(tmp_path: Path) -> 
     assert all(places)
 
 
-def test_the_time_bounds_a_model_that_is_small(tmp_path: Path) -> None:
+def test_the_bound_on_time_holds_for_a_small_model(tmp_path: Path) -> None:
     """What surrounds its multiplications counts: runs of tiny models took 1,000 times the bound."""
     (run,) = _build(_experiment(tmp_path)).runs
     assert run.seconds is not None
@@ -250,7 +250,7 @@ def test_the_time_bounds_a_model_that_is_small(tmp_path: Path) -> None:
     assert longer.seconds[1] > 100 * most
 
 
-def test_a_missing_model_is_told_with_its_place(tmp_path: Path) -> None:
+def test_a_missing_model_is_reported_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text(SPEC)
     experiment = load_experiment(tmp_path / "spec.yaml")
     with pytest.raises(ModelUnavailable, match=r"spec\.yaml:4:15: model\.path .*no such file"):

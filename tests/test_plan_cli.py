@@ -55,19 +55,19 @@ def test_json_is_one_document(spec: Path) -> None:
     assert json.loads(result.stdout)["runs"][0]["action"] == "start"
 
 
-def test_pending_changes_are_told_only_when_asked(spec: Path) -> None:
+def test_pending_changes_set_the_exit_code_only_on_request(spec: Path) -> None:
     assert _plan(str(spec)).exit_code == 0
     assert _plan(str(spec), "--exit-code").exit_code == 10
 
 
-def test_what_cannot_fit_is_shown_and_refused(spec: Path) -> None:
+def test_a_run_that_does_not_fit_is_shown_and_rejected(spec: Path) -> None:
     result = _plan(str(spec), "--set", "model.device=cuda:63", "-o", "json")
     assert isinstance(result.exception, DoesNotFit)
     assert "there is no cuda:63 here" in str(result.exception)
     assert json.loads(result.stdout)["runs"][0]["action"] == "blocked"
 
 
-def test_ids_outside_the_vocabulary_are_shown_and_refused(spec: Path) -> None:
+def test_ids_outside_the_vocabulary_are_shown_and_rejected(spec: Path) -> None:
     spec.write_text(SPEC.replace("{from: mine}", "{ids: [3, 99]}"))
     result = _plan(str(spec))
     assert isinstance(result.exception, DoesNotFit)
@@ -117,7 +117,7 @@ def without_torch_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_torch_process")
-def test_doctor_is_content_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_finds_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     result = CliRunner().invoke(doctor, ["-o", "json"])
@@ -169,7 +169,7 @@ def test_a_folder_that_cannot_be_written_is_found(tmp_path: Path) -> None:
     assert "/proc cannot be written" in finding.detail
 
 
-def test_torch_is_asked_in_a_process_of_its_own() -> None:
+def test_torch_is_checked_in_a_separate_process() -> None:
     (finding,) = surroundings.torch_works(Path())
     assert finding.status == "ok"
     assert "threads" in finding.detail

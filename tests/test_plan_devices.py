@@ -62,7 +62,7 @@ def test_a_v1_limit_shows_at_the_mount_inside_a_container(machine: tuple[Path, P
     assert main_memory(proc, cgroups)[:2] == (GIB, 2 * GIB)
 
 
-def test_a_v1_number_that_means_no_limit_is_none(machine: tuple[Path, Path]) -> None:
+def test_the_v1_number_for_no_limit_is_no_limit(machine: tuple[Path, Path]) -> None:
     proc, cgroups = machine
     (proc / "self" / "cgroup").write_text("4:memory:/\n")
     _group(cgroups / "memory", "9223372036854771712", GIB, 0, version=1)
@@ -110,7 +110,7 @@ def test_cuda_visible_devices_renumbers(
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_a_gpu_that_is_not_there_has_nothing_free_and_says_so() -> None:
+def test_a_missing_gpu_has_no_free_memory_and_a_reason() -> None:
     found = device_memory("cuda:5")
     assert found.free == 0
     assert "there is no cuda:5 here: 2 CUDA devices are visible" in found.source
@@ -124,20 +124,20 @@ def test_a_torch_without_cuda_sees_no_gpu(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_max_memory_adds_up_what_each_device_may_give() -> None:
+def test_max_memory_is_the_sum_over_its_devices() -> None:
     found = device_memory("auto", {"0": "20GiB", "1": "20GiB", "cpu": "1GB", "disk": "1MB"})
     assert found.device == "cuda:0 + cuda:1 + cpu + disk"
     assert found.free == 20 * GIB + 1000 * 1024**2 + 10**9 + 10**6
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_a_gpu_may_be_left_out_by_a_limit_of_nothing() -> None:
+def test_a_limit_of_zero_leaves_out_a_gpu() -> None:
     assert device_memory("auto", {"0": 0, "cpu": "1GB"}).free == 10**9
 
 
 @pytest.mark.usefixtures("two_gpus")
 @pytest.mark.parametrize("limits", [{"5": "20GiB"}, {"0": "1GiB", "5": "1GiB", "cpu": "60GiB"}])
-def test_max_memory_that_names_an_absent_gpu_holds_nothing(limits: dict[str, str]) -> None:
+def test_max_memory_with_an_absent_gpu_has_no_free_memory(limits: dict[str, str]) -> None:
     found = device_memory("auto", limits)
     assert (found.device, found.free) == ("cuda:5", 0)
     assert "there is no cuda:5 here: 2 CUDA devices are visible; remove it" in found.source
@@ -152,6 +152,6 @@ def test_sizes(text: str | int, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-3GB", "20 apples"])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_a_value_that_is_no_size_is_rejected(text: str) -> None:
     with pytest.raises(PreflightError, match=r"model\.max_memory"):
         parse_size(text)

@@ -44,12 +44,12 @@ def test_the_key_value_cache_by_hand(header: Header) -> None:
     assert on_gpu.kv_cache_bytes == 4 * 2 * 2 * 2 * 4 * 100 * 2
 
 
-def test_a_growing_cache_is_copied_whole_and_has_room(header: Header) -> None:
+def test_a_growing_cache_is_copied_and_has_headroom(header: Header) -> None:
     found = _estimate(header, Workload("s", 64, 100, kind="sample"))
     assert found.kv_cache_bytes == 64 * 2 * 2 * 2 * 4 * (100 + CACHE_HEADROOM) * 4
 
 
-def test_attempts_that_begin_as_one_share_the_activations_of_their_prompt(header: Header) -> None:
+def test_attempts_with_a_common_prompt_share_its_activations(header: Header) -> None:
     apart = _estimate(header, Workload("s", 100, 1000, kind="sample"))
     together = _estimate(header, Workload("s", 100, 1000, kind="sample", together=5))
     assert together.activation_bytes == apart.activation_bytes // 5
@@ -76,7 +76,7 @@ def _large(folder: Path) -> Header:
     return read_header(resolve(str(folder)))
 
 
-def test_a_surrogate_s_tables_over_a_large_vocabulary_are_counted(tmp_path: Path) -> None:
+def test_the_tables_of_a_surrogate_over_a_large_vocabulary_are_counted(tmp_path: Path) -> None:
     header = _large(tmp_path / "large")
     table = 262_144 * 640 * 4
     scan = _estimate(header, Workload("s", 8, 64))
@@ -118,7 +118,7 @@ def test_a_screen_computes_two_positions_of_many_rows(header: Header) -> None:
         ("screen", "none", None, "cuda:0", 8192),
     ],
 )
-def test_rows_are_those_that_the_run_takes(
+def test_batch_sizes_are_those_of_the_run(
     header: Header, kind: Any, quantization: str, batch: int | None, device: str, taken: int
 ) -> None:
     load = Workload("s", batch, 20, kind=kind)
@@ -138,13 +138,13 @@ def test_only_a_gradient_takes_a_gradients_memory(header: Header) -> None:
     assert _estimate(header, Workload("s", 4, 100)).gradient_bytes == 0
 
 
-def test_float32_needs_nothing_beside_for_rechecks(header: Header) -> None:
+def test_float32_needs_no_extra_memory_for_rechecks(header: Header) -> None:
     load = Workload("s", 4, 100)
     assert _estimate(header, load, quantization="float32").float32_bytes == 0
     assert _estimate(header, load, quantization="int4").float32_bytes > 0
 
 
-def test_the_step_that_takes_most_is_named(header: Header) -> None:
+def test_the_step_with_the_largest_need_is_named(header: Header) -> None:
     found = _estimate(header, Workload("small", 2, 50), Workload("large", 9, 200))
     assert (found.step, found.batch) == ("large", 9)
     assert found.kv_cache_bytes == _estimate(header, Workload("x", 9, 200)).kv_cache_bytes
@@ -170,12 +170,14 @@ def test_the_largest_batch_is_the_last_that_fits(header: Header, quantization: s
         assert (found.verdict != "no") is fits
 
 
-def test_where_not_one_row_fits_the_largest_batch_is_zero(header: Header) -> None:
+def test_the_largest_batch_is_zero_if_not_one_row_fits(header: Header) -> None:
     found = _estimate(header, Workload("s", None, 100), free=0)
     assert (found.largest_batch, found.batch, found.verdict) == (0, 1, "no")
 
 
-def test_auto_takes_a_power_of_two_of_rows_in_half_the_room(header: Header) -> None:
+def test_auto_takes_the_largest_power_of_two_that_fits_in_half_of_the_free_memory(
+    header: Header,
+) -> None:
     load = Workload("s", None, 100)
     assert _estimate(header, load).batch == 64
     assert estimate(header, "none", [load], _device(8 * GB, "cuda:0")).batch == 8192

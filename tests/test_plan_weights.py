@@ -49,7 +49,7 @@ def _header(path: Path | str) -> Header:
 
 
 @pytest.mark.parametrize("quantization", ["none", "float16", "float32", "int8", "int4"])
-def test_bytes_agree_with_what_loading_holds(folder: Path, quantization: str) -> None:
+def test_bytes_agree_with_those_of_the_loaded_model(folder: Path, quantization: str) -> None:
     loaded = load(ModelSpec(str(folder), quantization=quantization, device="cpu"), CACHE)
     estimated = weights(_header(folder), quantization)
     assert estimated.dtype == loaded.dtype
@@ -91,7 +91,7 @@ def test_int4_of_one_matrix_to_the_byte(tmp_path: Path) -> None:
     assert with_matrix.total - without.total == 15_000 + 469 + 2 * 4 + 4
 
 
-def test_every_tensor_falls_into_its_part(tmp_path: Path) -> None:
+def test_every_tensor_is_counted_in_its_part(tmp_path: Path) -> None:
     config = raw.LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2}
     wanted = {
         "model.embed_tokens.weight": ((10, 8), "embeddings"),
@@ -114,7 +114,7 @@ def test_every_tensor_falls_into_its_part(tmp_path: Path) -> None:
     assert found == {name: part for name, (_, part) in wanted.items()}
 
 
-def test_what_is_recomputed_or_tied_is_not_counted(tmp_path: Path) -> None:
+def test_recomputed_and_tied_tensors_are_not_counted(tmp_path: Path) -> None:
     extra = raw.TENSORS | {
         "model.layers.0.self_attn.rotary_emb.inv_freq": ("F32", (4,)),
         "transformer.h.0.attn.bias": ("U8", (1, 1, 9, 9)),

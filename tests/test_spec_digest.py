@@ -67,7 +67,7 @@ MOVED = [
 
 
 @pytest.mark.parametrize(("change", "kind"), MOVED)
-def test_each_key_moves_the_digest_of_its_kind(folder: Path, change: str, kind: str) -> None:
+def test_each_key_changes_the_digest_of_its_kind(folder: Path, change: str, kind: str) -> None:
     old, new = load(folder), load(folder, change)
     before, after = digests(old), digests(new)
     assert {name for name in before if before[name] != after[name]} == {kind}
@@ -78,17 +78,17 @@ def test_each_key_moves_the_digest_of_its_kind(folder: Path, change: str, kind: 
 @pytest.mark.parametrize(
     "change", ["seed=0", "steps.mine.k=32", "thresholds.asr=0.50", "thresholds.probability=1"]
 )
-def test_a_default_written_out_moves_nothing(folder: Path, change: str) -> None:
+def test_writing_out_a_default_changes_no_digest(folder: Path, change: str) -> None:
     old, new = load(folder), load(folder, change)
     assert digests(old) == digests(new)
     assert changed_paths(old.document, new.document) == []
 
 
-def test_the_model_s_path_is_left_to_its_fingerprint(folder: Path) -> None:
+def test_the_path_of_the_model_changes_no_digest(folder: Path) -> None:
     assert results_digest(load(folder)) == results_digest(load(folder, "model.path=other/model"))
 
 
-def test_a_token_file_counts_by_its_contents(folder: Path) -> None:
+def test_a_token_file_is_digested_by_its_contents(folder: Path) -> None:
     old = load(folder)
     before = results_digest(old)
     (folder / "moved.json").write_text("[1]")

@@ -77,7 +77,7 @@ def test_the_published_schema_accepts_the_valid_examples_as_written() -> None:
 
 
 @pytest.mark.parametrize("name", ["unknown_key_thresholds", "wrong_enum", "missing_nested"])
-def test_the_published_schema_refuses_what_the_schema_can_refuse(name: str) -> None:
+def test_the_published_schema_rejects_the_examples_that_a_schema_can_reject(name: str) -> None:
     command = [
         str(Path(sys.executable).with_name("check-jsonschema")),
         "--schemafile",

@@ -150,7 +150,7 @@ def test_every_number_outside_the_steps_at_its_extremes(tmp_path: Path, path: Pa
         "strategy: genetic, base_text: a, population: 1000000000",
     ],
 )
-def test_what_only_failed_in_the_run_is_refused(tmp_path: Path, step: str) -> None:
+def test_values_that_would_fail_in_the_run_are_rejected(tmp_path: Path, step: str) -> None:
     document = json.dumps(_document({"strategy": "scan"}))
     spec = tmp_path / "spec.yaml"
     spec.write_text(document.replace('{"id": "step", "strategy": "scan"}', f"{{{step}}}"))

@@ -18,7 +18,7 @@ def problem(line: str, column: int, width: int = 1, **fields: Any) -> Problem:
     return Problem("a.yaml", 3, column, "GR101", source_line=line, width=width, **values)
 
 
-def test_text_is_as_the_contract_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_has_the_documented_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = "kind: Fragment\nthresholds:\n  asr_treshold: 0.5\n"
     Path("spec.yaml").write_text(text)
@@ -40,7 +40,7 @@ def test_text_is_as_the_contract_shows_it(tmp_path: Path, monkeypatch: pytest.Mo
         ("key:", 5, 1, ["key:", "    ^"]),
     ],
 )
-def test_the_mark_stands_under_what_is_marked(
+def test_the_mark_is_under_the_marked_text(
     line: str, column: int, width: int, shown: list[str]
 ) -> None:
     lines = as_text([problem(line, column, width)]).splitlines()[1:]
@@ -48,7 +48,7 @@ def test_the_mark_stands_under_what_is_marked(
 
 
 @pytest.mark.parametrize("column", [1, 400, 9_990])
-def test_wide_lines_are_cut_around_the_mark(column: int) -> None:
+def test_long_lines_are_shortened_around_the_mark(column: int) -> None:
     line = "x" * (column - 1) + "Y" * 5 + "z" * 500
     _, source, mark = as_text([problem(line, column, 5)]).splitlines()
     assert len(source) < 120
@@ -56,17 +56,17 @@ def test_wide_lines_are_cut_around_the_mark(column: int) -> None:
     assert "…" in source
 
 
-def test_a_value_wider_than_the_line_is_cut() -> None:
+def test_a_value_wider_than_the_line_is_shortened() -> None:
     _, source, mark = as_text([problem("y" * 5000, 1, 5000)]).splitlines()
     assert max(len(source), len(mark)) < 120
 
 
-def test_nothing_in_a_spec_reaches_the_terminal_raw() -> None:
+def test_control_characters_of_a_spec_do_not_reach_the_terminal() -> None:
     shown = as_text([problem("a\x1b[2J", 1, 1, message="bad '\x1b[2J'", hint="\u202e")])
     assert visible(shown.replace("\n", "")) == shown.replace("\n", "")
 
 
-def test_json_has_the_contract_s_keys() -> None:
+def test_json_has_the_documented_keys() -> None:
     data = json.loads(as_json([problem("a", 1, path="x[0].y", hint="h")], 7))
     assert data["files"] == 7
     (error,) = data["errors"]
@@ -74,7 +74,7 @@ def test_json_has_the_contract_s_keys() -> None:
     assert (error["line"], error["path"], error["hint"]) == (3, "x[0].y", "h")
 
 
-def test_github_escapes_what_would_end_a_command() -> None:
+def test_github_escapes_characters_that_would_end_a_command() -> None:
     strange = Problem("a,b:c%.yaml", 1, 2, "GR101", "50%\r\n::error::x", width=4)
     assert as_github([strange]) == (
         "::error file=a%2Cb%3Ac%25.yaml,line=1,col=2,endColumn=5,title=GR101::50%25%0D%0A::error::x"
@@ -114,7 +114,7 @@ def test_codes_are_sentences() -> None:
     )
 
 
-def test_a_file_name_that_is_not_utf8_is_shown_in_every_form() -> None:
+def test_a_file_name_that_is_not_utf8_is_shown_in_every_format() -> None:
     problems, _ = check_files(["a\udcffb.yaml"], {})
     assert "a%FFb.yaml" in as_sarif(problems)
     for shown in (as_json(problems, 1), as_github(problems), as_text(problems)):

@@ -88,7 +88,7 @@ def test_any_change_to_a_spec_gives_problems_or_an_experiment(seed: int, tmp_pat
     assert min(outcomes.values()) > 0, outcomes
 
 
-def test_the_places_of_a_document_are_where_its_values_stand() -> None:
+def test_the_places_of_a_document_are_those_of_its_values() -> None:
     for path in EXAMPLES.glob("valid/*.yaml"):
         source = read_source(path)
         assert isinstance(source, Source)

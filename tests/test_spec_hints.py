@@ -40,7 +40,7 @@ MINE = "steps: [{strategy: mine}]\n"
         ("template_variables: {a-b: 1}\nmodel: {path: p}\n" + MINE, "enable_thinking"),
     ],
 )
-def test_a_wrong_value_is_met_with_what_to_write(tmp_path: Path, text: str, hint: str) -> None:
+def test_a_wrong_value_gets_a_hint(tmp_path: Path, text: str, hint: str) -> None:
     path = tmp_path / "spec.yaml"
     path.write_text(HEAD + text, encoding="utf-8")
     (problem,), _ = check_files([path], {})
@@ -48,7 +48,7 @@ def test_a_wrong_value_is_met_with_what_to_write(tmp_path: Path, text: str, hint
     assert bool(hint) == bool(problem.hint)
 
 
-def test_every_pattern_of_the_schema_has_a_form_in_words() -> None:
+def test_every_pattern_of_the_schema_is_explained_in_words() -> None:
     patterns = [part for part in _parts(closed()) if isinstance(part.get("pattern"), str)]
     assert len(patterns) > 4
     assert all(part.get("x-form") for part in patterns)

@@ -39,11 +39,11 @@ def test_the_published_file_is_the_assembled_schema() -> None:
 
 
 @pytest.mark.parametrize("schema", [assembled, closed])
-def test_the_schema_is_a_schema(schema: Any) -> None:
+def test_the_schema_is_a_valid_json_schema(schema: Any) -> None:
     Draft202012Validator.check_schema(schema())
 
 
-def test_every_mapping_is_closed() -> None:
+def test_every_mapping_rejects_unknown_keys() -> None:
     free = {("matrix", "axes"), ("matrix", "exclude")}
     for path, node in schemas(assembled()):
         if "properties" not in node or "if" in path or path == ("else",):
@@ -65,7 +65,7 @@ def test_every_key_is_described() -> None:
                 assert part.get("description"), (*path, key)
 
 
-def test_no_annotation_of_ours_is_published() -> None:
+def test_annotations_are_not_published() -> None:
     assert not [path for path, _ in schemas(assembled()) if path and path[-1].startswith("x-")]
     assert "x-used-by" in str(closed())
 
@@ -93,7 +93,7 @@ def test_defaults_are_valid() -> None:
         (types.InlineTemplate, ("template", "then")),
     ],
 )
-def test_types_have_the_schema_s_keys_and_defaults(kind: Any, path: tuple[str, ...]) -> None:
+def test_types_have_the_keys_and_defaults_of_the_schema(kind: Any, path: tuple[str, ...]) -> None:
     schema: Any = closed()["properties"][path[0]]
     for part in path[1:]:
         schema = schema[part]

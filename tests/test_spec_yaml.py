@@ -84,7 +84,7 @@ def test_quoted_and_tagged_scalars() -> None:
     assert data == {"a": "1", "b": "no", "c": "1", "d": 3, "e": 16, "f": "12"}
 
 
-def test_keys_are_the_text_as_written() -> None:
+def test_keys_are_text_as_written() -> None:
     data, problems = read("1: a\nno: b\n1.0: c\n'~': d\n? e\n: f\n")
     assert not problems
     assert data == {"1": "a", "no": "b", "1.0": "c", "~": "d", "e": "f"}
@@ -178,7 +178,7 @@ HOSTILE: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_text_costs_little(name: str) -> None:
+def test_hostile_text_is_rejected_quickly(name: str) -> None:
     text, code = HOSTILE[name]
     started = time.process_time()
     _, problems = read(text)
@@ -188,7 +188,7 @@ def test_hostile_text_costs_little(name: str) -> None:
     assert used < 5
 
 
-def test_duplicate_keys_are_all_told_and_the_rest_is_read() -> None:
+def test_all_duplicate_keys_are_reported_and_the_rest_is_read() -> None:
     data, problems = read("a: 1\nb: {c: 1, c: 2}\na: 2\n")
     assert data == {"a": 1, "b": {"c": 1}}
     assert [(p.line, p.column, p.code) for p in problems] == [(2, 11, "GR006"), (3, 1, "GR006")]
@@ -199,7 +199,7 @@ def test_no_more_values_than_the_cap() -> None:
     assert only_problem("[" + "a," * (MAX_NODES + 1) + "]")[2] == "GR008"
 
 
-def test_files_that_are_not_files(tmp_path: Path) -> None:
+def test_folders_and_pipes_are_reported(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "large").write_bytes(b"a" * (10 * MAX_BYTES))
     codes = {}
@@ -286,11 +286,11 @@ def test_positions_after_a_surrogate_pair_are_those_of_the_text() -> None:
     assert only_problem(r'{"a": "\ud83d\ude00", b: .nan}') == (1, 26, "GR010")
 
 
-def test_half_of_a_surrogate_pair_is_refused_with_a_remedy() -> None:
+def test_half_of_a_surrogate_pair_is_rejected_with_a_hint() -> None:
     _, (problem,) = read(r'a: "x \ud83d y"')
     assert problem.code == "GR005"
     assert "surrogate" in problem.hint
 
 
-def test_a_document_of_one_bad_number_is_not_called_empty() -> None:
+def test_a_document_of_one_invalid_number_is_not_called_empty() -> None:
     assert only_problem(".nan") == (1, 1, "GR010")
