@@ -59,7 +59,7 @@ from glitchrun.strategies import configure
 from glitchrun.strategies import load as load_strategy
 from glitchrun.strategies.context import Context
 from glitchrun.vocabulary import Vocabulary
-from glitchrun.vocabulary.norms import row_norms
+from glitchrun.vocabulary.token_features import row_norms
 
 ORACLE = Path(__file__).parents[1] / "tests" / "data" / "oracle" / "nowllm-0829"
 GPU = torch.cuda.is_available()

@@ -45,7 +45,7 @@ from glitchrun.strategies.mine import Config
 from glitchrun.strategies.mine import space as space_of
 from glitchrun.strategies.verdicts import Judge
 from glitchrun.vocabulary import Vocabulary
-from glitchrun.vocabulary.norms import row_norms
+from glitchrun.vocabulary.token_features import row_norms
 
 SPEC = "specs/smollm2-scan.yaml"
 MARKS = (250, 500, 1000, 2000)

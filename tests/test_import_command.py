@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from glitchrun.cli import main
 from glitchrun.imports import Found, read
 from glitchrun.strategies.tokens import read_ids
-from glitchrun.vocabulary.claims import check, tallies
+from glitchrun.vocabulary.vocabulary_fit import check_fit, tallies
 from tests.support.real_tokenizers import mistral, mistral_spaced, smollm2
 from tests.support.tiny_models import bpe_tokenizer, mistral_tokenizer
 
@@ -33,7 +33,7 @@ def imported(*words: str | Path) -> Result:
 
 def fits(tokenizer: Any, *pairs: tuple[int, str | None]) -> list[str]:
     tokens = [Found(token_id, "here", text) for token_id, text in pairs]
-    return [fit.fit for fit in check(tokens, tokenizer, 32_000)]
+    return [fit.fit for fit in check_fit(tokens, tokenizer, 32_000)]
 
 
 def test_a_list_that_names_a_wrong_model_is_taken_with_the_right_one(
@@ -200,7 +200,7 @@ def test_replacement_characters_prove_little() -> None:
 
 def test_every_way_to_fit_is_tallied() -> None:
     tokens = [Found(750, "a", "been"), Found(99_999, "b"), Found(750, "c")]
-    counts = tallies(check(tokens, mistral(), 32_000))
+    counts = tallies(check_fit(tokens, mistral(), 32_000))
     assert counts == {
         "same": 1,
         "spaces": 0,

@@ -13,7 +13,7 @@ from glitchrun.events import Batch, Event, Sampled, Verified
 from glitchrun.spec.schema import strategies
 from glitchrun.strategies import configure, load
 from glitchrun.strategies.context import Context
-from glitchrun.vocabulary.groups import group_of
+from glitchrun.vocabulary.character_groups import group_of
 from tests.support.oracle import NOTE, PLANTED, QUANTIZATIONS, oracle
 from tools.standin.recipes import RECIPES
 

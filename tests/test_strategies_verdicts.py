@@ -15,7 +15,7 @@ from glitchrun.spec.probes import PROBES
 from glitchrun.spec.types import Thresholds
 from glitchrun.strategies import configure, load
 from glitchrun.strategies.context import Context
-from glitchrun.vocabulary.groups import doubtful_groups, group_of
+from glitchrun.vocabulary.character_groups import doubtful_groups, group_of
 from glitchrun.vocabulary.text import emitted_kind
 from tests.support.engine import context
 from tests.support.oracle import oracle

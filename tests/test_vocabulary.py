@@ -14,8 +14,8 @@ import torch
 
 from glitchrun.model import load_tokenizer
 from glitchrun.vocabulary import CATEGORIES, Vocabulary
-from glitchrun.vocabulary.byte_pieces import raw_bytes
-from glitchrun.vocabulary.norms import row_norms
+from glitchrun.vocabulary.text import raw_bytes
+from glitchrun.vocabulary.token_features import row_norms
 from tests.support.real_tokenizers import mistral, smollm2
 from tests.support.tiny_models import bpe_tokenizer
 
@@ -133,7 +133,7 @@ def test_entries_set_aside_by_name_are_unused(tiny: Any) -> None:
     vocabulary = Vocabulary(tiny, torch.zeros(len(tiny) + 3))
     tail = vocabulary.categories[-7:]
     assert tail == ("unused", "unused", "unused", "special", "unused", "unused", "unused")
-    assert "set aside by its name" in vocabulary.reason(len(tiny) - 4)
+    assert "reserved by its name" in vocabulary.reason(len(tiny) - 4)
 
 
 def test_fewer_rows_than_entries(tiny: Any) -> None:

@@ -13,9 +13,15 @@ from tokenizers.models import Unigram, WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from glitchrun.vocabulary import Vocabulary
-from glitchrun.vocabulary.controls import matched
-from glitchrun.vocabulary.frequency import frequency_ranks
-from glitchrun.vocabulary.groups import KINDS, doubtful_groups, group_of, kind_of, script_name
+from glitchrun.vocabulary.character_groups import (
+    KINDS,
+    doubtful_groups,
+    group_of,
+    kind_of,
+    script_name,
+)
+from glitchrun.vocabulary.controls import matched_controls
+from glitchrun.vocabulary.tokenizer_analysis import frequency_ranks
 from tests.support.real_tokenizers import mistral, smollm2
 
 
@@ -37,7 +43,7 @@ def found(vocabulary: Vocabulary, *texts: str) -> list[int]:
 def test_controls_are_ordinary_tokens_each_once() -> None:
     vocabulary = smollm2_vocabulary()
     tokens, exclude = vocabulary.ids(("normal",))[::100], range(1000, 2000)
-    matches = matched(vocabulary, tokens, 600, seed=1, exclude=exclude)
+    matches = matched_controls(vocabulary, tokens, 600, seed=1, exclude=exclude)
     controls = [match.token_id for match in matches]
     assert len(controls) == len(set(controls)) == 600
     assert not {*controls} & {*tokens, *exclude}
@@ -50,13 +56,15 @@ def test_controls_are_ordinary_tokens_each_once() -> None:
 def test_controls_can_be_kept_out_of_scripts() -> None:
     vocabulary = smollm2_vocabulary()
     tokens = [i for i in vocabulary.ids(("normal",)) if group_of(vocabulary.texts[i]) == "cyrillic"]
-    inside = matched(vocabulary, tokens[:20], 20, seed=1)
-    outside = matched(vocabulary, tokens[:20], 20, seed=1, outside={"cyrillic", "punctuation"})
+    inside = matched_controls(vocabulary, tokens[:20], 20, seed=1)
+    outside = matched_controls(
+        vocabulary, tokens[:20], 20, seed=1, outside={"cyrillic", "punctuation"}
+    )
     assert {group_of(vocabulary.texts[one.token_id]) for one in inside} == {"cyrillic"}
     assert len(outside) == 20
     groups = {group_of(vocabulary.texts[one.token_id]) for one in outside}
     assert not groups & {"cyrillic", "punctuation"}
-    assert matched(vocabulary, tokens[:20], 20, seed=1, outside=()) == inside
+    assert matched_controls(vocabulary, tokens[:20], 20, seed=1, outside=()) == inside
 
 
 def test_groups_are_doubtful_where_most_of_several_controls_fail() -> None:
@@ -83,7 +91,7 @@ def test_kinds_of_tokens() -> None:
 def test_controls_are_like_their_tokens() -> None:
     vocabulary = smollm2_vocabulary()
     tokens = vocabulary.ids(("normal",))[5::211]
-    matches = matched(vocabulary, tokens, len(tokens), seed=3)
+    matches = matched_controls(vocabulary, tokens, len(tokens), seed=3)
     assert all(match.alike for match in matches)
     lengths, ranks = [], []
     for match in matches:
@@ -100,7 +108,7 @@ def test_controls_are_like_their_tokens() -> None:
 def test_fewer_controls_than_tokens_are_spread_over_them() -> None:
     vocabulary = smollm2_vocabulary()
     tokens = vocabulary.ids(("normal",))[::10]
-    matches = matched(vocabulary, tokens, 50, seed=1)
+    matches = matched_controls(vocabulary, tokens, 50, seed=1)
     targets = [match.of for match in matches]
     assert len(set(targets)) == 50
     assert 15_000 < median(targets) < 35_000
@@ -109,15 +117,15 @@ def test_fewer_controls_than_tokens_are_spread_over_them() -> None:
 def test_the_draw_depends_on_the_seed_and_not_on_the_order() -> None:
     vocabulary = mistral_vocabulary()
     tokens = list(range(1000, 1040))
-    first = matched(vocabulary, tokens, 30, seed=1)
-    assert matched(vocabulary, [*reversed(tokens), 1000], 30, seed=1) == first
-    assert matched(vocabulary, tokens, 30, seed=2) != first
+    first = matched_controls(vocabulary, tokens, 30, seed=1)
+    assert matched_controls(vocabulary, [*reversed(tokens), 1000], 30, seed=1) == first
+    assert matched_controls(vocabulary, tokens, 30, seed=2) != first
 
 
 def test_a_rare_script_runs_out_and_says_so() -> None:
     vocabulary = mistral_vocabulary()
     thai = [row for row in vocabulary.ids(("normal",)) if group_of(vocabulary.texts[row]) == "thai"]
-    matches = matched(vocabulary, thai[:1], len(thai) + 5, seed=1)
+    matches = matched_controls(vocabulary, thai[:1], len(thai) + 5, seed=1)
     alike = [match for match in matches if match.alike]
     assert 0 < len(alike) < len(thai)
     assert all(group_of(vocabulary.texts[match.token_id]) == "thai" for match in alike)
@@ -129,35 +137,39 @@ def test_a_rare_script_runs_out_and_says_so() -> None:
 def test_avoided_tokens_are_taken_before_another_script() -> None:
     vocabulary = mistral_vocabulary()
     thai = [row for row in vocabulary.ids(("normal",)) if group_of(vocabulary.texts[row]) == "thai"]
-    (match,) = matched(vocabulary, thai[:1], 1, seed=1, avoid=thai)
+    (match,) = matched_controls(vocabulary, thai[:1], 1, seed=1, avoid=thai)
     assert match.token_id in thai
-    (match,) = matched(vocabulary, thai[:1], 1, seed=1, avoid=thai[1:-1])
+    (match,) = matched_controls(vocabulary, thai[:1], 1, seed=1, avoid=thai[1:-1])
     assert match.token_id == thai[-1]
-    (match,) = matched(vocabulary, thai[:1], 1, seed=1, exclude=thai)
+    (match,) = matched_controls(vocabulary, thai[:1], 1, seed=1, exclude=thai)
     assert not match.alike
 
 
 @pytest.mark.parametrize(("tokens", "count"), [((), 5), ((1000,), 0)])
 def test_nothing_to_match_is_no_control(tokens: tuple[int, ...], count: int) -> None:
-    assert matched(smollm2_vocabulary(), tokens, count, seed=1) == []
+    assert matched_controls(smollm2_vocabulary(), tokens, count, seed=1) == []
 
 
 def test_a_vocabulary_used_up_gives_fewer() -> None:
     vocabulary = smollm2_vocabulary()
     normal = vocabulary.ids(("normal",))
-    assert len(matched(vocabulary, normal[:9], 100, seed=1, exclude=normal[20:])) == 11
-    assert matched(vocabulary, normal, 100, seed=1) == []
+    assert len(matched_controls(vocabulary, normal[:9], 100, seed=1, exclude=normal[20:])) == 11
+    assert matched_controls(vocabulary, normal, 100, seed=1) == []
 
 
 def test_tokens_may_be_controls_of_one_another_but_not_of_themselves() -> None:
     vocabulary = mistral_vocabulary()
     normal = vocabulary.ids(("normal",))
     few = normal[500:530]
-    matches = matched(vocabulary, few, 100, seed=1, exclude={*normal} - {*few}, mutual=True)
+    matches = matched_controls(
+        vocabulary, few, 100, seed=1, exclude={*normal} - {*few}, mutual=True
+    )
     assert {match.token_id for match in matches} <= {*few}
     assert all(match.token_id != match.of for match in matches)
     assert len(matches) >= 29
-    alone = matched(vocabulary, few[:1], 1, seed=1, exclude={*normal} - {few[0]}, mutual=True)
+    alone = matched_controls(
+        vocabulary, few[:1], 1, seed=1, exclude={*normal} - {few[0]}, mutual=True
+    )
     assert alone == []
 
 

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import AddedToken, normalizers
 
 from glitchrun.vocabulary import Vocabulary
-from glitchrun.vocabulary import reach as module
+from glitchrun.vocabulary import tokenizer_analysis as module
 from glitchrun.vocabulary.vocabulary import scope_change
 from tests.support.real_tokenizers import smollm2
 from tests.support.tokenizer_kinds import byte_level, end_of_word, unigram, word_piece

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from glitchrun.events import Token
-from glitchrun.vocabulary.groups import GROUPS, group_of
+from glitchrun.vocabulary.character_groups import GROUPS, group_of
 from glitchrun.vocabulary.text import emitted_kind, visible, visible_token
 
 

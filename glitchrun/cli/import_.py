@@ -53,18 +53,20 @@ def command(file: Path, model: str, output: Path, mismatches: str, redact: bool)
     require("torch", "transformers")
     from glitchrun.model import tokenizer_of
     from glitchrun.report.imported import import_json
-    from glitchrun.vocabulary import claims
+    from glitchrun.vocabulary import vocabulary_fit
 
     tokenizer, rows = tokenizer_of(model)
-    fits = claims.check(found.tokens, tokenizer, rows)
-    wrong = len(claims.misfits(fits))
+    fits = vocabulary_fit.check_fit(found.tokens, tokenizer, rows)
+    wrong = len(vocabulary_fit.misfits(fits))
     if wrong and (mismatches == "refuse" or wrong == len(fits)):
         remedy = "give --model the model that the file was made with"
         if wrong < len(fits):
             remedy += ", or leave these entries out with --mismatches drop"
-        raise claims.refuse(str(file), found.source.claimed_model, model, fits, remedy)
+        raise vocabulary_fit.misfit_error(
+            str(file), found.source.claimed_model, model, fits, remedy
+        )
     _write(output, import_json(found, fits, model, rows, redact=redact))
-    for line in _summary(found, claims.tallies(fits)):
+    for line in _summary(found, vocabulary_fit.tallies(fits)):
         say(line, err=True)
 
 

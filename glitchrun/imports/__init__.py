@@ -6,8 +6,8 @@ fields.py     one object's fields, by whatever name a tool gave them
 formats/      one file for each family of formats
 reading.py    from a path to its tokens: the format chosen, duplicates dropped and counted
 
-Needs the standard library only. Whether ids and texts fit a tokenizer is `vocabulary/claims.py`'s
-question.
+Needs the standard library only. `vocabulary/vocabulary_fit.py` checks whether
+ids and texts fit a tokenizer.
 """
 
 from glitchrun.imports.found import Found, Imported, Source

@@ -11,7 +11,13 @@ from glitchrun.events import Control, TokenFact
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.formatting import counted, percent, share
 from glitchrun.report.token_rows import controls_elsewhere, controls_of, facts_by_token
-from glitchrun.vocabulary.groups import KINDS, doubtful_groups, group_of, kind_of, script_name
+from glitchrun.vocabulary.character_groups import (
+    KINDS,
+    doubtful_groups,
+    group_of,
+    kind_of,
+    script_name,
+)
 
 _READABLE = ("words", "digits")
 """Kinds of token that contain a letter or a digit."""
@@ -21,7 +27,7 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class KindAlarms:
-    """Flagged candidates and controls of one kind (`vocabulary.groups.KINDS`)."""
+    """Flagged candidates and controls of one kind (`vocabulary.character_groups.KINDS`)."""
 
     kind: str
     flagged: int

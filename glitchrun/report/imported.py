@@ -12,7 +12,7 @@ from glitchrun.imports import Imported
 from glitchrun.imports.formats.ours import KIND
 from glitchrun.imports.found import tally
 from glitchrun.report.writing import to_json
-from glitchrun.vocabulary.claims import MISFITS, Fit, tallies
+from glitchrun.vocabulary.vocabulary_fit import MISFITS, Fit, tallies
 
 _HIDDEN = ("text_in_file", "said")
 """Fields of a token, other than its own text, that contain text of the file."""

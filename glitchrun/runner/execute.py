@@ -54,7 +54,7 @@ from glitchrun.strategies.prompt_ids import check_embedding_rows
 from glitchrun.tracking.address import shown
 from glitchrun.tracking.tracker import MlflowTracker
 from glitchrun.vocabulary import Vocabulary
-from glitchrun.vocabulary.norms import row_norms
+from glitchrun.vocabulary.token_features import row_norms
 
 
 @dataclass(frozen=True)

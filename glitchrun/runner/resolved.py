@@ -185,13 +185,13 @@ def _selection(params: Mapping[str, Any]) -> str | None:
 
 def empty_scope_reason(spec: Spec, vocabulary: Vocabulary) -> str | None:
     """Why a step of the spec has no token to examine, with its place; None where each has one."""
-    from glitchrun.vocabulary.scope import contents, in_scope
+    from glitchrun.vocabulary.vocabulary import category_counts, in_scope
 
     ids: list[int] | None = None
     for path, params in _scoped_steps(spec):
         ids = in_scope(vocabulary, spec.tokens) if ids is None else ids
         if not ids:
-            return _empty_scope(spec, vocabulary, contents(vocabulary))
+            return _empty_scope(spec, vocabulary, category_counts(vocabulary))
         name = _selection(params)
         if name is not None and not any(_SELECTED[name](ids, vocabulary, params[name])):
             place = (spec.origins or {}).get(f"{path}.{name}", path)
@@ -228,7 +228,7 @@ def _by_range(ids: list[int], vocabulary: Vocabulary, ranges: Any) -> Iterator[b
 
 
 def _by_group(ids: list[int], vocabulary: Vocabulary, groups: Any) -> Iterator[bool]:
-    from glitchrun.vocabulary.groups import group_of
+    from glitchrun.vocabulary.character_groups import group_of
 
     return (group_of(vocabulary.text(token_id)) in groups for token_id in ids)
 

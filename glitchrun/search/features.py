@@ -11,8 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glitchrun.search.base import Space
-from glitchrun.vocabulary.indicators import to_mean, to_unused, to_unused_without_component
-from glitchrun.vocabulary.shape import text_features
+from glitchrun.vocabulary.token_features import (
+    text_features,
+    to_mean,
+    to_unused,
+    to_unused_without_component,
+)
 
 Floats = NDArray[np.float64]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from glitchrun.events import Verified
 from glitchrun.search.base import Parameters, Space
-from glitchrun.vocabulary.groups import group_of
+from glitchrun.vocabulary.character_groups import group_of
 
 
 class Ordered:

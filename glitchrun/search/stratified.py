@@ -6,7 +6,7 @@ import numpy as np
 
 from glitchrun.search.base import Parameters, Space
 from glitchrun.search.ordered import Ordered
-from glitchrun.vocabulary.groups import group_of
+from glitchrun.vocabulary.character_groups import group_of
 
 _LENGTHS = (1, 3, 6)  # upper ends of the length buckets 1, 2-3, 4-6 and, above the last, 7 and more
 

@@ -14,7 +14,7 @@ from glitchrun.strategies.checks_tokens import COMMON
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.findings import Checked, Finding, at_least, at_most, equals
 from glitchrun.strategies.verdicts import Judge
-from glitchrun.vocabulary.controls import matched
+from glitchrun.vocabulary.controls import matched_controls
 
 if TYPE_CHECKING:
     from glitchrun.strategies.check import Config
@@ -57,7 +57,7 @@ def _controls(config: Config, context: Context, glitch: Sequence[int]) -> list[i
     words = [one for text in COMMON if (one := context.vocabulary.find(text)) is not None]
     like = words or context.scope()[:1]
     barred = {*glitch, *context.excluded(("normal",))}
-    drawn = matched(
+    drawn = matched_controls(
         context.vocabulary, like, config.controls, context.spec.seed, exclude=barred, mutual=True
     )
     return [match.token_id for match in drawn]

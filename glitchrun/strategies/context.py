@@ -17,7 +17,7 @@ from glitchrun.spec.probes import PROBES, probe_names
 from glitchrun.spec.types import Spec
 from glitchrun.strategies.tokens import read_fitting_ids
 from glitchrun.vocabulary import Vocabulary
-from glitchrun.vocabulary.scope import excluded_from, in_scope
+from glitchrun.vocabulary.vocabulary import excluded_from, in_scope
 
 
 @dataclass(frozen=True, slots=True)

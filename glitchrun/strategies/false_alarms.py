@@ -11,13 +11,13 @@ from scipy.stats import binomtest
 from glitchrun.events import Batch, Control, Measured
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.verdicts import Judge, judged
-from glitchrun.vocabulary.controls import Match, matched
-from glitchrun.vocabulary.groups import doubtful_groups, group_of
+from glitchrun.vocabulary.character_groups import doubtful_groups, group_of
+from glitchrun.vocabulary.controls import MatchedControl, matched_controls
 
 
 def draw(
     context: Context, suspects: Sequence[int], count: int, batches: Sequence[Batch]
-) -> list[Match]:
+) -> list[MatchedControl]:
     """The controls of a step, from its seed and facts alone: the same after an interruption.
 
     Ordinary tokens like the suspects, that the spec does not exclude and neither this step has
@@ -28,7 +28,7 @@ def draw(
     earlier = [batch for found in context.earlier.values() for batch in found]
     before = [fact for batch in earlier for fact in batch.token_facts]
     flagged = {fact.token.id for fact in before if fact.flagged}
-    return matched(
+    return matched_controls(
         context.vocabulary,
         suspects,
         count,
@@ -40,7 +40,7 @@ def draw(
 
 def draw_elsewhere(
     context: Context, batches: Sequence[Batch], *, mutual: bool = False
-) -> list[Match]:
+) -> list[MatchedControl]:
     """Further controls, of other scripts, for the scripts whose own controls say little.
 
     Where most ordinary tokens of a script raise the alarm, either the check does not suit it or the
@@ -62,7 +62,7 @@ def draw_elsewhere(
     else:
         flagged = {fact.token.id for fact in before if fact.flagged}
         taken = own | flagged | context.excluded(("normal",))
-    return matched(
+    return matched_controls(
         context.vocabulary,
         targets,
         len(targets),
@@ -93,7 +93,7 @@ def judged_controls(
 
 
 def _judged(
-    judge: Judge, matches: Sequence[Match], first: int, before: int, *, elsewhere: bool
+    judge: Judge, matches: Sequence[MatchedControl], first: int, before: int, *, elsewhere: bool
 ) -> Iterator[Batch]:
     """The controls from `first` on; `before` items of the step came before all of them."""
     for start in range(first, len(matches), judge.rows):
@@ -111,7 +111,7 @@ def scanned_controls(context: Context, count: int, batches: Sequence[Batch]) -> 
         return
     found = [token_id for token_id, fact in facts.items() if fact.flagged]
     outside = set(context.vocabulary.ids(("normal",))) - facts.keys()
-    matches = matched(
+    matches = matched_controls(
         context.vocabulary, found, count, context.spec.seed, exclude=outside, mutual=True
     )
     if not matches:
@@ -123,7 +123,9 @@ def scanned_controls(context: Context, count: int, batches: Sequence[Batch]) -> 
     yield Batch(tuple(marked), done, done, time.perf_counter() - start)
 
 
-def as_controls(batch: Batch, matches: Sequence[Match], *, elsewhere: bool = False) -> Batch:
+def as_controls(
+    batch: Batch, matches: Sequence[MatchedControl], *, elsewhere: bool = False
+) -> Batch:
     """The batch with each fact marked as that of a control."""
     pairs = zip(matches, batch.token_facts, strict=True)
     made = (Control(one.of, one.alike, fact, elsewhere) for one, fact in pairs)

@@ -8,7 +8,7 @@ from pathlib import Path
 from glitchrun.errors import RunError
 from glitchrun.imports import Imported, read
 from glitchrun.prompts.tokenizer import Tokenizer
-from glitchrun.vocabulary import claims
+from glitchrun.vocabulary import vocabulary_fit
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +33,15 @@ def read_fitting_ids(path: Path, tokenizer: Tokenizer, rows: int, model: str) ->
         RunError: also where the ids are those of another vocabulary.
     """
     found = _tokens(path)
-    fits = claims.check(found.tokens, tokenizer, rows)
-    if claims.misfits(fits):
+    fits = vocabulary_fit.check_fit(found.tokens, tokenizer, rows)
+    if vocabulary_fit.misfits(fits):
         remedy = (
             "run the model that the file was made with, or take over what fits with "
             f"glitchrun import {path.name} --model PATH --mismatches drop"
         )
-        raise claims.refuse(str(path), found.source.claimed_model, model, fits, remedy)
+        raise vocabulary_fit.misfit_error(
+            str(path), found.source.claimed_model, model, fits, remedy
+        )
     taken = _selected(found)
     if len(taken) < len(found.tokens):
         logger.warning(

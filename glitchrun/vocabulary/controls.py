@@ -1,4 +1,4 @@
-"""Ordinary tokens to hold glitch tokens against: alike in all but what the model does with them."""
+"""Matched controls: ordinary tokens of similar form and frequency to compare with glitch tokens."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from glitchrun.vocabulary.groups import group_of
+from glitchrun.vocabulary.character_groups import group_of
 from glitchrun.vocabulary.vocabulary import Vocabulary
 
 NEAREST = 16
-"""A control is drawn among so many of the tokens that are most like its token."""
+"""A control is drawn from this number of tokens that are most similar to its token."""
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class MatchedControl:
     """A token's control."""
 
     token_id: int
+    """The control."""
     of: int
-    """The token that it is like."""
+    """The token that it is a control for."""
     alike: bool
-    """Whether both are of one script (`group_of`) and with or without white space in front; length
-    and frequency are always as near as the vocabulary has them."""
+    """Whether both have the same group (`group_of`) and both or neither begin with white space.
+    Length and frequency are always as close as the vocabulary allows."""
 
 
-def matched(
+def matched_controls(
     vocabulary: Vocabulary,
     tokens: Collection[int],
     count: int,
@@ -37,22 +38,21 @@ def matched(
     avoid: Collection[int] = (),
     mutual: bool = False,
     outside: Collection[str] = (),
-) -> list[Match]:
-    """Ordinary tokens of like script, length and frequency, `count` in all, each one once.
+) -> list[MatchedControl]:
+    """Draw `count` distinct controls of similar script, length and frequency for `tokens`.
 
-    Ordinary is a token of category `normal` that is neither in `tokens` nor in `exclude`; one in
-    `avoid` is taken only where there is no other of its script. With `mutual`, the tokens may be
-    controls of one another: for when every token has been looked at, and barring those found
-    would leave none that could raise an alarm. Scripts in `outside` (`group_of`) give no control.
-    Nothing that the model did is looked at, so some
-    controls may be glitch tokens nobody knows of: a rate of false alarms among controls is an
-    upper bound.
+    Controls are tokens of category `normal` outside of `tokens` and `exclude`. Those in `avoid` are
+    drawn only if there is no other of the script, and scripts in `outside` (`group_of`) are never
+    drawn. With `mutual`, the tokens may be controls of one another; use it if every token was
+    verified, because excluding all flagged tokens would leave no control that could raise an alarm.
+    The choice does not use the model's behavior. So some controls may be unknown glitch tokens, and
+    the rate of false alarms among controls is an upper bound.
 
-    A control has its token's script and a space in front as it has, where there is one left, and
-    is drawn among the `NEAREST` by |log₂ of the ratio of lengths| + |log₂ of the ratio of frequency
-    ranks|. Where `count` is less than there are tokens, tokens are drawn; where it is more, each
-    gets several. Fewer come back when the vocabulary has no more. The draw depends on the seed and
-    the sets given, not on their order.
+    A control has the script of its token and both or neither begin with a space, as long as such
+    tokens are left. It is drawn from the `NEAREST` by |log₂ of the ratio of lengths| + |log₂ of the
+    ratio of frequency ranks|. If `count` is less than the number of tokens, tokens are drawn; if it
+    is more, tokens get several controls. The result is shorter than `count` if the vocabulary has
+    too few tokens. It depends on the seed and the sets, not on their order.
     """
     targets = sorted(set(tokens))
     barred = {*exclude} if mutual else {*targets, *exclude}
@@ -61,13 +61,13 @@ def matched(
         rows = (row for row in rows if group_of(vocabulary.texts[row]) not in outside)
     ids = np.array(list(rows), dtype=int)
     rng = np.random.default_rng(seed)
-    drawn = _Pool(vocabulary, ids, frozenset(avoid))
+    pool = _Pool(vocabulary, ids, frozenset(avoid))
     turns = _turns(targets, min(count, len(ids)), rng)
-    return [match for target in turns if (match := drawn.take(target, rng))]
+    return [match for target in turns if (match := pool.take(target, rng))]
 
 
 def _turns(targets: Sequence[int], count: int, rng: np.random.Generator) -> Iterator[int]:
-    """Which token gets the next control: every one once before any gets another."""
+    """Yield the token for each control; every token comes once before any comes again."""
     while targets and count > 0:
         order = rng.permutation(targets)[:count]
         yield from order.tolist()
@@ -75,7 +75,7 @@ def _turns(targets: Sequence[int], count: int, rng: np.random.Generator) -> Iter
 
 
 class _Pool:
-    """The ordinary tokens not drawn yet, with what they are compared by."""
+    """The possible controls that were not drawn yet, and the values by which they are compared."""
 
     def __init__(self, vocabulary: Vocabulary, ids: NDArray[np.int_], avoid: Collection[int]):
         self._vocabulary = vocabulary
@@ -88,10 +88,10 @@ class _Pool:
         self._avoided = np.array([row in avoid for row in ids.tolist()], dtype=bool)
         self._free = np.ones(len(ids), dtype=bool)
 
-    def take(self, target: int, rng: np.random.Generator) -> Match | None:
-        """Draws a control; None where no other token is left."""
+    def take(self, target: int, rng: np.random.Generator) -> MatchedControl | None:
+        """Draw a control for a token; None if none is left."""
         text = self._vocabulary.texts[target]
-        # What is not alike is only taken where nothing better is left.
+        # Tokens of another script or spacing come last.
         unlike = 4 * (self._groups != group_of(text)) + 1 * (self._spaced != _is_spaced(text))
         free = self._free & (self._ids != target)
         if not free.any():
@@ -103,7 +103,7 @@ class _Pool:
         nearest = best[np.argsort(distance, kind="stable")[:NEAREST]]
         place = int(rng.choice(nearest))
         self._free[place] = False
-        return Match(int(self._ids[place]), target, not unlike[place])
+        return MatchedControl(int(self._ids[place]), target, not unlike[place])
 
 
 def _is_spaced(text: str) -> bool:
@@ -111,5 +111,5 @@ def _is_spaced(text: str) -> bool:
 
 
 def _log_length(text: str) -> float:
-    """Of the text without the white space around it; of white space alone, all of it."""
+    """log₂ of the length without surrounding white space; of the full length for white space."""
     return float(np.log2(max(1, len(text.strip() or text))))

@@ -1,4 +1,4 @@
-"""What each row of a model's embedding is, found by asking the tokenizer and nothing else."""
+"""The vocabulary of a model: text and category of each embedding row, from the tokenizer alone."""
 
 from __future__ import annotations
 
@@ -12,40 +12,50 @@ from typing import TYPE_CHECKING
 
 from glitchrun.events import Token
 from glitchrun.prompts.tokenizer import Tokenizer, decode_inside, encode_inside
-from glitchrun.vocabulary.byte_pieces import raw_bytes
-from glitchrun.vocabulary.frequency import frequency_ranks
-from glitchrun.vocabulary.reach import FIRST, EncodingContext, reached, written_as_one
+from glitchrun.spec.types import TokenScope
+from glitchrun.vocabulary.text import raw_bytes
+from glitchrun.vocabulary.tokenizer_analysis import (
+    FIRST,
+    EncodingContext,
+    encoded_as_one,
+    find_contexts,
+    frequency_ranks,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CATEGORIES = ("normal", "special", "byte", "undecodable", "unreachable", "unused")
-"""In the words of a run's `category`:
+"""The categories of tokens:
 
-- normal: plain text that encodes to just this token, alone or in some surroundings (`reach.py`)
-- special: a token that the tokenizer calls special; one that was added, or is written like a tag
-  (`<s>`, `[INST]`), and is no ordinary text
-- byte: raw bytes that are no text by themselves, or that the tokenizer has another entry for
-- undecodable: text with U+FFFD in it, which stands for bytes that could not be decoded
-- unreachable: text that the tokenizer writes with other tokens, whatever stands around it
-- unused: a row that the tokenizer has no entry for, or an entry set aside by its name
+- normal: plain text that encodes to just this token, alone or in some context
+  (`tokenizer_analysis`)
+- special: a token that the tokenizer marks as special; an added token, or one that looks like a tag
+  (`<s>`, `[INST]`), that is not ordinary text
+- byte: raw bytes that are not text by themselves, or for which the tokenizer has another entry
+- undecodable: text with U+FFFD, which represents bytes that could not be decoded
+- unreachable: text that the tokenizer encodes as other tokens in every context
+- unused: a row without an entry in the tokenizer, or an entry that is reserved by its name
 """
 
 _TAG = re.compile(r"<.+>|\[.+\]", re.DOTALL)
-_SET_ASIDE = re.compile(r"reserved|unused|placeholder|dummy|extra_id|control_\d|SPECIAL_\d", re.I)
+_RESERVED = re.compile(r"reserved|unused|placeholder|dummy|extra_id|control_\d|SPECIAL_\d", re.I)
 _REPLACEMENT = "\ufffd"
 _SHOWN = 3
-"""Other spellings that a message offers."""
+"""Other spellings that a message suggests."""
 
 
 class Vocabulary:
-    """The vocabulary of one model. Everything is worked out on first use, for all rows at once.
-
-    `norms`: L2 norms of the input embedding, `(V,)`. V is the number of rows of the embedding, and
-    may be more or less than the tokenizer has entries.
-    """
+    """The vocabulary of one model. Values are computed at the first use, for all rows at once."""
 
     def __init__(self, tokenizer: Tokenizer, norms: Tensor | Sequence[float]) -> None:
+        """Wrap a tokenizer.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            norms: L2 norms of the input embedding, `(V,)`. V is the number of its rows, which can
+                differ from the number of the tokenizer's entries.
+        """
         self.norms = norms
         self._tokenizer = tokenizer
 
@@ -54,7 +64,7 @@ class Vocabulary:
 
     @cached_property
     def pieces(self) -> tuple[str | None, ...]:
-        """Each row's entry as the tokenizer stores it, such as `▁the`; None where there is none."""
+        """Each row's entry as the tokenizer stores it, such as `▁the`; None if it has none."""
         pieces: list[str | None] = [None] * len(self)
         for piece, token_id in self._tokenizer.get_vocab().items():
             if token_id < len(pieces):
@@ -63,7 +73,7 @@ class Vocabulary:
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
-        """Each row's text as it reads inside a text; empty where there is no entry."""
+        """Each row's text, decoded inside a text; empty for a row without an entry."""
         texts = [""] * len(self)
         known = [row for row, piece in enumerate(self.pieces) if piece is not None]
         for row, text in zip(known, decode_inside(self._tokenizer, known), strict=True):
@@ -73,11 +83,14 @@ class Vocabulary:
     @cached_property
     def categories(self) -> tuple[str, ...]:
         """Each row's category, one of CATEGORIES."""
-        return tuple(self._category(row, row in self._reached) for row in range(len(self)))
+        return tuple(self._category(row, row in self._contexts) for row in range(len(self)))
 
     def tally(self, *, wanted: bool) -> dict[str, int]:
-        """Rows by category. It takes seconds to tell them: where it is not `wanted`, empty unless
-        something else has asked for them before."""
+        """The number of rows by category.
+
+        Computing the categories takes seconds. Unless `wanted`, the result is empty if they were
+        not computed before.
+        """
         found = self.categories if wanted else self.__dict__.get("categories", ())
         return dict(sorted(Counter(found).items()))
 
@@ -87,17 +100,18 @@ class Vocabulary:
         return frequency_ranks(self._tokenizer, self.pieces)
 
     def raw(self, token_id: int) -> bytes:
-        """The bytes that a row stands for: its text's in UTF-8, or a part of a character."""
+        """The bytes of a row: its text in UTF-8, or a part of a character."""
         piece = self.pieces[token_id]
         if self.categories[token_id] == "byte" and piece is not None:
             return raw_bytes(piece) or b""
         return self.texts[token_id].encode("utf-8", "surrogatepass")
 
     def text(self, token_id: int) -> str:
+        """A row's text, decoded inside a text."""
         return self.texts[token_id]
 
     def token(self, token_id: int) -> Token:
-        """What is known of a row without running the model."""
+        """Everything about a row that is known without running the model."""
         return Token(
             id=token_id,
             text=self.texts[token_id],
@@ -112,29 +126,29 @@ class Vocabulary:
         return [row for row, category in enumerate(self.categories) if category in wanted]
 
     def find(self, text: str) -> int | None:
-        """The one token that a text is, alone, inside a text or as a vocabulary entry; else None.
+        """The token as which a text is encoded, or the entry of this name; None if there is none.
 
-        None also where the tokenizer has an entry for it, and the embedding no row.
+        None also for an entry without a row in the embedding.
         """
-        found = written_as_one(self._tokenizer, text)
+        found = encoded_as_one(self._tokenizer, text)
         if found is None:
             found = self._tokenizer.get_vocab().get(text)
         return None if found is None or found >= len(self) else found
 
     def not_one_token(self, text: str) -> str:
-        """Says why `find` knows no token of a text: its pieces, and the spellings that are one."""
-        entry = written_as_one(self._tokenizer, text)
+        """Why `find` gives no token for a text: its pieces, and similar texts of one token."""
+        entry = encoded_as_one(self._tokenizer, text)
         if entry is not None and entry >= len(self):
             return f"{text!r} is token {entry}, and this model's embedding has {len(self)} rows"
         ids = encode_inside(self._tokenizer, text)
         read = decode_inside(self._tokenizer, ids)
         pieces = ", ".join(f"{one!r} ({row})" for one, row in zip(read, ids, strict=True))
-        told = f"{text!r} is not one token of this model's vocabulary but {len(ids)}: {pieces}"
+        message = f"{text!r} is not one token of this model's vocabulary but {len(ids)}: {pieces}"
         near = [f"{one!r} ({row})" for one, row in self._near(text)]
-        return f"{told}; one token here: {' or '.join(near)}" if near else told
+        return f"{message}; one token here: {' or '.join(near)}" if near else message
 
     def _near(self, text: str) -> list[tuple[str, int]]:
-        """Other spellings of a text that are one token here: other spaces, then other case."""
+        """Spellings of a text that are one token: with other spaces, then with other case."""
         bare = text.strip()
         spaced = [f" {bare}", bare, f" {text}", text.lstrip(), text.rstrip()]
         cased = [f"{space}{one}" for one in _cases(bare) for space in (" ", "")]
@@ -146,11 +160,11 @@ class Vocabulary:
         return [(one, row) for row, one in found.items()][:_SHOWN]
 
     def scope_change(self, categories: Sequence[str] = ("normal",)) -> str | None:
-        """What the rule for reachable tokens has changed of a scope; None where nothing.
+        """A digest of the rows by which the current rule changes a scope; None if there are none.
 
-        The rule before tried « only, and took every added token and every tag for special. The
-        digest (SHA-256, hex) is of the rows that are in the scope by one of the rules alone, so
-        that a run's key can differ where, and only where, its scope does.
+        The previous rule tried only the context «, and classified every added token and every tag
+        as special. The digest (SHA-256, hex) covers the rows that only one of the two rules
+        includes. It makes a run's key change exactly where the scope does.
         """
         wanted = set(categories)
         rows = [
@@ -164,22 +178,22 @@ class Vocabulary:
         """Why a row has its category, as a phrase."""
         piece, text = self.pieces[token_id], self.texts[token_id]
         match self.categories[token_id]:
-            case "normal" if self._reached[token_id] is FIRST:
+            case "normal" if self._contexts[token_id] is FIRST:
                 return "its text encodes to just this token"
             case "normal":
-                return f"its text encodes to just this token {self._reached[token_id]}"
+                return f"its text encodes to just this token {self._contexts[token_id]}"
             case "special":
                 added = token_id in self._added
                 return "added to the tokenizer" if added else "written like a tag"
             case "byte":
                 data = raw_bytes(piece or "") or b""
-                return f"raw bytes ({data.hex(' ').upper()}), no text by themselves"
+                return f"raw bytes ({data.hex(' ').upper()}), not text by themselves"
             case "undecodable":
-                return "its text holds U+FFFD, which stands for bytes that could not be decoded"
+                return "its text contains U+FFFD, which represents bytes that could not be decoded"
             case "unused" if piece is None:
                 return f"the tokenizer has no entry {token_id}"
             case "unused":
-                return f"set aside by its name, {piece!r}"
+                return f"reserved by its name, {piece!r}"
         return self._why_unreachable(text)
 
     def _why_unreachable(self, text: str) -> str:
@@ -195,25 +209,25 @@ class Vocabulary:
             return "unused"
         is_byte = self._is_byte(row)
         tag = _is_tag(text) and not is_byte
-        set_aside = bool(_SET_ASIDE.search(piece))
+        is_reserved = bool(_RESERVED.search(piece))
         plain = reachable and row not in self._special
-        if (row in self._added and (tag or not plain)) or (tag and (set_aside or not plain)):
-            return "unused" if set_aside else "special"
+        if (row in self._added and (tag or not plain)) or (tag and (is_reserved or not plain)):
+            return "unused" if is_reserved else "special"
         if not reachable:
             return "byte" if is_byte else "unreachable"
         return "undecodable" if _REPLACEMENT in text else "normal"
 
     def _category_before(self, row: int) -> str:
-        """The category by the rule before: reachable behind «, and by no other sign text."""
+        """The category by the previous rule: text must be encoded as just the token after «."""
         piece, text = self.pieces[row], self.texts[row]
         if piece is None:
             return "unused"
         is_byte = self._is_byte(row)
         if row in self._added or (_is_tag(text) and not is_byte):
-            return "unused" if _SET_ASIDE.search(piece) else "special"
+            return "unused" if _RESERVED.search(piece) else "special"
         if is_byte:
             return "byte"
-        if self._reached.get(row) is not FIRST:
+        if self._contexts.get(row) is not FIRST:
             return "unreachable"
         return "undecodable" if _REPLACEMENT in text else "normal"
 
@@ -223,7 +237,7 @@ class Vocabulary:
 
     @cached_property
     def _special(self) -> frozenset[int]:
-        """What the tokenizer itself calls special."""
+        """The tokens that the tokenizer marks as special."""
         added = self._tokenizer.added_tokens_decoder
         named = {row for row, token in added.items() if getattr(token, "special", True)}
         return frozenset({*self._tokenizer.all_special_ids, *named})
@@ -233,21 +247,48 @@ class Vocabulary:
         return self._special | frozenset(self._tokenizer.added_tokens_decoder)
 
     @cached_property
-    def _reached(self) -> dict[int, EncodingContext]:
-        """The rows whose text is written with just that row, and where."""
+    def _contexts(self) -> dict[int, EncodingContext]:
+        """The first context of each row whose text is encoded as just that row."""
         rows = [
             row
             for row, text in enumerate(self.texts)
             if text and not (_REPLACEMENT in text and self._is_byte(row))  # a part of a character
         ]
-        return reached(self._tokenizer, rows, [self.texts[row] for row in rows])
+        return find_contexts(self._tokenizer, rows, [self.texts[row] for row in rows])
 
 
 def scope_change(
     tokenizer: Tokenizer, rows: int, categories: Sequence[str] = ("normal",)
 ) -> str | None:
-    """`Vocabulary.scope_change` of a tokenizer and so many rows; needs no weights."""
+    """`Vocabulary.scope_change` for a tokenizer and a number of rows, without weights."""
     return Vocabulary(tokenizer, [0.0] * rows).scope_change(categories)
+
+
+def in_scope(vocabulary: Vocabulary, scope: TokenScope) -> list[int]:
+    """Ids of the tokens in the categories of a scope, without excluded ones, ascending."""
+    excluded = excluded_from(vocabulary, scope, scope.categories)
+    return [row for row in vocabulary.ids(scope.categories) if row not in excluded]
+
+
+def excluded_from(
+    vocabulary: Vocabulary, scope: TokenScope, categories: Sequence[str]
+) -> frozenset[int]:
+    """Tokens of the categories that `tokens.exclude` excludes."""
+    patterns = [re.compile(pattern) for pattern in scope.exclude or ()]
+    if not patterns:
+        return frozenset()
+    texts = vocabulary.texts
+    return frozenset(
+        row
+        for row in vocabulary.ids(categories)
+        if any(pattern.search(texts[row]) for pattern in patterns)
+    )
+
+
+def category_counts(vocabulary: Vocabulary) -> str:
+    """The number of rows of each category: `381 normal, 256 byte, 3 special`."""
+    counts = Counter(vocabulary.categories)
+    return ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
 
 
 def _cases(text: str) -> list[str]:
@@ -260,5 +301,5 @@ def _is_tag(text: str) -> bool:
 
 
 def _written_as_is(piece: str, text: str) -> bool:
-    """SentencePiece's `é` is its own text, though it looks like a byte of byte-level BPE."""
+    """Whether a piece is its own text. SentencePiece's `é` looks like a byte of byte-level BPE."""
     return text.strip() == piece

@@ -1,4 +1,4 @@
-"""Writing systems and kinds of character, by the code points of the decoded text."""
+"""Groups of tokens by writing system or kind of character, from the decoded text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 
-# First word of a letter's Unicode name -> group.
+# The first word of a letter's Unicode name -> its group.
 _SCRIPTS = {
     "LATIN": "latin",
     "CYRILLIC": "cyrillic",
@@ -39,7 +39,7 @@ _SCRIPTS = {
     ),
     "indic",
 )
-# Words in front of a script's name that say how a letter is drawn, not what it is.
+# Prefixes of Unicode names that describe a letter's style.
 _STYLES = ("FULLWIDTH ", "HALFWIDTH ", "MODIFIER LETTER ")
 _EMOJI = (
     (0x1F1E6, 0x1F1FF),  # regional indicators: flags
@@ -49,7 +49,7 @@ _EMOJI = (
     (0x1FA70, 0x1FAFF),  # extended pictographs
     (0x2600, 0x27BF),  # miscellaneous symbols, dingbats
 )
-# What a token is about, before what stands around it.
+# A token belongs to the first tier of which it has a character.
 _TIERS = (
     (*dict.fromkeys(_SCRIPTS.values()), "other"),
     ("digits", "emoji"),
@@ -57,15 +57,16 @@ _TIERS = (
     ("control", "whitespace"),
 )
 GROUPS = tuple(group for tier in _TIERS for group in tier)
-"""Every group, the first of which wins a tie. `other` is letters of any other script."""
+"""Every group; the earlier one wins a tie. `other` is letters of any other script."""
 
 
 @lru_cache(maxsize=1 << 16)
 def group_of(text: str) -> str:
-    """The one group a token belongs to: that of its letters, by majority, where it has any; else
-    digits or emoji; else punctuation or symbols; else control characters or white space.
+    """The group of a token's text.
 
-    An empty text, and one that holds nothing but undecodable bytes, is `control`.
+    It is the most frequent group of its letters; without letters, digits or emoji; else punctuation
+    or symbols; else control characters or white space. An empty text, and one of only undecodable
+    bytes, is `control`.
     """
     counts = Counter(map(_group_of_character, text))
     for tier in _TIERS:
@@ -75,11 +76,11 @@ def group_of(text: str) -> str:
     return "control"
 
 
-FEWEST, MANY = 3, 0.5
-"""When the controls of a group are doubtful: so many at least, and such a share of alarms."""
+_MIN_CONTROLS, _ALARM_SHARE = 3, 0.5
+"""The controls of a group are doubtful from this number and this share of alarms."""
 
 KINDS = ("words", "digits", "punctuation", "emoji", "white space", "control characters", "bytes")
-"""What a token is made of, coarser than `GROUPS`: letters are words, symbols are punctuation."""
+"""Kinds of tokens, coarser than `GROUPS`: letters are words, symbols are punctuation."""
 _KIND_OF = {
     "digits": "digits",
     "emoji": "emoji",
@@ -91,28 +92,29 @@ _KIND_OF = {
 
 
 def kind_of(text: str, category: str = "normal") -> str:
-    """The one of `KINDS` that a token of a vocabulary's `category` belongs to."""
+    """The one of `KINDS` to which a token with this text and `category` belongs."""
     if category in ("byte", "undecodable") or (text and not text.strip("\ufffd")):
         return "bytes"
     return _KIND_OF.get(group_of(text), "words")
 
 
 def doubtful_groups(controls: Iterable[tuple[str, bool]]) -> frozenset[str]:
-    """The groups in which controls say little about a check: at least `FEWEST` of them were drawn,
-    and at least the share `MANY` raised an alarm. Of each control its text and whether it did."""
+    """The groups whose controls are unreliable: at least 3 were drawn and half raised an alarm.
+
+    `controls` has each control's text and whether it raised an alarm.
+    """
     raised: dict[str, list[bool]] = {}
     for text, alarm in controls:
         raised.setdefault(group_of(text), []).append(alarm)
     return frozenset(
         group
         for group, alarms in raised.items()
-        if len(alarms) >= FEWEST and sum(alarms) >= MANY * len(alarms)
+        if len(alarms) >= _MIN_CONTROLS and sum(alarms) >= _ALARM_SHARE * len(alarms)
     )
 
 
 def script_name(text: str) -> str:
-    """The group of a token, and of letters that have no group of their own the script's name in
-    Unicode: `cuneiform`."""
+    """The group of a text; for `other`, the script's name in Unicode, such as `cuneiform`."""
     group = group_of(text)
     if group != "other":
         return group
@@ -137,7 +139,7 @@ def _group_of_character(character: str) -> str:
 
 
 def _script(character: str) -> str | None:
-    """The group of a letter; digits of a script (`ARABIC-INDIC DIGIT`) have none."""
+    """The group of a letter; None for digits of a script (`ARABIC-INDIC DIGIT`)."""
     name = unicodedata.name(character, "")
     for style in _STYLES:
         name = name.removeprefix(style)

@@ -1,4 +1,4 @@
-"""Whether ids and texts that belong together in a file do so in a tokenizer.
+"""Checks that the ids and texts of a result file belong to a tokenizer's vocabulary.
 
 An id means nothing without its vocabulary, and the model that a file names can be wrong: glitcher's
 own glitch_tokens.json names Llama-3.2-1B for ids of Mistral's vocabulary, and its audit then tested
@@ -16,37 +16,37 @@ from glitchrun.prompts.tokenizer import Tokenizer, decode_inside
 from glitchrun.vocabulary.text import visible
 
 FITS = {
-    "same": "the text is what the id decodes to, or the vocabulary's own entry",
-    "spaces": "the text is that but for spaces in front or behind",
-    "weak": "the text is that, but holds U+FFFD, which stands for any bytes",
+    "same": "the text is that of the id, decoded or as stored in the vocabulary",
+    "spaces": "the text differs from it only in leading or trailing spaces",
+    "weak": "the text is equal, but contains U+FFFD, which represents any bytes",
     "unchecked": "the file has no text",
-    "different": "the text is another one",
+    "different": "the text is a different one",
     "outside": "the vocabulary has no such id",
 }
-"""How an id and its text can fit a vocabulary."""
+"""The ways in which an id and its text can fit a vocabulary."""
 MISFITS = ("different", "outside")
 _REPLACEMENT = "\ufffd"
 _SPACES = str.maketrans({"▁": " ", "Ġ": " "})
-"""What SentencePiece and byte-level BPE write for a space."""
+"""The characters of SentencePiece and byte-level BPE for a space."""
 _SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A token of a file beside what the tokenizer holds under its id."""
+    """A token of a file compared with the tokenizer."""
 
     token: Found
     fit: str
     """One of `FITS`."""
     here: str
-    """What the id decodes to; empty outside the vocabulary."""
+    """The decoded text of the id; empty outside the vocabulary."""
 
 
-def check(tokens: Sequence[Found], tokenizer: Tokenizer, rows: int) -> list[Fit]:
+def check_fit(tokens: Sequence[Found], tokenizer: Tokenizer, rows: int) -> list[Fit]:
     """How each token fits a vocabulary of `rows` entries.
 
-    The case of letters counts, and so do line breaks. A space in front does not decide: tools that
-    decode a SentencePiece entry alone lose it, so that `▁been` and `been` read the same.
+    Case and line breaks count. A leading space does not, because tools that decode a SentencePiece
+    entry alone lose it: `▁been` and `been` give the same text.
     """
     inside = [token.id for token in tokens if token.id < rows]
     here = dict(zip(inside, decode_inside(tokenizer, inside), strict=True))
@@ -61,7 +61,7 @@ def check(tokens: Sequence[Found], tokenizer: Tokenizer, rows: int) -> list[Fit]
 
 
 def _alone(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    """Each id decoded by itself, with the tokenizer's own settings: what most tools print."""
+    """Each id decoded by itself with the tokenizer's own settings, as most tools do."""
     return tokenizer.batch_decode([[one] for one in ids]) if ids else []
 
 
@@ -81,19 +81,19 @@ def _bare(text: str) -> str:
 
 
 def misfits(fits: Sequence[Fit]) -> list[Fit]:
-    """Those that the vocabulary contradicts."""
+    """The tokens that contradict the vocabulary."""
     return [fit for fit in fits if fit.fit in MISFITS]
 
 
 def tallies(fits: Sequence[Fit]) -> dict[str, int]:
-    """How many tokens fit in which way; every way is named."""
+    """The number of tokens for every way of `FITS`."""
     return {way: sum(fit.fit == way for fit in fits) for way in FITS}
 
 
-def refuse(
+def misfit_error(
     file: str, claimed: str | None, model: str, fits: Sequence[Fit], remedy: str
 ) -> RunError:
-    """The error that names a file's misfits, the model it claims, the one given, and what to do."""
+    """The error for a file's misfits; it names the claimed and the given model and the remedy."""
     wrong = misfits(fits)
     lines = [f"{file}: {len(wrong)} of {len(fits)} tokens are not those of {model}:"]
     lines += [f"  {_difference(fit)}" for fit in wrong[:_SHOWN]]
