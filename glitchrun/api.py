@@ -20,7 +20,7 @@ from glitchrun.errors import (
     UsageError,
     require,
 )
-from glitchrun.ledger import RunRecord
+from glitchrun.ledger import ROOT, RunRecord
 from glitchrun.report.step_tables import step_tables
 from glitchrun.report.token_files import token_lines
 from glitchrun.runner.lookup import find_run, readable_runs
@@ -42,9 +42,6 @@ __all__ = [
     "find_runs",
     "load_run",
 ]
-
-ROOT = Path("mlruns")
-"""The tracking root where none is given: in the working directory, as for the commands."""
 
 
 class Run:

@@ -367,7 +367,7 @@ def answer_stopped(spec: Path) -> Command[bytes] | None:
     for line in process.stderr:
         if b"(stopped)" in line:
             return process
-        if b"(cut" in line or b"once more" in line:
+        if b"(cut" in line or b"Ctrl-C again" in line:
             break
     process.kill()
     process.communicate()
@@ -383,7 +383,7 @@ def test_ctrl_c_once_ends_an_answer_and_twice_leaves(spec: Path) -> None:
     while b"user: hello" not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    until(process, b"once more")
+    until(process, b"Ctrl-C again")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
@@ -431,4 +431,4 @@ def test_a_terminal_has_a_prompt_and_ctrl_d_leaves(spec: Path) -> None:
         os.close(main)
     assert b"there is no /frob" in said
     assert b"Ctrl-D leaves" in said
-    assert b"once more, or /exit, to leave" in said
+    assert b"Ctrl-C again, or type /exit" in said

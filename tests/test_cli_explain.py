@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from glitchrun.cli import main
-from glitchrun.cli.apply import ROOT
+from glitchrun.ledger import ROOT
 from tests.support.records import write_run
 
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from glitchrun.behaviour.rates import wilson
 from glitchrun.cli import compare, main
-from glitchrun.cli.apply import ROOT
+from glitchrun.ledger import ROOT
 from glitchrun.ledger.record import Metric
 from glitchrun.report.comparison.pairs import Counts, Overlap, disjoint
 from glitchrun.runner.lookup import find_cells

@@ -45,7 +45,7 @@ def test_a_list_that_names_a_wrong_model_is_taken_with_the_right_one(
     assert done.exit_code == 0, done.stderr
     assert done.stdout == ""
     assert "8 duplicates dropped" in done.stderr
-    assert "8 of 8 texts are what the model holds" in done.stderr
+    assert "8 of 8 texts match the model's texts" in done.stderr
     assert "names the model 'meta-llama/Llama-3.2-1B-Instruct'" in done.stderr
     data = json.loads((tmp_path / "t").read_text())
     assert data["counts"]["entries"] == 16
@@ -127,7 +127,7 @@ def test_ids_without_texts_are_checked_against_the_size_and_it_is_said(
 ) -> None:
     done = imported(LEGACY / "ids.json", "--model", models / "mistral")
     assert done.exit_code == 0
-    assert "no texts: ids are checked against the vocabulary's size alone" in done.stderr
+    assert "no texts: ids were checked only against the size of the vocabulary" in done.stderr
     (tmp_path / "ids.json").write_text("[1, 32000]")
     done = imported(tmp_path / "ids.json", "--model", models / "mistral")
     assert done.exit_code == 1

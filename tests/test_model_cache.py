@@ -89,7 +89,7 @@ def test_doctor_names_the_cache_and_clears_it_when_told_to(
     assert "removed 3 MB" in gone.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt"]
     again = CliRunner().invoke(doctor, ["--clear-cache", "--yes"])
-    assert (again.exit_code, "holds no converted models" in again.output) == (0, True)
+    assert (again.exit_code, "contains no converted models" in again.output) == (0, True)
 
 
 def test_a_linked_cache_is_left_alone(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from glitchrun.cli import surroundings
+from glitchrun.cli import environment_checks
 from glitchrun.cli.doctor import command as doctor
 from glitchrun.cli.plan import command as plan
-from glitchrun.cli.render_plan import size, span
+from glitchrun.cli.plan import rough_duration
 from glitchrun.errors import DoesNotFit
+from glitchrun.report.formatting import size
 from tests.support import raw_checkpoints as raw
 
 SPEC = """\
@@ -81,7 +82,7 @@ def test_nothing_is_written(spec: Path) -> None:
     assert sorted(spec.parent.rglob("*")) == before
 
 
-def test_a_plan_imports_nothing_heavy(spec: Path) -> None:
+def test_plan_imports_no_heavy_packages(spec: Path) -> None:
     code = (
         "import sys; from glitchrun.cli.plan import command\n"
         f"try: command([{str(spec)!r}])\n"
@@ -105,15 +106,17 @@ def test_sizes_are_readable(count: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.01, "1 s"), (59, "59 s"), (90, "1.5 min"), (7200, "2 h")]
 )
-def test_spans_are_readable(seconds: float, text: str) -> None:
-    assert span(seconds) == text
+def test_rough_durations_are_readable(seconds: float, text: str) -> None:
+    assert rough_duration(seconds) == text
 
 
 @pytest.fixture
 def without_torch_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the check that starts a process and imports torch: seconds."""
-    kept = tuple(check for check in surroundings.CHECKS if check is not surroundings.torch_works)
-    monkeypatch.setattr(surroundings, "CHECKS", kept)
+    kept = tuple(
+        check for check in environment_checks.CHECKS if check is not environment_checks.torch_works
+    )
+    monkeypatch.setattr(environment_checks, "CHECKS", kept)
 
 
 @pytest.mark.usefixtures("without_torch_process")
@@ -129,12 +132,12 @@ def test_doctor_finds_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("without_torch_process")
-def test_doctor_names_the_command_that_adds_what_is_missing(
+def test_doctor_names_the_command_that_installs_a_missing_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     wanted = ["no-such-package>=2", "click>=9999", "click>=8,<9999"]
-    monkeypatch.setattr(surroundings, "_requirements", lambda: wanted)
+    monkeypatch.setattr(environment_checks, "_requirements", lambda: wanted)
     result = CliRunner().invoke(doctor)
     assert result.exit_code == 4
     assert "MISSING no-such-package  not installed" in result.output
@@ -144,9 +147,7 @@ def test_doctor_names_the_command_that_adds_what_is_missing(
 
 
 @pytest.mark.usefixtures("without_torch_process")
-def test_doctor_keeps_credentials_to_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_shows_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:9/mlflow")
     result = CliRunner().invoke(doctor)
@@ -155,21 +156,21 @@ def test_doctor_keeps_credentials_to_itself(
     assert "hunter2" not in result.output
 
 
-def test_a_damaged_store_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_store_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "mlflow.db").write_bytes(b"not a database, but long enough to look like one" * 9)
-    (finding,) = surroundings.store(tmp_path)
+    (finding,) = environment_checks.store(tmp_path)
     assert finding.status == "missing"
     assert "is no MLflow store" in finding.detail
 
 
-def test_a_folder_that_cannot_be_written_is_found(tmp_path: Path) -> None:
-    (finding,) = surroundings.disk(Path("/proc/mlruns"))
+def test_unwritable_folder_is_reported(tmp_path: Path) -> None:
+    (finding,) = environment_checks.disk(Path("/proc/mlruns"))
     assert finding.status == "missing"
     assert "/proc cannot be written" in finding.detail
 
 
 def test_torch_is_checked_in_a_separate_process() -> None:
-    (finding,) = surroundings.torch_works(Path())
+    (finding,) = environment_checks.torch_works(Path())
     assert finding.status == "ok"
     assert "threads" in finding.detail

@@ -1,7 +1,7 @@
-"""The command `glitchrun`: words in, exit code out.
+"""The command `glitchrun`: arguments in, exit code out.
 
 Subcommands are imported when they are called, so that `--help` and `validate` start fast and work
-where torch, transformers and mlflow are not installed.
+without torch, transformers and mlflow.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from glitchrun.errors import ExitCode, GlitchrunError, file_access
 from glitchrun.spec.problems import InvalidSpec
 from glitchrun.terminal import output_lost, protect_streams, say, visible_lines
 
-# Name, where it lives (`module:attribute`), and the line `glitchrun --help` shows for it.
+# Name: (`module:attribute`, the line that `glitchrun --help` shows).
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("glitchrun.cli.init:command", "Write a new spec that validates."),
     "validate": ("glitchrun.cli.validate:command", "Check spec files and folders."),
-    "plan": ("glitchrun.cli.plan:command", "Show what apply would do and what it takes."),
+    "plan": ("glitchrun.cli.plan:command", "Show what apply would do, and what it needs."),
     "apply": ("glitchrun.cli.apply:command", "Execute a spec: start, resume or skip its runs."),
     "diff": ("glitchrun.cli.diff:command", "Show what changed in a spec since a run."),
-    "status": ("glitchrun.cli.status:command", "List runs, their progress, and stale ones."),
-    "report": ("glitchrun.cli.report:command", "Write a run's report."),
-    "chat": ("glitchrun.cli.chat:command", "Talk with a spec's model, loaded once."),
-    "explain": ("glitchrun.cli.explain:command", "Show what a metric of a run rests on."),
+    "status": ("glitchrun.cli.status:command", "List runs with their progress."),
+    "report": ("glitchrun.cli.report:command", "Write the report of a run."),
+    "chat": ("glitchrun.cli.chat:command", "Chat with the model of a spec."),
+    "explain": ("glitchrun.cli.explain:command", "Show the items behind a metric of a run."),
     "compare": (
         "glitchrun.cli.compare:command",
-        "Hold runs and imported results against each other.",
+        "Compare runs and imported results.",
     ),
     "import": (
         "glitchrun.cli.import_:command",
-        "Read results of glitcher and GlitchMiner, checked.",
+        "Import results of glitcher and GlitchMiner.",
     ),
     "list": (
         "glitchrun.cli.listing:command",
-        "Show the strategies, templates or probes there are.",
+        "List strategies, searches, templates or probes.",
     ),
     "schema": ("glitchrun.cli.schema:command", "Print the JSON Schema of a spec."),
-    "sync": ("glitchrun.cli.sync:command", "Deliver to MLflow what could not be delivered."),
-    "ui": ("glitchrun.cli.ui:command", "Open the MLflow UI on the store, on this machine alone."),
-    "doctor": ("glitchrun.cli.doctor:command", "Check this machine for what a run needs."),
+    "sync": ("glitchrun.cli.sync:command", "Deliver runs to MLflow that it does not have."),
+    "ui": ("glitchrun.cli.ui:command", "Open the MLflow UI, on this machine only."),
+    "doctor": ("glitchrun.cli.doctor:command", "Check that this machine has what a run needs."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when called, not to be listed."""
+    """A command group that imports a command only when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -64,8 +64,12 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs a command line on protected streams. The exit code reports how it ended, not
-        whether its output was read."""
+        """Runs a command line on protected streams. A reader that stops reading does not change the
+        exit code.
+
+        Raises:
+            SystemExit: always, with the exit code.
+        """
         protect_streams()
         try:
             return super().main(*args, **kwargs)
@@ -76,8 +80,8 @@ class LazyGroup(click.Group):
             raise
 
     def invoke(self, ctx: click.Context) -> object:
-        """Runs the command; a GlitchrunError becomes its message and exit code. So does an OSError
-        about a file that no inner code has turned into a message."""
+        """Runs the command. Turns a GlitchrunError, and an OSError about a file, into a message and
+        an exit code."""
         try:
             with file_access("a file", "the command cannot continue"):
                 return super().invoke(ctx)

@@ -1,4 +1,4 @@
-"""`glitchrun apply`: executes a spec."""
+"""`glitchrun apply`: executes the runs of a spec."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from glitchrun.errors import GlitchrunError, UsageError, require
+from glitchrun.ledger import ROOT
 from glitchrun.spec.loading import load_experiment
 from glitchrun.terminal import QuietStream, emit_json, say
 
@@ -20,19 +21,16 @@ if TYPE_CHECKING:
     from glitchrun.runner.apply import Applied
     from glitchrun.runner.progress import Display
 
-ROOT = Path("mlruns")
-"""The tracking root, in the working directory."""
-
 
 @click.command("apply")
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--set", "sets", multiple=True, metavar="K=V", help="Override a value of the spec.")
-@click.option("--only", metavar="NAME", help="Run one cell of the matrix, by its name.")
-@click.option("--fresh", is_flag=True, help="Start a new attempt even where one is finished.")
-@click.option("--keep-going", is_flag=True, help="Go on with the next run when one fails.")
-@click.option("--yes", is_flag=True, help="Do not ask before starting more than one run.")
-@click.option("--live", is_flag=True, help="Draw searches in the terminal as they run.")
-@click.option("--gui", is_flag=True, help="Draw searches in a window as they run.")
+@click.option("--only", metavar="NAME", help="Run only the matrix cell of this name.")
+@click.option("--fresh", is_flag=True, help="Start a new attempt, even of a finished run.")
+@click.option("--keep-going", is_flag=True, help="Continue with the next run after a failure.")
+@click.option("--yes", is_flag=True, help="Start several runs without confirmation.")
+@click.option("--live", is_flag=True, help="Draw genetic searches in the terminal.")
+@click.option("--gui", is_flag=True, help="Draw genetic searches in a window.")
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
@@ -51,19 +49,19 @@ def command(
 ) -> None:
     """Executes SPEC: starts, resumes or skips each of its runs.
 
-    A second apply of an unchanged, finished spec does nothing. A run that was stopped or killed
-    goes on where it was.
+    Applying an unchanged, finished spec again does nothing. A run that was stopped or killed
+    continues where it stopped.
     """
     with _errors_as_json(output == "json"):
         experiment = load_experiment(spec, sets, require_env=True)
         require("torch", "transformers", "mlflow", "rich")
-        # Read when torch is first imported. Threads that wait by spinning take the cores they wait
-        # for: beside other work on two cores, waiting passively was 3 times as fast.
+        # OpenMP reads it when torch is imported. By default its idle threads spin and occupy the
+        # cores they wait for: on two busy cores, passive waiting was 3 times as fast.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from glitchrun.runner.apply import Options, apply
 
         options = Options(only=only, fresh=fresh, keep_going=keep_going)
-        with _shown(live, gui, _go_ahead if yes else _ask) as (display, confirm):
+        with _display(live, gui, _confirm_all if yes else _ask) as (display, confirm):
             applied = apply(experiment, ROOT.resolve(), options, display, confirm)
     (_print_json if output == "json" else _print_text)(applied)
     for failure in applied.failures:
@@ -73,11 +71,11 @@ def command(
 
 
 @contextmanager
-def _shown(
+def _display(
     live: bool, gui: bool, confirm: Callable[[Plan], None]
 ) -> Iterator[tuple[Display, Callable[[Plan], None]]]:
-    """Where progress goes, and what is asked before a run starts: a window opens then, or tells
-    why it cannot."""
+    """The display, and the function that confirms the plan. With `gui`, that also opens the window,
+    or raises PreflightError."""
     from glitchrun.runner.live.terminal_display import LiveDisplay
     from glitchrun.runner.live.window_display import WindowDisplay
     from glitchrun.runner.progress import Display
@@ -102,7 +100,7 @@ def _shown(
 
 @contextmanager
 def _errors_as_json(wanted: bool) -> Iterator[None]:
-    """Where JSON is wanted, an error that ends the command before any run is a document too."""
+    """With `-o json`, writes an error before the first run as a document too."""
     try:
         yield
     except GlitchrunError as error:
@@ -112,18 +110,18 @@ def _errors_as_json(wanted: bool) -> Iterator[None]:
         raise
 
 
-def _go_ahead(plan: Plan) -> None:
-    """Asks nothing."""
+def _confirm_all(plan: Plan) -> None:
+    """Accepts every plan."""
 
 
 def _ask(plan: Plan) -> None:
-    """Asks before a matrix is started from a terminal; a script is never asked."""
+    """Asks before several runs are started from a terminal; scripts are not asked."""
     waiting = _waiting(plan)
     if len(waiting) > 1 and _is_terminal(sys.stdin) and _is_terminal(sys.stderr):
         names = "\n".join(f"  {run.action}  {run.cell.name}" for run in waiting)
         say(f"{len(waiting)} runs:\n{names}", err=True)
-        if not click.confirm("Go ahead?", err=True):
-            raise UsageError("called off; nothing was started")
+        if not click.confirm("Start them?", err=True):
+            raise UsageError("canceled; nothing was started")
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
@@ -156,7 +154,7 @@ def _say_undelivered(applied: Applied) -> None:
     for outcome in applied.outcomes:
         if outcome.undelivered:
             say(
-                f"MLflow does not have all of this run ({outcome.undelivered}); it is safe in "
+                f"MLflow does not have all of this run ({outcome.undelivered}); it is complete in "
                 f"{outcome.record.folder}. Deliver it with: glitchrun sync",
                 err=True,
             )

@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 @click.command("chat")
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--set", "sets", multiple=True, metavar="K=V", help="Override a value of the spec.")
-@click.option("--only", metavar="NAME", help="The cell of the matrix to talk to, by its name.")
+@click.option("--only", metavar="NAME", help="Chat with the matrix cell of this name.")
 @click.option(
     "--temperature",
     type=click.FloatRange(0, 1000),
     default=0.7,
     show_default=True,
-    help="0 for greedy.",
+    help="Sampling temperature; 0 is greedy.",
 )
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.9, show_default=True)
 @click.option("--max-new-tokens", type=click.IntRange(1, 1_000_000), default=256, show_default=True)
-@click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="The spec's, where not given.")
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Default: the spec's seed.")
 @click.pass_context
 def command(
     context: click.Context,
@@ -52,10 +52,10 @@ def command(
     max_new_tokens: int,
     seed: int | None,
 ) -> None:
-    """Talks with the model of SPEC, in its template. /help lists what else a line can say.
+    """Chats with the model of SPEC in its template. /help lists the commands.
 
-    The model is loaded once. Where standard input is no terminal, every line of it is a question
-    (or a command) and only answers go to standard output.
+    The model is loaded once. If standard input is not a terminal, each of its lines is a message
+    or a command, and only answers are written to standard output.
     """
     if not (temperature == 0 or temperature >= LEAST_TEMPERATURE):
         raise UsageError(f"--temperature must be 0 or at least {LEAST_TEMPERATURE}: {temperature}")
@@ -77,15 +77,15 @@ def command(
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     session = _session(run, settings)
     keys = _Keys(session)
-    with _heard(keys):
+    with _signals_to(keys):
         try:
             run_chat(session, _reader(keys, terminal), _Screen(terminal), interactive=terminal)
-        except _Left as left:
-            context.exit(int(left.exit_code))
+        except _Quit as quitting:
+            context.exit(int(quitting.exit_code))
 
 
 def _run(experiment: Experiment, only: str | None) -> PlannedRun:
-    """The one cell to talk to, checked against the memory there is."""
+    """The cell to chat with. Raises DoesNotFit if there is not enough memory."""
     from glitchrun.plan.build import build
 
     names = [cell.name for cell in experiment.cells]
@@ -124,7 +124,7 @@ def _note(line: str) -> None:
 
 
 class _Screen:
-    """Answers go to standard output as they are; a terminal is shown no control characters."""
+    """Writes answers to standard output. On a terminal, control characters are escaped."""
 
     def __init__(self, terminal: bool) -> None:
         self._terminal = terminal
@@ -140,8 +140,8 @@ class _Screen:
 
 
 def _harmless(text: str) -> str:
-    """A model may print escape sequences that rearrange the terminal or reverse its text.
-    Joiners are kept: emoji and some scripts need them."""
+    """`text` without escape sequences that control the terminal or reverse its text. Joiners stay:
+    emoji and some scripts need them."""
     return "".join(f"⟨U+{ord(one):04X}⟩" if _is_harmful(one) else one for one in text)
 
 
@@ -151,30 +151,31 @@ def _is_harmful(character: str) -> bool:
     return unicodedata.category(character) == "Cf" and unicodedata.bidirectional(character) != "BN"
 
 
-class _Left(BaseException):
-    """The user or the system ended the talk by a signal; no Exception, so that nothing holds it."""
+class _Quit(BaseException):
+    """A signal ended the chat. A BaseException, so that no library suppresses it."""
 
     def __init__(self, exit_code: ExitCode) -> None:
-        super().__init__("left")
+        super().__init__("quit")
         self.exit_code = exit_code
 
 
 class _Keys:
-    """Ctrl-C: once ends the answer in hand, twice leaves."""
+    """Handles Ctrl-C: the first one ends the current answer, the second one the chat."""
 
     def __init__(self, session: ChatSession) -> None:
         self._session = session
         self._pressed = False
         self.reading = False
-        """Whether a line is awaited: only there may a first Ctrl-C interrupt."""
+        """Whether a line is being read: only then does a first Ctrl-C raise KeyboardInterrupt."""
         self.missed = False
-        """Whether one came when an answer had ended and no line was awaited yet."""
+        """Whether Ctrl-C came between the end of an answer and reading the next line."""
 
     def receive(self, number: int, frame: FrameType | None) -> None:
+        """Handles a signal."""
         if number == signal.SIGTERM:
-            raise _Left(ExitCode.SIGTERM)
+            raise _Quit(ExitCode.SIGTERM)
         if self._pressed:
-            raise _Left(ExitCode.SIGINT)
+            raise _Quit(ExitCode.SIGINT)
         self._pressed = True
         if self.reading:
             raise KeyboardInterrupt
@@ -184,12 +185,12 @@ class _Keys:
             self.missed = True
 
     def forget(self) -> None:
-        """A line was read: the next Ctrl-C is a first one."""
+        """Treats the next Ctrl-C as a first one, after a line was read."""
         self._pressed = False
 
 
 @contextmanager
-def _heard(keys: _Keys) -> Iterator[None]:
+def _signals_to(keys: _Keys) -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, keys.receive) for number in numbers]
     try:
@@ -200,9 +201,9 @@ def _heard(keys: _Keys) -> Iterator[None]:
 
 
 def _reader(keys: _Keys, terminal: bool) -> Callable[[], str | None]:
-    """One line at each call, None at the end of input."""
+    """A function that returns the next line, and None at the end of input."""
     if terminal and find_spec("readline"):
-        import_module("readline")  # line editing and history, by being imported
+        import_module("readline")  # importing it adds line editing and history
 
     def read() -> str | None:
         while True:
@@ -216,7 +217,7 @@ def _reader(keys: _Keys, terminal: bool) -> Callable[[], str | None]:
                 return None
             except KeyboardInterrupt:
                 keys.missed = False
-                _note("(once more, or /exit, to leave)")
+                _note("(press Ctrl-C again, or type /exit, to quit)")
                 continue
             finally:
                 keys.reading = False

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glitchrun.cli.apply import ROOT
 from glitchrun.errors import UsageError, require
+from glitchrun.ledger import ROOT
 from glitchrun.runner.lookup import find_cells, find_run
 from glitchrun.terminal import emit_json, say
 

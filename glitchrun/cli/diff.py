@@ -1,4 +1,4 @@
-"""`glitchrun diff`: what changed in a spec since a run."""
+"""`glitchrun diff`: the changes of a spec since a run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from glitchrun.cli.apply import ROOT
 from glitchrun.errors import ModelUnavailable, UsageError
-from glitchrun.ledger import RunRecord, current_attempt, existing_status, read_run
+from glitchrun.ledger import ROOT, RunRecord, current_attempt, existing_status, read_run
 from glitchrun.plan.build import build
 from glitchrun.runner.lookup import find_run, readable_runs
 from glitchrun.runner.resolved import Resolver
@@ -34,11 +33,14 @@ _MEANING = {
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
 def command(spec: Path, run: str | None, sets: tuple[str, ...], output: str) -> None:
-    """Compares SPEC with RUN, or for each of its cells with the finished run that `apply` would
-    take for it, else with the newest run of its name."""
+    """Compares SPEC with RUN.
+
+    Without RUN, compares each cell of SPEC with the finished run that `apply` would reuse for it,
+    or else with the newest run of its name.
+    """
     experiment = load_experiment(spec, sets, require_env=True)
     keys = {} if run is not None else _keys(experiment)
-    pairs = [(cell, _partner(cell, run, keys.get(cell.name))) for cell in experiment.cells]
+    pairs = [(cell, _run_to_compare(cell, run, keys.get(cell.name))) for cell in experiment.cells]
     found = [_difference(cell, record) for cell, record in pairs]
     if output == "json":
         emit_json({"cells": found})
@@ -47,7 +49,7 @@ def command(spec: Path, run: str | None, sets: tuple[str, ...], output: str) -> 
 
 
 def _keys(experiment: Experiment) -> dict[str, str]:
-    """The key of each cell's run by the cell's name; none where the model is not available."""
+    """The run keys by cell name; empty if the model is not available."""
     try:
         plan = build(
             experiment,
@@ -60,7 +62,7 @@ def _keys(experiment: Experiment) -> dict[str, str]:
     return {run.cell.name: run.key for run in plan.runs}
 
 
-def _partner(cell: Cell, run: str | None, key: str | None) -> RunRecord | None:
+def _run_to_compare(cell: Cell, run: str | None, key: str | None) -> RunRecord | None:
     if run is not None:
         return find_run(run, ROOT)
     name = cell.spec.experiment

@@ -1,4 +1,4 @@
-"""`glitchrun doctor`: what is here, what is missing, and the command that adds it."""
+"""`glitchrun doctor`: checks the machine, and names the command that adds what is missing."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import click
 
 from glitchrun.checkpoint.model_cache import cache_folder, clear, size_of
-from glitchrun.cli.apply import ROOT
-from glitchrun.cli.surroundings import Finding, all_findings
+from glitchrun.cli.environment_checks import CheckResult, run_checks
 from glitchrun.errors import ExitCode, UsageError
+from glitchrun.ledger import ROOT
 from glitchrun.terminal import emit_json, say
 
 _MARKS = {"ok": "ok", "note": "note", "missing": "MISSING"}
@@ -25,21 +25,21 @@ _MARKS = {"ok": "ok", "note": "note", "missing": "MISSING"}
 @click.option("--yes", is_flag=True, help="Remove them without confirmation.")
 @click.pass_context
 def command(context: click.Context, output: str, clear_cache: bool, yes: bool) -> None:
-    """Checks versions, devices, memory, disk, the cache of models and the MLflow store.
+    """Checks versions, devices, memory, disk, the model cache and the MLflow store.
 
-    Exits 4 when something is missing that a run needs, and names the command that adds it.
+    Exits with 4 if something is missing that a run needs, and names the command that adds it.
     """
     if clear_cache:
         _clear(asking=not yes)
         return
-    findings = list(all_findings(ROOT))
-    missing = [finding for finding in findings if finding.status == "missing"]
+    results = list(run_checks(ROOT))
+    missing = [result for result in results if result.status == "missing"]
     code = ExitCode.PREFLIGHT if missing else ExitCode.DONE
     if output == "json":
-        found = [finding.to_json() for finding in findings]
+        found = [result.to_json() for result in results]
         emit_json({"findings": found, "exit_code": int(code)})
     else:
-        say("\n".join([*_lines(findings), "", _verdict(missing)]))
+        say("\n".join([*_lines(results), "", _verdict(missing)]))
     context.exit(int(code))
 
 
@@ -47,7 +47,7 @@ def _clear(*, asking: bool) -> None:
     folder = cache_folder()
     held = size_of(folder / "gguf")
     if not held:
-        say(f"{folder} holds no converted models")
+        say(f"{folder} contains no converted models")
         return
     question = f"remove {held / 1e6:,.0f} MB of converted models from {folder}?"
     if asking and not click.confirm(question):
@@ -55,18 +55,18 @@ def _clear(*, asking: bool) -> None:
     say(f"removed {clear(folder) / 1e6:,.0f} MB from {folder}")
 
 
-def _lines(findings: Sequence[Finding]) -> list[str]:
-    width = max(len(finding.check) for finding in findings)
+def _lines(results: Sequence[CheckResult]) -> list[str]:
+    width = max(len(result.check) for result in results)
     lines = []
-    for finding in findings:
-        lines.append(f"{_MARKS[finding.status]:<8}{finding.check:<{width}}  {finding.detail}")
-        if finding.remedy:
-            lines.append(f"{'':<8}{'':<{width}}  -> {finding.remedy}")
+    for result in results:
+        lines.append(f"{_MARKS[result.status]:<8}{result.check:<{width}}  {result.detail}")
+        if result.remedy:
+            lines.append(f"{'':<8}{'':<{width}}  -> {result.remedy}")
     return lines
 
 
-def _verdict(missing: Sequence[Finding]) -> str:
+def _verdict(missing: Sequence[CheckResult]) -> str:
     if not missing:
-        return "everything that a run needs is here"
-    remedies = dict.fromkeys(finding.remedy for finding in missing if finding.remedy)
-    return f"{len(missing)} missing; do:\n" + "\n".join(f"  {remedy}" for remedy in remedies)
+        return "this machine has everything that a run needs"
+    remedies = dict.fromkeys(result.remedy for result in missing if result.remedy)
+    return f"{len(missing)} missing; run:\n" + "\n".join(f"  {remedy}" for remedy in remedies)

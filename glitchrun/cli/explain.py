@@ -1,4 +1,4 @@
-"""`glitchrun explain`: what a number rests on."""
+"""`glitchrun explain`: shows the items behind a metric."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 
 import click
 
-from glitchrun.cli.apply import ROOT
 from glitchrun.errors import UsageError
 from glitchrun.events import Batch, Entry, Sampled, TokenFact, Verified
-from glitchrun.ledger import RunRecord
+from glitchrun.ledger import ROOT, RunRecord
 from glitchrun.ledger.record import StepRecord
 from glitchrun.runner.lookup import find_run
 from glitchrun.spec.schema import strategies
@@ -26,15 +25,15 @@ _SHOWN = 20
 @click.argument("metric")
 @click.option("--all", "every", is_flag=True, help="List every item, not only the first few.")
 def command(run: str, metric: str, every: bool) -> None:
-    """Shows the items, seed, probes and thresholds that METRIC of RUN rests on."""
+    """Shows the items, seed, probes and thresholds behind METRIC of RUN."""
     record = find_run(run, ROOT)
     metrics = record.metrics
     if metric not in metrics:
         known = ", ".join(sorted(metrics)) or "none yet"
         raise UsageError(f"the run has no metric {metric!r}; it has: {known}")
     value = metrics[metric]
-    rests = "" if value.n is None else f"  (n = {value.n:,})"
-    say(f"{metric} = {value.value}{rests}")
+    count = "" if value.n is None else f"  (n = {value.n:,})"
+    say(f"{metric} = {value.value}{count}")
     step_id, _, name = metric.partition("/")
     step = next((step for step in record.steps if step.id == step_id), None)
     if step is None:
@@ -51,7 +50,7 @@ def _lines(record: RunRecord, step: StepRecord, name: str, every: bool) -> Itera
     yield f"  seed        {record.spec.get('seed', 0)}"
     yield from _thresholds(record)
     yield f"  template    {record.model.template_rule}" if record.model else "  template    ?"
-    facts = [fact for timed in step.batches for fact in _looked_at(timed.batch, name)]
+    facts = [fact for timed in step.batches for fact in _facts_of(timed.batch, name)]
     probes = sorted({name for fact in facts if isinstance(fact, Verified) for name in fact.probes})
     if probes:
         yield f"  probes      {', '.join(probes)}"
@@ -73,13 +72,13 @@ def _listed(lines: Sequence[str], every: bool) -> Iterator[str]:
 
 
 def _thresholds(record: RunRecord) -> Iterator[str]:
-    """Each threshold in force and where it was written."""
+    """Each threshold and its location in the spec."""
     written: Mapping[str, Any] = record.spec.get("thresholds", {})
     for name, value in written.items():
-        origin = record.origins.get(f"thresholds.{name}", "by default")
+        origin = record.origins.get(f"thresholds.{name}", "default")
         yield f"  threshold   {name} = {value}  ({origin})"
     if not written:
-        yield "  threshold   asr and probability as by default"
+        yield "  threshold   defaults of asr and probability"
 
 
 _ON_CONTROLS = (
@@ -91,8 +90,8 @@ _ON_CONTROLS = (
 )
 
 
-def _looked_at(batch: Batch, metric: str) -> tuple[TokenFact, ...]:
-    """The facts of a batch that a metric is about."""
+def _facts_of(batch: Batch, metric: str) -> tuple[TokenFact, ...]:
+    """The facts of a batch that a metric is computed from."""
     if metric in _ON_CONTROLS:
         return tuple(control.fact for control in batch.controls)
     if metric in ("controls_elsewhere", "false_alarms_elsewhere"):
@@ -101,7 +100,7 @@ def _looked_at(batch: Batch, metric: str) -> tuple[TokenFact, ...]:
 
 
 def _counts(fact: TokenFact, metric: str) -> bool:
-    """Whether an item is one of those that the metric counts, rather than all it looked at."""
+    """Whether a metric that counts some of the facts counts this one."""
     if metric in ("false_alarms", "false_alarms_elsewhere"):
         return fact.flagged
     if metric == "severe" and isinstance(fact, Verified):

@@ -1,4 +1,4 @@
-"""`glitchrun import`: results of other tools, checked and in one shape."""
+"""`glitchrun import`: converts results of other tools into one format, and checks their ids."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from glitchrun.terminal import emit, say
     "--model",
     required=True,
     metavar="PATH",
-    help="The model whose ids the file holds: as model.path in a spec, or a tokenizer's folder.",
+    help="The model of the file's token ids: as model.path in a spec, or a tokenizer's folder.",
 )
 @click.option(
     "-o",
@@ -27,14 +27,14 @@ from glitchrun.terminal import emit, say
     type=click.Path(dir_okay=False, path_type=Path),
     default="-",
     metavar="FILE",
-    help="Where to write it; without, or with `-`, to standard output.",
+    help="Output file; default, or `-`: standard output.",
 )
 @click.option(
     "--mismatches",
     type=click.Choice(["refuse", "drop"]),
     default="refuse",
     show_default=True,
-    help="What to do with entries whose text is not what the model holds under their id.",
+    help="What to do with entries whose text is not the model's text of their id.",
 )
 @click.option(
     "--redact",
@@ -42,10 +42,10 @@ from glitchrun.terminal import emit, say
     help="Leave out every text and path; ids, verdicts and numbers stay.",
 )
 def command(file: Path, model: str, output: Path, mismatches: str, redact: bool) -> None:
-    """Reads FILE, a result file of glitcher, GlitchMiner or glitchrun, into a list of tokens.
+    """Converts FILE, a result file of glitcher, GlitchMiner or glitchrun, to a list of tokens.
 
-    Ids are checked against the model's tokenizer, duplicates dropped and counted. What it writes
-    keeps verdicts and measurements, and `tokens: {file: ...}` in a spec and `compare` read it.
+    Checks ids against the model's tokenizer, and drops and counts duplicates. The output keeps
+    verdicts and measurements; `tokens: {file: ...}` in a spec and `compare` read it.
     """
     if str(output) != "-" and not os.path.isdir(output.parent):  # noqa: PTH112
         raise UsageError(f"-o {output}: the folder {output.parent} does not exist; create it first")
@@ -59,7 +59,7 @@ def command(file: Path, model: str, output: Path, mismatches: str, redact: bool)
     fits = vocabulary_fit.check_fit(found.tokens, tokenizer, rows)
     wrong = len(vocabulary_fit.misfits(fits))
     if wrong and (mismatches == "refuse" or wrong == len(fits)):
-        remedy = "give --model the model that the file was made with"
+        remedy = "set --model to the model that the file was made with"
         if wrong < len(fits):
             remedy += ", or leave these entries out with --mismatches drop"
         raise vocabulary_fit.misfit_error(
@@ -101,12 +101,12 @@ def _summary(found: Imported, ways: dict[str, int]) -> list[str]:
 def _fit_lines(ways: dict[str, int]) -> list[str]:
     total = sum(ways.values())
     if total and ways["unchecked"] == total:
-        return ["the file has no texts: ids are checked against the vocabulary's size alone"]
+        return ["the file has no texts: ids were checked only against the size of the vocabulary"]
     fitting = ways["same"] + ways["spaces"] + ways["weak"]
-    lines = [f"{fitting:,} of {total:,} texts are what the model holds under their ids"]
+    lines = [f"{fitting:,} of {total:,} texts match the model's texts of their ids"]
     notes = {
-        "spaces": "of them differ in spaces alone",
-        "weak": "of them hold U+FFFD, which proves little",
+        "spaces": "of them differ only in spaces",
+        "weak": "of them contain U+FFFD, so the match is weak",
         "unchecked": "have no text",
         "different": "with another text dropped",
         "outside": "outside the vocabulary dropped",

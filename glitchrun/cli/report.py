@@ -1,4 +1,4 @@
-"""`glitchrun report`: a run's report, made anew from its ledger."""
+"""`glitchrun report`: writes the report of a run from its ledger."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from pathlib import Path
 
 import click
 
-from glitchrun.cli.apply import ROOT
 from glitchrun.errors import UsageError, file_access, require
-from glitchrun.ledger import RunRecord
+from glitchrun.ledger import ROOT, RunRecord
 from glitchrun.runner.lookup import find_run
 from glitchrun.terminal import emit, say
 
@@ -25,13 +24,13 @@ FORMATS = ("html", "json", "junit", "md")
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Where to write it; `-` for standard output. Without, html goes to the run's artifacts "
-    "and everything else to standard output.",
+    help="Output file; `-` for standard output. Default: the run's artifacts for html, standard "
+    "output for other formats.",
 )
 def command(run: str, form: str, output: Path | None) -> None:
     """Writes the report of RUN: a run's folder, the start of its key, its name, or `latest`.
 
-    It is made from the run's ledger, for a run that is going on or was stopped too.
+    The report is made from the ledger, so RUN may also be running or stopped.
     """
     record = find_run(run, ROOT)
     text = _text(record, form)

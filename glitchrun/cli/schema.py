@@ -1,4 +1,4 @@
-"""`glitchrun schema`: the published schema, printed or compared."""
+"""`glitchrun schema`: prints the JSON Schema, or compares it with the published file."""
 
 from __future__ import annotations
 

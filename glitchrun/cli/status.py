@@ -1,4 +1,4 @@
-"""`glitchrun status`: what ran, what is running, what was cut off."""
+"""`glitchrun status`: lists runs with their progress."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from glitchrun.cli.apply import ROOT
-from glitchrun.ledger import RunRecord, is_held
+from glitchrun.ledger import ROOT, RunRecord, is_held
 from glitchrun.ledger.record import status_word
 from glitchrun.runner.lookup import readable_runs, report_damage
 from glitchrun.spec.loading import load_experiment
@@ -22,7 +21,7 @@ from glitchrun.terminal import emit_json, say, visible
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
 def command(spec: Path | None, output: str) -> None:
-    """Lists runs with their progress; with SPEC only those of its experiment."""
+    """Lists runs with their progress; with SPEC, only those of its experiment."""
     runs = readable_runs(ROOT)
     if spec is not None:
         first = load_experiment(spec).cells[0].spec
@@ -37,7 +36,7 @@ def command(spec: Path | None, output: str) -> None:
     else:
         say("\n".join(_line(row) for row in rows))
         if any(row["status"] in ("KILLED", "STALE") for row in rows):
-            say("glitchrun apply resumes what is INTERRUPTED or STALE", err=True)
+            say("glitchrun apply resumes INTERRUPTED and STALE runs", err=True)
 
 
 def _row(run: RunRecord) -> dict[str, Any]:
@@ -57,7 +56,7 @@ def _row(run: RunRecord) -> dict[str, Any]:
 
 
 def _status(run: RunRecord) -> str:
-    """STALE is a run that says RUNNING while no process holds it: `apply` resumes it."""
+    """STALE: RUNNING in the ledger, but no process executes it; `apply` resumes it."""
     if run.status == "RUNNING" and not is_held(run.folder.parent):
         return "STALE"
     return run.status

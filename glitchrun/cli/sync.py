@@ -1,4 +1,4 @@
-"""`glitchrun sync`: delivers to MLflow what could not be delivered."""
+"""`glitchrun sync`: delivers runs to MLflow that it does not have."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glitchrun.cli.apply import ROOT
 from glitchrun.errors import ExitCode, GlitchrunError, require
-from glitchrun.ledger import find_runs, mark_killed, unreadable_lines
+from glitchrun.ledger import ROOT, find_runs, mark_killed, unreadable_lines
 from glitchrun.runner.lookup import find_run
 from glitchrun.terminal import say, visible
 
@@ -20,19 +19,19 @@ if TYPE_CHECKING:
 
 @click.command("sync")
 @click.argument("run", required=False)
-@click.option("--to", metavar="URI", help="Deliver to this store, not the one a run belongs to.")
+@click.option("--to", metavar="URI", help="Deliver to this store instead of the run's own.")
 @click.option(
     "--again",
     is_flag=True,
-    help="Also deliver what the store already has, and restore what was deleted there.",
+    help="Also deliver runs that the store has, and restore runs that were deleted there.",
 )
 @click.pass_context
 def command(context: click.Context, run: str | None, to: str | None, again: bool) -> None:
     """Delivers RUN, or every run, to its MLflow store.
 
-    What the store has whole already is left alone, unless RUN is named or --again is given: then
-    it is delivered again, which changes nothing that is correct. A run that was deleted in MLflow
-    stays so, unless --again is given.
+    Runs that the store has completely are skipped, unless RUN or --again is given. Delivering a
+    run again changes nothing that is correct. Runs that were deleted in MLflow stay deleted,
+    unless --again is given.
     """
     require("mlflow", "filelock")
     from glitchrun.tracking.address import tracking_uri
@@ -49,7 +48,7 @@ def command(context: click.Context, run: str | None, to: str | None, again: bool
     for synced in sync(records, root, to=store, again=again or run is not None, restore=again):
         done.append(synced)
         say(_line(synced), err=synced.outcome == "failed")
-    say(_sum(done))
+    say(_totals(done))
     for damage in damaged:
         say(f"not delivered, damaged: {damage}", err=True)
     for line in unreadable_lines(unreadable):
@@ -65,7 +64,7 @@ def _line(synced: Synced) -> str:
     return visible(f"{synced.outcome:<14}{name}{': ' if synced.detail else ''}{synced.detail}")
 
 
-def _sum(done: Sequence[Synced]) -> str:
+def _totals(done: Sequence[Synced]) -> str:
     counts = Counter(synced.outcome for synced in done)
     if not counts:
         return "there are no runs to deliver"

@@ -1,4 +1,4 @@
-"""`glitchrun ui`: the MLflow UI on the store, with links that open on a useful view."""
+"""`glitchrun ui`: serves the MLflow UI, and prints links to the experiments."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from types import FrameType
 
 import click
 
-from glitchrun.cli.apply import ROOT
 from glitchrun.errors import ExitCode, PreflightError, require
+from glitchrun.ledger import ROOT
 from glitchrun.terminal import say
 
 
 @click.command("ui")
 @click.argument("spec", required=False, type=click.Path(path_type=Path))
-@click.option("--port", default=5000, show_default=True, help="Port to listen on; 0 for any.")
+@click.option("--port", default=5000, show_default=True, help="Port to use; 0 for any free one.")
 @click.option("--no-open", is_flag=True, help="Do not open a browser.")
 def command(spec: Path | None, port: int, no_open: bool) -> None:
-    """Serves the MLflow UI on this machine alone, and prints links to the experiments.
+    """Serves the MLflow UI on this machine only, and prints links to the experiments.
 
-    With SPEC, its store and its experiment. Ctrl-C stops it. From another machine, use an SSH
-    tunnel: the UI asks nobody for a password.
+    With SPEC, uses its store and its experiment. Ctrl-C stops the server. From another machine,
+    use an SSH tunnel: the UI has no password.
     """
     require("mlflow", "filelock")
     from glitchrun.tracking.address import tracking_uri
@@ -38,19 +38,19 @@ def command(spec: Path | None, port: int, no_open: bool) -> None:
     uri = tracking_uri(given, root)
     ensure_store(uri, root)
     if uri.startswith(("http://", "https://")):
-        say("the store is a server with a UI of its own:")
+        say("the store is a server with its own UI:")
         _show(uri, uri, root, experiment, no_open)
         return
-    with _told_to_end(), serving(uri, root, port) as server:
+    with _exit_on_signals(), serving(uri, root, port) as server:
         server.wait_until_up()
         try:
             _show(server.address, uri, root, experiment, no_open)
-            say("Ctrl-C stops it", err=True)
+            say("press Ctrl-C to stop", err=True)
             code = server.wait()
         except KeyboardInterrupt:
             say("stopped", err=True)
             return
-        raise PreflightError(f"the MLflow server ended by itself, with exit code {code}")
+        raise PreflightError(f"the MLflow server ended unexpectedly with exit code {code}")
 
 
 def _from_spec(spec: Path) -> tuple[str | None, str]:
@@ -61,7 +61,7 @@ def _from_spec(spec: Path) -> tuple[str | None, str]:
 
 
 def _show(address: str, uri: str, root: Path, experiment: str | None, no_open: bool) -> None:
-    """Prints the links, and opens the first one where there is a screen."""
+    """Prints the links, and opens the first one if there is a screen."""
     from glitchrun.tracking.experiment import links
 
     found = links(address, uri, root, experiment)
@@ -75,15 +75,15 @@ def _show(address: str, uri: str, root: Path, experiment: str | None, no_open: b
 
 
 def _has_screen() -> bool:
-    """Without one, `webbrowser` would start a browser for terminals in ours."""
+    """Without a screen, `webbrowser` would start a text browser in this terminal."""
     return sys.platform in ("darwin", "win32") or bool(
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     )
 
 
 @contextmanager
-def _told_to_end() -> Iterator[None]:
-    """Leaves by SystemExit on SIGTERM and SIGHUP, so that the server is stopped first."""
+def _exit_on_signals() -> Iterator[None]:
+    """Raises SystemExit on SIGTERM and SIGHUP, so that the server is stopped first."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         sys.exit(ExitCode.SIGTERM)

@@ -1,4 +1,4 @@
-"""`glitchrun validate`: every problem of spec files, without loading a model."""
+"""`glitchrun validate`: reports the problems of spec files, without loading a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from glitchrun.spec.spec_files import find_files
 from glitchrun.terminal import emit, say, visible
 
 _SHOWN = 5
-"""Folders named before the rest is only counted."""
+"""Skipped folders that are named; further ones are counted."""
 
 
 @click.command("validate")
@@ -25,14 +25,14 @@ _SHOWN = 5
     type=click.Choice(["text", "json", "github", "sarif"]),
     default="text",
     show_default=True,
-    help="How the problems are written.",
+    help="Output format.",
 )
 @click.pass_context
 def command(context: click.Context, paths: tuple[str, ...], form: str) -> None:
-    """Checks spec files, and the .yaml and .yml files in folders and below them.
+    """Checks spec files, and the .yaml and .yml files in folders and their subfolders.
 
-    Below a folder, hidden ones and those of other people's code (venv, node_modules, build, ...) or
-    of finished runs (mlruns) are skipped; a path given on the command line is always read.
+    Skips subfolders that are hidden, contain third-party code (venv, node_modules, build, ...) or
+    runs (mlruns). A path given on the command line is always read.
     """
     problems, files = check_files(paths)
     counted = f"{files} file{'s' * (files != 1)}"
@@ -51,7 +51,7 @@ def command(context: click.Context, paths: tuple[str, ...], form: str) -> None:
 
 
 def _skipped_folders(folders: Sequence[Path]) -> str:
-    """The folders that were not searched: `skipped 2 folders: .git, venv`."""
+    """The message about folders that were not searched: `skipped 2 folders: .git, venv`."""
     shown = ", ".join(visible(str(folder)) for folder in folders[:_SHOWN])
     more = f" and {len(folders) - _SHOWN} more" if len(folders) > _SHOWN else ""
     counted = f"{len(folders)} folder{'s' * (len(folders) != 1)}"

@@ -23,6 +23,7 @@ command.py    the command line that repeats a run
 """
 
 from glitchrun.ledger.folders import (
+    ROOT,
     current_attempt,
     existing_status,
     find_runs,
@@ -38,6 +39,7 @@ from glitchrun.ledger.read import read_run
 from glitchrun.ledger.record import RunRecord
 
 __all__ = [
+    "ROOT",
     "Journal",
     "RunRecord",
     "current_attempt",

@@ -17,6 +17,8 @@ from glitchrun.ledger.lock import hold, is_held
 from glitchrun.ledger.read import read_identity, read_run, read_status
 from glitchrun.ledger.record import RunIdentity, RunRecord
 
+ROOT = Path("mlruns")
+"""The default tracking root, in the working directory."""
 _LONGEST = 100
 """Most bytes of an experiment's name in its folder's name; file systems allow 255 in total."""
 _ATTEMPT = re.compile(r"attempt-([1-9][0-9]{0,8})")

@@ -1,4 +1,4 @@
-"""Which run a name, a key or a folder means."""
+"""Finds the run that a name, a key or a folder identifies."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ _LISTED = 12
 
 
 def find_run(text: str, root: Path) -> RunRecord:
-    """The run that `text` names: a folder, `latest`, the start of a key, a run's name,
-    or the `run_id` that `apply -o json` prints.
+    """The run that `text` identifies.
 
-    Of a run with several attempts the newest is meant; `KEY#N` means attempt N. Of several runs of
-    one name, as after a change of the spec, the newest finished one is, or else the newest; which
-    it is, is said on standard error.
+    `text` is a folder, `latest`, the start of a key, `KEY#N` for attempt N, a run's name, or the
+    `run_id` that `apply -o json` prints. Without `#N` this is the newest attempt. If several runs
+    have the name, as after a change of the spec, this is the newest finished one, or else the
+    newest; a message on standard error names it.
+
+    Args:
+        text: The argument of a command.
+        root: Tracking root.
 
     Raises:
-        UsageError: no run is meant, or more than one; the message lists what there is.
+        UsageError: no run or more than one matches; the message lists the runs.
         RunError: the run's files cannot be read.
     """
     record = _in_folder(Path(text)) or _under(root, text)
@@ -35,28 +39,27 @@ def find_run(text: str, root: Path) -> RunRecord:
 
 
 def readable_runs(root: Path) -> list[RunRecord]:
-    """Every run that can be read, oldest first. Prints the number of others, and why, on standard
-    error."""
+    """Every run that can be read, oldest first. Reports the others on standard error."""
     unreadable: list[GlitchrunError] = []
     found = find_runs(root, unreadable.append)
-    _tell_unreadable(unreadable)
+    _report_unreadable(unreadable)
     return found
 
 
-def _tell_unreadable(errors: Sequence[GlitchrunError]) -> None:
+def _report_unreadable(errors: Sequence[GlitchrunError]) -> None:
     for line in unreadable_lines(errors):
         say(line, err=True)
 
 
 def report_damage(runs: Iterable[RunRecord]) -> None:
-    """Prints the runs with a damaged ledger, and the remedy, on standard error."""
+    """Reports damaged ledgers and the remedy on standard error."""
     for run in runs:
         if run.damage:
             say(f"damaged: {run.damage}", err=True)
 
 
 def _under(root: Path, text: str) -> RunRecord:
-    """The run under the tracking root that `text` names."""
+    """The run under the tracking root that `text` identifies."""
     newest_first = readable_runs(root)[::-1]
     if not newest_first:
         raise UsageError(f"there are no runs under {root}/: start one with glitchrun apply SPEC")
@@ -64,22 +67,25 @@ def _under(root: Path, text: str) -> RunRecord:
         return newest_first[0]
     found = _named(text, newest_first)
     if not found:
-        raise UsageError(f"no run is called {text!r}; there are:\n{_listing(newest_first)}")
+        raise UsageError(f"no run is called {text!r}; the runs are:\n{_listing(newest_first)}")
     runs = _newest_attempts(found)
     if len(runs) == 1:
         return runs[0]
     names = {(record.identity.experiment, record.identity.name) for record in runs}
     if len(names) > 1 or any(record.identity.key.startswith(text) for record in runs):
-        raise UsageError(f"{text!r} fits more than one run; give a key:\n{_listing(found)}")
-    return _taken(text, runs)
+        raise UsageError(f"{text!r} matches more than one run; use a key:\n{_listing(found)}")
+    return _newest_of_name(text, runs)
 
 
 def find_cells(text: str, root: Path) -> list[RunRecord]:
-    """The cells of the matrix that `text` names by its experiment, or by the key that the cells
-    share, in the order in which they ran; empty where it means no such thing.
+    """The cells of the matrix that `text` identifies, in the order in which they ran.
 
-    Of each cell the newest finished run is taken, or else the newest. Cells of an earlier shape of
-    the matrix, with other axes, are left out.
+    Each cell is its newest finished run, or else its newest. Cells of an earlier version of the
+    matrix with other axes are left out. Empty if `text` identifies no matrix.
+
+    Args:
+        text: The matrix' experiment, or the start of the key that its cells share.
+        root: Tracking root.
     """
     unreadable: list[GlitchrunError] = []
     newest_first = find_runs(root, unreadable.append)[::-1]
@@ -96,8 +102,8 @@ def find_cells(text: str, root: Path) -> list[RunRecord]:
     taken: dict[str, RunRecord] = {}
     for run in cells:
         taken.setdefault(run.identity.name, run)
-    if taken:  # or else `find_run` says it
-        _tell_unreadable(unreadable)
+    if taken:  # otherwise `find_run` reports them
+        _report_unreadable(unreadable)
         report_damage(taken.values())
     return sorted(taken.values(), key=lambda run: (run.started_at, run.identity.name))
 
@@ -107,7 +113,7 @@ def _axes(run: RunRecord) -> AbstractSet[str]:
 
 
 def _newest_attempts(found: Sequence[RunRecord]) -> list[RunRecord]:
-    """The newest attempt of each run, in the order in which the runs are met."""
+    """The newest attempt of each run, in the order of `found`."""
     newest: dict[str, RunRecord] = {}
     for record in found:
         known = newest.setdefault(record.identity.key, record)
@@ -116,14 +122,14 @@ def _newest_attempts(found: Sequence[RunRecord]) -> list[RunRecord]:
     return list(newest.values())
 
 
-def _taken(text: str, runs: Sequence[RunRecord]) -> RunRecord:
-    """The newest finished run of one name, or else the newest; `runs` begins with the newest."""
+def _newest_of_name(text: str, runs: Sequence[RunRecord]) -> RunRecord:
+    """The newest finished run, or else the newest. `runs` is sorted from the newest."""
     finished = [record for record in runs if record.status == "FINISHED"]
     taken = (finished or runs)[0]
     which = "newest finished" if finished else "newest"
     others = f"{len(runs) - 1} other{'s' if len(runs) > 2 else ''}"
     say(
-        f"{text!r} ran with more than one spec: took the {which}, {_line(taken)}; "
+        f"{text!r} ran with more than one spec: this is the {which}, {_line(taken)}; "
         f"`glitchrun status` lists {others}",
         err=True,
     )
@@ -131,7 +137,7 @@ def _taken(text: str, runs: Sequence[RunRecord]) -> RunRecord:
 
 
 def _in_folder(path: Path) -> RunRecord | None:
-    """The run of an attempt's folder, or the newest attempt of a run's folder."""
+    """The run of an attempt's folder, or the newest attempt in a run's folder; else None."""
     if not os.path.isdir(path):  # noqa: PTH112 - false for any text, where Path raises
         return None
     with file_access(path):
@@ -142,8 +148,7 @@ def _in_folder(path: Path) -> RunRecord | None:
 
 
 def _named(text: str, runs: list[RunRecord]) -> list[RunRecord]:
-    """Runs whose key begins with `text`, whose MLflow id or own name it is, else those of an
-    experiment."""
+    """The runs whose key begins with `text`; else those with this MLflow id, name or experiment."""
     name, _, attempt = text.rpartition("#")
     if name and attempt.isdecimal():
         return [run for run in _named(name, runs) if run.identity.attempt == int(attempt)]

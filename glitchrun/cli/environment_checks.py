@@ -1,4 +1,4 @@
-"""What `glitchrun doctor` looks at: each check is a function that returns its findings."""
+"""The checks of `glitchrun doctor`: each is a function of the tracking root that yields results."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from urllib.parse import urlsplit
 
 import glitchrun
 from glitchrun.checkpoint.model_cache import CACHE_VARIABLE, cache_folder, size_of
-from glitchrun.cli.render_plan import size
 from glitchrun.errors import PreflightError
 from glitchrun.plan.devices import main_memory, visible_gpus
+from glitchrun.report.formatting import size
 
 _EXTRA = "run"
 _STORE_TIMEOUT = 5.0
@@ -39,53 +39,55 @@ print(json.dumps({"threads": torch.get_num_threads(), "cuda": torch.version.cuda
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the diagnosis."""
+class CheckResult:
+    """One line of the output of `doctor`."""
 
     check: str
     status: str
-    """ok, note (worth knowing), or missing (the main job cannot run)."""
+    """ok, note (a limitation), or missing (no run can start)."""
     detail: str
     remedy: str | None = None
-    """The command or the change that would help."""
+    """The command or change that helps; None if nothing is needed."""
 
     def to_json(self) -> dict[str, Any]:
-        """The fields by name."""
+        """The fields by name; JSON-ready."""
         return asdict(self)
 
 
-def all_findings(root: Path) -> Iterator[Finding]:
-    """Every finding, cheap checks first. `root` is the tracking root."""
+def run_checks(root: Path) -> Iterator[CheckResult]:
+    """The results of all checks, fast ones first. `root` is the tracking root."""
     for check in CHECKS:
         yield from check(root)
 
 
-def python(root: Path) -> Iterator[Finding]:
-    """The interpreter and glitchrun itself."""
+def python(root: Path) -> Iterator[CheckResult]:
+    """Checks the versions of Python and glitchrun."""
     version = platform.python_version()
     old = sys.version_info < (3, 11)
     remedy = "install Python 3.11 or newer" if old else None
-    yield Finding("python", "missing" if old else "ok", f"{version} ({sys.executable})", remedy)
-    yield Finding("glitchrun", "ok", glitchrun.__version__)
+    yield CheckResult("python", "missing" if old else "ok", f"{version} ({sys.executable})", remedy)
+    yield CheckResult("glitchrun", "ok", glitchrun.__version__)
 
 
-def packages(root: Path) -> Iterator[Finding]:
-    """Every package of the extra `run`, by its metadata: nothing is imported."""
+def packages(root: Path) -> Iterator[CheckResult]:
+    """Checks the packages of the extra `run` by their metadata; imports none of them."""
     for requirement in _requirements():
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
         command = f"pip install '{requirement}'"
         try:
             installed = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "missing", "not installed", f"pip install 'glitchrun[{_EXTRA}]'")
+            yield CheckResult(
+                name, "missing", "not installed", f"pip install 'glitchrun[{_EXTRA}]'"
+            )
             continue
         fits = _satisfies(installed, requirement)
         detail = installed if fits else f"{installed}, wanted {requirement}"
-        yield Finding(name, "ok" if fits else "missing", detail, None if fits else command)
+        yield CheckResult(name, "ok" if fits else "missing", detail, None if fits else command)
 
 
 def _requirements() -> list[str]:
-    """The requirements of the extra, from the installed package or from the source beside it."""
+    """The requirements of the extra, from the installed package or else from pyproject.toml."""
     try:
         declared = importlib.metadata.requires("glitchrun") or []
     except importlib.metadata.PackageNotFoundError:
@@ -97,14 +99,14 @@ def _requirements() -> list[str]:
 
 
 def _satisfies(installed: str, requirement: str) -> bool:
-    """Whether a version keeps the >= and < bounds of a requirement."""
+    """Whether a version is within the >= and < bounds of a requirement."""
     have = _numbers(installed)
     bounds = re.findall(r"(>=|<)\s*([\d.]+)", requirement)
     return all(have >= _numbers(v) if sign == ">=" else have < _numbers(v) for sign, v in bounds)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """(2, 13) of `2.13.0+cpu`: trailing zeros dropped, so that 2 equals 2.0."""
+    """(2, 13) for `2.13.0+cpu`: without trailing zeros, so that 2 equals 2.0."""
     match = re.match(r"\d+(?:\.\d+)*", version)
     parts = [int(part) for part in match[0].split(".")] if match else []
     while parts and not parts[-1]:
@@ -112,35 +114,37 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(parts)
 
 
-def processor(root: Path) -> Iterator[Finding]:
-    """Cores and main memory, and whether the CPU multiplies bfloat16 by itself."""
+def processor(root: Path) -> Iterator[CheckResult]:
+    """Checks cores, main memory, and whether the CPU has bfloat16 instructions."""
     free, total, source = main_memory()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     detail = f"{cores} cores, {size(free)} of {size(total)} free ({source})"
-    yield Finding("cpu", "ok", detail)
+    yield CheckResult("cpu", "ok", detail)
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return
     if "avx512_bf16" in flags or "amx_bf16" in flags:
-        yield Finding("bfloat16", "ok", "AVX512_BF16: faster than float32 on this CPU")
+        yield CheckResult("bfloat16", "ok", "AVX512_BF16: faster than float32 on this CPU")
     else:
-        detail = "no AVX512_BF16: bfloat16 goes by way of float32 here, it saves memory, not time"
-        yield Finding("bfloat16", "note", detail, "model.quantization: float32, where it fits")
+        detail = "no AVX512_BF16: bfloat16 is converted to float32, which saves memory but no time"
+        yield CheckResult(
+            "bfloat16", "note", detail, "model.quantization: float32, if it fits in memory"
+        )
 
 
-def gpus(root: Path) -> Iterator[Finding]:
-    """NVIDIA devices that a run could use."""
+def gpus(root: Path) -> Iterator[CheckResult]:
+    """Checks for NVIDIA devices that a run could use."""
     found = visible_gpus()
     for gpu in found:
         detail = f"{gpu.source}, {size(gpu.free)} of {size(gpu.total)} free"
-        yield Finding(gpu.device, "ok", detail)
+        yield CheckResult(gpu.device, "ok", detail)
     if not found:
-        yield Finding("gpu", "note", "none that torch could use: runs go to the CPU")
+        yield CheckResult("gpu", "note", "none that torch could use: runs use the CPU")
 
 
-def torch_works(root: Path) -> Iterator[Finding]:
-    """Imports torch in a process of its own: a broken installation shows only there."""
+def torch_works(root: Path) -> Iterator[CheckResult]:
+    """Imports torch in a separate process, which shows whether its installation works."""
     if not _installed("torch"):
         return
     answer = subprocess.run(
@@ -149,12 +153,12 @@ def torch_works(root: Path) -> Iterator[Finding]:
     if answer.returncode:
         last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
         remedy = "pip install --force-reinstall torch"
-        yield Finding("torch runs", "missing", f"it cannot be imported: {last}", remedy)
+        yield CheckResult("torch runs", "missing", f"it cannot be imported: {last}", remedy)
         return
     seen = json.loads(answer.stdout.splitlines()[-1])
     build = f"CUDA {seen['cuda']}" if seen["cuda"] else "a CPU build"
     devices = f", sees {', '.join(seen['gpus'])}" if seen["gpus"] else ""
-    yield Finding("torch runs", "ok", f"{build}, {seen['threads']} threads{devices}")
+    yield CheckResult("torch runs", "ok", f"{build}, {seen['threads']} threads{devices}")
 
 
 def _installed(package: str) -> bool:
@@ -165,8 +169,8 @@ def _installed(package: str) -> bool:
     return True
 
 
-def disk(root: Path) -> Iterator[Finding]:
-    """Whether the tracking root can be written, and the room there."""
+def disk(root: Path) -> Iterator[CheckResult]:
+    """Checks that the tracking root can be written and has enough space."""
     place = next(path for path in (root, *root.parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=place):
@@ -174,34 +178,36 @@ def disk(root: Path) -> Iterator[Finding]:
     except OSError as error:
         remedy = f"make {place} writable, or work in another folder"
         detail = f"{place} cannot be written ({error.strerror})"
-        yield Finding("tracking root", "missing", detail, remedy)
+        yield CheckResult("tracking root", "missing", detail, remedy)
         return
     free = shutil.disk_usage(place).free
     low = free < _LEAST_DISK
     detail = f"{root} can be written, {size(free)} free"
-    yield Finding("tracking root", "note" if low else "ok", detail, "make room" if low else None)
+    yield CheckResult(
+        "tracking root", "note" if low else "ok", detail, "make room" if low else None
+    )
 
 
-def model_cache(root: Path) -> Iterator[Finding]:
-    """The cache folder of converted models, and its size."""
+def model_cache(root: Path) -> Iterator[CheckResult]:
+    """Checks the cache folder of converted models, and its size."""
     try:
         folder = cache_folder()
     except PreflightError as error:
-        yield Finding("model cache", "missing", str(error), f"export {CACHE_VARIABLE}=FOLDER")
+        yield CheckResult("model cache", "missing", str(error), f"export {CACHE_VARIABLE}=FOLDER")
         return
     held = size_of(folder)
     remedy = "glitchrun doctor --clear-cache" if held else None
-    yield Finding("model cache", "ok", f"{folder}, {held / 1e6:,.0f} MB", remedy)
+    yield CheckResult("model cache", "ok", f"{folder}, {held / 1e6:,.0f} MB", remedy)
 
 
-def store(root: Path) -> Iterator[Finding]:
-    """Whether the MLflow store answers."""
+def store(root: Path) -> Iterator[CheckResult]:
+    """Checks that the MLflow store answers."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
     try:
         parts = urlsplit(uri)
     except ValueError as error:
         detail = f"MLFLOW_TRACKING_URI is not a valid address ({error})"
-        yield Finding("store", "missing", detail, "correct or unset it")
+        yield CheckResult("store", "missing", detail, "correct or unset it")
         return
     if parts.scheme in ("http", "https"):
         yield _server(uri)
@@ -209,26 +215,28 @@ def store(root: Path) -> Iterator[Finding]:
         yield _database(Path(uri.removeprefix("sqlite:///")))
     else:
         detail = f"{parts.scheme or 'a folder'}: not checked"
-        yield Finding("store", "note", detail, "MLFLOW_TRACKING_URI=sqlite:///... or http://...")
+        yield CheckResult(
+            "store", "note", detail, "MLFLOW_TRACKING_URI=sqlite:///... or http://..."
+        )
 
 
-def _server(uri: str) -> Finding:
+def _server(uri: str) -> CheckResult:
     parts = urlsplit(uri)
     shown = f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
     request = urllib.request.Request(f"{shown}{parts.path.rstrip('/')}/health")
     try:
         with urllib.request.urlopen(request, timeout=_STORE_TIMEOUT):
-            return Finding("store", "ok", f"{shown} answers")
+            return CheckResult("store", "ok", f"{shown} answers")
     except urllib.error.HTTPError as error:
-        return Finding("store", "note", f"{shown} answers with {error.code}")
+        return CheckResult("store", "note", f"{shown} answers with {error.code}")
     except OSError as error:
         remedy = "start the server, or unset MLFLOW_TRACKING_URI to use SQLite under mlruns/"
-        return Finding("store", "missing", f"{shown} does not answer ({error})", remedy)
+        return CheckResult("store", "missing", f"{shown} does not answer ({error})", remedy)
 
 
-def _database(path: Path) -> Finding:
+def _database(path: Path) -> CheckResult:
     if not path.exists():
-        return Finding("store", "ok", f"{path} will be created by the first run")
+        return CheckResult("store", "ok", f"{path} will be created by the first run")
     try:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1)
         try:
@@ -237,11 +245,11 @@ def _database(path: Path) -> Finding:
             connection.close()
     except sqlite3.Error as error:
         remedy = f"move {path} away; `glitchrun sync` fills a new one from the ledger"
-        return Finding("store", "missing", f"{path} is no MLflow store ({error})", remedy)
-    return Finding("store", "ok", f"{path}, {count} runs")
+        return CheckResult("store", "missing", f"{path} is no MLflow store ({error})", remedy)
+    return CheckResult("store", "ok", f"{path}, {count} runs")
 
 
-CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[Path], Iterator[CheckResult]], ...] = (
     python,
     packages,
     processor,
