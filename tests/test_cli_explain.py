@@ -12,7 +12,7 @@ from glitchrun.ledger import ROOT
 from tests.support.records import write_run
 
 
-def test_a_threshold_that_nobody_wrote_is_called_a_default(
+def test_threshold_without_origin_is_called_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -20,5 +20,5 @@ def test_a_threshold_that_nobody_wrote_is_called_a_default(
     done = CliRunner().invoke(main, ["explain", "latest", "mine/glitch"])
     assert done.exit_code == 0, done.output
     lines = {line.split()[1]: line for line in done.output.splitlines() if "threshold  " in line}
-    assert lines["probability"].endswith("(by default)")
+    assert lines["probability"].endswith("(default)")
     assert lines["asr"].endswith(":14:9)")

@@ -97,7 +97,7 @@ def _again(place: int) -> Invented:
     )
 
 
-def test_of_runs_of_one_name_the_newest_finished_is_taken_and_told(
+def test_newest_finished_run_of_a_name_is_used_and_reported(
     root: Path, report: Callable[..., Result]
 ) -> None:
     write_run(root, _again(1))
@@ -105,7 +105,7 @@ def test_of_runs_of_one_name_the_newest_finished_is_taken_and_told(
     for name in ("old", "first"):
         result = report(name, "--format", "json")
         assert json.loads(result.stdout)["key"] == "bbb1000000000000"
-        assert "took the newest finished, bbb100000000#1  FINISHED" in result.stderr
+        assert "using the newest finished run, bbb100000000#1  FINISHED" in result.stderr
         assert "`glitchrun status` lists 2 others" in result.stderr
     assert report("aaaa", "--format", "json").stderr == ""
 

@@ -59,7 +59,7 @@ def command(file: Path, model: str, output: Path, mismatches: str, redact: bool)
     fits = vocabulary_fit.check_fit(found.tokens, tokenizer, rows)
     wrong = len(vocabulary_fit.misfits(fits))
     if wrong and (mismatches == "refuse" or wrong == len(fits)):
-        remedy = "set --model to the model that the file was made with"
+        remedy = "give --model the model that the file was made with"
         if wrong < len(fits):
             remedy += ", or leave these entries out with --mismatches drop"
         raise vocabulary_fit.misfit_error(

@@ -129,7 +129,7 @@ def _newest_of_name(text: str, runs: Sequence[RunRecord]) -> RunRecord:
     which = "newest finished" if finished else "newest"
     others = f"{len(runs) - 1} other{'s' if len(runs) > 2 else ''}"
     say(
-        f"{text!r} ran with more than one spec: this is the {which}, {_line(taken)}; "
+        f"{text!r} ran with more than one spec: using the {which} run, {_line(taken)}; "
         f"`glitchrun status` lists {others}",
         err=True,
     )
