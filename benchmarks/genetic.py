@@ -21,14 +21,15 @@ import click
 import numpy as np
 import torch
 
+from glitchrun.fitness import Ids, reduction
 from glitchrun.model import load
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.backend_selection import best_backend
 from glitchrun.probing.sequence_scoring import SequenceScorer
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.slot import Slot, slot
-from glitchrun.search.evolution import Evolution, Ids, Settings, reduction
-from glitchrun.search.evolution.seeding import random_sequence
+from glitchrun.search.evolution import Evolution
+from glitchrun.search.operators import EvolutionSettings, random_sequence
 from glitchrun.spec.types import ModelSpec
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.token_features import row_norms
@@ -65,7 +66,7 @@ class Prompt:
         return {ids: reduction(self.before, p) for ids, (p,) in zip(sequences, scores, strict=True)}
 
 
-def scaled(budget: int, max_tokens: int) -> Settings:
+def scaled(budget: int, max_tokens: int) -> EvolutionSettings:
     """The strategy's defaults, its population and generations made smaller to fit a budget.
 
     The defaults spend 500 evaluations on single tokens and 2,300 on 50 generations of 50.
@@ -73,7 +74,7 @@ def scaled(budget: int, max_tokens: int) -> Settings:
     population = max(8, budget // 16)
     elite = max(1, population // 10)
     bred = -(-(budget - budget // _SINGLES - population) // (population - elite))
-    return Settings(
+    return EvolutionSettings(
         population=population,
         elite=elite,
         generations=bred + 2,  # some children are known already
@@ -83,7 +84,7 @@ def scaled(budget: int, max_tokens: int) -> Settings:
 
 
 def evolved(
-    prompt: Prompt, pool: Sequence[int], settings: Settings, seed: int, budget: int
+    prompt: Prompt, pool: Sequence[int], settings: EvolutionSettings, seed: int, budget: int
 ) -> float:
     """The best fitness within so many evaluations."""
     evolution = Evolution(pool, settings, seed)
@@ -102,7 +103,7 @@ def evolved(
 
 
 def at_random(
-    prompt: Prompt, pool: Sequence[int], settings: Settings, seed: int, budget: int
+    prompt: Prompt, pool: Sequence[int], settings: EvolutionSettings, seed: int, budget: int
 ) -> float:
     """The best fitness of so many different random sequences."""
     rng = np.random.default_rng([seed, 1])

@@ -11,14 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glitchrun.search.evolution import Evolution, Generation, Settings, increase, reduction
-from glitchrun.search.evolution.evolution import diversity
-from glitchrun.search.evolution.operators import crossover, mutate, tournament
-from glitchrun.search.evolution.schedule import mutation_rate
-from glitchrun.search.evolution.seeding import sample, seeded_sequence
+from glitchrun.fitness import increase, reduction
+from glitchrun.search.evolution import Evolution, Generation, diversity
+from glitchrun.search.operators import (
+    EvolutionSettings,
+    crossover,
+    mutate,
+    mutation_rate,
+    sample_pool,
+    seeded_sequence,
+    tournament,
+)
 
 POOL = tuple(range(100, 400))
-SMALL = Settings(population=20, generations=30, elite=3, max_tokens=4, early_stop=None)
+SMALL = EvolutionSettings(population=20, generations=30, elite=3, max_tokens=4, early_stop=None)
 GENOMES = st.lists(st.integers(0, 9), min_size=1, max_size=5).map(tuple)
 
 
@@ -29,7 +35,7 @@ def toward(ids: Sequence[int]) -> float:
 
 
 def search(
-    settings: Settings, seed: int = 0, singles: int = 30
+    settings: EvolutionSettings, seed: int = 0, singles: int = 30
 ) -> tuple[Evolution, list[Generation], list[list[tuple[int, ...]]]]:
     """A whole search: its end, its generations and what it asked for."""
     evolution = Evolution(POOL, settings, seed)
@@ -124,10 +130,10 @@ def test_mutation_schedules() -> None:
 
 
 def test_samples_are_of_the_pool_each_once() -> None:
-    chosen = sample(POOL, 50, np.random.default_rng(0))
+    chosen = sample_pool(POOL, 50, np.random.default_rng(0))
     assert len(set(chosen)) == 50
     assert set(chosen) < set(POOL)
-    assert sample(POOL[:5], 50, np.random.default_rng(0)) == list(POOL[:5])
+    assert sample_pool(POOL[:5], 50, np.random.default_rng(0)) == list(POOL[:5])
 
 
 def test_seeded_sequences_favour_the_best_single() -> None:

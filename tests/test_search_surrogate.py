@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from glitchrun.events import ProbeResult, Token, Verified
-from glitchrun.search import ridge
 from glitchrun.search.base import Space
 from glitchrun.search.features import Features
-from glitchrun.search.surrogate import Surrogate
+from glitchrun.search.surrogate import NOISES, Surrogate, fit_ridge
 
 SIZE, WIDTH = 1200, 24
 TEXTS = [
@@ -163,9 +162,9 @@ def test_ridge_is_the_same_through_either_matrix_and_takes_the_likeliest_noise(n
     rows = rng.normal(size=(n, 40))
     target = rows @ rng.normal(size=40) + rng.normal(size=n) * 3
     target -= target.mean()
-    weights = ridge.fit(rows, target)
-    by_evidence = [_evidence(rows, target, noise) for noise in ridge.NOISES]
-    noise = ridge.NOISES[int(np.argmax(by_evidence))]
+    weights = fit_ridge(rows, target)
+    by_evidence = [_evidence(rows, target, noise) for noise in NOISES]
+    noise = NOISES[int(np.argmax(by_evidence))]
     plain = np.linalg.solve(rows.T @ rows + noise * np.eye(40), rows.T @ target)
     assert weights == pytest.approx(plain, abs=1e-8)
 

@@ -1,4 +1,4 @@
-"""What a search is, and what it is given."""
+"""The protocol of a search, and what it receives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from glitchrun.vocabulary import Vocabulary
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scores:
-    """What the frozen-suffix screen made of N tokens."""
+    """Scores of N tokens from the frozen-suffix screen."""
 
     log_p: NDArray[np.float64]
     """(N,) log-probability of the token, in nats."""
@@ -27,66 +27,86 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The tokens to search, and what may be asked of the model about them."""
+    """The tokens to search, and what a search may know of the model."""
 
     ids: Tensor
     """(N,) token ids in scope, ascending."""
     embeddings: Tensor
-    """(V, H) output embeddings: the space in which neighbours are near."""
+    """(V, H) output embeddings, in which the distances between tokens are taken."""
     input_embeddings: Tensor
     """(V, H); the same as `embeddings` where the two are tied."""
     vocabulary: Vocabulary
     seed: int
     gradient: Callable[[int], tuple[float, Tensor]]
-    """Entropy after the first probe's prompt for a token, and its gradient `(H,)` at the token."""
+    """Maps a token id to the next-token entropy in nats after the first probe's prompt, and to its
+    gradient `(H,)` with respect to the token's embedding."""
     limit: float = 1.0
-    """thresholds.probability: a token that is as likely as that is no glitch."""
+    """thresholds.probability: a token whose probability reaches it is no glitch token."""
     scores: Scores | None = None
-    """What the screen made of `ids`, for searches that ask for it."""
+    """The screen's scores of `ids`, if the search is `screened`."""
 
     @property
     def tied(self) -> bool:
-        """Whether input and output embeddings are one table."""
+        """Whether input and output embeddings are the same tensor."""
         return self.input_embeddings.data_ptr() == self.embeddings.data_ptr()
 
 
 class Parameters(Protocol):
-    """The parameters of `mine` that searches read; `strategies.mine.Config` has them all."""
+    """The parameters that searches read. `strategies.mine.Config` has all of them."""
 
     @property
-    def recall(self) -> float: ...
+    def recall(self) -> float:
+        """Share of the glitch tokens in scope to find."""
+
     @property
-    def confidence(self) -> float: ...
+    def confidence(self) -> float:
+        """Confidence of the bounds on recall."""
+
     @property
-    def k(self) -> int: ...
+    def k(self) -> int:
+        """Nearest neighbours considered in each round."""
+
     @property
-    def start(self) -> int | None: ...
+    def start(self) -> int | None:
+        """Token id at which a walk starts; None for the token of least norm."""
+
     @property
-    def ranges(self) -> Sequence[tuple[int, int]] | None: ...
+    def ranges(self) -> Sequence[tuple[int, int]] | None:
+        """Spans of token ids, both ends included."""
+
     @property
-    def groups(self) -> Sequence[str] | None: ...
+    def groups(self) -> Sequence[str] | None:
+        """Groups of writing systems or kinds of character."""
+
     @property
-    def patterns(self) -> Sequence[str] | None: ...
+    def patterns(self) -> Sequence[str] | None:
+        """Regular expressions for the text of tokens."""
+
     @property
-    def sample_rate(self) -> float | None: ...
+    def sample_rate(self) -> float | None:
+        """Share of each range, group or pattern to verify; None for all."""
+
     @property
-    def sample_size(self) -> int | None: ...
+    def sample_size(self) -> int | None:
+        """Number of tokens of each range, group or pattern to verify, at most; None for all."""
+
     @property
-    def own(self) -> Mapping[str, Any]: ...
+    def own(self) -> Mapping[str, Any]:
+        """The parameters that the search declares in its `SearchEntry`, defaults included."""
 
 
 class Search(Protocol):
-    """Says which tokens to verify next, from the verdicts so far.
+    """Chooses the tokens to verify next from the verdicts so far.
 
-    The state is a function of the verdicts given to `update`, in order, so that a search resumes by
-    being told again what was found.
+    The state depends only on the verdicts passed to `update`, in order: a search resumes by taking
+    the earlier verdicts again.
     """
 
     counters: Counter[str]
-    """Work and oddities since it was last cleared: gradients, walk_ties."""
+    """Work and events since it was last cleared, such as `gradients` and `walk_ties`."""
 
     def propose(self, n: int) -> list[int]:
-        """Up to n token ids not verified yet; none when the search has come to its end."""
+        """Up to n token ids that are not verified yet; empty when the search has ended."""
 
     def update(self, verdicts: Sequence[Verified]) -> None:
-        """Takes in the verdicts on one proposed batch."""
+        """Takes the verdicts on one proposed batch."""

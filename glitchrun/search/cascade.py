@@ -1,4 +1,4 @@
-"""Screen everything, verify in the screen's order, and audit what was left aside."""
+"""Searches by the screen's scores: its order alone, and a cascade with an audit of the rest."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from glitchrun.search.ordered import Ordered
 from glitchrun.search.recall import Audit, Recall, most_missed, recall, sample_size
 
 _BLOCK = 64
-"""Tokens of the front between two looks at its yield."""
+"""Tokens by which the front grows before its yield is checked again."""
 _WINDOW = 256
-"""Tokens at the end of the front, at least, whose yield says whether to go on."""
+"""Least number of tokens at the end of the front over which the yield is taken."""
 _SHARE = 0.1
-"""The window as a share of the front."""
+"""The same as a share of the front; the larger of the two counts."""
 _EDGE = 0.05
-"""Yield of the window below which the front ends for the first time; halved each time after."""
+"""Yield (hits / tokens) below which the first front ends; halved for each further front."""
 _AUDIT = 0.05
-"""Share of the rest that an audit takes where a much smaller one could do."""
+"""Share of the rest that an audit takes if the smallest sufficient sample is smaller."""
 _SAFETY = 3
-"""How many times that smaller one, at most."""
+"""Upper bound on such an audit, as a multiple of the smallest sufficient sample."""
 
 
 class Cascade:
-    """Ends when the recall asked for is reached with the confidence asked for.
+    """Ends when an audit shows the required recall with the required confidence.
 
-    The front follows the screen from the worst score on, until its end hardly yields any more.
-    Then a uniform random sample of the rest is verified: its hits bound what was missed. Where the
-    bound is too wide, the front goes on to a lower yield and the audit grows, each round with half
-    of the error that is left, so that the bounds of all rounds hold together (union bound). The
-    ends of fronts and the sizes of audits depend on verdicts in the front alone, and the audit
-    follows one random order fixed by the seed; so each audit is a uniform sample.
+    1. The front: verify tokens in the order of the screen, the worst score first, until the yield
+       at its end is low.
+    2. The audit: verify a uniform random sample of the rest. Its hits bound the number missed.
+    3. If the bound is too wide, repeat with a lower yield and a larger audit.
+
+    Each round gets half of the remaining error probability, so the bounds of all rounds hold
+    together (union bound). Where fronts end and how large audits are depends only on verdicts in
+    the front, and audits follow one random order fixed by the seed: each is a uniform sample.
     """
 
     def __init__(self, space: Space, share: float, confidence: float) -> None:
@@ -53,11 +55,12 @@ class Cascade:
         self._end = min(_BLOCK, len(self._front))
         self._round = 0
         self._sample: list[int] | None = None
-        """The audit of this round; None while the front goes on. It may be empty: where what was
-        found outweighs all that is left."""
+        """The audit of this round; None during the front. It is empty where the required recall is
+        reached even if all remaining tokens are glitch tokens."""
 
     @classmethod
     def build(cls, space: Space, config: Parameters) -> Self:
+        """The cascade with the parameters `recall` and `confidence`."""
         return cls(space, config.recall, config.confidence)
 
     def propose(self, n: int) -> list[int]:
@@ -70,13 +73,13 @@ class Cascade:
 
     @property
     def reached(self) -> Recall | None:
-        """What the audit says of all that was verified so far; None before it has begun, and where
-        there is nothing to find.
+        """Recall of everything verified so far; None before the first audit, and if there is
+        nothing to find.
 
-        Where a budget ends the search in a front or an audit, the front is as far as it came, and
-        the audit what came first in the random order: that is a uniform sample of the rest too.
+        If a budget ended the search early, the front counts as far as it was verified, and the
+        audit is the verified part of the random order, which is also a uniform sample.
         """
-        self.propose(0)  # so that it rests on the verdicts alone, not on what was asked last
+        self.propose(0)  # moves on to the stage that the verdicts determine
         return self._recall()
 
     def _recall(self) -> Recall | None:
@@ -100,12 +103,12 @@ class Cascade:
         return (1 - self.confidence) / 2**self._round
 
     def _open(self) -> list[int]:
-        """What this stage has still to verify, in its order."""
+        """The unverified tokens of this stage, in its order."""
         stage = self._front[: self._end] if self._sample is None else self._sample
         return [token_id for token_id in stage if token_id not in self._found]
 
     def _advance(self) -> bool:
-        """Goes on to the next stage; whether there is one."""
+        """Begins the next stage; returns whether there is one."""
         if self._sample is not None:
             if self._settled():
                 return False
@@ -121,7 +124,7 @@ class Cascade:
         return True
 
     def _exhausted(self) -> bool:
-        """Whether the end of the front hardly yields any more."""
+        """Whether the yield at the end of the front is low."""
         window = max(_WINDOW, int(_SHARE * self._end))
         if self._end < window:
             return False
@@ -145,16 +148,16 @@ class Cascade:
 
 
 def screened(space: Space, config: Parameters) -> Ordered:
-    """The order of the screen alone, the worst score first."""
+    """The order of the screen, the worst score first."""
     assert space.scores is not None
     return Ordered(by_score(space.ids.tolist(), space.scores, space.limit))
 
 
 def by_score(ids: Sequence[int], scores: Scores, limit: float) -> list[int]:
-    """Ids from the likeliest glitch on; equal scores by id.
+    """Ids by descending likelihood of being a glitch token; equal scores by id.
 
-    Where a glitch has to be improbable (`limit` below 1) the least log-probability comes first,
-    else the largest gap: that is what failing means then.
+    The score is the log-probability if thresholds.probability (`limit`) is below 1, and the gap
+    otherwise: a verdict depends on the same number.
     """
-    column, places = (scores.log_p if limit < 1 else -scores.gap), np.asarray(ids)
-    return places[np.lexsort((places, column))].tolist()
+    column, order = (scores.log_p if limit < 1 else -scores.gap), np.asarray(ids)
+    return order[np.lexsort((order, column))].tolist()

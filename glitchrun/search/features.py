@@ -1,4 +1,4 @@
-"""What a search can know of a token without running the model, as numbers to learn from."""
+"""Features of tokens that need no run of the model: embeddings, indicators and text."""
 
 from __future__ import annotations
 
@@ -23,40 +23,43 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Directions:
-    """The unit rows of an embedding about their mean, not stored but worked out when asked for."""
+    """The centred and scaled unit rows of an embedding, computed on demand to save memory."""
 
     table: Tensor
     """(V, H) float32 on the CPU."""
     ids: Tensor
-    """(N,) the rows in scope."""
+    """(N,) token ids in scope."""
     inverse_norms: Tensor
-    """(N,)"""
+    """(N,) 1 / norm of each row in scope."""
     mean: Tensor
-    """(H,) of the unit rows in scope."""
+    """(H,) mean of the unit rows in scope."""
     scale: float
+    """Factor that gives the centred rows a mean square length of 1."""
 
     @classmethod
     def of(cls, table: Tensor, ids: Tensor) -> Directions:
+        """The directions of rows `ids` `(N,)` of an embedding `(V, H)`."""
         inverse = 1 / table.norm(dim=1)[ids].clamp_min(torch.finfo(torch.float32).tiny)
         weights = torch.zeros(len(table)).index_put((ids,), inverse)
         mean = weights @ table / len(ids)
         spread = max(1e-12, 1 - float(mean @ mean))  # the rows are of length 1
         return cls(table, ids, inverse, mean, spread**-0.5)
 
-    def rows(self, places: Tensor) -> Tensor:
-        """Of the tokens at `places` in scope: `(n, H)`."""
-        unit = self.table[self.ids[places]] * self.inverse_norms[places, None]
+    def rows(self, positions: Tensor) -> Tensor:
+        """The rows `(n, H)` of the tokens at positions `(n,)` in scope."""
+        unit = self.table[self.ids[positions]] * self.inverse_norms[positions, None]
         return (unit - self.mean) * self.scale
 
     def times(self, weights: Tensor) -> Tensor:
-        """The product of all rows in scope with `(H,)`: `(N,)`."""
+        """The product `(N,)` of all rows in scope with weights `(H,)`."""
         along = (self.table @ weights)[self.ids] * self.inverse_norms
         return (along - self.mean @ weights) * self.scale
 
 
 class Features:
-    """Blocks of numbers for each token in scope, each about its mean and of mean square length 1:
-    directions of the input and (where untied) output embedding, indicators, form of the text."""
+    """Features of each token in scope, in blocks: directions of the input and (if untied) output
+    embedding, indicators, and the form of the text. Each block is centred, and its rows have a mean
+    square length of 1."""
 
     def __init__(self, space: Space) -> None:
         tables = _tables(space)
@@ -67,14 +70,14 @@ class Features:
         dense = [_centred(np.concatenate(measures, axis=1)), _centred(text_features(texts))]
         self._dense = torch.from_numpy(np.concatenate(dense, axis=1))
 
-    def rows(self, places: NDArray[np.int64]) -> Floats:
-        """`(n, D)` of the tokens at `places` in scope."""
-        at = torch.from_numpy(places)
+    def rows(self, positions: NDArray[np.int64]) -> Floats:
+        """The features `(n, D)` of the tokens at positions `(n,)` in scope."""
+        at = torch.from_numpy(positions)
         parts = [block.rows(at) for block in self._directions]
         return torch.cat([*parts, self._dense[at]], dim=1).double().numpy()
 
     def times(self, weights: Floats) -> Floats:
-        """The product of all rows in scope with weights `(D,)`: `(N,)`."""
+        """The product `(N,)` of all features with weights `(D,)`."""
         sizes = [len(block.mean) for block in self._directions]
         parts = torch.from_numpy(weights).float().split([*sizes, self._dense.shape[1]])
         total = self._dense @ parts[-1]
@@ -84,15 +87,19 @@ class Features:
 
 
 def _tables(space: Space) -> list[Tensor]:
-    """The input embedding and, where it is another one, the output embedding: float32, CPU."""
+    """The input embedding and, unless tied, the output embedding: `(V, H)`, float32, on the CPU."""
     tables = [space.input_embeddings.float().cpu()]
     return tables if space.tied else [*tables, space.embeddings.float().cpu()]
 
 
 def indicators(space: Space, tables: Sequence[Tensor] | None = None) -> Mapping[str, Tensor]:
-    """Measures of each token in scope, `(N,)` by name; those to unused rows where there are any.
+    """Indicators of each token in scope by name, `(N,)` each.
 
-    `tables`: the embeddings in float32, `(V, H)` each, made where they are not given.
+    Distances to unused rows are left out where the vocabulary has none.
+
+    Args:
+        space: The tokens and the embeddings.
+        tables: The embeddings `(V, H)` in float32, input first; converted here by default.
     """
     tables = tables or _tables(space)
     inputs, outputs = tables[0], tables[-1]
@@ -110,15 +117,15 @@ def indicators(space: Space, tables: Sequence[Tensor] | None = None) -> Mapping[
 
 
 def unused_rows(space: Space) -> list[int]:
-    """Rows that training hardly touched, by the tokenizer alone: unused ones and those that no
-    text encodes to; where there are none, raw bytes."""
+    """Ids whose embeddings training hardly changed, judged by the tokenizer: unused and unreachable
+    tokens or, where there are none, raw bytes."""
     ids = space.vocabulary.ids
     return ids(("unused", "unreachable")) or ids(("byte",))
 
 
 def _spread(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A measure in three columns, so that what is linear in them can favour low values, high ones,
-    both ends or the middle: its rank, the rank's square, and the value without its outliers."""
+    """A measure `(N,)` as three columns `(N, 3)`: its rank, the rank's square, and the clipped
+    standardized value. A linear model of them can favour low values, high ones, both or neither."""
     rank = np.empty(len(values))
     rank[np.argsort(values, kind="stable")] = np.linspace(-1, 1, len(values))
     standard = (values - values.mean()) / max(float(values.std()), 1e-12)

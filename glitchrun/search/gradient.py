@@ -13,18 +13,19 @@ from glitchrun.events import Verified
 from glitchrun.search.base import Parameters, Space
 
 _TIE = 1e-4
-"""Entropies closer than this, in nats, may come out in either order on another machine."""
+"""Entropies closer than this, in nats, may have another order on another machine."""
 _TINY = torch.finfo(torch.float32).tiny
 
 
 class GradientWalk:
-    """Walks towards high entropy.
+    """Walks through the output embedding towards high entropy.
 
-    From the current token, the k nearest unvisited tokens (distance between unit output embeddings)
-    are ranked by a first-order estimate of entropy, H + (e_j − e_current)·∂H/∂e; the best are
-    verified, and the one of them with the highest entropy is the next current token. The walk
-    starts at the token in scope of least input-embedding norm, which is not verified itself unless
-    the walk comes back to it.
+    1. Take the k nearest unverified tokens of the current one (distance of unit embeddings).
+    2. Rank them by a first-order estimate of entropy, H + (e_j − e_current)·∂H/∂e.
+    3. Verify the best. The one with the highest measured entropy is the next current token.
+
+    By default the walk starts at the token in scope of least input-embedding norm. The start is
+    verified only if the walk returns to it.
     """
 
     def __init__(self, space: Space, k: int, start: int) -> None:
@@ -34,12 +35,13 @@ class GradientWalk:
         self._current = start
         self._open = torch.zeros(len(space.embeddings), dtype=torch.bool)
         self._open[space.ids] = True
-        # Distances are taken in float32 on the CPU: rounding them would reorder neighbours.
+        # float32 on the CPU: lower precision would reorder neighbours.
         self._table = space.embeddings.float().cpu()
         self._norms = self._table.norm(dim=1)
 
     @classmethod
     def build(cls, space: Space, config: Parameters) -> Self:
+        """The walk with the parameters `k` and `start`."""
         start = config.start
         if start is None:
             norms = space.vocabulary.norms[space.ids]
@@ -49,7 +51,7 @@ class GradientWalk:
     def propose(self, n: int) -> list[int]:
         neighbours = self._neighbours()
         if not len(neighbours):
-            # All others are verified; the start is left only where it is all that is in scope.
+            # All others are verified; the current token is the only one that can be left.
             return [self._current] if self._open[self._current] else []
         entropy, gradient = self._space.gradient(self._current)
         self.counters["gradients"] += 1
@@ -70,15 +72,15 @@ class GradientWalk:
         self._current = ids[first.index(ranked[0])]
 
     def _neighbours(self) -> Tensor:
-        """Ids of the k nearest open tokens, nearest first: fewer where fewer are left."""
+        """Ids `(k,)` of the nearest unverified tokens, nearest first; fewer at the end."""
         open_ = self._open.clone()
         open_[self._current] = False
         ids = open_.nonzero()[:, 0]
         dots = (self._table @ self._table[self._current])[ids]
         norms = self._norms[ids]
         cosine = dots / (norms * self._norms[self._current]).clamp_min(_TINY)
-        # On the unit sphere the nearest are those of largest cosine. A row of zeros is not on it:
-        # it lies in the middle, as far from all others as they are at a cosine of 1/2.
+        # On the unit sphere the nearest tokens have the largest cosine. A row of zeros is at its
+        # centre, at the distance that two unit rows have at a cosine of 1/2.
         cosine[norms == 0] = 0.5
         nearest = cosine.sort(descending=True, stable=True).indices[: self._k]
         return ids[nearest]

@@ -1,4 +1,4 @@
-"""Searches that know their whole order before they start."""
+"""Searches whose order is fixed before they start."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from glitchrun.events import Verified
 from glitchrun.search.base import Parameters, Space
 from glitchrun.vocabulary.character_groups import group_of
 
+_LENGTHS = (1, 3, 6)
+"""Upper ends of the length buckets 1, 2 to 3, and 4 to 6 characters; the last is 7 and more."""
+
 
 class Ordered:
     """Proposes token ids in a fixed order."""
@@ -25,7 +28,7 @@ class Ordered:
 
     @property
     def size(self) -> int:
-        """How many tokens there are to propose in all."""
+        """Number of tokens that it proposes in all."""
         return len(self._order)
 
     def propose(self, n: int) -> list[int]:
@@ -47,15 +50,39 @@ def at_random(space: Space, config: Parameters) -> Ordered:
     return Ordered(order.tolist())
 
 
+def stratified(space: Space, config: Parameters) -> Ordered:
+    """A random order in which every prefix contains each stratum in proportion to its size.
+
+    A stratum is a norm quintile × group of characters × length. Member r (from 0, in random order)
+    of a stratum of size s gets the key (r + u) / s, with u uniform in [0, 1) for each stratum;
+    the order is that of the keys. So each stratum differs from proportion by at most one token.
+    """
+    rng = np.random.default_rng(space.seed)
+    ids = space.ids.numpy()
+    norms = space.vocabulary.norms[space.ids].numpy()
+    quintiles = np.searchsorted(np.quantile(norms, [0.2, 0.4, 0.6, 0.8]), norms)
+    strata: dict[tuple[int, str, int], list[int]] = {}
+    for token_id, quintile in zip(ids.tolist(), quintiles.tolist(), strict=True):
+        text = space.vocabulary.text(token_id)
+        length = int(np.searchsorted(_LENGTHS, len(text.strip())))
+        strata.setdefault((quintile, group_of(text), length), []).append(token_id)
+    keyed: list[tuple[float, int]] = []
+    for stratum in sorted(strata):
+        members = rng.permutation(strata[stratum]).tolist()
+        shift = float(rng.random())
+        keyed += [((rank + shift) / len(members), m) for rank, m in enumerate(members)]
+    return Ordered(token_id for _, token_id in sorted(keyed))
+
+
 def by_range(space: Space, config: Parameters) -> Ordered:
-    """The token ids of the given spans, in the order given, both ends included."""
+    """The token ids of `ranges`, in that order, both ends included."""
     ids = space.ids.tolist()
     parts = [[i for i in ids if low <= i <= high] for low, high in config.ranges or ()]
     return Ordered(dict.fromkeys(i for part in _drawn(parts, space, config) for i in part))
 
 
 def by_category(space: Space, config: Parameters) -> Ordered:
-    """Tokens of the given groups of characters, by id."""
+    """Tokens of the given groups of characters, by ascending id."""
     text = space.vocabulary.text
     parts: dict[str, list[int]] = {group: [] for group in config.groups or ()}
     for i in space.ids.tolist():
@@ -64,7 +91,7 @@ def by_category(space: Space, config: Parameters) -> Ordered:
 
 
 def by_pattern(space: Space, config: Parameters) -> Ordered:
-    """Tokens whose text one of the given regular expressions matches anywhere, by id."""
+    """Tokens in whose text one of the regular expressions matches, by ascending id."""
     text = space.vocabulary.text
     patterns = [re.compile(pattern) for pattern in config.patterns or ()]
     parts = [[i for i in space.ids.tolist() if found.search(text(i))] for found in patterns]
@@ -72,16 +99,16 @@ def by_pattern(space: Space, config: Parameters) -> Ordered:
 
 
 def _drawn(parts: Iterable[list[int]], space: Space, config: Parameters) -> Iterator[list[int]]:
-    """Of each part, in ascending order of id, the sample that the spec asks for; else all of it.
+    """The sample of each part that the spec asks for, ids ascending; the whole part by default.
 
-    What is drawn of a part depends on the seed, its place among the parts and its tokens alone.
+    A sample depends only on the seed, the part's index and its tokens.
     """
-    for place, part in enumerate(parts):
+    for index, part in enumerate(parts):
         size = len(part)
         if config.sample_rate is not None:
-            # In exact numbers, of the share as it is written: 0.07 of 100 are 7.
+            # Exact arithmetic on the decimal as written: 0.07 of 100 is 7.
             size = math.ceil(Fraction(str(config.sample_rate)) * size)
         if config.sample_size is not None:
             size = min(size, config.sample_size)
-        rng = np.random.default_rng([space.seed, place])
+        rng = np.random.default_rng([space.seed, index])
         yield part if size >= len(part) else sorted(rng.choice(part, size, replace=False).tolist())

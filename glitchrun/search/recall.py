@@ -1,4 +1,4 @@
-"""What a random sample of the tokens not looked at says about how many were missed."""
+"""Bounds on recall from a random sample of the tokens that a search did not verify."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from scipy.stats import hypergeom
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """A uniform sample, without replacement, of tokens that a search left aside."""
+    """A uniform sample, without replacement, of the tokens that a search left out."""
 
     rest: int
-    """Tokens left aside, the sample included."""
+    """Tokens left out, including the sample."""
     sample: int
+    """Tokens in the sample."""
     hits: int
-    """Of the sample, those that are what the search looks for."""
+    """Glitch tokens in the sample."""
 
     def most(self, alpha: float) -> int:
-        """Upper confidence bound on the hits among all `rest`, at level 1 - alpha.
+        """Upper confidence bound on the glitch tokens in `rest`, at level 1 - alpha.
 
-        Exact (hypergeometric): the largest number under which so few hits in the sample are no
-        less likely than alpha.
+        Exact (hypergeometric): the largest number for which at most `hits` in the sample has a
+        probability of at least alpha.
         """
         low, high = self.hits, self.rest - (self.sample - self.hits)
         while low < high:
@@ -35,7 +36,7 @@ class Audit:
         return low
 
     def least(self, alpha: float) -> int:
-        """Lower confidence bound, at level 1 - alpha."""
+        """Lower confidence bound on the glitch tokens in `rest`, at level 1 - alpha."""
         low, high = self.hits, self.rest - (self.sample - self.hits)
         while low < high:
             middle = (low + high) // 2
@@ -47,13 +48,13 @@ class Audit:
 
     @property
     def expected(self) -> float:
-        """Unbiased estimate of the hits among all `rest`."""
+        """Unbiased estimate of the glitch tokens in `rest`."""
         return self.hits * self.rest / self.sample if self.sample else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """The share of what there is that was found, with bounds that each hold with `confidence`."""
+    """The share of all glitch tokens that was found; each bound has the `confidence` given."""
 
     estimate: float
     low: float
@@ -62,13 +63,13 @@ class Recall:
 
 
 def recall(found: int, audit: Audit, alpha: float, confidence: float) -> Recall | None:
-    """Recall after an audit whose hits are found too. None where there is nothing to find.
+    """Recall after an audit, whose hits count as found. None if there is nothing to find.
 
     Args:
-        found: What the search found outside of `audit.rest`.
-        audit: The sample of what it left aside.
-        alpha: Share of errors allowed for each bound.
-        confidence: As it is to be reported.
+        found: Glitch tokens that the search found outside of `audit.rest`.
+        audit: The sample of the tokens that it left out.
+        alpha: Error probability of each bound.
+        confidence: The confidence to report.
     """
     known = found + audit.hits
 
@@ -81,16 +82,16 @@ def recall(found: int, audit: Audit, alpha: float, confidence: float) -> Recall 
 
 
 def most_missed(found: int, share: float) -> int:
-    """How many may be missed beside `found` so that those are still `share` of all.
+    """The largest number of missed tokens for which `found` is at least `share` of all.
 
-    In exact numbers, of the share as it is written: 9 found and 0.9 allow 1.
+    Exact arithmetic on the decimal as written: 9 found and 0.9 allow 1.
     """
     exact = Fraction(str(share))
     return int(found * (1 - exact) / exact)
 
 
 def sample_size(rest: int, allowed: int, alpha: float) -> int:
-    """The smallest sample of `rest` that, without a hit, bounds the hits by `allowed`."""
+    """The smallest sample of `rest` that, without a hit, bounds the missed tokens by `allowed`."""
     low, high = 0, rest
     while low < high:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""A search that learns from its own verdicts which tokens fail."""
+"""A search that predicts failures from its own verdicts, by ridge regression."""
 
 from __future__ import annotations
 
@@ -9,41 +9,44 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
 
 from glitchrun.events import Verified
-from glitchrun.search import ridge
 from glitchrun.search.base import Parameters, Space
 from glitchrun.search.features import Features, Floats
 
 _WARM = 64
 """Tokens verified before anything is learned."""
 _GROWTH = 1 / 16
-"""The model is fitted again when this share of verdicts is new."""
+"""The model is refitted when the number of verdicts has grown by this share."""
 _STRONGER, _STRONGEST = 30.0, 200.0
-"""The ridge: times the likeliest one, and at most. The likeliest predicts best on average; at the
-top of the order, which is all that is verified, its errors are chosen along with what it got right.
-On SmolLM2 and on Gemma 3 ridges of 100 and 300 found a tenth more than the likeliest."""
+"""The ridge parameter: a multiple of the likeliest one, and its maximum. The likeliest one predicts
+best on average, but only the top of the order is verified, which selects for its errors. On
+SmolLM2 and Gemma 3, ridges of 100 and 300 found a tenth more glitch tokens than the likeliest."""
 _FLOOR = 1e-6
-"""Probabilities below this are all as low."""
+"""Probabilities are clipped here before their logarithm is taken."""
+
+NOISES = (0.3, 1.0, 3.0, 10.0, 30.0)
+"""Candidate noise variances, in units of the weights' prior variance."""
 
 
 class Surrogate:
-    """Verifies the tokens that a linear model of the verdicts so far expects most of.
+    """Verifies the tokens for which a linear model of the verdicts so far predicts the most.
 
-    The first tokens are half the ends of every indicator (the tokens of least and largest norm,
-    and so on), half random. From then on a ridge regression on the features of all tokens verified
-    predicts the sum of two standardized targets: whether a token is a glitch, and how improbable
-    it was (−log p), which tells severe ones from others and has something to say where no glitch
-    was found yet.
+    Half of the first tokens are the extremes of every indicator (least and largest norm, and so
+    on), half are random. After that, a ridge regression on the features of all verified tokens
+    predicts the sum of two standardized targets: whether a token is a glitch token, and −log p.
+    The second separates severe tokens from others, and carries information before the first glitch
+    token is found.
     """
 
     def __init__(self, space: Space) -> None:
         self.counters: Counter[str] = Counter()
         self._features = Features(space)
         self._ids = space.ids.numpy()
-        self._place = {token_id: place for place, token_id in enumerate(self._ids.tolist())}
+        self._index = {token_id: place for place, token_id in enumerate(self._ids.tolist())}
         self._rank = np.random.default_rng(space.seed).permutation(len(self._ids))
-        """Settles ties, and the order of the random half of the first tokens."""
+        """Breaks ties, and orders the random half of the first tokens."""
         self._order = self._warm_up()
         self._verified: list[int] = []
         self._targets: list[tuple[float, float]] = []
@@ -51,6 +54,7 @@ class Surrogate:
 
     @classmethod
     def build(cls, space: Space, config: Parameters) -> Self:
+        """The search; it reads no parameters."""
         return cls(space)
 
     def propose(self, n: int) -> list[int]:
@@ -62,10 +66,10 @@ class Surrogate:
 
     def update(self, verdicts: Sequence[Verified]) -> None:
         for verdict in verdicts:
-            self._verified.append(self._place[verdict.token.id])
+            self._verified.append(self._index[verdict.token.id])
             p = max(result.p for result in verdict.probes.values())
             self._targets.append((float(verdict.glitch), -float(np.log(max(p, _FLOOR)))))
-        # Decided by counts alone, so that a resumed search fits where the first one did.
+        # Depends on counts alone, so that a resumed search refits at the same verdicts.
         count = len(self._verified)
         if count >= max(_WARM, self._fit_at * (1 + _GROWTH)):
             self._fit_at = count
@@ -73,7 +77,7 @@ class Surrogate:
     def _fit(self) -> None:
         places = np.array(self._verified[: self._fit_at])
         target = _combined(np.array(self._targets[: self._fit_at]))
-        weights = ridge.fit(self._features.rows(places), target, _STRONGER, _STRONGEST)
+        weights = fit_ridge(self._features.rows(places), target, _STRONGER, _STRONGEST)
         scores = self._features.times(weights).round(6)
         self._order = np.lexsort((self._rank, -scores))
         self._fitted_at = self._fit_at
@@ -90,8 +94,46 @@ class Surrogate:
 
 
 def _combined(targets: Floats) -> Floats:
-    """The sum of the columns, each standardized; one without any spread says nothing."""
+    """The sum of the standardized columns `(n,)` of `(n, 2)`; constant columns count as 0."""
     about = targets - targets.mean(axis=0)
     spread = about.std(axis=0)
     total: Floats = (about / np.where(spread > 0, spread, np.inf)).sum(axis=1)
     return total
+
+
+def fit_ridge(
+    rows: Floats, target: Floats, stronger: float = 1.0, most: float = float("inf")
+) -> Floats:
+    """The weights `(D,)` of a ridge regression of a centred target `(n,)` on rows `(n, D)`.
+
+    The ridge parameter is the one of `NOISES` with the greatest evidence, the overall scale left
+    free (MacKay 1992, "Bayesian interpolation"), times `stronger`, and at most `most`. The linear
+    system is solved in the smaller of n and D dimensions.
+    """
+    n, width = rows.shape
+    dual = n <= width
+    gram = rows @ rows.T if dual else rows.T @ rows
+    inner = target if dual else rows.T @ target
+    evidence = [_evidence(gram, inner, noise, target, None if dual else width) for noise in NOISES]
+    likeliest = NOISES[int(np.argmax(evidence))]
+    solved, _ = _solve(gram, inner, min(stronger * likeliest, most))
+    return rows.T @ solved if dual else solved
+
+
+def _evidence(
+    gram: Floats, inner: Floats, noise: float, target: Floats, width: int | None
+) -> float:
+    """Log evidence up to a constant; `width` is D if `gram` is `(D, D)`, None if it is `(n, n)`."""
+    n = len(target)
+    solved, logdet = _solve(gram, inner, noise)
+    # target' (XX' + noise)^-1 target and log |XX' + noise|, from either matrix
+    misfit = float(inner @ solved)
+    if width is not None:
+        misfit = (float(target @ target) - misfit) / noise
+        logdet += (n - width) * float(np.log(noise))
+    return -0.5 * (n * float(np.log(max(misfit, 1e-300))) + logdet)
+
+
+def _solve(gram: Floats, right: Floats, noise: float) -> tuple[Floats, float]:
+    factor = cho_factor(gram + noise * np.eye(len(gram)), lower=True)
+    return cho_solve(factor, right), 2 * float(np.log(np.diag(factor[0])).sum())

@@ -79,7 +79,7 @@ _ALL = {
     ),
     "stratified": SearchEntry(
         "A random order in which every stratum (norm, script, length) has its share at any point.",
-        "glitchrun.search.stratified:stratified",
+        "glitchrun.search.ordered:stratified",
     ),
     "range": SearchEntry(
         "Verifies the token ids of the `ranges` given.",

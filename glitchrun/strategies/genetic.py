@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from glitchrun.events import Batch, Entry, Event
-from glitchrun.search.evolution import Evolution, Settings
+from glitchrun.search.evolution import Evolution
+from glitchrun.search.operators import EvolutionSettings
 from glitchrun.strategies import genetic_tables as tables
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.genetic_task import Scores, Task, Timer, place
@@ -18,7 +19,7 @@ _SINGLES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config(Settings):
+class Config(EvolutionSettings):
     base_text: str
     format: str = "chat"
     prefill: str = ""

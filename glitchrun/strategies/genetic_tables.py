@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from glitchrun.events import Batch, Entry, Measured
+from glitchrun.fitness import Ids, increase, reduction
 from glitchrun.prompts.slot import intact_sequences
 from glitchrun.prompts.tokenizer import decode_runs_inside
-from glitchrun.search.evolution import Birth, Evolution, Generation, Ids, increase, reduction
+from glitchrun.search.evolution import Birth, Evolution, Generation
 from glitchrun.strategies.genetic_task import Scores, Task
 
 EVALUATED = ("impacts", "sequences")

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from glitchrun.errors import RunError
+from glitchrun.fitness import Ids, increase, reduction
 from glitchrun.probing.sequence_scoring import SequenceScorer
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.slot import Slot, slot
-from glitchrun.search.evolution import Ids, increase, reduction
 from glitchrun.strategies.context import Context
 
 if TYPE_CHECKING:

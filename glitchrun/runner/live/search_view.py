@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from glitchrun.events import Batch
-from glitchrun.ranking import ranking
+from glitchrun.fitness import sort_key
 
 _BEST = 10
 
@@ -82,8 +82,8 @@ class SearchView:
 
     def _rank(self, rows: Sequence[Row]) -> None:
         known = {row["ids"]: row for row in [*self.best, *rows]}
-        self.best = sorted(known.values(), key=_ranking)[:_BEST]
+        self.best = sorted(known.values(), key=_sort_key)[:_BEST]
 
 
-def _ranking(row: Row) -> tuple[float, int, tuple[int, ...]]:
-    return ranking(row["fitness"], tuple(map(int, row["ids"].split())))
+def _sort_key(row: Row) -> tuple[float, int, tuple[int, ...]]:
+    return sort_key(row["fitness"], tuple(map(int, row["ids"].split())))

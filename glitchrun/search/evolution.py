@@ -1,4 +1,4 @@
-"""The search itself: a population, and the one that follows it."""
+"""The evolution of sequences of token ids: a population, and the next one bred from it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,26 @@ from enum import IntEnum
 import numpy as np
 from numpy.random import Generator
 
-from glitchrun.ranking import ranking, standing
-from glitchrun.search.evolution.operators import crossover, mutate, tournament
-from glitchrun.search.evolution.schedule import mutation_rate
-from glitchrun.search.evolution.seeding import random_sequence, sample, seeded_sequence
-from glitchrun.search.evolution.settings import Ids, Settings
+from glitchrun.fitness import Ids, shortfall, sort_key
+from glitchrun.search.operators import (
+    EvolutionSettings,
+    crossover,
+    mutate,
+    mutation_rate,
+    random_sequence,
+    sample_pool,
+    seeded_sequence,
+    tournament,
+)
 
 _TRIES = 12
-"""Attempts at a child that has not been measured before; a small pool may hold none."""
+"""Attempts at a child that was not measured before; a small pool may have none left."""
 _FROM_THE_BEST = 0.25
-"""Share of the tokens that mutations bring in which come from the best singles."""
+"""Share of the tokens drawn by mutations that come from the best single tokens."""
 
 
 class _Purpose(IntEnum):
-    """What a generator's numbers are for: with the seed and the generation, its key."""
+    """What a generator is for; its key is the seed, this number and the generation."""
 
     SINGLES = 0
     START = 1
@@ -31,7 +37,7 @@ class _Purpose(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Birth:
-    """How a sequence came about."""
+    """The origin of a sequence."""
 
     generation: int
     how: str
@@ -41,7 +47,7 @@ class Birth:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What a generation came to."""
+    """Summary of one generation."""
 
     number: int
     best: Ids
@@ -50,33 +56,35 @@ class Generation:
     mean_fitness: float
     """Over the population."""
     diversity: float
-    """Gini-Simpson index of the population's tokens: how often two of them drawn at random differ.
-    (Simpson 1949, "Measurement of Diversity", Nature 163, 688)"""
+    """Gini-Simpson index of the population's tokens: the probability that two of them, drawn at
+    random, differ. (Simpson 1949, "Measurement of Diversity", Nature 163, 688)"""
     mutation: float | None
-    """The chance of mutation the generation was bred with; None for the first population."""
+    """The mutation rate of the generation; None for the first population."""
     injected: int
-    """Members that fresh random sequences took the place of."""
+    """Members replaced by new random sequences."""
     stagnant: int
-    """Generations in a row that brought nothing better."""
+    """Generations in a row without improvement."""
 
 
 class Evolution:
     """A population of sequences over a pool of token ids.
 
-    `singles` are measured first, if at all, and told to `learn`; then `propose` and `update`
-    alternate until `ending` says why it is over.
+    It knows no model: the caller measures the fitness of what `propose` returns and passes it to
+    `update`, until `ending` is set. Before that it may measure `singles` and pass them to `learn`.
+    Every random number comes from a generator for (seed, purpose, generation), so a search that
+    is given its earlier measurements again is in the state that it had.
     """
 
-    def __init__(self, pool: Sequence[int], settings: Settings, seed: int) -> None:
+    def __init__(self, pool: Sequence[int], settings: EvolutionSettings, seed: int) -> None:
         self.pool = tuple(pool)
         self.settings = settings
         self.fitness: dict[Ids, float] = {}
-        """Of every sequence measured that has an allowed length."""
+        """Fitness of every measured sequence of an allowed length."""
         self.births: dict[Ids, Birth] = {}
         self.generation = 0
-        """Number of the generation that `propose` makes."""
+        """Number of the generation that `propose` creates next."""
         self.ending: str | None = None
-        """Why the search is over: fitness, patience or generations; None while it is not."""
+        """Why the search ended: fitness, patience or generations; None while it continues."""
         self._seed = seed
         self._bounds = (settings.min_tokens, settings.max_tokens)
         self._singles: tuple[int, ...] = ()
@@ -87,17 +95,17 @@ class Evolution:
         self._injected = 0
 
     def singles(self, count: int) -> list[int]:
-        """Tokens whose effect alone is to be measured, ascending."""
-        return sample(self.pool, count, self._rng(_Purpose.SINGLES))
+        """Token ids to measure as sequences of one token, ascending."""
+        return sample_pool(self.pool, count, self._rng(_Purpose.SINGLES))
 
     def learn(self, impacts: Mapping[int, float]) -> None:
-        """Takes in the fitness of single tokens."""
+        """Takes the fitness of single tokens."""
         for token_id, fitness in impacts.items():
             self.births[(token_id,)] = Birth(0, "single")
             if self.settings.min_tokens == 1:
                 self.fitness[(token_id,)] = fitness
         fit = {token: value for token, value in impacts.items() if value > 0}
-        self._singles = tuple(sorted(fit, key=lambda token: ranking(fit[token], (token,))))
+        self._singles = tuple(sorted(fit, key=lambda token: sort_key(fit[token], (token,))))
 
     def propose(self) -> list[Ids]:
         """Sequences of the coming generation that have no fitness yet, each once."""
@@ -106,12 +114,12 @@ class Evolution:
         return [ids for ids in dict.fromkeys(self._next) if ids not in self.fitness]
 
     def update(self, fitness: Mapping[Ids, float]) -> Generation:
-        """Takes in the fitness of what was proposed, which makes it the population."""
+        """Takes the fitness of the proposed sequences, which become the population."""
         before = self.ranked(self.fitness)[:1]
         self.fitness |= fitness
         self._population, self._next = self._next, []
         best = self.ranked(self.fitness)[0]
-        better = not before or self._standing(best) < self._standing(before[0])
+        better = not before or self._shortfall(best) < self._shortfall(before[0])
         self._stagnant = 0 if better or not self.generation else self._stagnant + 1
         summary = Generation(
             number=self.generation,
@@ -129,11 +137,11 @@ class Evolution:
         return summary
 
     def ranked(self, sequences: Mapping[Ids, float] | Sequence[Ids]) -> list[Ids]:
-        """Measured sequences, fittest first; of equal ones the shorter, then the lower ids."""
-        return sorted(sequences, key=lambda ids: ranking(self.fitness[ids], ids))
+        """Measured sequences in the order of `sort_key`, the fittest first."""
+        return sorted(sequences, key=lambda ids: sort_key(self.fitness[ids], ids))
 
     def ancestors(self, ids: Ids) -> list[Ids]:
-        """A sequence and all that it descends from, parents after children, nearest first."""
+        """A sequence and everything it descends from, children before parents."""
         line = {ids: None}
         for member in (waiting := [ids]):
             # Parents of one child differ from each other.
@@ -142,8 +150,8 @@ class Evolution:
             waiting += new
         return list(line)
 
-    def _standing(self, ids: Ids) -> float:
-        return standing(self.fitness[ids])
+    def _shortfall(self, ids: Ids) -> float:
+        return shortfall(self.fitness[ids])
 
     def _rng(self, purpose: _Purpose) -> Generator:
         return np.random.default_rng([self._seed, purpose, self.generation])
@@ -158,12 +166,12 @@ class Evolution:
 
     @property
     def ended_early(self) -> str | None:
-        """fitness or patience, where that ended the search with generations left; else None."""
+        """`fitness` or `patience` where that ended the search early; else None."""
         left = self.generation <= self.settings.generations
         return self.ending if self.ending != "generations" and left else None
 
     def _first(self, rng: Generator) -> list[Ids]:
-        """The best singles, sequences made of them, and random ones."""
+        """The first population: best singles, sequences of them, and random sequences."""
         size, share = self.settings.population, self.settings.seed_ratio
         seeded = round(size * share) if self._singles else 0
         members: list[Ids] = []
@@ -175,7 +183,7 @@ class Evolution:
         return members
 
     def _fresh(self, how: str, taken: Sequence[Ids], rng: Generator) -> Ids:
-        """A sequence that descends from none, if possible one that is new."""
+        """A sequence without parents, a new one if possible."""
         child: Ids = ()
         for _ in range(_TRIES):
             if how == "seeded":
@@ -188,7 +196,7 @@ class Evolution:
         return child
 
     def _bred(self, rng: Generator) -> list[Ids]:
-        """The elite as it is, children of the rest and, where it stagnates, fresh blood."""
+        """The next population: the elite, children and, after stagnation, random sequences."""
         settings = self.settings
         ranked = self.ranked(self._population)
         due = self._stagnant > 0 and self._stagnant % settings.diversity_after == 0
@@ -214,7 +222,7 @@ class Evolution:
     def _offspring(
         self, ranked: Sequence[Ids], must_change: bool, rng: Generator
     ) -> tuple[Ids, str, tuple[Ids, ...]]:
-        """A child, how it came about and its parents. One that must change is always mutated."""
+        """A child, how it was made, and its parents. With `must_change` it is always mutated."""
         settings = self.settings
         child = first = tournament(ranked, settings.tournament, rng)
         parents: tuple[Ids, ...] = (first,)
@@ -237,6 +245,6 @@ class Evolution:
 
 
 def diversity(population: Sequence[Ids]) -> float:
-    """1 − Σ f², with f the share of each token among all positions of the population."""
+    """1 − Σ f², where f is the share of each token among all positions of the population."""
     counts = np.unique([token for ids in population for token in ids], return_counts=True)[1]
     return float(1 - ((counts / counts.sum()) ** 2).sum())
