@@ -54,9 +54,8 @@ from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.probing.verifier import Verifier
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.render import Prompt
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import ModelSpec, Spec, Thresholds
-from glitchrun.strategies import configure
-from glitchrun.strategies import load as load_strategy
 from glitchrun.strategies.context import Context
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.token_features import row_norms
@@ -163,8 +162,8 @@ def oracle(quantization: str, device: str) -> Context:
 
 def facts(context: Context, name: str, params: Mapping[str, Any]) -> list[Any]:
     """Everything that a strategy finds out."""
-    strategy = load_strategy(name)
-    events = strategy.run(configure(strategy, params), context, ())
+    strategy = STRATEGIES[name]
+    events = strategy.run(strategy.configure(params), context, ())
     return [fact for event in events if isinstance(event, Batch) for fact in event.facts]
 
 

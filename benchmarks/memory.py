@@ -58,8 +58,7 @@ def measured(name: str, quantization: str, batches: int) -> dict[str, Any]:
     from glitchrun.model.memory_use import peaks, reset_peaks
     from glitchrun.probing.backend_selection import best_backend
     from glitchrun.prompts.detect import detect
-    from glitchrun.strategies import configure
-    from glitchrun.strategies import load as load_strategy
+    from glitchrun.spec.strategy import STRATEGIES
     from glitchrun.strategies.context import Context
     from glitchrun.vocabulary import Vocabulary
     from glitchrun.vocabulary.token_features import row_norms
@@ -77,11 +76,11 @@ def measured(name: str, quantization: str, batches: int) -> dict[str, Any]:
         earlier={},
     )
     (step,) = spec.steps
-    strategy = load_strategy(step.strategy)
+    strategy = STRATEGIES[step.strategy]
     gc.collect()
     reset_peaks()
     before = psutil.Process().memory_info().rss
-    for _ in islice(strategy.run(configure(strategy, step.params), context, ()), batches):
+    for _ in islice(strategy.run(strategy.configure(step.params), context, ()), batches):
         pass
     beside = peaks()["cpu"] - before
     memory = run.estimate

@@ -42,7 +42,7 @@ from glitchrun.spec.loading import load_experiment
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.mine import Config
-from glitchrun.strategies.mine import space as space_of
+from glitchrun.strategies.mine.run import space as space_of
 from glitchrun.strategies.verdicts import Judge
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.token_features import row_norms

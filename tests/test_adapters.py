@@ -20,7 +20,7 @@ from glitchrun.errors import MissingExtra, ModelUnavailable
 from glitchrun.model import load
 from glitchrun.plan.devices import DeviceMemory
 from glitchrun.plan.memory_estimate import estimate
-from glitchrun.plan.passes import Workload
+from glitchrun.spec.strategy import Workload
 from glitchrun.spec.types import ModelSpec
 from tests.support import composites
 from tests.support import raw_checkpoints as raw

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 from scipy.stats import binomtest
 
 from glitchrun.behaviour import content, shape
 from glitchrun.behaviour.catalogue import QUESTIONS, TESTS
 from glitchrun.behaviour.rates import Rate, difference, wilson
-from glitchrun.behaviour.scenarios import SCENARIO_QUESTIONS, SCENARIOS
+from glitchrun.behaviour.scenarios import ALL_QUESTIONS, SCENARIOS
 from glitchrun.behaviour.words import main_script, units
-from glitchrun.plan import work
+from glitchrun.spec.strategy import STRATEGIES
 
 SKY = "In one short paragraph, explain why the sky looks blue."
 EXPLANATION = (
@@ -272,21 +269,17 @@ def test_every_question_has_one_place_and_every_test_a_question() -> None:
 
 
 def test_the_schema_names_the_tests() -> None:
-    folder = Path(__file__).parents[1] / "glitchrun" / "spec" / "schema" / "strategies"
-    fragment = json.loads((folder / "classify.json").read_text(encoding="utf-8"))
+    fragment = STRATEGIES["classify"].fragment
     assert fragment["properties"]["tests"]["else"]["items"]["enum"] == list(TESTS)
     flagged = {name for name in fragment["x-metrics"] if name.startswith("flagged_")}
     assert flagged == {f"flagged_{name.replace('-', '_')}" for name in TESTS}
 
 
 def test_scenarios_are_named_by_the_schema_and_have_questions_of_their_own() -> None:
-    folder = Path(__file__).parents[1] / "glitchrun" / "spec" / "schema" / "strategies"
-    fragment = json.loads((folder / "classify.json").read_text(encoding="utf-8"))
+    fragment = STRATEGIES["classify"].fragment
     assert fragment["properties"]["scenarios"]["else"]["items"]["enum"] == list(SCENARIOS)
-    assert len(SCENARIOS) == len(SCENARIO_QUESTIONS) == work._SCENARIOS
-    assert len(QUESTIONS) == work._MOST_QUESTIONS
-    assert not set(SCENARIO_QUESTIONS) & set(QUESTIONS)
-    assert all(one.user.count("{token}") == 1 for one in SCENARIO_QUESTIONS.values())
+    assert len(ALL_QUESTIONS) == len(SCENARIOS) + len(QUESTIONS)
+    assert all(one.user.count("{token}") == 1 for one in ALL_QUESTIONS.values())
     for name, test in SCENARIOS.items():
         assert name == f"{test.name}/{test.scenario}"
 
@@ -321,7 +314,7 @@ RIGHT = (
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_scenario_passes_a_right_answer_and_finds_a_wrong_one(name: str) -> None:
     test = SCENARIOS[name]
-    question = SCENARIO_QUESTIONS[test.question].user.replace("{token}", "cat")
+    question = ALL_QUESTIONS[test.question].user.replace("{token}", "cat")
     assert test.judge(question, RIGHT[name], "cat").found is False
     assert test.judge(question, "No idea.", "cat").found is True
 

@@ -15,9 +15,10 @@ from click.testing import CliRunner
 
 from benchmarks import search as benchmark
 from glitchrun.events import Batch, Verified
-from glitchrun.strategies import configure, load
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.mine import Config, space
+from glitchrun.strategies.mine import Config
+from glitchrun.strategies.mine.run import space
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Scanned:
 
 
 def run(context: Context, strategy: str, **params: Any) -> list[Verified]:
-    module = load(strategy)
-    events = module.run(configure(module, params), context, [])
+    module = STRATEGIES[strategy]
+    events = module.run(module.configure(params), context, [])
     facts = [fact for event in events if isinstance(event, Batch) for fact in event.facts]
     return [fact for fact in facts if isinstance(fact, Verified)]
 

@@ -16,7 +16,7 @@ from glitchrun.probing.sampling import Sampler
 from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.prompts.render import Prompt, render
 from glitchrun.spec.probes import Probe
-from glitchrun.strategies import configure, load
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.strategies.context import Context
 from tests.support.engine import context, one_at_a_time
 
@@ -30,8 +30,8 @@ def llama(llama_folder: Path) -> Context:
 
 
 def run(probed: Context, history: Sequence[Batch] = (), **params: Any) -> list[Event]:
-    strategy = load("classify")
-    return list(strategy.run(configure(strategy, FEW | params), probed, history))
+    strategy = STRATEGIES["classify"]
+    return list(strategy.run(strategy.configure(FEW | params), probed, history))
 
 
 def rows(events: Sequence[Event], table: str) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from glitchrun.errors import ModelUnavailable, PreflightError
 from glitchrun.model import load
 from glitchrun.plan.devices import DeviceMemory
 from glitchrun.plan.memory_estimate import estimate
-from glitchrun.plan.passes import Workload
+from glitchrun.spec.strategy import Workload
 from glitchrun.spec.types import ModelSpec
 from tests.support import composites
 from tests.support.config_fuzz import mutated, within

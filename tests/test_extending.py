@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from glitchrun.spec.probes import PROBES
-from glitchrun.spec.schema import ENUMS, parameters, strategies
+from glitchrun.spec.schema import ENUMS, fragments, parameters
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.mine import Config
 
@@ -109,7 +109,7 @@ def test_every_search_that_validates_can_be_built_and_has_a_config() -> None:
 def test_every_strategy_with_probes_knows_all_of_them() -> None:
     found = [
         part["properties"]["probes"]["else"]["items"]["enum"]
-        for part in strategies().values()
+        for part in fragments().values()
         if "probes" in part["properties"]
     ]
     assert len(found) >= 4

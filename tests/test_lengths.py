@@ -15,13 +15,13 @@ from glitchrun.model import load_tokenizer
 from glitchrun.plan.positions import Positions, positions
 from glitchrun.prompts.detect import detect
 from glitchrun.runner.lengths import (
-    PromptSettings,
     beyond_training,
     lengths,
     refusal,
     too_long,
 )
 from glitchrun.spec.loading import load_experiment
+from glitchrun.strategies.prompt_lengths import PromptLengths
 from tests.support import tiny_models
 from tests.support.commands import run
 
@@ -96,12 +96,12 @@ def written(folder: Path, model: Path, steps: list[dict[str, Any]]) -> Path:
     return path
 
 
-def settings(folder: Path, model: Path, steps: list[dict[str, Any]]) -> PromptSettings:
+def settings(folder: Path, model: Path, steps: list[dict[str, Any]]) -> PromptLengths:
     spec = load_experiment(written(folder, model, steps), ()).cells[0].spec
     tokenizer = load_tokenizer(model)
     config = json.loads((model / "config.json").read_text())
     template = detect("chatml", tokenizer, config, str(model))
-    return PromptSettings(spec, template, tokenizer, config)
+    return PromptLengths(spec, template, tokenizer, config)
 
 
 SHORT = {"id": "first", "strategy": "test", "tokens": {"ids": [300]}, "probes": ["repeat"]}
@@ -113,7 +113,7 @@ def test_the_longest_text_of_each_strategy_is_known(
 ) -> None:
     step, parameter = STEPS[name]
     given = settings(tmp_path, learned, [SHORT, {"id": "long", **step}])
-    first, second = lengths(given)
+    (_, first), (_, second) = lengths(given)
     assert first.total < 96 < 128 < second.total
     reason = too_long(given, Positions(128, fixed=True))
     assert reason is not None
@@ -131,7 +131,7 @@ def test_a_number_that_would_fit_is_named(learned: Path, tmp_path: Path) -> None
     assert reason is not None
     (fits,) = re.findall(r"max_new_tokens of (\d+) at most", reason)
     step["max_new_tokens"] = int(fits)
-    (length,) = lengths(settings(tmp_path, learned, [step]))
+    ((_, length),) = lengths(settings(tmp_path, learned, [step]))
     assert length.total == 128
 
 

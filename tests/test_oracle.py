@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from glitchrun.events import Batch, Event, Sampled, Verified
-from glitchrun.spec.schema import strategies
-from glitchrun.strategies import configure, load
+from glitchrun.spec.schema import fragments
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.strategies.context import Context
 from glitchrun.vocabulary.character_groups import group_of
 from tests.support.oracle import NOTE, PLANTED, QUANTIZATIONS, oracle
 from tools.standin.recipes import RECIPES
 
-MINE = strategies()["mine"]["properties"]
+MINE = fragments()["mine"]["properties"]
 SEARCHES: Sequence[str] = MINE["search"]["enum"]
 # What a search cannot do without, chosen so that it takes in the whole vocabulary.
 EVERYTHING: dict[str, dict[str, Any]] = {
@@ -28,8 +28,8 @@ EVERYTHING: dict[str, dict[str, Any]] = {
 
 
 def run(name: str, probed: Context, **params: Any) -> list[Event]:
-    strategy = load(name)
-    return list(strategy.run(configure(strategy, params), probed, []))
+    strategy = STRATEGIES[name]
+    return list(strategy.run(strategy.configure(params), probed, []))
 
 
 def verdicts(events: Sequence[Event]) -> dict[int, Verified]:

@@ -13,7 +13,7 @@ from glitchrun.checkpoint.headers import Header, read_header
 from glitchrun.plan.batch_sizes import CACHE_HEADROOM
 from glitchrun.plan.devices import DeviceMemory
 from glitchrun.plan.memory_estimate import MemoryEstimate, estimate
-from glitchrun.plan.passes import Workload
+from glitchrun.spec.strategy import Workload
 from tests.support import raw_checkpoints as raw
 
 GB = 1_000_000_000

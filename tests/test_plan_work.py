@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from glitchrun.plan import work as module
-from glitchrun.plan.work import BOUNDS, StepWork, parameters, step_work, workloads
+from glitchrun.plan.work import StepWork, parameters, step_work, workloads
 from glitchrun.search.recall import most_missed
+from glitchrun.spec.strategy import STRATEGIES, Strategy
 from glitchrun.spec.types import ModelSpec, Spec, Step
 
 VOCAB = 1000
-STRATEGIES = Path(__file__).parents[1] / "glitchrun" / "spec" / "schema" / "strategies"
 
 
 def _spec(*steps: Step, system: str | None = None) -> Spec:
@@ -66,7 +65,7 @@ def test_strict_asks_three_times() -> None:
 
 
 def test_defaults_are_those_of_the_schema() -> None:
-    declared = json.loads((STRATEGIES / "mine.json").read_text())["properties"]
+    declared = STRATEGIES["mine"].fragment["properties"]
     found = parameters(Step("s", "mine", {"k": 7}))
     assert found["k"] == 7
     assert found["batch_size"] == declared["batch_size"]["default"]
@@ -109,13 +108,14 @@ def test_a_file_of_tokens_is_bounded_by_its_size(tmp_path: Path) -> None:
 
 
 def test_a_strategy_without_bounds_is_shown_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BOUNDS", {"test": BOUNDS["test"]})
+    monkeypatch.setattr(type(STRATEGIES["scan"]), "work", Strategy.work)
     steps = (Step("s", "scan", {}), Step("t", "test", {"tokens": {"from": "s"}}))
     assert [work.tokens for work in step_work(_spec(*steps), VOCAB)] == [None, VOCAB]
 
 
-def test_every_strategy_of_the_schema_has_bounds() -> None:
-    assert {path.stem for path in STRATEGIES.glob("*.json")} <= BOUNDS.keys()
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_has_bounds(name: str) -> None:
+    assert type(STRATEGIES[name]).work is not Strategy.work
 
 
 @pytest.mark.parametrize(

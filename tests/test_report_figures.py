@@ -78,7 +78,7 @@ def test_the_discovery_curve_counts_what_was_found(tmp_path: Path) -> None:
     searched = step("mine", "mine", *found, gradients=3, screens=500)
     control = replace(searched.batches[0].batch, facts=(Control(2, True, verified(99, **severe)),))
     with_controls = replace(searched, batches=(*searched.batches, TimedBatch(2000, control)))
-    drawing = discovery.draw(run_of(tmp_path, with_controls))
+    drawing = discovery.draw(run_of(tmp_path, with_controls).steps)
     assert drawing
     by_count, by_time = drawing.figure.axes
     counts, severe_counts = [0, 0, 0, 1, 2, 2, 2, 2, 3, 3, 3], [0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2]
@@ -193,7 +193,7 @@ def evolved(*entries: Entry) -> StepRecord:
 
 
 def test_the_fitness_curve_is_that_of_the_generations(tmp_path: Path) -> None:
-    drawing = fitness.draw(run_of(tmp_path, evolved()))
+    drawing = fitness.draw(run_of(tmp_path, evolved()).steps)
     assert drawing
     above, below = drawing.figure.axes
     lines = {line.get_label(): list(line.get_ydata()) for line in above.lines}
@@ -208,7 +208,7 @@ def test_the_fitness_curve_is_that_of_the_generations(tmp_path: Path) -> None:
 
 def test_the_ancestry_joins_children_to_their_parents(tmp_path: Path) -> None:
     line = [born("1 2", 5, "1", "2"), born("1", 3, "3"), born("2", 2), born("3", 0)]
-    drawing = ancestry.draw(run_of(tmp_path, evolved(*line)))
+    drawing = ancestry.draw(run_of(tmp_path, evolved(*line)).steps)
     assert drawing
     (axes,) = drawing.figure.axes
     joins = {
@@ -222,14 +222,14 @@ def test_the_ancestry_joins_children_to_their_parents(tmp_path: Path) -> None:
 
 def test_a_long_ancestry_is_cut_and_says_so(tmp_path: Path) -> None:
     line = [born(str(n), 30 - n, str(n + 1)) for n in range(30)]
-    drawing = ancestry.draw(run_of(tmp_path, evolved(*line, born("30", 0))))
+    drawing = ancestry.draw(run_of(tmp_path, evolved(*line, born("30", 0))).steps)
     assert drawing
     assert len(drawing.figure.axes[0].get_yticks()) == 16
     assert "30 ancestors, of which the 15 youngest are drawn" in drawing.caption
 
 
 def test_next_tokens_stand_before_and_after(tmp_path: Path) -> None:
-    drawing = next_token.draw(run_of(tmp_path, evolved()))
+    drawing = next_token.draw(run_of(tmp_path, evolved()).steps)
     assert drawing
     before, after = drawing.figure.axes[0].containers
     assert [bar.get_width() for bar in before] == [80, 10]

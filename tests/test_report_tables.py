@@ -59,7 +59,7 @@ def answer(prompt: str, outcome: str, **cells: Any) -> Entry:
 @pytest.fixture
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRecord:
     for module in (headline, page_sections, step_tables, totals):
-        monkeypatch.setattr(module, "strategies", lambda: DECLARED)
+        monkeypatch.setattr(module, "fragments", lambda: DECLARED)
     asked = step(
         "ask", "ask", answer("The quick ", "pass"), answer(HOSTILE, "fail", p=float("nan"))
     )

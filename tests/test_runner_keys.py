@@ -22,7 +22,7 @@ from glitchrun.runner.apply import Applied, Options, apply
 from glitchrun.runner.progress import Display
 from glitchrun.runner.resolved import Resolver
 from glitchrun.spec.loading import load_experiment
-from glitchrun.strategies import test as test_strategy
+from glitchrun.strategies import listed
 from tests.support import tiny_models
 from tests.support.oracle import FOLDER as ORACLE
 
@@ -297,7 +297,7 @@ def failed(spec: Path, root: Path, monkeypatch: pytest.MonkeyPatch, *, fresh: bo
         raise RunError("no luck")
 
     with monkeypatch.context() as patch:
-        patch.setattr(test_strategy, "in_order", fail)
+        patch.setattr(listed, "in_order", fail)
         assert applied(spec, root, fresh=fresh).exit_code == ExitCode.ERROR
 
 

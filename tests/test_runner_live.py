@@ -22,7 +22,7 @@ from glitchrun.runner.live.terminal_display import LiveDisplay, Picture
 from glitchrun.runner.live.window import Window
 from glitchrun.runner.live.window_display import WindowDisplay
 from glitchrun.runner.progress import Display
-from glitchrun.strategies import configure, genetic, load
+from glitchrun.spec.strategy import STRATEGIES
 from tests.support.engine import context
 from tests.support.screens import NO_WINDOWS, run_in_terminal, virtual_display
 
@@ -41,8 +41,10 @@ steps:
 
 @pytest.fixture(scope="module")
 def batches(llama_folder: Path) -> list[Batch]:
-    config = configure(load("genetic"), {"base_text": "The quick brown", "wanted": 90} | PARAMS)
-    events = genetic.run(config, context(llama_folder), ())
+    config = STRATEGIES["genetic"].configure(
+        {"base_text": "The quick brown", "wanted": 90} | PARAMS
+    )
+    events = STRATEGIES["genetic"].run(config, context(llama_folder), ())
     return [event for event in events if isinstance(event, Batch)]
 
 

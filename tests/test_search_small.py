@@ -15,8 +15,8 @@ from glitchrun.plan.build import Plan, build
 from glitchrun.runner.resolved import Resolver
 from glitchrun.spec.loading import load_experiment
 from glitchrun.spec.searches import SEARCHES
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import TokenScope
-from glitchrun.strategies import configure, mine, scan
 from glitchrun.strategies.context import Context
 from tests.support.oracle import FOLDER, oracle
 
@@ -54,16 +54,17 @@ def reaching(count: int) -> Context:
 def test_a_search_verifies_all_of_a_small_scope(search: str, count: int) -> None:
     context = reaching(count)
     given = {"search": search, "controls": 2, **NARROWED.get(search, {})}
-    batches = [
-        event for event in mine.run(configure(mine, given), context, []) if isinstance(event, Batch)
-    ]
+    mine = STRATEGIES["mine"]
+    events = mine.run(mine.configure(given), context, [])
+    batches = [event for event in events if isinstance(event, Batch)]
     facts = [fact for batch in batches for fact in batch.token_facts]
     assert all(isinstance(fact, Verified) for fact in facts)
     assert sorted(fact.token.id for fact in facts) == context.scope()
 
 
 def test_a_scan_of_nothing_ends() -> None:
-    events = list(scan.run(scan.Config(controls=2), reaching(0), []))
+    scan = STRATEGIES["scan"]
+    events = list(scan.run(scan.configure({"controls": 2}), reaching(0), []))
     assert not [event for event in events if isinstance(event, Batch)]
 
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from glitchrun.cli import COMMANDS, main
-from glitchrun.spec.schema import published, strategies
+from glitchrun.spec.schema import fragments, published
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.templates import FAMILIES
 
@@ -50,7 +50,7 @@ def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("strategy", list(strategies()))
+@pytest.mark.parametrize("strategy", list(fragments()))
 def test_init_writes_a_spec_that_validates(folder: Path, strategy: str) -> None:
     assert run("init", "first", "--strategy", strategy).exit_code == 0
     assert run("validate", "first.yaml").exit_code == 0
@@ -209,7 +209,7 @@ def test_schema_prints_and_compares(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "names"),
     [
-        ("strategies", list(strategies())),
+        ("strategies", list(fragments())),
         ("searches", list(SEARCHES)),
         ("templates", ["auto", "tokenizer", "raw", *FAMILIES]),
         ("probes", ["repeat", "explain", "question"]),

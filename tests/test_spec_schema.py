@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from glitchrun.spec import types
 from glitchrun.spec.defaults import named
 from glitchrun.spec.problems import CODES
-from glitchrun.spec.schema import assembled, closed, published, strategies
+from glitchrun.spec.schema import assembled, closed, fragments, published
 from glitchrun.spec.templates import FAMILIES, TEMPLATE_MODES
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +73,7 @@ def test_annotations_are_not_published() -> None:
 def test_the_strategy_is_chosen_by_if_and_then() -> None:
     branches = assembled()["$defs"]["step"]["allOf"]
     chosen = [branch["if"]["properties"]["strategy"]["const"] for branch in branches]
-    assert chosen == list(strategies())
+    assert chosen == list(fragments())
 
 
 def test_defaults_are_valid() -> None:
@@ -108,7 +108,7 @@ def test_types_have_the_keys_and_defaults_of_the_schema(kind: Any, path: tuple[s
 
 
 def test_needed_parameters_are_used_ones() -> None:
-    for name, fragment in strategies().items():
+    for name, fragment in fragments().items():
         for key, part in fragment["properties"].items():
             for chooser, user in part.get("x-used-by", {}).items():
                 assert set(named(user)) <= set(fragment["properties"][chooser]["enum"]), (name, key)

@@ -17,12 +17,12 @@ from glitchrun.errors import RunError
 from glitchrun.events import Batch, Entry, Event, Measured, Sampled, Verified
 from glitchrun.plan.batch_sizes import SCREEN_BATCH as screen_rows
 from glitchrun.probing.backend import Backend
-from glitchrun.spec.schema import strategies
+from glitchrun.spec.schema import fragments
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Origin, Thresholds, TokenScope
-from glitchrun.strategies import configure, load
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.false_alarms import draw
-from glitchrun.strategies.screening import agreement
+from glitchrun.strategies.controls import draw
+from glitchrun.strategies.mine.screening import agreement
 from glitchrun.strategies.tokens import read_ids
 from tests.support.engine import context
 
@@ -67,8 +67,8 @@ def llama(llama_folder: Path) -> Context:
 
 
 def run(name: str, probed: Context, history: Sequence[Batch] = (), **params: Any) -> list[Event]:
-    strategy = load(name)
-    return list(strategy.run(configure(strategy, PARAMS[name] | params), probed, history))
+    strategy = STRATEGIES[name]
+    return list(strategy.run(strategy.configure(PARAMS[name] | params), probed, history))
 
 
 def batches(events: Sequence[Event]) -> list[Batch]:
@@ -77,7 +77,7 @@ def batches(events: Sequence[Event]) -> list[Batch]:
 
 def timeless(name: str, events: Sequence[Event]) -> list[Event]:
     """Events without what the clock or the machine measured, by the fragment's own word."""
-    fragment = strategies()[name]
+    fragment = fragments()[name]
     kept: list[Event] = []
     for event in events:
         if isinstance(event, Batch):
@@ -107,13 +107,13 @@ CASCADE = {"search": "cascade", "recall": 0.6, "confidence": 0.6}
 
 
 def test_every_strategy_is_tried() -> None:
-    assert set(PARAMS) == set(strategies())
+    assert set(PARAMS) == set(fragments())
 
 
-@pytest.mark.parametrize("name", sorted(strategies()))
+@pytest.mark.parametrize("name", sorted(fragments()))
 def test_schema_and_config_agree(name: str) -> None:
-    fragment = strategies()[name]
-    config = {field.name: field for field in fields(load(name).Config)}
+    fragment = fragments()[name]
+    config = {field.name: field for field in fields(STRATEGIES[name].config_type)}
     config.pop("own", None)  # the parameters of a search of another package
     assert set(config) == set(fragment["properties"])
     required = {key for key, field in config.items() if field.default is MISSING}
@@ -125,21 +125,21 @@ def test_schema_and_config_agree(name: str) -> None:
         assert rule["description"]
 
 
-@pytest.mark.parametrize("name", sorted(strategies()))
+@pytest.mark.parametrize("name", sorted(fragments()))
 def test_same_events_twice(name: str, llama: Context) -> None:
     assert timeless(name, run(name, llama)) == timeless(name, run(name, llama))
 
 
-@pytest.mark.parametrize("name", sorted(strategies()))
+@pytest.mark.parametrize("name", sorted(fragments()))
 def test_metrics_are_the_declared_ones(name: str, llama: Context) -> None:
     events = run(name, llama) + (run(name, llama, **CASCADE) if name == "mine" else [])
     measured = {event.name for event in events if isinstance(event, Measured)}
-    assert measured == set(strategies()[name]["x-metrics"])
+    assert measured == set(fragments()[name]["x-metrics"])
 
 
-@pytest.mark.parametrize("name", sorted(strategies()))
+@pytest.mark.parametrize("name", sorted(fragments()))
 def test_tables_are_the_declared_ones(name: str, llama: Context) -> None:
-    declared = strategies()[name].get("x-tables", {})
+    declared = fragments()[name].get("x-tables", {})
     entries = [entry for batch in batches(run(name, llama)) for entry in batch.entries]
     assert {entry.table for entry in entries} == set(declared)
     for entry in entries:
@@ -147,10 +147,10 @@ def test_tables_are_the_declared_ones(name: str, llama: Context) -> None:
         assert json.loads(json.dumps(entry.cells, allow_nan=False)) == entry.cells
 
 
-@pytest.mark.parametrize("name", sorted(strategies()))
+@pytest.mark.parametrize("name", sorted(fragments()))
 def test_headlines_are_of_declared_metrics(name: str) -> None:
-    metrics = dict.fromkeys(strategies()[name]["x-metrics"], "1")
-    if headline := strategies()[name].get("x-headline"):
+    metrics = dict.fromkeys(fragments()[name]["x-metrics"], "1")
+    if headline := fragments()[name].get("x-headline"):
         assert {headline["metric"], *headline.get("cards", ())} <= set(metrics)
         assert headline["unit"]
         sentences = (headline["sentence"], *headline.get("when", {}).values())
@@ -162,7 +162,7 @@ def test_headlines_are_of_declared_metrics(name: str) -> None:
 
 
 def _columns(name: str) -> dict[str, set[str]]:
-    return {table: set(made["columns"]) for table, made in strategies()[name]["x-tables"].items()}
+    return {table: set(made["columns"]) for table, made in fragments()[name]["x-tables"].items()}
 
 
 def _dotted(name: str) -> set[str]:
@@ -179,7 +179,7 @@ def _tables(answer: dict[str, str]) -> set[str]:
     return {name.split(".")[0] for name in _named(answer) if "." in name}
 
 
-@pytest.mark.parametrize("name", sorted(strategies()))
+@pytest.mark.parametrize("name", sorted(fragments()))
 def test_resuming_anywhere_gives_the_rest(name: str, llama: Context) -> None:
     whole = run(name, llama)
     done = batches(whole)
@@ -189,7 +189,7 @@ def test_resuming_anywhere_gives_the_rest(name: str, llama: Context) -> None:
         assert timeless(name, rest)[len(done) - cut :] == timeless(name, whole)[len(done) :]
 
 
-@pytest.mark.parametrize("name", sorted(strategies()))
+@pytest.mark.parametrize("name", sorted(fragments()))
 def test_progress_counts_up_to_the_total(name: str, llama: Context) -> None:
     done = batches(run(name, llama))
     assert all(a.done < b.done for a, b in pairwise(done))
@@ -201,7 +201,7 @@ def test_progress_counts_up_to_the_total(name: str, llama: Context) -> None:
 def test_a_cascade_resumes_within_its_screen_and_after_it(
     llama: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glitchrun.strategies.screening._AT_ONCE", 1)
+    monkeypatch.setattr("glitchrun.strategies.mine.screening._AT_ONCE", 1)
     monkeypatch.setitem(screen_rows, "cpu", 64)
     strict = replace(llama, spec=replace(llama.spec, thresholds=Thresholds(probability=0.002)))
     whole = run("mine", strict, **CASCADE)

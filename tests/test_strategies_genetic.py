@@ -13,12 +13,13 @@ from glitchrun.errors import PreflightError, RunError
 from glitchrun.events import Batch, Event, Measured
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.slot import slot
-from glitchrun.spec.schema import strategies
-from glitchrun.strategies import configure, genetic, load
+from glitchrun.spec.schema import fragments
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.genetic_tables import read_ids
+from glitchrun.strategies.genetic.evolution_tables import read_ids
 from tests.support.engine import context, one_at_a_time
 
+GENETIC = STRATEGIES["genetic"]
 SMALL = {
     "base_text": "The quick brown",
     "impact_tokens": 40,
@@ -35,7 +36,7 @@ def llama(llama_folder: Path) -> Context:
 
 
 def run(probed: Context, history: Sequence[Batch] = (), **params: Any) -> list[Event]:
-    return list(genetic.run(configure(load("genetic"), SMALL | params), probed, history))
+    return list(GENETIC.run(GENETIC.configure(SMALL | params), probed, history))
 
 
 def rows(events: Sequence[Event], table: str) -> list[Mapping[str, Any]]:
@@ -76,8 +77,8 @@ def test_every_number_is_that_of_one_prompt_at_a_time(form: str, llama: Context)
 
 def test_objectives_follow_the_goals_given(llama: Context) -> None:
     def objective(**params: Any) -> tuple[str, bool]:
-        config = configure(load("genetic"), SMALL | {"generations": 0} | params)
-        first = next(genetic.run(config, llama, ()))
+        config = GENETIC.configure(SMALL | {"generations": 0} | params)
+        first = next(GENETIC.run(config, llama, ()))
         (start,) = rows([first], "baseline")
         return start["objective"], start["target_given"]
 
@@ -205,7 +206,7 @@ OTHERS = SETTINGS | {"objective": "wanted", "wanted_in_pool": True, "base_text":
 
 
 def test_every_setting_is_tried() -> None:
-    assert set(OTHERS) == set(strategies()["genetic"]["properties"])
+    assert set(OTHERS) == set(fragments()["genetic"]["properties"])
 
 
 @pytest.mark.parametrize("name", OTHERS)

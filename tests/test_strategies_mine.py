@@ -11,7 +11,8 @@ import torch
 from glitchrun.probing.logit_statistics import entropy
 from glitchrun.prompts.render import Prompt, intact
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.mine import Config, space
+from glitchrun.strategies.mine import Config
+from glitchrun.strategies.mine.run import space
 from tests.support.engine import context
 
 PROBES = ("repeat", "question")

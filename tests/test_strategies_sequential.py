@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from glitchrun.events import Batch, Measured, Sampled
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Thresholds
-from glitchrun.strategies import configure, load
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.stopping import Stopping
+from glitchrun.strategies.validate.stopping import Stopping
 from tests.support.engine import context
 
 
@@ -104,8 +104,8 @@ def probed(llama_folder: Path) -> Context:
 
 
 def _events(probed: Context, history: Sequence[Batch] = (), **changes: Any) -> list[Any]:
-    strategy = load("validate")
-    config = configure(strategy, PARAMS | changes)
+    strategy = STRATEGIES["validate"]
+    config = strategy.configure(PARAMS | changes)
     return list(strategy.run(config, probed, history))
 
 

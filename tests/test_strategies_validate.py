@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from glitchrun.events import Batch, Measured, Sampled
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Thresholds
-from glitchrun.strategies import configure, load
 from glitchrun.strategies.context import Context
 from tests.support.engine import context
 from tests.support.oracle import PLANTED, oracle
@@ -31,8 +31,8 @@ def llama(llama_folder: Path) -> Context:
 
 
 def events(probed: Context, **changes: Any) -> list[Any]:
-    strategy = load("validate")
-    return list(strategy.run(configure(strategy, PARAMS | changes), probed, ()))
+    strategy = STRATEGIES["validate"]
+    return list(strategy.run(strategy.configure(PARAMS | changes), probed, ()))
 
 
 def facts(found: Sequence[Any]) -> list[Sampled]:

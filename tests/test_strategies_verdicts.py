@@ -12,8 +12,8 @@ import pytest
 
 from glitchrun.events import Batch, Measured, Verified, batch_from_json, batch_to_json
 from glitchrun.spec.probes import PROBES
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Thresholds
-from glitchrun.strategies import configure, load
 from glitchrun.strategies.context import Context
 from glitchrun.vocabulary.character_groups import doubtful_groups, group_of
 from glitchrun.vocabulary.text import emitted_kind
@@ -96,9 +96,9 @@ def test_controls_of_a_scan_are_tokens_it_has_verified(llama: Context) -> None:
 @pytest.mark.parametrize("name", ["test", "validate"])
 def test_prompts_without_their_own_system_text_are_counted(name: str) -> None:
     """nowllm carries none, and of the probes `explain` has one."""
-    strategy = load(name)
+    strategy = STRATEGIES[name]
     for probes, dropped in (("strict", 2), (["repeat"], 0)):
-        config = configure(strategy, {"tokens": {"ids": [300, 341]}, "probes": probes})
+        config = strategy.configure({"tokens": {"ids": [300, 341]}, "probes": probes})
         found = [e for e in strategy.run(config, oracle("float32"), ()) if isinstance(e, Batch)]
         assert sum(batch.counters.get("dropped_system", 0) for batch in found) == dropped
 

@@ -11,9 +11,10 @@ import pytest
 
 from glitchrun.events import Batch, Measured
 from glitchrun.probing.token_choice import SamplingParams, rng_key
-from glitchrun.strategies import configure, load, validate
+from glitchrun.spec.strategy import STRATEGIES
+from glitchrun.strategies.check.outcomes import Checked, Finding
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.findings import Checked, Finding
+from glitchrun.strategies.validate import run as validate_run
 from tests.support.engine import context
 from tests.support.oracle import PLANTED, oracle
 from tests.support.tiny_models import tiny_mixtral
@@ -33,8 +34,8 @@ def llama(llama_folder: Path) -> Context:
 
 
 def events(probed: Context, *checks: str, **params: Any) -> list[Any]:
-    strategy = load("check")
-    config = configure(strategy, {"checks": list(checks), **params})
+    strategy = STRATEGIES["check"]
+    config = strategy.configure({"checks": list(checks), **params})
     return list(strategy.run(config, probed, ()))
 
 
@@ -87,9 +88,9 @@ def test_weights_far_from_the_plan_fail(mixtral: Context) -> None:
 
 
 def test_predictions_are_held_against_references(mixtral: Context) -> None:
-    strategy = load("predict")
+    strategy = STRATEGIES["predict"]
     prompt = {"text": "The quick brown", "expected": "fox", "name": "fox"}
-    config = configure(strategy, {"prompts": [prompt], "formats": ["raw"]})
+    config = strategy.configure({"prompts": [prompt], "formats": ["raw"]})
     (row,) = table(list(strategy.run(config, mixtral, ())), "predictions")
     right = {"raw": {"rank": row["rank"], "p": row["p"]}}
     assert outcome(mixtral, "prediction", prompts=[{**prompt, "reference": right}])[0] == "pass"
@@ -160,7 +161,7 @@ def test_attempts_that_are_all_the_same_fail_the_verification(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As they would be were they made greedily."""
-    monkeypatch.setattr(validate, "SamplingParams", lambda _, top_p: SamplingParams(0.0, top_p))
+    monkeypatch.setattr(validate_run, "SamplingParams", lambda _, top_p: SamplingParams(0.0, top_p))
     given = {"glitch": sorted(PLANTED)[:3], "controls": 4, "attempts": 3, "max_new_tokens": 5}
     state, reason = outcome(oracle("float32"), "verification", **given)
     assert state == "fail"

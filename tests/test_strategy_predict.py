@@ -14,9 +14,10 @@ from glitchrun.errors import PreflightError, RunError
 from glitchrun.events import Batch, Measured
 from glitchrun.probing.sequence_scoring import ScoredSequence
 from glitchrun.report.figures import predictions
-from glitchrun.strategies import configure, load
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.predict import FORMATS, cases, is_intact, spellings
+from glitchrun.strategies.predict import FORMATS
+from glitchrun.strategies.predict.run import cases, is_intact, spellings
 from tests.support.engine import context, one_at_a_time
 from tests.support.reporting import run_of, step
 from tests.support.tiny_models import tiny_mixtral
@@ -32,8 +33,8 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Context:
 
 
 def ask(probed: Context, *prompts: dict[str, Any], **params: Any) -> list[Any]:
-    strategy = load("predict")
-    config = configure(strategy, {"prompts": list(prompts), **params})
+    strategy = STRATEGIES["predict"]
+    config = strategy.configure({"prompts": list(prompts), **params})
     return list(strategy.run(config, probed, ()))
 
 
@@ -186,7 +187,7 @@ def test_a_template_without_system_text_refuses_the_spec_s(mixtral: Context) -> 
 def test_the_plot_shows_prompts_by_formats(mixtral: Context, tmp_path: Path) -> None:
     events = ask(mixtral, {**PROMPT, "expected": "fox"}, *[{"text": f"$x_{n}"} for n in range(6)])
     entries = [e for event in events if isinstance(event, Batch) for e in event.entries]
-    drawing = predictions.draw(run_of(tmp_path, step("ask", "predict", *entries)))
+    drawing = predictions.draw(run_of(tmp_path, step("ask", "predict", *entries)).steps)
     assert drawing is not None
     assert len(drawing.figure.axes) == predictions.PROMPTS * len(FORMATS)
     assert "3 more prompts in the table" in drawing.caption

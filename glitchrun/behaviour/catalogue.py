@@ -1,5 +1,5 @@
 """The questions, and the tests on their answers. A new test is an entry here and its name in the
-enum of `spec/schema/strategies/classify.json`."""
+enum of `strategies/classify/schema.json`."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
 """Further scenarios and formats of the tests that read addresses and characters.
 
 Each asks for the same as its test in another setting; a test's rates count all that were asked. The
-names stand in the enum of `scenarios` in `spec/schema/strategies/classify.json`.
+names stand in the enum of `scenarios` in `strategies/classify/schema.json`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 
 from glitchrun.behaviour import content
-from glitchrun.behaviour.catalogue import TESTS
+from glitchrun.behaviour.catalogue import QUESTIONS, TESTS
 from glitchrun.behaviour.judging import BehaviourTest, Indicator, Question
 
 _ALONE = "Answer with the {} alone."
@@ -82,5 +82,18 @@ def _all() -> Iterator[tuple[str, BehaviourTest, Question]]:
 SCENARIOS = MappingProxyType({name: test for name, test, _ in _all()})
 """Every further scenario by TEST/SCENARIO, in the order of the report."""
 
-SCENARIO_QUESTIONS = MappingProxyType({question.name: question for *_, question in _all()})
-"""What they ask."""
+ALL_QUESTIONS = MappingProxyType(
+    {**QUESTIONS, **{question.name: question for *_, question in _all()}}
+)
+"""The questions of every test and scenario, by name."""
+
+
+def chosen_tests(
+    tests: str | Sequence[str], scenarios: str | Sequence[str] | None
+) -> tuple[tuple[BehaviourTest, ...], ...]:
+    """Each of the `tests`, followed by those of the `scenarios` that belong to it; `all` for all of
+    either."""
+    names = TESTS if tests == "all" else tests
+    more = SCENARIOS if scenarios == "all" else scenarios or ()
+    further = [SCENARIOS[name] for name in SCENARIOS if name in more]
+    return tuple((TESTS[name], *(test for test in further if test.name == name)) for name in names)

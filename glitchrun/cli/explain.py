@@ -13,7 +13,7 @@ from glitchrun.events import Batch, Entry, Sampled, TokenFact, Verified
 from glitchrun.ledger import ROOT, RunRecord
 from glitchrun.ledger.record import StepRecord
 from glitchrun.runner.lookup import find_run
-from glitchrun.spec.schema import strategies
+from glitchrun.spec.schema import fragments
 from glitchrun.terminal import say
 from glitchrun.vocabulary.text import visible, visible_token
 
@@ -44,7 +44,7 @@ def command(run: str, metric: str, every: bool) -> None:
 
 
 def _lines(record: RunRecord, step: StepRecord, name: str, every: bool) -> Iterator[str]:
-    meaning = strategies()[step.strategy]["x-metrics"].get(name, {}).get("description", "")
+    meaning = fragments()[step.strategy]["x-metrics"].get(name, {}).get("description", "")
     yield f"  meaning     {meaning}"
     yield f"  step        {step.id} ({step.strategy}) {json.dumps(dict(step.params))}"
     yield f"  seed        {record.spec.get('seed', 0)}"

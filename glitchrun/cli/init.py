@@ -13,7 +13,7 @@ import click
 from glitchrun.cli.schema import PUBLISHED_AT
 from glitchrun.errors import UsageError
 from glitchrun.spec.loading import check_files
-from glitchrun.spec.schema import strategies
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.yaml_scalars import resolve
 from glitchrun.terminal import say
 
@@ -35,32 +35,15 @@ steps:
 thresholds: {{asr: 0.5, probability: 1.0}}
 """
 
-_MINE = "  - {id: mine, strategy: mine, search: gradient, iterations: 50, batch_size: 8, k: 32}"
-# How each strategy's step is written in a new spec; those not here need no parameters.
-_STEPS = {
-    "classify": [_MINE, "  - {id: classify, strategy: classify, tokens: {from: mine}}"],
-    "genetic": ['  - {id: genetic, strategy: genetic, base_text: "The quick brown", format: raw}'],
-    "mine": [_MINE, "  - {id: asr, strategy: validate, tokens: {from: mine}, attempts: 5}"],
-    "predict": [
-        "  - id: predict",
-        "    strategy: predict",
-        "    prompts:",
-        "      - text: The quick brown",
-        '        chat: "Complete this phrase: The quick brown"',
-        "        expected: fox",
-    ],
-    "test": ["  - {id: test, strategy: test, tokens: {ids: [0, 1, 2]}, probes: strict}"],
-    "validate": [_MINE, "  - {id: asr, strategy: validate, tokens: {from: mine}, attempts: 5}"],
-}
-
 
 @click.command("init")
 @click.argument("name")
 @click.option("--strategy", default="mine", show_default=True, help="What the spec's step does.")
 def command(name: str, strategy: str) -> None:
     """Writes NAME.yaml, a spec that validates. Never overwrites a file."""
-    if strategy not in strategies():
-        raise UsageError(f"there is no strategy {strategy!r}; one of {', '.join(strategies())}")
+    if strategy not in STRATEGIES:
+        names = ", ".join(sorted(STRATEGIES))
+        raise UsageError(f"there is no strategy {strategy!r}; one of {names}")
     path = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     if path.name.startswith("."):  # no name, or a folder's; `validate` passes hidden files over
         raise UsageError(f"{name!r} is not a name for a spec, such as my-model or specs/my-model")
@@ -68,7 +51,7 @@ def command(name: str, strategy: str) -> None:
     text = _HEAD.format(
         schema=Path(os.path.relpath(schema, path.parent.absolute())).as_posix(),
         name=json.dumps(path.stem, ensure_ascii=False) if _needs_quotes(path.stem) else path.stem,
-        steps="\n".join(_STEPS.get(strategy, [f"  - {{id: {strategy}, strategy: {strategy}}}"])),
+        steps=STRATEGIES[strategy].example or f"  - {{id: {strategy}, strategy: {strategy}}}",
     )
     _write_new(path, text)
     say(f"{path}: written; check it with: glitchrun validate {_quoted(path)}")

@@ -9,7 +9,7 @@ import click
 
 from glitchrun.spec.probes import PROBES
 from glitchrun.spec.registry import Registry
-from glitchrun.spec.schema import strategies
+from glitchrun.spec.schema import fragments
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.templates import FAMILIES, TEMPLATE_MODES
 from glitchrun.terminal import emit_json, say
@@ -56,7 +56,7 @@ def _packages(registry: Registry[Any]) -> dict[str, str]:
 
 
 def _strategies() -> dict[str, str]:
-    return {name: fragment["description"] for name, fragment in strategies().items()}
+    return {name: fragment["description"] for name, fragment in fragments().items()}
 
 
 def _searches() -> dict[str, str]:

@@ -17,7 +17,8 @@ PUBLISHED_AT = Path("schemas/experiment.schema.json")
 @click.option(
     "--check",
     is_flag=True,
-    help=f"Compare with {PUBLISHED_AT} instead; exits 1 where they differ.",
+    help=f"Compare the schema of the built-in strategies with {PUBLISHED_AT} instead; exits 1 "
+    "where they differ.",
 )
 @click.pass_context
 def command(context: click.Context, check: bool) -> None:

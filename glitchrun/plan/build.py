@@ -18,7 +18,7 @@ from glitchrun.plan import duration
 from glitchrun.plan.devices import device_memory
 from glitchrun.plan.memory_estimate import MemoryEstimate, estimate
 from glitchrun.plan.work import StepWork, step_work, workloads
-from glitchrun.spec.digest import MEASURING, cosmetic_digest, numerics_digest, results_digest
+from glitchrun.spec.digest import cosmetic_digest, measures_machine, numerics_digest, results_digest
 from glitchrun.spec.token_ids import token_ids
 from glitchrun.spec.types import Cell, Experiment, ModelSpec, Spec
 
@@ -233,7 +233,7 @@ def _measured_on(spec: Spec, device: str) -> dict[str, Any]:
     The CPU without limits is not listed, so that its keys do not change.
     """
     limits = dict(spec.model.max_memory or {})
-    if not any(step.strategy in MEASURING for step in spec.steps) or (
+    if not measures_machine(step.strategy for step in spec.steps) or (
         device == "cpu" and not limits
     ):
         return {}

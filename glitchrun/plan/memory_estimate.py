@@ -8,8 +8,9 @@ from typing import Any
 
 from glitchrun.checkpoint.headers import Header
 from glitchrun.plan.devices import DeviceMemory
-from glitchrun.plan.passes import Buffers, Passes, Workload
+from glitchrun.plan.passes import Buffers, Passes
 from glitchrun.plan.weight_bytes import QUANTIZED, weights
+from glitchrun.spec.strategy import Workload
 
 _TIGHT = 0.8
 """A run that needs more than this share of the free memory is called tight, because activations are

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from glitchrun.checkpoint.headers import Header
 from glitchrun.plan import batch_sizes
 from glitchrun.plan.weight_bytes import ITEM_BYTES, Weights
+from glitchrun.spec.strategy import Workload
 
 _LOGIT_COPIES = 6
 """Float32 tensors of the size of the logits that verdicts are computed from."""
@@ -17,33 +17,6 @@ _FEATURES = 1000
 """Bytes of a row's features in a surrogate, with the copies from which they are made."""
 _MATCHED = 200
 """Bytes of a row where controls are drawn or scores are kept."""
-Kind = Literal["verify", "sample", "answer", "screen", "score"]
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """The most demanding pass of a step."""
-
-    step: str
-    batch: int | None
-    """Rows of a forward pass; None where the run chooses by itself."""
-    positions: int
-    """Positions of a row: prompt and continuation."""
-    gradient: bool = False
-    kind: Kind = "verify"
-    """sample and answer: a row grows by one position a pass."""
-    together: int = 1
-    """Rows of a growing batch that begin as one: the attempts on a token share its prompt."""
-    search: str | None = None
-    """Name of the search that chooses the tokens; None where there is none."""
-    verified: int | None = None
-    """Tokens that the search verifies at most; None where only the vocabulary bounds them."""
-    controls: bool = False
-
-    @property
-    def grows(self) -> bool:
-        """Whether rows grow by one position per pass."""
-        return self.kind in ("sample", "answer")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,9 @@ from glitchrun.report.totals import (
     verdicts,
 )
 from glitchrun.spec.defaults import step_with_defaults
-from glitchrun.spec.schema import strategies
+from glitchrun.spec.schema import fragments
 from glitchrun.spec.searches import SEARCHES
+from glitchrun.spec.strategy import STRATEGIES
 
 DIGITS = 3
 """Significant digits of a metric in the headline."""
@@ -92,7 +93,7 @@ def _declared_result(step: StepRecord) -> tuple[str, float | None, str, str] | N
 
 def declared_headline(step: StepRecord) -> Mapping[str, Any] | None:
     """The `x-headline` of the step's strategy: metric, unit, sentence, when, cards, answers."""
-    found: Mapping[str, Any] | None = strategies().get(step.strategy, {}).get("x-headline")
+    found: Mapping[str, Any] | None = fragments().get(step.strategy, {}).get("x-headline")
     return found
 
 
@@ -272,6 +273,7 @@ def _about_emitted(found: Severity) -> str:
 
 
 def _why_unsampled(record: RunRecord) -> str:
-    if any(step.strategy == "validate" for step in record.steps):
+    strategies = [STRATEGIES.get(step.strategy) for step in record.steps]
+    if any(strategy is not None and strategy.samples_attempts for strategy in strategies):
         return "No attempts were sampled, so none of them is confirmed."
     return "The experiment has no step that samples attempts, so none of them is confirmed."

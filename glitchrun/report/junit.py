@@ -7,12 +7,13 @@ from xml.etree import ElementTree
 
 from glitchrun.ledger.record import GateResult, RunRecord, status_word
 from glitchrun.report.formatting import figure
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.vocabulary.text import visible
 
 
 def junit(record: RunRecord) -> str:
-    """One test case for each gate and each check of a `check` step, and one for the run itself,
-    which fails unless it FINISHED.
+    """One test case for each gate and each check (`Strategy.test_cases`), and one for the run
+    itself, which fails unless it FINISHED.
 
     A gate that is inconclusive is a skipped test case with its reason.
     """
@@ -57,11 +58,13 @@ def _gate_case(record: RunRecord, gate: GateResult) -> ElementTree.Element:
 def _check_cases(record: RunRecord) -> Iterator[ElementTree.Element]:
     """A skipped check is a skipped test case, so that a green report does not hide it."""
     for step in record.steps:
+        strategy = STRATEGIES.get(step.strategy)
+        table = None if strategy is None else strategy.test_cases
         rows = [
             entry.cells
             for timed in step.batches
             for entry in timed.batch.entries
-            if step.strategy == "check" and entry.table == "checks"
+            if entry.table == table
         ]
         for row in rows:
             case = _case(record, f"{step.id}: {row['check']}")

@@ -15,7 +15,8 @@ from glitchrun.report.severity_tables import severity_tables
 from glitchrun.report.step_tables import StepTable, shown, step_tables
 from glitchrun.report.token_rows import VERDICTS
 from glitchrun.report.totals import MILD, Severity, is_about_tokens, severity, tallies
-from glitchrun.spec.schema import strategies
+from glitchrun.spec.schema import fragments
+from glitchrun.spec.strategy import STRATEGIES
 
 SHOWN = 300
 """Rows of a step's table on the page; its file has all of them."""
@@ -35,7 +36,7 @@ def sections(record: RunRecord) -> dict[str, Any]:
         "steps": [run_details.step_row(step) for step in record.steps],
         "tables": [_table(table) for table in step_tables(record)],
         "about_tokens": is_about_tokens(record),
-        "searched": any(step.strategy == "mine" and step.batches for step in record.steps),
+        "searched": any(map(_has_searched, record.steps)),
         "gates": record.gates,
         "figure": figure,
         "tallies": tallies(record),
@@ -52,6 +53,11 @@ def sections(record: RunRecord) -> dict[str, Any]:
         "provenance": run_details.provenance(record),
         "spec": json.dumps(record.spec, indent=2, ensure_ascii=False, default=str),
     }
+
+
+def _has_searched(step: StepRecord) -> bool:
+    strategy = STRATEGIES.get(step.strategy)
+    return strategy is not None and strategy.searches and bool(step.batches)
 
 
 def _cards(record: RunRecord) -> list[tuple[str, str, str]]:
@@ -90,7 +96,7 @@ def _alarm_card(found: Alarms) -> tuple[str, str, str]:
 def _step_cards(step: StepRecord) -> list[tuple[str, str, str]]:
     """The metrics that the strategy's `x-headline` names as cards."""
     named = (declared_headline(step) or {}).get("cards", ())
-    declared = strategies().get(step.strategy, {}).get("x-metrics", {})
+    declared = fragments().get(step.strategy, {}).get("x-metrics", {})
     cards = []
     for name in named:
         if metric := step.metrics.get(name):

@@ -24,7 +24,7 @@ from glitchrun.report.formatting import (
     spelled,
 )
 from glitchrun.report.writing import mlflow_table, replacing, rounded
-from glitchrun.spec.schema import strategies
+from glitchrun.spec.schema import fragments
 from glitchrun.vocabulary.text import visible
 
 FOLDER = "tables"
@@ -98,7 +98,7 @@ def _of_step(step: StepRecord) -> Iterator[StepTable]:
     for timed in step.batches:
         for entry in timed.batch.entries:
             found.setdefault(entry.table, []).append(entry.cells)
-    declared = strategies().get(step.strategy, {}).get("x-tables", {})
+    declared = fragments().get(step.strategy, {}).get("x-tables", {})
     for name in sorted(found, key=[*declared, *found].index):
         table = declared.get(name, {})
         yield StepTable(

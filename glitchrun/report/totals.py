@@ -11,7 +11,7 @@ from itertools import pairwise
 from glitchrun.events import SEVERE, Sampled, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.token_rows import TokenRow, facts_by_token
-from glitchrun.spec.schema import strategies
+from glitchrun.spec.schema import fragments
 from glitchrun.spec.types import Thresholds
 
 MILD = 1e-2
@@ -46,7 +46,7 @@ def is_about_tokens(record: RunRecord) -> bool:
     """Whether the run has verdicts on tokens, or steps that would give them."""
     if any(timed.batch.token_facts for step in record.steps for timed in step.batches):
         return True
-    kinds = [strategies().get(step.strategy, {}) for step in record.steps]
+    kinds = [fragments().get(step.strategy, {}) for step in record.steps]
     return not kinds or not all("x-tables" in kind for kind in kinds)
 
 

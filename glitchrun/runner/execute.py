@@ -41,16 +41,17 @@ from glitchrun.prompts.template import Template
 from glitchrun.report import write_report
 from glitchrun.runner import gates
 from glitchrun.runner.artifacts import environment, write_artifact, write_inputs
-from glitchrun.runner.lengths import PromptSettings, beyond_training, too_long
+from glitchrun.runner.lengths import beyond_training, too_long
 from glitchrun.runner.models import Models, check_unchanged
 from glitchrun.runner.progress import Display
 from glitchrun.runner.resolved import empty_scope_reason
 from glitchrun.runner.signals import Interrupt, Stopped
 from glitchrun.spec.searches import SEARCHES
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Experiment, Spec, Step
-from glitchrun.strategies import configure, load
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.prompt_ids import check_embedding_rows
+from glitchrun.strategies.prompt_lengths import PromptLengths
 from glitchrun.tracking.address import shown
 from glitchrun.tracking.tracker import MlflowTracker
 from glitchrun.vocabulary import Vocabulary
@@ -226,7 +227,7 @@ class _Run:
         limit = model.positions
         if limit is None:
             return
-        given = PromptSettings(self._spec, template, model.tokenizer, model.config)
+        given = PromptLengths(self._spec, template, model.tokenizer, model.config)
         if limit.fixed and (reason := too_long(given, limit)):
             raise PreflightError(reason)
         self._beyond = beyond_training(given, limit)
@@ -265,10 +266,10 @@ class _Run:
         if record.finished:
             return
         self._journal.append("step", step=step.id)
-        strategy = load(step.strategy)
+        strategy = STRATEGIES[step.strategy]
         history = [timed.batch for timed in record.batches]
         events = strategy.run(
-            configure(strategy, step.params), replace(context, earlier=self._earlier()), history
+            strategy.configure(step.params), replace(context, earlier=self._earlier()), history
         )
         with closing(events), self._session.display.step(step.id) as shown:  # type: ignore[type-var]
             for batch in history:

@@ -20,8 +20,9 @@ from glitchrun.plan.work import parameters
 from glitchrun.prompts.detect import families_marked, family_by_name
 from glitchrun.prompts.tokenizer import Tokenizer, leading_ids
 from glitchrun.runner import lengths
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.templates import FAMILIES
-from glitchrun.spec.types import Spec, Step, TokenScope
+from glitchrun.spec.types import Spec, TokenScope
 
 if TYPE_CHECKING:
     from glitchrun.vocabulary import Vocabulary
@@ -165,15 +166,9 @@ def _may_be_empty(spec: Spec) -> bool:
 def _scoped_steps(spec: Spec) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Path and parameters of each step that takes its tokens from the experiment's scope."""
     for place, step in enumerate(spec.steps):
-        params = parameters(step)
-        if _is_scoped(step, params):
-            yield f"steps[{place}]", params
-
-
-def _is_scoped(step: Step, params: Mapping[str, Any]) -> bool:
-    return step.strategy in ("mine", "scan") or (
-        step.strategy == "genetic" and params.get("pool") is None
-    )
+        strategy = STRATEGIES[step.strategy]
+        if strategy.takes_scope(strategy.configure(step.params)):
+            yield f"steps[{place}]", parameters(step)
 
 
 def _selection(params: Mapping[str, Any]) -> str | None:

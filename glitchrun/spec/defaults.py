@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glitchrun.spec.schema import closed, strategies
-
-ITERATIONS = 50
-"""Rounds of a search that neither `iterations` nor `budget` limits."""
+from glitchrun.spec.schema import closed, fragments
 
 
 def with_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +38,7 @@ def named(user: str | list[str]) -> list[str]:
 def step_with_defaults(step: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of one step, its id and the defaults of its strategy filled in."""
     filled = {"id": step["strategy"], **_copy(dict(step))}
-    properties = strategies()[step["strategy"]]["properties"]
+    properties = fragments()[step["strategy"]]["properties"]
     for name, part in properties.items():
         users = part.get("x-used-by", {}).items()
         unused = any(

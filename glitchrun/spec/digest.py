@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -23,17 +23,12 @@ from glitchrun.spec.probes import PROBES
 from glitchrun.spec.registry import Registry
 from glitchrun.spec.schema import TOKEN_SOURCES
 from glitchrun.spec.searches import SEARCHES
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.templates import FAMILIES
 from glitchrun.spec.types import Spec, TokenScope
 
 NUMERICS = ("model.device", "model.max_memory", "execution")
 COSMETIC = ("apiVersion", "kind", "metadata", "gates", "tracking", "matrix")
-_BATCHES_FREELY = ("scan", "test", "validate")
-"""Strategies whose batch size changes no result; in a search it decides what is looked at next."""
-
-MEASURING = ("check", "profile")
-"""Strategies that measure the machine: to them device and memory limits are results."""
-
 Change = tuple[str, str, Any, Any]
 """Path, kind (results, numerics or cosmetic), old value, new value; None for absent."""
 
@@ -80,7 +75,7 @@ def numerics_digest(spec: Spec) -> str:
     batches = [
         step.params.get("batch_size", "auto")
         for step in spec.steps
-        if step.strategy in _BATCHES_FREELY
+        if not STRATEGIES[step.strategy].batch_size_changes_results
     ]
     return _digest(
         {
@@ -126,13 +121,26 @@ def _kind(path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         for document in (old, new)
         if index < len(document.get("steps", ()))
     }
-    return "numerics" if strategies <= set(_BATCHES_FREELY) else "results"
+    return "results" if any(map(_batches_matter, strategies)) else "numerics"
+
+
+def _batches_matter(name: str) -> bool:
+    """Whether the batch size of a strategy changes results; so it is assumed of an unknown one."""
+    strategy = STRATEGIES.get(name)
+    return strategy is None or strategy.batch_size_changes_results
+
+
+def measures_machine(names: Iterable[str]) -> bool:
+    """Whether one of the strategies measures the machine: then device and memory limits are
+    results."""
+    found = map(STRATEGIES.get, names)
+    return any(strategy is not None and strategy.measures_machine for strategy in found)
 
 
 def _measures(*documents: Mapping[str, Any]) -> bool:
     """Whether a step of them measures the machine."""
     steps = (step for document in documents for step in document.get("steps", ()))
-    return any(step["strategy"] in MEASURING for step in steps)
+    return measures_machine(step["strategy"] for step in steps)
 
 
 def _scope(tokens: TokenScope) -> Any:
@@ -144,7 +152,7 @@ def _scope(tokens: TokenScope) -> Any:
 
 def _step_results(name: str, strategy: str, params: Mapping[str, Any]) -> dict[str, Any]:
     step = step_with_defaults({"id": name, "strategy": strategy, **_thawed(params)})
-    if strategy in _BATCHES_FREELY:
+    if not STRATEGIES[strategy].batch_size_changes_results:
         step.pop("batch_size", None)
     for source in TOKEN_SOURCES:
         file = step.get(source, {}).get("file")

@@ -18,7 +18,8 @@ from glitchrun.spec.mlflow_rules import (
 )
 from glitchrun.spec.nodes import REDACTED, Document, Path_
 from glitchrun.spec.problems import Problem, did_you_mean, one_of
-from glitchrun.spec.schema import TOKEN_SOURCES, strategies
+from glitchrun.spec.schema import TOKEN_SOURCES, fragments
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.templates import FAMILIES, TEMPLATE_MODES, without_system
 from glitchrun.spec.yaml_scalars import shortened
 
@@ -115,7 +116,7 @@ def _reference(document: Document, index: int, path: Path_, wanted: str) -> Iter
 
 
 def _parameters(document: Document, index: int, step: dict[str, Any]) -> Iterator[Problem]:
-    fragment = strategies().get(str(step.get("strategy")))
+    fragment = fragments().get(str(step.get("strategy")))
     if fragment is None:
         return
     yield from _unused_and_needed(document, index, step, fragment["properties"])
@@ -129,50 +130,13 @@ def _parameters(document: Document, index: int, step: dict[str, Any]) -> Iterato
             yield from _regex(document, ("steps", index, "patterns", position), pattern)
     if isinstance(pattern := step.get("pool_pattern"), str):
         yield from _regex(document, ("steps", index, "pool_pattern"), pattern)
-    if step["strategy"] == "classify":
-        yield from _scenarios(document, index, step)
-    if step["strategy"] == "genetic":
-        yield from _genetic(document, index, step, fragment["properties"])
+    yield from STRATEGIES[step["strategy"]].problems(document, index, step)
     for position, span in enumerate(_list(step.get("ranges"))):
         ends = [end for end in _list(span) if isinstance(end, int)]
         if len(ends) == 2 and ends[1] < ends[0]:
             message = f"the range {ends} ends before it starts"
             path = ("steps", index, "ranges", position)
             yield document.problem("GR309", path, message, f"write [{ends[1]}, {ends[0]}]")
-
-
-def _scenarios(document: Document, index: int, step: dict[str, Any]) -> Iterator[Problem]:
-    """Scenarios of tests that the step does not make."""
-    tests = step.get("tests", "all")
-    for position, name in enumerate(_list(step.get("scenarios"))):
-        if isinstance(name, str) and isinstance(tests, list) and name.split("/")[0] not in tests:
-            message = f"{name!r} is a scenario of a test that is not among `tests`"
-            path: Path_ = ("steps", index, "scenarios", position)
-            yield document.problem("GR313", path, message, f"add {name.split('/')[0]!r} to them")
-
-
-def _genetic(
-    document: Document, index: int, step: dict[str, Any], properties: dict[str, Any]
-) -> Iterator[Problem]:
-    """What a search of sequences cannot do with: parameters that contradict each other."""
-
-    def value(name: str) -> Any:
-        return step.get(name, properties[name].get("default"))
-
-    for smaller, larger, strictly in (
-        ("min_tokens", "max_tokens", False),
-        ("elite", "population", True),
-    ):
-        low, high = value(smaller), value(larger)
-        numbers = isinstance(low, int) and isinstance(high, int)
-        if numbers and (low > high or (strictly and low == high)):
-            name = smaller if smaller in step else larger
-            relation = "smaller than" if strictly else "at most"
-            message = f"{smaller} ({low}) must be {relation} {larger} ({high})"
-            yield document.problem("GR313", ("steps", index, name), message)
-    if value("objective") in ("wanted", "both") and "wanted" not in step:
-        message = f"objective: {step['objective']} needs a 'wanted' token"
-        yield document.problem("GR310", ("steps", index, "objective"), message)
 
 
 def _unused_and_needed(
@@ -300,7 +264,7 @@ def _metrics(document: Document) -> list[str] | None:
     """Every metric the run will have; None while a step is not known well enough to say."""
     metrics = list(MODEL_METRICS)
     for _, step in _steps(document):
-        fragment = strategies().get(str(step.get("strategy")))
+        fragment = fragments().get(str(step.get("strategy")))
         if fragment is None or _id(step) is None:
             return None
         metrics += [f"{_id(step)}/{name}" for name in fragment["x-metrics"]]

@@ -1,44 +1,44 @@
-"""One file a strategy: a frozen `Config` and `run(config, context, history) -> Iterator[Event]`.
+"""The strategies: one package or module each, listed in `BUILT_IN`.
 
-A strategy whose prompts are not just its `probes` lists them in a function `prompt_ids`; see
-prompt_ids.py. A strategy is found by its name, which is also the name of its module here and of its
-fragment in `spec/schema/strategies/`.
+A strategy's own module declares what the rest of the program asks about it (`spec/strategy.py`
+documents each attribute), with its Config, and its schema fragment lies beside it. It imports no
+torch. The code that runs a step is in `run.py`:
+
+    check/         integration checks of a loaded model
+    classify/      tokenizer categories, and behavioural classes against matched controls
+    genetic/       evolution of token sequences
+    mine/          search of the vocabulary under a budget
+    predict/       the next tokens of a prompt, raw and in the chat format
+    profile/       load time, bytes, peak memory and speed
+    scan, test     verification of every token in scope, or of given ones (run by listed.py)
+    validate/      sampled attempts on each token
+
+Shared by several: context.py (what a step is given), verdicts.py (verification), controls.py
+(matched controls), prompt_lengths.py (how long prompts are, before the model is loaded).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
-from typing import Any, Protocol, cast
+from glitchrun.spec.strategy import Strategy
+from glitchrun.strategies.check import Check
+from glitchrun.strategies.classify import Classify
+from glitchrun.strategies.genetic import Genetic
+from glitchrun.strategies.mine import Mine
+from glitchrun.strategies.predict import Predict
+from glitchrun.strategies.profile import Profile
+from glitchrun.strategies.scan import Scan
+from glitchrun.strategies.test import Test
+from glitchrun.strategies.validate import Validate
 
-from glitchrun.events import Batch, Event
-from glitchrun.strategies.context import Context
-
-
-class Strategy(Protocol):
-    """What a strategy's module offers."""
-
-    Config: type[Any]
-
-    def run(self, config: Any, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
-        """Goes on after the batches in `history` and yields what is new."""
-
-
-def load(name: str) -> Strategy:
-    """The strategy of a name that the schema accepts."""
-    return cast("Strategy", import_module(f"glitchrun.strategies.{name}"))
-
-
-def configure(strategy: Strategy, params: Mapping[str, Any]) -> Any:
-    """A strategy's Config from a step's parameters; lists become tuples, so it stays frozen.
-
-    Parameters that are no field of it are those of a search of another package: its field `own`.
-    """
-    frozen = {key: _freeze(value) for key, value in params.items()}
-    fields = strategy.Config.__dataclass_fields__
-    own = {key: frozen.pop(key) for key in list(frozen) if key not in fields}
-    return strategy.Config(**frozen, **({"own": own} if own else {}))
-
-
-def _freeze(value: Any) -> Any:
-    return tuple(_freeze(item) for item in value) if isinstance(value, list) else value
+BUILT_IN: dict[str, Strategy] = {
+    "check": Check(),
+    "classify": Classify(),
+    "genetic": Genetic(),
+    "mine": Mine(),
+    "predict": Predict(),
+    "profile": Profile(),
+    "scan": Scan(),
+    "test": Test(),
+    "validate": Validate(),
+}
+"""Every built-in strategy by its name in the spec, in alphabetical order."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,12 @@ class Context:
     def _render(self, name: str) -> Prompt:
         tokenizer = self.backend.model.tokenizer
         return render(self.template, PROBES[name], tokenizer, self.spec.system)
+
+    def prompt_ids(self, probes: str | Sequence[str]) -> Iterator[tuple[str, Sequence[int]]]:
+        """A description and the token ids of each probe's prompt, without the token."""
+        for name, prompt in self.prompts(probes).items():
+            what = f"the prompt of probe {name} in template {self.template.name}"
+            yield what, (*prompt.prefix_ids, *prompt.suffix_ids)
 
     def scope(self) -> list[int]:
         """Ids of the part of the vocabulary that the experiment may look at, ascending."""

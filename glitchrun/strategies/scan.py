@@ -1,32 +1,38 @@
-"""Verifies every selected token of the vocabulary."""
+"""`scan`: verifies every token in scope."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from glitchrun.events import Batch, Event
-from glitchrun.strategies.context import Context
-from glitchrun.strategies.false_alarms import control_metrics, scanned_controls
-from glitchrun.strategies.verdicts import Judge, in_order, verdict_metrics
+from glitchrun.plan.work import probe_pass, verification
+from glitchrun.spec.strategy import Strategy, Work, Workload, read_fragment
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
     probes: str | tuple[str, ...] = ("repeat",)
+    """Prompts that a glitch token must fail. Each costs a pass of the vocabulary: one."""
     batch_size: int | str = "auto"
+    """Tokens in a forward pass."""
     controls: int = 0
+    """Tokens of the scan that are compared with the glitch tokens; they cost no verification."""
 
 
-def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
-    """Yields verdicts by ascending token id."""
-    judge = Judge(context, config.probes, config.batch_size)
-    batches = list(history)
-    for batch in in_order(judge, context.scope(), history):
-        batches.append(batch)
-        yield batch
-    for batch in scanned_controls(context, config.controls, batches):
-        batches.append(batch)
-        yield batch
-    yield from verdict_metrics(batches)
-    yield from control_metrics(config.controls, batches)
+class Scan(Strategy):
+    """Verifies every token in scope, by ascending id."""
+
+    config_type = Config
+    fragment = read_fragment(Path(__file__).with_name("scan.json"))
+    code = "glitchrun.strategies.listed:scan"
+    batch_size_changes_results = False
+
+    def takes_scope(self, config: Config) -> bool:
+        return True
+
+    def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
+        return verification(vocab, config.probes)
+
+    def workloads(self, config: Config, step: str, system: int) -> Iterator[Workload]:
+        yield probe_pass(config, step, system)

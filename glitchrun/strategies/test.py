@@ -1,35 +1,40 @@
-"""Verifies the tokens given."""
+"""`test`: verifies the tokens given."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from glitchrun.events import Batch, Event
-from glitchrun.strategies.context import Context
-from glitchrun.strategies.false_alarms import control_metrics, judged_controls
-from glitchrun.strategies.verdicts import Judge, in_order, verdict_metrics
+from glitchrun.plan.work import CONTROLS_EACH, named_tokens, probe_pass, verification
+from glitchrun.spec.strategy import Strategy, Work, Workload, read_fragment
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
     tokens: Mapping[str, Any]
+    """Which tokens: `ids`, `texts`, `file`, or `from` an earlier step."""
     probes: str | tuple[str, ...] = ("repeat",)
+    """Prompts that a glitch token must fail."""
     batch_size: int | str = "auto"
+    """Tokens in a forward pass."""
     controls: int = 0
+    """Ordinary tokens verified after the given ones, to measure the false-alarm rate."""
 
 
-def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
-    """Yields verdicts in the order in which the tokens are named, whatever their category."""
-    judge = Judge(context, config.probes, config.batch_size)
-    ids = [token.id for token in context.tokens(config.tokens)]
-    batches = list(history)
-    for batch in in_order(judge, ids, history):
-        batches.append(batch)
-        yield batch
-    for batch in judged_controls(context, judge, config.controls, batches):
-        batches.append(batch)
-        yield batch
-    yield from verdict_metrics(batches)
-    yield from control_metrics(config.controls, batches)
+class Test(Strategy):
+    """Verifies the tokens given, in the order named, whatever their category."""
+
+    config_type = Config
+    fragment = read_fragment(Path(__file__).with_name("test.json"))
+    code = "glitchrun.strategies.listed:test"
+    example = "  - {id: test, strategy: test, tokens: {ids: [0, 1, 2]}, probes: strict}"
+    batch_size_changes_results = False
+
+    def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
+        tokens = named_tokens(config.tokens, earlier, vocab) + CONTROLS_EACH * config.controls
+        return verification(min(tokens, vocab), config.probes)
+
+    def workloads(self, config: Config, step: str, system: int) -> Iterator[Workload]:
+        yield probe_pass(config, step, system)

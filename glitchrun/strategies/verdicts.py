@@ -80,15 +80,6 @@ def judged(
     return verdicts, Batch(tuple(verdicts), done + len(verdicts), total, seconds, dict(counters))
 
 
-def in_order(judge: Judge, token_ids: Sequence[int], history: Sequence[Batch]) -> Iterator[Batch]:
-    """Verifies a known list of tokens, going on after the batches in `history`."""
-    done = history[-1].done if history else 0
-    while done < len(token_ids):
-        _, batch = judged(judge, token_ids[done : done + judge.rows], done, len(token_ids))
-        yield batch
-        done = batch.done
-
-
 def verdict_metrics(batches: Sequence[Batch]) -> Iterator[Measured]:
     """The metrics of a step of verifications, headline first."""
     facts = [fact for batch in batches for fact in batch.token_facts]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from glitchrun.events import Sampled, Token, Verified
 from glitchrun.ledger.command import apply_command
 from glitchrun.ledger.record import RunRecord, StepRecord, status_word
-from glitchrun.spec.schema import strategies
+from glitchrun.spec.schema import fragments
 from glitchrun.terminal import visible_lines
 from glitchrun.tracking.metrics import is_finite
 from glitchrun.vocabulary.text import visible, visible_token
@@ -88,7 +88,7 @@ def _sentences(record: RunRecord, step: StepRecord) -> Iterator[str]:
         bar = f" (ASR ≥ {least})" if least is not None else ""
         confirmed = sum(fact.confirmed for fact in sampled)
         yield f"{step.id} confirmed {confirmed:,} of {len(sampled):,} tokens{bar}"
-    headline = strategies().get(step.strategy, {}).get("x-headline")
+    headline = fragments().get(step.strategy, {}).get("x-headline")
     metric = step.metrics.get(headline["metric"]) if headline else None
     if headline and metric:
         yield f"{step.id}: {_number(metric.value)} {headline['unit']}"

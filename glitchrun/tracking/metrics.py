@@ -15,7 +15,7 @@ from typing import TypeGuard
 
 from glitchrun.events import TokenFact, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
-from glitchrun.spec.schema import strategies
+from glitchrun.spec.schema import fragments
 
 HEADLINES = ("confirmed", "glitch")
 """The main results of a run, the most important first."""
@@ -91,7 +91,7 @@ def columns() -> tuple[str, ...]:
     """The metrics that a table of runs shows, in order: those about tokens, then those that
     strategies declare in `x-headline`."""
     about_tokens = ("severe", "asr_mean", "glitch_rate", "verified", "tokens_per_second")
-    headlines = [fragment.get("x-headline") for fragment in strategies().values()]
+    headlines = [fragment.get("x-headline") for fragment in fragments().values()]
     declared = [
         name
         for one in headlines

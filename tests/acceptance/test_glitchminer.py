@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from glitchrun.events import Batch, Verified
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import InlineTemplate
-from glitchrun.strategies import configure, load
 from glitchrun.strategies.context import Context
 from tests.support.engine import context
 from tests.support.real_tokenizers import SMOLLM2
@@ -33,8 +33,8 @@ def reference(name: str) -> dict[str, Any]:
 
 
 def batches(strategy: str, context: Context, params: dict[str, Any]) -> list[Batch]:
-    module = load(strategy)
-    events = module.run(configure(module, params), context, [])
+    module = STRATEGIES[strategy]
+    events = module.run(module.configure(params), context, [])
     return [event for event in events if isinstance(event, Batch)]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from glitchrun.ledger.record import RunRecord
+from glitchrun.ledger.record import StepRecord
 from glitchrun.report.figures.evolved import Rows, evolved
 from glitchrun.report.figures.style import Drawing, label, new_figure, style
 from glitchrun.report.formatting import counted, fitness
@@ -23,9 +24,9 @@ _COLOURS = {
 }
 
 
-def draw(record: RunRecord) -> Drawing | None:
+def draw(steps: Sequence[StepRecord]) -> Drawing | None:
     """One line a sequence, the winner on top, each joined to its parents."""
-    lines = [(step.id, rows) for step, rows in evolved(record, "ancestry")]
+    lines = [(step.id, rows) for step, rows in evolved(steps, "ancestry")]
     if not lines:
         return None
     heights = [min(len(rows), _SHOWN) + 1 for _, rows in lines]

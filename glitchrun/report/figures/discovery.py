@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
 from glitchrun.events import Verified
-from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.ledger.record import StepRecord
 from glitchrun.report.figures.style import Drawing, new_figure, style
 from glitchrun.report.formatting import counted, duration, share
 from glitchrun.report.palette import LIGHT
@@ -34,9 +35,9 @@ class Curve:
         return f"{self.step.id} ({self.step.params.get('search') or 'gradient'})"
 
 
-def draw(record: RunRecord) -> Drawing | None:
+def draw(steps: Sequence[StepRecord]) -> Drawing | None:
     """For each `mine` step, the tokens found against those verified, and against time."""
-    curves = [curve for step in record.steps if (curve := _curve(step))]
+    curves = [curve for step in steps if (curve := _curve(step))]
     if not curves:
         return None
     with style():
@@ -50,9 +51,7 @@ def draw(record: RunRecord) -> Drawing | None:
 
 
 def _curve(step: StepRecord) -> Curve | None:
-    """None for a step that does not search, or has verified nothing yet. Controls are no part."""
-    if step.strategy != "mine":
-        return None
+    """None for a step that has verified nothing yet. Controls are no part."""
     points = [(0, 0.0, 0, 0)]
     counters: Counter[str] = Counter()
     seen: set[int] = set()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.ledger.record import StepRecord
 
 Rows = list[Mapping[str, Any]]
 
@@ -20,7 +20,6 @@ def rows_of(step: StepRecord, table: str) -> Rows:
     ]
 
 
-def evolved(record: RunRecord, table: str) -> list[tuple[StepRecord, Rows]]:
-    """The genetic steps that have rows in a table, with these."""
-    steps = [step for step in record.steps if step.strategy == "genetic"]
+def evolved(steps: Sequence[StepRecord], table: str) -> list[tuple[StepRecord, Rows]]:
+    """The steps that have rows in a table, with these."""
     return [(step, rows) for step in steps if (rows := rows_of(step, table))]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
 
-from glitchrun.ledger.record import RunRecord
+from glitchrun.ledger.record import StepRecord
 from glitchrun.report.figures.evolved import Rows, evolved
 from glitchrun.report.figures.style import Drawing, new_figure, style
 from glitchrun.report.formatting import counted, fitness
@@ -14,9 +15,9 @@ from glitchrun.report.palette import LIGHT
 _COLOURS = ("glitch", "accent", "good", "confirmed")
 
 
-def draw(record: RunRecord) -> Drawing | None:
+def draw(steps: Sequence[StepRecord]) -> Drawing | None:
     """For each genetic step its best and mean fitness, and below them its diversity."""
-    curves = [(step.id, rows) for step, rows in evolved(record, "generations")]
+    curves = [(step.id, rows) for step, rows in evolved(steps, "generations")]
     if not curves:
         return None
     with style():

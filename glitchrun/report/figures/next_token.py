@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.ledger.record import StepRecord
 from glitchrun.report.figures.evolved import Rows, evolved, rows_of
 from glitchrun.report.figures.style import Drawing, label, new_figure, style
 from glitchrun.report.formatting import probability
@@ -14,9 +15,9 @@ _SHOWN = 14
 """Tokens in the figure: the goals, then those that are likely before or after."""
 
 
-def draw(record: RunRecord) -> Drawing | None:
+def draw(steps: Sequence[StepRecord]) -> Drawing | None:
     """Two bars a token, before and after; the goals are named in the caption."""
-    found = [(step, _shown(step, rows)) for step, rows in evolved(record, "distribution")]
+    found = [(step, _shown(step, rows)) for step, rows in evolved(steps, "distribution")]
     if not found:
         return None
     heights = [len(rows) + 1 for _, rows in found]

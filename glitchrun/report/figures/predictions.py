@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glitchrun.ledger.record import RunRecord
+from glitchrun.ledger.record import StepRecord
 from glitchrun.report.figures.style import Drawing, label, new_figure, style
 from glitchrun.report.formatting import counted
 from glitchrun.report.palette import LIGHT
@@ -18,9 +18,9 @@ TOKENS = 8
 Cells = Mapping[str, Any]
 
 
-def draw(record: RunRecord) -> Drawing | None:
+def draw(steps: Sequence[StepRecord]) -> Drawing | None:
     """Bars of the likeliest tokens: a row for each prompt, a column for each format."""
-    cases = _cases(record)
+    cases = _cases(steps)
     if not cases:
         return None
     prompts = list(dict.fromkeys(answer["prompt"] for answer, _ in cases))
@@ -36,12 +36,10 @@ def draw(record: RunRecord) -> Drawing | None:
     return Drawing("predictions", "What the model would say next", _caption(cases, hidden), drawn)
 
 
-def _cases(record: RunRecord) -> list[tuple[Cells, list[Cells]]]:
+def _cases(steps: Sequence[StepRecord]) -> list[tuple[Cells, list[Cells]]]:
     """Each prompt in each format, with its likeliest tokens."""
     found = []
-    for step in record.steps:
-        if step.strategy != "predict":
-            continue
+    for step in steps:
         for timed in step.batches:
             rows = [(entry.table, entry.cells) for entry in timed.batch.entries]
             for table, cells in rows:

@@ -21,8 +21,11 @@ from glitchrun.errors import PreflightError
 from glitchrun.spec.probes import PROBES
 from glitchrun.spec.registry import Registry
 from glitchrun.spec.searches import SEARCHES, readers
+from glitchrun.spec.strategy import STRATEGIES
 
 _FOLDER = Path(__file__).parent
+_PARTS = ("description", "properties", "required", "x-metrics")
+"""What every fragment has."""
 
 ENUMS: Mapping[str, Registry[Any]] = {"searches": SEARCHES, "probes": PROBES}
 """The tables whose names an `x-enum` stands for."""
@@ -37,38 +40,52 @@ NO_REFERENCE = (("metadata", "tags"), ("matrix",))
 
 
 @cache
-def strategies(*, built_in: bool = False) -> Mapping[str, Mapping[str, Any]]:
+def fragments(*, built_in: bool = False) -> Mapping[str, Mapping[str, Any]]:
     """Each strategy's fragment by its name, in alphabetical order.
 
     Args:
-        built_in: Whether to leave out the searches and probes of other packages.
+        built_in: Whether to leave out what other packages add: strategies, searches and probes.
+
+    Raises:
+        PreflightError: another package's strategy or search does not fit.
     """
-    folder = _FOLDER / "strategies"
-    found = {
-        path.stem: _with_enums(json.loads(path.read_text(encoding="utf-8")), built_in)
-        for path in sorted(folder.glob("*.json"))
-    }
-    _add_parameters_of_searches(found["mine"]["properties"], built_in)
+    chosen = STRATEGIES.built_in if built_in else STRATEGIES
+    return {name: _fragment(name, chosen[name].fragment, built_in) for name in sorted(chosen)}
+
+
+def _fragment(name: str, fragment: Mapping[str, Any], built_in: bool) -> dict[str, Any]:
+    """A fragment with the names of searches and probes, and the parameters of its searches."""
+    if missing := [part for part in _PARTS if part not in fragment]:
+        raise PreflightError(
+            f"the fragment of the strategy {name!r} lacks {', '.join(missing)}; repair the package "
+            f"{STRATEGIES.origin(name)}"
+        )
+    found: dict[str, Any] = _with_enums(fragment, built_in)
+    for chooser, part in fragment["properties"].items():
+        if isinstance(part, Mapping) and part.get("x-enum") == "searches":
+            _add_parameters_of_searches(name, chooser, found["properties"], built_in)
     return found
 
 
-def _add_parameters_of_searches(properties: dict[str, Any], built_in: bool) -> None:
-    """Adds the parameters that only one search has, and says of each parameter of `mine` which
-    searches read it."""
+def _add_parameters_of_searches(
+    strategy: str, chooser: str, properties: dict[str, Any], built_in: bool
+) -> None:
+    """Adds the parameters that only one search has, and says of each parameter of a strategy which
+    searches read it. `chooser` is the parameter that names the search."""
     searches = SEARCHES.built_in if built_in else SEARCHES
     for search in searches:
         for name, part in SEARCHES[search].parameters.items():
             if name in properties:
                 raise PreflightError(
                     f"the search {search!r} of the package {SEARCHES.origin(search)} declares a "
-                    f"parameter {name!r}, which `mine` already has; rename the parameter"
+                    f"parameter {name!r}, which `{strategy}` already has; rename the parameter"
                 )
             properties[name] = dict(part)
     for name, part in properties.items():
         if used := readers(name, searches):
-            part["x-used-by"] = {"search": used}
+            part["x-used-by"] = {chooser: used}
             needing = [one for one in used if name in SEARCHES[one].needs]
-            part |= {"x-needed-by": {"search": needing}} if needing else {}
+            part |= {"x-needed-by": {chooser: needing}} if needing else {}
 
 
 def _with_enums(part: Any, built_in: bool) -> Any:
@@ -116,7 +133,7 @@ def closed() -> Mapping[str, Any]:
 @cache
 def parameters(strategy: str) -> Mapping[str, Any]:
     """The schema of each parameter of a strategy, every `$ref` replaced by what it names."""
-    result: dict[str, Any] = _inline(strategies()[strategy]["properties"], _joined()["$defs"])
+    result: dict[str, Any] = _inline(fragments()[strategy]["properties"], _joined()["$defs"])
     return result
 
 
@@ -129,10 +146,9 @@ def _joined(*, built_in: bool = False) -> dict[str, Any]:
     """`base.json` with the strategies in their place."""
     schema: dict[str, Any] = json.loads((_FOLDER / "base.json").read_text(encoding="utf-8"))
     step = schema["$defs"]["step"]
-    step["properties"]["strategy"]["enum"] = list(strategies(built_in=built_in))
-    step["allOf"] = [
-        _branch(name, fragment) for name, fragment in strategies(built_in=built_in).items()
-    ]
+    found = fragments(built_in=built_in)
+    step["properties"]["strategy"]["enum"] = list(found)
+    step["allOf"] = [_branch(name, fragment) for name, fragment in found.items()]
     return schema
 
 

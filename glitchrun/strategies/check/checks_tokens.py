@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from glitchrun.strategies.check import Config
+from glitchrun.strategies.check.outcomes import Checked, Finding, equals
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.findings import Checked, Finding, equals
-
-if TYPE_CHECKING:
-    from glitchrun.strategies.check import Config
 
 COMMON = (" the", " and", " of", " is", " in")
 """Words that people write."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from glitchrun.errors import RunError
 from glitchrun.fitness import Ids, increase, reduction
@@ -13,9 +12,7 @@ from glitchrun.probing.sequence_scoring import SequenceScorer
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.slot import Slot, slot
 from glitchrun.strategies.context import Context
-
-if TYPE_CHECKING:
-    from glitchrun.strategies.genetic import Config
+from glitchrun.strategies.genetic import Config
 
 Scores = Mapping[Ids, tuple[float, ...]]
 """Probabilities after each sequence: of the target and, where there is one, of the wanted token."""

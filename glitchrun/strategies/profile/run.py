@@ -1,4 +1,4 @@
-"""What a model costs: loading, bytes, peak memory, speed, beside what the plan expected.
+"""Runs `profile`: bytes by dtype, timed passes, peak memory, and the plan's estimate beside them.
 
 Everything but the bytes held is a measurement of the clock or of the machine, and differs from run
 to run; the fragment marks those columns and metrics as `measured`.
@@ -7,8 +7,7 @@ to run; the fragment marks those columns and metrics as `measured`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -17,26 +16,12 @@ import torch
 from glitchrun.events import Batch, Entry, Event, Measured
 from glitchrun.model.memory_use import bytes_by_device, peaks, reset_peaks
 from glitchrun.strategies.context import Context
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    workload: Mapping[str, int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """What is timed: a pass over prompts, and continuing them token by token."""
-
-    prompt_tokens: int = 128
-    batch_size: int = 1
-    new_tokens: int = 32
-    repeats: int = 3
+from glitchrun.strategies.profile import Config, TimedWork
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
     """Yields what is held, then one batch for each timing, then the peaks and the sum of it all."""
-    workload = Workload(**(config.workload or {}))
+    workload = config.timed
     timer = _Timer(context, workload)
     batches = list(history)
     parts = ["held", *["forward", "generation"] * workload.repeats, "summary"]
@@ -76,7 +61,7 @@ def _part(name: str, timer: _Timer, batches: Sequence[Batch]) -> list[Entry]:
 class _Timer:
     """Runs the workload on prompts of ids drawn from the seed."""
 
-    def __init__(self, context: Context, workload: Workload) -> None:
+    def __init__(self, context: Context, workload: TimedWork) -> None:
         self.context = context
         self._backend = context.backend
         self._load = workload

@@ -1,15 +1,11 @@
-"""What tokens are by the tokenizer, and what a model does when one stands in its prompt."""
+"""Runs `classify`: asks the questions with each token and its controls, and judges the answers."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from glitchrun.behaviour.catalogue import QUESTIONS, TESTS
-from glitchrun.behaviour.judging import BehaviourTest
-from glitchrun.behaviour.scenarios import SCENARIO_QUESTIONS, SCENARIOS
+from glitchrun.behaviour.scenarios import ALL_QUESTIONS, chosen_tests
 from glitchrun.events import Batch, Entry, Event, Token
 from glitchrun.probing.memory_limits import standard_rows
 from glitchrun.probing.sampling import Sampler
@@ -17,7 +13,8 @@ from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.prompts.render import Prompt, intact, render
 from glitchrun.prompts.template import stop_ids
 from glitchrun.spec.probes import TOKEN, Probe
-from glitchrun.strategies.classify_tables import (
+from glitchrun.strategies.classify import Config
+from glitchrun.strategies.classify.class_tables import (
     Answer,
     answer_row,
     category_row,
@@ -25,42 +22,12 @@ from glitchrun.strategies.classify_tables import (
     class_row,
 )
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.false_alarms import draw
+from glitchrun.strategies.controls import draw
 
-_ASKED = {**QUESTIONS, **SCENARIO_QUESTIONS}
 Judged = dict[tuple[int, str, str], list[Answer]]
 """Answers by token, test and scenario."""
 _SPARE = 128
 """Positions left for a question when rows are sized."""
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    tokens: Mapping[str, Any]
-    tests: str | tuple[str, ...] = "all"
-    controls: int = 4
-    attempts: int = 5
-    max_new_tokens: int = 80
-    temperature: float = 0.7
-    top_p: float = 0.9
-    confidence: float = 0.95
-    batch_size: int | str = "auto"
-    scenarios: str | tuple[str, ...] | None = None
-
-    @property
-    def chosen(self) -> tuple[tuple[BehaviourTest, ...], ...]:
-        """The tests, each with its scenarios, the basic one first."""
-        names = TESTS if self.tests == "all" else self.tests
-        more = SCENARIOS if self.scenarios == "all" else self.scenarios or ()
-        further = [SCENARIOS[name] for name in SCENARIOS if name in more]
-        return tuple(
-            (TESTS[name], *(test for test in further if test.name == name)) for name in names
-        )
-
-    @property
-    def repeats(self) -> int:
-        """Attempts made: greedy ones are all the same."""
-        return self.attempts if self.temperature else 1
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
@@ -90,6 +57,7 @@ class _Classifier:
 
     def __init__(self, config: Config, context: Context, tokens: Sequence[Token]) -> None:
         self._config = config
+        self._chosen = chosen_tests(config.tests, config.scenarios)
         self._context = context
         self._prompts = _prompts(config, context)
         self._controls: dict[int, list[Token]] = {token.id: [] for token in tokens}
@@ -117,7 +85,7 @@ class _Classifier:
     def _rows(self, token: Token, judged: Judged) -> Iterator[Entry]:
         """The rows of one token: each class, and the answers in each scenario."""
         subjects = (token, *self._controls[token.id])
-        for scenarios in self._config.chosen:
+        for scenarios in self._chosen:
             own, *others = (
                 [
                     answer
@@ -135,12 +103,12 @@ class _Classifier:
     def _judged(self, subjects: Sequence[Token]) -> Judged:
         """Every answer with its judgement."""
         found: Judged = {}
-        tests = [test for scenarios in self._config.chosen for test in scenarios]
+        tests = [test for scenarios in self._chosen for test in scenarios]
         for name, prompt in self._prompts.items():
             answers = self._answers.answers(prompt, subjects, self._config.repeats)
             asking = [test for test in tests if test.question == name]
             for token, texts in zip(subjects, answers, strict=True):
-                question = _ASKED[name].user.replace(TOKEN, token.text)
+                question = ALL_QUESTIONS[name].user.replace(TOKEN, token.text)
                 for test in asking:
                     found[token.id, test.name, test.scenario] = [
                         Answer(text, test.judge(question, text, token.text)) for text in texts
@@ -156,11 +124,12 @@ class _Classifier:
 
 
 def _prompts(config: Config, context: Context) -> dict[str, Prompt]:
-    names = dict.fromkeys(test.question for tests in config.chosen for test in tests)
+    chosen = chosen_tests(config.tests, config.scenarios)
+    names = dict.fromkeys(test.question for tests in chosen for test in tests)
     return {
         name: render(
             context.template,
-            Probe(f"classify/{name}", _ASKED[name].user, prefill=""),
+            Probe(f"classify/{name}", ALL_QUESTIONS[name].user, prefill=""),
             context.backend.model.tokenizer,
             context.spec.system,
         )

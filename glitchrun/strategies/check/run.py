@@ -1,20 +1,23 @@
-"""Whether a model is fit to be worked with: checks that pass, fail or are skipped."""
+"""Runs `check`: one batch for each check, then how many passed, failed or were skipped."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from glitchrun.events import Batch, Event, Measured
-from glitchrun.strategies import checks_model, checks_prompts, checks_tokens, checks_verdicts
+from glitchrun.strategies.check import (
+    Config,
+    checks_model,
+    checks_prompts,
+    checks_tokens,
+    checks_verdicts,
+)
+from glitchrun.strategies.check.outcomes import Checked
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.findings import Checked
-from glitchrun.strategies.predict import rendered_prompt_ids
-from glitchrun.strategies.prompt_ids import probed
+from glitchrun.strategies.predict.run import rendered_prompt_ids
 
-CHECKS: Mapping[str, Callable[[Config, Context], Checked]] = {
+_MADE_BY: Mapping[str, Callable[[Config, Context], Checked]] = {
     "loading": checks_model.loading,
     "template": checks_prompts.template,
     "prediction": checks_prompts.prediction,
@@ -23,31 +26,7 @@ CHECKS: Mapping[str, Callable[[Config, Context], Checked]] = {
     "verification": checks_verdicts.verification,
     "memory": checks_model.memory,
 }
-"""Every check, in the order in which they are listed by default."""
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    checks: tuple[str, ...] = tuple(CHECKS)
-    memory_budget: int | str | None = None
-    expect: Mapping[str, Any] | None = None
-    prompts: tuple[Mapping[str, Any], ...] = (
-        {
-            "text": "The quick brown",
-            "chat": "Complete this phrase: The quick brown",
-            "expected": "fox",
-        },
-    )
-    max_rank: int = 10
-    rank_factor: float = 2.0
-    p_factor: float = 2.0
-    min_improvement: float | None = None
-    labelled: Mapping[str, tuple[int, ...]] | None = None
-    glitch: tuple[int, ...] = ()
-    controls: tuple[int, ...] | int = 20
-    max_false_alarms: float = 0.1
-    attempts: int = 3
-    max_new_tokens: int = 20
+"""What makes each check, by the names of `CHECKS`."""
 
 
 def prompt_ids(config: Config, context: Context) -> Iterator[tuple[str, Sequence[int]]]:
@@ -57,7 +36,7 @@ def prompt_ids(config: Config, context: Context) -> Iterator[tuple[str, Sequence
         if name in config.checks:
             yield from rendered_prompt_ids(config.prompts, formats[name], context)
     if "verification" in config.checks:
-        yield from probed("strict", context)
+        yield from context.prompt_ids("strict")
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
@@ -65,7 +44,7 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     batches = list(history)
     for place in range(len(batches), len(config.checks)):
         start = time.perf_counter()
-        checked = CHECKS[config.checks[place]](config, context)
+        checked = _MADE_BY[config.checks[place]](config, context)
         seconds = time.perf_counter() - start
         entries = tuple(checked.entries())
         batches.append(Batch(entries, place + 1, len(config.checks), seconds))

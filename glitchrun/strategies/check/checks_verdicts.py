@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from scipy.stats import binomtest
 
 from glitchrun.events import Batch, Sampled, Token, Verified
-from glitchrun.strategies import validate
-from glitchrun.strategies.checks_tokens import COMMON
+from glitchrun.strategies.check import Config
+from glitchrun.strategies.check.checks_tokens import COMMON
+from glitchrun.strategies.check.outcomes import Checked, Finding, at_least, at_most, equals
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.findings import Checked, Finding, at_least, at_most, equals
+from glitchrun.strategies.validate import Config as ValidateConfig
+from glitchrun.strategies.validate.run import new_sampler
+from glitchrun.strategies.validate.run import run as validate
 from glitchrun.strategies.verdicts import Judge
 from glitchrun.vocabulary.controls import matched_controls
-
-if TYPE_CHECKING:
-    from glitchrun.strategies.check import Config
 
 _PROBE = "repeat"
 """Whose continuations are drawn twice."""
@@ -93,7 +92,7 @@ def _attempts(config: Config, context: Context, glitch: Sequence[int]) -> Iterat
     Outcomes show neither: attempts on a glitch token fail whatever was drawn.
     """
     asked = _asked(config, glitch)
-    sampler = validate.new_sampler(asked, context, context.prompts((_PROBE,)))
+    sampler = new_sampler(asked, context, context.prompts((_PROBE,)))
     tokens = context.tokens(asked.tokens)
 
     def drawn(some: Sequence[Token]) -> set[tuple[int, tuple[int, ...]]]:
@@ -114,12 +113,12 @@ def _attempts(config: Config, context: Context, glitch: Sequence[int]) -> Iterat
 
 
 def _sampled(config: Config, context: Context, ids: Sequence[int]) -> Iterator[Sampled]:
-    for event in validate.run(_asked(config, ids), context, ()):
+    for event in validate(_asked(config, ids), context, ()):
         facts = event.token_facts if isinstance(event, Batch) else ()
         yield from (fact for fact in facts if isinstance(fact, Sampled))
 
 
-def _asked(config: Config, ids: Sequence[int]) -> validate.Config:
-    return validate.Config(
+def _asked(config: Config, ids: Sequence[int]) -> ValidateConfig:
+    return ValidateConfig(
         tokens={"ids": list(ids)}, attempts=config.attempts, max_new_tokens=config.max_new_tokens
     )

@@ -1,11 +1,9 @@
-"""Samples continuations and estimates each token's attack success rate (ASR)."""
+"""Runs `validate`: samples attempts on each token, and estimates its ASR with its interval."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from scipy.stats import binomtest
 
@@ -16,7 +14,7 @@ from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.prompts.render import Prompt, intact
 from glitchrun.prompts.template import stop_ids
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.false_alarms import (
+from glitchrun.strategies.controls import (
     as_controls,
     control_metrics,
     controls_done,
@@ -24,27 +22,8 @@ from glitchrun.strategies.false_alarms import (
     draw_elsewhere,
     elsewhere_done,
 )
-from glitchrun.strategies.stopping import Stopping
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    tokens: Mapping[str, Any]
-    attempts: int = 5
-    max_new_tokens: int = 50
-    temperature: float = 0.7
-    top_p: float = 0.9
-    probes: str | tuple[str, ...] = "strict"
-    batch_size: int | str = "auto"
-    controls: int = 0
-    sequential: bool = False
-    error_rate: float = 0.05
-    match: str = "either"
-
-    @property
-    def repeats(self) -> int:
-        """Attempts made at most: greedy ones are all the same, and prove no more than one."""
-        return self.attempts if self.temperature else 1
+from glitchrun.strategies.validate import Config
+from glitchrun.strategies.validate.stopping import Stopping
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:

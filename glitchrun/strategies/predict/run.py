@@ -1,10 +1,11 @@
-"""What a model would say next, raw and in its chat format side by side."""
+"""Runs `predict`: the next-token distribution of each prompt in each format."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor
@@ -29,18 +30,7 @@ from glitchrun.prompts.tokenizer import (
     encode_inside,
 )
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.means import mean
-
-FORMATS = ("raw", "raw-space", "chat", "chat-space")
-"""The text alone, or in the run's template; `-space`: with a space behind it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    prompts: tuple[Mapping[str, Any], ...]
-    formats: tuple[str, ...] = FORMATS
-    top_k: int = 10
-    max_new_tokens: int | None = None
+from glitchrun.strategies.predict import FORMATS, Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,17 +209,21 @@ def _metrics(entries: Sequence[Entry], prompts: int) -> Iterator[Measured]:
     measured = [row for row in rows if row["logprob"] is not None]
     log_p = {(row["prompt"], row["format"]): row["logprob"] for row in measured}
     gained = _gains(log_p, "raw", "chat")
-    yield Measured("improvement", mean(gained), len(gained))
+    yield Measured("improvement", _mean(gained), len(gained))
     yield Measured("improved", sum(gain > 0 for gain in gained), len(gained))
     spaced = _gains(log_p, "chat", "chat-space")
-    yield Measured("space_gain", mean(spaced), len(spaced))
+    yield Measured("space_gain", _mean(spaced), len(spaced))
     for form in FORMATS:
         own = [row for row in measured if row["format"] == form]
         name = form.replace("-", "_")
-        yield Measured(f"{name}_rank", mean([row["rank"] for row in own]), len(own))
-        yield Measured(f"{name}_logprob", mean([row["logprob"] for row in own]), len(own))
+        yield Measured(f"{name}_rank", _mean([row["rank"] for row in own]), len(own))
+        yield Measured(f"{name}_logprob", _mean([row["logprob"] for row in own]), len(own))
         yield Measured(f"{name}_hits", sum(row["rank"] == 1 for row in own), len(own))
     yield Measured("prompts", prompts, prompts)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
 
 
 def _gains(log_p: Mapping[tuple[str, str], float], before: str, after: str) -> list[float]:

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glitchrun.probing.sequence_scoring import ScoredSequence, likeliest_sequence
 from glitchrun.prompts.render import whole
 from glitchrun.prompts.template import Template, opening_ids
 from glitchrun.prompts.tokenizer import Tokenizer, encode
+from glitchrun.strategies.check import Config
+from glitchrun.strategies.check.outcomes import (
+    Checked,
+    Finding,
+    at_least,
+    at_most,
+    equals,
+    within_factor,
+)
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.findings import Checked, Finding, at_least, at_most, equals, within_factor
-from glitchrun.strategies.predict import cases, prompt_names, spellings
-
-if TYPE_CHECKING:
-    from glitchrun.strategies.check import Config
+from glitchrun.strategies.predict.run import cases, prompt_names, spellings
 
 _USER, _SYSTEM = "The quick brown fox", "Answer briefly."
 

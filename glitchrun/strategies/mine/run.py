@@ -1,12 +1,11 @@
-"""Searches the vocabulary for glitch tokens under a budget of verifications."""
+"""Runs `mine`: the search proposes tokens, which are verified, until its budget is spent."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,52 +14,16 @@ from glitchrun.events import Batch, Event, Measured, Verified
 from glitchrun.probing.logit_statistics import entropy
 from glitchrun.prompts.render import Prompt
 from glitchrun.search import Cascade, Ordered, Search, Space, build_search
-from glitchrun.spec.defaults import ITERATIONS
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.false_alarms import (
+from glitchrun.strategies.controls import (
     control_metrics,
     controls_done,
     judged_controls,
 )
-from glitchrun.strategies.screening import agreement, scores, screen
+from glitchrun.strategies.mine import Config
+from glitchrun.strategies.mine.screening import agreement, scores, screen
 from glitchrun.strategies.verdicts import Judge, judged, verdict_metrics
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    search: str = "gradient"
-    iterations: int | None = None
-    batch_size: int = 8
-    recall: float = 0.9
-    confidence: float = 0.95
-    k: int = 32
-    budget: int | None = None
-    start: int | None = None
-    ranges: tuple[tuple[int, int], ...] | None = None
-    groups: tuple[str, ...] | None = None
-    patterns: tuple[str, ...] | None = None
-    sample_rate: float | None = None
-    sample_size: int | None = None
-    probes: str | tuple[str, ...] = ("repeat",)
-    controls: int = 0
-    own: Mapping[str, Any] = field(default_factory=dict)
-    """Parameters that only this search has (`SearchEntry.parameters`), defaults included."""
-
-    def __post_init__(self) -> None:
-        declared = SEARCHES[self.search].parameters.items()
-        defaults = {name: part.get("default") for name, part in declared}
-        object.__setattr__(self, "own", defaults | dict(self.own))
-
-    @property
-    def limit(self) -> int:
-        """Verifications the search may spend; a cascade ends by itself."""
-        budget = sys.maxsize if self.budget is None else self.budget
-        if SEARCHES[self.search].ends_itself or (
-            self.iterations is None and self.budget is not None
-        ):
-            return budget
-        return min((self.iterations or ITERATIONS) * self.batch_size, budget)
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
@@ -109,10 +72,11 @@ def _go_on(
     """The batches after `history`; the first bears the seconds in which the search was prepared."""
     before = sum(len(fact.token_ids) for batch in history for fact in batch.screened)
     done = sum(len(batch.token_facts) for batch in history)
-    total = before + config.limit if config.limit < sys.maxsize else None
-    while done < config.limit and not controls_done(history):
+    total = None if config.limit is None else before + config.limit
+    limit = sys.maxsize if config.limit is None else config.limit
+    while done < limit and not controls_done(history):
         start = time.perf_counter()
-        ids = search.propose(min(judge.rows, config.limit - done))
+        ids = search.propose(min(judge.rows, limit - done))
         seconds, prepared = prepared + time.perf_counter() - start, 0.0
         if not ids:
             return

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from glitchrun.errors import RunError
 from glitchrun.model.memory_use import peaks
 from glitchrun.plan.devices import parse_size
 from glitchrun.prompts.tokenizer import encode
+from glitchrun.strategies.check import Config
+from glitchrun.strategies.check.outcomes import Checked, Finding, at_least, at_most, equals
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.findings import Checked, Finding, at_least, at_most, equals
-
-if TYPE_CHECKING:
-    from glitchrun.strategies.check import Config
 
 _QUANTIZED = ("int4", "int8")
 _LEAST_QUANTIZED = 0.5

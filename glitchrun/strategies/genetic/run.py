@@ -1,36 +1,21 @@
-"""Evolves token sequences that lower a target's or raise a wanted token's probability."""
+"""Runs `genetic`: the baseline, the impact of single tokens, the generations, the result."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from functools import partial
-from typing import Any
 
 from glitchrun.events import Batch, Entry, Event
 from glitchrun.search.evolution import Evolution
 from glitchrun.search.operators import EvolutionSettings
-from glitchrun.strategies import genetic_tables as tables
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.genetic_task import Scores, Task, Timer, place
+from glitchrun.strategies.genetic import Config
+from glitchrun.strategies.genetic import evolution_tables as tables
+from glitchrun.strategies.genetic.task import Scores, Task, Timer, place
 
 _SINGLES_AT_ONCE = 64
 """Single tokens in one batch: the most that a killed run can lose of them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config(EvolutionSettings):
-    base_text: str
-    format: str = "chat"
-    prefill: str = ""
-    target: int | str | None = None
-    wanted: int | str | None = None
-    objective: str = "auto"
-    pool: Mapping[str, Any] | None = None
-    pool_pattern: str | None = None
-    ascii_only: bool = False
-    wanted_in_pool: bool = False
-    impact_tokens: int | str = 500
 
 
 def prompt_ids(config: Config, context: Context) -> Iterator[tuple[str, Sequence[int]]]:
@@ -53,6 +38,12 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     yield from tables.metrics(batches, course.evolution.ended_early)
 
 
+def _settings(config: Config) -> EvolutionSettings:
+    """The parameters of the evolution itself."""
+    names = [field.name for field in fields(EvolutionSettings)]
+    return EvolutionSettings(**{name: getattr(config, name) for name in names})
+
+
 Stage = Callable[[Batch | None], Batch]
 """One batch of work. Given the batch that is already recorded it takes the numbers from there, so
 that the search is where it was, and gives that batch back."""
@@ -64,7 +55,7 @@ class _Course:
     def __init__(self, config: Config, context: Context) -> None:
         self.config = config
         self.task = Task(config, context)
-        self.evolution = Evolution(self.task.pool, config, context.spec.seed)
+        self.evolution = Evolution(self.task.pool, _settings(config), context.spec.seed)
         count = config.impact_tokens
         count = len(self.task.pool) if isinstance(count, str) else count
         self.singles = self.evolution.singles(count) if count else []

@@ -12,7 +12,7 @@ from glitchrun.fitness import Ids, increase, reduction
 from glitchrun.prompts.slot import intact_sequences
 from glitchrun.prompts.tokenizer import decode_runs_inside
 from glitchrun.search.evolution import Birth, Evolution, Generation
-from glitchrun.strategies.genetic_task import Scores, Task
+from glitchrun.strategies.genetic.task import Scores, Task
 
 EVALUATED = ("impacts", "sequences")
 """The tables whose rows are evaluations."""

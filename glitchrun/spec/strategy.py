@@ -1,0 +1,214 @@
+"""What a strategy is: the one object that the rest of the program asks about a kind of step.
+
+A strategy is a subclass of `Strategy`. `STRATEGIES` lists the instances by their names in the spec:
+the built-in ones from `glitchrun/strategies/`, and those that other packages offer under the entry
+point group `glitchrun.strategies`. The class belongs to the spec layer because every layer reads
+it: the schema, the plan, the runner and the report.
+
+Validating, listing and reporting import the module of every strategy. Such a module therefore
+imports no torch, transformers, mlflow or pandas. The code that runs a step is named in `code` and
+imported when a step runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from glitchrun.events import Batch, Event
+from glitchrun.spec.nodes import Document
+from glitchrun.spec.probes import PROBES
+from glitchrun.spec.problems import Problem
+from glitchrun.spec.registry import Registry, imported
+
+PassKind = Literal["verify", "sample", "answer", "screen", "score"]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Upper bounds on what a step does."""
+
+    tokens: int | None
+    """Vocabulary entries examined; None where no bound is known."""
+    prompts: int = 0
+    """Prompts whose next-token distribution is computed: one for each token and probe."""
+    gradients: int = 0
+    continuations: int = 0
+    """Sampled continuations: one for each token, attempt and probe."""
+    new_tokens: int = 0
+    """Tokens generated in all continuations."""
+    repeats: int = 0
+    """Prompts and continuations that may be near-ties and then run once more. A few per cent of
+    this bound were seen."""
+    caveat: str | None = None
+    """When the step comes near these bounds, if it usually stays far below them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The forward pass of a step that needs the most memory."""
+
+    step: str
+    """Id of the step."""
+    batch: int | None
+    """Rows of a forward pass; None where the run chooses them."""
+    positions: int
+    """Positions of a row: prompt and continuation."""
+    gradient: bool = False
+    kind: PassKind = "verify"
+    """sample and answer: a row grows by one position a pass."""
+    together: int = 1
+    """Rows of a growing batch that begin as one: the attempts on a token share its prompt."""
+    search: str | None = None
+    """Name of the search that chooses the tokens; None where there is none."""
+    verified: int | None = None
+    """Tokens that the search verifies at most; None where only the vocabulary bounds them."""
+    controls: bool = False
+
+    @property
+    def grows(self) -> bool:
+        """Whether each pass adds a position to every row."""
+        return self.kind in ("sample", "answer")
+
+
+@dataclass(frozen=True, slots=True)
+class TextLength:
+    """The length of one text that a step gives to the model, in tokens."""
+
+    parameter: str
+    """The parameter of the step that decides the length, such as `max_new_tokens`."""
+    prompt: int
+    new_tokens: int = 0
+    """Tokens after the prompt that are run through the model."""
+
+    @property
+    def total(self) -> int:
+        """Positions that the text takes."""
+        return self.prompt + self.new_tokens
+
+
+class Strategy:
+    """One kind of step. A subclass sets what differs from the defaults here."""
+
+    config_type: ClassVar[type[Any]]
+    """Frozen dataclass of the step's parameters, with the defaults of the fragment."""
+    fragment: ClassVar[Mapping[str, Any]]
+    """Its part of the schema: `description`, `properties`, `required`, and the annotations
+    `x-metrics`, `x-tables` and `x-headline` (see `glitchrun.spec.schema`)."""
+    code: ClassVar[str]
+    """`module:function` of the generator that runs a step (see `run`). It may import torch."""
+    prompt_code: ClassVar[str | None] = None
+    """`module:function` of the generator of the step's prompts (see `prompt_ids`); None where these
+    are its `probes`."""
+    example: ClassVar[str] = ""
+    """Steps in YAML that `glitchrun init` writes; empty where a strategy needs no parameters."""
+    figures: ClassVar[Sequence[str]] = ()
+    """Figures of the report, each a `module:function` that is called with a record's steps of this
+    strategy and returns a `glitchrun.report.figures.style.Drawing`, or None for no figure."""
+    batch_size_changes_results: ClassVar[bool] = True
+    """Whether another `batch_size` may give other results. Otherwise it is left out of run keys."""
+    measures_machine: ClassVar[bool] = False
+    """Whether device and memory limits decide the results, and so belong to the run key."""
+    searches: ClassVar[bool] = False
+    """Whether it chooses tokens under a budget, which the report then explains."""
+    samples_attempts: ClassVar[bool] = False
+    """Whether its steps confirm glitch tokens by sampled attempts."""
+    test_cases: ClassVar[str | None] = None
+    """The table whose rows are test cases of the JUnit report, with the columns `check`, `outcome`
+    (pass, fail or skip) and `reason`; None for none."""
+
+    def configure(self, params: Mapping[str, Any]) -> Any:
+        """The Config of a step's parameters. Lists become tuples, so that it stays frozen."""
+        return self.config_type(**{key: frozen(value) for key, value in params.items()})
+
+    def problems(
+        self, document: Document, index: int, step: Mapping[str, Any]
+    ) -> Iterator[Problem]:
+        """Problems of step `index` that the schema cannot express, with their positions.
+
+        `step` is the step as written: it may lack parameters, and values may have a wrong type.
+        """
+        return iter(())
+
+    def takes_scope(self, config: Any) -> bool:
+        """Whether the step examines tokens of the experiment's scope (`tokens` in the spec)."""
+        return False
+
+    def work(self, config: Any, earlier: Mapping[str, int | None], vocab: int) -> Work:
+        """Upper bounds on the step's work.
+
+        Args:
+            config: The step's Config.
+            earlier: For each earlier step the `Work.tokens` of its bounds.
+            vocab: Entries of the model's vocabulary.
+        """
+        return Work(tokens=None)
+
+    def workloads(self, config: Any, step: str, system: int) -> Iterator[Workload]:
+        """The passes of the step that may need the most memory.
+
+        Args:
+            config: The step's Config.
+            step: The step's id.
+            system: Positions of the spec's system text.
+        """
+        longest = max(probe.positions for probe in PROBES.values())
+        yield Workload(step, batch=None, positions=longest + system)
+
+    def text_lengths(self, config: Any, prompts: Any) -> Iterator[TextLength]:
+        """The lengths of the texts that the step gives to the model; by default of its `probes`.
+
+        Args:
+            config: The step's Config.
+            prompts: A `glitchrun.strategies.prompt_lengths.PromptLengths`.
+        """
+        probes = getattr(config, "probes", None)
+        new_tokens = getattr(config, "max_new_tokens", None)
+        return prompts.of_probes(probes, new_tokens) if probes else iter(())
+
+    def prompt_ids(self, config: Any, context: Any) -> Iterator[tuple[str, Sequence[int]]]:
+        """A description and the token ids of each prompt, without the token that it asks about.
+
+        Args:
+            config: The step's Config.
+            context: A `glitchrun.strategies.context.Context`.
+        """
+        if self.prompt_code is not None:
+            yield from self._imported(self.prompt_code)(config, context)
+        elif probes := getattr(config, "probes", None):
+            yield from context.prompt_ids(probes)
+
+    def run(self, config: Any, context: Any, history: Sequence[Batch]) -> Iterator[Event]:
+        """Yields the step's new facts: batches, and at the end its metrics.
+
+        The code stores nothing and prints nothing.
+
+        Args:
+            config: The step's Config.
+            context: A `glitchrun.strategies.context.Context`: the loaded model and the spec.
+            history: The batches that the ledger already contains. The step continues after them.
+        """
+        events: Iterator[Event] = self._imported(self.code)(config, context, history)
+        return events
+
+    def _imported(self, place: str) -> Any:
+        names = [name for name, strategy in STRATEGIES.items() if strategy is self]
+        return STRATEGIES.code(names[0], place) if names else imported(place)
+
+
+STRATEGIES = Registry("strategy", "glitchrun.strategies", Strategy, "glitchrun.strategies:BUILT_IN")
+"""Every strategy by its name in the spec."""
+
+
+def read_fragment(path: Path) -> Mapping[str, Any]:
+    """The fragment in a JSON file."""
+    fragment: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return fragment
+
+
+def frozen(value: Any) -> Any:
+    """`value` with lists as tuples, for a Config."""
+    return tuple(frozen(item) for item in value) if isinstance(value, list) else value

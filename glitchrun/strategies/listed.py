@@ -1,0 +1,50 @@
+"""Runs `scan` and `test`: verification of a known list of tokens, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from glitchrun.events import Batch, Event
+from glitchrun.strategies.context import Context
+from glitchrun.strategies.controls import control_metrics, judged_controls, scanned_controls
+from glitchrun.strategies.scan import Config as ScanConfig
+from glitchrun.strategies.test import Config as TestConfig
+from glitchrun.strategies.verdicts import Judge, judged, verdict_metrics
+
+
+def scan(config: ScanConfig, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
+    """Yields verdicts by ascending token id."""
+    judge = Judge(context, config.probes, config.batch_size)
+    batches = list(history)
+    for batch in in_order(judge, context.scope(), history):
+        batches.append(batch)
+        yield batch
+    for batch in scanned_controls(context, config.controls, batches):
+        batches.append(batch)
+        yield batch
+    yield from verdict_metrics(batches)
+    yield from control_metrics(config.controls, batches)
+
+
+def test(config: TestConfig, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
+    """Yields verdicts in the order in which the tokens are named."""
+    judge = Judge(context, config.probes, config.batch_size)
+    ids = [token.id for token in context.tokens(config.tokens)]
+    batches = list(history)
+    for batch in in_order(judge, ids, history):
+        batches.append(batch)
+        yield batch
+    for batch in judged_controls(context, judge, config.controls, batches):
+        batches.append(batch)
+        yield batch
+    yield from verdict_metrics(batches)
+    yield from control_metrics(config.controls, batches)
+
+
+def in_order(judge: Judge, token_ids: Sequence[int], history: Sequence[Batch]) -> Iterator[Batch]:
+    """Verifies a list of tokens, continuing after the batches in `history`."""
+    done = history[-1].done if history else 0
+    while done < len(token_ids):
+        _, batch = judged(judge, token_ids[done : done + judge.rows], done, len(token_ids))
+        yield batch
+        done = batch.done

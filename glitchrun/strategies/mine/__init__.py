@@ -1,0 +1,134 @@
+"""`mine`: searches the vocabulary for glitch tokens under a budget of verifications."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from glitchrun.plan.work import CONTROLS_EACH, probe_positions, verification
+from glitchrun.spec.searches import SEARCHES
+from glitchrun.spec.strategy import Strategy, Work, Workload, frozen, read_fragment
+
+ITERATIONS = 50
+"""Rounds of a search that neither `iterations` nor `budget` limits."""
+_SCREENS_EACH_PROMPT = 8
+"""Tokens screened in the time of one prompt: two of its some 17 positions are run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    search: str = "gradient"
+    """How tokens are chosen: a name from `glitchrun list searches`."""
+    iterations: int | None = None
+    """Rounds of proposing and verifying; None for `ITERATIONS`, or for what `budget` allows."""
+    batch_size: int = 8
+    """Tokens verified in each round. A search learns from each batch, so small ones guide it."""
+    recall: float = 0.9
+    """Share of the glitch tokens in scope that a cascade finds before it ends."""
+    confidence: float = 0.95
+    """Confidence of the bounds on recall."""
+    k: int = 32
+    """Nearest unvisited neighbours that a round of the gradient search considers: GlitchMiner's."""
+    budget: int | None = None
+    """Verifications after which the search ends; None for no such limit."""
+    start: int | None = None
+    """Token id where the gradient search starts; None for the token of least embedding norm."""
+    ranges: tuple[tuple[int, int], ...] | None = None
+    """Spans of token ids, both ends included."""
+    groups: tuple[str, ...] | None = None
+    """Writing systems or kinds of character."""
+    patterns: tuple[str, ...] | None = None
+    """Regular expressions, matched anywhere in the decoded token."""
+    sample_rate: float | None = None
+    """Share of each range, group or pattern that is drawn; None for all of it."""
+    sample_size: int | None = None
+    """Most tokens of each range, group or pattern that are drawn; None for no such limit."""
+    probes: str | tuple[str, ...] = ("repeat",)
+    """Prompts that a glitch token must fail. One by default: each costs a pass of every token."""
+    controls: int = 0
+    """Ordinary tokens verified after the search, to measure the false-alarm rate."""
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters that only this search has (`SearchEntry.parameters`), defaults included."""
+
+    def __post_init__(self) -> None:
+        declared = SEARCHES[self.search].parameters.items()
+        defaults = {name: part.get("default") for name, part in declared}
+        object.__setattr__(self, "own", defaults | dict(self.own))
+
+    @property
+    def limit(self) -> int | None:
+        """Verifications that the search may spend; None where only the vocabulary bounds them."""
+        if SEARCHES[self.search].ends_itself or (
+            self.iterations is None and self.budget is not None
+        ):
+            return self.budget
+        rounds = (self.iterations or ITERATIONS) * self.batch_size
+        return rounds if self.budget is None else min(rounds, self.budget)
+
+
+class Mine(Strategy):
+    """Searches the vocabulary for glitch tokens under a budget of verifications."""
+
+    config_type = Config
+    fragment = read_fragment(Path(__file__).with_name("schema.json"))
+    code = f"{__name__}.run:run"
+    example = (
+        "  - {id: mine, strategy: mine, search: gradient, iterations: 50, batch_size: 8, k: 32}\n"
+        "  - {id: asr, strategy: validate, tokens: {from: mine}, attempts: 5}"
+    )
+    figures = ("glitchrun.report.figures.discovery:draw",)
+    searches = True
+
+    def configure(self, params: Mapping[str, Any]) -> Config:
+        """The Config of a step; parameters that it has no field for go into `own`."""
+        known = {key: value for key, value in params.items() if key in Config.__dataclass_fields__}
+        own = {key: frozen(value) for key, value in params.items() if key not in known}
+        return Config(**{key: frozen(value) for key, value in known.items()}, own=own)
+
+    def takes_scope(self, config: Config) -> bool:
+        return True
+
+    def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
+        search, limit = SEARCHES[config.search], vocab
+        if config.limit is not None:
+            limit = min(vocab, config.limit)
+        tokens = min(limit + CONTROLS_EACH * config.controls, vocab)
+        if search.screened:
+            screens = vocab // _SCREENS_EACH_PROMPT
+            found = verification(tokens, config.probes, screens=screens)
+            ends_by_recall = search.ends_itself and config.budget is None
+            return replace(found, caveat=_few_found(config.recall)) if ends_by_recall else found
+        if not search.gradients:
+            return verification(tokens, config.probes)
+        # A round verifies no more than the neighbours that it considers.
+        each = min(config.batch_size, config.k)
+        return verification(tokens, config.probes, gradients=-(-limit // each))
+
+    def workloads(self, config: Config, step: str, system: int) -> Iterator[Workload]:
+        search = SEARCHES[config.search]
+        positions = probe_positions(config.probes) + system
+        if search.screened:
+            yield Workload(step, batch=None, positions=positions, kind="screen")
+        yield Workload(
+            step,
+            batch=None if search.ends_itself else config.batch_size,
+            positions=positions,
+            gradient=search.gradients,
+            search=config.search,
+            verified=config.limit,
+            controls=bool(config.controls),
+        )
+
+
+def _few_found(recall: float) -> str:
+    """What a cascade costs where the vocabulary has few glitch tokens: it may miss none then."""
+    exact = Fraction(str(recall))
+    fewest = math.ceil(exact / (1 - exact))
+    return (
+        f"recall {recall:g} allows none to be missed unless {fewest} or more are found: with "
+        "fewer, nearly every token is verified; a budget or a lower recall ends it sooner"
+    )

@@ -1,0 +1,62 @@
+"""`predict`: the next tokens of a prompt, raw and in the chat format side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glitchrun.plan.work import probe_positions, text_positions
+from glitchrun.spec.strategy import Strategy, TextLength, Work, Workload, read_fragment
+from glitchrun.strategies.prompt_lengths import PromptLengths
+
+FORMATS = ("raw", "raw-space", "chat", "chat-space")
+"""The text alone, or in the run's template; `-space`: followed by a space."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    prompts: tuple[Mapping[str, Any], ...]
+    """Texts to continue: `text`, and optionally `name`, `chat` and `expected`."""
+    formats: tuple[str, ...] = FORMATS
+    """How each prompt is written; all by default, to show what the format changes."""
+    top_k: int = 10
+    """How many of the most likely next tokens are listed."""
+    max_new_tokens: int | None = None
+    """Tokens that the model generates greedily after each prompt; None for none."""
+
+
+class Predict(Strategy):
+    """Shows the next-token distribution of prompts, and the rank of an expected continuation."""
+
+    config_type = Config
+    fragment = read_fragment(Path(__file__).with_name("schema.json"))
+    code = f"{__name__}.run:run"
+    prompt_code = f"{__name__}.run:prompt_ids"
+    example = """\
+  - id: predict
+    strategy: predict
+    prompts:
+      - text: The quick brown
+        chat: "Complete this phrase: The quick brown"
+        expected: fox"""
+    figures = ("glitchrun.report.figures.predictions:draw",)
+
+    def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
+        # One pass for the distribution. For each spelling of the expected text one for each further
+        # token, of which there are no more than bytes, and one for a space.
+        each = [1 + 2 * len(prompt.get("expected", "").encode()) for prompt in config.prompts]
+        each = [one + (config.max_new_tokens or 0) for one in each]
+        return Work(tokens=0, prompts=len(config.formats) * sum(each))
+
+    def workloads(self, config: Config, step: str, system: int) -> Iterator[Workload]:
+        texts = [
+            max(prompt["text"], prompt.get("chat", ""), key=len) + prompt.get("expected", "")
+            for prompt in config.prompts
+        ]
+        longest = probe_positions(("repeat",)) + max(map(text_positions, texts))
+        yield Workload(step, batch=1, positions=longest + system)
+
+    def text_lengths(self, config: Config, prompts: PromptLengths) -> Iterator[TextLength]:
+        yield from prompts.of_prompts(config.prompts, config.formats, config.max_new_tokens)
