@@ -1,4 +1,4 @@
-"""Sizes in config.json that the weights do not have: refused before memory or time is spent."""
+"""Sizes in config.json that the weights do not have are rejected before they cost memory."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tests.support.config_fuzz import mutated, within
 from tests.support.tiny_models import tiny_gpt2, tiny_llama, tiny_mixtral, tiny_qwen_moe
 
 _BEYOND = 1500 * 1024**2
-"""Bytes that a case may take on top of what the process has."""
+"""Bytes that a case may use beyond those of the process."""
 _SECONDS = 60
-"""A guard against minutes; a case takes a fraction of a second."""
+"""Limit in seconds; a case takes a fraction of a second."""
 MODELS: dict[str, Any] = {
     "llama": tiny_llama,
     "gpt2": tiny_gpt2,
@@ -57,7 +57,7 @@ def limited() -> Iterator[None]:
 
 
 def _try(folder: Path, quantization: str) -> str:
-    """`plan` and `apply` up to the first logits: what they refuse with, or `loaded`."""
+    """Runs `plan` and `apply` up to the first logits. Returns their error message or `loaded`."""
     try:
         header = read_header(resolve(str(folder)))
         estimate(header, quantization, [Workload("s", 4, 20)], DEVICE)

@@ -1,4 +1,4 @@
-"""From an experiment to its runs: keys, actions, and what blocks them."""
+"""Plans: the keys and actions of runs, and the reasons that block a run."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def test_ids_named_in_texts_are_compared_with_the_vocabulary(tmp_path: Path) -> 
 
 
 def test_the_bound_on_time_holds_for_a_small_model(tmp_path: Path) -> None:
-    """What surrounds its multiplications counts: runs of tiny models took 1,000 times the bound."""
+    """Overhead counts: runs of tiny models once took 1,000 times the bound."""
     (run,) = _build(_experiment(tmp_path)).runs
     assert run.seconds is not None
     least, most = run.seconds

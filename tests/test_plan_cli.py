@@ -112,7 +112,7 @@ def test_rough_durations_are_readable(seconds: float, text: str) -> None:
 
 @pytest.fixture
 def without_torch_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the check that starts a process and imports torch: seconds."""
+    """Skips the check that starts a process and imports torch, which takes seconds."""
     kept = tuple(
         check for check in environment_checks.CHECKS if check is not environment_checks.torch_works
     )

@@ -71,7 +71,7 @@ def test_the_v1_number_for_no_limit_is_no_limit(machine: tuple[Path, Path]) -> N
 
 @pytest.fixture
 def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine whose nvidia-smi lists two devices, and a third that does not tell its memory."""
+    """A machine whose nvidia-smi lists two devices, and a third without its memory."""
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
     program.write_text(TWO_GPUS)

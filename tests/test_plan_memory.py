@@ -1,4 +1,4 @@
-"""The memory estimate: what is added up, and the verdict."""
+"""The memory estimate: its parts and its verdict."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ LARGE = {
 
 
 def _large(folder: Path) -> Header:
-    """The vocabulary of Gemma 3 270M, whose weights are not there."""
+    """The vocabulary of Gemma 3 270M without its weights."""
     folder.mkdir()
     config = {**raw.LLAMA, "hidden_size": 640, "vocab_size": 262_144, "tie_word_embeddings": True}
     (folder / "config.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""The estimate of weights against what loading holds."""
+"""The estimated bytes of weights, compared with loaded models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands init, validate, schema and list, as a user calls them."""
+"""The commands init, validate, schema and list."""
 
 from __future__ import annotations
 

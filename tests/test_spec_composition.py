@@ -1,4 +1,4 @@
-"""extends, env, --set and the matrix: what wins, where values come from, and what is refused."""
+"""extends, env, --set and the matrix: precedence, origins of values, and invalid input."""
 
 from __future__ import annotations
 

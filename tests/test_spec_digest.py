@@ -1,4 +1,4 @@
-"""Digests: what moves which, and what moves none."""
+"""Which changes of a spec change which digest."""
 
 from __future__ import annotations
 

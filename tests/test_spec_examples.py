@@ -1,5 +1,8 @@
-"""Every file in tests/examples: the valid ones have no problem, the invalid ones exactly those that
-the `# expect: [FILE:]LINE:COLUMN CODE` comments at their top name. A new case is a new file."""
+"""Checks every file in tests/examples. A new case is a new file.
+
+Files in `valid` have no problem. Files in `invalid` have exactly the problems that the comments
+`# expect: [FILE:]LINE:COLUMN CODE` at their top list.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every number of a spec at its extremes: refused by `validate`, or carried through the plan."""
+"""Every number of a spec at its extremes is rejected by `validate` or accepted by the plan."""
 
 from __future__ import annotations
 

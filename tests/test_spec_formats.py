@@ -1,4 +1,4 @@
-"""How problems are shown: to people, to programs, to CI systems."""
+"""The formats of problems: text, JSON, GitHub annotations, SARIF."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Specs that are nearly right: any value anywhere gives problems or an experiment, nothing else."""
+"""Valid specs with one random change give either problems or an experiment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a message about a wrong value says to write instead."""
+"""Hints: what a message about a wrong value tells the user to write instead."""
 
 from __future__ import annotations
 

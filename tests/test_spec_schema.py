@@ -1,4 +1,4 @@
-"""The schema: published as assembled, sound, and in step with types and checks."""
+"""The schema: up to date in schemas/, valid, and consistent with types and checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading files: YAML 1.2's core schema, positions, and input that means harm."""
+"""Reading files: the core schema of YAML 1.2, positions, and hostile input."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class Problem:
 
 
 class InvalidSpec(GlitchrunError):
-    """The spec has problems; `problems` are all of them, sorted by place."""
+    """The spec has problems; the attribute `problems` contains all of them, sorted by place."""
 
     exit_code = ExitCode.SPEC_INVALID
 
@@ -167,8 +167,8 @@ def did_you_mean(word: object, names: Iterable[object]) -> str:
 
 
 def one_of(names: Iterable[object]) -> str:
-    """`one of 'a', 'b', 'c'`; empty if all names are None (not known yet)."""
+    """`use one of 'a', 'b', 'c'`; empty if all names are None (not known yet)."""
     shown = [repr(name) for name in names if name is not None]
     if not shown:
         return ""
-    return f"one of {', '.join(shown)}" if len(shown) > 1 else f"only {shown[0]} is known here"
+    return f"use one of {', '.join(shown)}" if len(shown) > 1 else f"the only choice is {shown[0]}"
