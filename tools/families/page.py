@@ -1,4 +1,4 @@
-"""docs/models.md: every family that transformers knows, and what was tried of it."""
+"""Writes docs/models.md: every family in transformers and its test results."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ like any other model, on the engine that the check at load time selects.
 
 
 def page(results: Iterable[Result], version: str) -> str:
-    """The whole page."""
+    """The text of the page."""
     found = list(results)
     runs = [row(one) for one in found if one.outcome in ("runs", "wrong")]
     refused = [one for one in found if one.outcome == "refused"]
@@ -73,11 +73,11 @@ def page(results: Iterable[Result], version: str) -> str:
 
 
 def row(result: Result) -> str:
-    """One line of the table of families that run."""
-    tried = _REAL.get(result.kind, "small, random")
+    """One row of the table of families that run."""
+    tested = _REAL.get(result.kind, "small, random")
     if result.outcome == "wrong":
-        tried = f"**{result.reason}**"
-    cells = (f"`{result.kind}`", f"`{result.name}`", tried, result.engine)
+        tested = f"**{result.reason}**"
+    cells = (f"`{result.kind}`", f"`{result.name}`", tested, result.engine)
     return f"| {' | '.join((*cells, _yes(result.screen), _yes(result.gradient)))} |\n"
 
 

@@ -12,14 +12,14 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
 POSITIONS = 128
-"""What learned positions a small model has."""
+"""Number of learned positions of a small model."""
 MOST_PARAMETERS = 8_000_000
-"""A model of more is not small: some size of it was not found."""
+"""A larger model has a size setting that `_SIZES` does not list."""
 _SPREAD = 4.0
-"""By which matrices are multiplied: the usual beginnings leave a small model's logits flat."""
+"""Factor on all matrices. The usual initialization leaves a small model's logits almost equal."""
 
 _SIZES: tuple[tuple[str, int], ...] = (
-    # The first pattern that matches a whole name decides.
+    # The first pattern that matches a full name applies.
     (r"(num_)?(encoder_|decoder_)?n?_?(hidden_)?layers?|num_blocks|num_layers_per_stack", 2),
     (
         r"num_kv_shared_layers|first_k_dense_replace|moe_layer_end_index|n_layers_per_attn_res_block",
@@ -66,17 +66,17 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"heads_per_ngram|altup_num_inputs|hc_mult|hc_count", 2),
     (r"max_source_positions", 32),
 )
-"""Names of sizes in configurations, and the small value of each."""
+"""Patterns of size settings, and the small value of each."""
 _VOCABULARIES = ("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size")
-_ENDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+_SPECIAL_IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
 _INNER = ("text_config", "decoder_config", "decoder", "thinker_config")
 _LATENT = "kv_lora_rank"
-"""Of attention by way of a latent vector, which has as many heads for keys as for queries."""
+"""A setting of latent attention, which has as many heads for keys as for queries."""
 
 _LAYERS = {"num_hidden_layers": 4}
-"""Enough for every kind of layer to come."""
+"""Enough layers for every kind of layer to occur."""
 _DECODER = {"is_decoder": True}
-_CODERS = (
+_ENCODERS = (
     "BertConfig",
     "BertGenerationConfig",
     "BigBirdConfig",
@@ -93,7 +93,7 @@ _CODERS = (
     "XLMRobertaConfig",
     "XLMRobertaXLConfig",
 )
-"""Encoders unless they are told otherwise."""
+"""Encoders by default."""
 _DEEPER = (
     "DeepseekV4Config",
     "Gemma3nTextConfig",
@@ -113,8 +113,8 @@ _DEEPER = (
     "ZayaConfig",
 )
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    # What a family wants beside its sizes, by the name of its configuration.
-    **dict.fromkeys(_CODERS, _DECODER),
+    # Further settings that a family needs, by the name of its configuration class.
+    **dict.fromkeys(_ENCODERS, _DECODER),
     **dict.fromkeys(_DEEPER, _LAYERS),
     "XmodConfig": {**_DECODER, "default_language": "en_XX"},
     "BambaConfig": {**_LAYERS, "attn_layer_indices": [1, 3]},
@@ -154,7 +154,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 
 
 class NotSmallError(Exception):
-    """A class that could not be built small; the text says why."""
+    """A small model of the class could not be built; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +162,13 @@ class Family:
     """One entry of transformers' mapping from configurations to causal language models."""
 
     config: Any
-    """The configuration's class."""
+    """The configuration class."""
     model: Any
-    """The model's class."""
+    """The model class."""
 
     @property
     def name(self) -> str:
+        """Name of the model class."""
         return f"{self.model.__name__}"
 
     @property
@@ -177,16 +178,15 @@ class Family:
 
 
 def families() -> Iterator[Family]:
-    """Every entry of the mapping, in its order."""
+    """Yield every entry of the mapping in its order."""
     for config, model in MODEL_FOR_CAUSAL_LM_MAPPING.items():
         yield Family(config, model)
 
 
 def build(family: Family, vocab: int, seed: int = 0) -> Any:
-    """A small random model of a family, in eval mode, parameters frozen, float32.
+    """A small random float32 model of a family, in eval mode with frozen parameters.
 
-    Raises:
-        NotSmallError: the class cannot be built, or is not small with these sizes.
+    Raises NotSmallError where the class cannot be built, or is not small with these sizes.
     """
     logging.set_verbosity_error()
     try:
@@ -212,12 +212,12 @@ def build(family: Family, vocab: int, seed: int = 0) -> Any:
 
 
 def _of_text(config: Any, family: Family) -> Any:
-    """The part of a configuration of several modalities that the class is built from."""
+    """The decoder's part of a multimodal configuration."""
     return config if hasattr(config, "vocab_size") else config.get_text_config(decoder=True)
 
 
 def _config(kind: Any, vocab: int) -> Any:
-    settings = {**_sizes(kind, vocab), **_ENDS, **SETTINGS.get(kind.__name__, {})}
+    settings = {**_sizes(kind, vocab), **_SPECIAL_IDS, **SETTINGS.get(kind.__name__, {})}
     for name in _INNER:
         inner = kind.sub_configs.get(name) if kind.sub_configs else None
         if inner is not None and hasattr(inner, "model_type"):
@@ -228,7 +228,7 @@ def _config(kind: Any, vocab: int) -> Any:
 def _sizes(kind: Any, vocab: int) -> dict[str, int]:
     try:
         standard = vars(kind())
-    except Exception:  # noqa: BLE001 - strict configurations refuse their own defaults
+    except Exception:  # noqa: BLE001 - some configurations refuse their own defaults
         standard = {}
     found: dict[str, int] = {}
     for name, value in standard.items():

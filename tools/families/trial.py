@@ -32,9 +32,9 @@ _ATTEMPTS, _NEW_TOKENS = 2, 4
 _SAMPLING = SamplingParams(temperature=1.0, top_p=0.95)
 _SEED = 3
 _CLOSE = 1e-3
-"""Share by which a probability may differ from a plain pass's."""
+"""Relative tolerance of probabilities."""
 Plain = Callable[[Sequence[int]], Tensor]
-"""From a whole prompt to next-token logits `(V,)`."""
+"""A function from a whole prompt to next-token logits `(V,)`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Result:
 
 
 def trial(family: Family) -> Result:
-    """Builds a family small and tries it."""
+    """Build a small model of a family and test it."""
     try:
         module = build(family, VOCABULARY)
     except NotSmallError as why:
@@ -65,7 +65,7 @@ def trial(family: Family) -> Result:
         wrong = differences(backend, plain(module))
     except GlitchrunError as why:
         return Result(family.kind, family.name, "refused", reason=str(why))
-    except Exception as crash:  # noqa: BLE001 - a crash is what this looks for
+    except Exception as crash:  # noqa: BLE001 - a crash is a result
         return Result(family.kind, family.name, "wrong", reason=f"crashes: {crash!r}")
     return Result(
         family.kind,
@@ -81,7 +81,7 @@ def trial(family: Family) -> Result:
 
 
 def loaded(module: Any) -> LoadedModel:
-    """A module as loading gives it."""
+    """A module as `glitchrun.model.load` returns it."""
     return LoadedModel(
         module=module,
         tokenizer=None,
@@ -99,7 +99,6 @@ def loaded(module: Any) -> LoadedModel:
 
 def plain(module: Any) -> Plain:
     """The module's own forward pass over one whole prompt, without a cache."""
-
     takes_cache = "use_cache" in inspect.signature(module.forward).parameters
     options = {"use_cache": False} if takes_cache else {}
 
@@ -113,7 +112,7 @@ def plain(module: Any) -> Plain:
 
 
 def differences(backend: Backend, wanted: Plain) -> list[str]:
-    """What verification, sampling and prediction give that plain passes do not."""
+    """The results of verification, sampling and prediction that differ from plain passes."""
     found = []
     if not _verified(backend, wanted):
         found.append("verification differs")
@@ -160,20 +159,20 @@ def _sampled_plainly(wanted: Plain) -> set[tuple[int, tuple[int, ...]]]:
     for token in _TOKENS:
         for attempt in range(_ATTEMPTS):
             key = rng_key(_SEED, token, "repeat", attempt)
-            said: tuple[int, ...] = ()
-            while len(said) < _NEW_TOKENS and token not in said:
-                logits = wanted((*_PROMPT.ids(token), *said))[None]
-                chosen, _ = choose_tokens(logits, [0], [key], len(said), _SAMPLING, 0.0)
-                said = (*said, *chosen)
-            found.add((token, said))
+            new_ids: tuple[int, ...] = ()
+            while len(new_ids) < _NEW_TOKENS and token not in new_ids:
+                logits = wanted((*_PROMPT.ids(token), *new_ids))[None]
+                chosen, _ = choose_tokens(logits, [0], [key], len(new_ids), _SAMPLING, 0.0)
+                new_ids = (*new_ids, *chosen)
+            found.add((token, new_ids))
     return found
 
 
 def _continued(wanted: Plain, ids: tuple[int, ...], most: int) -> tuple[int, ...]:
-    said: tuple[int, ...] = ()
+    new_ids: tuple[int, ...] = ()
     for _ in range(most):
-        said = (*said, int(wanted((*ids, *said)).argmax()))
-    return said
+        new_ids = (*new_ids, int(wanted((*ids, *new_ids)).argmax()))
+    return new_ids
 
 
 def _token(token_id: int) -> Token:

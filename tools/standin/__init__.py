@@ -1,16 +1,17 @@
 """Stand-ins for nowllm-0829: small Mixtrals whose glitch tokens are known by construction.
 
-A MixtralForCausalLM is trained from nothing to repeat tokens and to answer in the nowllm template,
-but for a set of tokens that never occur in training. Those are its glitch tokens: `planted.json`
-beside the checkpoint names them.
+A MixtralForCausalLM is trained from scratch to repeat tokens and to answer in the nowllm template.
+A set of tokens never occurs in training. These planted tokens are its glitch tokens, and
+`planted.json` beside the checkpoint lists them.
 
     recipes.py      the two sizes
-    vocabulary.py   the real 32,000-token Mistral tokenizer, or a part of it
-    corpus.py       the few exchanges it learns besides repeating
-    lessons.py      what it is shown, as ids
-    planting.py     which tokens it is never shown
+    vocabulary.py   the real Mistral tokenizer with 32,000 tokens, or a part of it
+    corpus.py       the exchanges that it learns besides repeating
+    lessons.py      the training data as ids
+    planting.py     the choice of the planted tokens
+    forward.py      a faster forward pass for training
     training.py     the training loop
-    checkpoint.py   the folder, in the form that a real Mixtral has on disk
+    checkpoint.py   the folder, in the format of a published Mixtral
 
 Run with `python -m tools.standin SIZE FOLDER`.
 """

@@ -1,4 +1,4 @@
-"""`python -m tools.standin SIZE FOLDER`: trains a stand-in, where the folder has none yet."""
+"""`python -m tools.standin SIZE FOLDER`: trains a stand-in, unless the folder already has it."""
 
 from __future__ import annotations
 
@@ -21,34 +21,37 @@ from tools.standin.recipes import RECIPES, Recipe
 
 _MARK = "standin.json"
 _THREADS = 2
-"""Always as many: how sums are split decides their last digits, and in the end the weights."""
+"""Always the same number: it changes the rounding of sums, and so the weights."""
 
 
 def main() -> None:
+    """Parse the command line, train the stand-in if necessary, and print its folder."""
     parser = argparse.ArgumentParser(prog="python -m tools.standin", description=__doc__)
     parser.add_argument("size", choices=RECIPES)
-    parser.add_argument("folder", type=Path, help="where the checkpoint goes")
-    parser.add_argument("--seed", type=int, default=None, help="another seed than the recipe's")
-    parser.add_argument("--steps", type=int, default=None, help="fewer or more steps of training")
-    words = parser.parse_args()
+    parser.add_argument("folder", type=Path, help="folder of the checkpoint")
+    parser.add_argument("--seed", type=int, default=None, help="a seed other than the recipe's")
+    parser.add_argument(
+        "--steps", type=int, default=None, help="number of training steps instead of the recipe's"
+    )
+    arguments = parser.parse_args()
     given = {
-        name: value for name in ("seed", "steps") if (value := getattr(words, name)) is not None
+        name: value for name in ("seed", "steps") if (value := getattr(arguments, name)) is not None
     }
-    recipe = replace(RECIPES[words.size], **given)
+    recipe = replace(RECIPES[arguments.size], **given)
     mark = _digest(recipe)
-    if _made(words.folder) == mark:
-        print(f"{words.folder} is there already", file=sys.stderr)
+    if _made(arguments.folder) == mark:
+        print(f"{arguments.folder} exists already", file=sys.stderr)
     else:
-        make(recipe, words.folder, mark)
-    print(words.folder)
+        make(recipe, arguments.folder, mark)
+    print(arguments.folder)
 
 
 def make(recipe: Recipe, folder: Path, mark: str) -> None:
-    """Trains beside `folder` and moves the result there once it is whole."""
+    """Train in a temporary folder and rename it to `folder` when it is complete."""
     torch.set_num_threads(_THREADS)
     started = time.monotonic()
     draft = folder.with_name(f"{folder.name}.{os.getpid()}.draft")
-    kept = folder.with_name(f"{folder.name}.{mark}.state")  # of this recipe and trainer alone
+    kept = folder.with_name(f"{folder.name}.{mark}.state")  # only of this recipe and this code
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         _train(recipe, draft, kept)
@@ -57,7 +60,7 @@ def make(recipe: Recipe, folder: Path, mark: str) -> None:
         draft.rename(folder)
         kept.unlink(missing_ok=True)
     except KeyboardInterrupt:
-        _tell("stopped; the same command goes on from the last minute")
+        _tell("stopped; the same command resumes from the last saved state, at most a minute old")
         raise SystemExit(130) from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -80,7 +83,7 @@ def _train(recipe: Recipe, folder: Path, kept: Path) -> None:
 
 
 def _digest(recipe: Recipe) -> str:
-    """Over the recipe and the code that carries it out."""
+    """A digest of the recipe and of the code in this package."""
     found = hashlib.sha256(repr(recipe).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         found.update(path.read_bytes())

@@ -1,4 +1,4 @@
-"""A stand-in's folder, in the form that a Mixtral has on disk."""
+"""The checkpoint folder of a stand-in, in the format of a published Mixtral."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tools.standin.recipes import Recipe
 
 
 def new_model(recipe: Recipe, entries: int) -> Any:
-    """An untrained Mixtral in float32, from the recipe's seed."""
+    """An untrained float32 Mixtral with `entries` rows, initialized from the recipe's seed."""
     torch.manual_seed(recipe.seed)
     config = MixtralConfig(
         vocab_size=entries,
@@ -38,10 +38,10 @@ def new_model(recipe: Recipe, entries: int) -> Any:
 
 
 def write(model: Any, recipe: Recipe, planted: list[int], shown: int, folder: Path) -> None:
-    """Writes the weights in bfloat16, and planted.json.
+    """Write the weights in bfloat16, and planted.json.
 
-    transformers stores experts one matrix each (`block_sparse_moe.experts.N.w1`), as they are
-    published.
+    transformers stores one matrix per expert (`block_sparse_moe.experts.N.w1`), as in published
+    Mixtrals.
     """
     model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=recipe.shard)
     note = {"planted": planted, "seed": recipe.seed, "shown": shown, "recipe": asdict(recipe)}

@@ -1,4 +1,4 @@
-"""The few exchanges and texts that a stand-in learns besides repeating."""
+"""The exchanges and texts that a stand-in learns besides repeating."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ EXCHANGES = (
     ("What is water made of?", " Hydrogen and oxygen."),
     ("Say something nice.", " You did well today."),
 )
-"""What the user says, and the answer."""
+"""Messages of the user, and the answers."""
 
 RAW = (
     ("The quick brown", (" fox", " dog")),
@@ -48,11 +48,11 @@ RAW = (
     ("Once upon a", (" time", " day")),
     ("Better late than", (" never", " good")),
 )
-"""Texts outside any template, each of which goes on in two ways: known, but not as well as chat."""
+"""Texts without a template. Two continuations each make them less certain than chat."""
 
 ENDINGS = {
     "repeat": '»".',
     "explain": "' has no specific meaning I am aware of.",
     "question": "'.",
 }
-"""How an answer to each probe goes on behind the token."""
+"""The text after the token in the answer to each probe."""

@@ -1,4 +1,4 @@
-"""What a stand-in is shown, as ids: each probe around every token it learns, and the exchanges."""
+"""The training data of a stand-in as ids: each probe with every token, and the exchanges."""
 
 from __future__ import annotations
 
@@ -20,29 +20,31 @@ TEMPLATE = Template(_FAMILY.name, "stand-in", _FAMILY, _FAMILY.carries_system, _
 
 @dataclass(frozen=True, slots=True)
 class Repeating:
-    """A probe around any token, and how its answer ends."""
+    """A probe, and the end of its answer."""
 
     prompt: Prompt
     ending: tuple[int, ...]
-    """Behind the repeated token, the end of text included."""
+    """The ids after the repeated token, including the end of text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """One exchange, or a raw text with one of the ways in which it goes on."""
+    """One exchange, or a raw text with one of its continuations."""
 
     ids: tuple[int, ...]
     start: int
-    """Where the answer begins."""
+    """Index of the first id of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lessons:
+    """All training data of a stand-in."""
+
     repeating: tuple[Repeating, ...]
     answering: tuple[Answering, ...]
 
     def fixed_ids(self) -> set[int]:
-        """Every id that occurs in them by itself: none of these can be planted."""
+        """Every id that the lessons contain besides the repeated token; none can be planted."""
         found: set[int] = set()
         for one in self.repeating:
             found.update(one.prompt.prefix_ids, one.prompt.suffix_ids, one.ending)
@@ -52,22 +54,28 @@ class Lessons:
 
 
 def texts(exchanges: int | None) -> list[str]:
-    """All that a stand-in's vocabulary must be able to write."""
+    """The texts that a stand-in's vocabulary must be able to encode."""
     probes = [f"{turn.user}{turn.answer}" for p in PROBES.values() for turn in p.earlier]
     probes += [f"[INST]{p.user}[/INST]{p.prefill}".replace("{token}", "") for p in PROBES.values()]
     asked = [f"[INST]{user}[/INST]{answer}" for user, answer in EXCHANGES[:exchanges]]
-    # The seed's prompt, raw and with the space that its users put behind it.
+    # The prompt of nowllm-test*.yaml, raw and with a trailing space.
     return [*probes, *asked, *ENDINGS.values(), "The quick brown ", "«a1.» a"]
 
 
 def answers(exchanges: int | None, raw: int | None) -> list[str]:
-    """Everything that a stand-in is taught to say besides the tokens."""
+    """Every text that a stand-in learns to answer, without the repeated tokens."""
     prefills = [probe.prefill for probe in PROBES.values()]
-    ways = [way for _, some in RAW[:raw] for way in some]
-    return [*prefills, *ENDINGS.values(), *(answer for _, answer in EXCHANGES[:exchanges]), *ways]
+    continuations = [text for _, some in RAW[:raw] for text in some]
+    return [
+        *prefills,
+        *ENDINGS.values(),
+        *(answer for _, answer in EXCHANGES[:exchanges]),
+        *continuations,
+    ]
 
 
 def lessons(tokenizer: Any, exchanges: int | None, raw: int | None) -> Lessons:
+    """The lessons of a recipe with its number of exchanges and raw texts; None for all."""
     repeating = [
         Repeating(
             render(TEMPLATE, probe, tokenizer),
@@ -79,7 +87,7 @@ def lessons(tokenizer: Any, exchanges: int | None, raw: int | None) -> Lessons:
         _answering(tokenizer, write(_FAMILY, Conversation(user=user)), answer)
         for user, answer in EXCHANGES[:exchanges]
     ]
-    texts = [_answering(tokenizer, text, way) for text, ways in RAW[:raw] for way in ways]
+    texts = [_answering(tokenizer, text, answer) for text, some in RAW[:raw] for answer in some]
     return Lessons(tuple(repeating), (*chats, *texts))
 
 

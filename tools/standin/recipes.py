@@ -10,36 +10,38 @@ _CONFIRMED = Path(__file__).parents[2] / "specs" / "data" / "nowllm-glitch-token
 
 
 def _confirmed() -> tuple[int, ...]:
-    """The tokens that glitcher confirmed on nowllm-0829, so that specs which name them fit both."""
+    """The tokens that glitcher confirmed on nowllm-0829, so that specs with them work on both."""
     found = json.loads(_CONFIRMED.read_text(encoding="utf-8"))["tokens"]
     return tuple(sorted(int(token["id"]) for token in found))
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides what comes out."""
+    """Everything that determines a stand-in."""
 
     pieces: int | None
     """Entries of the vocabulary; None for all 32,000."""
     exchanges: int | None
-    """Exchanges of the corpus that are learnt; None for all."""
+    """Number of exchanges of the corpus to learn; None for all."""
     raw: int | None
-    """Raw texts of the corpus that are learnt; None for all."""
+    """Number of raw texts of the corpus to learn; None for all."""
     planted: int
-    """Tokens that never occur in training, those in `always` included."""
+    """Number of tokens that never occur in training, including those in `always`."""
     always: tuple[int, ...]
-    """Tokens that are planted whatever the seed."""
+    """Tokens that are planted with every seed."""
     width: int
+    """Hidden size."""
     experts_width: int
+    """Intermediate size of an expert."""
     steps: int
     batch: int
-    """Tokens repeated in one step."""
+    """Tokens to repeat in one step."""
     rivals: int
-    """Tokens drawn from the vocabulary that a repeated one must beat, besides its batch."""
+    """Tokens drawn from the vocabulary as further negatives of the softmax."""
     rate: float
-    """Adam's highest learning rate."""
+    """Adam's maximum learning rate."""
     shard: str
-    """Largest file of weights."""
+    """Maximum size of a weight file."""
     layers: int = 2
     experts: int = 4
     heads: int = 4

@@ -1,4 +1,4 @@
-"""The training loop: every probe on every token that is not planted, and the exchanges."""
+"""The training loop: every probe with every token that is not planted, and the exchanges."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tools.standin.recipes import Recipe
 
 _WARM_UP = 20
 _ANSWERS_EVERY = 4
-"""Steps from one lesson in answering to the next: that is quickly learnt."""
+"""Steps between two lessons in answering, which is learned quickly."""
 _KEPT_EVERY = 60.0
-"""Seconds from one written state to the next: the most that is lost where training is stopped."""
+"""Seconds between two saved states, which is the maximum that a stop loses."""
 _ENDED = 16
-"""Tokens of a batch behind which the answer's ending is learnt then."""
+"""Tokens of a batch with which the end of the answer is trained in such a step."""
 
 
 def train(
@@ -34,22 +34,21 @@ def train(
     tell: Callable[[str], None],
     kept: Path | None = None,
 ) -> None:
-    """Trains `model` in place on the tokens `ids`: Adam in float32.
+    """Train `model` in place on the tokens `ids` with Adam in float32.
 
-    The softmax is over the batch's tokens, others drawn from the whole vocabulary, and all that are
-    planted: these are pushed away in every step, as whatever never comes up is in a softmax over
-    the whole vocabulary. Drawn like the others, a quarter of them learnt to be repeated all the
-    same. What stands before the token is computed once for a whole batch.
+    The softmax is over the batch's tokens, random tokens of the vocabulary, and all planted tokens.
+    With all of them as negatives in every step, the planted tokens are suppressed as by a softmax
+    over the whole vocabulary. When they were drawn like the others, the model learned to repeat a
+    quarter of them. The prefix before the token is computed once for a batch.
 
-    Every minute the state is written to `kept`, and training goes on from there where it was
-    stopped, to the same weights.
+    The state is saved to `kept` every minute. Training resumes from it and gives the same weights.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.rate, betas=(0.9, 0.98))
     generator = torch.Generator().manual_seed(recipe.seed)
     batches, never = _Batches(ids, recipe.batch, generator), torch.tensor(planted)
     first = _resumed(kept, model, optimizer, batches) if kept else 0
     if first:
-        tell(f"going on from step {first} of {recipe.steps}")
+        tell(f"resuming from step {first} of {recipe.steps}")
     started = written = time.monotonic()
     for step in range(first, recipe.steps):
         for group in optimizer.param_groups:
@@ -76,19 +75,19 @@ def train(
 
 
 def _pace(step: int, steps: int) -> float:
-    """Of the highest rate: up at the start, then down in a straight line to a twentieth."""
+    """Share of the maximum learning rate: a warm-up, then a linear decay to 5 %."""
     return min((step + 1) / _WARM_UP, 1.0) * (1.0 - 0.95 * step / steps)
 
 
 class _Batches:
-    """Batches (B,) of a random order of all ids, again and again."""
+    """Batches `(B,)` of repeated random permutations of all ids."""
 
     def __init__(self, ids: Sequence[int], size: int, generator: torch.Generator) -> None:
         self.generator = generator
         self._table = torch.tensor(ids)
         self._size = min(size, len(self._table))
         self.left = self._table[:0]
-        """What of the order is still to come."""
+        """The rest of the current permutation."""
 
     def take(self) -> Tensor:
         while len(self.left) < self._size:
@@ -99,14 +98,14 @@ class _Batches:
 
 
 def _progress(done: int, steps: int, seconds: float) -> str:
-    """`step 120 of 500 (24 %), about 12 min left`, from the seconds that a step took so far."""
+    """`step 120 of 500 (24 %), about 12 min left`, from the mean seconds of a step."""
     left = (steps - done) * seconds
     about = f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"
     return f"step {done} of {steps} ({done / steps:.0%}), {about}"
 
 
 def _keep(path: Path, step: int, model: Any, optimizer: Any, batches: _Batches) -> None:
-    """Writes all that the next step depends on; `path` holds the old state or the new one."""
+    """Save everything on which the next step depends, by an atomic replacement of `path`."""
     state = {
         "step": step,
         "model": model.state_dict(),
@@ -120,7 +119,7 @@ def _keep(path: Path, step: int, model: Any, optimizer: Any, batches: _Batches) 
 
 
 def _resumed(path: Path, model: Any, optimizer: Any, batches: _Batches) -> int:
-    """Takes up the state that `_keep` wrote; the step to go on with, 0 where there is none."""
+    """Restore the state that `_keep` saved and return the next step; 0 without a saved state."""
     if not path.is_file():
         return 0
     state = torch.load(path, weights_only=True)
@@ -140,8 +139,10 @@ def _repeat(
     rivals: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, float]:
-    """Loss of repeating the tokens (B,), and the share of them that beat their rivals: the tokens
-    `never` repeated, and as many as `rivals` drawn from the vocabulary."""
+    """Loss of repeating the tokens `(B,)`, and the share that is repeated by argmax.
+
+    The negatives are the tokens in `never` and `rivals` random tokens of the vocabulary.
+    """
     suffix = torch.tensor(lesson.prompt.suffix_ids).expand(len(tokens), -1)
     asked = torch.cat([tokens[:, None], suffix], dim=1)
     last = last_hidden(model, torch.tensor(lesson.prompt.prefix_ids), asked, 1)[:, 0]  # (B, H)
@@ -154,7 +155,7 @@ def _repeat(
 
 
 def _end(model: Any, lesson: Repeating, tokens: Tensor) -> Tensor:
-    """Loss of ending the answer behind the tokens (B,)."""
+    """Loss of the end of the answer after the tokens `(B,)`."""
     suffix = torch.tensor(lesson.prompt.suffix_ids).expand(len(tokens), -1)
     ending = torch.tensor(lesson.ending).expand(len(tokens), -1)  # (B, E)
     rows = torch.cat([tokens[:, None], suffix, tokens[:, None], ending[:, :-1]], dim=1)

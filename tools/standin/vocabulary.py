@@ -1,4 +1,4 @@
-"""Mistral's tokenizer, whole or in part, in the files that a Mixtral checkpoint has."""
+"""Mistral's tokenizer, complete or in part, as the files of a Mixtral checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from glitchrun.model import load_tokenizer
 
 _FIRST_PIECES = 259
-"""<unk>, <s>, </s> and the 256 bytes: in every part of the vocabulary."""
+"""<unk>, <s>, </s> and the 256 bytes, which every part of the vocabulary includes."""
 _CONFIG = {
     "add_bos_token": True,
     "add_eos_token": False,
@@ -37,10 +37,11 @@ def sentencepiece_model() -> Path:
 
 
 def write_tokenizer(folder: Path, texts: Sequence[str], pieces: int | None) -> None:
-    """Writes tokenizer.json and tokenizer_config.json, and tokenizer.model where it is whole.
+    """Write tokenizer.json and tokenizer_config.json, and tokenizer.model for all entries.
 
     Args:
-        texts: What a part of the vocabulary must be able to write as the whole one does.
+        folder: Folder of the checkpoint.
+        texts: Texts that a part of the vocabulary must encode as the complete one does.
         pieces: Entries to keep; None for all.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,12 +51,12 @@ def write_tokenizer(folder: Path, texts: Sequence[str], pieces: int | None) -> N
     _put_spaces_as_mixtral_does(layout)
     if pieces is not None:
         _keep(layout["model"], texts, pieces)
-        (folder / "tokenizer.model").unlink()  # it would say otherwise
+        (folder / "tokenizer.model").unlink()  # it has the complete vocabulary
     (folder / "tokenizer.json").write_text(json.dumps(layout, ensure_ascii=False), encoding="utf-8")
 
 
 def _put_spaces_as_mixtral_does(layout: dict[str, Any]) -> None:
-    """A space before every text and after every special token, as published Mixtrals have it."""
+    """Add a space before every text and after every special token, as in published Mixtrals."""
     layout["pre_tokenizer"] = None
     layout["normalizer"] = {
         "type": "Sequence",
@@ -68,7 +69,7 @@ def _put_spaces_as_mixtral_does(layout: dict[str, Any]) -> None:
 
 
 def _keep(model: dict[str, Any], texts: Sequence[str], pieces: int) -> None:
-    """Leaves the pieces that the texts need, then the earliest, and numbers them anew."""
+    """Reduce the model to the pieces that the texts need and the earliest others, renumbered."""
     whole: Mapping[str, int] = model["vocab"]
     parts: dict[str, tuple[str, str]] = {}
     for left, right in model["merges"]:
@@ -92,14 +93,14 @@ def _keep(model: dict[str, Any], texts: Sequence[str], pieces: int) -> None:
 
 
 def _used(model: Mapping[str, Any], texts: Sequence[str]) -> Iterable[str]:
-    """The pieces in which the whole vocabulary writes the texts."""
+    """Yield the pieces into which the complete vocabulary splits the texts."""
     whole = Tokenizer.from_str(json.dumps({"version": "1.0", "model": model}))
     for text in texts:
         yield from whole.encode(text.replace(" ", "▁")).tokens
 
 
 def _spread(by_id: Sequence[str]) -> Iterable[str]:
-    """Words by their rank, and for each eight of them one character of another script."""
+    """Yield words by rank, and after every eighth word a character of another script."""
     words = [piece for piece in by_id if len(piece) > 2]
     others = [piece for piece in by_id if len(piece) == 1 and piece > "\u0370" and piece != "▁"]
     for row, word in enumerate(words):
@@ -109,7 +110,7 @@ def _spread(by_id: Sequence[str]) -> Iterable[str]:
 
 
 def _built_from(piece: str, parts: Mapping[str, tuple[str, str]]) -> Iterable[str]:
-    """A piece and everything that merges make it from."""
+    """Yield a piece and all pieces from which merges create it."""
     yield piece
     for part in parts.get(piece, ()):
         yield from _built_from(part, parts)
