@@ -1,8 +1,8 @@
-"""The one place where errors of other libraries become errors with a message and a remedy.
+"""Turns errors of other libraries into errors with a message and a remedy.
 
-A list of exception types is never complete for a changing library. This module decides by
-where an exception was raised: inside a library it is foreign, whatever its type; in a
-line of glitchrun it is a defect and keeps its traceback.
+No list of exception types is complete for a library that changes. This module decides by where an
+exception was raised: in a library, it is turned into a message; in a line of glitchrun, it is a
+defect and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -24,9 +24,15 @@ _COMMAND = re.compile(r"pip3? install [^`\n;)]+[^`\n;).,\s]")
 
 @contextmanager
 def foreign_errors(explain: Callable[[Exception], GlitchrunError]) -> Iterator[None]:
-    """Turn an exception of a library inside the block into the error that `explain` returns.
+    """Turns an exception of a library in a `with` block into the error that `explain` returns.
 
-    Errors of glitchrun pass unchanged, and so do exceptions raised by glitchrun's own code.
+    Errors and defects of glitchrun pass unchanged.
+
+    Args:
+        explain: Returns the error for an exception of a library.
+
+    Raises:
+        GlitchrunError: a library raised an exception.
     """
     try:
         yield
@@ -39,12 +45,12 @@ def foreign_errors(explain: Callable[[Exception], GlitchrunError]) -> Iterator[N
 
 
 def first_line(error: BaseException) -> str:
-    """A foreign error in one line, for use in a message; the error itself stays chained."""
+    """The type and the first line of an error, for use in a message."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def install_command(error: BaseException) -> str | None:
-    """The command that installs the package missing in an ImportError, if the error names it."""
+    """The command that installs the package that an ImportError lacks; None if it names none."""
     named = _COMMAND.search(" ".join(str(error).split()))
     if named:
         return named[0].replace("'", '"')
@@ -53,10 +59,10 @@ def install_command(error: BaseException) -> str | None:
 
 
 def _is_ours(traceback: TracebackType | None) -> bool:
-    """Whether the innermost line outside the standard library is glitchrun's.
+    """Whether the innermost frame outside the standard library is in glitchrun.
 
-    The block's own frame is the outermost one: it and what it calls directly in compiled code, such
-    as `int(...)`, count as ours.
+    The outermost frame is the `with` block. Compiled code that it calls directly, such as
+    `int(...)`, has no frame and counts as glitchrun's.
     """
     ours = True
     while traceback is not None:

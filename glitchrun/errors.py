@@ -1,22 +1,25 @@
-"""The errors a user can cause, and the exit code each one ends a command with.
+"""The errors that a command reports with a message, and the exit code of each.
 
-    GlitchrunError                  1   something a message can explain
-    ├── RunError                    1   the run started and could not go on
-    ├── Interrupted                 130 a second signal stopped everything at once (SIGTERM: 143)
-    ├── UsageError                  2   the command line makes no sense
-    ├── InvalidSpec                 3   the spec has problems (in `spec.problems`)
-    └── PreflightError              4   the spec is fine, the surroundings are not
-        ├── MissingExtra                an optional package is not installed
-        ├── ModelUnavailable            no such model, or one that may not be loaded
-        ├── DoesNotFit                  the model's memory exceeds what is free, or the spec's
-        │                               token ids its vocabulary
-        ├── TrackingUnavailable         the MLflow store cannot be reached or written
-        │   └── DeletedInMlflow         the run to deliver was deleted in MLflow
-        └── RunLocked                   another process is executing the same run
+    GlitchrunError                  1    base class
+    ├── RunError                    1    a run failed, or its files cannot be used
+    │   ├── NewerLedger                  a newer glitchrun wrote the ledger (`ledger.checksums`)
+    │   └── IdentityLost                 run.json and the ledger are damaged (`ledger.identity`)
+    ├── Interrupted                 130  a second signal stopped the run immediately (SIGTERM: 143)
+    ├── UsageError                  2    the arguments of the command are invalid
+    ├── InvalidSpec                 3    the spec has problems (`spec.problems`)
+    └── PreflightError              4    the spec is valid, but this machine cannot run it
+        ├── MissingExtra                 an optional package is not installed
+        ├── ModelUnavailable             the model does not exist or must not be loaded
+        ├── DoesNotFit                   the model needs more memory than is free, or the spec's
+        │                                token ids exceed the vocabulary
+        ├── TrackingUnavailable          the MLflow store cannot be reached or written
+        │   └── DeletedInMlflow          the run to deliver was deleted in MLflow
+        └── RunLocked                    another process is executing the run
 
-Messages name the file, the value and the remedy. Anything that is not a GlitchrunError is a defect
-of glitchrun and keeps its traceback. An OSError about a file becomes one in
-`file_access`, and nowhere else.
+Exit codes 5 to 10 are results, not errors: see `ExitCode`. A message names the file or value and
+the remedy. Any other exception is a defect of glitchrun and keeps its traceback. `file_access`
+turns an OSError about a file into one of these errors; `boundary.foreign_errors` does so with
+errors of other libraries.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from importlib.util import find_spec
 
 
 class ExitCode(IntEnum):
-    """Exit codes of every command (see docs/commands.md)."""
+    """The exit codes of all commands; docs/commands.md describes them."""
 
     DONE = 0
     ERROR = 1
@@ -46,31 +49,31 @@ class ExitCode(IntEnum):
 
 
 class GlitchrunError(Exception):
-    """Base of every error that ends a command with a message instead of a traceback."""
+    """An error that ends a command with a message instead of a traceback."""
 
     exit_code = ExitCode.ERROR
 
 
 class RunError(GlitchrunError):
-    """The run started and could not go on."""
+    """A run failed, or its files cannot be used."""
 
 
 class Interrupted(GlitchrunError):
-    """A second signal stopped everything at once; what was finished is in the ledger."""
+    """A second signal stopped the run immediately; its finished part is in the ledger."""
 
     def __init__(self, exit_code: ExitCode) -> None:
-        super().__init__("stopped at once; apply again to go on where it was")
+        super().__init__("stopped immediately; apply again to continue where it stopped")
         self.exit_code = exit_code
 
 
 class UsageError(GlitchrunError):
-    """The command line makes no sense."""
+    """The arguments of the command are invalid."""
 
     exit_code = ExitCode.USAGE
 
 
 class PreflightError(GlitchrunError):
-    """The spec is fine, the surroundings are not."""
+    """The spec is valid, but this machine cannot run it."""
 
     exit_code = ExitCode.PREFLIGHT
 
@@ -97,11 +100,11 @@ def require(*packages: str, extra: str = "run") -> None:
 
 
 class ModelUnavailable(PreflightError):
-    """No such model, or one that may not be loaded as the spec stands."""
+    """The model does not exist, or the spec does not permit loading it."""
 
 
 class DoesNotFit(PreflightError):
-    """The model's memory exceeds what is free, or the spec's token ids its vocabulary."""
+    """The model needs more memory than is free, or token ids exceed the vocabulary."""
 
 
 class TrackingUnavailable(PreflightError):
@@ -140,7 +143,13 @@ _REMEDY = "check that it can be used"
 
 
 def os_error_message(error: OSError, path: str | os.PathLike[str], what: str) -> str:
-    """One line: the path (the error's own where it names one), what failed, why, and the remedy."""
+    """The message about an OSError in one line: path, failure, reason and remedy.
+
+    Args:
+        error: The error. Its own path has priority.
+        path: The path that was used.
+        what: The failure, such as `cannot be read`.
+    """
     named = error.filename if isinstance(error.filename, str | os.PathLike) else path
     if os.fspath(named).endswith(".partial"):  # the temporary file that will replace the path
         named = path
@@ -155,20 +164,20 @@ def file_access(
     error: type[GlitchrunError] = RunError,
     then: str = "",
 ) -> Iterator[None]:
-    """Turns an OSError of a `with` block into a GlitchrunError that names path, cause and remedy.
+    """Turns an OSError in a `with` block into an error that names path, reason and remedy.
 
     Args:
-        path: What the block works on; named where the OSError names nothing itself.
-        what: What failed: `cannot be read`, `cannot be written`.
-        error: The kind of error to raise, which decides the exit code.
-        then: What to do after the remedy.
+        path: The path that the block uses; shown if the OSError has none.
+        what: The failure, such as `cannot be read`.
+        error: The class of the error, which decides the exit code.
+        then: Text that follows the remedy.
 
     Raises:
-        GlitchrunError: of the kind `error`.
+        GlitchrunError: of the class `error`.
     """
     try:
         yield
     except OSError as exc:
-        if exc.errno is None or exc.errno == errno.EPIPE:  # of a library; a reader that has left
+        if exc.errno is None or exc.errno == errno.EPIPE:  # not from the OS; a closed pipe
             raise
         raise error(os_error_message(exc, path, what) + then) from exc

@@ -1,8 +1,17 @@
-"""The facts that travel from strategies to the ledger, and from there to MLflow and the report.
+"""The events that strategies yield; the ledger stores them, MLflow and the report show them.
 
-A strategy yields `Batch` (verdicts, samples and entries that become durable together) and, at its
-end, `Measured` and `Artifact`. Everything is plain data that survives JSON unchanged, so that a run
-read back from its ledger is the run that was written.
+    Event
+    ├── Batch           facts that are written to the ledger together, in one line
+    │   ├── Verified    the verdict on one token from its probes
+    │   ├── Sampled     the sampled attempts on one token
+    │   ├── Control     a Verified or Sampled of an ordinary token, for comparison
+    │   ├── Screened    the approximate scores that order the tokens for verification
+    │   └── Entry       a row of a table that the strategy declares
+    ├── Measured        a final metric of a step
+    └── Artifact        a file of a step
+
+All of them are plain data that JSON stores without loss, so a run read back from its ledger equals
+the run that was written. `batch_to_json` and `batch_from_json` define the format.
 """
 
 from __future__ import annotations
@@ -13,16 +22,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 DIGITS = 7
-"""Significant digits of the floats in tokens.jsonl: what float32 holds."""
+"""Significant digits of the floats in tokens.jsonl: the precision of float32."""
 SEVERE = 1e-3
-"""A glitch token is severe when its probability lies below this in every probe. On
-SmolLM2-135M-Instruct 27 % of the vocabulary fails its probe, most of it by naming a piece of the
-right text first, and 0.75 % is severe."""
+"""A glitch token is severe if its probability is below this in every probe. With
+SmolLM2-135M-Instruct, 27 % of the vocabulary fails its probe, mostly because the model begins with
+a piece of the right text, and 0.75 % is severe."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What is known of a vocabulary entry without running the model."""
+    """A vocabulary entry, as known without running the model."""
 
     id: int
     text: str
@@ -37,22 +46,24 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What the model made of one prompt that asks for one token back."""
+    """The model's answer to one prompt that asks it to repeat a token."""
 
     p: float
-    """Probability of the token at the position where it is asked for."""
+    """Probability of the token at the position where it is expected."""
     rank: int
-    """Rank of the token there, from 1."""
+    """Rank of the token at that position, counted from 1."""
     entropy: float
     """Entropy of the next-token distribution, in nats."""
     argmax: int
+    """Id of the most probable token."""
     gap: float
-    """Largest logit minus the token's own; 0 where the token is the most likely one."""
+    """Largest logit minus the token's own; 0 if the token is the most probable one."""
     passed: bool
+    """Whether the model repeats the token by the rule of the probe."""
     decided_in: str
-    """The dtype whose arithmetic settled the verdict."""
+    """The dtype in which the verdict was computed."""
     intact: bool = True
-    """False when encoding the whole prompt as text would not keep the token's id."""
+    """False if encoding the prompt as text would give other ids in place of the token's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,64 +74,70 @@ class Verified:
     probes: Mapping[str, ProbeResult]
     glitch: bool
     emitted: str | None
-    """What came instead: prefix, case_space, whitespace or other; None when a probe passed. Of the
-    probe in which the token was most probable."""
+    """The kind of text that came instead, in the probe in which the token was most probable:
+    prefix, case_space, whitespace or other; None if a probe passed."""
     emitted_text: str | None = None
-    """The text that came instead; None when a probe passed."""
+    """The text that came instead; None if a probe passed."""
 
     @property
     def presented_intact(self) -> bool:
+        """Whether every probe would keep the token's id when encoded as text."""
         return all(result.intact for result in self.probes.values())
 
     @property
     def failed(self) -> bool:
-        """Whether no probe passed: a glitch token, or a near miss."""
+        """Whether no probe passed: a glitch token, or one above the probability threshold."""
         return not any(result.passed for result in self.probes.values())
 
     @property
     def p(self) -> float:
-        """Largest probability over the probes, by which a failure is severe; NaN where one is.
+        """The largest probability over the probes, which decides severity; NaN if one is NaN.
 
-        To the digits that tokens.jsonl has, so that what is counted here can be counted there.
+        Rounded like the floats in tokens.jsonl, so that counts from that file agree.
         """
         found = [result.p for result in self.probes.values()]
         return math.nan if any(map(math.isnan, found)) else float(f"{max(found):.{DIGITS}g}")
 
     @property
     def flagged(self) -> bool:
-        """Whether the step found it."""
+        """Whether the step found the token: it is a glitch token."""
         return self.glitch
 
     @property
     def severe(self) -> bool:
-        """Whether it is a glitch token with a probability below `SEVERE` in every probe."""
+        """Whether the token is a glitch token with a probability below `SEVERE` in every probe."""
         return self.glitch and self.p < SEVERE
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The sampled attempts on one token. `outcomes[i]` is True where attempt i failed."""
+    """The sampled attempts on one token. `outcomes[i]` is True if attempt i failed."""
 
     token: Token
     outcomes: tuple[bool, ...]
     asr: float
+    """Attack success rate: the share of failed attempts."""
     asr_low: float
     asr_high: float
-    """Bounds of Wilson's 95 % interval."""
+    """Upper bound of Wilson's 95 % interval of the ASR; `asr_low` is the lower one."""
     confirmed: bool
+    """Whether the attempts confirm that the token is a glitch token."""
     intact: bool = True
+    """False if encoding the prompt as text would give other ids in place of the token's."""
 
     @property
     def attempts(self) -> int:
+        """Number of attempts."""
         return len(self.outcomes)
 
     @property
     def failures(self) -> int:
+        """Number of failed attempts."""
         return sum(self.outcomes)
 
     @property
     def flagged(self) -> bool:
-        """Whether the step confirmed it."""
+        """Whether the step found the token: it is confirmed."""
         return self.confirmed
 
 
@@ -129,101 +146,105 @@ TokenFact = Verified | Sampled
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """An ordinary token that was treated like one found, to see how often that raises an alarm.
+    """An ordinary token that was tested like a found one, to measure the rate of false alarms.
 
-    It counts among the controls alone, never among the tokens verified, found or confirmed.
+    It counts only as a control, never among the verified, found or confirmed tokens.
     """
 
     of: int
-    """The token that it is like in script, length and frequency."""
+    """Id of the found token that it matches in script, length and frequency."""
     alike: bool
-    """Whether it has that token's script and a space in front as it has."""
+    """Whether it has the same script and also begins, or does not begin, with a space."""
     fact: TokenFact
     elsewhere: bool = False
-    """Whether it was drawn outside the scripts in which most controls raise an alarm."""
+    """Whether it was drawn from scripts outside those in which most controls raise an alarm."""
 
     @property
     def token(self) -> Token:
+        """The ordinary token."""
         return self.fact.token
 
     @property
     def alarm(self) -> bool:
-        """Whether the step takes the ordinary token for a glitch token, or confirms it."""
+        """Whether the step finds or confirms the ordinary token as a glitch token."""
         return self.fact.flagged
 
 
 @dataclass(frozen=True, slots=True)
 class Screened:
-    """What a screen made of N tokens, by columns: it only says where to look first."""
+    """Screening scores of N tokens, by columns. They only order the tokens for verification."""
 
     token_ids: tuple[int, ...]
     log_p: tuple[float, ...]
-    """Approximate log-probability of each, in nats."""
+    """Approximate log-probability of each token, in nats."""
     gap: tuple[float, ...]
-    """Approximate distance of each from the largest logit."""
+    """Approximate difference between the largest logit and each token's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row of one of the step's own tables: a fact about something other than one token.
+    """A row of one of the step's own tables, for facts that are not about one token.
 
     The strategy's fragment declares the table and its columns under `x-tables`.
     """
 
     table: str
+    """Name of the table."""
     cells: Mapping[str, Any]
-    """By column, the same ones in every row, None where there is nothing; JSON-ready."""
+    """Value by column; every row has all columns, None is an empty cell. JSON-ready."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Facts that become durable together: the most that a killed run can lose."""
+    """Facts that are written to the ledger together. A killed run loses at most one batch."""
 
     facts: tuple[TokenFact | Control | Screened | Entry, ...]
     done: int
-    """Items finished in this step, this batch included."""
+    """Items of the step that are finished, including this batch."""
     total: int | None
-    """Items the step will look at; None where that is not known beforehand."""
+    """Items of the step; None if not known in advance."""
     seconds: float = 0.0
+    """Time for the items of this batch."""
     counters: Mapping[str, int] = field(default_factory=dict)
-    """Work and oddities of this batch, added up over the step: forwards, rechecked, ..."""
+    """Counters of this batch, summed over the step: forwards, rechecked, ..."""
     search_seconds: float = 0.0
-    """What choosing the items took: gradients, screens, models fitted. Not part of `seconds`."""
+    """Seconds for choosing the items, such as gradients and screens; not part of `seconds`."""
 
     @property
     def token_facts(self) -> tuple[TokenFact, ...]:
-        """The facts about the tokens that the step is to look at."""
+        """The facts about the step's tokens."""
         return tuple(fact for fact in self.facts if isinstance(fact, TokenFact))
 
     @property
     def controls(self) -> tuple[Control, ...]:
-        """The facts about controls that these are compared with, from the same script."""
+        """The controls from the same scripts as the tokens."""
         return tuple(f for f in self.facts if isinstance(f, Control) and not f.elsewhere)
 
     @property
     def controls_elsewhere(self) -> tuple[Control, ...]:
-        """The facts about additional control tokens, drawn from other scripts."""
+        """The additional controls from other scripts."""
         return tuple(f for f in self.facts if isinstance(f, Control) and f.elsewhere)
 
     @property
     def is_of_controls(self) -> bool:
-        """Whether it contains controls of either kind; glitch tokens among them do not count."""
+        """Whether the batch contains controls; glitch tokens among them are no findings."""
         return any(isinstance(fact, Control) for fact in self.facts)
 
     @property
     def screened(self) -> tuple[Screened, ...]:
-        """The scores that say where to look first."""
+        """The screening scores."""
         return tuple(fact for fact in self.facts if isinstance(fact, Screened))
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """The rows of tables."""
+        """The rows of the step's tables."""
         return tuple(fact for fact in self.facts if isinstance(fact, Entry))
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A number that a step ends with. `name` is without the step's id; `n` is what it rests on."""
+    """A final metric of a step. `name` is without the step's id; `n` is the number of items it is
+    based on."""
 
     name: str
     value: float | None
@@ -232,7 +253,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A file that a step leaves behind, as text."""
+    """A text file of a step. `path` is relative to the run's artifacts."""
 
     path: str
     text: str
@@ -242,7 +263,7 @@ Event = Batch | Measured | Artifact
 
 
 def batch_to_json(batch: Batch) -> dict[str, Any]:
-    """A batch as JSON-ready data; `batch_from_json` is the way back."""
+    """A batch as JSON-ready data; `batch_from_json` is the inverse."""
     return {
         "facts": [_fact_to_json(fact) for fact in batch.facts],
         "done": batch.done,
@@ -254,7 +275,13 @@ def batch_to_json(batch: Batch) -> dict[str, Any]:
 
 
 def batch_from_json(data: Mapping[str, Any]) -> Batch:
-    """The batch that `batch_to_json` wrote."""
+    """The batch of which `batch_to_json` made `data`.
+
+    Raises:
+        KeyError: a field is missing.
+        TypeError: a field is unknown, or has another type than an object or list.
+        ValueError: a fact has an unknown kind.
+    """
     return Batch(
         facts=tuple(_fact_from_json(fact) for fact in data["facts"]),
         done=data["done"],

@@ -1,9 +1,9 @@
-"""Standard output and standard error: what is written there can neither fail nor mislead.
+"""Safe output: writing cannot fail, and text cannot control the terminal.
 
-Every command writes through here. `say` is for people: what could write to their terminal, or turn
-its text around, is shown as an escape. `emit` and `emit_json` are for programs: documents. With
-`protect_streams` a reader that went away (`| head`), a closed terminal and a full disk cost output,
-never a run.
+All commands write through this module. `say` writes messages for people, with characters that
+control the terminal or reverse text as escapes. `emit` and `emit_json` write documents for
+programs. After `protect_streams`, a closed pipe (`| head`), a closed terminal or a full disk loses
+output but never stops a run.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ _INVISIBLE = (
     "\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f"
 )
-"""C1 controls, marks of direction, zero-width characters, line separators, surrogates, tags."""
+"""C1 controls, direction marks, zero-width characters, line separators, surrogates and tags."""
 _HIDDEN = re.compile(f"[\x00-\x1f{_INVISIBLE}]")
 _HIDDEN_IN_LINES = re.compile(f"[\x00-\x08\x0b-\x1f{_INVISIBLE}]")
 _HIDDEN_IN_JSON = re.compile(f"[{_INVISIBLE}]")
 _NOBODY_READS = {errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET}
-"""A closed pipe, a terminal that went away. Any other failure is news to the caller."""
+"""Errors of a closed pipe or terminal. The caller is informed of all others."""
 
 
 def visible(text: str) -> str:
-    """`text` on one line: control, bidirectional and zero-width characters as escapes."""
+    """`text` on one line, with control, direction and zero-width characters as escapes."""
     return _HIDDEN.sub(_escape, text)
 
 
 def visible_lines(text: str) -> str:
-    """As `visible`, but line breaks and tabs stay."""
+    """Like `visible`, but keeps line breaks and tabs."""
     return _HIDDEN_IN_LINES.sub(_escape, text)
 
 
@@ -48,18 +48,18 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
-    """Writes text for people to standard output, or to standard error."""
+    """Writes a message for people to standard output, or with `err` to standard error."""
     stream = QuietStream(sys.stderr if err else sys.stdout)
     stream.write(visible_lines(str(text)) + "\n" * nl)
     stream.flush()
 
 
 def emit(text: str) -> None:
-    """Writes a document to standard output as it is, in UTF-8 whatever the terminal takes."""
+    """Writes a document to standard output unchanged, as UTF-8."""
     stream = QuietStream(sys.stdout)
     stream.flush()
     buffer = getattr(sys.stdout, "buffer", None)
-    if buffer is None:  # a stand-in that takes text alone
+    if buffer is None:  # a replacement that accepts only text
         stream.write(text)
         stream.flush()
         return
@@ -68,25 +68,25 @@ def emit(text: str) -> None:
 
 
 def emit_json(document: Any) -> None:
-    """Writes one JSON document to standard output. Readable text stays as it is; what could mislead
-    a reader is escaped, which means the same to a program."""
+    """Writes one JSON document to standard output. Invisible characters are written as escapes,
+    which mean the same to a program."""
     text = json.dumps(document, indent=2, ensure_ascii=False)
     emit(_HIDDEN_IN_JSON.sub(_json_escape, text) + "\n")
 
 
 def _json_escape(match: re.Match[str]) -> str:
     units = match[0].encode("utf-16-be", "surrogatepass").hex()
-    return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4))
+    return "".join(f"\\u{units[index : index + 4]}" for index in range(0, len(units), 4))
 
 
 class QuietStream:
-    """A text stream over another one, on which no write fails: what cannot be written is lost."""
+    """Wraps a text stream so that no write fails; output that cannot be written is lost."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes `text`; what the stream's encoding lacks becomes an escape."""
+        """Writes `text`, with characters that the encoding lacks as escapes."""
         stream = self._stream
         if stream is not None:
             try:
@@ -98,10 +98,12 @@ class QuietStream:
         return len(text)
 
     def flush(self) -> None:
+        """Flushes the stream, if it can be flushed."""
         if self._stream is not None:
             _quietly(self._stream.flush)
 
     def isatty(self) -> bool:
+        """Whether the stream is an open terminal."""
         try:
             return self._stream is not None and self._stream.isatty()
         except (OSError, ValueError):
@@ -121,18 +123,18 @@ def _quietly(action: Callable[[], object]) -> None:
 
 
 class _Guarded(io.FileIO):
-    """A descriptor on which no write fails: what cannot be written is lost, and remembered."""
+    """A file descriptor on which no write fails; the first error is kept in `lost`."""
 
     lost: OSError | None = None
 
     def write(self, data: Any, /) -> int:
-        """Writes all of `data`."""
+        """Writes all of `data`, unless the descriptor fails."""
         view = memoryview(data).cast("B")
         rest = view
         try:
             while rest:
                 written = super().write(rest)
-                if written is None:  # somebody made it non-blocking, and it is full
+                if written is None:  # another program made it non-blocking, and it is full
                     select.select([], [self], [])
                 rest = rest[written or 0 :]
         except OSError as error:
@@ -141,16 +143,16 @@ class _Guarded(io.FileIO):
 
 
 def protect_streams() -> None:
-    """Makes standard output and error safe to write to, for the rest of this process.
+    """Makes standard output and standard error safe to write to, for the rest of the process.
 
-    Descriptors that were closed are opened on nothing: the next file to be opened would take their
-    number, and get what is printed.
+    Opens closed standard descriptors on /dev/null. Otherwise the next opened file would get their
+    number and receive the output.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            # It takes the lowest free number, which is this one.
+            # `open` returns the lowest free number, which is this one.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout = _protected(sys.stdout, 1)
     sys.stderr = _protected(sys.stderr, 2)
@@ -177,15 +179,15 @@ def _protected(stream: TextIO | None, number: int) -> TextIO:
 
 
 def _descriptor(stream: TextIO | None) -> io.FileIO | None:
-    """What a stream writes to in the end; None where that is no file."""
+    """The file that a stream writes to; None if it is another object."""
     buffer = getattr(stream, "buffer", None)
     raw = getattr(buffer, "raw", buffer)
     return raw if isinstance(raw, io.FileIO) else None
 
 
 def output_lost() -> OSError | None:
-    """Why standard output does not have all that was written, where its reader would miss it: a
-    full disk, for example. None where all is there, or nobody reads any more."""
+    """The error that lost a part of standard output, such as a full disk. None if nothing was lost,
+    or if the reader stopped reading."""
     raw = _descriptor(sys.stdout)
     lost = raw.lost if isinstance(raw, _Guarded) else None
     return lost if lost is not None and lost.errno not in _NOBODY_READS else None

@@ -30,6 +30,7 @@ def open_regular(path: Path) -> BinaryIO:
     """Opens a regular file for reading. Does not wait for the writer of a FIFO.
 
     Raises:
+        IsADirectoryError: the path is a folder.
         OSError: the file cannot be opened, or is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -65,12 +65,7 @@ def read_run_document(folder: Path, fallback: Mapping[str, Any] | None = None) -
     """
     path = folder / IDENTITY
     try:
-        with file_access(path):
-            data = json.loads(read_text(path)) if path.exists() else None
-        if not isinstance(data, dict):
-            raise ValueError("it is missing" if data is None else "it contains no JSON object")
-        if absent := {"identity", "spec", "created_at"} - data.keys():
-            raise ValueError(f"it has no {min(absent)!r}")
+        data = _load_run_document(path)
     except (ValueError, RecursionError) as exc:
         if fallback is not None:
             return _with_delivered_id(fallback, folder)
@@ -81,6 +76,16 @@ def read_run_document(folder: Path, fallback: Mapping[str, Any] | None = None) -
     version = data.get("version", 1)
     if isinstance(version, int) and version > VERSION:
         raise RunError(f"{path}: {NewerLedger(version)}")
+    return data
+
+
+def _load_run_document(path: Path) -> dict[str, Any]:
+    with file_access(path):
+        data = json.loads(read_text(path)) if path.exists() else None
+    if not isinstance(data, dict):
+        raise ValueError("it is missing" if data is None else "it contains no JSON object")
+    if absent := {"identity", "spec", "created_at"} - data.keys():
+        raise ValueError(f"it has no {min(absent)!r}")
     return data
 
 
