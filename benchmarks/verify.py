@@ -2,15 +2,16 @@
 
     python benchmarks/verify.py [--rounds 5] [--verdicts FILE] [--shapes] [--products]
 
-All sides take the same prompts on the same loaded model, in turns, so that a noisy machine is noisy
-for all; each ratio is the median over the rounds. The products of the model's own matrices with as
-many rows as the engine's, one after another and nothing else, are timed in each round too: at that
-rate a prompt's floating-point operations take the floor, and the engine's share of it is printed.
-Verdicts must agree, or the benchmark fails.
+All sides run the same prompts on the same loaded model, in turns, so that a noisy machine is noisy
+for all; each ratio is the median over the rounds. Verdicts must agree, or the benchmark fails.
 
-`--verdicts` checks every token of a table of reference verdicts. `--shapes` runs random models of
+The hardware bound is measured in each round too: the rate at which the products with the model's
+own matrices run alone, with as many rows as the engine's, gives the time of a prompt's
+floating-point operations. The table shows the engine's share of that bound.
+
+`--verdicts` compares every token of a table of reference verdicts. `--shapes` runs random models of
 other architectures through the generic backend, and prints its rate per floating-point operation
-against the fast path's. `--products` times one matrix product in each kind of number.
+next to that of the fast backend. `--products` times one matrix product in each number format.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ IDS = list(range(1000, 1000 + 312 * 2 * ROWS, 312))  # 128 tokens from all over 
 FEW = IDS[::8]
 SCREENED = list(range(1000, 1512))
 PREFIX, SUFFIX = 15, 16
-"""Ids before and after the token in SmolLM2's repeat prompt, taken for random models too."""
+"""Ids before and after the token in SmolLM2's repeat prompt; random models use the same."""
 Rounds = list[dict[str, float]]
 out = Console(width=110)
 
 
 @torch.no_grad()
 def one_at_a_time(model: LoadedModel, prompt: Prompt, ids: list[int]) -> list[bool]:
-    """The reference: one forward pass over one whole prompt for each token."""
+    """The reference: one forward pass over one whole prompt per token."""
     return [
         int(model.module(input_ids=torch.tensor([prompt.ids(i)])).logits[0, -1].argmax()) == i
         for i in ids
@@ -68,10 +69,10 @@ def rate(work: Callable[[], object], items: int) -> float:
 
 
 def product_rate(model: LoadedModel, rows: int) -> float:
-    """Floating-point operations per second of a model's own matrices, one product after another.
+    """Returns the floating-point operations per second of float32 products with a model's matrices.
 
-    Float32 products of as many rows as the engine's, and nothing else: what is left to do once
-    everything around the products costs nothing.
+    They have as many rows as the engine's and run one after another: what would remain if
+    everything around the products cost nothing.
     """
     weights = [
         weight.float()
@@ -87,8 +88,11 @@ def product_rate(model: LoadedModel, rows: int) -> float:
 
 
 def operations(model: LoadedModel, positions: int) -> float:
-    """Floating-point operations of a prompt whose last `positions` are run and whose last logits
-    are taken: two for each weight of a matrix that a position meets."""
+    """Returns the floating-point operations of a prompt whose last `positions` are run.
+
+    They are two for each weight of each matrix that a position is multiplied with. The head is
+    counted for the last position only.
+    """
     config = model.config.get_text_config()
     matrices = {
         name: weight.numel()
@@ -109,7 +113,7 @@ def smollm2(quantization: str) -> tuple[LoadedModel, Prompt]:
 
 
 def ladder(quantization: str, rounds: int) -> Rounds:
-    """Rates of every side on SmolLM2, round by round."""
+    """Returns the rates of every side on SmolLM2, round by round."""
     model, prompt = smollm2(quantization)
     backend, why = best_backend(model)
     out.print(f"{quantization}: {why}")
@@ -129,8 +133,10 @@ def ladder(quantization: str, rounds: int) -> Rounds:
     }
     found = []
     for _ in range(rounds):
-        floor = product_rate(model, ROWS * (SUFFIX + 1)) / operations(model, SUFFIX + 1)
-        found.append({"floor": floor} | {name: rate(*side) for name, side in sides.items()})
+        bound = product_rate(model, ROWS * (SUFFIX + 1)) / operations(model, SUFFIX + 1)
+        found.append(
+            {"hardware bound": bound} | {name: rate(*side) for name, side in sides.items()}
+        )
     return found
 
 
@@ -141,10 +147,10 @@ def median(rounds: Rounds, name: str, over: str | None = None) -> float:
 
 def print_ladder(quantization: str, rounds: Rounds) -> None:
     table = Table(title=f"SmolLM2-135M, {quantization}", title_justify="left")
-    for head in ("side", "tokens/s", "times one at a time", "share of the floor"):
+    for head in ("side", "tokens/s", "times one at a time", "share of the hardware bound"):
         table.add_column(head, justify="left" if head == "side" else "right")
-    for name in ("one at a time", "generic", "engine", "screen", "floor"):
-        share = median(rounds, name, "floor")
+    for name in ("one at a time", "generic", "engine", "screen", "hardware bound"):
+        share = median(rounds, name, "hardware bound")
         table.add_row(
             name,
             f"{median(rounds, name):.1f}",
@@ -155,7 +161,7 @@ def print_ladder(quantization: str, rounds: Rounds) -> None:
 
 
 def check_verdicts(path: Path) -> None:
-    """Every verdict of the engine against a table of reference verdicts."""
+    """Compares every verdict of the engine with a table of reference verdicts."""
     reference = json.loads(path.read_text())
     rows, ids = reference["tokens"], [row["token_id"] for row in reference["tokens"]]
     model, prompt = smollm2("float32")
@@ -172,14 +178,14 @@ def check_verdicts(path: Path) -> None:
     ]
     out.print(
         f"{len(rows) - len(wrong)} of {len(rows)} verdicts and most likely tokens agree, "
-        f"{verifier.counters['rechecked']} decided again"
+        f"{verifier.counters['rechecked']} re-evaluated"
     )
     if wrong:
         raise SystemExit(f"verdicts differ on tokens {wrong[:20]}")
 
 
 def random_models() -> dict[str, Any]:
-    """Random models of other shapes, of some 50 to 100 million weights outside embeddings."""
+    """Returns configs of other architectures, with 50 to 100 million weights outside embeddings."""
     common = {"vocab_size": 32000, "hidden_size": 640, "num_hidden_layers": 12}
     heads = {"num_attention_heads": 10, "num_key_value_heads": 5, "intermediate_size": 1792}
     moe = {"intermediate_size": 640, "num_local_experts": 4, "num_experts_per_tok": 2}
@@ -202,7 +208,7 @@ def random_model(config: Any) -> LoadedModel:
 
 
 def print_shapes(rounds: int) -> None:
-    """Operations per second of each backend on each shape, and against the fast path on Llama's."""
+    """Prints each backend's operations per second on each architecture."""
     models = {name: random_model(config) for name, config in random_models().items()}
     sides: dict[tuple[str, str], Callable[[], float]] = {}
     for name, model in models.items():
@@ -223,7 +229,7 @@ def print_shapes(rounds: int) -> None:
 
 
 def print_products(rounds: int) -> None:
-    """Operations per second of one product of the engine's shape, the same matrices each time."""
+    """Prints the operations per second of one product of the engine's shape in each format."""
     rows, inner, outer = ROWS * (SUFFIX + 1), 576, 1536
     x, weight = torch.randn(rows, inner), torch.randn(outer, inner)
     sides: dict[str, Callable[[], object]] = {

@@ -1,4 +1,4 @@
-"""The engine against one forward pass at a time."""
+"""Compares the engine with one plain forward pass at a time."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_verdicts_do_not_depend_on_batch_or_order(llama: Context, rows: int) -> 
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_selected_rows_go_on_as_the_rows_they_came_from(shape: str, tmp_path: Path) -> None:
+def test_selected_rows_continue_like_their_source_rows(shape: str, tmp_path: Path) -> None:
     backend = context(SHAPES[shape](tmp_path / "model")).backend
     ids = torch.tensor([[30, 31], [40, 41], [50, 51]])
     _, cache = backend.step(ids, backend.start((5, 6, 7), 3))
@@ -82,17 +82,15 @@ def test_selected_rows_go_on_as_the_rows_they_came_from(shape: str, tmp_path: Pa
         assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_a_full_batch_and_a_filled_up_one_give_the_same_bits(llama: Context) -> None:
+def test_a_full_batch_and_a_padded_one_give_the_same_bits(llama: Context) -> None:
     prompts = llama.prompts(("repeat",))
     full = Verifier(llama.backend, prompts, rows=16).verify(list(range(10, 26)))
-    filled = Verifier(llama.backend, prompts, rows=16).verify([10, 11, 12])
-    assert filled == full[:3]
+    padded = Verifier(llama.backend, prompts, rows=16).verify([10, 11, 12])
+    assert padded == full[:3]
 
 
-def test_a_verdict_within_rounding_is_settled_alone(
-    llama: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(verifier_module.ROUNDING, torch.float32, 1e3)  # everything is unclear
+def test_a_near_tie_is_re_evaluated_alone(llama: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(verifier_module.ROUNDING, torch.float32, 1e3)  # everything is a near-tie
     verifier = Verifier(llama.backend, llama.prompts(("repeat",)), rows=8)
     results = verifier.verify([20, 21, 22])
     assert verifier.counters["rechecked"] == 3
@@ -103,7 +101,7 @@ def test_a_verdict_within_rounding_is_settled_alone(
         assert found["repeat"].p == pytest.approx(float(alone), rel=1e-6)
 
 
-def test_running_out_of_memory_halves_the_batch_and_goes_on(
+def test_verification_continues_with_half_the_batch_when_memory_runs_out(
     llama: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Backend.last_logits
@@ -121,7 +119,7 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(
     assert verifier.rows == 4
 
 
-def test_other_runtime_errors_are_not_taken_for_memory(
+def test_other_runtime_errors_do_not_halve_the_batch(
     llama: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> object:
@@ -132,7 +130,7 @@ def test_other_runtime_errors_are_not_taken_for_memory(
         Verifier(llama.backend, llama.prompts(("repeat",)), rows=8).verify([10])
 
 
-def test_bfloat16_verdicts_are_those_of_float32_on_the_same_weights(
+def test_bfloat16_verdicts_equal_float32_verdicts_on_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(verifier_module.ROUNDING, torch.bfloat16, 5.0)
@@ -142,9 +140,9 @@ def test_bfloat16_verdicts_are_those_of_float32_on_the_same_weights(
     prompts = narrow.prompts(("repeat",))
     verifier = Verifier(narrow.backend, prompts, rows=16)
     found = verifier.verify(ids)
-    settled = [r["repeat"] for r in found if r["repeat"].decided_in == "float32"]
+    rechecked = [r["repeat"] for r in found if r["repeat"].decided_in == "float32"]
     expected = Verifier(wide.backend, prompts, rows=16).verify(ids)
-    assert verifier.counters["rechecked"] == len(settled) > 10
+    assert verifier.counters["rechecked"] == len(rechecked) > 10
     for a, b in zip(found, expected, strict=True):
         assert a["repeat"].passed == b["repeat"].passed
         if a["repeat"].decided_in == "float32":
@@ -190,7 +188,7 @@ def test_statistics_on_known_logits() -> None:
     assert bool(tied.near_ties(1e-4))
 
 
-def test_gradient_is_that_of_finite_differences(llama: Context) -> None:
+def test_gradient_agrees_with_finite_differences(llama: Context) -> None:
     prompt = llama.prompts(("repeat",))["repeat"]
     value, gradient = llama.backend.gradient(prompt.ids(30), prompt.position, entropy)
     module = llama.backend.model.module

@@ -1,4 +1,4 @@
-"""The engine at its bounds: thresholds within rounding, numbers that overflow, wide nuclei."""
+"""The engine at its limits: probabilities at the threshold, overflow, wide nuclei."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support import tiny_models
 from tests.support.engine import context
 
 
-def test_a_probability_within_rounding_of_the_threshold_is_unclear() -> None:
+def test_a_probability_within_rounding_of_the_threshold_is_a_near_tie() -> None:
     logits = torch.log(torch.tensor([[0.90, 0.0100001, 0.0899999]])).repeat(3, 1)
     found = measure(logits, torch.tensor([1, 2, 0]))
     assert found.near_ties(1e-3, 0.01).tolist() == [True, False, False]
@@ -24,12 +24,12 @@ def test_a_probability_within_rounding_of_the_threshold_is_unclear() -> None:
         False,
         False,
         False,
-    ]  # it passed: p plays no part
+    ]  # it passed: p is ignored
 
 
-def test_probabilities_near_the_threshold_are_settled_in_float32(tmp_path: Path) -> None:
+def test_probabilities_near_the_threshold_are_re_evaluated_in_float32(tmp_path: Path) -> None:
     folder = tiny_models.tiny_llama(tmp_path / "narrow", dtype=torch.bfloat16)
-    probed = context(folder, generic=True)  # whose first passes are narrow on any CPU
+    probed = context(folder, generic=True)  # its first passes are in bfloat16 on any CPU
     prompts = probed.prompts(("repeat",))
     ids = list(range(4, 60))
     first = [r["repeat"] for r in Verifier(probed.backend, prompts, rows=16).verify(ids)]
@@ -51,7 +51,7 @@ def test_numbers_that_overflow_are_an_error_not_a_verdict(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("top_p", [0.5, 0.9, 1.0])
-def test_a_wide_nucleus_is_that_of_a_whole_sort(top_p: float) -> None:
+def test_a_wide_nucleus_equals_that_of_a_full_sort(top_p: float) -> None:
     logits = torch.randn(3000, generator=torch.Generator().manual_seed(1)).round(decimals=1)
     log_p = logits - logits.logsumexp(0)
     ordered = log_p.sort(descending=True, stable=True)

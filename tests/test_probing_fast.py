@@ -1,4 +1,4 @@
-"""The fast path against transformers' own forward pass."""
+"""Compares the fast backend with the forward pass of transformers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from glitchrun.spec.types import ModelSpec
 from tests.support import tiny_models
 from tests.support.engine import CACHE, context
 
-LLAMA_SHAPED: dict[str, Callable[..., Path]] = {
+LLAMA_LAYOUTS: dict[str, Callable[..., Path]] = {
     "llama": tiny_models.tiny_llama,
     "mixtral": tiny_models.tiny_mixtral,
     "qwen2": tiny_models.tiny_qwen,
@@ -34,7 +34,7 @@ def loaded(folder: Path, quantization: str = "none") -> LoadedModel:
 
 
 def other(folder: Path, kind: str, **settings: Any) -> Path:
-    """A tiny model of another class of transformers."""
+    """Writes a tiny model of another class of transformers."""
     shape = tiny_models._llama_shape(64, 2, 4, 2) | {"intermediate_size": 96} | settings
     return tiny_models._write(
         folder, kind, shape, vocab=None, seed=1, dtype=torch.float32, shard_size="5GB"
@@ -46,11 +46,11 @@ def ids(rows: int, length: int, size: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("quantization", ["none", "bfloat16", "int8", "int4"])
-@pytest.mark.parametrize("shape", LLAMA_SHAPED)
+@pytest.mark.parametrize("shape", LLAMA_LAYOUTS)
 def test_logits_are_those_of_transformers(
     shape: str, quantization: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = loaded(LLAMA_SHAPED[shape](tmp_path / "model"), quantization)
+    model = loaded(LLAMA_LAYOUTS[shape](tmp_path / "model"), quantization)
     found, why = best_backend(model)
     assert isinstance(found, FastBackend)
     assert why.startswith("fast: same logits")
@@ -73,7 +73,9 @@ def test_logits_are_those_of_transformers(
         ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}),
     ],
 )
-def test_variants_are_followed(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_variants_of_the_layout_give_the_same_logits(
+    kind: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
     model = loaded(other(tmp_path / "model", kind, **settings))
     found, why = best_backend(model)
     assert isinstance(found, FastBackend), why
@@ -81,7 +83,7 @@ def test_variants_are_followed(kind: str, settings: dict[str, Any], tmp_path: Pa
     theirs, their_cache = Backend(model).step(suffixes, Backend(model).start([9, 8, 7], 5))
     ours, our_cache = found.step(suffixes, found.start([9, 8, 7], 5))
     assert torch.allclose(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
-    for step in range(40):  # beyond the room that a cache starts with, and beyond the window
+    for step in range(40):  # beyond the headroom of a new cache, and beyond the window
         following = ids(5, 1, model.vocab_size) + step % 3
         theirs, their_cache = Backend(model).step(following, their_cache)
         ours, our_cache = found.step(following, our_cache)
@@ -89,7 +91,9 @@ def test_variants_are_followed(kind: str, settings: dict[str, Any], tmp_path: Pa
 
 
 @pytest.mark.parametrize("rows", [[0, 0, 4], [3], [4, 2, 0, 1, 3, 3]])
-def test_rows_of_a_cache_go_their_own_ways(rows: list[int], llama_folder: Path) -> None:
+def test_selected_rows_of_a_cache_continue_independently(
+    rows: list[int], llama_folder: Path
+) -> None:
     model = loaded(llama_folder)
     found, _ = best_backend(model)
     suffixes = ids(5, 4, model.vocab_size)
@@ -100,7 +104,7 @@ def test_rows_of_a_cache_go_their_own_ways(rows: list[int], llama_folder: Path) 
     whole = torch.cat([torch.tensor([[9, 8]]).expand(len(rows), -1), suffixes[rows], after], dim=1)
     theirs = model.module(input_ids=whole).logits[:, -1]
     assert torch.allclose(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
-    again, _ = found.step(after, found.select(cache, torch.tensor(rows)))  # cache stayed as it was
+    again, _ = found.step(after, found.select(cache, torch.tensor(rows)))  # the cache is unchanged
     assert torch.equal(again, ours)
 
 
@@ -117,7 +121,7 @@ def test_rows_of_a_cache_go_their_own_ways(rows: list[int], llama_folder: Path) 
         ),
     ],
 )
-def test_other_shapes_keep_transformers_own(
+def test_other_layouts_use_the_generic_backend(
     build: Callable[[Path], Path], reason: str, tmp_path: Path
 ) -> None:
     found, why = best_backend(loaded(build(tmp_path / "model")))
@@ -126,7 +130,7 @@ def test_other_shapes_keep_transformers_own(
     assert reason in why
 
 
-def test_a_wrong_fast_path_is_not_taken(
+def test_a_fast_path_with_other_logits_is_not_used(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = fast_backend.cached_logits
@@ -137,7 +141,7 @@ def test_a_wrong_fast_path_is_not_taken(
     assert backend_selection.TOLERANCE < 1e-4
 
 
-def test_narrow_arithmetic_gives_the_same_verdicts(
+def test_bfloat16_arithmetic_gives_the_same_verdicts(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fast_backend, "_has_bfloat16_units", lambda: False)
@@ -154,10 +158,10 @@ def test_narrow_arithmetic_gives_the_same_verdicts(
     assert "bfloat16" in {r["repeat"].decided_in for r in found} or narrow.counters["rechecked"]
 
 
-def test_kernels_that_cannot_be_compiled_are_left_out(
+def test_kernels_that_cannot_be_compiled_are_disabled(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without a C compiler or Python's headers, Triton ends with an error of no kind of torch's."""
+    """Without a C compiler or Python's headers, Triton raises an error that is not torch's."""
 
     def compiled(*_: Any) -> None:
         raise subprocess.CalledProcessError(1, ["gcc", "main.c"])

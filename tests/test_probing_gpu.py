@@ -1,4 +1,4 @@
-"""The pass that a GPU runs, with its three Triton kernels replaced by plain torch operations."""
+"""The pass for GPUs, with its three Triton kernels replaced by plain torch operations."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ def attend(
     window: int | None,
     out: Tensor,
 ) -> Tensor:
-    """`kernels.attend` by its docstring."""
-    groups, length, width = prefix[0].shape
+    """`triton_kernels.attend`, written from its docstring."""
+    num_kv_heads, length, head_dim = prefix[0].shape
     steps = len(rotation[0])
     rows = len(keys) // steps
-    asked = len(queries) // rows
+    querying = len(queries) // rows
 
     def heads(x: Tensor, positions: int) -> Tensor:
-        return x.view(rows, positions, -1, width)
+        return x.view(rows, positions, -1, head_dim)
 
-    def turned(x: Tensor, positions: int) -> Tensor:
+    def rotated(x: Tensor, positions: int) -> Tensor:
         last = (rotation[0][-positions:], rotation[1][-positions:])
         return rotate(heads(x, positions), last, torch.empty_like(heads(x, positions)))
 
-    known = [part.expand(rows, groups, length, width) for part in prefix]
-    own = turned(keys, steps).transpose(1, 2), heads(values, steps).transpose(1, 2)
+    known = [part.expand(rows, num_kv_heads, length, head_dim) for part in prefix]
+    own = rotated(keys, steps).transpose(1, 2), heads(values, steps).transpose(1, 2)
     mixed = F.scaled_dot_product_attention(
-        turned(queries, asked).transpose(1, 2),
+        rotated(queries, querying).transpose(1, 2),
         torch.cat([known[0], own[0]], dim=2),
         torch.cat([known[1], own[1]], dim=2),
-        attn_mask=attention_mask(asked, length + steps, window, keys.device),
+        attn_mask=attention_mask(querying, length + steps, window, keys.device),
         scale=scale,
         enable_gqa=True,
     )
@@ -60,7 +60,7 @@ def attend(
 
 
 def row_statistics(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """`kernels.row_statistics` by its docstring."""
+    """`triton_kernels.row_statistics`, written from its docstring."""
     found = measure(logits, targets)
     own = logits.gather(1, targets[:, None])[:, 0]
     others = logits.scatter(1, targets[:, None], -torch.inf).amax(dim=1)
@@ -84,7 +84,7 @@ def on_a_gpu(folder: Path) -> FastBackend:
     backend = context(folder).backend
     assert isinstance(backend, FastBackend)
     backend._kernels = KERNELS
-    backend._workspaces.clear()  # those made at load have no kernels
+    backend._workspaces.clear()  # the ones created at load have no kernels
     return backend
 
 
@@ -92,7 +92,7 @@ def on_a_gpu(folder: Path) -> FastBackend:
 @pytest.mark.parametrize(
     "build", [tiny_models.tiny_llama, tiny_models.tiny_qwen, tiny_models.tiny_mixtral]
 )
-def test_logits_behind_a_shared_prefix_are_those_of_whole_prompts(
+def test_logits_behind_a_shared_prefix_equal_those_of_whole_prompts(
     build: Callable[[Path], Path], prefix: list[int], tmp_path: Path
 ) -> None:
     backend = on_a_gpu(build(tmp_path / "model"))
@@ -103,7 +103,7 @@ def test_logits_behind_a_shared_prefix_are_those_of_whole_prompts(
         assert torch.allclose(row, whole, rtol=0, atol=2e-5 * float(whole.abs().max()))
 
 
-def test_verdicts_are_those_of_the_cpus_path(llama_folder: Path) -> None:
+def test_verdicts_equal_those_of_the_cpu_pass(llama_folder: Path) -> None:
     ids = list(range(4, 200, 7))
     expected = Verifier(context(llama_folder).backend, {"repeat": PROMPT}, rows=8).verify(ids)
     found = Verifier(on_a_gpu(llama_folder), {"repeat": PROMPT}, rows=8).verify(ids)

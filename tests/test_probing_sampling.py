@@ -1,4 +1,4 @@
-"""Sampled attempts: what they are, and that the batch plays no part in them."""
+"""Sampled attempts, and their independence of the batch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _sampler(probed: Context, rows: int, **changes: object) -> Sampler:
     return Sampler(probed.backend, probed.prompts("strict"), **settings | changes)  # type: ignore[arg-type]
 
 
-def _token(token_id: int, text: str = "never said") -> Token:
+def _token(token_id: int, text: str = "never matched") -> Token:
     return Token(token_id, text, "x", "normal", 1.0)
 
 
@@ -57,9 +57,9 @@ def _token(token_id: int, text: str = "never said") -> Token:
 def attempted(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Context, list[Token], list[tuple[bool, ...]]]:
-    """A model, tokens, and each one's attempts when it is sampled alone."""
+    """A model, tokens, and the attempts on each token when it is sampled alone."""
     folder = tmp_path_factory.mktemp("sampled") / "m"
-    # The fast backend computes bfloat16 in float32 on most CPUs: the generic one does not.
+    # On most CPUs the fast backend computes bfloat16 in float32; the generic one does not.
     narrow = request.param == torch.bfloat16
     probed = context(tiny_models.tiny_llama(folder, dtype=request.param), generic=narrow)
     tokens = [probed.vocabulary.token(i) for i in range(100, 108)]
@@ -79,7 +79,7 @@ def test_attempts_are_the_same_alone_and_in_any_batch(
     assert {outcome for outcomes in alone for outcome in outcomes} == {True, False}
 
 
-def test_attempts_are_the_same_where_every_pass_must_have_one_shape(
+def test_attempts_are_the_same_if_every_pass_must_have_one_shape(
     attempted: tuple[Context, list[Token], list[tuple[bool, ...]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probed, tokens, _ = attempted
@@ -89,28 +89,28 @@ def test_attempts_are_the_same_where_every_pass_must_have_one_shape(
         ) == BatchShape(99)
         return
     monkeypatch.setattr(batch_invariance, "is_batch_invariant", lambda *_: False)
-    widths: set[int] = set()
+    sizes: set[int] = set()
     whole = Backend.step
 
     def counted(self: Backend, ids: torch.Tensor, *rest: object, **options: bool) -> object:
-        widths.add(len(ids))
+        sizes.add(len(ids))
         return whole(self, ids, *rest, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Backend, "step", counted)
     together = _sampler(probed, 256).sample(tokens, 4)
     turned = _sampler(probed, 7).sample(tokens[::-1], 4)[::-1]
     assert together == turned
-    assert widths == {64}
+    assert sizes == {64}
 
 
-def test_some_attempts_are_those_of_all(llama: Context) -> None:
+def test_a_range_of_attempts_equals_that_part_of_all(llama: Context) -> None:
     tokens = [llama.vocabulary.token(i) for i in (100, 110, 120)]
     whole = _sampler(llama, 64).sample(tokens, 9)
     parts = _sampler(llama, 64).sample(tokens, [range(2, 5), range(0), range(8, 9)])
     assert parts == [whole[0][2:5], (), whole[2][8:9]]
 
 
-def test_rows_that_differ_with_the_batch_are_noticed(
+def test_rows_that_depend_on_the_batch_are_detected(
     llama: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = llama.prompts(("repeat",))["repeat"]
@@ -125,25 +125,25 @@ def test_rows_that_differ_with_the_batch_are_noticed(
     assert not batch_invariance.is_batch_invariant(llama.backend, prompt)
 
 
-def test_tokens_within_rounding_are_drawn_from_a_pass_of_their_own(
+def test_near_ties_are_drawn_again_from_a_pass_of_their_own(
     llama: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = [llama.vocabulary.token(i) for i in range(100, 106)]
     usual = _sampler(llama, 64).sample(tokens, 3)
-    monkeypatch.setattr(sampling, "_FLOAT32_ROUNDING", 1.0)  # everything is unclear
+    monkeypatch.setattr(sampling, "_FLOAT32_ROUNDING", 1.0)  # everything is a near-tie
     sampler = _sampler(llama, 64)
     assert sampler.sample(tokens, 3) == usual
     assert sampler.counters["resampled"] == sampler.counters["drawn"] > 0
 
 
-def test_attempts_that_draw_alike_are_one_row(llama: Context) -> None:
+def test_attempts_with_the_same_ids_share_one_row(llama: Context) -> None:
     tokens = [llama.vocabulary.token(i) for i in range(100, 104)]
     sampler = _sampler(llama, 64, params=SamplingParams(0.0), max_new_tokens=5)
     sampler.sample(tokens, 8)
     assert sampler.counters["rows"] <= sampler.counters["drawn"] / 8
 
 
-def test_running_out_of_memory_halves_the_batch_and_goes_on(
+def test_sampling_continues_with_half_the_batch_when_memory_runs_out(
     llama: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = [llama.vocabulary.token(i) for i in range(100, 112)]
@@ -163,35 +163,35 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(
 
 
 def test_an_attempt_succeeds_by_id_or_by_text(llama: Context) -> None:
-    """Every continuation is forced to a known id by a model-independent sampler: greedy."""
+    """Greedy sampling makes the id of every continuation known."""
     prompt = llama.prompts(("repeat",))["repeat"]
-    said = int(one_at_a_time(llama, prompt.ids(150)).argmax())
+    newest = int(one_at_a_time(llama, prompt.ids(150)).argmax())
     greedy = {"params": SamplingParams(0.0), "max_new_tokens": 1}
     assert _sampler(llama, 8, **greedy).sample([_token(150)], 2) == [(True, True)]
-    text = llama.backend.model.tokenizer.decode([said])
+    text = llama.backend.model.tokenizer.decode([newest])
     if "\ufffd" not in text and text.strip():
         assert _sampler(llama, 8, **greedy).sample([_token(150, text)], 2) == [(False, False)]
 
 
-def _ends(
+def _check(
     text: str, ids: Sequence[int], token: Token, stop: str | None = None
 ) -> tuple[bool, bool]:
     return StopRule(lambda _: text, frozenset({2}), stop).check(Continuation(token, tuple(ids), ()))
 
 
-def test_where_a_continuation_ends() -> None:
+def test_a_continuation_ends_at_a_match_or_a_stop() -> None:
     token = _token(9, " cat")
-    assert _ends("a dog", [5, 6], token) == (False, False)
-    assert _ends("a dog", [5, 2], token) == (True, False)
-    assert _ends("a cat", [5, 6], token) == (True, True)
-    assert _ends("", [9], token) == (True, True)
-    assert _ends("a dog</s> cat", [5, 6], token, "</s>") == (True, False)
-    assert _ends("a cat</s>", [5, 6], token, "</s>") == (True, True)
-    assert _ends("a \ufffd", [5], replace(token, text="\ufffd")) == (False, False)
-    assert _ends("a  b", [5], replace(token, text="  ")) == (True, True)
+    assert _check("a dog", [5, 6], token) == (False, False)
+    assert _check("a dog", [5, 2], token) == (True, False)
+    assert _check("a cat", [5, 6], token) == (True, True)
+    assert _check("", [9], token) == (True, True)
+    assert _check("a dog</s> cat", [5, 6], token, "</s>") == (True, False)
+    assert _check("a cat</s>", [5, 6], token, "</s>") == (True, True)
+    assert _check("a \ufffd", [5], replace(token, text="\ufffd")) == (False, False)
+    assert _check("a  b", [5], replace(token, text="  ")) == (True, True)
 
 
-def test_what_says_a_token_can_be_chosen() -> None:
+def test_match_sets_what_counts_as_the_token() -> None:
     text = Continuation(_token(9, " cat"), (5, 6), ())
     by_text = StopRule(lambda _: "a cat", frozenset(), match="text")
     by_id = StopRule(lambda _: "a cat", frozenset(), match="id")
@@ -204,7 +204,7 @@ def test_what_says_a_token_can_be_chosen() -> None:
 
 @pytest.mark.parametrize("rows", [3, 256])
 def test_distinct_continuations_are_counted_once(llama: Context, rows: int) -> None:
-    """However the attempts are packed; greedy ones are all the same."""
+    """However attempts are split into micro-batches; greedy ones are all the same."""
     tokens = [_token(150), _token(151)]
     greedy = _sampler(llama, rows, params=SamplingParams(0.0))
     greedy.sample(tokens, 5)
@@ -234,7 +234,7 @@ def test_continuations_fork_where_attempts_choose_differently() -> None:
     ]
 
 
-def test_gumbel_noise_is_a_function_of_its_key_and_has_its_distribution() -> None:
+def test_gumbel_noise_depends_on_its_key_alone_and_has_its_distribution() -> None:
     key = rng_key(1, 2, "repeat", 3)
     assert key != rng_key(1, 2, "repeat", 4) != rng_key(1, 3, "repeat", 3)
     ids = np.arange(20_000)
@@ -253,7 +253,7 @@ def test_sampled_tokens_follow_the_nucleus() -> None:
     keys = [rng_key(0, 0, "repeat", i) for i in range(4000)]
     chosen, _ = choose_tokens(logits, [0] * 4000, keys, 0, SamplingParams(1.0, 0.9), 0.0)
     share = np.bincount(chosen, minlength=4) / 4000
-    assert share[3] == 0.0  # the first three already hold 0.95
+    assert share[3] == 0.0  # the first three already have 0.95
     assert share[:3] == pytest.approx(np.array([0.5, 0.3, 0.15]) / 0.95, abs=0.03)
 
 
@@ -266,8 +266,8 @@ def test_a_wide_nucleus_reaches_beyond_the_likely_candidates() -> None:
 
 
 @pytest.mark.parametrize("top_p", [0.4, 0.9, 1.0])
-def test_draws_are_those_of_a_plain_loop(top_p: float) -> None:
-    """Peaked, ordinary and flat rows, each drawn from several times, against the definition."""
+def test_draws_equal_those_of_a_plain_loop(top_p: float) -> None:
+    """Compares several draws from peaked, ordinary and flat rows with the definition."""
     spread = torch.tensor([0.0, 1.0, 3.0, 8.0, 20.0]).repeat(4)[:, None]
     logits = torch.randn(20, 900, generator=torch.Generator().manual_seed(1)) * spread
     rows = [row for row in range(20) for _ in range(5)][::-1]

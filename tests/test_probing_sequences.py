@@ -1,4 +1,4 @@
-"""Probabilities after sequences: those of one prompt at a time, whatever they were batched with."""
+"""Probabilities after sequences equal those of one prompt at a time, whatever their batch."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tests.support.tiny_models import tiny_gpt2
 SEQUENCES = [(40,), (41, 300), (5, 6, 7), (42,), *[(i, i + 1) for i in range(60, 71)]]
 
 
-def place(prefix: tuple[int, ...]) -> Slot:
+def slot(prefix: tuple[int, ...]) -> Slot:
     return Slot(prefix, (70, 71, 72), "", "", None)
 
 
 @pytest.mark.parametrize("prefix", [(0, 30, 31), ()])
 @pytest.mark.parametrize("shape", ["llama", "gpt2"])
-def test_scores_are_those_of_one_prompt_at_a_time(
+def test_scores_equal_those_of_one_prompt_at_a_time(
     shape: str, prefix: tuple[int, ...], llama_folder: Path, tmp_path: Path
 ) -> None:
     probed = context(llama_folder if shape == "llama" else tiny_gpt2(tmp_path))
-    scorer = SequenceScorer(probed.backend, place(prefix), (9, 80))
+    scorer = SequenceScorer(probed.backend, slot(prefix), (9, 80))
     for sequence, scores in zip(SEQUENCES, scorer.score(SEQUENCES), strict=True):
         p = one_at_a_time(probed, scorer.slot.ids(sequence)).softmax(-1)
         assert scores == pytest.approx((float(p[9]), float(p[80])), rel=1e-4)
@@ -39,9 +39,9 @@ def llama(llama_folder: Path) -> Context:
     return context(llama_folder)
 
 
-def test_a_score_does_not_depend_on_what_it_was_batched_with(llama: Context) -> None:
+def test_a_score_does_not_depend_on_its_batch(llama: Context) -> None:
     def score(sequences: list[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[float, ...]]:
-        scorer = SequenceScorer(llama.backend, place((0, 30)), (9,))
+        scorer = SequenceScorer(llama.backend, slot((0, 30)), (9,))
         return dict(zip(sequences, scorer.score(sequences), strict=True))
 
     whole = score(SEQUENCES)
@@ -52,15 +52,15 @@ def test_a_score_does_not_depend_on_what_it_was_batched_with(llama: Context) -> 
 
 
 def test_passes_are_counted_and_grouped_by_length(llama: Context) -> None:
-    scorer = SequenceScorer(llama.backend, place((0, 30)), (9,))
-    scorer.score(SEQUENCES)  # of lengths 1, 2 and 3: 2, 12 and 1 sequences, 8 at a time
+    scorer = SequenceScorer(llama.backend, slot((0, 30)), (9,))
+    scorer.score(SEQUENCES)  # 2, 12 and 1 sequences of lengths 1, 2 and 3, 8 at a time
     assert scorer.counters["forwards"] == 1 + 2 + 1
 
 
-def test_memory_that_runs_out_halves_the_rows(
+def test_scoring_continues_with_half_the_rows_when_memory_runs_out(
     llama: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scorer = SequenceScorer(llama.backend, place((0, 30)), (9,))
+    scorer = SequenceScorer(llama.backend, slot((0, 30)), (9,))
     expected = scorer.score(SEQUENCES)
     scorer.counters.clear()
     inner = llama.backend.last_logits

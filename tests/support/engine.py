@@ -1,4 +1,4 @@
-"""A loaded tiny model with everything a strategy is given, and the loop it is checked against."""
+"""Strategy contexts on tiny models, and the plain forward pass that results are compared with."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def context(
     generic: bool = False,
     **settings: Any,
 ) -> Context:
-    """The context of a spec on the model at `path`; further settings go to the Spec."""
+    """Returns the context of a strategy on the model at `path`; other settings go to the Spec."""
     settings.setdefault("template", "chatml")
     model_spec = ModelSpec(path=str(path), quantization=quantization, device=device)
     spec = Spec(name="test", model=model_spec, steps=(), **settings)
@@ -46,6 +46,6 @@ def context(
 
 @torch.no_grad()
 def one_at_a_time(context: Context, ids: Sequence[int]) -> torch.Tensor:
-    """Next-token logits `(V,)` after one whole prompt: what a user of transformers would write."""
+    """Returns next-token logits `(V,)` after one whole prompt, as a user of transformers would."""
     module = context.backend.model.module
     return module(input_ids=torch.tensor([list(ids)])).logits[0, -1].float()

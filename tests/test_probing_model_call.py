@@ -1,4 +1,4 @@
-"""What a model's own forward pass raises, and what it is told."""
+"""Calls of a model's own forward pass: arguments, errors and cache rows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def failing(error: Exception) -> Any:
         AssertionError("only in training"),
     ],
 )
-def test_what_a_model_raises_is_told_with_a_remedy(model: LoadedModel, error: Exception) -> None:
+def test_an_error_of_the_model_is_reported_with_a_remedy(
+    model: LoadedModel, error: Exception
+) -> None:
     backend = Backend(model)
     model.module.forward = failing(error)
     passes = (
@@ -58,7 +60,7 @@ def test_what_a_model_raises_is_told_with_a_remedy(model: LoadedModel, error: Ex
         with pytest.raises(RunError) as caught:
             run()
         assert type(error).__name__ in str(caught.value)
-        assert "test_probing_calling.py:" in str(caught.value)
+        assert "test_probing_model_call.py:" in str(caught.value)
         assert "model.quantization: float32" in str(caught.value)
         assert caught.value.__cause__ is error
 
@@ -67,7 +69,7 @@ def test_what_a_model_raises_is_told_with_a_remedy(model: LoadedModel, error: Ex
     "error",
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: 9 bytes")],
 )
-def test_out_of_memory_stays_what_it_is(model: LoadedModel, error: Exception) -> None:
+def test_an_out_of_memory_error_passes_unchanged(model: LoadedModel, error: Exception) -> None:
     backend = Backend(model)
     model.module.forward = failing(error)
     with pytest.raises(type(error), match="memory") as caught:
@@ -84,7 +86,7 @@ def test_an_error_of_our_own_keeps_its_traceback(
     monkeypatch.setattr("glitchrun.probing.backend.check_finite", ours)
     with pytest.raises(TypeError, match="a mistake"):
         Backend(model).last_logits([3], torch.tensor([[4]]))
-    # A mistake in a layer that glitchrun put into the model is its own as well.
+    # A layer that glitchrun put into the model is glitchrun's own code as well.
     wrong = compile("def forward(**_): raise KeyError('a mistake')", memory_limits.__file__, "exec")
     names: dict[str, Any] = {}
     exec(wrong, names)
@@ -93,10 +95,10 @@ def test_an_error_of_our_own_keeps_its_traceback(
         Backend(model).logits_alone([3, 4])
 
 
-def test_a_fast_path_that_does_not_fit_is_left(
+def test_a_fast_path_that_does_not_fit_is_not_used(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some families turn each layer by a rotation of its own: the same modules, other arguments."""
+    """Some families rotate each layer differently: the same modules take other arguments."""
 
     def turned(*_: Any) -> Any:
         raise TypeError("forward() missing 1 required positional argument: 'layer_type'")
@@ -107,7 +109,7 @@ def test_a_fast_path_that_does_not_fit_is_left(
     assert "the fast path does not fit it (TypeError: forward() missing" in why
 
 
-def test_what_is_no_text_model_is_refused() -> None:
+def test_a_model_that_takes_no_token_ids_is_refused() -> None:
     def codes(input_values: Any) -> Any:
         return input_values
 
@@ -122,11 +124,11 @@ def test_logits_of_another_shape_are_refused(model: LoadedModel) -> None:
         backend.logits_alone([3, 4])
 
 
-def test_rows_are_taken_out_of_any_state() -> None:
-    """Lists, dictionaries and tuples of tensors, written into by the model afterwards."""
+def test_rows_of_any_cache_can_be_selected() -> None:
+    """Lists, dictionaries and tuples of tensors, which the model overwrites afterwards."""
     shared = torch.arange(6.0).view(3, 2)
-    state = {"a": [shared, torch.tensor([7.0])], 1: (shared, None, 5)}
-    taken = select_rows(state, torch.tensor([2, 0, 0, 1]), 3)
+    cache = {"a": [shared, torch.tensor([7.0])], 1: (shared, None, 5)}
+    taken = select_rows(cache, torch.tensor([2, 0, 0, 1]), 3)
     assert taken["a"][0].tolist() == [[4, 5], [0, 1], [0, 1], [2, 3]]
     assert taken["a"][1].tolist() == [7]
     assert taken[1][0] is taken["a"][0]
@@ -134,4 +136,4 @@ def test_rows_are_taken_out_of_any_state() -> None:
     taken["a"][0].zero_()
     taken["a"][1].zero_()
     assert shared.sum() == 15
-    assert state["a"][1].tolist() == [7]
+    assert cache["a"][1].tolist() == [7]
