@@ -1,4 +1,4 @@
-"""What an indicator says about an answer."""
+"""Behavioural tests, and the judgements of their indicators on answers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Whether an answer shows a behaviour. `found` is None where that cannot be told."""
+    """Whether an answer shows a behaviour. `found` is None if that is undecided."""
 
     found: bool | None
     reason: str
-    """What was seen, as a phrase."""
+    """What the indicator found, as a phrase."""
 
 
 Indicator = Callable[..., Judgement]
@@ -26,7 +26,7 @@ class Question:
 
     name: str
     user: str
-    """Holds `{token}` exactly once."""
+    """Contains `{token}` exactly once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +39,23 @@ class BehaviourTest:
     description: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     scenario: str = "basic"
-    """The setting in which it asks, where it has several."""
+    """The setting of the question, if the test has several."""
 
     def judge(self, question: str, answer: str, token: str) -> Judgement:
-        """The judgement on one answer. `question` has the token's text in its place."""
+        """The judgement on one answer. `question` contains the token's text, not `{token}`."""
         return self.indicator(question, answer, token, **self.parameters)
 
 
 def clear(reason: str = "") -> Judgement:
+    """The answer does not show the behaviour."""
     return Judgement(False, reason)
 
 
 def seen(reason: str) -> Judgement:
+    """The answer shows the behaviour."""
     return Judgement(True, reason)
 
 
 def undecided(reason: str) -> Judgement:
+    """The indicator cannot judge the answer."""
     return Judgement(None, reason)

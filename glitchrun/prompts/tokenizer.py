@@ -19,7 +19,7 @@ _ANCHORS = (ANCHOR, "\n", ".", "a", "1")
 
 
 class Tokenizer(Protocol):
-    """What is used of transformers' PreTrainedTokenizerBase."""
+    """The attributes and methods of transformers' PreTrainedTokenizerBase that glitchrun uses."""
 
     bos_token: str | None
     bos_token_id: int | None
@@ -30,13 +30,26 @@ class Tokenizer(Protocol):
 
     def __call__(self, text: list[str], **options: Any) -> Mapping[str, Any]: ...
     def __len__(self) -> int: ...
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
-    def decode(self, ids: Sequence[int], **options: Any) -> str: ...
-    def batch_decode(self, ids: list[list[int]], **options: Any) -> list[str]: ...
-    def convert_ids_to_tokens(self, ids: list[int]) -> list[str | None]: ...
-    def get_vocab(self) -> dict[str, int]: ...
-    def get_chat_template(self) -> str: ...
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any: ...
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """The ids of a text."""
+
+    def decode(self, ids: Sequence[int], **options: Any) -> str:
+        """The text of ids."""
+
+    def batch_decode(self, ids: list[list[int]], **options: Any) -> list[str]:
+        """The text of each list of ids."""
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str | None]:
+        """The vocabulary entry of each id, None for an id without one."""
+
+    def get_vocab(self) -> dict[str, int]:
+        """The id of each vocabulary entry."""
+
+    def get_chat_template(self) -> str:
+        """The Jinja source of the chat template."""
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any:
+        """The conversation, rendered by the chat template."""
 
 
 def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:

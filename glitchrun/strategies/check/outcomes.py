@@ -47,6 +47,7 @@ class Checked:
 
     @property
     def reason(self) -> str:
+        """Why the check passed, failed or was skipped, as a phrase."""
         failed = [one for one in self.findings if one.holds is False]
         if failed:
             return "; ".join(one.failure for one in failed)

@@ -79,6 +79,7 @@ def sequences(task: Task, scores: Scores, births: Mapping[Ids, Birth]) -> list[E
 
 
 def generation(task: Task, summary: Generation, evaluations: int) -> Entry:
+    """One generation's row of the table `generations`."""
     text = decode_runs_inside(task.context.backend.model.tokenizer, [summary.best])[0]
     cells = {
         "generation": summary.number,

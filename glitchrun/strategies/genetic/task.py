@@ -26,6 +26,7 @@ class Timer:
 
     @property
     def seconds(self) -> float:
+        """Seconds since the timer was created."""
         return time.perf_counter() - self._start
 
 

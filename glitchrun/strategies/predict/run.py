@@ -46,6 +46,7 @@ class Case:
 
     @property
     def name(self) -> str:
+        """The prompt and its format: the column `case` of the tables."""
         return f"{self.prompt} · {self.format}"
 
 
