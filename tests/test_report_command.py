@@ -1,4 +1,4 @@
-"""`glitchrun report`, and which run its RUN means."""
+"""`glitchrun report`, and how it finds the run that RUN names."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def report(root: Path) -> Callable[..., Result]:
         ("new", "second"),
     ],
 )
-def test_a_run_is_found_by(text: str, name: str, root: Path) -> None:
+def test_a_run_is_found_by_key_name_or_latest(text: str, name: str, root: Path) -> None:
     assert find_run(text, root).identity.name == name
 
 
-def test_a_run_is_found_by_the_id_that_mlflow_knows_it_by(root: Path) -> None:
+def test_a_run_is_found_by_its_mlflow_id(root: Path) -> None:
     folder = find_run("first", root).folder
     (folder / "delivered.json").write_text(json.dumps({"run_id": "f" * 32}))
     assert find_run("f" * 32, root).identity.name == "first"
@@ -60,7 +60,7 @@ def test_a_run_is_found_by_its_folders(root: Path) -> None:
         assert find_run(str(root / folder), root).identity.name == "first"
 
 
-def test_the_newest_attempt_is_meant_unless_another_is_named(root: Path) -> None:
+def test_the_newest_attempt_is_the_default(root: Path) -> None:
     write_run(root, Invented(name="first", key=OLD.key, experiment="old", attempt=2, tokens=24))
     assert find_run("aaaa", root).identity.attempt == 2
     assert find_run("aaaa#1", root).identity.attempt == 1
@@ -70,16 +70,14 @@ def test_the_newest_attempt_is_meant_unless_another_is_named(root: Path) -> None
     ("text", "message"),
     [("aaa", "more than one run"), ("nothing", "no run is called"), ("", "no run is called")],
 )
-def test_what_means_no_run_or_several_lists_what_there_is(
-    text: str, message: str, root: Path
-) -> None:
+def test_no_match_and_ambiguous_matches_list_the_runs(text: str, message: str, root: Path) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         find_run(text, root)
     assert "aaaa00000000#1" in str(caught.value)
     assert "new · second" in str(caught.value)
 
 
-def test_cells_of_a_matrix_are_told_apart_by_name(tmp_path: Path) -> None:
+def test_cells_of_a_matrix_are_found_by_name(tmp_path: Path) -> None:
     write_matrix(tmp_path)
     assert find_run("quantization=int8", tmp_path).identity.name == "quantization=int8"
     with pytest.raises(UsageError, match="more than one run"):
@@ -87,7 +85,7 @@ def test_cells_of_a_matrix_are_told_apart_by_name(tmp_path: Path) -> None:
 
 
 def _again(place: int) -> Invented:
-    """The experiment `old` with another spec, later."""
+    """A later run of the experiment `old` with another spec."""
     return Invented(
         experiment="old",
         name="first",
@@ -97,7 +95,7 @@ def _again(place: int) -> Invented:
     )
 
 
-def test_newest_finished_run_of_a_name_is_used_and_reported(
+def test_the_newest_finished_run_of_a_name_is_taken_and_reported(
     root: Path, report: Callable[..., Result]
 ) -> None:
     write_run(root, _again(1))
@@ -110,18 +108,18 @@ def test_newest_finished_run_of_a_name_is_used_and_reported(
     assert report("aaaa", "--format", "json").stderr == ""
 
 
-def test_of_unfinished_runs_of_one_name_the_newest_is_taken(tmp_path: Path) -> None:
+def test_the_newest_unfinished_run_of_a_name_is_taken(tmp_path: Path) -> None:
     write_run(tmp_path, _again(1), upto=2)
     write_run(tmp_path, _again(2), upto=2)
     assert find_run("old", tmp_path).identity.key == "bbb2000000000000"
 
 
-def test_no_runs_at_all_names_the_remedy(tmp_path: Path) -> None:
+def test_without_any_run_the_message_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="glitchrun apply"):
         find_run("latest", tmp_path)
 
 
-def test_json_is_one_document_and_nothing_else(report: Callable[..., Result]) -> None:
+def test_json_output_is_a_single_document(report: Callable[..., Result]) -> None:
     result = report("latest", "--format", "json")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["name"] == "second"
@@ -139,13 +137,13 @@ def test_html_goes_to_the_runs_artifacts(report: Callable[..., Result], root: Pa
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
-def test_a_file_can_be_named(report: Callable[..., Result], tmp_path: Path) -> None:
+def test_output_writes_to_a_file(report: Callable[..., Result], tmp_path: Path) -> None:
     result = report("latest", "--format", "json", "-o", "out.json")
     assert (result.exit_code, result.stdout) == (0, "")
     assert json.loads((tmp_path / "out.json").read_text())["name"] == "second"
 
 
-def test_bad_words_exit_with_usage(report: Callable[..., Result]) -> None:
+def test_bad_arguments_exit_with_the_usage_code(report: Callable[..., Result]) -> None:
     missing = report("latest", "--format", "md", "-o", "no/such/folder/report.md")
     unknown = report("nothing")
     assert (missing.exit_code, unknown.exit_code) == (2, 2)

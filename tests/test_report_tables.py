@@ -1,4 +1,4 @@
-"""Tables of things other than tokens, on the page, in the files and in the terminal."""
+"""Tables that steps record, on the page, in files and in the terminal."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRecord:
     return run_of(tmp_path, replace(asked, metrics={"rank": Metric(2.5, 2)}))
 
 
-def test_a_batch_of_entries_is_read_back_as_it_was() -> None:
+def test_a_batch_of_entries_survives_serialization() -> None:
     batch = Batch((answer("x", "pass", ids=[1, [2]]), verified(3)), 2, 2)
     assert batch_from_json(json.loads(json.dumps(batch_to_json(batch)))) == batch
     assert [len(batch.entries), len(batch.token_facts)] == [1, 1]
 
 
-def test_mlflow_s_table_holds_every_row(record: RunRecord, tmp_path: Path) -> None:
+def test_the_mlflow_table_has_every_row(record: RunRecord, tmp_path: Path) -> None:
     (path,) = write_tables(record, tmp_path)
     assert path == tmp_path / "tables" / "ask.answers.json"
     table = json.loads(path.read_text(encoding="utf-8"))
@@ -83,14 +83,14 @@ def test_mlflow_s_table_holds_every_row(record: RunRecord, tmp_path: Path) -> No
     assert "\u202e" not in path.read_text(encoding="utf-8")
 
 
-def test_mlflow_is_told_of_the_tables(record: RunRecord) -> None:
+def test_a_tag_names_the_tables_in_mlflow(record: RunRecord) -> None:
     write_tokens(record, record.artifacts)
     write_tables(record, record.artifacts)
     listed = json.loads(run_tags(record)["mlflow.loggedArtifacts"])
     assert [one["path"] for one in listed] == ["tokens.json", "tables/ask.answers.json"]
 
 
-def test_a_run_without_verdicts_leads_with_its_own_number(record: RunRecord) -> None:
+def test_a_run_without_verdicts_has_its_declared_metric_as_headline(record: RunRecord) -> None:
     top = headline.headline(record)
     assert (top.number, top.unit) == (2.5, "mean rank")
     assert top.sentences == ("The mean rank was 2.50. It is not 0.",)
@@ -101,7 +101,7 @@ def test_a_run_without_verdicts_leads_with_its_own_number(record: RunRecord) -> 
     assert "tokens.jsonl" not in lines
 
 
-def test_a_run_with_verdicts_still_leads_with_them(record: RunRecord) -> None:
+def test_verdicts_take_precedence_over_declared_metrics(record: RunRecord) -> None:
     both = replace(record, steps=(step("scan", "scan", verified(1)), *record.steps))
     top = headline.headline(both)
     assert (top.number, top.unit) == (0, "glitch tokens")
@@ -129,7 +129,7 @@ def test_the_page_shows_tables_and_nothing_about_tokens(record: RunRecord) -> No
     assert "token-data" not in page
 
 
-def test_a_long_table_says_what_it_leaves_out(record: RunRecord) -> None:
+def test_a_long_table_counts_its_omitted_rows(record: RunRecord) -> None:
     rows = [answer(f"row {place}", "pass") for place in range(page_sections.SHOWN + 7)]
     page = render(replace(record, steps=(step("ask", "ask", *rows),)))
     assert "7 more rows are in <code>tables/ask.answers.json</code>" in page
@@ -151,14 +151,14 @@ def test_json_and_markdown_have_the_tables(record: RunRecord) -> None:
     assert r"\<script\>" in text
 
 
-def test_a_table_that_no_fragment_declares_is_shown_too(tmp_path: Path) -> None:
+def test_an_undeclared_table_is_shown(tmp_path: Path) -> None:
     record = run_of(tmp_path, step("old", "gone", Entry("odd", {"what": "x", "n": 3})))
     (table,) = step_tables.step_tables(record)
     assert [column.label for column in table.columns] == ["what", "n"]
     assert "odd" in render(record)
 
 
-def test_small_probabilities_and_all_but_full_fitness_are_told_apart(tmp_path: Path) -> None:
+def test_small_probabilities_and_high_fitness_are_distinguishable(tmp_path: Path) -> None:
     best = [
         Entry("best", {"fitness": 1 - p / 0.8, "target_p": p, "how": "single"})
         for p in (6.9149e-6, 6.9252e-6)
