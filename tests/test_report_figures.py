@@ -1,4 +1,4 @@
-"""The figures: drawn from any record, with labels that can be drawn."""
+"""The figures of a run, and their labels."""
 
 from __future__ import annotations
 
@@ -11,20 +11,12 @@ import pytest
 
 from glitchrun.events import Control, Entry
 from glitchrun.ledger.record import StepRecord, TimedBatch
-from glitchrun.report.figures import (
-    ancestry,
-    asr,
-    discovery,
-    drawings,
-    entropy,
-    fitness,
-    next_token,
-    norms,
-    rank,
-    severity,
-)
+from glitchrun.report.figures import drawings, failures, write_plots
+from glitchrun.report.figures.discovery import draw_discovery
+from glitchrun.report.figures.generations import draw_ancestry, draw_fitness
+from glitchrun.report.figures.next_token import draw_before_after
 from glitchrun.report.figures.style import label
-from glitchrun.report.plots import write_plots
+from glitchrun.report.figures.verdict_histograms import draw_entropy, draw_norms, draw_rank
 from tests.support.invented_facts import WEIRD
 from tests.support.records import Invented, write_run
 from tests.support.reporting import run_of, sampled, step, verified
@@ -71,14 +63,14 @@ def test_labels_are_what_the_font_can_draw(text: str, shown: str) -> None:
     assert label(text) == shown
 
 
-def test_the_discovery_curve_counts_what_was_found(tmp_path: Path) -> None:
+def test_the_discovery_curve_counts_the_tokens_found(tmp_path: Path) -> None:
     severe = {**GLITCH, "p": 1e-4}
     looks = {2: severe, 3: GLITCH, 7: severe}
     found = [verified(i, **looks.get(i, {})) for i in range(10)]
     searched = step("mine", "mine", *found, gradients=3, screens=500)
     control = replace(searched.batches[0].batch, facts=(Control(2, True, verified(99, **severe)),))
     with_controls = replace(searched, batches=(*searched.batches, TimedBatch(2000, control)))
-    drawing = discovery.draw(run_of(tmp_path, with_controls).steps)
+    drawing = draw_discovery(run_of(tmp_path, with_controls).steps)
     assert drawing
     by_count, by_time = drawing.figure.axes
     counts, severe_counts = [0, 0, 0, 1, 2, 2, 2, 2, 3, 3, 3], [0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2]
@@ -99,7 +91,7 @@ def test_severity_bars_are_shares_of_each_decade(tmp_path: Path) -> None:
             [(2e-6, "other"), (5e-4, "prefix"), (9e-4, "other"), (0.2, "prefix"), (1.0, "prefix")]
         )
     ]
-    drawing = severity.draw(run_of(tmp_path, step("scan", "scan", verified(9), *facts)))
+    drawing = failures.draw_severity(run_of(tmp_path, step("scan", "scan", verified(9), *facts)))
     assert drawing
     (axes,) = drawing.figure.axes
     other, prefix = ([bar.get_width() for bar in c] for c in axes.containers)
@@ -107,12 +99,12 @@ def test_severity_bars_are_shares_of_each_decade(tmp_path: Path) -> None:
     assert prefix == [0, 0, 50, 0, 0, 100]
     assert [text.get_text() for text in axes.texts] == ["1", "0", "2", "0", "0", "2", "severe ↑"]
     assert "5 tokens failed every probe, 3 of them" in drawing.caption
-    assert "came in place of 60 % of all, and of 33.3 % of the latter" in drawing.caption
+    assert "for 60 % of them, and 33.3 % of the severe ones" in drawing.caption
 
 
 def test_norm_shares_are_of_groups_of_equal_size(tmp_path: Path) -> None:
     facts = [verified(i, norm=float(i), **(GLITCH if i < 10 else {})) for i in range(100)]
-    drawing = norms.draw(run_of(tmp_path, step("scan", "scan", *facts)))
+    drawing = draw_norms(run_of(tmp_path, step("scan", "scan", *facts)))
     assert drawing
     shares = [container.lines[0].get_ydata()[0] for container in drawing.figure.axes[1].containers]
     assert shares == [100] + [0] * 9
@@ -121,18 +113,18 @@ def test_norm_shares_are_of_groups_of_equal_size(tmp_path: Path) -> None:
 
 def test_rank_bins_hold_every_token(tmp_path: Path) -> None:
     facts = [verified(i, **(GLITCH if i % 2 else {})) for i in range(9)]
-    drawing = rank.draw(run_of(tmp_path, step("scan", "scan", *facts)))
+    drawing = draw_rank(run_of(tmp_path, step("scan", "scan", *facts)))
     assert drawing
     heights = [[bar.get_height() for bar in c] for c in drawing.figure.axes[0].containers]
     assert heights == [[100, 0], [0, 100]]
     assert [text.get_text() for text in drawing.figure.axes[0].get_xticklabels()] == ["1", "2–3"]
 
 
-def test_what_is_not_finite_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_nan_and_infinities_are_left_out_and_counted(tmp_path: Path) -> None:
     facts = [verified(i, norm=math.nan if i < 2 else 3.0) for i in range(6)]
-    drawing = norms.draw(run_of(tmp_path, step("scan", "scan", *facts)))
+    drawing = draw_norms(run_of(tmp_path, step("scan", "scan", *facts)))
     assert drawing
-    assert drawing.caption.endswith("2 left out: no finite number.")
+    assert drawing.caption.endswith("2 left out: not finite.")
     assert "not glitch (n = 4)" in drawing.figure.axes[0].get_legend().texts[0].get_text()
 
 
@@ -145,16 +137,16 @@ def test_one_token_can_be_drawn(tmp_path: Path) -> None:
     assert len(write_plots(record, tmp_path)) == 6
 
 
-@pytest.mark.parametrize("count", [asr.LABELLED, asr.LABELLED + 1])
-def test_asr_is_drawn_for_few_and_for_many(tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize("count", [failures.LABELLED, failures.LABELLED + 1])
+def test_asr_names_tokens_only_if_they_are_few(tmp_path: Path, count: int) -> None:
     tokens = [sampled(i, i % 6) for i in range(count)]
-    drawing = asr.draw(run_of(tmp_path, step("asr", "validate", *tokens)))
+    drawing = failures.draw_asr(run_of(tmp_path, step("asr", "validate", *tokens)))
     assert drawing
     confirmed = sum(token.confirmed for token in tokens)
     assert drawing.caption.startswith(f"Failed attempts of {count} sampled tokens")
     assert f"{confirmed} reach 80 %" in drawing.caption
     named = [text.get_text() for text in drawing.figure.axes[0].get_yticklabels()]
-    assert ("␣t3 · 3" in named) == (count == asr.LABELLED)
+    assert ("␣t3 · 3" in named) == (count == failures.LABELLED)
 
 
 def test_equal_records_give_equal_plots(tmp_path: Path) -> None:
@@ -164,7 +156,7 @@ def test_equal_records_give_equal_plots(tmp_path: Path) -> None:
 
 
 def test_entropy_medians_are_by_verdict(tmp_path: Path) -> None:
-    drawing = entropy.draw(run_of(tmp_path, step("scan", "scan", verified(1), verified(2))))
+    drawing = draw_entropy(run_of(tmp_path, step("scan", "scan", verified(1), verified(2))))
     assert drawing
     assert "Median: not glitch 1 nats." in drawing.caption
 
@@ -192,8 +184,8 @@ def evolved(*entries: Entry) -> StepRecord:
     return step("evolve", "genetic", *(Entry(name, cells) for name, cells in rows), *entries)
 
 
-def test_the_fitness_curve_is_that_of_the_generations(tmp_path: Path) -> None:
-    drawing = fitness.draw(run_of(tmp_path, evolved()).steps)
+def test_the_fitness_curve_matches_the_generations(tmp_path: Path) -> None:
+    drawing = draw_fitness(run_of(tmp_path, evolved()).steps)
     assert drawing
     above, below = drawing.figure.axes
     lines = {line.get_label(): list(line.get_ydata()) for line in above.lines}
@@ -208,7 +200,7 @@ def test_the_fitness_curve_is_that_of_the_generations(tmp_path: Path) -> None:
 
 def test_the_ancestry_joins_children_to_their_parents(tmp_path: Path) -> None:
     line = [born("1 2", 5, "1", "2"), born("1", 3, "3"), born("2", 2), born("3", 0)]
-    drawing = ancestry.draw(run_of(tmp_path, evolved(*line)).steps)
+    drawing = draw_ancestry(run_of(tmp_path, evolved(*line)).steps)
     assert drawing
     (axes,) = drawing.figure.axes
     joins = {
@@ -217,19 +209,19 @@ def test_the_ancestry_joins_children_to_their_parents(tmp_path: Path) -> None:
         if len(line.get_xdata()) == 2 and line.get_marker() == "None"
     }
     assert joins == {((5, 0), (3, 1)), ((5, 0), (2, 2)), ((3, 1), (0, 3))}
-    assert "evolve: came up in generation 5 and has 3 ancestors" in drawing.caption
+    assert "evolve: appeared in generation 5 and has 3 ancestors" in drawing.caption
 
 
-def test_a_long_ancestry_is_cut_and_says_so(tmp_path: Path) -> None:
+def test_a_long_ancestry_is_cut_and_its_caption_says_so(tmp_path: Path) -> None:
     line = [born(str(n), 30 - n, str(n + 1)) for n in range(30)]
-    drawing = ancestry.draw(run_of(tmp_path, evolved(*line, born("30", 0))).steps)
+    drawing = draw_ancestry(run_of(tmp_path, evolved(*line, born("30", 0))).steps)
     assert drawing
     assert len(drawing.figure.axes[0].get_yticks()) == 16
     assert "30 ancestors, of which the 15 youngest are drawn" in drawing.caption
 
 
-def test_next_tokens_stand_before_and_after(tmp_path: Path) -> None:
-    drawing = next_token.draw(run_of(tmp_path, evolved()).steps)
+def test_next_tokens_are_drawn_before_and_after_the_sequence(tmp_path: Path) -> None:
+    drawing = draw_before_after(run_of(tmp_path, evolved()).steps)
     assert drawing
     before, after = drawing.figure.axes[0].containers
     assert [bar.get_width() for bar in before] == [80, 10]

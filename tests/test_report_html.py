@@ -14,8 +14,8 @@ import pytest
 
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report import write_report
+from glitchrun.report.figures.style import DARK, LIGHT
 from glitchrun.report.html import render, write_html
-from glitchrun.report.palette import DARK, LIGHT
 from glitchrun.report.token_rows import token_rows
 from tests.support.invented_facts import WEIRD
 from tests.support.records import Invented, write_run

@@ -13,7 +13,7 @@ import torch
 from glitchrun.errors import PreflightError, RunError
 from glitchrun.events import Batch, Measured
 from glitchrun.probing.sequence_scoring import ScoredSequence
-from glitchrun.report.figures import predictions
+from glitchrun.report.figures import next_token
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.predict import FORMATS
@@ -187,7 +187,7 @@ def test_a_template_without_system_text_refuses_the_spec_s(mixtral: Context) -> 
 def test_the_plot_shows_prompts_by_formats(mixtral: Context, tmp_path: Path) -> None:
     events = ask(mixtral, {**PROMPT, "expected": "fox"}, *[{"text": f"$x_{n}"} for n in range(6)])
     entries = [e for event in events if isinstance(event, Batch) for e in event.entries]
-    drawing = predictions.draw(run_of(tmp_path, step("ask", "predict", *entries)).steps)
+    drawing = next_token.draw_predictions(run_of(tmp_path, step("ask", "predict", *entries)).steps)
     assert drawing is not None
-    assert len(drawing.figure.axes) == predictions.PROMPTS * len(FORMATS)
+    assert len(drawing.figure.axes) == next_token.PROMPTS * len(FORMATS)
     assert "3 more prompts in the table" in drawing.caption

@@ -25,8 +25,8 @@ def write_report(record: RunRecord) -> list[Path]:
     Raises:
         MissingExtra: jinja2 or matplotlib is not installed.
     """
+    from glitchrun.report.figures import write_plots
     from glitchrun.report.html import write_html
-    from glitchrun.report.plots import write_plots
     from glitchrun.report.step_tables import write_tables
     from glitchrun.report.token_files import write_tokens
 

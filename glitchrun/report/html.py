@@ -12,16 +12,15 @@ from xml.etree import ElementTree
 
 from glitchrun.errors import MissingExtra
 from glitchrun.ledger.record import RunRecord
-from glitchrun.report import palette
 from glitchrun.report.figures import drawings
-from glitchrun.report.figures.style import style
+from glitchrun.report.figures.style import LIGHT, palette_css, style
 from glitchrun.report.page_sections import sections
 from glitchrun.report.token_table import token_table
 from glitchrun.report.writing import replacing
 from glitchrun.vocabulary.text import visible
 
 _PAGE = Path(__file__).parent / "page"
-_VARIABLE = {value: f"var(--{name})" for name, value in palette.LIGHT.items()}
+_VARIABLE = {value: f"var(--{name})" for name, value in LIGHT.items()}
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
@@ -47,7 +46,7 @@ def render(record: RunRecord) -> str:
     Raises:
         MissingExtra: jinja2 or matplotlib is not installed.
     """
-    sheet = palette.css() + (_PAGE / "report.css").read_text(encoding="utf-8")
+    sheet = palette_css() + (_PAGE / "report.css").read_text(encoding="utf-8")
     script = (_PAGE / "report.js").read_text(encoding="utf-8")
     template = _environment().get_template("report.html.j2")
     markup = _markup()

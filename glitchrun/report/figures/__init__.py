@@ -1,21 +1,23 @@
 """The figures of a run, drawn once for the page and for plots/.
 
-A figure of verdicts and samples is a module here with `draw(record)`. A figure of one strategy is
-named in `Strategy.figures`; its `draw(steps)` gets the record's steps of that strategy. Each
-returns a `Drawing`, or None where there is nothing to draw.
+Figures of verdicts and samples are functions of this package that take the record. Figures of one
+strategy are named in `Strategy.figures` and take the record's steps of that strategy. Each function
+returns a `Drawing`, or None if there is nothing to draw.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from glitchrun.ledger.record import RunRecord, StepRecord
-from glitchrun.report.figures import asr, entropy, norms, rank, severity
-from glitchrun.report.figures.style import Drawing
+from glitchrun.report.figures import failures, verdict_histograms
+from glitchrun.report.figures.style import Drawing, style
 from glitchrun.spec.registry import imported
 from glitchrun.spec.strategy import STRATEGIES
 
-_OF_FACTS = (norms, entropy, rank, asr)
+DPI = 150
+"""Resolution of the PNG files, in dots per inch."""
 
 
 def drawings(record: RunRecord) -> list[Drawing]:
@@ -28,11 +30,13 @@ def drawings(record: RunRecord) -> list[Drawing]:
 
 
 def _drawn(record: RunRecord) -> Iterator[Drawing | None]:
-    yield severity.draw(record)
+    yield failures.draw_severity(record)
     for place, steps in _of_strategies(record).items():
         yield imported(place)(steps)
-    for module in _OF_FACTS:
-        yield module.draw(record)
+    yield verdict_histograms.draw_norms(record)
+    yield verdict_histograms.draw_entropy(record)
+    yield verdict_histograms.draw_rank(record)
+    yield failures.draw_asr(record)
 
 
 def _of_strategies(record: RunRecord) -> dict[str, list[StepRecord]]:
@@ -43,3 +47,22 @@ def _of_strategies(record: RunRecord) -> dict[str, list[StepRecord]]:
         for place in strategy.figures if strategy else ():
             found.setdefault(place, []).append(step)
     return found
+
+
+def write_plots(record: RunRecord, folder: Path) -> list[Path]:
+    """Writes `folder/plots/NAME.png` for every figure that the record has data for.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    plots = folder / "plots"
+    plots.mkdir(parents=True, exist_ok=True)
+    paths = []
+    with style():
+        for drawing in drawings(record):
+            path = plots / f"{drawing.name}.png"
+            drawing.figure.suptitle(drawing.title, x=0.01, ha="left", fontsize=11)
+            # Without the matplotlib version in its metadata, equal records give equal files.
+            drawing.figure.savefig(path, dpi=DPI, metadata={"Software": None})
+            paths.append(path)
+    return paths

@@ -1,4 +1,4 @@
-"""Glitch tokens found against what finding them took, by the steps that search."""
+"""Glitch tokens found by a search, against the tokens verified and the time spent."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from typing import Any
 
 from glitchrun.events import Verified
 from glitchrun.ledger.record import StepRecord
-from glitchrun.report.figures.style import Drawing, new_figure, style
+from glitchrun.report.figures.style import LIGHT, Drawing, new_figure, style
 from glitchrun.report.formatting import counted, duration, share
-from glitchrun.report.palette import LIGHT
 
 _COLOURS = ("glitch", "accent", "good", "muted")
 _MARKS = ("o", "s", "^", "D")
 COSTS = {"gradients": "gradient", "screens": "screen"}
-"""Counters of work that is no verification: a search's own, counted apart."""
+"""Counters of a search's own work, beside verifications."""
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
-    """What a step had found, and spent, after each token."""
+class DiscoveryCurve:
+    """What a step had found and spent after each token."""
 
     step: StepRecord
     points: tuple[tuple[int, float, int, int], ...]
-    """Tokens verified, seconds (of choosing them too; the tokens of a batch share its time), glitch
-    tokens and severe ones found: from zeros, in the step's order."""
+    """Cumulative (tokens verified, seconds, glitch tokens, severe glitch tokens), from zeros.
+
+    Seconds include the search; the tokens of a batch share its time equally."""
     counters: Counter[str]
 
     @property
     def name(self) -> str:
+        """The step and its search, for the legend."""
         return f"{self.step.id} ({self.step.params.get('search') or 'gradient'})"
 
 
-def draw(steps: Sequence[StepRecord]) -> Drawing | None:
-    """For each `mine` step, the tokens found against those verified, and against time."""
+def draw_discovery(steps: Sequence[StepRecord]) -> Drawing | None:
+    """For each step, the tokens found against the tokens verified, and against time."""
     curves = [curve for step in steps if (curve := _curve(step))]
     if not curves:
         return None
@@ -44,14 +45,15 @@ def draw(steps: Sequence[StepRecord]) -> Drawing | None:
         drawn = new_figure((5.6, 3.8))
         _panels(drawn, curves)
     caption = (
-        "A steep line is a search that finds; a flat one has used up its neighbourhood. "
+        "A steep curve means that the search finds glitch tokens; a flat one, that it has "
+        "exhausted its neighbourhood. "
         f"{' '.join(map(_cost, curves))}"
     )
     return Drawing("discovery", "Found against budget", caption, drawn)
 
 
-def _curve(step: StepRecord) -> Curve | None:
-    """None for a step that has verified nothing yet. Controls are no part."""
+def _curve(step: StepRecord) -> DiscoveryCurve | None:
+    """The curve of a step, without controls; None if it has verified nothing yet."""
     points = [(0, 0.0, 0, 0)]
     counters: Counter[str] = Counter()
     seen: set[int] = set()
@@ -67,13 +69,13 @@ def _curve(step: StepRecord) -> Curve | None:
             verified, seconds, glitch, severe = points[-1]
             found = (glitch + fact.glitch, severe + fact.severe)
             points.append((verified + 1, seconds + each, *found))
-        if not new:  # a screen of the vocabulary, say: time that has found nothing yet
+        if not new:  # such as screening the vocabulary: time without finds
             verified, seconds, glitch, severe = points[-1]
             points.append((verified, seconds + each, glitch, severe))
-    return Curve(step, tuple(points), counters) if seen else None
+    return DiscoveryCurve(step, tuple(points), counters) if seen else None
 
 
-def _panels(drawn: Any, curves: list[Curve]) -> None:
+def _panels(drawn: Any, curves: list[DiscoveryCurve]) -> None:
     by_count, by_time = drawn.subplots(1, 2, sharey=True)
     for curve, colour, mark in zip(curves, cycle(_COLOURS), cycle(_MARKS), strict=False):
         verified, seconds, glitch, severe = zip(*curve.points, strict=True)
@@ -92,8 +94,8 @@ def _panels(drawn: Any, curves: list[Curve]) -> None:
     drawn.legend(*by_count.get_legend_handles_labels(), loc="outside upper left", ncols=2)
 
 
-def _cost(curve: Curve) -> str:
-    """What a step found, and what for, in the currency that all searches are compared in."""
+def _cost(curve: DiscoveryCurve) -> str:
+    """What a step found and what it spent, in units that all searches share."""
     verified, seconds, found, severe = curve.points[-1]
     spent = [counted(verified, "verification")] + [
         counted(curve.counters[name], one) for name, one in COSTS.items()

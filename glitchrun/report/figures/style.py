@@ -1,23 +1,54 @@
-"""What the figures share: their look, their two groups of tokens, labels that can be drawn."""
+"""The look of the page and the figures: colours, matplotlib style, labels.
+
+Pass and glitch differ in lightness and along the blue-orange axis, which all common forms of colour
+blindness preserve; no figure relies on colour alone. Text colours have a contrast of at least 4.5
+against the surface and the panel.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from glitchrun.errors import MissingExtra
-from glitchrun.events import ProbeResult, Verified
 from glitchrun.report.formatting import spelled
-from glitchrun.report.palette import LIGHT
+
+LIGHT = {
+    "surface": "#ffffff",
+    "panel": "#f5f7f9",
+    "line": "#d3dae1",
+    "ink": "#1c2128",
+    "muted": "#57606a",
+    "accent": "#0550ae",
+    "passed": "#3b7dbb",
+    "glitch": "#b94a05",
+    "confirmed": "#7a1230",
+    "bad": "#b3261e",
+    "good": "#1a6e37",
+    "open": "#7d5a00",
+}
+DARK = {
+    "surface": "#0f1419",
+    "panel": "#181f27",
+    "line": "#3a444f",
+    "ink": "#e3e9ef",
+    "muted": "#9aa6b2",
+    "accent": "#79b8ff",
+    "passed": "#5b9bd5",
+    "glitch": "#f2994a",
+    "confirmed": "#ff8fab",
+    "bad": "#ff8a80",
+    "good": "#7bd88f",
+    "open": "#e3b341",
+}
 
 _STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
+    "svg.fonttype": "none",  # text stays text: searchable, and in the page's font
     "svg.hashsalt": "glitchrun",  # equal figures give equal ids
-    "text.parse_math": False,  # a token may hold dollar signs
+    "text.parse_math": False,  # a token may contain dollar signs
     "font.size": 9.5,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
@@ -48,20 +79,20 @@ SIZE = (5.6, 3.5)
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with what goes around it."""
+    """A figure with its title and caption."""
 
     name: str
-    """File name under plots/, without its ending."""
+    """File name under plots/, without its suffix."""
     title: str
     caption: str
-    """What is seen, in sentences that stand without the figure."""
+    """What the figure shows, in sentences that can be read without it."""
     figure: Any
-    """A matplotlib Figure; belongs to nobody else and needs no closing."""
+    """A matplotlib Figure; it needs no closing."""
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of the figures: to be in force while they are drawn and while they are saved.
+    """Applies the style of the figures. It is needed while they are drawn and while they are saved.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -75,14 +106,14 @@ def style() -> Iterator[None]:
 
 
 def new_figure(size: tuple[float, float] = SIZE) -> Any:
-    """An empty figure that arranges itself."""
+    """An empty figure with constrained layout; `size` is in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=size, layout="constrained")
 
 
 def label(text: str, longest: int = 22) -> str:
-    """Token text that matplotlib's own font can draw: other characters escaped, long text cut."""
+    """Token text for a figure: characters missing from the font escaped, long text cut."""
     drawn = "".join(c if ord(c) in _drawable() else f"⟨U+{ord(c):04X}⟩" for c in spelled(text))
     return drawn if len(drawn) <= longest else drawn[: longest - 1] + "…"
 
@@ -94,74 +125,13 @@ def _drawable() -> frozenset[int]:
     return frozenset(ft2font.FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap())
 
 
-@dataclass(frozen=True)
-class Groups:
-    """One number for each token, by verdict. Numbers that are not finite are left out, counted."""
-
-    glitch: tuple[float, ...]
-    other: tuple[float, ...]
-    left_out: int
-
-    @property
-    def all(self) -> tuple[float, ...]:
-        return self.glitch + self.other
-
-    def named(self) -> list[tuple[str, tuple[float, ...], dict[str, Any]]]:
-        """Name, numbers and bar style of each group that has any."""
-        groups = [
-            (f"not glitch (n = {len(self.other):,})", self.other, _bars("passed", "")),
-            (f"glitch (n = {len(self.glitch):,})", self.glitch, _bars("glitch", "////")),
-        ]
-        return [group for group in groups if group[1]]
-
-    def caveat(self) -> str:
-        """A sentence on what was left out; empty where nothing was."""
-        return f" {self.left_out:,} left out: no finite number." if self.left_out else ""
-
-
-def groups(verified: Sequence[Verified], number: Callable[[Verified], float]) -> Groups:
-    """A number of each verified token, by verdict."""
-    pairs = [(fact.glitch, number(fact)) for fact in verified]
-    finite = [(glitch, value) for glitch, value in pairs if math.isfinite(value)]
-    return Groups(
-        glitch=tuple(value for glitch, value in finite if glitch),
-        other=tuple(value for glitch, value in finite if not glitch),
-        left_out=len(pairs) - len(finite),
+def palette_css() -> str:
+    """The colours as CSS custom properties; dark ones if the reader's system is in dark mode."""
+    return (
+        f":root{{color-scheme:light dark;{_properties(LIGHT)}}}\n"
+        f"@media (prefers-color-scheme:dark){{:root{{{_properties(DARK)}}}}}\n"
     )
 
 
-def closest(fact: Verified) -> ProbeResult:
-    """The probe in which the token was most probable."""
-    return max(fact.probes.values(), key=lambda result: result.p)
-
-
-def _bars(colour: str, hatch: str) -> dict[str, Any]:
-    return {"color": LIGHT[colour], "hatch": hatch}
-
-
-def bin_edges(found: Groups) -> Any:
-    """Edges of equal bins over both groups: the fewer tokens the smaller one has, the wider."""
-    import numpy as np
-
-    smaller = min((len(values) for _, values, _ in found.named()), default=0)
-    return np.histogram_bin_edges(found.all, min(40, max(8, smaller // 3)))
-
-
-def shares(axes: Any, found: Groups, bins: Any) -> None:
-    """Histograms of both groups, each as a share of its own tokens, so that a rare group shows."""
-    import numpy as np
-
-    for name, values, look in found.named():
-        counts, _ = np.histogram(values, bins)
-        axes.stairs(
-            100 * counts / len(values),
-            bins,
-            fill=True,
-            alpha=0.35,
-            facecolor=look["color"],
-            lw=0,
-        )
-        line = {"color": look["color"], "lw": 1.5, "ls": "-" if look["hatch"] else "--"}
-        axes.stairs(100 * counts / len(values), bins, label=name, **line)
-    axes.set_ylabel("share of the group (%)")
-    axes.legend(loc="best")
+def _properties(colours: dict[str, str]) -> str:
+    return "".join(f"--{name}:{value};" for name, value in colours.items())

@@ -18,10 +18,9 @@ from typing import Any
 
 from glitchrun.errors import ExitCode, PreflightError
 from glitchrun.events import batch_from_json
-from glitchrun.report.figures.fitness import curve
-from glitchrun.report.figures.style import label, style
+from glitchrun.report.figures.generations import curve
+from glitchrun.report.figures.style import LIGHT, label, style
 from glitchrun.report.formatting import fitness
-from glitchrun.report.palette import LIGHT
 from glitchrun.runner.live.search_view import SearchView
 
 _BACKENDS = ("TkAgg", "QtAgg", "GTK4Agg", "GTK3Agg", "WXAgg", "macosx")

@@ -81,9 +81,9 @@ class Genetic(Strategy):
     prompt_code = f"{__name__}.run:prompt_ids"
     example = '  - {id: genetic, strategy: genetic, base_text: "The quick brown", format: raw}'
     figures = (
-        "glitchrun.report.figures.fitness:draw",
-        "glitchrun.report.figures.ancestry:draw",
-        "glitchrun.report.figures.next_token:draw",
+        "glitchrun.report.figures.generations:draw_fitness",
+        "glitchrun.report.figures.generations:draw_ancestry",
+        "glitchrun.report.figures.next_token:draw_before_after",
     )
 
     def problems(

@@ -80,7 +80,7 @@ class Mine(Strategy):
         "  - {id: mine, strategy: mine, search: gradient, iterations: 50, batch_size: 8, k: 32}\n"
         "  - {id: asr, strategy: validate, tokens: {from: mine}, attempts: 5}"
     )
-    figures = ("glitchrun.report.figures.discovery:draw",)
+    figures = ("glitchrun.report.figures.discovery:draw_discovery",)
     searches = True
 
     def configure(self, params: Mapping[str, Any]) -> Config:

@@ -41,7 +41,7 @@ class Predict(Strategy):
       - text: The quick brown
         chat: "Complete this phrase: The quick brown"
         expected: fox"""
-    figures = ("glitchrun.report.figures.predictions:draw",)
+    figures = ("glitchrun.report.figures.next_token:draw_predictions",)
 
     def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
         # One pass for the distribution. For each spelling of the expected text one for each further
