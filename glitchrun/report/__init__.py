@@ -1,14 +1,16 @@
-"""What a run comes to, for people: from its record alone, never from the model.
+"""Reports of a run, made from its record alone, without the model.
 
 token_rows.py, totals.py, alarms.py   what the facts of a run add up to
-rows.py                 tokens.jsonl and tokens.json
-step_tables.py          tables of things other than tokens, as strategies declare them
-figures/, plots.py      the figures, and the figures as PNG files
-html.py, page/          report.html
-document.py, junit.py, markdown.py   the report for machines and for pull requests
-comparison/             runs and imported files side by side
-imported.py, markup.py  what `import` writes; Markdown that takes no text for markup
-summary.py              the lines a run ends with in a terminal
+token_files.py, step_tables.py        tokens.jsonl, tokens.json and the tables that steps record
+headline.py                           the main result, in a number and sentences
+run_details.py, severity_tables.py    how a run was made; how badly tokens fail: as labelled text
+summary.py, markdown.py               the report for the terminal and for pull requests
+html.py, page_sections.py, token_table.py, page/   report.html
+run_json.py, junit.py                 the report for machines
+figures/                              the figures, for the page and as PNG files
+comparison/                           `compare`: runs and imported files side by side
+imported.py                           the file that `import` writes
+formatting.py, writing.py             numbers, token text and Markdown; files and JSON
 """
 
 from __future__ import annotations
@@ -19,11 +21,15 @@ from glitchrun.ledger.record import RunRecord
 
 
 def write_report(record: RunRecord) -> list[Path]:
-    """Writes tokens.jsonl, tokens.json, the steps' tables, report.html and the plots among the
+    """Writes tokens.jsonl, tokens.json, the steps' tables, the plots and report.html into the
     run's artifacts.
+
+    Returns:
+        The paths written.
 
     Raises:
         MissingExtra: jinja2 or matplotlib is not installed.
+        OSError: A file cannot be written.
     """
     from glitchrun.report.figures import write_plots
     from glitchrun.report.html import write_html

@@ -45,6 +45,7 @@ def sections(record: RunRecord) -> dict[str, Any]:
         "legend": VERDICTS,
         "memory": run_details.memory(record),
         "census": run_details.census(record.model),
+        "quantized": record.model is not None and record.model.quantization in ("int8", "int4"),
         "unquantized": record.model.unquantized if record.model else (),
         "timing": run_details.timing(record),
         "counters": run_details.counter_rows(record),

@@ -116,6 +116,6 @@ def _asr_caption(found: list[Sampled], level: float) -> str:
     sure = sum(fact.asr_low >= level for fact in found)
     return (
         f"Failed attempts of {counted(len(found), 'sampled token')} with Wilson's 95 % interval. "
-        f"{confirmed:,} reach {percent(level)} (dashed) and count as confirmed; for {sure:,} of them "
-        "even the lower bound does."
+        f"{confirmed:,} reach {percent(level)} (dashed) and count as confirmed; for {sure:,} "
+        "of them even the lower bound does."
     )
