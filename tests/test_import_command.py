@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from glitchrun.cli import main
-from glitchrun.imports import Found, read
+from glitchrun.imports import ImportedToken, read
 from glitchrun.strategies.tokens import read_ids
 from glitchrun.vocabulary.vocabulary_fit import check_fit, tallies
 from tests.support.real_tokenizers import mistral, mistral_spaced, smollm2
@@ -32,7 +32,7 @@ def imported(*words: str | Path) -> Result:
 
 
 def fits(tokenizer: Any, *pairs: tuple[int, str | None]) -> list[str]:
-    tokens = [Found(token_id, "here", text) for token_id, text in pairs]
+    tokens = [ImportedToken(token_id, "here", text) for token_id, text in pairs]
     return [fit.fit for fit in check_fit(tokens, tokenizer, 32_000)]
 
 
@@ -199,7 +199,7 @@ def test_replacement_characters_prove_little() -> None:
 
 
 def test_every_way_to_fit_is_tallied() -> None:
-    tokens = [Found(750, "a", "been"), Found(99_999, "b"), Found(750, "c")]
+    tokens = [ImportedToken(750, "a", "been"), ImportedToken(99_999, "b"), ImportedToken(750, "c")]
     counts = tallies(check_fit(tokens, mistral(), 32_000))
     assert counts == {
         "same": 1,

@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 
 from glitchrun.errors import RunError
-from glitchrun.imports import Found, Imported, document, read
-from glitchrun.imports.document import parse
+from glitchrun.imports import ImportedFile, ImportedToken, read, result_file
 from glitchrun.imports.formats import FORMATS
+from glitchrun.imports.result_file import parse
 
 LEGACY = Path(__file__).parent / "data" / "legacy"
 EXAMPLES = sorted(LEGACY.iterdir())
 
 
-def legacy(name: str) -> Imported:
+def legacy(name: str) -> ImportedFile:
     return read(LEGACY / name)
 
 
@@ -43,7 +43,7 @@ def outcome(path: Path) -> str:
         return str(error)
 
 
-def by_id(found: Imported) -> dict[int, Found]:
+def by_id(found: ImportedFile) -> dict[int, ImportedToken]:
     return {token.id: token for token in found.tokens}
 
 
@@ -304,7 +304,7 @@ def test_a_pipe_is_refused_before_it_is_waited_for(tmp_path: Path) -> None:
 def test_more_than_any_list_of_tokens_is_refused_unread(
     packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(document, "_MOST_BYTES", 1024**2)
+    monkeypatch.setattr(result_file, "_MOST_BYTES", 1024**2)
     content = b"[" + b" " * 50 * 1024**2 + b"]"
     path = tmp_path / "found.json"
     path.write_bytes(gzip.compress(content, 1) if packed else content)

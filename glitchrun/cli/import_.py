@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from glitchrun.errors import UsageError, file_access, require
-from glitchrun.imports import Imported, read
+from glitchrun.imports import ImportedFile, read
 from glitchrun.terminal import emit, say
 
 
@@ -81,7 +81,7 @@ def _write(output: Path, pieces: Iterator[str]) -> None:
         stream.writelines(pieces)
 
 
-def _summary(found: Imported, ways: dict[str, int]) -> list[str]:
+def _summary(found: ImportedFile, ways: dict[str, int]) -> list[str]:
     source = found.source
     verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in found.verdicts.items())
     counts = f"{found.entries:,} entries, {len(found.tokens):,} tokens ({verdicts or 'none'})"

@@ -1,16 +1,9 @@
-"""Result files of this and other tools, read into one shape.
+"""Readers for the result files of this and other tools.
 
-found.py      what a file says of a token
-document.py   a file's text, parsed, with its digest
-fields.py     one object's fields, by whatever name a tool gave them
-formats/      one file for each family of formats
-reading.py    from a path to its tokens: the format chosen, duplicates dropped and counted
-
-Needs the standard library only. `vocabulary/vocabulary_fit.py` checks whether
-ids and texts fit a tokenizer.
+Whether the ids and texts fit a tokenizer is checked in `vocabulary/vocabulary_fit.py`.
 """
 
-from glitchrun.imports.found import Found, Imported, Source
 from glitchrun.imports.reading import read
+from glitchrun.imports.records import ImportedFile, ImportedToken, ResultSource
 
-__all__ = ["Found", "Imported", "Source", "read"]
+__all__ = ["ImportedFile", "ImportedToken", "ResultSource", "read"]

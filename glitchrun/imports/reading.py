@@ -1,4 +1,4 @@
-"""From a path to its tokens."""
+"""Reads a result file: chooses the format and merges duplicate entries."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from glitchrun.errors import RunError
-from glitchrun.imports.document import Document, Malformed, parse
-from glitchrun.imports.formats import FORMATS, Content, Format
-from glitchrun.imports.found import Found, Imported, Source
+from glitchrun.imports.formats import FORMATS
+from glitchrun.imports.records import Content, Format, ImportedFile, ImportedToken, ResultSource
+from glitchrun.imports.result_file import Malformed, ResultFile, parse
 
 _FACTS = ("glitch", "confirmed", "p", "rank", "entropy", "norm", "asr", "attempts", "failures")
 
 
-def read(path: Path) -> Imported:
+def read(path: Path) -> ImportedFile:
     """The tokens of a result file of any known format, each once.
 
     Raises:
-        RunError: it cannot be read, is of no known format, or is malformed; names the place.
+        RunError: the file cannot be read, has no known format, or is malformed; the message names
+            the place.
     """
     document = parse(path)
     form = _format(document, path)
@@ -28,7 +29,7 @@ def read(path: Path) -> Imported:
     except Malformed as error:
         raise RunError(f"{path}: {error} (read as {form.name}: {form.shape})") from error
     kept, conflicts = _each_once(tokens)
-    return Imported(
+    return ImportedFile(
         source=_source(document, form, content, _looked_at(content, kept)),
         tokens=kept,
         entries=len(tokens) + content.repeated,
@@ -39,7 +40,7 @@ def read(path: Path) -> Imported:
     )
 
 
-def _format(document: Document, path: Path) -> Format:
+def _format(document: ResultFile, path: Path) -> Format:
     fitting = [form for form in FORMATS if form.matches(document)]
     if not fitting:
         known = "\n".join(f"  {form.name:<22} {form.shape}" for form in FORMATS)
@@ -47,14 +48,16 @@ def _format(document: Document, path: Path) -> Format:
     return fitting[0]
 
 
-def _looked_at(content: Content, tokens: Iterable[Found]) -> int | None:
+def _looked_at(content: Content, tokens: Iterable[ImportedToken]) -> int | None:
     if content.looked_at is not None or content.lists == "findings":
         return content.looked_at
     return sum(token.verdict != "listed" for token in tokens) or None
 
 
-def _source(document: Document, form: Format, content: Content, looked_at: int | None) -> Source:
-    return Source(
+def _source(
+    document: ResultFile, form: Format, content: Content, looked_at: int | None
+) -> ResultSource:
+    return ResultSource(
         file=document.name,
         format=form.name,
         sha256=document.sha256,
@@ -65,10 +68,10 @@ def _source(document: Document, form: Format, content: Content, looked_at: int |
     )
 
 
-def _each_once(tokens: Iterable[Found]) -> tuple[tuple[Found, ...], int]:
-    """The first entry of each token, with what only later ones say, and how many of those later
-    ones contradict it."""
-    kept: dict[int, Found] = {}
+def _each_once(tokens: Iterable[ImportedToken]) -> tuple[tuple[ImportedToken, ...], int]:
+    """The first entry of each token, completed by later ones, and the number of later entries that
+    contradict it."""
+    kept: dict[int, ImportedToken] = {}
     conflicts = 0
     for token in tokens:
         first = kept.setdefault(token.id, token)

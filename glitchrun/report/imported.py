@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import PureWindowsPath
 from typing import Any
 
-from glitchrun.imports import Imported
-from glitchrun.imports.formats.ours import KIND
-from glitchrun.imports.found import tally
+from glitchrun.imports import ImportedFile
+from glitchrun.imports.formats.own_files import KIND
+from glitchrun.imports.records import tally
 from glitchrun.report.writing import to_json
 from glitchrun.vocabulary.vocabulary_fit import MISFITS, Fit, tallies
 
@@ -19,7 +19,7 @@ _HIDDEN = ("text_in_file", "said")
 
 
 def import_json(
-    found: Imported, fits: Sequence[Fit], model: str, rows: int, *, redact: bool = False
+    found: ImportedFile, fits: Sequence[Fit], model: str, rows: int, *, redact: bool = False
 ) -> Iterator[str]:
     """The pieces of the file: its source, checks and counts, then every token that fits the model.
 
@@ -62,7 +62,7 @@ def import_json(
     yield "\n]\n}\n"
 
 
-def _nameless(found: Imported) -> dict[str, Any]:
+def _nameless(found: ImportedFile) -> dict[str, Any]:
     """The source without settings, which may contain texts, and without folders."""
     claimed = found.source.claimed_model
     return asdict(found.source) | {

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from glitchrun.errors import RunError
-from glitchrun.imports import Imported, read
+from glitchrun.imports import ImportedFile, read
 from glitchrun.prompts.tokenizer import Tokenizer
 from glitchrun.vocabulary import vocabulary_fit
 
@@ -53,7 +53,7 @@ def read_fitting_ids(path: Path, tokenizer: Tokenizer, rows: int, model: str) ->
     return taken
 
 
-def _tokens(path: Path) -> Imported:
+def _tokens(path: Path) -> ImportedFile:
     found = read(path)
     if not found.tokens:
         raise RunError(
@@ -62,5 +62,5 @@ def _tokens(path: Path) -> Imported:
     return found
 
 
-def _selected(found: Imported) -> list[int]:
+def _selected(found: ImportedFile) -> list[int]:
     return [token.id for token in found.tokens if token.selected]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from glitchrun.errors import RunError
-from glitchrun.imports import Found
+from glitchrun.imports import ImportedToken
 from glitchrun.prompts.tokenizer import Tokenizer, decode_inside
 from glitchrun.vocabulary.text import visible
 
@@ -35,14 +35,14 @@ _SHOWN = 5
 class Fit:
     """A token of a file compared with the tokenizer."""
 
-    token: Found
+    token: ImportedToken
     fit: str
     """One of `FITS`."""
     here: str
     """The decoded text of the id; empty outside the vocabulary."""
 
 
-def check_fit(tokens: Sequence[Found], tokenizer: Tokenizer, rows: int) -> list[Fit]:
+def check_fit(tokens: Sequence[ImportedToken], tokenizer: Tokenizer, rows: int) -> list[Fit]:
     """How each token fits a vocabulary of `rows` entries.
 
     Case and line breaks count. A leading space does not, because tools that decode a SentencePiece
@@ -65,7 +65,7 @@ def _alone(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     return tokenizer.batch_decode([[one] for one in ids]) if ids else []
 
 
-def _fit(token: Found, here: Mapping[int, str], others: Sequence[Mapping[int, str]]) -> str:
+def _fit(token: ImportedToken, here: Mapping[int, str], others: Sequence[Mapping[int, str]]) -> str:
     known = [here[token.id], *(texts[token.id] for texts in others if token.id in texts)]
     if token.text is None:
         if token.visible is None:

@@ -1,19 +1,17 @@
-"""One module for each family of formats, found by being here: each has `FORMATS`.
+"""The formats of result files, one module for the files of each tool.
 
-A format is recognized by its shape, never by the file's name, and no file fits two.
+A format is recognized by its structure, never by the file's name. No file fits two formats.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from pkgutil import iter_modules
+from glitchrun.imports.formats import glitcher, glitcher_log, glitchminer, own_files
+from glitchrun.imports.records import Format
 
-from glitchrun.imports.formats.format import Content, Format
-
-__all__ = ["FORMATS", "Content", "Format"]
-
-_FAMILIES = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
-FORMATS: tuple[Format, ...] = tuple(
-    form for family in _FAMILIES for form in getattr(family, "FORMATS", ())
+FORMATS: tuple[Format, ...] = (
+    *glitcher.FORMATS,
+    *glitcher_log.FORMATS,
+    *glitchminer.FORMATS,
+    *own_files.FORMATS,
 )
-"""Every format that can be read, in the order of their modules' names."""
+"""Every format that can be imported."""

@@ -6,12 +6,18 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from glitchrun.imports.document import Document, Malformed
-from glitchrun.imports.fields import items, objects, settings, string, token, whole
-from glitchrun.imports.formats.format import Content, Format
-from glitchrun.imports.found import Found
+from glitchrun.imports.fields import (
+    items,
+    objects,
+    settings,
+    string,
+    token,
+    whole,
+)
+from glitchrun.imports.records import Content, Format, ImportedToken
+from glitchrun.imports.result_file import Malformed, ResultFile
 
-# `print_language="ENG"`; the token's text may hold anything, line breaks too.
+# With `print_language="ENG"`. The token's text may contain anything, even line breaks.
 _PRINTED = re.compile(
     r"Current token: '(?P<text>.*?)', token id: (?P<id>\d+), "
     r"is glitch token: (?P<glitch>Yes|No), entropy: (?P<entropy>[\d.]+|nan)",
@@ -19,32 +25,34 @@ _PRINTED = re.compile(
 )
 
 
-def _pair(document: Document) -> Content:
-    """`GlitchMiner(...)` returns the texts and the ids of the glitch tokens."""
+def _pair(document: ResultFile) -> Content:
+    """The return value of `GlitchMiner(...)`: texts and ids of the glitch tokens."""
     texts, ids = document.data
     if len(texts) != len(ids):
         raise Malformed("[0]", f"{len(texts)} texts beside {len(ids)} ids in [1]")
     rows = enumerate(zip(texts, ids, strict=True))
     return Content(
         tokens=(
-            Found(whole(i, f"[1][{n}]"), f"[1][{n}]", string(text, f"[0][{n}]"), glitch=True)
+            ImportedToken(
+                whole(i, f"[1][{n}]"), f"[1][{n}]", string(text, f"[0][{n}]"), glitch=True
+            )
             for n, (text, i) in rows
         ),
         lists="findings",
     )
 
 
-def _counted(document: Document) -> Content:
-    """`strict_glitch_verification(...)` returns a count and the ids verified."""
+def _counted(document: ResultFile) -> Content:
+    """The return value of `strict_glitch_verification(...)`: a count and the ids."""
     rows = enumerate(document.data[1])
     return Content(
-        tokens=(Found(whole(i, f"[1][{n}]"), f"[1][{n}]", glitch=True) for n, i in rows),
+        tokens=(ImportedToken(whole(i, f"[1][{n}]"), f"[1][{n}]", glitch=True) for n, i in rows),
         lists="findings",
     )
 
 
-def _walk(document: Document) -> Content:
-    """Its walk, a list of verified tokens for each iteration."""
+def _walk(document: ResultFile) -> Content:
+    """GlitchMiner's walk: a list of verified tokens for each iteration."""
     key = "iterations"
     tokens = (
         token(row, place, ("glitch",), glitch=row.get("glitch"), said={"iteration": step})
@@ -54,14 +62,14 @@ def _walk(document: Document) -> Content:
     return Content(tokens, settings=settings(document.data, key))
 
 
-def _printed(document: Document) -> Content:
+def _printed(document: ResultFile) -> Content:
     return Content(tokens=_lines(document.data))
 
 
-def _lines(text: str) -> Iterator[Found]:
+def _lines(text: str) -> Iterator[ImportedToken]:
     for match in _PRINTED.finditer(text):
         entropy = float(match["entropy"])
-        yield Found(
+        yield ImportedToken(
             id=int(match["id"]),
             place=f"line {text.count(chr(10), 0, match.start()) + 1}",
             text=match["text"],
@@ -70,7 +78,7 @@ def _lines(text: str) -> Iterator[Found]:
         )
 
 
-def _is_pair(document: Document, first: type) -> bool:
+def _is_pair(document: ResultFile, first: type) -> bool:
     data: Any = document.data if document.kind == "json" else None
     if not (isinstance(data, list) and len(data) == 2 and isinstance(data[1], list)):
         return False
@@ -79,7 +87,7 @@ def _is_pair(document: Document, first: type) -> bool:
     return isinstance(data[0], list) and all(isinstance(text, str) for text in data[0][:1])
 
 
-def _is_walk(document: Document) -> bool:
+def _is_walk(document: ResultFile) -> bool:
     listed = document.data["iterations"] if "iterations" in document.keys() else None  # noqa: SIM118
     return isinstance(listed, list)
 

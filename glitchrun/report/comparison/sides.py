@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glitchrun.events import Sampled, Verified
-from glitchrun.imports import Found, Imported
+from glitchrun.imports import ImportedFile, ImportedToken
 from glitchrun.ledger.record import Metric, RunRecord, status_word
 from glitchrun.report.token_rows import TokenRow, facts_by_token
 
@@ -143,7 +143,7 @@ def _setting(record: RunRecord) -> dict[str, Any]:
     return setting | {"glitchrun": record.environment.get("glitchrun"), **packages}
 
 
-def side_of_file(label: str, imported: Imported, by: str) -> Side:
+def side_of_file(label: str, imported: ImportedFile, by: str) -> Side:
     """An imported file. A file without verdicts counts as a list of findings.
 
     Args:
@@ -175,7 +175,7 @@ def _vocabulary(settings: Mapping[str, Any]) -> int | None:
     return size if isinstance(size, int) and size > 0 else None
 
 
-def _verdict_in_file(token: Found, by: str, bare: bool) -> TokenVerdict:
+def _verdict_in_file(token: ImportedToken, by: str, bare: bool) -> TokenVerdict:
     return TokenVerdict(
         id=token.id,
         text=token.text if token.text is not None else token.visible,

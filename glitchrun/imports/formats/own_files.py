@@ -1,12 +1,13 @@
-"""What glitchrun writes: tokens.jsonl, tokens.json (an MLflow table), and `import`'s output."""
+"""Plain lists of tokens, and the files that glitchrun writes: tokens.jsonl, tokens.json (an MLflow
+table), and the output of `glitchrun import`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from glitchrun.imports.document import Document, Malformed
 from glitchrun.imports.fields import (
+    claimed_model,
     count,
     flag,
     items,
@@ -18,17 +19,63 @@ from glitchrun.imports.fields import (
     token,
     whole,
 )
-from glitchrun.imports.formats.format import Content, Format
-from glitchrun.imports.found import Found
+from glitchrun.imports.records import Content, Format, ImportedToken
+from glitchrun.imports.result_file import Malformed, ResultFile
+
+
+def _bare(document: ResultFile) -> Content:
+    return Content(tokens=_each(document.data, ""))
+
+
+def _under_tokens(document: ResultFile) -> Content:
+    data = document.data
+    return Content(
+        tokens=_each(data["tokens"], "tokens"),
+        claimed_model=claimed_model(_plain(data)),
+        settings=settings(data, "tokens"),
+    )
+
+
+def _plain(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The data without a `model` that is not a plain name."""
+    return {key: value for key, value in data.items() if isinstance(value, str)}
+
+
+def _each(value: Any, name: str) -> Iterator[ImportedToken]:
+    for index, item in enumerate(items(value, name or "the file")):
+        place = f"{name}[{index}]"
+        if isinstance(item, Mapping):
+            yield _with_verdict(item, place)
+        else:
+            yield ImportedToken(whole(item, place), place)
+
+
+def _with_verdict(item: Mapping[str, Any], place: str) -> ImportedToken:
+    """An object, with `glitch` or `is_glitch` as its verdict, if it has one."""
+    key = next((key for key in ("glitch", "is_glitch") if item.get(key) is not None), None)
+    found = flag(item[key], f"{place}.{key}") if key else None
+    return token(item, place, ("glitch", "is_glitch"), glitch=found)
+
+
+def _is_bare(document: ResultFile) -> bool:
+    data = document.data if document.kind == "json" else None
+    return isinstance(data, list) and bool(data) and not any(isinstance(x, list) for x in data)
+
+
+def _has_tokens(document: ResultFile) -> bool:
+    if "tokens" not in document.keys() or "kind" in document.keys():  # noqa: SIM118
+        return False
+    return isinstance(document.data["tokens"], list)
+
 
 KIND = "glitchrun/tokens"
-"""`kind` of `import`'s output."""
+"""The `kind` of the output of `glitchrun import`."""
 _VERDICTS = ("glitch", "confirmed")
 
 
-def _run(document: Document) -> Content:
-    """tokens.jsonl has a line for each step that looked at a token: they are put together, and
-    what a later step says of a verdict stands. Controls are nothing that a run found."""
+def _run(document: ResultFile) -> Content:
+    """tokens.jsonl has one line per step and token. The lines of a token are merged; the verdict of
+    the last step counts. Controls are left out."""
     rows: dict[int, dict[str, Any]] = {}
     places: dict[int, str] = {}
     own = [(line, row) for line, row in document.data if not _is_control(row)]
@@ -41,13 +88,13 @@ def _run(document: Document) -> Content:
         if row.get("probes"):
             known |= _closest(row["probes"], f"line {line}.probes")
     return Content(
-        tokens=[_ours(row, places[token_id]) for token_id, row in rows.items()],
+        tokens=[_row(row, places[token_id]) for token_id, row in rows.items()],
         left_out=_controls_left_out(len(document.data) - len(own)),
     )
 
 
 def _is_control(row: Mapping[str, Any]) -> bool:
-    """Whether a row is about an ordinary token that others were held against, and only that."""
+    """Whether a row is about a token that the run examined only as a control."""
     return row.get("control_of") is not None and row.get("glitch") is None
 
 
@@ -56,7 +103,7 @@ def _controls_left_out(count: int) -> dict[str, int]:
 
 
 def _closest(probes: Any, place: str) -> dict[str, Any]:
-    """p, rank and entropy of the probe that came closest to passing."""
+    """p, rank and entropy of the probe with the largest p."""
     found = []
     for name, value in mapping(probes, place).items():
         result = mapping(value, f"{place}.{name}")
@@ -66,9 +113,9 @@ def _closest(probes: Any, place: str) -> dict[str, Any]:
     return {key: best.get(key) for key in ("p", "rank", "entropy")}
 
 
-def _table(document: Document) -> Content:
+def _table(document: ResultFile) -> Content:
     rows = list(_rows(document.data))
-    own = [_ours(row, place) for place, row in rows if not _is_control(row)]
+    own = [_row(row, place) for place, row in rows if not _is_control(row)]
     return Content(tokens=own, left_out=_controls_left_out(len(rows) - len(own)))
 
 
@@ -83,12 +130,12 @@ def _rows(data: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield place, dict(zip(columns, cells, strict=True))
 
 
-def _imported(document: Document) -> Content:
+def _imported(document: ResultFile) -> Content:
     data = document.data
     source = mapping(data.get("source", {}), "source")
     rows = objects(data.get("tokens"), "tokens")
     return Content(
-        tokens=(_ours(row, place, row.get("said")) for row, place in rows),
+        tokens=(_row(row, place, row.get("said")) for row, place in rows),
         claimed_model=source.get("claimed_model"),
         lists="findings" if source.get("lists") == "findings" else "verdicts",
         looked_at=count(source, "looked_at"),
@@ -97,8 +144,10 @@ def _imported(document: Document) -> Content:
     )
 
 
-def _ours(row: Mapping[str, Any], place: str, said: Mapping[str, Any] | None = None) -> Found:
-    """A row with our own names; `token_repr` is the visible form of a token's text."""
+def _row(
+    row: Mapping[str, Any], place: str, said: Mapping[str, Any] | None = None
+) -> ImportedToken:
+    """A row with the names of glitchrun; `token_repr` is the visible form of a token's text."""
     settled: dict[str, Any] = {
         key: flag(row[key], f"{place}.{key}") for key in _VERDICTS if row.get(key) is not None
     }
@@ -117,16 +166,18 @@ def _ours(row: Mapping[str, Any], place: str, said: Mapping[str, Any] | None = N
     )
 
 
-def _is_run(document: Document) -> bool:
+def _is_run(document: ResultFile) -> bool:
     return "token_id" in document.first and "event" not in document.first
 
 
-def _is_table(document: Document) -> bool:
+def _is_table(document: ResultFile) -> bool:
     columns = document.data["columns"] if document.keys() >= {"columns", "data"} else ()
     return isinstance(columns, list) and "token_id" in columns
 
 
 FORMATS = (
+    Format("ids", "a list of ids, or of objects with 'token_id' or 'id'", _is_bare, _bare),
+    Format("tokens", "'tokens' with ids or objects", _has_tokens, _under_tokens),
     Format("glitchrun-run", "a run's tokens.jsonl: lines with 'token_id'", _is_run, _run),
     Format(
         "glitchrun-table",

@@ -1,4 +1,4 @@
-"""A result file's text, parsed as far as can be told without knowing its format."""
+"""The text of a result file, parsed as JSON, JSON lines or plain text."""
 
 from __future__ import annotations
 
@@ -20,40 +20,42 @@ _MOST_BYTES = 512 * 1024**2
 
 
 class Malformed(ValueError):
-    """A file of a known format holds something that the format does not allow."""
+    """A file of a known format contains something that the format does not allow."""
 
     def __init__(self, place: str, message: str) -> None:
         super().__init__(f"{place}: {message}")
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """A parsed file. `data` is a JSON value, or the objects of a file of JSON lines, or text."""
+class ResultFile:
+    """A parsed result file."""
 
     name: str
     sha256: str
     kind: str
     """json, lines or text."""
     data: Any
-    """For `lines`, a tuple of (line number from 1, object)."""
+    """A JSON value; for `lines`, a tuple of (line number from 1, object); or the text."""
     left_out: Mapping[str, int] = field(default_factory=dict)
+    """As `ImportedFile.left_out`."""
 
     def keys(self) -> frozenset[str]:
-        """Top-level keys of a JSON object; empty for anything else."""
+        """Top-level keys of a JSON object; empty for other data."""
         is_object = self.kind == "json" and isinstance(self.data, dict)
         return frozenset(self.data) if is_object else frozenset()
 
     @property
     def first(self) -> Mapping[str, Any]:
-        """The first object of a file of JSON lines; empty for anything else."""
+        """The first object of a JSON lines file; empty for other data."""
         return self.data[0][1] if self.kind == "lines" and self.data else {}
 
 
-def parse(path: Path) -> Document:
-    """The file at `path`, unpacked where it is gzip's.
+def parse(path: Path) -> ResultFile:
+    """The parsed file at `path`, decompressed if it is in gzip format.
 
     Raises:
-        RunError: it cannot be read, is not UTF-8, or holds broken JSON; names line and column.
+        RunError: the file cannot be read, is not UTF-8, or contains invalid JSON; the message names
+            line and column.
     """
     raw, text = _text(path)
     digest = hashlib.sha256(raw).hexdigest()
@@ -62,9 +64,9 @@ def parse(path: Path) -> Document:
     if _name(path).endswith(".jsonl") or text.lstrip().startswith("#"):
         return _lines(path, digest, text)
     if text.lstrip()[0] not in '{["':
-        return Document(path.name, digest, "text", text)
+        return ResultFile(path.name, digest, "text", text)
     try:
-        return Document(path.name, digest, "json", json.loads(text))
+        return ResultFile(path.name, digest, "json", json.loads(text))
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and error.lineno > 1:
             return _lines(path, digest, text)
@@ -88,7 +90,7 @@ def _text(path: Path) -> tuple[bytes, str]:
 
 
 def _at_most(file: IO[bytes] | gzip.GzipFile, path: Path) -> bytes:
-    """All bytes of a file, decompressed; refuses more than any list of tokens needs."""
+    """All bytes of a file, decompressed; refuses files larger than any list of tokens."""
     content = file.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
         raise RunError(
@@ -102,9 +104,9 @@ def _name(path: Path) -> str:
     return path.name.removesuffix(".gz")
 
 
-def _lines(path: Path, digest: str, text: str) -> Document:
-    """JSON lines; lines that begin with # are comments. Split at newlines only: JSON may hold
-    other line separators raw."""
+def _lines(path: Path, digest: str, text: str) -> ResultFile:
+    """JSON lines; lines that begin with # are comments. Splits at newlines only, because JSON may
+    contain other line separators."""
     found, left_out = [], {}
     rows = [(number, row) for number, row in enumerate(text.split("\n"), 1) if row.strip()]
     rows = [(number, row) for number, row in rows if not row.lstrip().startswith("#")]
@@ -119,7 +121,7 @@ def _lines(path: Path, digest: str, text: str) -> Document:
         if not isinstance(value, dict):
             raise RunError(f"{path}: line {number}: expected an object, got {value!r:.40}")
         found.append((number, value))
-    return Document(path.name, digest, "lines", tuple(found), left_out)
+    return ResultFile(path.name, digest, "lines", tuple(found), left_out)
 
 
 def _not_json(path: Path, line: int, error: Exception) -> NoReturn:

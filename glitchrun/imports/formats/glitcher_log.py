@@ -1,4 +1,4 @@
-"""glitcher's logs: one event a line, several about each token."""
+"""glitcher's logs: one event per line, several events about each token."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from glitchrun.imports.document import Document, Malformed
 from glitchrun.imports.fields import (
     claimed_model,
     flag,
@@ -19,20 +18,20 @@ from glitchrun.imports.fields import (
     verdict,
     whole,
 )
-from glitchrun.imports.formats.format import Content, Format
-from glitchrun.imports.found import Found
+from glitchrun.imports.records import Content, Format, ImportedToken
+from glitchrun.imports.result_file import Malformed, ResultFile
 
 Fields = dict[str, Any]
 _ABOUT_THE_RUN = ("start", "start_verification", "start_comparison", "start_validation")
 _WITHOUT_FACTS = ("iteration_start", "testing_token", "start_token_test")
-"""Events that say what comes next; the events that follow say how it went."""
+"""Events that announce an action; later events report its result."""
 _LONG = ("formatted_input", "all_attempts_results", "test_results", "event", "is_llama32")
-"""Prompts and generated texts, which are left out."""
+"""Prompts and generated texts, which are not imported."""
 
 
 @dataclass
 class _Fold:
-    """What the events so far add up to."""
+    """The facts from the events so far."""
 
     tokens: dict[int, Fields] = field(default_factory=dict)
     seen: set[tuple[int, str]] = field(default_factory=set)
@@ -57,7 +56,7 @@ class _Fold:
 
     def _about_a_token(self, name: str, event: Mapping[str, Any], place: str) -> None:
         token_id = whole(event.get("token_id"), f"{place}.token_id")
-        if (token_id, name) in self.seen:  # the walk began again in the same file
+        if (token_id, name) in self.seen:  # the walk was restarted in the same file
             self.repeated += 1
             return
         self.seen.add((token_id, name))
@@ -66,7 +65,7 @@ class _Fold:
         known = self.tokens.setdefault(token_id, {"place": place})
         said = known.get("said", {}) | facts.pop("said", {})
         verdicts: Fields = {key: facts[key] for key in ("glitch", "confirmed") if key in facts}
-        # The last verdict stands, but the first p: a strict check sees it in other prompts.
+        # The last verdict counts, but the first p: a strict check takes p from other prompts.
         settled: Fields = {**facts, **known, **verdicts}
         self.tokens[token_id] = {"text": _text(event), **settled, "said": said}
 
@@ -127,7 +126,7 @@ def _validated(event: Mapping[str, Any], place: str) -> Fields:
 
 
 def _strict(event: Mapping[str, Any], place: str) -> Fields:
-    """Three probes, which must all fail; p is of the one that came closest to passing."""
+    """Three probes, which must all fail; p is the largest of the three."""
     found = [_measured(test, "target_probability", place) for test in _tests(event, place)]
     ps = [p for p in found if p is not None]
     failed = flag(event.get("is_glitch"), f"{place}.is_glitch")
@@ -148,10 +147,10 @@ _FACTS: dict[str, Callable[[Mapping[str, Any], str], Fields]] = {
     "token_strict_verification": _strict,
     "token_result": _result,
 }
-"""What each kind of event says of its token."""
+"""Reader of each kind of event about a token."""
 
 
-def _read(document: Document) -> Content:
+def _read(document: ResultFile) -> Content:
     fold = _Fold()
     for line, event in document.data:
         fold.see(event, f"line {line}")
@@ -165,7 +164,7 @@ def _read(document: Document) -> Content:
     )
 
 
-def _found(token_id: int, fields: Fields) -> Found:
+def _found(token_id: int, fields: Fields) -> ImportedToken:
     place = fields.pop("place")
     if fields.get("text") is not None and not isinstance(fields["text"], str):
         raise Malformed(f"{place}.token", f"expected a text, got {fields['text']!r:.40}")
