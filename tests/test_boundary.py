@@ -17,7 +17,7 @@ def _explained(error: Exception) -> ModelUnavailable:
     return ModelUnavailable(f"told: {type(error).__name__}")
 
 
-def test_what_a_library_raises_is_explained_and_chained() -> None:
+def test_library_error_is_explained_and_chained() -> None:
     raised = pytest.raises(ModelUnavailable, match="told: ParserError")
     with raised as caught, foreign_errors(_explained):
         yaml.safe_load("[")
@@ -32,7 +32,7 @@ def test_an_error_with_a_message_of_its_own_passes() -> None:
 @pytest.mark.parametrize(
     "line", ["{}['absent']", "int('x')", "__import__('json').loads('{')", "open('/nowhere/x')"]
 )
-def test_a_line_of_glitchrun_that_fails_is_a_defect(line: str) -> None:
+def test_failing_line_of_glitchrun_is_a_defect(line: str) -> None:
     """Also where it fails inside the standard library that the line called."""
     own = compile(f"def fails():\n    {line}\n", str(Path(boundary.__file__)), "exec")
     names: dict[str, object] = {}

@@ -99,7 +99,7 @@ def test_the_message_names_path_cause_and_remedy(number: int) -> None:
         raise OSError(number, os.strerror(number), "/c")
 
 
-def test_what_is_no_file_s_error_passes_through() -> None:
+def test_other_errors_pass_through() -> None:
     for error in (BrokenPipeError(errno.EPIPE, "gone"), OSError("of a library")):
         with pytest.raises(OSError, match=str(error.args[-1])), file_access("/a/b"):
             raise error
@@ -154,7 +154,7 @@ def a_newer_run(attempt: Path) -> None:
         a_newer_run,
     ],
 )
-def test_a_run_that_cannot_be_read_is_counted_and_hides_no_other(
+def test_unreadable_run_is_counted_and_hides_no_other_run(
     open_folder: Path, spoil: Callable[[Path], None]
 ) -> None:
     root = open_folder / "mlruns"
@@ -188,7 +188,7 @@ def test_another_user_s_lock_counts_as_held(open_folder: Path) -> None:
             raise AssertionError("the lock was given")
 
 
-def test_a_run_folder_that_cannot_be_written_is_a_preflight_error(open_folder: Path) -> None:
+def test_unwritable_run_folder_is_a_preflight_error(open_folder: Path) -> None:
     open_folder.chmod(0o555)
     with (
         unprivileged(),
@@ -311,7 +311,7 @@ def test_reports_go_where_they_can_or_say_why_not(open_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["x" * 300, "字" * 86, "a/" * 3000, "no\0thing"])
-def test_a_run_may_be_asked_for_by_any_text(open_folder: Path, text: str) -> None:
+def test_run_argument_may_be_any_text(open_folder: Path, text: str) -> None:
     write_run(open_folder / "mlruns")
     for words in (["report", text], ["explain", text, "x"], ["compare", text, text]):
         refused = invoke(*words)
@@ -335,7 +335,7 @@ def test_tokens_that_cannot_be_read_are_a_preflight_error(open_folder: Path, fil
     assert "the tokens of step 'test' cannot be read" in refused.stderr
 
 
-def test_a_model_that_may_not_be_looked_at_is_a_preflight_error(open_folder: Path) -> None:
+def test_unreadable_model_is_a_preflight_error(open_folder: Path) -> None:
     raw_checkpoints.folder(open_folder / "model")
     (open_folder / "spec.yaml").write_text(
         "apiVersion: glitchrun/v1\nkind: Experiment\nmetadata: {name: odd}\n"

@@ -73,7 +73,7 @@ def _run(
         (("report", "latest"), 2, "1"),
     ],
 )
-def test_a_reader_that_goes_away_changes_no_exit_code(
+def test_closed_pipe_does_not_change_the_exit_code(
     tmp_path: Path, words: tuple[str, ...], code: int, unbuffered: str
 ) -> None:
     (tmp_path / "broken.yaml").write_text("apiVersion: glitchrun/v1\nkind: Experiment\n")
@@ -89,7 +89,7 @@ def test_closed_and_broken_streams_change_no_exit_code(tmp_path: Path, redirect:
     assert _run(tmp_path, ("explain", "latest", "x"), redirect).returncode == 2
 
 
-def test_a_full_disk_is_no_success(tmp_path: Path) -> None:
+def test_full_disk_is_an_error(tmp_path: Path) -> None:
     done = _run(tmp_path, ("list", "templates"), ">/dev/full")
     assert done.returncode == 1
     assert "standard output is incomplete: No space left on device" in done.stderr
@@ -127,7 +127,7 @@ main(["apply", "spec.yaml"])
 """
 
 
-def test_a_failed_gate_is_one_where_nobody_sees_it(tmp_path: Path) -> None:
+def test_failed_gate_sets_the_exit_code_without_a_reader(tmp_path: Path) -> None:
     record = write_run(tmp_path / "mlruns")
     (tmp_path / "spec.yaml").write_text(SPEC)
     with_head = '("$@" 2>&1; echo $? >code) | head -n 1'
@@ -200,7 +200,7 @@ def test_progress_shows_nothing_that_could_rearrange_the_terminal() -> None:
     assert file.getvalue() == f"loading {visible(HOSTILE)}\n"
 
 
-def test_a_terminal_without_a_character_gets_an_escape() -> None:
+def test_character_missing_in_the_encoding_is_escaped() -> None:
     raw = io.BytesIO()
     stream = QuietStream(io.TextIOWrapper(raw, encoding="ascii", errors="strict"))
     stream.write("«訳»\n")
@@ -222,7 +222,7 @@ def test_nothing_hidden_stays_hidden(capsys: pytest.CaptureFixture[str]) -> None
     assert "é" in document
 
 
-def test_a_name_cannot_draw_a_line_of_status() -> None:
+def test_run_name_cannot_add_a_line_to_status() -> None:
     row: dict[str, Any] = {
         "status": "FINISHED",
         "started": "2026-01-01T00:00:00",
@@ -244,11 +244,11 @@ def test_commands_show_a_hostile_name_as_escapes(tmp_path: Path) -> None:
         assert not set(done.stdout) & set(HOSTILE) - set("a[31m2Jb"), words
 
 
-def test_a_talk_keeps_joiners_and_shows_what_turns_text_around() -> None:
+def test_chat_keeps_joiners_and_escapes_direction_marks() -> None:
     assert _harmless("👩\u200d🚀 \u202eabc\x9b\u2028") == "👩\u200d🚀 ⟨U+202E⟩abc⟨U+009B⟩⟨U+2028⟩"
 
 
-def test_a_signal_is_announced_past_the_streams(
+def test_signal_message_bypasses_the_streams(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stderr", _Broken(RuntimeError("reentrant call"), terminal=True))

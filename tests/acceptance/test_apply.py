@@ -79,7 +79,7 @@ def batches(project: Path) -> int:
     return path.read_bytes().count(b'"kind":"batch"') if path else 0
 
 
-def test_a_run_leaves_what_the_contract_lists(uninterrupted: dict[str, Any]) -> None:
+def test_run_writes_the_files_of_the_contract(uninterrupted: dict[str, Any]) -> None:
     found = only_run(uninterrupted)
     folder = Path(found["artifacts_dir"])
     for name in (
@@ -132,7 +132,7 @@ def test_mlflow_holds_the_run(uninterrupted: dict[str, Any]) -> None:
             assert logged[name] == pytest.approx(value), name
 
 
-def test_a_second_apply_does_nothing(project: Path) -> None:
+def test_second_apply_does_nothing(project: Path) -> None:
     first = applied(project, "spec.yaml")
     path = ledger(project)
     assert path
@@ -147,7 +147,7 @@ def test_a_second_apply_does_nothing(project: Path) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 13, 31])
-def test_a_killed_run_ends_as_if_it_never_was(
+def test_killed_run_is_resumed_to_the_same_result(
     project: Path, uninterrupted: dict[str, Any], after: int
 ) -> None:
     process = start(project, "apply", "spec.yaml")
@@ -168,7 +168,7 @@ def batches_of(result: dict[str, Any]) -> int:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_says_so_and_goes_on(
+def test_stopped_run_is_reported_and_resumed(
     project: Path, uninterrupted: dict[str, Any], number: signal.Signals, code: int
 ) -> None:
     process = start(project, "apply", "-o", "json", "spec.yaml")
@@ -194,7 +194,7 @@ def test_ctrl_c_before_the_run_begins_ends_with_130(project: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(
+def test_second_ctrl_c_stops_immediately_and_loses_nothing(
     project: Path, uninterrupted: dict[str, Any]
 ) -> None:
     process = start(project, "apply", "spec.yaml")
@@ -211,7 +211,7 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(
     assert tokens(applied(project, "spec.yaml")) == tokens(uninterrupted)
 
 
-def test_a_full_disk_is_said_and_loses_nothing(
+def test_full_disk_is_reported_and_loses_nothing(
     project: Path, uninterrupted: dict[str, Any]
 ) -> None:
     process = start(project, "apply", "spec.yaml")
@@ -227,7 +227,7 @@ def test_a_full_disk_is_said_and_loses_nothing(
     assert tokens(applied(project, "spec.yaml")) == tokens(uninterrupted)
 
 
-def test_a_damaged_ledger_is_named_repaired_and_computed_again(project: Path) -> None:
+def test_damaged_ledger_is_reported_and_repaired(project: Path) -> None:
     short = SPEC.replace("iterations: 30", "iterations: 2").replace("120", "8")
     (project / "spec.yaml").write_text(short)
     first = applied(project, "spec.yaml")
@@ -250,7 +250,7 @@ def test_a_damaged_ledger_is_named_repaired_and_computed_again(project: Path) ->
     assert "nothing to do" in invoked(project, "apply", "spec.yaml").stderr
 
 
-def test_a_second_process_is_refused(project: Path) -> None:
+def test_second_process_is_refused(project: Path) -> None:
     long = SPEC.replace("attempts: 3, max_new_tokens: 5", "attempts: 500, max_new_tokens: 50")
     (project / "spec.yaml").write_text(long)
     process = start(project, "apply", "spec.yaml")
@@ -264,7 +264,7 @@ def test_a_second_process_is_refused(project: Path) -> None:
     assert "Traceback" not in second.stderr
 
 
-def test_a_matrix_runs_cell_after_cell_and_only_picks_one(project: Path) -> None:
+def test_matrix_runs_in_sequence_and_only_selects_a_cell(project: Path) -> None:
     matrix = SPEC.replace("iterations: 30", "iterations: 3").replace("120", "12")
     (project / "spec.yaml").write_text(matrix + "matrix: {axes: {seed: [1, 2]}}\n")
     one = applied(project, "spec.yaml", "--only", "seed=2")
@@ -290,7 +290,7 @@ def test_gates_decide_the_exit_code(project: Path, gate: str, code: int) -> None
     assert applied(project, "spec.yaml")["exit_code"] == code  # also when there is nothing to do
 
 
-def test_a_failing_cell_decides_the_exit_code_and_hides_none_that_finished(project: Path) -> None:
+def test_failed_cell_decides_the_exit_code_and_finished_cells_are_reported(project: Path) -> None:
     bad = SPEC.replace("iterations: 30", "iterations: 2").split("gates:")[0]
     bad = bad.replace("tokens: {from: mine}", "tokens: {ids: [5]}")
     values = "[{ids: [5]}, {texts: [not one]}, {ids: [6]}]"
@@ -308,7 +308,7 @@ def test_a_failing_cell_decides_the_exit_code_and_hides_none_that_finished(proje
         assert "Traceback" not in stopped.stderr
 
 
-def test_a_missing_model_is_a_preflight_error(project: Path) -> None:
+def test_missing_model_is_a_preflight_error(project: Path) -> None:
     (project / "spec.yaml").write_text(SPEC.replace("./model", "./nowhere"))
     failed = run(project, "apply", "spec.yaml")
     assert failed.returncode == 4
@@ -318,7 +318,7 @@ def test_a_missing_model_is_a_preflight_error(project: Path) -> None:
 
 
 @pytest.mark.parametrize("output", ["text", "json"])
-def test_what_mlflow_did_not_get_is_said_with_the_remedy(project: Path, output: str) -> None:
+def test_undelivered_run_is_reported_with_a_remedy(project: Path, output: str) -> None:
     (project / "spec.yaml").write_text(SPEC.replace("iterations: 30", "iterations: 2"))
     process = start(project, "apply", "spec.yaml", "-o", output)
     wait_for(lambda: batches(project) > 0, process)
