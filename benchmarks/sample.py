@@ -1,12 +1,11 @@
-"""Attempts sampled per second, against `model.generate` one at a time.
+"""Compares attempts sampled per second with `model.generate`, one at a time.
 
     python benchmarks/sample.py [--rounds 3] [--quantization float32] [--max-new-tokens 20]
 
-Both sides sample attempts on the same tokens behind the same three prompts, in turns, on the same
-loaded model; a continuation ends at the template's end, at `--max-new-tokens` or (here only) where
-it says the token, and an attempt with the first continuation that says it. Each round's reference
-takes other tokens, one attempt on each. Before that, the same attempts must come out one at a time
-and side by side, or it fails.
+Both sides sample attempts on the same tokens with the same three prompts, in turns, on the same
+loaded model. A continuation ends at the template's end, at `--max-new-tokens` or (glitchrun only)
+when it matches the token; an attempt ends with its first match. The reference of each round uses
+other tokens, one attempt on each. It fails if attempts sampled alone and side by side differ.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ T = TypeVar("T")
 
 
 class Bench:
-    """One loaded model and both ways of sampling attempts on it."""
+    """A loaded model, and both ways of sampling attempts on it."""
 
     def __init__(self, quantization: str, new_tokens: int) -> None:
         self.model = load(ModelSpec(MODEL, quantization=quantization))
@@ -53,7 +52,7 @@ class Bench:
         self.new_tokens = new_tokens
 
     def tokens(self, count: int) -> list[Token]:
-        """Tokens that fail the check `repeat`: those that a user validates."""
+        """Returns tokens that fail the probe `repeat`, which a user would validate."""
         table = json.loads(VERDICTS.read_text(encoding="utf-8"))
         row = dict(zip(table["columns"], zip(*table["rows"], strict=True), strict=True))
         ids = [i for i, glitch in zip(row["token_id"], row["glitch"], strict=True) if glitch]
@@ -74,7 +73,7 @@ class Bench:
         )
 
     def one_at_a_time(self, token: Token) -> tuple[bool, int]:
-        """An attempt as a user of transformers would write it: did it fail, and tokens drawn."""
+        """Makes an attempt as a user of transformers would: whether it failed, and tokens drawn."""
         drawn = 0
         for prompt in self.prompts.values():
             ids = self._generate(prompt, token)
@@ -123,7 +122,7 @@ def main(
     if check:
         _same_attempts(bench, tokens, rows)
     sampler = bench.sampler(rows)
-    sampler.sample(tokens[:1], 1)  # what is done once: the prefixes, the choice of shapes
+    sampler.sample(tokens[:1], 1)  # done once: the prefixes and the choice of batch shapes
     rates: dict[str, list[tuple[float, float]]] = {}
     for turn in range(rounds):
         some = [tokens[(turn * reference + i) % len(tokens)] for i in range(reference)]
@@ -142,14 +141,14 @@ def main(
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, tuple[float, float]]:
-    """A result, and the seconds and processor seconds (of all threads) that it took."""
+    """Returns a result, and the seconds and processor seconds (of all threads) that it took."""
     start, used = time.perf_counter(), time.process_time()
     result = work()
     return result, (time.perf_counter() - start, time.process_time() - used)
 
 
 def _same_attempts(bench: Bench, tokens: list[Token], rows: int) -> None:
-    """The same attempts alone and in a batch, or SystemExit."""
+    """Exits if attempts sampled alone and in a batch differ."""
     whole = bench.sampler(rows).sample(tokens, 2)
     for token, expected in list(zip(tokens, whole, strict=True))[:: max(1, len(tokens) // 4)]:
         if bench.sampler(1).sample([token], 2) != [expected]:

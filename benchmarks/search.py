@@ -1,11 +1,11 @@
-"""What each search finds with how many verifications, and what choosing the tokens costs.
+"""Measures what each search finds per verification, and what choosing the tokens costs.
 
     python benchmarks/search.py [SPEC] [TRUTH] [--seeds 5] [--plot found.png]
 
 TRUTH is the tokens.jsonl of a run of SPEC whose last step verified the whole vocabulary, or a
-random part of it (default: a few hundred tokens verified here and now). Searches are then told
-what the table says instead of asking the model; gradients do come from the model. Fails where the
-model's own verdict on a sample of the table is another one.
+random part of it (default: a few hundred tokens, verified at the start). Searches then get the
+verdicts of that table instead of the model's; gradients come from the model. It fails if the
+model's own verdicts on a sample of the table differ.
 
 Beside the searches of `mine`: both ends of the norm, and the indicators of Land & Bartolo 2024
 (arXiv 2405.05417), which are the norm for embeddings that are not tied, and for tied ones the
@@ -64,18 +64,21 @@ ORDERED = {
 
 @dataclass(frozen=True)
 class Trace:
-    """What one search found: for each kind, how many after each verification, `(N,)`."""
+    """The result of one search."""
 
     found: Mapping[str, np.ndarray]
+    """For each kind, the number found after each verification, `(N,)`."""
     gradients: int
     screens: int
     seconds: float
-    """Spent choosing, without gradients."""
+    """Seconds spent on choosing, without gradients."""
 
 
 class Asked:
-    """What the model is asked to choose tokens by, each once and timed: gradients, and the screen
-    of all tokens in the table. `file` keeps the answers for the next time."""
+    """Gradients, and the screen of all tokens in the table, each computed once and timed.
+
+    `file` stores them for the next run.
+    """
 
     def __init__(self, take: Callable[[int], tuple[float, Tensor]], file: Path | None) -> None:
         self._take = take
@@ -83,7 +86,7 @@ class Asked:
         self._gradients: dict[int, tuple[float, Tensor]] = {}
         self._scores: dict[str, Any] = {}
         self.seconds: list[float] = []
-        """What each gradient took."""
+        """Seconds of each gradient."""
         self.spent = 0.0
         """Seconds this process spent on gradients."""
         if file and file.exists():
@@ -119,11 +122,11 @@ class Asked:
 
 
 def read_truth(path: Path) -> dict[int, Verified]:
-    """The verdicts of the last step in a tokens.jsonl, by token id, ascending."""
+    """Returns the verdicts of the last step in a tokens.jsonl, by ascending token id."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if row["glitch"] is not None and row["probes"]]
     if not rows:
-        raise click.UsageError(f"{path} holds no verdicts")
+        raise click.UsageError(f"{path} contains no verdicts")
     last = rows[-1]["step"]
     facts = [_fact(row) for row in rows if row["step"] == last]
     return {fact.token.id: fact for fact in sorted(facts, key=lambda fact: fact.token.id)}
@@ -140,7 +143,7 @@ def _fact(row: Mapping[str, Any]) -> Verified:
 
 
 def context_of(spec_path: Path) -> Context:
-    """The loaded model of a spec's first cell, and what a strategy is given besides."""
+    """Loads the model of a spec's first cell; returns the context of its strategies."""
     spec = load_experiment(spec_path).cells[0].spec
     model = load(spec.model)
     return Context(
@@ -154,7 +157,7 @@ def context_of(spec_path: Path) -> Context:
 
 
 def builders(space: Space, batch: int) -> dict[str, Callable[[int], Search]]:
-    """From a method's name to what builds it for a seed."""
+    """Returns, by name, functions that build a search for a seed."""
     measures = indicators(space)
 
     def named(search: str, **settings: Any) -> Callable[[int], Search]:
@@ -181,7 +184,7 @@ def replay(
     build: Callable[[], Search], truth: Mapping[int, Verified], budget: int, batch: int,
     asked: Asked, screens: int = 0,
 ) -> Trace:  # fmt: skip
-    """Runs a search, which `screens` were made for, against the table."""
+    """Runs a search on the table. `screens` is the number of tokens screened for it."""
     facts: list[Verified] = []
     before, start = asked.spent, time.perf_counter()
     search = build()
@@ -198,7 +201,7 @@ def replay(
 
 
 def check(context: Context, truth: Mapping[int, Verified], sample: int) -> float:
-    """Verifies a sample live and compares; returns the seconds one verification took."""
+    """Compares verdicts on a sample with the table; returns the seconds per verification."""
     ids = sorted(np.random.default_rng(0).choice(list(truth), sample, replace=False).tolist())
     judge = Judge(context, tuple(next(iter(truth.values())).probes))
     start = time.perf_counter()
@@ -222,7 +225,7 @@ def _probability(fact: Verified) -> float:
 
 def show(traces: Mapping[str, Sequence[Trace]], marks: Sequence[int], verify: float,
          asked: Asked) -> None:  # fmt: skip
-    """Prints two Markdown tables: what was found, and what it cost at the largest budget."""
+    """Prints two Markdown tables: what was found, and the costs at the largest budget."""
     gradient = float(np.median(asked.seconds)) if asked.seconds else 0.0
     heads = [f"{kind} @{mark}" for kind in KINDS for mark in marks]
     print("\n| search | " + " | ".join(heads) + " |\n" + "|---" * (len(heads) + 1) + "|")
@@ -250,7 +253,7 @@ def _cell(curves: Sequence[np.ndarray], mark: int) -> str:
 
 
 def plot(traces: Mapping[str, Sequence[Trace]], truth: Mapping[int, Verified], path: Path) -> None:
-    """Found against verified, one panel a kind; a band is one standard deviation over the seeds."""
+    """Plots found against verified tokens, one panel per kind; bands are one standard deviation."""
     with style():
         figure = new_figure((12, 4))
         panels = figure.subplots(1, len(KINDS))
@@ -262,8 +265,8 @@ def plot(traces: Mapping[str, Sequence[Trace]], truth: Mapping[int, Verified], p
                 (line,) = axes.plot(np.arange(1, shortest + 1), mean, label=name)
                 axes.fill_between(np.arange(1, shortest + 1), mean - spread, mean + spread,
                                   color=line.get_color(), alpha=0.2, lw=0)  # fmt: skip
-            there_are = sum(map(counts, truth.values()))
-            axes.set_title(f"{kind}: {there_are:,} among {len(truth):,} tokens")
+            total = sum(map(counts, truth.values()))
+            axes.set_title(f"{kind}: {total:,} among {len(truth):,} tokens")
             axes.set_xlabel("tokens verified")
         panels[0].set_ylabel("found")
         panels[0].legend(fontsize=8)
@@ -275,7 +278,7 @@ def _first(context: Context, probes: Sequence[str]) -> Prompt:
 
 
 def verified_here(context: Context, size: int) -> dict[int, Verified]:
-    """A random part of the vocabulary, verified now."""
+    """Verifies a random part of the vocabulary."""
     scope = context.scope()
     picked = np.random.default_rng(0).choice(scope, min(size, len(scope)), replace=False)
     facts = Judge(context, ("repeat",)).judge(sorted(picked.tolist()))
@@ -286,17 +289,21 @@ def verified_here(context: Context, size: int) -> dict[int, Verified]:
 @click.argument("spec", default=SPEC, type=click.Path(exists=True, path_type=Path))
 @click.argument("truth", required=False, type=click.Path(exists=True, path_type=Path))
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(1))
-@click.option("--walks", type=click.IntRange(0), help="Seeds for the gradient, which is dear.")
+@click.option(
+    "--walks", type=click.IntRange(0), help="Seeds of the gradient search, which is slow."
+)
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(1))
 @click.option("--budget", default=max(MARKS), show_default=True, type=click.IntRange(1))
-@click.option("--sample", default=64, show_default=True, help="Verdicts checked with the model.")
+@click.option(
+    "--sample", default=64, show_default=True, help="Verdicts to compare with the model's."
+)
 @click.option(
     "--keep",
     "kept",
     type=click.Path(path_type=Path),
-    help="Keeps gradients and screens in this file, for the next time.",
+    help="Stores gradients and screens in this file for the next run.",
 )
-@click.option("--screen/--no-screen", default=True, help="Whether to try the screened searches.")
+@click.option("--screen/--no-screen", default=True, help="Whether to run the screened searches.")
 @click.option("--plot", "picture", type=click.Path(path_type=Path), help="Writes a PNG.")
 def main(
     spec: Path, truth: Path | None, seeds: int, walks: int | None, batch: int, budget: int,
@@ -306,15 +313,17 @@ def main(
     table = read_truth(truth) if truth else verified_here(context, 600)
     verify = check(context, table, min(sample, len(table)))
     probes = tuple(next(iter(table.values())).probes)
-    told = space_of(Config(probes=probes), context, ())
-    asked = Asked(told.gradient, kept)
-    told = replace(told, ids=torch.tensor(list(table)), gradient=asked.gradient)
+    search_space = space_of(Config(probes=probes), context, ())
+    asked = Asked(search_space.gradient, kept)
+    search_space = replace(search_space, ids=torch.tensor(list(table)), gradient=asked.gradient)
     if screen:
-        told = replace(told, scores=asked.scores(context, _first(context, probes), list(table)))
+        search_space = replace(
+            search_space, scores=asked.scores(context, _first(context, probes), list(table))
+        )
     most = min(budget, len(table))
     marks = [mark for mark in MARKS if mark <= most] or [most]
     traces: dict[str, list[Trace]] = {}
-    for name, build in builders(told, batch).items():
+    for name, build in builders(search_space, batch).items():
         runs = seeds if name not in ("low norm", *ORDERED) else 1
         if name.startswith("gradient") and walks is not None:
             runs = walks

@@ -1,12 +1,13 @@
-"""What is found of the tokens planted in a stand-in for nowllm-0829.
+"""Measures how many of the tokens planted in a stand-in for nowllm-0829 are found.
 
     make nowllm-mini
     python benchmarks/standin.py [FOLDER] [--sampled 64] [--budget 800]
 
-One table says by quantization what share of the planted tokens a scan of the whole vocabulary
-finds, how many of the others it calls glitch tokens, and how many of both `validate` confirms; the
-other what each search finds on a budget. Everything goes through `glitchrun apply`. It fails where
-less than 95 % of the planted tokens are found or confirmed, or more than 2 % of the others.
+The first table shows, by quantization, how many planted tokens a scan of the whole vocabulary
+finds, how many of the others it calls glitch tokens, and how many of both `validate` confirms. The
+second shows what each search finds within a budget. Everything runs through `glitchrun apply`. It
+fails if less than 95 % of the planted tokens are found or confirmed, or more than 2 % of the
+others.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ out = Console(width=110)
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The lines of one step in tokens.jsonl."""
+    """The rows of one step in tokens.jsonl."""
 
     rows: Sequence[Mapping[str, Any]]
     planted: frozenset[int]
 
     def share(self, verdict: str, planted: bool) -> tuple[int, int]:
-        """How many have the verdict, of how many."""
+        """Returns how many planted (or other) tokens have the verdict, and how many there are."""
         asked = [row for row in self.rows if (row["token_id"] in self.planted) == planted]
         return sum(bool(row[verdict]) for row in asked), len(asked)
 
@@ -58,7 +59,7 @@ def experiment(folder: Path, name: str, steps: Sequence[Mapping[str, Any]]) -> d
 
 
 def apply(spec: Mapping[str, Any], planted: frozenset[int]) -> list[dict[str, Rows]]:
-    """Each run's rows by step."""
+    """Applies a spec; returns the rows of each run, by step."""
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "spec.yaml").write_text(json.dumps(spec), encoding="utf-8")
         words = [sys.executable, "-m", "glitchrun", "apply", "spec.yaml", "-o", "json", "--yes"]
@@ -78,7 +79,7 @@ def by_step(run: Mapping[str, Any], planted: frozenset[int]) -> dict[str, Rows]:
 
 
 def precisions(folder: Path, planted: frozenset[int], sampled: int) -> bool:
-    """Prints the table by quantization; whether every figure is good enough."""
+    """Prints the table by quantization; returns whether every figure is good enough."""
     some = sorted(planted)[:: max(1, len(planted) // sampled)][:sampled]
     others = [i for i in range(300, 300 + 400 * sampled, 400) if i not in planted][:sampled]
     steps = [
@@ -126,10 +127,10 @@ def searches(folder: Path, planted: frozenset[int], budget: int) -> None:
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=FOLDER)
-@click.option("--sampled", default=64, help="Planted and other tokens whose attempts are sampled.")
-@click.option("--budget", default=800, help="Verifications that each search may spend.")
+@click.option("--sampled", default=64, help="Planted tokens, and as many others, to validate.")
+@click.option("--budget", default=800, help="Verifications per search.")
 def main(folder: Path, sampled: int, budget: int) -> None:
-    """What is found of the tokens planted in the stand-in at FOLDER."""
+    """Measures how many of the tokens planted in the stand-in at FOLDER are found."""
     if not (folder / "planted.json").exists():
         raise click.ClickException(f"{folder} has no planted.json: run `make nowllm-mini` first")
     note = json.loads((folder / "planted.json").read_text(encoding="utf-8"))
@@ -137,7 +138,7 @@ def main(folder: Path, sampled: int, budget: int) -> None:
     good = precisions(folder, planted, sampled)
     searches(folder, planted, budget)
     if not good:
-        raise SystemExit("a stand-in's planted tokens are not found, or others are")
+        raise SystemExit("too few planted tokens or too many others were found")
 
 
 if __name__ == "__main__":
