@@ -1,4 +1,4 @@
-"""A package outside the tree adds a search, a probe and a template by entry points."""
+"""A package outside the tree adds a strategy, a search, a probe and a template by entry points."""
 
 from __future__ import annotations
 
@@ -21,6 +21,14 @@ steps:
   - {id: found, strategy: mine, search: longest, iterations: 2, batch_size: 4, min_length: 2,
      probes: [echo]}
 """
+LETTERS = """\
+apiVersion: glitchrun/v1
+kind: Experiment
+metadata: {name: letters}
+model: {path: model, device: cpu}
+steps:
+  - {id: count, strategy: letters, tokens: {ids: [40, 41, 300]}}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Path
     folder = tmp_path_factory.mktemp("outside")
     (folder / "model").symlink_to(llama_folder)
     (folder / "spec.yaml").write_text(SPEC)
+    (folder / "letters.yaml").write_text(LETTERS)
     return folder
 
 
@@ -47,7 +56,13 @@ def key(folder: Path, package: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("searches", "longest"), ("probes", "echo"), ("templates", "forum")]
+    ("kind", "name"),
+    [
+        ("strategies", "letters"),
+        ("searches", "longest"),
+        ("probes", "echo"),
+        ("templates", "forum"),
+    ],
 )
 def test_list_shows_what_a_package_adds(folder: Path, kind: str, name: str) -> None:
     rows = {row["name"]: row for row in json.loads(glitchrun(folder, "list", kind, "-o", "json"))}
@@ -125,3 +140,20 @@ def test_code_that_cannot_be_imported_is_named_with_its_package(
     assert "the search 'longest' of the package glitchrun-outside 1.0 cannot be imported" in (
         done.stderr
     )
+
+
+def test_every_command_knows_the_strategy_of_a_package(folder: Path) -> None:
+    assert "no problems" in glitchrun(folder, "validate", "letters.yaml")
+    assert commands.run(folder, "validate", "letters.yaml").returncode == 3
+    glitchrun(folder, "init", "--strategy", "letters", "started")
+    assert "upper: true" in (folder / "started.yaml").read_text()
+    (planned,) = json.loads(glitchrun(folder, "plan", "-o", "json", "letters.yaml"))["runs"]
+    assert planned["work"][0]["tokens"] == 3
+    (run,) = json.loads(glitchrun(folder, "apply", "-o", "json", "letters.yaml"))["runs"]
+    assert run["status"] == "FINISHED"
+    letters = run["metrics"]["count/letters"]
+    page = glitchrun(folder, "report", "--format", "md", "letters")
+    assert f"The tokens have {letters:g} letters." in page
+    assert (Path(run["artifacts_dir"]) / "plots" / "letters.png").is_file()
+    # The record is read without the package, too.
+    assert "count" in glitchrun(folder, "report", "--format", "md", "letters", package=None)

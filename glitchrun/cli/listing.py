@@ -11,6 +11,7 @@ from glitchrun.spec.probes import PROBES
 from glitchrun.spec.registry import Registry
 from glitchrun.spec.schema import fragments
 from glitchrun.spec.searches import SEARCHES
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.templates import FAMILIES, TEMPLATE_MODES
 from glitchrun.terminal import emit_json, say
 
@@ -30,6 +31,7 @@ def command(what: str, output: str) -> None:
     }
     found = sources[what]()
     registries: dict[str, Registry[Any]] = {
+        "strategies": STRATEGIES,
         "searches": SEARCHES,
         "templates": FAMILIES,
         "probes": PROBES,

@@ -56,9 +56,11 @@ def results_digest(spec: Spec) -> str:
 
 
 def _packages(spec: Spec) -> dict[str, str]:
-    """The package and version of each template, search and probe that another package adds."""
+    """The package and version of each strategy, template, search and probe that another package
+    adds."""
     chosen: list[tuple[Registry[Any], object]] = [(FAMILIES, spec.template)]
     for step in spec.steps:
+        chosen.append((STRATEGIES, step.strategy))
         chosen.append((SEARCHES, step.params.get("search")))
         probes = step.params.get("probes")
         chosen += [(PROBES, name) for name in probes or () if not isinstance(probes, str)]
