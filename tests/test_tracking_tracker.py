@@ -15,7 +15,7 @@ from glitchrun.errors import TrackingUnavailable
 from glitchrun.ledger import read_run
 from glitchrun.tracking import tracker as tracker_module
 from glitchrun.tracking.sync import close_dead_runs, sync
-from glitchrun.tracking.system_metrics import Sampler, gpu_values
+from glitchrun.tracking.system_metrics import SystemSampler, gpu_values
 from glitchrun.tracking.tracker import MlflowTracker
 from tests.support.records import Invented, write_run
 from tests.support.stores import counts, new_root, nobody_listening, query
@@ -127,7 +127,7 @@ def test_dead_run_that_cannot_be_delivered_is_reported(tmp_path: Path) -> None:
 
 
 def test_samples_are_kept_until_delivered() -> None:
-    sampler = Sampler(time.time_ns() // 1_000_000 - 5_000)
+    sampler = SystemSampler(time.time_ns() // 1_000_000 - 5_000)
     sampler.sample()
     first = sampler.pending()
     assert {point.key for point in first} >= {

@@ -18,7 +18,7 @@ _QUERY = "index,utilization.gpu,memory.used,memory.total,power.draw"
 _MIB = 1024 * 1024 / _MEGA
 
 
-class Sampler:
+class SystemSampler:
     """Samples the machine and keeps the points until they are delivered."""
 
     def __init__(self, started_at: int) -> None:

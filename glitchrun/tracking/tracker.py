@@ -13,7 +13,7 @@ from glitchrun.tracking.deliver import Target, advance, begin, complete
 from glitchrun.tracking.metrics import Point
 from glitchrun.tracking.params_and_tags import valid_name
 from glitchrun.tracking.store import Store, open_store, unavailable
-from glitchrun.tracking.system_metrics import Sampler
+from glitchrun.tracking.system_metrics import SystemSampler
 
 INTERVAL = 3.0
 """Seconds between two samples of the machine and checks for a newer record."""
@@ -39,7 +39,7 @@ class MlflowTracker:
         self._uri, self._root, self._interval = uri, root, interval
         self._store: Store | None = None
         self._target: Target | None = None
-        self._sampler: Sampler | None = None
+        self._sampler: SystemSampler | None = None
         self._seen: set[Point] = set()
         self._newest: RunRecord | None = None
         self._delivered: RunRecord | None = None
@@ -51,7 +51,7 @@ class MlflowTracker:
         """Finds or creates the MLflow run, and starts the thread."""
         # mlflow is imported here, not in the thread: two threads that import large packages at
         # the same time can see incomplete modules.
-        self._sampler = Sampler(record.started_at)
+        self._sampler = SystemSampler(record.started_at)
         self._newest = record
         self._try(lambda: self._advance(record))
         follow = threading.Thread(
@@ -74,7 +74,7 @@ class MlflowTracker:
             self._sampler.sample()
         self._try(lambda: self._finish(record))
 
-    def _follow(self, sampler: Sampler) -> None:
+    def _follow(self, sampler: SystemSampler) -> None:
         while not self._stop.wait(self._interval):
             sampler.sample()
             record = self._newest
