@@ -1,4 +1,4 @@
-"""Adapters: what they are taken for where they lie, and what they do to the weights."""
+"""Adapters: how they are found, checked and merged."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_an_adapter_on_a_mixture_of_experts(tmp_path: Path) -> None:
             torch.testing.assert_close(_logits(found.module), _logits(model), rtol=1e-4, atol=1e-4)
 
 
-def test_an_adapter_of_a_composite_finds_its_language_part(tmp_path: Path) -> None:
+def test_an_adapter_of_a_composite_changes_its_language_part(tmp_path: Path) -> None:
     base = composites.save("llava", tmp_path / "base")
     model = composites.load_whole(base)
     targets = r".*language_model.*\.(q_proj|up_proj)"
@@ -111,12 +111,12 @@ def test_an_adapter_of_a_composite_finds_its_language_part(tmp_path: Path) -> No
     torch.testing.assert_close(_logits(found.module), _logits(model), rtol=1e-4, atol=1e-4)
 
 
-def test_a_folder_that_is_only_an_adapter_is_no_model(lora: Path) -> None:
+def test_an_adapter_as_model_path_is_rejected(lora: Path) -> None:
     with pytest.raises(ModelUnavailable, match=r"an adapter, not a model.*as model\.adapter"):
         resolve(str(lora))
 
 
-def test_an_adapter_beside_weights_is_named_or_declined(
+def test_an_adapter_beside_weights_must_be_named_or_declined(
     base: Path, lora: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(base, tmp_path / "both"))
@@ -134,7 +134,7 @@ def test_an_adapter_beside_weights_is_named_or_declined(
     assert (_logits(plain.module) - _logits(changed.module)).abs().max() > 0.1
 
 
-def test_the_adapter_is_part_of_the_identity(base: Path, lora: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_covers_the_adapter(base: Path, lora: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(lora, tmp_path / "other"))
     tensors = load_file(other / "adapter_model.safetensors")
     first = min(tensors)
@@ -192,7 +192,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_an_adapter_that_cannot_be_applied_is_refused_from_its_headers(
+def test_an_inapplicable_adapter_is_rejected_from_its_headers(
     base: Path, lora: Path, tmp_path: Path, fault: str
 ) -> None:
     folder = Path(shutil.copytree(lora, tmp_path / "adapter"))
@@ -218,7 +218,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("fault", WRONG)
-def test_an_adapter_that_does_not_fit_is_refused_when_it_is_merged(
+def test_an_adapter_that_does_not_fit_is_rejected_while_merging(
     base: Path, lora: Path, tmp_path: Path, fault: str
 ) -> None:
     folder = Path(shutil.copytree(lora, tmp_path / "adapter"))
@@ -228,7 +228,7 @@ def test_an_adapter_that_does_not_fit_is_refused_when_it_is_merged(
         load(_spec(base, adapter=str(folder)), CACHE)
 
 
-def test_a_pickled_adapter_loads_where_pickle_is_allowed(
+def test_a_pickled_adapter_loads_if_pickle_is_allowed(
     base: Path, lora: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(lora, tmp_path / "adapter"))
@@ -238,13 +238,13 @@ def test_a_pickled_adapter_loads_where_pickle_is_allowed(
     assert torch.equal(_logits(pickled.module), _logits(sound.module))
 
 
-def test_weights_quantized_on_disk_take_no_adapter(lora: Path, tmp_path: Path) -> None:
+def test_an_adapter_for_weights_quantized_on_disk_is_rejected(lora: Path, tmp_path: Path) -> None:
     config = raw.LLAMA | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     with pytest.raises(ModelUnavailable, match="already quantized on disk"):
         read_header(resolve(str(raw.folder(tmp_path, config=config))), adapter=str(lora))
 
 
-def test_without_peft_the_extra_is_named(
+def test_the_error_without_peft_names_the_extra(
     base: Path, lora: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "peft", None)

@@ -1,4 +1,4 @@
-"""The fingerprint follows the contents, not the place."""
+"""The fingerprint depends on the contents and not on the location."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _flip(file: Path, at: int) -> None:
         opened.write(bytes([byte[0] ^ 1]))
 
 
-def test_a_copy_elsewhere_has_the_same_fingerprint(tmp_path: Path) -> None:
+def test_a_copy_has_the_same_fingerprint(tmp_path: Path) -> None:
     folder = raw.folder(tmp_path / "one")
     (folder / "README.md").write_text("says nothing about the weights")
     shutil.copytree(folder, tmp_path / "two")
@@ -40,7 +40,7 @@ def test_a_renamed_gguf_has_the_same_fingerprint(tmp_path: Path) -> None:
     assert _of(raw.gguf(tmp_path / "a.gguf")) == _of(raw.gguf(tmp_path / "b.gguf"))
 
 
-def test_one_weight_changed_changes_it(tmp_path: Path) -> None:
+def test_a_changed_weight_changes_it(tmp_path: Path) -> None:
     folder = raw.folder(tmp_path)
     before = _of(folder)
     _flip(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size - 20)
@@ -48,7 +48,7 @@ def test_one_weight_changed_changes_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "tokenizer.model"])
-def test_the_tokenizer_is_part_of_it(tmp_path: Path, name: str) -> None:
+def test_it_covers_the_tokenizer(tmp_path: Path, name: str) -> None:
     folder = raw.folder(tmp_path)
     before = _of(folder)
     (folder / name).write_text("{}")
@@ -76,7 +76,7 @@ def test_large_files_are_sampled_and_a_retrained_one_differs(
 def test_every_matrix_of_eight_mebibytes_is_sampled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At a scale of 1:4096, any change as long as the sampling step is seen."""
+    """At a scale of 1:4096, any change as long as the sampling stride is noticed."""
     monkeypatch.setattr(module, "_READ_WHOLE", 1024)
     monkeypatch.setattr(module, "_BLOCK", 4)
     monkeypatch.setattr(module, "_STRIDE", 2048)
@@ -90,7 +90,7 @@ def test_every_matrix_of_eight_mebibytes_is_sampled(
         assert _of(folder) != before
 
 
-def test_of_the_code_only_files_count(tmp_path: Path) -> None:
+def test_folders_named_like_code_are_ignored(tmp_path: Path) -> None:
     checkpoint = resolve(str(raw.folder(tmp_path / "one")))
     assert checkpoint.path is not None
     (checkpoint.path / "modeling.py").write_text("x = 1\n")

@@ -1,4 +1,4 @@
-"""Headers of real, tiny and hostile checkpoints."""
+"""Headers of real, tiny and malformed checkpoints."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_real_smollm2_gguf() -> None:
     assert sum(tensor.numel for tensor in header.tensors.values()) == 134_515_008
 
 
-def test_ggml_types_are_those_of_the_package_gguf() -> None:
+def test_ggml_types_agree_with_the_package_gguf() -> None:
     known = {
         int(kind): (kind.name, *sizes) for kind, sizes in gguf_package.GGML_QUANT_SIZES.items()
     }
@@ -114,7 +114,9 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         (["a.safetensors"], "no weight_map"),
     ],
 )
-def test_an_index_that_does_not_fit_is_refused(tmp_path: Path, weight_map: Any, says: str) -> None:
+def test_an_index_that_disagrees_with_the_shards_is_rejected(
+    tmp_path: Path, weight_map: Any, says: str
+) -> None:
     index = _sharded(tmp_path) / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(ModelUnavailable) as caught:
@@ -122,7 +124,7 @@ def test_an_index_that_does_not_fit_is_refused(tmp_path: Path, weight_map: Any, 
     assert says in str(caught.value)
 
 
-def test_pickled_weights_are_sized_only_on_request(tmp_path: Path) -> None:
+def test_pickled_weights_are_read_only_with_allow_pickle(tmp_path: Path) -> None:
     config = raw.LLAMA | {"dtype": "float32"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelUnavailable, match="there are no weights"):
@@ -149,14 +151,14 @@ def test_pickled_weights_are_sized_only_on_request(tmp_path: Path) -> None:
         (json.dumps(raw.LLAMA | {"num_hidden_layers": 10**30}), "num_hidden_layers"),
     ],
 )
-def test_an_unsound_config_is_refused(tmp_path: Path, text: str, says: str) -> None:
+def test_an_unsound_config_is_rejected(tmp_path: Path, text: str, says: str) -> None:
     (raw.folder(tmp_path) / "config.json").write_text(text)
     with pytest.raises(ModelUnavailable, match=r"config\.json") as caught:
         _read(tmp_path)
     assert says in str(caught.value)
 
 
-def test_a_model_without_an_embedding_is_no_language_model(tmp_path: Path) -> None:
+def test_a_model_without_an_embedding_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match="no input embedding was found among its 1 tensors"):
         _read(raw.folder(tmp_path, tensors={"conv.weight": ("F32", (3, 3))}))
 
@@ -196,7 +198,7 @@ _UNSOUND = [
 
 
 @pytest.mark.parametrize(("header", "data", "length", "says"), _UNSOUND)
-def test_an_unsound_safetensors_header_is_refused(
+def test_an_unsound_safetensors_header_is_rejected(
     tmp_path: Path, header: bytes, data: int, length: int | None, says: str
 ) -> None:
     path = raw.safetensors_raw(tmp_path / "x.safetensors", header, b"\0" * data, length)
@@ -205,7 +207,7 @@ def test_an_unsound_safetensors_header_is_refused(
     assert says in str(caught.value)
 
 
-def test_an_empty_safetensors_file_is_refused(tmp_path: Path) -> None:
+def test_an_empty_safetensors_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").touch()
     with pytest.raises(ModelUnavailable, match="0 bytes are too few"):
         read_safetensors(tmp_path / "x.safetensors")
@@ -244,7 +246,7 @@ _UNSOUND_GGUF: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "says"), _UNSOUND_GGUF)
-def test_an_unsound_gguf_header_is_refused(
+def test_an_unsound_gguf_header_is_rejected(
     tmp_path: Path, changes: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(ModelUnavailable, match=r"m\.gguf: not a sound GGUF file") as caught:
@@ -252,7 +254,7 @@ def test_an_unsound_gguf_header_is_refused(
     assert says in str(caught.value)
 
 
-def test_one_part_of_a_split_gguf_is_refused(tmp_path: Path) -> None:
+def test_one_part_of_a_split_gguf_is_rejected(tmp_path: Path) -> None:
     keys = (*raw.GGUF_KEYS, raw.gguf_key("split.count", 3))
     with pytest.raises(ModelUnavailable, match="one of 3 parts"):
         _read(raw.gguf(tmp_path / "m.gguf", keys=keys))
@@ -263,7 +265,7 @@ def test_one_part_of_a_split_gguf_is_refused(tmp_path: Path) -> None:
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_any_damage_gives_a_header_or_a_message(
+def test_any_damage_gives_a_header_or_an_error(
     tmp_path: Path, kind: str, data: st.DataObject
 ) -> None:
     folder = raw.folder(tmp_path / "f")
@@ -305,7 +307,7 @@ def test_the_embedding_is_found_under_the_names_of_older_and_recurrent_families(
     assert (header.embedding, header.vocab, header.dims.num_layers) == (name, 10, 1)
 
 
-def test_a_head_that_config_json_wants_and_nobody_stored(tmp_path: Path) -> None:
+def test_a_head_that_config_json_requires_and_the_weights_lack(tmp_path: Path) -> None:
     tensors = {name: value for name, value in raw.TENSORS.items() if name != "lm_head.weight"}
     with pytest.raises(ModelUnavailable, match="tie_word_embeddings: true there if the model"):
         _read(raw.folder(tmp_path, tensors=tensors))
@@ -319,7 +321,7 @@ def test_a_head_that_config_json_wants_and_nobody_stored(tmp_path: Path) -> None
         ({}, "hf_quant_config.json", "ModelOpt"),
     ],
 )
-def test_formats_of_other_tools_are_told_apart_from_damage(
+def test_formats_of_other_tools_are_named(
     tmp_path: Path, config: dict[str, Any], beside: str | None, says: str
 ) -> None:
     folder = raw.folder(tmp_path, config=raw.LLAMA | config)
@@ -330,8 +332,8 @@ def test_formats_of_other_tools_are_told_apart_from_damage(
 
 
 @pytest.mark.parametrize("draft", [0, 1])
-def test_layers_for_drafting_are_no_layers_of_the_decoder(tmp_path: Path, draft: int) -> None:
-    """DeepSeek V3 keeps them behind the others, and says so."""
+def test_draft_layers_do_not_count_as_decoder_layers(tmp_path: Path, draft: int) -> None:
+    """DeepSeek V3 stores them after the others and counts them in a setting."""
     tensors = raw.TENSORS | {"model.layers.1.eh_proj.weight": ("BF16", (8, 16))}
     config = raw.LLAMA | {"num_nextn_predict_layers": draft}
     folder = raw.folder(tmp_path, config=config, tensors=tensors)

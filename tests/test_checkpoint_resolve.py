@@ -1,4 +1,4 @@
-"""`model.path` to files: folders, GGUF, packages, the hub cache, and what is refused."""
+"""From `model.path` to files: folders, GGUF, packages, the hub cache, and errors."""
 
 from __future__ import annotations
 
@@ -53,26 +53,26 @@ def test_a_file_in_an_installed_package_is_found_without_importing_it() -> None:
         ("a/b/c", "no such file or folder"),
     ],
 )
-def test_what_cannot_be_resolved_says_why(value: str, says: str) -> None:
+def test_an_unresolvable_path_is_explained(value: str, says: str) -> None:
     with pytest.raises(ModelUnavailable, match=r"model\.path") as caught:
         resolve(value)
     assert says in str(caught.value)
 
 
-def test_a_folder_without_a_config_is_refused_and_its_gguf_named(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_without_a_config_names_its_gguf(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(ModelUnavailable, match=r"no config\.json.*model\.gguf"):
         resolve(str(tmp_path))
 
 
-def test_a_gguf_without_the_magic_is_refused(tmp_path: Path) -> None:
+def test_a_gguf_without_the_magic_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"PK\x03\x04")
     with pytest.raises(ModelUnavailable, match="not a GGUF file"):
         resolve(str(path))
 
 
-def test_a_fifo_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
+def test_a_fifo_is_rejected_without_waiting_for_a_writer(tmp_path: Path) -> None:
     path = tmp_path / "pipe.gguf"
     os.mkfifo(path)
     with pytest.raises(ModelUnavailable, match="neither a file nor a folder"):
@@ -81,7 +81,7 @@ def test_a_fifo_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty hub cache, and no way to the hub."""
+    """An empty hub cache without a connection to the hub."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -99,7 +99,7 @@ def _snapshot(cache: Path) -> Path:
     return snapshot
 
 
-def test_a_hub_id_resolves_to_its_snapshot_once_all_of_it_is_there(hub_cache: Path) -> None:
+def test_a_hub_id_resolves_to_a_complete_snapshot(hub_cache: Path) -> None:
     assert resolve("acme/tiny") == Checkpoint("hub", None, "acme/tiny", None)
     snapshot = _snapshot(hub_cache)
     assert resolve("acme/tiny").path is None
@@ -113,13 +113,13 @@ def test_a_hub_id_resolves_to_its_snapshot_once_all_of_it_is_there(hub_cache: Pa
     assert resolve("acme/tiny") == Checkpoint("folder", snapshot, "acme/tiny", None)
 
 
-def test_fetching_what_cannot_be_reached_names_the_model(hub_cache: Path) -> None:
+def test_the_error_of_a_failed_download_names_the_model(hub_cache: Path) -> None:
     assert not list(hub_cache.iterdir())
     with pytest.raises(ModelUnavailable, match=r"acme/tiny.*could not be fetched"):
         fetch(resolve("acme/tiny"))
 
 
-def test_fetching_takes_pickle_and_code_only_where_allowed(
+def test_fetching_includes_pickle_and_code_only_if_allowed(
     hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
@@ -149,7 +149,7 @@ def test_fetching_a_local_checkpoint_changes_nothing(tmp_path: Path) -> None:
     assert fetch(local) is fetch_tokenizer(local) is local
 
 
-def test_without_a_home_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_home_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     def nowhere(_path: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")
 

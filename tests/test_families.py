@@ -17,7 +17,7 @@ HYBRID = (
     "lfm2 lfm2_moe lfm3 mamba mamba2 minimax nemotron_h olmo_hybrid qwen3_5_text qwen3_next "
     "recurrent_gemma rwkv xlstm zamba zamba2 zaya"
 )
-"""Families that keep states of recurrences or convolutions."""
+"""Families with states of recurrences or convolutions."""
 OTHERS = (
     "bart bert bloom codegen cohere2 cpmant ctrl deepseek_v3 exaone4 falcon gemma gemma2 "
     "gemma3_text gemma4_text glm4 gpt2 gpt_neo gpt_neox gpt_oss gptj granite hrm_text "
@@ -31,7 +31,7 @@ def named(kind: str) -> Family:
     return next(family for family in families() if family.kind == kind)
 
 
-def test_every_family_has_its_line_in_the_docs() -> None:
+def test_every_family_has_a_row_in_the_docs() -> None:
     page = PAGE.read_text(encoding="utf-8")
     missing = [one for one in families() if f"| `{one.kind}` | `{one.name}` |" not in page]
     assert not missing, "run: make models"
@@ -41,7 +41,7 @@ def test_every_family_has_its_line_in_the_docs() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", [*HYBRID.split(), *OTHERS.split()])
-def test_a_family_runs_to_its_own_numbers_or_is_refused(kind: str) -> None:
+def test_a_family_gives_its_own_numbers_or_is_refused(kind: str) -> None:
     result = trial(named(kind))
     page = PAGE.read_text(encoding="utf-8")
     assert result.outcome in ("runs", "refused", "not built"), result

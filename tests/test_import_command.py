@@ -1,4 +1,4 @@
-"""`glitchrun import`: files checked against a real tokenizer, and what it writes."""
+"""`glitchrun import`: checks against a real tokenizer, and the written files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fits(tokenizer: Any, *pairs: tuple[int, str | None]) -> list[str]:
     return [fit.fit for fit in check_fit(tokens, tokenizer, 32_000)]
 
 
-def test_a_list_that_names_a_wrong_model_is_taken_with_the_right_one(
+def test_a_list_with_a_wrong_model_is_imported_for_the_right_one(
     models: Path, tmp_path: Path
 ) -> None:
     done = imported(
@@ -54,7 +54,7 @@ def test_a_list_that_names_a_wrong_model_is_taken_with_the_right_one(
     assert data["source"]["file"] == "glitch_tokens.json"
 
 
-def test_a_wrong_model_is_refused_with_the_first_differences(models: Path, tmp_path: Path) -> None:
+def test_a_wrong_model_is_rejected_with_the_first_differences(models: Path, tmp_path: Path) -> None:
     out = tmp_path / "t"
     done = imported(LEGACY / "glitch_tokens.json", "--model", models / "other", "-o", out)
     assert done.exit_code == 1
@@ -117,14 +117,12 @@ def test_a_redacted_log_has_no_folder_of_another_system_and_no_unknown_event(
     assert "anna" not in bare.read_text().casefold()
 
 
-def test_dropping_everything_is_refused(models: Path) -> None:
+def test_dropping_every_entry_is_rejected(models: Path) -> None:
     file = LEGACY / "glitch_tokens.json"
     assert imported(file, "--model", models / "other", "--mismatches", "drop").exit_code == 1
 
 
-def test_ids_without_texts_are_checked_against_the_size_and_it_is_said(
-    models: Path, tmp_path: Path
-) -> None:
+def test_ids_without_texts_are_checked_only_against_the_size(models: Path, tmp_path: Path) -> None:
     done = imported(LEGACY / "ids.json", "--model", models / "mistral")
     assert done.exit_code == 0
     assert "no texts: ids were checked only against the size of the vocabulary" in done.stderr
@@ -135,7 +133,7 @@ def test_ids_without_texts_are_checked_against_the_size_and_it_is_said(
 
 
 @pytest.mark.parametrize("path", sorted(LEGACY.iterdir()), ids=lambda path: path.name)
-def test_what_is_written_reads_as_what_was_read(path: Path, models: Path, tmp_path: Path) -> None:
+def test_a_written_file_reads_back_unchanged(path: Path, models: Path, tmp_path: Path) -> None:
     out = tmp_path / "tokens.json"
     done = imported(path, "--model", models / "mistral", "-o", out)
     assert done.exit_code == 0, done.stderr
@@ -165,13 +163,13 @@ def test_what_is_written_reads_as_what_was_read(path: Path, models: Path, tmp_pa
         ([str(LEGACY / "ids.json"), "--model", "x", "-o", "no/where"], 2, "create it first"),
     ],
 )
-def test_what_cannot_be_done_is_said(words: list[str], code: int, message: str) -> None:
+def test_impossible_requests_are_explained(words: list[str], code: int, message: str) -> None:
     done = imported(*words)
     assert done.exit_code == code
     assert message in done.stderr
 
 
-def test_a_space_in_front_does_not_decide() -> None:
+def test_a_leading_space_does_not_matter() -> None:
     # `▁been` is 750; tools that decode it alone lose the space.
     assert fits(mistral(), (750, "been"), (750, " been"), (750, "▁been")) == ["same"] * 3
     assert fits(mistral(), (750, "  been")) == ["spaces"]
@@ -179,7 +177,7 @@ def test_a_space_in_front_does_not_decide() -> None:
         assert set(fits(mistral_spaced(how), (750, "been"), (750, " been"))) <= {"same", "spaces"}
 
 
-def test_letters_case_line_breaks_and_pieces_decide() -> None:
+def test_case_line_breaks_and_pieces_matter() -> None:
     assert fits(mistral(), (750, "Been"), (750, "be en"), (13, "\n"), (13, "\r")) == [
         "different",
         "different",
@@ -190,7 +188,7 @@ def test_letters_case_line_breaks_and_pieces_decide() -> None:
     assert fits(smollm2(), (260, "Ġthe"), (260, " the"), (260, "the")) == ["same", "same", "spaces"]
 
 
-def test_replacement_characters_prove_little() -> None:
+def test_replacement_characters_are_weak_evidence() -> None:
     assert fits(mistral(), (170, "\ufffd"), (171, "\ufffd"), (750, "\ufffd")) == [
         "weak",
         "weak",
@@ -198,7 +196,7 @@ def test_replacement_characters_prove_little() -> None:
     ]
 
 
-def test_every_way_to_fit_is_tallied() -> None:
+def test_every_way_to_fit_is_counted() -> None:
     tokens = [ImportedToken(750, "a", "been"), ImportedToken(99_999, "b"), ImportedToken(750, "c")]
     counts = tallies(check_fit(tokens, mistral(), 32_000))
     assert counts == {

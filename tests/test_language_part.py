@@ -1,4 +1,4 @@
-"""The language part of models for several senses: what it says, holds, and is planned to hold."""
+"""The language part of multimodal models: logits, bytes and planned bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _load(folder: Path, quantization: str = "none") -> LoadedModel:
     return load(ModelSpec(str(folder), quantization=quantization, device="cpu"), Path("unused"))
 
 
-def test_the_language_part_says_what_the_whole_model_says(
+def test_the_language_part_gives_the_logits_of_the_whole_model(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="glitchrun"):
@@ -47,7 +47,7 @@ def test_the_language_part_says_what_the_whole_model_says(
 
 
 @pytest.mark.parametrize("quantization", ["none", "bfloat16", "int8", "int4"])
-def test_the_plan_counts_the_language_part_alone(folder: Path, quantization: str) -> None:
+def test_the_plan_counts_only_the_language_part(folder: Path, quantization: str) -> None:
     loaded = _load(folder, quantization)
     header = read_header(resolve(str(folder)))
     assert header.composite
@@ -63,12 +63,12 @@ def test_the_plan_counts_the_language_part_alone(folder: Path, quantization: str
     assert not [name for name in loaded.unquantized if "router" not in name and "gate" not in name]
 
 
-def test_the_fast_path_takes_a_decoder_that_it_knows(tmp_path: Path) -> None:
+def test_the_fast_path_supports_a_known_decoder(tmp_path: Path) -> None:
     _, why = best_backend(_load(composites.save("llava", tmp_path)))
     assert why.startswith("fast: same logits")
 
 
-def test_settings_that_the_family_leaves_out_are_read_off_the_weights(tmp_path: Path) -> None:
+def test_missing_settings_are_derived_from_the_weights(tmp_path: Path) -> None:
     """LLaVA's published text_config names neither widths nor layers."""
     text = {"model_type": "llama", "vocab_size": 10}
     config = {"model_type": "llava", "text_config": text, "vision_config": {}}
@@ -83,7 +83,7 @@ def test_settings_that_the_family_leaves_out_are_read_off_the_weights(tmp_path: 
     assert len(header.tensors) == len(raw.TENSORS)
 
 
-def test_a_talker_is_not_taken_for_the_language_part(tmp_path: Path) -> None:
+def test_a_talker_is_not_the_language_part(tmp_path: Path) -> None:
     text = {**raw.LLAMA, "model_type": "qwen2_5_omni_text"}
     config = {"model_type": "qwen2_5_omni", "thinker_config": {"text_config": text}}
     tensors = {f"thinker.{name}": value for name, value in raw.TENSORS.items()}
@@ -92,7 +92,7 @@ def test_a_talker_is_not_taken_for_the_language_part(tmp_path: Path) -> None:
     assert header.embedding == "thinker.model.embed_tokens.weight"
 
 
-def test_a_model_that_reads_both_ways_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_bidirectional_model_is_rejected(tmp_path: Path) -> None:
     vision = {**composites._VISION, "model_type": "siglip_vision_model"}
     made = ("PaliGemmaForConditionalGeneration", {"model_type": "gemma"}, {"vision_config": vision})
     composites.FAMILIES["paligemma"] = made

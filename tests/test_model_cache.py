@@ -1,4 +1,4 @@
-"""Where converted models are kept, how they are found again and how they go."""
+"""The folder of converted models: its location, sharing and removal."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tests.support.tiny_gguf import tiny_gguf
         ({"GLITCHRUN_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "/c"}, "/c/.cache/glitchrun"),
     ],
 )
-def test_the_users_cache_folder_by_the_conventions(environ: dict[str, str], expected: str) -> None:
+def test_the_cache_folder_follows_the_environment(environ: dict[str, str], expected: str) -> None:
     assert cache_folder(environ) == Path(expected)
 
 
-def test_without_a_home_the_message_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_home_is_reported_with_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -40,7 +40,7 @@ def test_without_a_home_the_message_names_the_variable(monkeypatch: pytest.Monke
         cache_folder({})
 
 
-def test_two_projects_share_a_conversion_and_keep_none_of_it(
+def test_two_projects_share_a_conversion_without_copies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "cache"
@@ -60,7 +60,9 @@ def test_two_projects_share_a_conversion_and_keep_none_of_it(
     assert made[0] == made[1]
 
 
-def test_a_changed_converter_converts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_converter_version_converts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gguf = tiny_gguf(tmp_path / "tiny.gguf")
     first = converted(gguf, tmp_path)
     monkeypatch.setattr(gguf_conversion, "CONVERTER", gguf_conversion.CONVERTER + 1)
@@ -69,7 +71,7 @@ def test_a_changed_converter_converts_anew(tmp_path: Path, monkeypatch: pytest.M
     assert tokenizer_note(tmp_path) == ""
 
 
-def test_doctor_names_the_cache_and_clears_it_when_told_to(
+def test_doctor_shows_the_cache_and_clears_it_on_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLITCHRUN_CACHE", str(tmp_path))
@@ -92,7 +94,7 @@ def test_doctor_names_the_cache_and_clears_it_when_told_to(
     assert (again.exit_code, "contains no converted models" in again.output) == (0, True)
 
 
-def test_a_linked_cache_is_left_alone(tmp_path: Path) -> None:
+def test_a_linked_cache_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "model.safetensors").write_bytes(b"x")
     (tmp_path / "gguf").symlink_to(tmp_path / "elsewhere")

@@ -1,4 +1,4 @@
-"""GGUF files: converted once, found by content, whole or not at all."""
+"""Conversion of GGUF files: once per content, and complete or not at all."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory, gguf: Path) -> Path:
-    """A cache that holds the tiny model already."""
+    """A cache that already contains the tiny model."""
     folder = tmp_path_factory.mktemp("cache")
     converted(gguf, folder)
     return folder
@@ -44,7 +44,7 @@ def _forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf_conversion, "load_gguf", refuse)
 
 
-def test_the_converted_model_is_the_direct_one(gguf: Path, cache: Path) -> None:
+def test_the_converted_model_equals_the_directly_loaded_one(gguf: Path, cache: Path) -> None:
     direct, tokenizer = load_gguf(gguf)
     model = load(ModelSpec(str(gguf), device="cpu"), cache)
     ids = torch.arange(30).view(3, 10)
@@ -58,7 +58,7 @@ def test_the_converted_model_is_the_direct_one(gguf: Path, cache: Path) -> None:
         assert model.tokenizer(text).input_ids == tokenizer(text).input_ids
 
 
-def test_a_tokenizer_alone_unpacks_no_weights(
+def test_loading_the_tokenizer_unpacks_no_weights(
     gguf: Path, cache: Path, in_empty_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _forbid(monkeypatch)
@@ -70,7 +70,7 @@ def test_a_tokenizer_alone_unpacks_no_weights(
     assert not list(in_empty_folder.iterdir())
 
 
-def test_the_second_load_finds_the_first(
+def test_the_second_load_uses_the_first_conversion(
     gguf: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _forbid(monkeypatch)
@@ -78,7 +78,7 @@ def test_the_second_load_finds_the_first(
     assert converted(elsewhere, cache) == converted(gguf, cache)
 
 
-def test_other_content_is_another_model(gguf: Path, cache: Path, tmp_path: Path) -> None:
+def test_other_content_has_another_conversion(gguf: Path, cache: Path, tmp_path: Path) -> None:
     other = converted(tiny_gguf(tmp_path / "tiny.gguf", seed=1), cache)
     first = load_file(converted(gguf, cache) / "model.safetensors")
     second = load_file(other / "model.safetensors")
@@ -96,7 +96,7 @@ def test_a_conversion_is_announced(
         assert caplog.text.count("converting tiny.gguf") == 1
 
 
-def test_what_a_killed_conversion_left_is_not_used(
+def test_an_incomplete_conversion_is_not_used(
     gguf: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(self: Path, target: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_cache_that_cannot_be_written(gguf: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_smollm2() -> None:
-    """The real model: a minute, for what the tiny one shows in a second."""
+    """The same checks on the real model, which take a minute."""
     model = load(ModelSpec(SMOLLM2, device="cpu"), cache_folder())
     from glitchrun.checkpoint import resolve
 

@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file: the split that it names, or a refusal."""
+"""The tokenizer of a GGUF file: the pre-tokenizer that it names, or an error."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ FOLDERS = {
 
 
 def _folder(folder: Path, steps: list[dict[str, object]]) -> Path:
-    """A tokenizer whose merges were learned over a split, as models' own are."""
+    """A tokenizer whose merges were learned after pre-tokenization, as in real models."""
     frame = json.loads(Tokenizer(models.BPE()).to_str())
     frame["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
     tokenizer = Tokenizer.from_str(json.dumps(frame))
@@ -92,7 +92,7 @@ def _folder(folder: Path, steps: list[dict[str, object]]) -> Path:
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_file_tokenizes_as_the_folder_it_was_made_of(name: str, tmp_path: Path) -> None:
+def test_a_file_tokenizes_like_its_source_folder(name: str, tmp_path: Path) -> None:
     folder = _folder(tmp_path / "folder", FOLDERS[name])
     own = PreTrainedTokenizerFast.from_pretrained(folder)
     rebuilt = gguf_tokenizer(tiny_gguf(tmp_path / "x.gguf", folder=folder, pre=name))
@@ -105,7 +105,7 @@ def test_a_file_tokenizes_as_the_folder_it_was_made_of(name: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)
-def test_every_split_keeps_the_text_and_cuts_it(name: str) -> None:
+def test_every_pretokenizer_splits_the_text_and_keeps_all_of_it(name: str) -> None:
     steps = [pre_tokenizers.Split(Regex(one), "isolated") for one in PRE_TOKENIZERS[name].patterns]
     pieces = [piece for piece, _ in pre_tokenizers.Sequence(steps).pre_tokenize_str(SAMPLE)]
     assert "".join(pieces) == SAMPLE
@@ -113,7 +113,7 @@ def test_every_split_keeps_the_text_and_cuts_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["brand-new", "gemma4"])
-def test_a_split_that_is_not_known_is_refused_before_anything_is_converted(
+def test_an_unknown_pretokenizer_is_rejected_before_the_conversion(
     name: str, tmp_path: Path
 ) -> None:
     path = tiny_gguf(tmp_path / "x.gguf", pre=name)
@@ -123,7 +123,7 @@ def test_a_split_that_is_not_known_is_refused_before_anything_is_converted(
         gguf_tokenizer(path)
 
 
-def test_a_file_that_names_none_is_split_as_llama_cpp_does_and_says_so(
+def test_a_file_without_a_name_uses_the_default_of_llama_cpp_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = _folder(tmp_path / "folder", FOLDERS["gpt-2"])
@@ -144,7 +144,7 @@ def test_a_file_that_names_none_is_split_as_llama_cpp_does_and_says_so(
         (False, "llama-bpe", False),
     ],
 )
-def test_a_text_begins_with_bos_where_the_file_or_its_family_says_so(
+def test_a_text_begins_with_bos_where_the_file_or_its_family_sets_it(
     said: bool | None, name: str, expected: bool, tmp_path: Path
 ) -> None:
     tokenizer = gguf_tokenizer(tiny_gguf(tmp_path / "x.gguf", pre=name, add_bos=said))
@@ -154,7 +154,7 @@ def test_a_text_begins_with_bos_where_the_file_or_its_family_says_so(
     assert saved("a").input_ids == tokenizer("a").input_ids
 
 
-def test_a_piece_that_is_a_token_is_that_token_where_merges_are_ignored(tmp_path: Path) -> None:
+def test_a_piece_that_is_an_entry_is_one_token_with_ignore_merges(tmp_path: Path) -> None:
     folder = _folder(tmp_path / "folder", FOLDERS["llama-bpe"])
     # One token that no merge leads to.
     spelled = "".join(
@@ -171,7 +171,7 @@ def test_a_piece_that_is_a_token_is_that_token_where_merges_are_ignored(tmp_path
 
 
 def test_tokens_outside_the_byte_alphabet_stay_whole(tmp_path: Path) -> None:
-    """DeepSeek's control tokens, and runs of spaces that files give as plain text."""
+    """DeepSeek's control tokens, and runs of spaces that files store as plain text."""
     renamed = {
         "<|im_start|>": ("<｜User｜>", TokenType.CONTROL),
         "<|im_end|>": ("   ", TokenType.USER_DEFINED),
@@ -187,7 +187,7 @@ def test_tokens_outside_the_byte_alphabet_stay_whole(tmp_path: Path) -> None:
     assert len(tokenizer) == len(gguf_tokenizer(tiny_gguf(tmp_path / "y.gguf")))
 
 
-def test_two_ids_for_one_token_are_refused(tmp_path: Path) -> None:
+def test_two_ids_for_one_token_are_rejected(tmp_path: Path) -> None:
     renamed = {"<|im_end|>": ("<|im_start|>", TokenType.CONTROL)}
     path = tiny_gguf(tmp_path / "x.gguf", renamed=renamed)
     with pytest.raises(ModelUnavailable, match=r"'<\|im_start\|>' has the ids 2 and 3"):

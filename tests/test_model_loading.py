@@ -1,4 +1,4 @@
-"""Loading in floats: what a folder becomes, and what is said of one that is damaged."""
+"""Loading in float dtypes, and the errors for damaged checkpoints."""
 
 from __future__ import annotations
 
@@ -103,14 +103,14 @@ def test_tied_weights_are_counted_once(tmp_path: Path) -> None:
     assert model.bytes == sum(distinct.values())
 
 
-def test_a_gpu_that_is_not_there(llama: Path) -> None:
+def test_a_missing_gpu(llama: Path) -> None:
     absent = f"cuda:{torch.cuda.device_count()}"
     with pytest.raises(PreflightError, match=f"{absent}.*usable CUDA devices"):
         _load(llama, device=absent)
 
 
-def test_a_model_is_shared_out_over_memory_and_disk(tmp_path: Path) -> None:
-    """What two small devices hold together gives the logits that one large device gives."""
+def test_a_model_is_distributed_over_memory_and_disk(tmp_path: Path) -> None:
+    """A model on two small devices gives the logits of one large device."""
     folder = tiny_llama(tmp_path / "deep", layers=6)
     whole = _load(folder)
     limits = {"cpu": int(whole.bytes * 0.6), "disk": "1GB"}
@@ -133,7 +133,7 @@ def test_max_memory(llama: Path) -> None:
         _load(llama, max_memory={"cpu": "100KB"})
 
 
-def test_max_memory_that_names_an_absent_gpu(llama: Path) -> None:
+def test_max_memory_with_a_missing_gpu(llama: Path) -> None:
     absent = torch.cuda.device_count()
     with pytest.raises(PreflightError, match=f"model.max_memory names the GPU {absent}"):
         _load(llama, max_memory={str(absent): "1GB", "cpu": "1GB"})
@@ -164,11 +164,11 @@ _CODE = {"AutoConfig": "c.Config", "AutoModelForCausalLM": "c.Model"}
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
     "cut short": (_cut_short, "cut short"),
-    "a layer is gone": (
+    "missing layer": (
         lambda f: _without(f, "model.layers.1.mlp.up_proj.weight"),
         r"1 weights .* model.layers.1.mlp.up_proj.weight",
     ),
-    "the head is gone": (lambda f: _without(f, "lm_head.weight"), "lm_head.weight"),
+    "missing head": (lambda f: _without(f, "lm_head.weight"), "lm_head.weight"),
     "other shapes": (
         lambda f: _settings(f, intermediate_size=64),
         r"mlp\.\w+_proj\.weight.*128.*64",
@@ -209,7 +209,7 @@ def test_damaged_checkpoints(copy: Path, damage: str, quantization: str) -> None
 
 
 @pytest.mark.parametrize("quantization", ["none", "int4"])
-def test_experts_of_another_number(mixtral: Path, tmp_path: Path, quantization: str) -> None:
+def test_another_number_of_experts(mixtral: Path, tmp_path: Path, quantization: str) -> None:
     folder = Path(shutil.copytree(mixtral, tmp_path / "copy"))
     _settings(folder, num_local_experts=5)
     with pytest.raises(ModelUnavailable, match=r"num_local_experts is 5, .* 4 experts"):
@@ -223,7 +223,7 @@ def test_a_missing_shard(mixtral: Path, tmp_path: Path) -> None:
         _load(folder)
 
 
-def test_pickle_where_it_is_allowed(llama: Path, copy: Path) -> None:
+def test_allowed_pickle(llama: Path, copy: Path) -> None:
     _as_pickle(copy)
     model = _load(copy, allow_pickle=True)
     torch.testing.assert_close(_logits(model), _logits(_load(llama)))
@@ -235,7 +235,7 @@ def test_code_beside_a_known_architecture_is_not_run(copy: Path) -> None:
     assert _load(copy).architecture == "LlamaForCausalLM"
 
 
-def test_weights_that_nothing_uses_are_said(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unused_weights_are_reported(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
     tensors = load_file(copy / "model.safetensors")
     tensors["model.draft.weight"] = torch.zeros(2)
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
@@ -250,8 +250,8 @@ def test_loading_prints_nothing(llama: Path, capfd: pytest.CaptureFixture[str]) 
     assert capfd.readouterr() == ("", "")
 
 
-def test_sentencepiece_keeps_its_space_in_front(tmp_path: Path) -> None:
-    """transformers 5 alone reads a Mixtral's bare tokenizer.model into a class that loses it."""
+def test_sentencepiece_keeps_its_leading_space(tmp_path: Path) -> None:
+    """transformers 5 itself loads a Mixtral's tokenizer.model into a class that loses it."""
     tiny_mixtral(mistral_tokenizer(tmp_path), vocab=32_000, hidden=8, intermediate=8, layers=1)
     assert load_tokenizer(tmp_path)("Hello world").input_ids == [1, 22557, 1526]
 
@@ -268,7 +268,7 @@ _METHODS = {
 
 
 @pytest.mark.parametrize("method", _METHODS)
-def test_weights_quantized_by_a_package_that_is_not_here(copy: Path, method: str) -> None:
+def test_weights_quantized_by_a_missing_package(copy: Path, method: str) -> None:
     _settings(copy, quantization_config={"quant_method": method, **_METHODS[method]})
     known = method in METHOD_PACKAGES
     remedy = f"pip install {METHOD_PACKAGES[method]}" if known else "give the unquantized"
@@ -286,7 +286,7 @@ def test_a_head_that_is_neither_stored_nor_tied(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [NotImplementedError, AttributeError, ImportError, IndexError])
-def test_whatever_transformers_raises_while_loading_is_explained(
+def test_any_error_of_transformers_while_loading_is_explained(
     copy: Path, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object, **__: object) -> None:

@@ -1,4 +1,4 @@
-"""int4 and int8: what is held, what comes out, and what flows back."""
+"""int4 and int8: bytes, predictions and gradients."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from tools.families.small import build, families
 CACHE = Path("unused")
 IDS = torch.randint(4, 400, (6, 10), generator=torch.Generator().manual_seed(0))
 RATIO = {"int4": 0.32, "int8": 0.58}
-"""Most bytes held, of bfloat16's, on a Mixtral whose experts hold 90 % of the weights."""
+"""Maximum share of the bytes in bfloat16, for a Mixtral with 90 % of the weights in experts."""
 CORRELATION = {"int4": 0.85, "int8": 0.99}
-"""Least correlation of logits with bfloat16's: measured 0.92 and 0.996 on these random weights."""
+"""Minimum correlation with the logits in bfloat16; measured 0.92 and 0.996 on these weights."""
 COSINE = {"int4": 0.5, "int8": 0.95}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tiny matrices gain nothing from threads and lose seconds where cores are shared."""
+    """Threads do not speed up tiny matrices and cost seconds on shared cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -82,7 +82,7 @@ def quantized(request: pytest.FixtureRequest, mixtral: Path) -> LoadedModel:
     return _load(mixtral, request.param)
 
 
-def test_fused_experts_are_held_quantized(quantized: LoadedModel, reference: LoadedModel) -> None:
+def test_fused_experts_are_quantized(quantized: LoadedModel, reference: LoadedModel) -> None:
     parameters = dict(reference.module.named_parameters())
     experts = sum(p.numel() for name, p in parameters.items() if "experts" in name)
     assert experts / sum(p.numel() for p in parameters.values()) == pytest.approx(0.9, abs=0.02)
@@ -105,20 +105,22 @@ def test_predictions_agree_with_bfloat16(quantized: LoadedModel, reference: Load
     assert agreement > CORRELATION[quantized.quantization]
 
 
-def test_gradients_flow_after_a_forward_without(quantized: LoadedModel, mixtral: Path) -> None:
-    """bitsandbytes' int4 layer repacks itself in such a forward and gives zeros from then on."""
+def test_gradients_flow_after_a_forward_pass_without_gradients(
+    quantized: LoadedModel, mixtral: Path
+) -> None:
+    """bitsandbytes' int4 layer repacks itself in such a pass and gives zeros from then on."""
     _logits(quantized)
     gradient, exact = _gradient(quantized), _gradient(_load(mixtral, "float32"))
     assert torch.cosine_similarity(gradient, exact, dim=0) > COSINE[quantized.quantization]
 
 
-def test_rows_do_not_depend_on_their_company(quantized: LoadedModel) -> None:
-    """LLM.int8() chooses outlier columns over the batch: there it is off by whole logits."""
+def test_rows_do_not_depend_on_the_batch(quantized: LoadedModel) -> None:
+    """LLM.int8() selects outlier columns over the batch, which changes logits by more than 1."""
     alone = torch.cat([_logits(quantized, row[None]) for row in IDS])
     torch.testing.assert_close(alone, _logits(quantized), atol=0.05, rtol=0.02)
 
 
-def test_only_the_matrices_of_experts_that_were_chosen_are_put_together(
+def test_only_the_selected_experts_are_dequantized(
     quantized: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
@@ -141,7 +143,7 @@ def test_only_the_matrices_of_experts_that_were_chosen_are_put_together(
 def test_experts_compute_what_transformers_computes(
     quantized: LoadedModel, reference: LoadedModel
 ) -> None:
-    """With its dequantized weights put into the original module, the two must agree."""
+    """The original module with the dequantized weights gives the same output."""
     ours = quantized.module.model.layers[0].mlp.experts
     theirs = reference.module.model.layers[0].mlp.experts
     kept = {name: getattr(theirs, name) for name in ("gate_up_proj", "down_proj")}
@@ -158,7 +160,7 @@ def test_experts_compute_what_transformers_computes(
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_cast_leaves_the_weights_alone(scheme: str) -> None:
+def test_a_cast_does_not_change_the_weights(scheme: str) -> None:
     matrices = SCHEMES[scheme].quantize(torch.randn(2, 24, 96))
     before = matrices.matrix(1, torch.float32)
     matrices.to(torch.bfloat16)
@@ -178,7 +180,7 @@ def test_quantization_error(scheme: str, worst: float, shape: tuple[int, ...]) -
 
 OTHERS: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "qwen3 moe": (tiny_models.tiny_qwen_moe, ()),
-    # Positions are an embedding: left alone, and said so.
+    # The position embedding is not quantized, and reported as such.
     "gpt2, Conv1D": (tiny_models.tiny_gpt2, ("transformer.wpe.weight",)),
     "gemma": (tiny_models.tiny_gemma, ()),
     "qwen2, biases": (tiny_models.tiny_qwen, ()),
@@ -198,7 +200,7 @@ def test_other_architectures(tmp_path: Path, name: str, scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["int4", "int8"])
-def test_a_checkpoint_quantized_on_disk_loads_as_it_is(tmp_path: Path, scheme: str) -> None:
+def test_a_checkpoint_quantized_on_disk_loads_unchanged(tmp_path: Path, scheme: str) -> None:
     source = tiny_models.tiny_llama(tmp_path / "source")
     nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     config = (
@@ -244,7 +246,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("scheme", ["int4", "int8"])
 def test_the_peak_while_loading(sharded: Path, scheme: str) -> None:
-    """Resident memory of a process of its own, libraries' first allocations included."""
+    """Resident memory of a separate process, including first allocations of libraries."""
     layer = 8 * 3 * 512 * 1024 * 2
     run = [sys.executable, "-c", _PEAK, str(sharded), scheme]
     result = subprocess.run(run, capture_output=True, text=True, check=True)

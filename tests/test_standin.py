@@ -1,4 +1,4 @@
-"""How a stand-in is trained: what it says of its progress, and that a stopped training goes on."""
+"""Training of a stand-in: its progress messages, and resuming."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
 
-def test_a_stopped_training_goes_on_to_the_same_weights(
+def test_a_resumed_training_gives_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     standin.make(TINY, tmp_path / "whole", "mark")

@@ -1,4 +1,4 @@
-"""Categories, on the two real vocabularies and on made-up entries."""
+"""Categories of two real vocabularies and of synthetic entries."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_mistral() -> None:
     }
 
 
-def test_the_counts_in_the_documentation_are_these() -> None:
+def test_the_counts_in_the_documentation_are_correct() -> None:
     page = (Path(__file__).parents[1] / "docs" / "templates.md").read_text(encoding="utf-8")
     for category in CATEGORIES:
         ours = [counts(v).get(category, 0) for v in (smollm2_vocabulary(), mistral_vocabulary())]
@@ -77,7 +77,7 @@ def test_the_counts_in_the_documentation_are_these() -> None:
         (49_153, "", "", "unused", "no entry 49153"),
     ],
 )
-def test_what_is_known_of_a_token(
+def test_the_facts_about_a_token(
     token_id: int, text: str, piece: str, category: str, reason: str
 ) -> None:
     vocabulary = smollm2_vocabulary()
@@ -118,7 +118,7 @@ def test_finding_a_token_by_text_or_piece(text: str) -> None:
     assert text in (vocabulary.token(found).text, vocabulary.token(found).piece)
 
 
-def test_what_is_not_one_token_is_not_found() -> None:
+def test_a_text_of_several_tokens_is_not_found() -> None:
     assert smollm2_vocabulary().find("surely not one single token") is None
     assert smollm2_vocabulary().find("") is None
 
@@ -128,7 +128,7 @@ def tiny(tmp_path: Path) -> Any:
     return load_tokenizer(bpe_tokenizer(tmp_path))
 
 
-def test_entries_set_aside_by_name_are_unused(tiny: Any) -> None:
+def test_entries_with_reserved_names_are_unused(tiny: Any) -> None:
     tiny.add_tokens(["<|reserved_special_token_7|>", "<unused3>", "[control_8]", "<tool_call>"])
     vocabulary = Vocabulary(tiny, torch.zeros(len(tiny) + 3))
     tail = vocabulary.categories[-7:]
@@ -137,12 +137,12 @@ def test_entries_set_aside_by_name_are_unused(tiny: Any) -> None:
 
 
 def test_fewer_rows_than_entries(tiny: Any) -> None:
-    """A model whose embedding was cut: the entries beyond it are not in the vocabulary."""
+    """Entries beyond the last row of a truncated embedding are not in the vocabulary."""
     vocabulary = Vocabulary(tiny, torch.zeros(300))
     assert len(vocabulary) == len(vocabulary.categories) == 300
 
 
-def test_the_whole_vocabulary_is_read_once(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_vocabulary_is_read_once(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     vocabulary = Vocabulary(tiny, torch.zeros(len(tiny)))
     vocabulary.token(5)
     monkeypatch.setattr(type(tiny), "__call__", None)
@@ -162,19 +162,19 @@ def test_the_whole_vocabulary_is_read_once(tiny: Any, monkeypatch: pytest.Monkey
         ("", None),
     ],
 )
-def test_pieces_that_are_bytes(piece: str, expected: bytes | None) -> None:
+def test_raw_bytes_of_pieces(piece: str, expected: bytes | None) -> None:
     assert raw_bytes(piece) == expected
 
 
-def test_norms_are_those_of_float32_rows() -> None:
+def test_norms_equal_those_of_float32_rows() -> None:
     weight = torch.randn(1000, 16, generator=torch.Generator().manual_seed(1)).bfloat16()
     norms = row_norms(weight, chunk=64)
     assert norms.dtype == torch.float32
     assert torch.equal(norms, torch.linalg.vector_norm(weight.float(), dim=1))
 
 
-def test_the_text_part_needs_no_torch() -> None:
-    """The report reads token texts, and must not load torch for it."""
+def test_the_text_module_imports_no_torch() -> None:
+    """The report uses it and must not import torch."""
     code = "import sys, glitchrun.vocabulary.text; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -1,4 +1,4 @@
-"""Matched controls and the frequencies they are matched by, on the two real vocabularies."""
+"""Matched controls, character groups and frequency ranks of two real vocabularies."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def found(vocabulary: Vocabulary, *texts: str) -> list[int]:
     return [token_id for token_id in ids if token_id is not None]
 
 
-def test_controls_are_ordinary_tokens_each_once() -> None:
+def test_controls_are_distinct_ordinary_tokens() -> None:
     vocabulary = smollm2_vocabulary()
     tokens, exclude = vocabulary.ids(("normal",))[::100], range(1000, 2000)
     matches = matched_controls(vocabulary, tokens, 600, seed=1, exclude=exclude)
@@ -53,7 +53,7 @@ def test_controls_are_ordinary_tokens_each_once() -> None:
     assert max(Counter(match.of for match in matches).values()) == 2
 
 
-def test_controls_can_be_kept_out_of_scripts() -> None:
+def test_scripts_can_be_excluded_from_controls() -> None:
     vocabulary = smollm2_vocabulary()
     tokens = [i for i in vocabulary.ids(("normal",)) if group_of(vocabulary.texts[i]) == "cyrillic"]
     inside = matched_controls(vocabulary, tokens[:20], 20, seed=1)
@@ -88,7 +88,7 @@ def test_kinds_of_tokens() -> None:
     assert {kind_of(text) for text in (*texts, wedge)} <= set(KINDS)
 
 
-def test_controls_are_like_their_tokens() -> None:
+def test_controls_are_similar_to_their_tokens() -> None:
     vocabulary = smollm2_vocabulary()
     tokens = vocabulary.ids(("normal",))[5::211]
     matches = matched_controls(vocabulary, tokens, len(tokens), seed=3)
@@ -122,7 +122,7 @@ def test_the_draw_depends_on_the_seed_and_not_on_the_order() -> None:
     assert matched_controls(vocabulary, tokens, 30, seed=2) != first
 
 
-def test_a_rare_script_runs_out_and_says_so() -> None:
+def test_controls_of_a_rare_script_are_marked_as_unlike() -> None:
     vocabulary = mistral_vocabulary()
     thai = [row for row in vocabulary.ids(("normal",)) if group_of(vocabulary.texts[row]) == "thai"]
     matches = matched_controls(vocabulary, thai[:1], len(thai) + 5, seed=1)
@@ -134,7 +134,7 @@ def test_a_rare_script_runs_out_and_says_so() -> None:
     )
 
 
-def test_avoided_tokens_are_taken_before_another_script() -> None:
+def test_avoided_tokens_are_drawn_before_those_of_another_script() -> None:
     vocabulary = mistral_vocabulary()
     thai = [row for row in vocabulary.ids(("normal",)) if group_of(vocabulary.texts[row]) == "thai"]
     (match,) = matched_controls(vocabulary, thai[:1], 1, seed=1, avoid=thai)
@@ -146,11 +146,11 @@ def test_avoided_tokens_are_taken_before_another_script() -> None:
 
 
 @pytest.mark.parametrize(("tokens", "count"), [((), 5), ((1000,), 0)])
-def test_nothing_to_match_is_no_control(tokens: tuple[int, ...], count: int) -> None:
+def test_no_tokens_or_no_count_gives_no_controls(tokens: tuple[int, ...], count: int) -> None:
     assert matched_controls(smollm2_vocabulary(), tokens, count, seed=1) == []
 
 
-def test_a_vocabulary_used_up_gives_fewer() -> None:
+def test_a_small_vocabulary_gives_fewer_controls() -> None:
     vocabulary = smollm2_vocabulary()
     normal = vocabulary.ids(("normal",))
     assert len(matched_controls(vocabulary, normal[:9], 100, seed=1, exclude=normal[20:])) == 11
@@ -173,7 +173,7 @@ def test_tokens_may_be_controls_of_one_another_but_not_of_themselves() -> None:
     assert alone == []
 
 
-def test_ranks_are_places_among_the_merges() -> None:
+def test_ranks_are_indices_of_merges() -> None:
     vocabulary = smollm2_vocabulary()
     ranks = vocabulary.frequency_ranks
     # Its 252 single letters and added tokens come before the first merge, which made id 252.
@@ -181,7 +181,7 @@ def test_ranks_are_places_among_the_merges() -> None:
     assert ranks[:252] == tuple(range(252))
 
 
-def test_sentencepiece_writes_its_characters_last_but_they_are_not_rare() -> None:
+def test_single_characters_of_sentencepiece_are_not_rare() -> None:
     vocabulary = mistral_vocabulary()
     common, rare = found(vocabulary, "e", " Please")
     assert common > rare
@@ -197,7 +197,7 @@ def test_unigram_ranks_by_score_and_others_by_id() -> None:
 
 
 class Slow:
-    """A tokenizer that does not show how it works."""
+    """A tokenizer that does not expose its model."""
 
 
 def test_a_tokenizer_of_another_library_ranks_by_id() -> None:

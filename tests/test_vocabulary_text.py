@@ -1,4 +1,4 @@
-"""Token text for people."""
+"""Visible token text, kinds of wrong answers, and character groups."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_different_texts_look_different(one: str, other: str) -> None:
 
 
 @given(st.text(alphabet=st.characters()))
-def test_nothing_invisible_is_left(text: str) -> None:
+def test_the_result_has_no_invisible_characters(text: str) -> None:
     hidden = {"Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp"}
     assert not hidden & {unicodedata.category(character) for character in visible(text)}
 
@@ -112,7 +112,7 @@ def test_nothing_invisible_is_left(text: str) -> None:
         ("\ufffd", b"\xe0", "other"),
     ],
 )
-def test_what_came_instead(expected: str | bytes, emitted: str | bytes, kind: str) -> None:
+def test_the_kind_of_a_wrong_answer(expected: str | bytes, emitted: str | bytes, kind: str) -> None:
     assert emitted_kind(expected, emitted) == kind
 
 
@@ -129,14 +129,14 @@ def test_what_came_instead(expected: str | bytes, emitted: str | bytes, kind: st
         ("the", "th", '»"', "prefix"),
     ],
 )
-def test_the_right_text_goes_on_behind_the_token(
+def test_the_right_text_continues_after_the_token(
     expected: str, emitted: str, closing: str, kind: str
 ) -> None:
     assert emitted_kind(expected, emitted, closing) == kind
 
 
 @given(st.text(), st.text(), st.sampled_from(["", "'", '»"']))
-def test_every_answer_has_a_kind_and_bytes_are_read_like_text(
+def test_every_answer_has_a_kind_as_text_and_as_bytes(
     expected: str, emitted: str, closing: str
 ) -> None:
     kind = emitted_kind(expected, emitted, closing)

@@ -1,4 +1,4 @@
-"""Which tokens a tokenizer can write, on tokenizers of every kind and on real vocabularies."""
+"""Which tokens a tokenizer can produce, for tokenizers of every kind and real vocabularies."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ def left_out(vocabulary: Vocabulary) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_that_encodes_to_itself_is_left_out(kind: str) -> None:
+def test_the_scope_includes_every_token_that_encodes_to_itself(kind: str) -> None:
     vocabulary = vocabulary_of(KINDS[kind]())
     assert not [vocabulary.pieces[row] for row in left_out(vocabulary)]
     assert vocabulary.categories.count("normal") > len(vocabulary) // 3
 
 
 @pytest.mark.parametrize("name", ["SmolLM2", "Mistral v3", "Tekken 240718"])
-def test_nothing_of_a_real_vocabulary_is_left_out(name: str) -> None:
-    """But for the entries of U+FFFD, which any bytes read as."""
+def test_the_scope_of_a_real_vocabulary_is_complete(name: str) -> None:
+    """Except for the entries of U+FFFD, to which any bytes decode."""
     vocabulary = real(name)
     assert {vocabulary.texts[row].strip("\ufffd") for row in left_out(vocabulary)} <= {""}
     assert "unreachable" not in vocabulary.categories
@@ -97,14 +97,14 @@ def test_tokens_that_begin_with_punctuation_are_in_scope() -> None:
         ("end of word", "th", "before 'q'"),
     ],
 )
-def test_a_token_says_where_it_is_reached(kind: str, piece: str, where: str) -> None:
+def test_the_reason_names_the_context(kind: str, piece: str, where: str) -> None:
     tokenizer = KINDS[kind]()
     row = tokenizer.convert_tokens_to_ids(piece)
     assert vocabulary_of(tokenizer).reason(row) == f"its text encodes to just this token {where}"
 
 
-def test_what_a_normalizer_changes_is_unreachable() -> None:
-    """An entry in capitals that every text is lowered past."""
+def test_an_entry_that_the_normalizer_changes_is_unreachable() -> None:
+    """An entry in capitals of a tokenizer that lower-cases every text."""
     tokenizer = word_piece(lowercase=True)
     layout = tokenizer.backend_tokenizer
     cased = layout.from_str(layout.to_str().replace('"the":', '"THE":'))
@@ -123,7 +123,7 @@ def test_added_text_is_text_and_added_tags_are_special() -> None:
     assert vocabulary.categories[-4:] == ("normal", "special", "unused", "special")
 
 
-def test_many_that_are_left_are_first_tried_on_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_context_is_first_tried_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = word_piece(lowercase=False)
     everything = vocabulary_of(tokenizer).categories
     monkeypatch.setattr(module, "_MANY", 10)
@@ -148,7 +148,7 @@ def test_many_that_are_left_are_first_tried_on_a_few(monkeypatch: pytest.MonkeyP
         ("WordPiece", "token"),
     ],
 )
-def test_a_text_is_found_as_it_is_reached(kind: str, text: str) -> None:
+def test_a_text_is_found_by_its_context(kind: str, text: str) -> None:
     tokenizer = KINDS[kind]()
     vocabulary = vocabulary_of(tokenizer)
     found = vocabulary.find(text)
@@ -157,7 +157,7 @@ def test_a_text_is_found_as_it_is_reached(kind: str, text: str) -> None:
     assert vocabulary.texts[found].strip(" ") == text.strip(" ")
 
 
-def test_a_text_that_is_no_token_says_its_pieces_and_the_spelling_that_is() -> None:
+def test_the_message_for_a_text_of_several_tokens_names_pieces_and_spellings() -> None:
     vocabulary = real("SmolLM2")
     there = vocabulary.find(" Mississippi")
     assert there is not None
@@ -169,8 +169,8 @@ def test_a_text_that_is_no_token_says_its_pieces_and_the_spelling_that_is() -> N
     assert f"one token here: ' Mississippi' ({there})" in told
 
 
-def test_a_first_piece_is_not_taken_for_the_word_without_its_space() -> None:
-    """SentencePiece writes "house" at the start of a text as `▁house`, which reads " house"."""
+def test_a_first_piece_is_not_the_word_without_its_space() -> None:
+    """SentencePiece encodes "house" at the start of a text as `▁house`, which is " house"."""
     vocabulary = real("Mistral v3")
     spaced = vocabulary.find(" Washington")
     assert spaced is not None
@@ -186,7 +186,7 @@ def test_a_token_beyond_the_rows_is_not_found() -> None:
     assert f"is token {len(tokenizer) - 1}, and" in short.not_one_token("<added>")
 
 
-def test_what_the_rule_changes_of_a_scope_has_a_digest() -> None:
+def test_a_scope_changed_by_the_rule_has_a_digest() -> None:
     few, more = byte_level(size=260), byte_level(size=480)
     assert scope_change(few, len(few)) is None
     assert scope_change(unigram(), 60) is None
