@@ -98,7 +98,7 @@ def read_header(
 
     Raises ModelUnavailable for files that are missing, cut short or unsound; for sizes in
     config.json that disagree with the weights; for an adapter that does not belong to the weights,
-    or lies beside them while `adapter` is None; and for pickled weights without `allow_pickle`.
+    or is beside them while `adapter` is None; and for pickled weights without `allow_pickle`.
     """
     if checkpoint.path is None:
         raise ModelUnavailable(
@@ -245,7 +245,7 @@ def _pickled_tensors(
 
     A torch file is a zip archive with one entry per storage. Its directory gives the bytes of each
     storage, but not the tensor. config.json gives the sizes of embedding and head; the tensor
-    `rest` stands for all others.
+    `rest` represents all others.
     """
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     width = _DTYPE_BYTES.get(dtype, 4)
