@@ -121,7 +121,7 @@ def test_store_in_a_model_folder_is_refused(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     _checkpoint(model / "x")
-    _refused(tmp_path, f"sqlite:///{model}/deeper/mlflow.db", "a folder that holds a model")
+    _refused(tmp_path, f"sqlite:///{model}/deeper/mlflow.db", "a folder that contains a model")
 
 
 @pytest.mark.parametrize(

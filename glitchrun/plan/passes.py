@@ -1,4 +1,4 @@
-"""Forward passes of a plan: how many rows each has, and what it holds beside the weights."""
+"""Forward passes of a plan: their batch size, and the memory that they need beside the weights."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from glitchrun.plan.weight_bytes import ITEM_BYTES, Weights
 from glitchrun.spec.strategy import Workload
 
 _LOGIT_COPIES = 6
-"""Float32 tensors of the size of the logits that verdicts are computed from."""
+"""float32 tensors of the size of the logits that exist while verdicts are computed."""
 _SCREENED = 2
-"""Positions of a token that are run in a screen."""
+"""Positions that a screen computes for each token."""
 _FEATURES = 1000
-"""Bytes of a row's features in a surrogate, with the copies from which they are made."""
+"""Bytes of one token's features in a surrogate, with the copies that they are built from."""
 _MATCHED = 200
-"""Bytes of a row where controls are drawn or scores are kept."""
+"""Bytes per vocabulary entry if controls are drawn or scores are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """What a step holds beside the weights."""
+    """Memory of a step beside the weights, in bytes."""
 
     kv_cache: int
     activations: int
@@ -44,12 +44,12 @@ class Passes:
 
     @property
     def width(self) -> int:
-        """Bytes of a number in a pass. On a CPU narrow weights may be widened and multiplied in
-        float32 (`probing.fast`)."""
+        """Bytes per activation. A CPU may compute in float32 whatever the dtype of the weights."""
         return ITEM_BYTES["float32"] if self.kind == "cpu" else ITEM_BYTES[self.held.dtype]
 
     def rows(self, load: Workload, room: int) -> int:
-        """Rows of a pass: as asked, else the largest power of two that fits in half the room."""
+        """Batch size: as requested, else the largest power of two that fits in half of `room`
+        bytes."""
         narrow = ITEM_BYTES[self.held.dtype] < ITEM_BYTES["float32"]
         if load.grows and narrow and self.kind == "cuda":
             return batch_sizes.LOW_PRECISION_BATCH[self.kind]
@@ -81,7 +81,7 @@ class Passes:
         )
 
     def _tables(self, load: Workload) -> int:
-        """What a search and controls hold of each row of the vocabulary: all in main memory."""
+        """Tables of a search and of controls over the vocabulary, which are in main memory."""
         if self.kind != "cpu":
             return 0
         by_row = load.controls or load.kind == "screen"
@@ -89,38 +89,40 @@ class Passes:
         return kept + (self._surrogate(load) if load.search == "surrogate" else 0)
 
     def _surrogate(self, load: Workload) -> int:
-        """Embeddings in float32, their unit rows, features, and the regression on the verified."""
+        """Embeddings in float32, their unit rows, features, and the regression on verified
+        tokens."""
         vocab, hidden = self.header.vocab, self.header.dims.hidden_size
         tables = 1 if self.header.head is None else 2
         copies = 1 + (tables if ITEM_BYTES[self.held.dtype] < ITEM_BYTES["float32"] else 0)
         table = copies * vocab * hidden * ITEM_BYTES["float32"] + vocab * _FEATURES
         width = tables * hidden + _FEATURES // 16
         rows = vocab if load.verified is None else min(vocab, load.verified)
-        # Rows in float32 and twice in float64; of the Gram matrix three.
+        # Rows once in float32 and twice in float64, and three copies of the Gram matrix.
         return table + 20 * rows * width + 24 * min(rows, width) ** 2
 
     def row(self, load: Workload) -> tuple[int, int]:
-        """Bytes one row takes in the key/value cache, and in everything computed beside it."""
+        """Bytes of one row in the key/value cache, and in all other buffers."""
         layers, each = self.header.dims.num_layers, self._layer_cache
         logits = _LOGIT_COPIES * self.header.vocab * ITEM_BYTES["float32"]
         if load.grows:
-            # Taking finished rows out copies the others; buffers have room for positions to come.
+            # Removing finished rows copies the others; buffers have headroom for further positions.
             cache = 2 * layers * each * (load.positions + batch_sizes.CACHE_HEADROOM)
             first = -(-(self._computed(load, load.positions) + logits) // load.together)
             return cache, max(first, self._computed(load, 1) + logits)
-        # Appending to a layer's cache copies it: for a moment there is one layer more.
+        # Appending to the cache of a layer copies it: briefly there is one layer more.
         cache = (layers + 1) * each * load.positions
         computed = _SCREENED if load.kind == "screen" else load.positions
         return cache, self._computed(load, computed) + logits
 
     @property
     def _layer_cache(self) -> int:
-        """Of one position in one layer."""
+        """Key/value cache of one position in one layer, in bytes."""
         dims = self.header.dims
         return 2 * dims.num_kv_heads * dims.head_dim * self.width
 
     def _computed(self, load: Workload, positions: int) -> int:
-        """Of one layer, over the positions that a pass computes, with their attention scores."""
+        """Activations of one layer for the computed positions, with their attention scores, in
+        bytes."""
         dims = self.header.dims
         each = self.width * (
             6 * dims.hidden_size + 3 * dims.intermediate_size * _paths(self.header)
@@ -128,7 +130,8 @@ class Passes:
         return positions * (each + 2 * dims.num_heads * load.positions * ITEM_BYTES["float32"])
 
     def _float32(self, load: Workload) -> int:
-        """What narrow weights need widened: the largest matrix, settling passes, the search."""
+        """float32 copies for narrower weights: largest matrix, rechecks of near-ties, search
+        tables."""
         if ITEM_BYTES[self.held.dtype] >= ITEM_BYTES["float32"]:
             return 0
         row = sum(self.row(load)) * ITEM_BYTES["float32"] // self.width
@@ -140,12 +143,12 @@ class Passes:
 
 
 def _paths(header: Header) -> int:
-    """Feed-forward blocks that one position passes through."""
+    """Number of feed-forward blocks that one position passes through."""
     return max(1, header.dims.top_k)
 
 
 def _gradient(header: Header, positions: int) -> int:
-    """Activations that the backward pass of one prompt needs, over all layers, and the logits."""
+    """Activations of all layers and logits for the backward pass of one prompt, in bytes."""
     dims = header.dims
     attention = 2 * dims.num_heads * positions * positions
     layer = (

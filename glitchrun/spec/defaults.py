@@ -1,4 +1,4 @@
-"""The schema's defaults, filled in: what is in force where a spec says nothing."""
+"""Fills in the schema's defaults."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from glitchrun.spec.schema import closed, fragments
 
 
 def with_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a valid document in which every key that has a default has a value. Parameters that
-    the chosen search does not use are left out."""
+    """A copy of a valid document with a value for every key that has a default.
+
+    Parameters that the chosen search does not use are left out.
+    """
     filled: dict[str, Any] = _filled(data, closed())
     filled["steps"] = [step_with_defaults(step) for step in data["steps"]]
     return filled
@@ -31,12 +33,12 @@ def _filled(data: Any, schema: Mapping[str, Any]) -> Any:
 
 
 def named(user: str | list[str]) -> list[str]:
-    """The values under `x-used-by`: one, or several."""
+    """The values of `x-used-by` as a list."""
     return [user] if isinstance(user, str) else user
 
 
 def step_with_defaults(step: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of one step, its id and the defaults of its strategy filled in."""
+    """A copy of one step with its id and the defaults of its strategy."""
     filled = {"id": step["strategy"], **_copy(dict(step))}
     properties = fragments()[step["strategy"]]["properties"]
     for name, part in properties.items():

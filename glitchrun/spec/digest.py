@@ -1,10 +1,10 @@
-"""Digests of three disjoint parts of a spec, and what differs between two.
+"""Digests of three disjoint parts of a spec, and the differences between two specs.
 
-    results    what the run finds
-    numerics   how it is computed: rounding and speed, not verdicts
-    cosmetic   neither
+    results    what decides the results of a run
+    numerics   how it is computed: affects rounding and speed, not verdicts
+    cosmetic   everything else
 
-The model's contents are not here: its fingerprint is taken from the files.
+The model's contents are not included: its fingerprint is computed from its files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Change = tuple[str, str, Any, Any]
 
 
 def results_digest(spec: Spec) -> str:
-    """SHA-256, in hex, of what decides the results, without the model's path and contents."""
+    """SHA-256, in hex, of everything that decides the results except the model itself."""
     steps = [_step_results(step.id, step.strategy, step.params) for step in spec.steps]
     template = asdict(spec.template) if is_dataclass(spec.template) else spec.template
     variables = dict(spec.template_variables or {})
@@ -96,7 +96,8 @@ def cosmetic_digest(spec: Spec) -> str:
 
 
 def changed_paths(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """What differs between two resolved documents (`Spec.document`), in the new one's order."""
+    """The differences between two resolved documents (`Spec.document`), in the order of the new
+    one."""
     changes = []
     for path, before, after in _differences(old, new, ""):
         changes.append((path, _kind(path, old, new), before, after))
@@ -161,7 +162,7 @@ def _step_results(name: str, strategy: str, params: Mapping[str, Any]) -> dict[s
         if not isinstance(file, str):
             continue
         with file_access(file, f"the tokens of step {name!r} cannot be read", PreflightError):
-            if Path(file).is_file():  # its contents count, not where it lies
+            if Path(file).is_file():  # its contents count, not its path
                 step[source] = {**step[source], "file": _file_digest(Path(file))}
     return step
 
@@ -179,7 +180,7 @@ def _digest(value: Any) -> str:
 
 
 def _thawed(value: Any) -> Any:
-    """Plain data that JSON can write, in which 1 and 1.0 are one number."""
+    """Plain data that JSON can write, with 1.0 as 1."""
     if isinstance(value, Mapping):
         return {str(key): _thawed(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,5 @@
-"""What a schema cannot say: that names refer to things, and that parameters go together."""
+"""Checks that a schema cannot express: references between values, and combinations of
+parameters."""
 
 from __future__ import annotations
 
@@ -25,17 +26,19 @@ from glitchrun.spec.yaml_scalars import shortened
 
 MODEL_METRICS = ("model/load_seconds", "model/bytes", "model/peak_bytes")
 _RESERVED = ("model",)
-"""Ids that no step may have: metrics of that name are not a step's."""
+"""Ids that no step may have, because metrics of that name belong to the run."""
 _MAX_STEPS = 200
-"""The schema's limit; more are not looked at here."""
+"""The schema's limit; further steps are not checked here."""
 _MAX_PATTERN = 1000
 LEAST_TEMPERATURE = 0.001
-"""Below it logits divided by the temperature leave the range of float32; 0 is greedy."""
+"""With a smaller temperature, logits divided by it leave the range of float32; 0 is greedy."""
 
 
 def semantic_problems(document: Document, *, partial: bool = False) -> list[Problem]:
-    """Every problem of meaning. Values of the wrong type are passed over: the schema names them.
-    A `partial` document (a fragment) may lack what its references are to."""
+    """Every problem that the schema cannot find; values of the wrong type are left to the schema.
+
+    A `partial` document (a fragment) may lack the targets of its references.
+    """
     problems = [*_step_ids(document), *_template(document), *_system(document)]
     problems += [*_exclude(document), *_variables(document)]
     problems += [*_tags(document), *_store(document)]
@@ -55,7 +58,7 @@ def _steps(document: Document) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _id(step: dict[str, Any]) -> str | None:
-    """The id of a step; None where it is not known or not text."""
+    """The id of a step; None if it is not known or not text."""
     name = step.get("id", step.get("strategy"))
     return name if isinstance(name, str) else None
 
@@ -71,12 +74,12 @@ def _step_ids(document: Document) -> Iterator[Problem]:
         if name in first:
             line = document.place(("steps", first[name])).line
             message = f"two steps have the id {name!r}; the first is on line {line}"
-            hint = (
-                "" if key == "id" else "a step without `id` is called by its strategy: give it one"
-            )
+            hint = "" if key == "id" else "the id of a step is by default its strategy: add an `id`"
             yield document.problem("GR301", path, message, hint)
         elif name in _RESERVED:
-            yield document.problem("GR301", path, f"the id {name!r} is reserved for its metrics")
+            yield document.problem(
+                "GR301", path, f"the id {name!r} is reserved for metrics of the run"
+            )
         first.setdefault(name, index)
 
 
@@ -104,14 +107,16 @@ def _named_tokens(document: Document, index: int, name: str, tokens: Any) -> Ite
 def _reference(document: Document, index: int, path: Path_, wanted: str) -> Iterator[Problem]:
     names = {position: _id(step) for position, step in _steps(document)}
     earlier = [name for position, name in names.items() if position < index and name]
-    if wanted in earlier or None in names.values():  # an id that is not known yet may be the one
+    if wanted in earlier or None in names.values():  # it may be an id that is not known yet
         return
     if wanted in names.values():
         which = "itself" if wanted == names[index] else "a later step"
-        message = f"'from: {wanted}' names {which}; steps run in the order written"
+        message = f"'from: {wanted}' names {which}, but steps run in the order written"
         yield document.problem("GR303", path, message, did_you_mean(wanted, earlier))
     else:
-        hint = did_you_mean(wanted, earlier) or "no step comes before this one"
+        hint = (
+            did_you_mean(wanted, earlier) or "this is the first step; put the other one before it"
+        )
         yield document.problem("GR302", path, f"there is no step {wanted!r}", hint)
 
 
@@ -124,7 +129,9 @@ def _parameters(document: Document, index: int, step: dict[str, Any]) -> Iterato
     if isinstance(temperature, int | float) and 0 < temperature < LEAST_TEMPERATURE:
         message = f"temperature must be 0 or at least {LEAST_TEMPERATURE}, not {temperature}"
         path: Path_ = ("steps", index, "temperature")
-        yield document.problem("GR105", path, message, "write 0 to take the likeliest token always")
+        yield document.problem(
+            "GR105", path, message, "write 0 to always take the most likely token"
+        )
     for position, pattern in enumerate(_list(step.get("patterns"))):
         if isinstance(pattern, str):
             yield from _regex(document, ("steps", index, "patterns", position), pattern)
@@ -159,12 +166,12 @@ def _unused_and_needed(
 
 
 def _regex(document: Document, path: Path_, pattern: str) -> Iterator[Problem]:
-    if len(pattern) > _MAX_PATTERN:  # the schema says so
+    if len(pattern) > _MAX_PATTERN:  # the schema reports it
         return
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        yield document.problem("GR308", path, f"not a regular expression: {error}")
+        yield document.problem("GR308", path, f"not a valid regular expression: {error}")
 
 
 def _template(document: Document) -> Iterator[Problem]:
@@ -179,7 +186,7 @@ def _template(document: Document) -> Iterator[Problem]:
         for part in ("user", "system"):
             text = template.get(part)
             if isinstance(text, str) and text.count(f"{{{part}}}") != 1:
-                message = f"template.{part} must hold {{{part}}} once, where the text goes"
+                message = f"template.{part} must contain {{{part}}} once, in place of the text"
                 yield document.problem("GR306", ("template", part), message)
 
 
@@ -188,9 +195,9 @@ def _variables(document: Document) -> Iterator[Problem]:
     if path[0] not in document.data or template in ("auto", "tokenizer"):
         return
     if isinstance(template, str) or (isinstance(template, dict) and "env" not in template):
-        message = "template_variables are for the tokenizer's own chat template, not for this one"
+        message = "template_variables work only with the tokenizer's own chat template"
         place = document.key_place(path)
-        hint = "remove them, or give template: tokenizer"
+        hint = "remove them, or set template: tokenizer"
         yield document.problem("GR307", path, message, hint, place=place)
 
 
@@ -220,7 +227,7 @@ def _exclude(document: Document) -> Iterator[Problem]:
 
 
 def _tags(document: Document) -> Iterator[Problem]:
-    """Tags that MLflow does not take as they are, or that are not a person's to set."""
+    """Problems of tags that are reserved or that MLflow does not accept."""
     metadata = document.data.get("metadata")
     tags = metadata.get("tags") if isinstance(metadata, dict) else None
     for name, value in (tags if isinstance(tags, dict) else {}).items():
@@ -229,12 +236,14 @@ def _tags(document: Document) -> Iterator[Problem]:
             message = f"the tag {shortened(str(name))!r} {found}"
             yield document.problem("GR320", path, message, place=document.key_place(path))
         elif isinstance(value, str) and len(value) > MAX_TAG_VALUE:
-            message = f"a tag holds at most {MAX_TAG_VALUE:,} characters, not {len(value):,}"
-            yield document.problem("GR320", path, message, "shorten it, or use the description")
+            message = f"a tag has at most {MAX_TAG_VALUE:,} characters, not {len(value):,}"
+            yield document.problem(
+                "GR320", path, message, "shorten it, or write it into the description"
+            )
 
 
 def _store(document: Document) -> Iterator[Problem]:
-    """A tracking store that is not MLflow's: it would be overwritten, or cannot be opened."""
+    """Problems of a tracking store: an invalid address, or a file that is not MLflow's."""
     path: Path_ = ("tracking", "uri")
     uri = document.text(path)
     if not uri:
@@ -244,8 +253,8 @@ def _store(document: Document) -> Iterator[Problem]:
             found = found.replace(uri.partition("://")[2].lstrip("/"), REDACTED)
         yield document.problem("GR321", path, f"the tracking store {found}")
     elif is_sqlite(uri) and checkpoint_around(database(uri)):
-        message = "the tracking store lies in a folder that holds a model"
-        yield document.problem("GR321", path, message, "name a place outside of it")
+        message = "the tracking store is in a folder that contains a model"
+        yield document.problem("GR321", path, message, "use a path outside of it")
 
 
 def _gates(document: Document) -> Iterator[Problem]:
@@ -256,12 +265,12 @@ def _gates(document: Document) -> Iterator[Problem]:
         name = gate.get("metric") if isinstance(gate, dict) else None
         if isinstance(name, str) and name not in metrics:
             hint = did_you_mean(name, metrics)
-            message = f"no step makes the metric {name!r}"
+            message = f"no step produces the metric {name!r}"
             yield document.problem("GR304", ("gates", index, "metric"), message, hint)
 
 
 def _metrics(document: Document) -> list[str] | None:
-    """Every metric the run will have; None while a step is not known well enough to say."""
+    """Every metric that the run will have; None if the id or strategy of a step is not known."""
     metrics = list(MODEL_METRICS)
     for _, step in _steps(document):
         fragment = fragments().get(str(step.get("strategy")))

@@ -1,12 +1,18 @@
 """The JSON Schema of a spec, assembled from `base.json` and one fragment for each strategy.
 
-The fragments' annotations stay out of what is published: `x-metrics` names the numbers a strategy
-ends with, `x-tables` the tables of its entries with their columns, `x-headline` the metric that a
-run without verdicts leads with. `x-enum` stands for names from a table (`ENUMS`). `x-used-by` on a
-parameter names the values of another one that read it (with `x-needed-by`, that cannot do without
-it); for the searches of `mine` their table says so. `x-token-id` marks an integer that is one,
-`x-names-tokens` a text that may name some (`<#31415>`), and `x-form` says in words what a `pattern`
-asks for.
+Fragments and `base.json` have annotations, which are not published:
+
+    x-metrics        names of the strategy's final metrics
+    x-tables         tables of its entries, with their columns
+    x-headline       the first metric in the report of a run without verdicts
+    x-enum           stands for the names in a table (`ENUMS`)
+    x-used-by        values of another parameter that use this one; others reject it
+    x-needed-by      values of another parameter that need this one
+    x-token-id       the integer is a token id
+    x-names-tokens   the text may name tokens by id, such as `<#31415>`
+    x-form           the meaning of a `pattern` in words, for hints
+
+For the searches of `mine`, their table (`spec.searches`) gives x-used-by and x-needed-by.
 """
 
 from __future__ import annotations
@@ -25,17 +31,17 @@ from glitchrun.spec.strategy import STRATEGIES
 
 _FOLDER = Path(__file__).parent
 _PARTS = ("description", "properties", "required", "x-metrics")
-"""What every fragment has."""
+"""Keys that every fragment has."""
 
 ENUMS: Mapping[str, Registry[Any]] = {"searches": SEARCHES, "probes": PROBES}
 """The tables whose names an `x-enum` stands for."""
 
-# Where the document is the reader's own: kept as written, never an `{env: ...}`, nulls included.
+# Parts of a document that are kept as written, including nulls; `{env: ...}` has no meaning there.
 FREE = (("matrix", "axes"), ("matrix", "exclude"), ("extends",))
 TOKEN_SOURCES = ("tokens", "pool")
-"""Parameters of steps that name tokens: by ids, texts, file or an earlier step."""
-# Mappings that are never a reference: in tags a key `env` is just a key, and how many runs there
-# are must not depend on the environment.
+"""Parameters of steps that name tokens by ids, texts, file or an earlier step."""
+# Mappings in which `env` is never a reference: in tags it is an ordinary key, and the number of
+# runs must not depend on the environment.
 NO_REFERENCE = (("metadata", "tags"), ("matrix",))
 
 
