@@ -14,8 +14,8 @@ from glitchrun.errors import UsageError
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.token_choice import SamplingParams, choose_tokens, rng_key
 from glitchrun.prompts.dialogue import Dialogue
-from glitchrun.prompts.rows import check_rows, describe_token, missing_rows
 from glitchrun.prompts.template import Template, stop_ids
+from glitchrun.prompts.tokenizer import check_rows, describe_token, missing_rows
 from glitchrun.spec.token_ids import BY_ID
 
 

@@ -1,18 +1,15 @@
-"""Templates and probes: from a spec and a tokenizer to prefix ids and suffix ids.
+"""Prompts: from a template, a probe and a tokenizer to ids around the place of a token.
 
-    probes.py         what is asked: GlitchMiner's three probes, as data
-    families.py       how a question is put to a model family, as data
-    conversation.py   a conversation written in a family's format
-    template.py       the template in force
-    detect.py         which template a run uses, and the rule that chose it
-    chat_template.py  the tokenizer's own chat template, rendered safely
-    bounded.py        a process of its own for it, with bounds on time and memory
-    reasoning.py      reasoning that a chat template opens, and what closes it
-    render.py         template + probe -> Prompt (ids around the token's own id)
-    slot.py           a prompt with a place for sequences of ids right before a text
-    dialogue.py       a conversation of several turns as ids, each turn appended to those before
-    named.py          tokens that a text names by id
-    tokenizer.py      the few tokenizer calls that this package rests on
+    conversation.py   writes a conversation in a family's format (`spec/templates.py`)
+    template.py       the template of a run
+    detect.py         chooses the template, and records the rule that chose it
+    chat_template.py  the tokenizer's own chat template
+    bounded.py        runs a chat template with bounds on time and memory
+    reasoning.py      finds reasoning that a chat template opens, and closes it
+    render.py         a probe in a template -> Prompt
+    slot.py           a prompt with a place for sequences of tokens before a text
+    dialogue.py       a conversation of several turns as ids
+    tokenizer.py      the tokenizer calls of this package
 
 Nothing here imports torch or transformers.
 """

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 from glitchrun.prompts import chat_template, conversation
 from glitchrun.prompts.conversation import Conversation
-from glitchrun.prompts.named import joined, marked
 from glitchrun.prompts.render import begin, write
 from glitchrun.prompts.template import Template
-from glitchrun.prompts.tokenizer import Tokenizer, encode_inside
+from glitchrun.prompts.tokenizer import Tokenizer, encode_inside, joined, marked
 
 
 @dataclass(frozen=True, slots=True)

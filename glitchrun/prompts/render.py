@@ -14,7 +14,6 @@ from functools import cache
 from glitchrun.errors import PreflightError
 from glitchrun.prompts import chat_template, conversation, reasoning
 from glitchrun.prompts.conversation import Conversation
-from glitchrun.prompts.named import joined, marked
 from glitchrun.prompts.template import Template, opening_ids
 from glitchrun.prompts.tokenizer import (
     Tokenizer,
@@ -22,6 +21,8 @@ from glitchrun.prompts.tokenizer import (
     encode,
     encode_all,
     encode_inside,
+    joined,
+    marked,
 )
 from glitchrun.spec.probes import TOKEN, Probe
 

@@ -1,21 +1,25 @@
-"""The few tokenizer calls that prompts and the vocabulary rest on.
+"""Tokenizer calls: encoding and decoding inside a text, tokens named by id, rows of the embedding.
 
-A tokenizer is given (one of transformers' PreTrainedTokenizerBase); `Tokenizer` names what is used
-of it, so that this layer needs no import of transformers.
+`Tokenizer` declares what is used of transformers' PreTrainedTokenizerBase, so that this package
+needs no import of transformers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from glitchrun.boundary import first_line, foreign_errors
-from glitchrun.errors import ModelUnavailable
+from glitchrun.errors import ModelUnavailable, PreflightError
+from glitchrun.spec.token_ids import BY_ID
 
 ANCHOR = "«"
 """A character that no vocabulary merges with letters: what stands before it is known when decoding
 or encoding a piece in the middle of a text. GlitchMiner uses the same one."""
 _ANCHORS = (ANCHOR, "\n", ".", "a", "1")
+# Stands for such a token while a template writes the text. Letters only: no template alters it.
+_MARK = "Xglitchruntoken"
 
 
 class Tokenizer(Protocol):
@@ -119,6 +123,72 @@ def leading_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
             if bare and ids[start : start + len(bare)] == bare:
                 return ids[:start]
     return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A text in which a mark replaces each token named by id."""
+
+    text: str
+    mark: str
+    ids: tuple[int, ...]
+    """The ids of these tokens, in order."""
+
+
+def marked(text: str) -> Marked:
+    """The text with a mark in place of each token that it names by id (`<#31415>`)."""
+    mark = f"{_MARK}X"
+    while mark in text:
+        mark = f"{mark}X"
+    return Marked(BY_ID.sub(mark, text), mark, tuple(map(int, BY_ID.findall(text))))
+
+
+def joined(
+    start: tuple[int, ...], ids: Sequence[int], texts: Sequence[str], tokenizer: Tokenizer
+) -> tuple[int, ...]:
+    """The ids `start`, then each token of `ids` followed by the ids of its text in `texts`."""
+    for token_id, text in zip(ids, texts, strict=True):
+        start = (*start, token_id, *encode_inside(tokenizer, text))
+    return start
+
+
+def missing_rows(ids: Iterable[int], rows: int) -> list[int]:
+    """The ids without a row in an embedding of `rows` rows, each once, ascending."""
+    return sorted({one for one in ids if one >= rows})
+
+
+def check_rows(ids: Iterable[int], rows: int, tokenizer: Tokenizer, what: str) -> None:
+    """Checks that the embedding has a row for every id.
+
+    An id without a row raises an IndexError on a CPU and fails a device assertion on a GPU.
+
+    Args:
+        ids: The ids to check.
+        rows: Number of rows of the embedding.
+        tokenizer: Gives the names of the ids.
+        what: Where the ids come from, as the subject of the message: `probe repeat in the template
+            chatml`.
+
+    Raises:
+        PreflightError: an id has no row.
+    """
+    lacking = missing_rows(ids, rows)
+    if not lacking:
+        return
+    names = ", ".join(describe_token(one, tokenizer) for one in lacking[:5])
+    raise PreflightError(
+        f"{what} contains {names}, but this model's embedding has {rows:,} rows (ids up to "
+        f"{rows - 1}): tokens were added to its tokenizer, and the embedding was not resized. "
+        f"Resize it (model.resize_token_embeddings({max(len(tokenizer), lacking[-1] + 1)}), then "
+        "save the model), or choose a template and texts without these tokens "
+        "(`glitchrun list templates`, or template: raw)"
+    )
+
+
+def describe_token(token_id: int, tokenizer: Tokenizer) -> str:
+    """A token for a message, even if the model has no row for it."""
+    piece = tokenizer.convert_ids_to_tokens([token_id])[0]
+    return f"{piece!r} (id {token_id})"
 
 
 def _adds_space(tokenizer: Tokenizer) -> bool:

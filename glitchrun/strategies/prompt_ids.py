@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from glitchrun.prompts.rows import check_rows
 from glitchrun.prompts.template import stop_ids
+from glitchrun.prompts.tokenizer import check_rows
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Step
 from glitchrun.strategies.context import Context

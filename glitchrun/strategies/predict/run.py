@@ -19,7 +19,6 @@ from glitchrun.probing.sequence_scoring import (
     log_probabilities,
 )
 from glitchrun.prompts.detect import detect
-from glitchrun.prompts.named import marked
 from glitchrun.prompts.render import whole
 from glitchrun.prompts.template import stop_ids
 from glitchrun.prompts.tokenizer import (
@@ -28,6 +27,7 @@ from glitchrun.prompts.tokenizer import (
     decode_runs_inside,
     encode,
     encode_inside,
+    marked,
 )
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.predict import FORMATS, Config
