@@ -201,7 +201,7 @@ def test_an_exception_in_a_test_is_an_error_and_no_finding(
         raise KeyError('"username"')
 
     monkeypatch.setattr(
-        "glitchrun.strategies.classify.TESTS",
+        "glitchrun.behaviour.scenarios.TESTS",
         {"refusal": replace(TESTS["refusal"], indicator=broken)},
     )
     with pytest.raises(KeyError, match="username"):
@@ -218,7 +218,7 @@ def test_indicators_are_given_the_tokens_text_in_the_question(
         return Judgement(False, "")
 
     monkeypatch.setattr(
-        "glitchrun.strategies.classify.TESTS",
+        "glitchrun.behaviour.scenarios.TESTS",
         {"refusal": replace(TESTS["refusal"], indicator=noting)},
     )
     run(llama, tests=["refusal"], controls=0, tokens={"ids": [300]}, attempts=1)
