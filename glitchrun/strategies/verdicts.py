@@ -37,6 +37,7 @@ class Judge:
         return self._verifier.rows * PASSES_PER_WRITE.get(self._context.backend.device.type, 1)
 
     def judge(self, token_ids: Sequence[int]) -> list[Verified]:
+        """The verdicts on the tokens, in their order."""
         """Verify tokens with every probe, and judge each by the thresholds."""
         results = self._verifier.verify(token_ids)
         if lacking := sum(prompt.dropped_system is not None for prompt in self._prompts.values()):

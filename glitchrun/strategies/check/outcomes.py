@@ -1,4 +1,4 @@
-"""What a check found: numbers held against what was wanted of them, and what follows."""
+"""Outcome of a check: its values, each compared with what was wanted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A check with all it found. `skipped` says why there was nothing to hold it against."""
+    """A check with its values. `skipped` says why there was nothing to compare them with."""
 
     name: str
     findings: tuple[Finding, ...]
@@ -47,6 +47,7 @@ class Checked:
 
     @property
     def reason(self) -> str:
+        """Why the check has this outcome."""
         """Why the check passed, failed or was skipped, as a phrase."""
         failed = [one for one in self.findings if one.holds is False]
         if failed:

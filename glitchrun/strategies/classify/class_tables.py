@@ -23,6 +23,7 @@ class Answer:
 
 
 def category_row(token: Token, reason: str) -> Entry:
+    """The tokenizer category of one token, and the reason."""
     """One token's tokenizer category."""
     cells = {"token_id": token.id, "token": token.text, "category": token.category}
     return Entry("categories", {**cells, "reason": reason})

@@ -79,6 +79,7 @@ def sequences(task: Task, scores: Scores, births: Mapping[Ids, Birth]) -> list[E
 
 
 def generation(task: Task, summary: Generation, evaluations: int) -> Entry:
+    """Best and mean fitness of one generation, its diversity and mutation rate."""
     """One generation's row of the table `generations`."""
     text = decode_runs_inside(task.context.backend.model.tokenizer, [summary.best])[0]
     cells = {

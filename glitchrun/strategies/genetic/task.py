@@ -19,13 +19,14 @@ Scores = Mapping[Ids, tuple[float, ...]]
 
 
 class Timer:
-    """Seconds since it was made."""
+    """A stopwatch that starts when it is created."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
 
     @property
     def seconds(self) -> float:
+        """Seconds since the timer was created."""
         """Seconds since the timer was created."""
         return time.perf_counter() - self._start
 

@@ -46,6 +46,7 @@ class Case:
 
     @property
     def name(self) -> str:
+        """Name of the case in the tables."""
         """The prompt and its format: the column `case` of the tables."""
         return f"{self.prompt} · {self.format}"
 
