@@ -246,7 +246,7 @@ def test_damaged_ledger_is_reported_and_repaired(project: Path) -> None:
     assert f"ledger.jsonl:{last + 1}: it was altered" in repaired.stderr
     assert "kept in ledger.damaged-1.jsonl" in repaired.stderr
     assert tokens(first) == right
-    assert "found damaged" in (path.parent / "artifacts" / "report.html").read_text()
+    assert "ledger was damaged" in (path.parent / "artifacts" / "report.html").read_text()
     assert "nothing to do" in invoked(project, "apply", "spec.yaml").stderr
 
 

@@ -199,7 +199,7 @@ def test_a_run_resumed_after_its_tokens_still_tells_what_its_scope_leaves_out(
     body = "steps: [{id: t, strategy: test, tokens: {ids: [300]}}, {id: p, strategy: predict, "
     body += "prompts: [{text: a}], formats: [raw]}]\n"
     with monkeypatch.context() as broken:
-        broken.setattr("glitchrun.strategies.predict.cases", lambda *_: 1 / 0)
+        broken.setattr("glitchrun.strategies.predict.run.cases", lambda *_: 1 / 0)
         assert apply("told", body).exit_code == 1
     (resumed,) = runs(apply("told", body))
     model = record(resumed).model

@@ -136,7 +136,7 @@ def test_weights_are_held_as_asked(name: str, results: dict[str, Any]) -> None:
         held = read_run(Path(run["artifacts_dir"]).parent).model
         assert held is not None
         assert held.quantization == "int4"
-        assert held.bytes_by_dtype["int4"] > 0
+        assert held.census["int4"] > 0
 
 
 def test_all_checks_pass_and_none_is_skipped(results: dict[str, Any]) -> None:
