@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from glitchrun.checkpoint import resolve
+from glitchrun.checkpoint.conversion_folder import cache_folder
 from glitchrun.checkpoint.headers import Header, read_header
-from glitchrun.checkpoint.model_cache import cache_folder
 from glitchrun.model.loading import load
 from glitchrun.plan.weight_bytes import part_of, weights
 from glitchrun.spec.types import ModelSpec

@@ -19,7 +19,7 @@ from glitchrun.report.html import render
 from glitchrun.report.run_json import run_json
 from glitchrun.report.summary import summary_lines
 from glitchrun.report.token_files import write_tokens
-from glitchrun.strategies.controls import control_metrics
+from glitchrun.strategies.false_alarms import control_metrics
 from glitchrun.strategies.validate.run import _metrics as sampling_metrics
 from glitchrun.strategies.verdicts import verdict_metrics
 from tests.support.reporting import run_of, step

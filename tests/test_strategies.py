@@ -21,7 +21,7 @@ from glitchrun.spec.schema import fragments
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Origin, Thresholds, TokenScope
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.controls import draw
+from glitchrun.strategies.false_alarms import draw
 from glitchrun.strategies.mine.screening import agreement
 from glitchrun.strategies.tokens import read_ids
 from tests.support.engine import context

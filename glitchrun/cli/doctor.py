@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from glitchrun.checkpoint.model_cache import cache_folder, clear, size_of
+from glitchrun.checkpoint.conversion_folder import cache_folder, clear, size_of
 from glitchrun.cli.environment_checks import CheckResult, run_checks
 from glitchrun.errors import ExitCode, UsageError
 from glitchrun.ledger import ROOT

@@ -19,7 +19,7 @@ import torch
 import transformers
 from filelock import FileLock
 
-from glitchrun.checkpoint.model_cache import CACHE_VARIABLE, size_of
+from glitchrun.checkpoint.conversion_folder import CACHE_VARIABLE, size_of
 from glitchrun.errors import ModelUnavailable, PreflightError
 from glitchrun.model.gguf_tokenizer import describe_pretokenizer, gguf_errors, gguf_tokenizer
 from glitchrun.model.library_messages import quiet_libraries

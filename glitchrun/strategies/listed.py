@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from glitchrun.events import Batch, Event
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.controls import control_metrics, judged_controls, scanned_controls
+from glitchrun.strategies.false_alarms import control_metrics, judged_controls, scanned_controls
 from glitchrun.strategies.scan import Config as ScanConfig
 from glitchrun.strategies.test import Config as TestConfig
 from glitchrun.strategies.verdicts import Judge, judged, verdict_metrics

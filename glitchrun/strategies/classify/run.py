@@ -22,7 +22,7 @@ from glitchrun.strategies.classify.class_tables import (
     class_row,
 )
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.controls import draw
+from glitchrun.strategies.false_alarms import draw
 
 Judged = dict[tuple[int, str, str], list[Answer]]
 """Answers by token, test and scenario."""

@@ -16,7 +16,7 @@ from glitchrun.prompts.render import Prompt
 from glitchrun.search import Cascade, Ordered, Search, Space, build_search
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.controls import (
+from glitchrun.strategies.false_alarms import (
     control_metrics,
     controls_done,
     judged_controls,

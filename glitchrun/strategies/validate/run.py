@@ -14,7 +14,7 @@ from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.prompts.render import Prompt, intact
 from glitchrun.prompts.template import stop_ids
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.controls import (
+from glitchrun.strategies.false_alarms import (
     as_controls,
     control_metrics,
     controls_done,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from glitchrun.checkpoint import model_cache
-from glitchrun.checkpoint.model_cache import cache_folder, clear, size_of
+from glitchrun.checkpoint import conversion_folder
+from glitchrun.checkpoint.conversion_folder import cache_folder, clear, size_of
 from glitchrun.cli.doctor import command as doctor
 from glitchrun.errors import PreflightError
 from glitchrun.model import gguf_conversion, load
@@ -35,7 +35,7 @@ def test_a_missing_home_is_reported_with_the_variable(monkeypatch: pytest.Monkey
     def nobody() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(model_cache.Path, "home", nobody)
+    monkeypatch.setattr(conversion_folder.Path, "home", nobody)
     with pytest.raises(PreflightError, match="set GLITCHRUN_CACHE"):
         cache_folder({})
 
