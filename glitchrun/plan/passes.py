@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from glitchrun.checkpoint.headers import Header
 from glitchrun.plan import batch_sizes
 from glitchrun.plan.weight_bytes import ITEM_BYTES, Weights
+from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.strategy import Workload
 
 _LOGIT_COPIES = 6
@@ -85,10 +86,11 @@ class Passes:
         if self.kind != "cpu":
             return 0
         by_row = load.controls or load.kind == "screen"
+        learns = load.search is not None and SEARCHES[load.search].regression
         kept = self.header.vocab * _MATCHED if by_row else 0
-        return kept + (self._surrogate(load) if load.search == "surrogate" else 0)
+        return kept + (self._regression(load) if learns else 0)
 
-    def _surrogate(self, load: Workload) -> int:
+    def _regression(self, load: Workload) -> int:
         """Embeddings in float32, their unit rows, features, and the regression on verified
         tokens."""
         vocab, hidden = self.header.vocab, self.header.dims.hidden_size

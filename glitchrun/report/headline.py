@@ -193,7 +193,7 @@ def _about_left(step: StepRecord) -> str:
     """The named tokens that a search did not verify; empty if none."""
     metric = step.metrics.get("left")
     search = SEARCHES.get(step.params.get("search", ""))
-    if not metric or not search or not search.names_tokens:
+    if not metric or not search or not search.selects:
         return ""
     if metric.n == 0:
         return f"Step {step.id} named no token in scope (`tokens` in the spec)."

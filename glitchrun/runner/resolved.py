@@ -8,7 +8,7 @@ into the run's key; what leaves nothing to do is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from glitchrun.plan.work import parameters
 from glitchrun.prompts.detect import families_marked, family_by_name
 from glitchrun.prompts.tokenizer import Tokenizer, leading_ids
 from glitchrun.runner import lengths
+from glitchrun.spec.registry import imported
+from glitchrun.spec.searches import SEARCHES, SearchEntry
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.templates import FAMILIES
 from glitchrun.spec.types import Spec, TokenScope
@@ -158,7 +160,7 @@ def _needs_vocabulary(spec: Spec) -> bool:
 def _may_be_empty(spec: Spec) -> bool:
     """Whether a step draws on a scope that is not just all normal tokens."""
     return any(
-        spec.tokens != TokenScope() or _selection(params) is not None
+        spec.tokens != TokenScope() or _selecting_search(params) is not None
         for _, params in _scoped_steps(spec)
     )
 
@@ -171,11 +173,10 @@ def _scoped_steps(spec: Spec) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield f"steps[{place}]", parameters(step)
 
 
-def _selection(params: Mapping[str, Any]) -> str | None:
-    """The parameter by which a search narrows the scope; None where it does not."""
-    return {"range": "ranges", "category": "groups", "pattern": "patterns"}.get(
-        params.get("search", "")
-    )
+def _selecting_search(params: Mapping[str, Any]) -> SearchEntry | None:
+    """The step's search if it selects tokens of the scope."""
+    search = SEARCHES.get(params["search"]) if "search" in params else None
+    return search if search is not None and search.selects else None
 
 
 def empty_scope_reason(spec: Spec, vocabulary: Vocabulary) -> str | None:
@@ -187,8 +188,11 @@ def empty_scope_reason(spec: Spec, vocabulary: Vocabulary) -> str | None:
         ids = in_scope(vocabulary, spec.tokens) if ids is None else ids
         if not ids:
             return _empty_scope(spec, vocabulary, category_counts(vocabulary))
-        name = _selection(params)
-        if name is not None and not any(_SELECTED[name](ids, vocabulary, params[name])):
+        search = _selecting_search(params)
+        if search is None:
+            continue
+        name = search.needs[0]
+        if not any(imported(search.selects)(ids, vocabulary.text, params[name])):
             place = (spec.origins or {}).get(f"{path}.{name}", path)
             ends = f"ids {ids[0]:,} to {ids[-1]:,}"
             return (
@@ -216,28 +220,3 @@ def _empty_scope(spec: Spec, vocabulary: Vocabulary, held: str) -> str:
 
 def _shown(value: Any) -> str:
     return str(value) if len(str(value)) <= 80 else f"{str(value)[:79]}…"
-
-
-def _by_range(ids: list[int], vocabulary: Vocabulary, ranges: Any) -> Iterator[bool]:
-    return (low <= token_id <= high for low, high in ranges for token_id in ids)
-
-
-def _by_group(ids: list[int], vocabulary: Vocabulary, groups: Any) -> Iterator[bool]:
-    from glitchrun.vocabulary.character_groups import group_of
-
-    return (group_of(vocabulary.text(token_id)) in groups for token_id in ids)
-
-
-def _by_pattern(ids: list[int], vocabulary: Vocabulary, patterns: Any) -> Iterator[bool]:
-    import re
-
-    found = [re.compile(pattern) for pattern in patterns]
-    return (one.search(vocabulary.text(token_id)) is not None for one in found for token_id in ids)
-
-
-_SELECTED: Mapping[str, Callable[[list[int], Vocabulary, Any], Iterator[bool]]] = {
-    "ranges": _by_range,
-    "groups": _by_group,
-    "patterns": _by_pattern,
-}
-"""Of each token in scope, whether the parameter selects it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -76,26 +76,44 @@ def stratified(space: Space, config: Parameters) -> Ordered:
 
 def by_range(space: Space, config: Parameters) -> Ordered:
     """The token ids of `ranges`, in that order, both ends included."""
-    ids = space.ids.tolist()
-    parts = [[i for i in ids if low <= i <= high] for low, high in config.ranges or ()]
+    parts = in_ranges(space.ids.tolist(), space.vocabulary.text, config.ranges or ())
     return Ordered(dict.fromkeys(i for part in _drawn(parts, space, config) for i in part))
 
 
 def by_category(space: Space, config: Parameters) -> Ordered:
     """Tokens of the given groups of characters, by ascending id."""
-    text = space.vocabulary.text
-    parts: dict[str, list[int]] = {group: [] for group in config.groups or ()}
-    for i in space.ids.tolist():
-        parts.get(group_of(text(i)), []).append(i)
-    return Ordered(sorted(i for part in _drawn(parts.values(), space, config) for i in part))
+    parts = in_groups(space.ids.tolist(), space.vocabulary.text, config.groups or ())
+    return Ordered(sorted(i for part in _drawn(parts, space, config) for i in part))
 
 
 def by_pattern(space: Space, config: Parameters) -> Ordered:
     """Tokens in whose text one of the regular expressions matches, by ascending id."""
-    text = space.vocabulary.text
-    patterns = [re.compile(pattern) for pattern in config.patterns or ()]
-    parts = [[i for i in space.ids.tolist() if found.search(text(i))] for found in patterns]
+    parts = matching(space.ids.tolist(), space.vocabulary.text, config.patterns or ())
     return Ordered(sorted({i for part in _drawn(parts, space, config) for i in part}))
+
+
+def in_ranges(
+    ids: Sequence[int], text: Callable[[int], str], ranges: Iterable[tuple[int, int]]
+) -> list[list[int]]:
+    """The ids in each of the `ranges`, both ends included."""
+    return [[i for i in ids if low <= i <= high] for low, high in ranges]
+
+
+def in_groups(
+    ids: Sequence[int], text: Callable[[int], str], groups: Iterable[str]
+) -> list[list[int]]:
+    """The ids whose text belongs to each of the `groups` of characters."""
+    parts: dict[str, list[int]] = {group: [] for group in groups}
+    for i in ids:
+        parts.get(group_of(text(i)), []).append(i)
+    return list(parts.values())
+
+
+def matching(
+    ids: Sequence[int], text: Callable[[int], str], patterns: Iterable[str]
+) -> list[list[int]]:
+    """The ids in whose text each of the regular expressions `patterns` matches."""
+    return [[i for i in ids if found.search(text(i))] for found in map(re.compile, patterns)]
 
 
 def _drawn(parts: Iterable[list[int]], space: Space, config: Parameters) -> Iterator[list[int]]:

@@ -38,9 +38,13 @@ class SearchEntry:
     """Whether each round takes one gradient of the model."""
     ends_itself: bool = False
     """Whether it ends by its own rule and with its own batch sizes, not after `iterations`."""
-    names_tokens: bool = False
-    """Whether the spec selects the tokens that it verifies; the report then shows how many are
-    left."""
+    selects: str = ""
+    """`module:name` of the function that selects tokens of the scope by the value of `needs[0]`;
+    empty where the search may verify the whole scope. The plan refuses a spec that selects no
+    token, and the report shows how many selected tokens are not verified."""
+    regression: bool = False
+    """Whether it fits a regression on features of every token; the plan counts the memory of its
+    tables."""
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """JSON Schema of parameters that only this search has, each with its default; `Config.own`
     contains their values."""
@@ -56,6 +60,7 @@ _ALL = {
     "surrogate": SearchEntry(
         "Learns from its own verdicts which tokens fail (ridge regression on the embeddings).",
         "glitchrun.search.surrogate:Surrogate.build",
+        regression=True,
     ),
     "screen": SearchEntry(
         "Scores every token in scope cheaply, then verifies the worst scores first.",
@@ -86,21 +91,21 @@ _ALL = {
         "glitchrun.search.ordered:by_range",
         reads=(*_ROUNDS, "ranges", *_SAMPLE),
         needs=("ranges",),
-        names_tokens=True,
+        selects="glitchrun.search.ordered:in_ranges",
     ),
     "category": SearchEntry(
         "Verifies tokens of the `groups` given: writing systems and kinds of character.",
         "glitchrun.search.ordered:by_category",
         reads=(*_ROUNDS, "groups", *_SAMPLE),
         needs=("groups",),
-        names_tokens=True,
+        selects="glitchrun.search.ordered:in_groups",
     ),
     "pattern": SearchEntry(
         "Verifies tokens whose text one of the `patterns` given matches.",
         "glitchrun.search.ordered:by_pattern",
         reads=(*_ROUNDS, "patterns", *_SAMPLE),
         needs=("patterns",),
-        names_tokens=True,
+        selects="glitchrun.search.ordered:matching",
     ),
 }
 
