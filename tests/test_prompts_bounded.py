@@ -59,9 +59,24 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CPU_SECONDS", 1)
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The ids of the processes forked so far; other tests may have children of their own."""
+    children: list[int] = []
+    fork = os.fork
+
+    def record() -> int:
+        child = fork()
+        children.append(child)
+        return child
+
+    monkeypatch.setattr(os, "fork", record)
+    return children
+
+
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_template_is_refused_and_named(
-    what: str, tokenizer: PreTrainedTokenizerFast
+    what: str, tokenizer: PreTrainedTokenizerFast, forked: list[int]
 ) -> None:
     bad = with_chat_template(tokenizer, HOSTILE[what] + BODY)
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
@@ -71,8 +86,10 @@ def test_a_hostile_template_is_refused_and_named(
     assert "glitchrun list templates" in str(caught.value)
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 3
     assert fault(bad) is not None
-    with pytest.raises(ChildProcessError):  # none is left behind
-        os.waitpid(-1, os.WNOHANG)
+    assert len(forked) == 2
+    for child in forked:
+        with pytest.raises(ChildProcessError):  # it was waited for
+            os.waitpid(child, os.WNOHANG)
 
 
 def test_a_hostile_template_takes_little_memory(tokenizer: PreTrainedTokenizerFast) -> None:
