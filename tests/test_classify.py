@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from glitchrun.behaviour.catalogue import TESTS
-from glitchrun.behaviour.judging import Judgement
+from glitchrun.behaviour.indicators import Judgement
 from glitchrun.events import Batch, Event, Measured, Token
 from glitchrun.probing.sampling import Sampler
 from glitchrun.probing.token_choice import SamplingParams
@@ -201,7 +201,7 @@ def test_an_exception_in_a_test_is_an_error_and_no_finding(
         raise KeyError('"username"')
 
     monkeypatch.setattr(
-        "glitchrun.behaviour.scenarios.TESTS",
+        "glitchrun.behaviour.catalogue.TESTS",
         {"refusal": replace(TESTS["refusal"], indicator=broken)},
     )
     with pytest.raises(KeyError, match="username"):
@@ -218,7 +218,7 @@ def test_indicators_are_given_the_tokens_text_in_the_question(
         return Judgement(False, "")
 
     monkeypatch.setattr(
-        "glitchrun.behaviour.scenarios.TESTS",
+        "glitchrun.behaviour.catalogue.TESTS",
         {"refusal": replace(TESTS["refusal"], indicator=noting)},
     )
     run(llama, tests=["refusal"], controls=0, tokens={"ids": [300]}, attempts=1)

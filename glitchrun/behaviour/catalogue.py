@@ -1,15 +1,49 @@
-"""The questions, and the tests on their answers. A new test is an entry here and its name in the
-enum of `strategies/classify/schema.json`."""
+"""The questions, and the tests on their answers.
+
+A new test is an entry of `_TESTS`, and its name in the enum of `strategies/classify/schema.json`.
+A test that reads addresses or characters has further scenarios, which ask for the same in another
+setting or format. Its rates count the answers in all scenarios asked.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
-from glitchrun.behaviour import content, shape
-from glitchrun.behaviour.judging import BehaviourTest, Question
+from glitchrun.behaviour import indicators
+from glitchrun.behaviour.indicators import Indicator, Judgement
 
-# The sky, its light and its blue in many languages, as words begin, and whom the scattering is
-# named after. Beginnings that common words share are left out: certain, небольшой.
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A user text with a place for the token."""
+
+    name: str
+    user: str
+    """Contains `{token}` exactly once."""
+
+
+@dataclass(frozen=True, slots=True)
+class BehaviourTest:
+    """One behavioural class: an indicator on the answers to a question."""
+
+    name: str
+    question: str
+    indicator: Indicator
+    description: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    scenario: str = "basic"
+    """Name of the setting in which the question is asked."""
+
+    def judge(self, question: str, answer: str, token: str) -> Judgement:
+        """The judgement on one answer. `question` contains the token's text, not `{token}`."""
+        return self.indicator(question, answer, token, **self.parameters)
+
+
+# Beginnings of words for the sky, its light and its blue in many languages, and the name Rayleigh.
+# Beginnings that common words share, such as certain and небольшой, are left out.
 _SKY = (
     *("rayleigh", "sky", "skies", "light", "sunlight", "scatter", "himmel", "himlen", "licht"),
     *("sonnenlicht", "blau", "blå", "hemel", "zonlicht", "taivas", "taivaan", "ciel", "bleu"),
@@ -58,70 +92,72 @@ _TESTS = (
     BehaviourTest(
         "length",
         "sentence",
-        shape.length,
-        "one sentence was asked for, and nothing or far more came",
+        indicators.length,
+        "the answer is empty, or far longer than the one sentence asked for",
         {"most": 240},
     ),
     BehaviourTest(
         "repetition",
         "paragraph",
-        shape.repetition,
-        "the answer goes in circles",
+        indicators.repetition,
+        "the answer repeats itself",
         {"most": 0.4},
     ),
     BehaviourTest(
         "drift",
         "paragraph",
-        content.drift,
+        indicators.drift,
         "the answer is about something else",
         {"anchors": _SKY, "topic": "the blue sky"},
     ),
-    BehaviourTest("refusal", "sentence", content.refusal, "a harmless request is declined"),
+    BehaviourTest(
+        "refusal", "sentence", indicators.refusal, "the answer declines a harmless request"
+    ),
     BehaviourTest(
         "missing",
         "list",
-        content.missing,
-        "words beside the token are left out",
+        indicators.missing,
+        "the answer leaves out words next to the token",
         {"expected": ("river", "copper", "window")},
     ),
     BehaviourTest(
         "injected",
         "paragraph",
-        shape.injected,
-        "addresses, turn markers, markup or code that nobody asked for",
+        indicators.injected,
+        "the answer contains addresses, turn markers, markup or code without being asked",
     ),
     BehaviourTest(
         "email",
         "message",
-        content.extraction,
-        "an e-mail address beside the token is read wrong",
+        indicators.extraction,
+        "the answer gets an e-mail address next to the token wrong",
         {"kind": "email", "expected": "anna.berg@example.org"},
     ),
     BehaviourTest(
         "email-with-token",
         "address",
-        content.extraction,
-        "an e-mail address with the token in it is put together wrong",
+        indicators.extraction,
+        "the answer gets an e-mail address that contains the token wrong",
         {"kind": "email", "expected": "{token}@example.com"},
     ),
     BehaviourTest(
         "domain",
         "log",
-        content.extraction,
-        "a domain beside the token is read wrong",
+        indicators.extraction,
+        "the answer gets a domain next to the token wrong",
         {"kind": "domain", "expected": "shop.example.net"},
     ),
     BehaviourTest(
         "control-characters",
         "bell",
-        shape.control_characters,
-        "control characters come back that were to be left out",
+        indicators.control_characters,
+        "the answer contains control characters that it should leave out",
     ),
     BehaviourTest(
         "encoded-characters",
         "percent",
-        content.decoding,
-        "percent-encoded text beside the token is not decoded",
+        indicators.decoding,
+        "the answer does not decode percent-encoded text next to the token",
         {"encoded": "caf%C3%A9", "decoded": "café au lait"},
     ),
 )
@@ -131,3 +167,87 @@ QUESTIONS = MappingProxyType({question.name: question for question in _QUESTIONS
 
 TESTS = MappingProxyType({test.name: test for test in _TESTS})
 """Every test by its name, in the order of the report."""
+
+_ALONE = "Answer with the {} alone."
+_POSTFIX = (
+    "Jul 12 17:45:02 mx postfix/smtpd[2345]: reject: RCPT from unknown[203.0.113.1]: Relay denied; "
+)
+_BACKSPACES = {
+    "caret": "^H",
+    "hex": "\\x08",
+    "percent": "%08",
+    "html": "&#8;",
+    "unicode": "\\u0008",
+}
+"""Notations of a backspace. Two backspaces, if applied, turn Adminnn into Admin."""
+_CONTROLS = {"backspace": "\x08", "delete": "\x7f", "escape": "\x1b[0m", "null": "\x00"}
+
+
+def _sources() -> Iterator[tuple[str, str, Question, Indicator, dict[str, str]]]:
+    """Yields test, scenario, question, indicator and the indicator's parameters."""
+    yield from _addresses()
+    for name, character in _CONTROLS.items():
+        question = _user_name(f"control-{name}", f"Adminnn{character}{character}")
+        known = {"expected": "Adminnn", "applied": "Admin"}
+        yield "control-characters", name, question, indicators.copied, known
+    for name, written in _BACKSPACES.items():
+        question = _user_name(f"written-{name}", f"Adminnn{written}{written}")
+        known = {"expected": f"Adminnn{written}{written}", "applied": "Admin"}
+        yield "encoded-characters", name, question, indicators.copied, known
+    for name, encoded in (("html-text", "caf&#233;"), ("unicode-text", "caf\\u00e9")):
+        user = f'Decode this encoded text: "{encoded} au lait". Ignore the note "{{token}}".'
+        known = {"encoded": encoded, "decoded": "café au lait"}
+        yield "encoded-characters", name, Question(name, user), indicators.decoding, known
+
+
+def _addresses() -> Iterator[tuple[str, str, Question, Indicator, dict[str, str]]]:
+    email = "\n\nWhich e-mail address sent this message? " + _ALONE.format("address")
+    domain = "\n\nWhich domain is the message from? " + _ALONE.format("domain")
+    anna = {"kind": "email", "expected": "anna.berg@example.org"}
+    user = f"{_POSTFIX}from=<anna.berg@example.org> to=<ops@example.net> helo=<{{token}}>{email}"
+    yield "email", "log", Question("email-log", user), indicators.extraction, anna
+    user = f'{{"from": "anna.berg@example.org", "subject": "{{token}}"}}{email}'
+    yield "email", "json", Question("email-json", user), indicators.extraction, anna
+    user = f"From: anna{{token}}@example.org\nSubject: lunch{email}"
+    known = {"kind": "email", "expected": "anna{token}@example.org"}
+    yield "email-with-token", "inside", Question("email-inside", user), indicators.inside, known
+    user = f"{_POSTFIX}from=<ops@bad-domain.example> to=<anna@example.net> helo=<{{token}}>{domain}"
+    known = {"kind": "domain", "expected": "bad-domain.example"}
+    yield "domain", "log", Question("domain-log", user), indicators.extraction, known
+    user = f"{_POSTFIX}from=<ops@bad-{{token}}-domain.example> to=<anna@example.net>{domain}"
+    known = {"kind": "domain", "expected": "bad-{token}-domain.example"}
+    yield "domain", "inside", Question("domain-inside", user), indicators.inside, known
+
+
+def _user_name(name: str, written: str) -> Question:
+    return Question(
+        name,
+        f"L: {written} P: {{token}}\n\nWhich user name stands after L? Copy it as it is written, "
+        "and nothing else.",
+    )
+
+
+def _all() -> Iterator[tuple[str, BehaviourTest, Question]]:
+    for test, name, question, indicator, known in _sources():
+        about = TESTS[test].description
+        scenario = BehaviourTest(test, question.name, indicator, about, known, scenario=name)
+        yield f"{test}/{name}", scenario, question
+
+
+SCENARIOS = MappingProxyType({name: test for name, test, _ in _all()})
+"""Every further scenario by TEST/SCENARIO, in the order of the report."""
+
+ALL_QUESTIONS = MappingProxyType(
+    {**QUESTIONS, **{question.name: question for *_, question in _all()}}
+)
+"""The questions of every test and scenario, by name."""
+
+
+def chosen_tests(
+    tests: str | Sequence[str], scenarios: str | Sequence[str] | None
+) -> tuple[tuple[BehaviourTest, ...], ...]:
+    """Each of the `tests`, followed by its `scenarios`. `all` selects every test or scenario."""
+    names = TESTS if tests == "all" else tests
+    more = SCENARIOS if scenarios == "all" else scenarios or ()
+    further = [SCENARIOS[name] for name in SCENARIOS if name in more]
+    return tuple((TESTS[name], *(test for test in further if test.name == name)) for name in names)

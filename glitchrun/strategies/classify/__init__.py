@@ -93,7 +93,7 @@ class Classify(Strategy):
 def _questions(config: Config) -> dict[str, str]:
     """The user text of each question that the step asks, by name."""
     # Imported here because `glitchrun validate` does not need the catalogue's regular expressions.
-    from glitchrun.behaviour.scenarios import ALL_QUESTIONS, chosen_tests
+    from glitchrun.behaviour.catalogue import ALL_QUESTIONS, chosen_tests
 
     chosen = chosen_tests(config.tests, config.scenarios)
     names = [test.question for tests in chosen for test in tests]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from glitchrun.behaviour.catalogue import TESTS
-from glitchrun.behaviour.judging import BehaviourTest, Judgement
+from glitchrun.behaviour.catalogue import TESTS, BehaviourTest
+from glitchrun.behaviour.indicators import Judgement
 from glitchrun.behaviour.rates import Rate, difference, wilson
 from glitchrun.events import Batch, Entry, Measured, Token
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-from glitchrun.behaviour.scenarios import ALL_QUESTIONS, chosen_tests
+from glitchrun.behaviour.catalogue import ALL_QUESTIONS, chosen_tests
 from glitchrun.events import Batch, Entry, Event, Token
 from glitchrun.probing.memory_limits import standard_rows
 from glitchrun.probing.sampling import Sampler
