@@ -86,7 +86,10 @@ class Verified:
 
     @property
     def failed(self) -> bool:
-        """Whether no probe passed: a glitch token, or one above the probability threshold."""
+        """Whether no probe passed, as for every glitch token.
+
+        A token that failed is no glitch token if its probability exceeds the threshold.
+        """
         return not any(result.passed for result in self.probes.values())
 
     @property

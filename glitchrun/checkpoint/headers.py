@@ -92,9 +92,9 @@ class Header:
 def read_header(
     checkpoint: Checkpoint, *, allow_pickle: bool = False, adapter: str | None = None
 ) -> Header:
-    """The header of a checkpoint whose files are on this machine; `adapter` is `model.adapter`.
+    """The header of a checkpoint whose files are on this machine.
 
-    No pickle is run, not even with `allow_pickle`.
+    `adapter` is the spec's `model.adapter`. No pickle is executed, not even with `allow_pickle`.
 
     Raises ModelUnavailable for files that are missing, cut short or unsound; for sizes in
     config.json that disagree with the weights; for an adapter that does not belong to the weights,

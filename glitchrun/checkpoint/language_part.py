@@ -63,8 +63,8 @@ def language_tensors(
 ) -> dict[str, TensorInfo]:
     """The tensors of the decoder, whose names begin with `prefix`, and of the head.
 
-    `nested`: the decoder's settings are nested in config.json. Where they are not, the prefix does
-    not separate the parts, and tensors whose names begin with another part's name are left out.
+    `nested` says whether config.json nests the decoder's settings. If it does not, `prefix` cannot
+    tell the parts apart; all tensors but those of a part for images or audio are then returned.
     """
     return {name: info for name, info in tensors.items() if _belongs(name, prefix, nested)}
 

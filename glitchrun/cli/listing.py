@@ -22,7 +22,7 @@ from glitchrun.terminal import emit_json, say
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
 def command(what: str, output: str) -> None:
-    """Shows what a spec can name."""
+    """Lists the names that a spec can use."""
     sources: dict[str, Callable[[], dict[str, str]]] = {
         "strategies": _strategies,
         "searches": _searches,

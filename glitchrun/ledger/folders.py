@@ -29,9 +29,9 @@ Unreadable = Callable[[GlitchrunError], None]
 def run_folder(root: Path, experiment: str, key: str) -> Path:
     """The folder of all attempts with one key.
 
-    The folder of the experiment has the experiment's name if that is a valid name of a folder
-    without runs of another experiment. Otherwise it has a part of the name and a digest. Folders
-    that earlier versions named without a digest are found again.
+    The experiment's name becomes the name of its folder if it is a valid folder name and no other
+    experiment has runs in that folder. Otherwise the folder's name is a prefix of the experiment's
+    name and a digest. Folders that earlier versions named without a digest are still found.
 
     Raises:
         RunError: a folder cannot be read.

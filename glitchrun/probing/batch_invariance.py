@@ -61,9 +61,9 @@ def batch_shape(backend: Backend, prompt: Prompt, rows: int) -> BatchShape:
 def is_batch_invariant(backend: Backend, prompt: Prompt) -> bool:
     """Returns whether batches of 16 to 128 rows give each row the same logits, bit for bit.
 
-    This is tried, not proven: behind the prefix, two single tokens in turn, and the beginning of a
-    suffix, in batches of several sizes that put the compared rows at different indices. The sizes
-    do not depend on the spec, so the answer does not either.
+    This is an empirical test, not a proof. It runs two single tokens in turn, and then the first
+    tokens of a suffix, after the prefix. The batches have several sizes, so that the compared rows
+    are at different indices. The sizes do not depend on the spec, and neither does the result.
     """
     ids = torch.arange(INVARIANT_BATCH) * 7919 % backend.model.vocab_size
     singles = [_single_token_logits(backend, prompt, ids[:n]) for n in _TRIED]

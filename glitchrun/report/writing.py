@@ -53,7 +53,7 @@ def _is_written_through(path: Path) -> bool:
 
 
 def to_json(value: Any) -> str:
-    """One line of JSON: readable text unchanged, misleading characters escaped.
+    """The value as one line of JSON. Only misleading characters are escaped.
 
     Raises:
         ValueError: `value` contains NaN or an infinity.

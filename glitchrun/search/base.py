@@ -56,7 +56,7 @@ class Parameters(Protocol):
 
     @property
     def recall(self) -> float:
-        """Share of the glitch tokens in scope to find."""
+        """Share of the glitch tokens in scope that the search must find."""
 
     @property
     def confidence(self) -> float:

@@ -102,7 +102,7 @@ def in_ranges(
 def in_groups(
     ids: Sequence[int], text: Callable[[int], str], groups: Iterable[str]
 ) -> list[list[int]]:
-    """The ids whose text belongs to each of the `groups` of characters."""
+    """For each of the character groups `groups`, the ids whose text belongs to it."""
     parts: dict[str, list[int]] = {group: [] for group in groups}
     for i in ids:
         parts.get(group_of(text(i)), []).append(i)

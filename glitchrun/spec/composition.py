@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from glitchrun.spec.nodes import (
-    Entry,
+    KeyEntry,
     MappingNode,
     Node,
     Path_,
@@ -66,7 +66,7 @@ def merge(lower: Node, upper: Node, path: Path_ = ()) -> Node:
     for key, entry in upper.entries.items():
         below = entries.get(key)
         value = merge(below.value, entry.value, (*path, key)) if below else entry.value
-        entries[key] = Entry(entry.key_place, value)
+        entries[key] = KeyEntry(entry.key_place, value)
     return MappingNode(entries, upper.place)
 
 

@@ -62,8 +62,8 @@ class SequenceNode:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A key's place and its value."""
+class KeyEntry:
+    """The place of a key in a mapping, and its value."""
 
     key_place: Place
     value: Node
@@ -73,7 +73,7 @@ class Entry:
 class MappingNode:
     """A mapping of keys to values, in the order written."""
 
-    entries: dict[str, Entry]
+    entries: dict[str, KeyEntry]
     place: Place
 
     def get(self, key: str) -> Node | None:
@@ -81,7 +81,7 @@ class MappingNode:
         entry = self.entries.get(key)
         return entry.value if entry else None
 
-    def with_entry(self, key: str, entry: Entry) -> MappingNode:
+    def with_entry(self, key: str, entry: KeyEntry) -> MappingNode:
         """A copy in which `key` has this entry."""
         return replace(self, entries={**self.entries, key: entry})
 
@@ -142,7 +142,7 @@ def with_via(node: Node, via: str, place: Place | None = None) -> Node:
     if isinstance(node, SequenceNode):
         return SequenceNode(tuple(with_via(item, via, place) for item in node.items), moved)
     entries = {
-        key: Entry(place or replace(entry.key_place, via=via), with_via(entry.value, via, place))
+        key: KeyEntry(place or replace(entry.key_place, via=via), with_via(entry.value, via, place))
         for key, entry in node.entries.items()
     }
     return MappingNode(entries, moved)
@@ -174,7 +174,7 @@ def _put(node: Node, path: Path_, value: Node) -> Node:
         return replace(node, items=tuple(items))
     assert isinstance(node, MappingNode)
     entry = node.entries[str(key)]
-    return node.with_entry(str(key), Entry(entry.key_place, _put(entry.value, rest, value)))
+    return node.with_entry(str(key), KeyEntry(entry.key_place, _put(entry.value, rest, value)))
 
 
 def walk(node: Node, path: Path_ = ()) -> Iterator[tuple[Path_, Node]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from glitchrun.errors import UsageError
 from glitchrun.spec.nodes import (
-    Entry,
+    KeyEntry,
     MappingNode,
     Node,
     Place,
@@ -138,7 +138,7 @@ def _assign(
     assert isinstance(key, str)
     old = node.entries.get(key)
     new = _assign(old.value if old else None, rest, value, (*at, key), key_place)
-    return node.with_entry(key, Entry(old.key_place if old else key_place, new))
+    return node.with_entry(key, KeyEntry(old.key_place if old else key_place, new))
 
 
 def _step(

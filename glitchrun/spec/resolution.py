@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 
 from glitchrun.spec.nodes import (
-    Entry,
+    KeyEntry,
     MappingNode,
     Node,
     Path_,
@@ -107,7 +107,7 @@ class _Resolver:
             value = self.value(entry.value, (*path, key))
             if value is not None:
                 unchanged = value is entry.value
-                entries[key] = entry if unchanged else Entry(entry.key_place, value)
+                entries[key] = entry if unchanged else KeyEntry(entry.key_place, value)
         return replace(node, entries=entries)
 
     def _sequence(self, node: SequenceNode, path: Path_) -> SequenceNode:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import yaml
 
 from glitchrun.spec.nodes import (
-    Entry,
+    KeyEntry,
     MappingNode,
     Node,
     Place,
@@ -65,7 +65,7 @@ class _Open:
     place: Place
     anchor: str | None
     is_mapping: bool
-    entries: dict[str, Entry] = field(default_factory=dict)
+    entries: dict[str, KeyEntry] = field(default_factory=dict)
     items: list[Node] = field(default_factory=list)
     key: tuple[str, Place] | None = None
     size: int = 1
@@ -252,7 +252,7 @@ class _Builder:
         if key in top.entries:
             self._duplicate(key, place, top.entries[key].key_place)
         else:
-            top.entries[key] = Entry(place, node)
+            top.entries[key] = KeyEntry(place, node)
 
     def _count(self, event: Any, size: int) -> None:
         self._size += size

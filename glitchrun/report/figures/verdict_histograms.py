@@ -172,7 +172,10 @@ def _look(colour: str, hatch: str) -> dict[str, Any]:
 
 
 def bin_edges(found: Groups) -> Any:
-    """Edges of equal bins over both groups: array `(B + 1,)`; wider if a group is small."""
+    """Edges `(B + 1,)` of B equal bins that cover both groups.
+
+    B is a third of the size of the smaller group, but at least 8 and at most 40.
+    """
     import numpy as np
 
     smaller = min((len(values) for _, values, _ in found.named()), default=0)

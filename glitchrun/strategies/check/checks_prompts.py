@@ -79,13 +79,14 @@ def _opening(ids: Sequence[int], used: Template, tokenizer: Tokenizer) -> Iterat
 
 
 def prediction(config: Config, context: Context) -> Checked:
-    """The expected continuation of each text itself, with and without a space behind it."""
+    """Checks the expected continuation of each raw text, with and without a trailing space."""
     found = _measured(config, context, ("raw", "raw-space"))
     return _held("prediction", config, found, "raw")
 
 
 def chat(config: Config, context: Context) -> Checked:
-    """The expected continuation in the chat format, and whether that is better than raw."""
+    """Checks the expected continuation in the chat format, and compares its log-probability with
+    that after the raw text."""
     found = _measured(config, context, ("raw", "chat"))
     checked = _held("chat", config, found, "chat")
     gain = fmean(one["chat"].log_p - one["raw"].log_p for one in found.values())
@@ -98,7 +99,7 @@ def chat(config: Config, context: Context) -> Checked:
 def _measured(
     config: Config, context: Context, formats: Sequence[str]
 ) -> dict[str, dict[str, ScoredSequence]]:
-    """For each prompt its expected continuation, by format."""
+    """The score of the expected continuation, by prompt and format."""
     backend = context.backend
     found: dict[str, dict[str, ScoredSequence]] = {}
     for prompt, name in zip(config.prompts, prompt_names(config.prompts), strict=True):

@@ -54,8 +54,11 @@ class Task:
         self.before = before
 
     def fitness(self, after: tuple[float, ...]) -> float:
-        """The reduction of the target's probability, the increase of the wanted one's, or the mean
-        of both."""
+        """The fitness of a sequence, from the goals' probabilities behind it.
+
+        This is how far the target's probability falls, how far the wanted token's rises, or the
+        mean of both.
+        """
         lowered = reduction(self.before[0], after[0])
         if self.objective == "target":
             return lowered
