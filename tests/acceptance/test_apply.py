@@ -49,7 +49,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict
     folder = tmp_path_factory.mktemp("uninterrupted")
     (folder / "model").symlink_to(model)
     (folder / "spec.yaml").write_text(SPEC)
-    return applied(folder, "spec.yaml")
+    return applied(folder, "spec.yaml", figures=True)
 
 
 def only_run(result: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def spec_of_the_readme() -> str:
 
 def test_it_finds_confirms_and_says_where_to_look(tmp_path: Path) -> None:
     spec = str(ROOT / spec_of_the_readme())
-    done = run(tmp_path, "apply", spec, *SMALL)
+    done = run(tmp_path, "apply", spec, *SMALL, figures=True)
     assert done.returncode == 0, done.stderr
     (result,) = applied(tmp_path, spec, *SMALL)["runs"]  # which has nothing left to do
     metrics = result["metrics"]

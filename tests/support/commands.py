@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import chdir, suppress
+from contextlib import chdir, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
@@ -18,6 +18,7 @@ from typing import IO, Any, Generic, TypeVar
 from click.testing import CliRunner, Result
 
 from glitchrun.cli import main
+from tests.support.preloaded import without_figures
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -30,7 +31,7 @@ class Command(Generic[S]):
     """A `glitchrun` command in a process of its own that needs no imports: see preloaded.py.
 
     It has the part of `subprocess.Popen` that the tests use. Each stream is a pipe, or the
-    descriptor that is given.
+    descriptor that is given. `figures`: whether reports have figures.
     """
 
     def __init__(
@@ -39,6 +40,8 @@ class Command(Generic[S]):
         folder: Path,
         words: tuple[str, ...],
         environment: dict[str, str] | None = None,
+        *,
+        figures: bool = False,
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.PIPE,
         stderr: int = subprocess.PIPE,
@@ -50,7 +53,12 @@ class Command(Generic[S]):
         self.stdout, stdout = _pipe(stdout, 1, f"r{mode}")
         self.stderr, stderr = _pipe(stderr, 1, f"r{mode}")
         report, reporting = os.pipe()
-        request = {"folder": str(folder), "words": words, "environment": environment or ENVIRONMENT}
+        request = {
+            "folder": str(folder),
+            "words": words,
+            "environment": environment or ENVIRONMENT,
+            "figures": figures,
+        }
         files = [stdin, stdout, stderr, reporting]
         socket.send_fds(_server(), [json.dumps(request).encode()], files)
         for file in files:
@@ -131,23 +139,25 @@ def start(folder: Path, *words: str, **environment: str) -> Command[str]:
     return Command(str, folder, words, {**ENVIRONMENT, **environment})
 
 
-def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, *words: str, figures: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Runs `glitchrun WORDS` in a folder to its end."""
-    process = start(folder, *words, **environment)
+    process = Command(str, folder, words, {**ENVIRONMENT, **environment}, figures=figures)
     out, err = process.communicate(timeout=300)
     assert process.returncode is not None
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
-def invoked(folder: Path, *words: str) -> Result:
+def invoked(folder: Path, *words: str, figures: bool = False) -> Result:
     """`glitchrun WORDS` in a folder, in this process."""
-    with chdir(folder):
+    with chdir(folder), nullcontext() if figures else without_figures():
         return CliRunner(env={"MLFLOW_TRACKING_URI": None}).invoke(main, list(words))
 
 
-def applied(folder: Path, *words: str) -> dict[str, Any]:
+def applied(folder: Path, *words: str, figures: bool = False) -> dict[str, Any]:
     """What `glitchrun apply -o json WORDS` printed; its exit code must be the one it names."""
-    done = invoked(folder, "apply", "-o", "json", *words)
+    done = invoked(folder, "apply", "-o", "json", *words, figures=figures)
     assert done.stdout, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     assert result["exit_code"] == done.exit_code, done.stderr

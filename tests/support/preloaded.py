@@ -14,7 +14,27 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
+
+_patches = ExitStack()
+"""Kept to the end of a command's process."""
+
+
+@contextmanager
+def without_figures() -> Iterator[None]:
+    """Leaves the figures out of reports: drawing them takes most of the time of a tiny run."""
+
+    def none(record: object) -> list[Any]:
+        return []
+
+    with (
+        patch("glitchrun.report.figures.drawings", none),
+        patch("glitchrun.report.html.drawings", none),
+    ):
+        yield
 
 
 def serve(requests: socket.socket) -> None:
@@ -51,6 +71,8 @@ def _watch(request: dict[str, Any], stdin: int, stdout: int, stderr: int, report
     os.environ.update(request["environment"])
     sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     sys.argv = ["glitchrun", *request["words"]]
+    if not request["figures"]:
+        _patches.enter_context(without_figures())
 
 
 def preload() -> None:
@@ -60,6 +82,7 @@ def preload() -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     import glitchrun.cli.apply
+    import glitchrun.report.html
     import glitchrun.runner.apply  # noqa: F401
 
     assert torch.get_num_threads() == 1, "a forked process would hang in the threads it lacks"
