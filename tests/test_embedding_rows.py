@@ -16,8 +16,7 @@ from glitchrun.model import load_tokenizer
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.spec.types import Step
-from glitchrun.strategies.context import Context
-from glitchrun.strategies.prompt_ids import check_embedding_rows
+from glitchrun.strategies.context import Context, check_embedding_rows
 from tests.support.engine import context
 from tests.support.tiny_models import CHATML, tiny_llama
 from tests.support.tokenizer_kinds import byte_level

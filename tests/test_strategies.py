@@ -22,7 +22,7 @@ from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Origin, Thresholds, TokenScope
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.false_alarms import draw
-from glitchrun.strategies.mine.screening import agreement
+from glitchrun.strategies.mine.run import screen_agreement
 from glitchrun.strategies.tokens import read_ids
 from tests.support.engine import context
 
@@ -201,7 +201,7 @@ def test_progress_counts_up_to_the_total(name: str, llama: Context) -> None:
 def test_a_cascade_resumes_within_its_screen_and_after_it(
     llama: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glitchrun.strategies.mine.screening._AT_ONCE", 1)
+    monkeypatch.setattr("glitchrun.strategies.mine.run._PASSES_PER_WRITE", 1)
     monkeypatch.setitem(screen_rows, "cpu", 64)
     strict = replace(llama, spec=replace(llama.spec, thresholds=Thresholds(probability=0.002)))
     whole = run("mine", strict, **CASCADE)
@@ -230,8 +230,8 @@ def test_a_screen_is_held_against_the_verdicts(llama: Context) -> None:
     (told,) = [e for e in found if isinstance(e, Measured) and e.name == "screen_agreement"]
     assert agreed
     assert (told.value, told.n) == (sum(agreed) / len(agreed), len(agreed))
-    # Nothing verified, nothing to hold it against.
-    assert agreement(tuple(batch for batch in done if batch.screened)).value is None
+    # Without verdicts there is no agreement.
+    assert screen_agreement(tuple(batch for batch in done if batch.screened)).value is None
 
 
 def unhurried(done: Sequence[Batch]) -> list[Batch]:

@@ -49,8 +49,7 @@ from glitchrun.runner.signals import Interrupt, Stopped
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Experiment, Spec, Step
-from glitchrun.strategies.context import Context
-from glitchrun.strategies.prompt_ids import check_embedding_rows
+from glitchrun.strategies.context import Context, check_embedding_rows
 from glitchrun.strategies.prompt_lengths import PromptLengths
 from glitchrun.tracking.address import shown
 from glitchrun.tracking.tracker import MlflowTracker

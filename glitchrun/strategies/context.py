@@ -1,8 +1,8 @@
-"""What every strategy is given besides its own config."""
+"""What a step receives besides its own Config: the model, the spec, earlier steps, and tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from glitchrun.errors import PreflightError, RunError
 from glitchrun.events import Batch, Token
 from glitchrun.probing.backend import Backend
 from glitchrun.prompts.render import Prompt, render
-from glitchrun.prompts.template import Template
+from glitchrun.prompts.template import Template, stop_ids
+from glitchrun.prompts.tokenizer import check_rows
 from glitchrun.spec.digest import results_digest
 from glitchrun.spec.probes import PROBES, probe_names
-from glitchrun.spec.types import Spec
+from glitchrun.spec.strategy import STRATEGIES
+from glitchrun.spec.types import Spec, Step
 from glitchrun.strategies.tokens import read_fitting_ids
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.vocabulary import excluded_from, in_scope
@@ -33,21 +35,21 @@ class Context:
     earlier: Mapping[str, Sequence[Batch]]
     """The batches of the steps before this one, by step id."""
     estimate: Mapping[str, Any] | None = None
-    """The plan's memory estimate, as `plan -o json` gives it; None where there is none."""
+    """The plan's memory estimate, as in `plan -o json`; None without a plan."""
     path: str = ""
-    """Of the step in the document: `steps[0]`; empty where there is no document."""
+    """The step's path in the spec, such as `steps[0]`; empty if there is no spec file."""
     results: str = ""
-    """The digest of the spec's results that the run is planned with, files of tokens included;
-    empty where there is no plan."""
+    """The plan's digest of everything that decides results, files of tokens included; empty without
+    a plan."""
 
     def at(self, name: str) -> str:
-        """What a message about a parameter of the step begins with: the place of `target` or
-        `tokens.texts[2]` in the spec, as far as it is known, and the name."""
+        """The beginning of a message about a parameter of the step, such as `target` or
+        `tokens.texts[2]`: its place in the spec, if known, and its name."""
         origin = (self.spec.origins or {}).get(f"{self.path}.{name}")
         return f"{origin}: {name}" if origin else name
 
     def prompts(self, probes: str | Sequence[str]) -> dict[str, Prompt]:
-        """The rendered prompts of the named probes, or of those that `strict` stands for."""
+        """The rendered prompts by probe. `probes` is a list of names, or `strict`."""
         return {name: self._render(name) for name in probe_names(probes)}
 
     def _render(self, name: str) -> Prompt:
@@ -61,7 +63,7 @@ class Context:
             yield what, (*prompt.prefix_ids, *prompt.suffix_ids)
 
     def scope(self) -> list[int]:
-        """Ids of the part of the vocabulary that the experiment may look at, ascending."""
+        """Ids of the tokens that the spec's `tokens` selects, ascending."""
         return in_scope(self.vocabulary, self.spec.tokens)
 
     def excluded(self, categories: Sequence[str]) -> frozenset[int]:
@@ -69,8 +71,14 @@ class Context:
         return excluded_from(self.vocabulary, self.spec.tokens, categories)
 
     def tokens(self, source: Mapping[str, Any], name: str = "tokens") -> list[Token]:
-        """The tokens that a step's `tokens:` (or the parameter `name`) names, each once, in the
-        order named."""
+        """The tokens that a step's `tokens` (or the parameter `name`) names, in that order, without
+        repetitions.
+
+        Raises:
+            RunError: a text is not one token, an id is outside the vocabulary, or a file cannot be
+                read or belongs to another vocabulary.
+            PreflightError: a file has changed since the run was planned.
+        """
         if "ids" in source:
             ids = list(source["ids"])
         elif "texts" in source:
@@ -91,8 +99,8 @@ class Context:
         ids = read_fitting_ids(path, tokenizer, len(self.vocabulary), self.spec.model.path)
         if self.results and results_digest(self.spec) != self.results:
             raise PreflightError(
-                f"{path} has changed since the run was planned: what was found so far is of its "
-                "former contents; apply again, for a run with the new ones"
+                f"{path} has changed since the run was planned; the results so far are for its "
+                "former contents. Run apply again to start a run with the new contents"
             )
         return ids
 
@@ -103,8 +111,8 @@ class Context:
     def _id_of(self, text: str, name: str) -> int:
         token_id = self.vocabulary.find(text)
         if token_id is None:
-            told = self.vocabulary.not_one_token(text)
-            raise RunError(f"{self.at(name)}: {told}; give an id under `ids`, or another text")
+            reason = self.vocabulary.not_one_token(text)
+            raise RunError(f"{self.at(name)}: {reason}; give an id under `ids`, or another text")
         return token_id
 
     def _token(self, token_id: int) -> Token:
@@ -114,3 +122,21 @@ class Context:
                 f"{len(self.vocabulary)} entries; check the ids against the model"
             )
         return self.vocabulary.token(token_id)
+
+
+def check_embedding_rows(context: Context, steps: Iterable[Step]) -> None:
+    """Checks that each prompt id of the steps, and each stop id, has a row of the embedding.
+
+    Raises:
+        PreflightError: an id has none.
+    """
+    model = context.backend.model
+    for step in steps:
+        strategy = STRATEGIES[step.strategy]
+        config = strategy.configure(step.params)
+        found = [*strategy.prompt_ids(config, context)]
+        if getattr(config, "max_new_tokens", None):
+            ends = stop_ids(context.template, model.tokenizer) | model.end_ids
+            found.append(("the set of stop ids", sorted(ends)))
+        for what, ids in found:
+            check_rows(ids, model.vocab_size, model.tokenizer, f"step {step.id}: {what}")

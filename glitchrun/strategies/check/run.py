@@ -11,26 +11,25 @@ from glitchrun.strategies.check import (
     checks_model,
     checks_prompts,
     checks_tokens,
-    checks_verdicts,
 )
 from glitchrun.strategies.check.outcomes import Checked
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.predict.run import rendered_prompt_ids
 
-_MADE_BY: Mapping[str, Callable[[Config, Context], Checked]] = {
+_FUNCTIONS: Mapping[str, Callable[[Config, Context], Checked]] = {
     "loading": checks_model.loading,
     "template": checks_prompts.template,
     "prediction": checks_prompts.prediction,
     "chat": checks_prompts.chat,
     "classifier": checks_tokens.classifier,
-    "verification": checks_verdicts.verification,
+    "verification": checks_tokens.verification,
     "memory": checks_model.memory,
 }
-"""What makes each check, by the names of `CHECKS`."""
+"""The function of each check, by its name in `CHECKS`."""
 
 
 def prompt_ids(config: Config, context: Context) -> Iterator[tuple[str, Sequence[int]]]:
-    """The prompts of the checks that ask the model something."""
+    """The prompts that the checks give to the model."""
     formats = {"prediction": ["raw"], "chat": ["raw", "chat"]}
     for name in ("chat", "prediction"):
         if name in config.checks:
@@ -40,11 +39,11 @@ def prompt_ids(config: Config, context: Context) -> Iterator[tuple[str, Sequence
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
-    """Yields one batch a check, in the order in which they are named."""
+    """Yields one batch per check, in the order of `config.checks`."""
     batches = list(history)
     for place in range(len(batches), len(config.checks)):
         start = time.perf_counter()
-        checked = _MADE_BY[config.checks[place]](config, context)
+        checked = _FUNCTIONS[config.checks[place]](config, context)
         seconds = time.perf_counter() - start
         entries = tuple(checked.entries())
         batches.append(Batch(entries, place + 1, len(config.checks), seconds))

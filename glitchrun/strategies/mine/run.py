@@ -1,19 +1,22 @@
-"""Runs `mine`: the search proposes tokens, which are verified, until its budget is spent."""
+"""Runs `mine`: a search proposes tokens and the step verifies them, until the budget is spent."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from glitchrun.events import Batch, Event, Measured, Verified
+from glitchrun.events import Batch, Event, Measured, Screened, Verified
+from glitchrun.probing.frozen_suffix import Screener
 from glitchrun.probing.logit_statistics import entropy
 from glitchrun.prompts.render import Prompt
 from glitchrun.search import Cascade, Ordered, Search, Space, build_search
+from glitchrun.search.base import Scores
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.false_alarms import (
@@ -22,12 +25,14 @@ from glitchrun.strategies.false_alarms import (
     judged_controls,
 )
 from glitchrun.strategies.mine import Config
-from glitchrun.strategies.mine.screening import agreement, scores, screen
 from glitchrun.strategies.verdicts import Judge, judged, verdict_metrics
+
+_PASSES_PER_WRITE = 8
+"""Forward passes of the screen between two entries of the ledger."""
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
-    """Yields one batch an iteration, until the budget is spent or the search is at its end."""
+    """Yields one batch per round, until the budget is spent or the search ends."""
     rows = "auto" if SEARCHES[config.search].ends_itself else config.batch_size
     judge = Judge(context, config.probes, rows)
     batches = list(history)
@@ -39,7 +44,7 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     for batch in history:
         if not batch.is_of_controls:
             search.update([fact for fact in batch.token_facts if isinstance(fact, Verified)])
-    search.counters.clear()  # what the past counted is in its batches
+    search.counters.clear()  # the batches in `history` already contain these counts
     for batch in _go_on(config, judge, search, batches, time.perf_counter() - start):
         batches.append(batch)
         yield batch
@@ -51,25 +56,25 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     yield from _costs(batches)
     yield _left(search, context, batches)
     if SEARCHES[config.search].screened:
-        yield agreement(batches)
+        yield screen_agreement(batches)
     if isinstance(search, Cascade):
         yield from _recall(search, batches)
 
 
 def _search(space: Space, config: Config) -> Search:
-    """The search that the step asks for; without a token in scope, one that is at its end."""
+    """The search that the step names; an empty one if no token is in scope."""
     return build_search(config.search, space, config) if len(space.ids) else Ordered(())
 
 
 def _screened(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Batch]:
     if SEARCHES[config.search].screened:
-        yield from screen(context, _prompt(config, context), history)
+        yield from _screen(context, _prompt(config, context), history)
 
 
 def _go_on(
     config: Config, judge: Judge, search: Search, history: Sequence[Batch], prepared: float
 ) -> Iterator[Batch]:
-    """The batches after `history`; the first bears the seconds in which the search was prepared."""
+    """Yields the batches after `history`. The first includes `prepared`, the seconds of set-up."""
     before = sum(len(fact.token_ids) for batch in history for fact in batch.screened)
     done = sum(len(batch.token_facts) for batch in history)
     total = None if config.limit is None else before + config.limit
@@ -89,7 +94,7 @@ def _go_on(
 
 
 def _costs(batches: Sequence[Batch]) -> Iterator[Measured]:
-    """What choosing the tokens cost, beside the verifications."""
+    """The cost of choosing the tokens, without their verification."""
     n = batches[-1].done if batches else 0
     for name in ("gradients", "screens"):
         yield Measured(name, sum(batch.counters.get(name, 0) for batch in batches), n)
@@ -97,14 +102,14 @@ def _costs(batches: Sequence[Batch]) -> Iterator[Measured]:
 
 
 def _left(search: Search, context: Context, batches: Sequence[Batch]) -> Measured:
-    """Tokens that the search would have gone on to: what its budget cut off."""
+    """The number of tokens that the search did not reach within its budget."""
     done = sum(len(batch.token_facts) for batch in batches)
     size = search.size if isinstance(search, Ordered) else len(context.scope())
     return Measured("left", size - done, size)
 
 
 def _recall(search: Cascade, batches: Sequence[Batch]) -> Iterator[Measured]:
-    """What share of the scope's glitch tokens was found; None where no audit began."""
+    """Recall over the scope's glitch tokens, with its interval; None if no audit began."""
     n = sum(len(batch.token_facts) for batch in batches)
     reached = search.reached
     yield Measured("recall", reached.estimate if reached else None, n)
@@ -113,12 +118,12 @@ def _recall(search: Cascade, batches: Sequence[Batch]) -> Iterator[Measured]:
 
 
 def _prompt(config: Config, context: Context) -> Prompt:
-    """The first probe's prompt, by which a search chooses."""
+    """The first probe's prompt, which guides the search."""
     return next(iter(context.prompts(config.probes).values()))
 
 
 def space(config: Config, context: Context, batches: Sequence[Batch]) -> Space:
-    """What a search is told of the model; `batches` hold the scores of the screen, if asked for."""
+    """The input of a search. `batches` contain the scores of the screen, if there is one."""
     model, prompt = context.backend.model, _prompt(config, context)
     return Space(
         ids=torch.tensor(context.scope(), dtype=torch.long),
@@ -128,9 +133,59 @@ def space(config: Config, context: Context, batches: Sequence[Batch]) -> Space:
         seed=context.spec.seed,
         gradient=lambda token_id: _entropy_gradient(context, prompt, token_id),
         limit=context.spec.thresholds.probability,
-        scores=scores(batches) if SEARCHES[config.search].screened else None,
+        scores=_scores(batches) if SEARCHES[config.search].screened else None,
     )
 
 
 def _entropy_gradient(context: Context, prompt: Prompt, token_id: int) -> tuple[float, Tensor]:
     return context.backend.gradient(prompt.ids(token_id), prompt.position, entropy)
+
+
+def _screen(context: Context, prompt: Prompt, history: Sequence[Batch]) -> Iterator[Batch]:
+    """Screens the scope by ascending id, from the end of `history`."""
+    scope = context.scope()
+    done = sum(len(fact.token_ids) for batch in history for fact in batch.screened)
+    if done == len(scope):
+        return
+    start = time.perf_counter()
+    screener = Screener(context.backend, prompt, scope, context.spec.seed, context.free_bytes)
+    chunk_size = _PASSES_PER_WRITE * screener.rows
+    while done < len(scope):
+        ids = scope[done : done + chunk_size]
+        log_p, gap = screener.screen(ids)
+        done += len(ids)
+        facts = (Screened(tuple(ids), tuple(log_p), tuple(gap)),)
+        seconds, start = time.perf_counter() - start, time.perf_counter()
+        yield Batch(facts, done, len(scope), counters={"screens": len(ids)}, search_seconds=seconds)
+
+
+def _scores(batches: Sequence[Batch]) -> Scores:
+    """The scores of all screened tokens, in order."""
+    facts = [fact for batch in batches for fact in batch.screened]
+    return Scores(
+        np.array([value for fact in facts for value in fact.log_p]),
+        np.array([value for fact in facts for value in fact.gap]),
+    )
+
+
+def screen_agreement(batches: Sequence[Batch]) -> Measured:
+    """The share of verified tokens for which the screen predicted the first probe's verdict.
+
+    The screen keeps the positions between token and answer frozen. A model that carries the token
+    to its answer through them gets a low share; the screen's order is then of little use.
+    """
+    passing = {token_id: gap == 0 for token_id, gap in _gaps(batches).items()}
+    verdicts = [
+        (fact.token.id, next(iter(fact.probes.values())).passed)
+        for batch in batches
+        for fact in batch.token_facts
+        if isinstance(fact, Verified)
+    ]
+    foreseen = sum(passing[token_id] == passed for token_id, passed in verdicts)
+    n = len(verdicts)
+    return Measured("screen_agreement", foreseen / n if n else None, n)
+
+
+def _gaps(batches: Sequence[Batch]) -> Mapping[int, float]:
+    facts = (fact for batch in batches for fact in batch.screened)
+    return {i: gap for fact in facts for i, gap in zip(fact.token_ids, fact.gap, strict=True)}
