@@ -153,7 +153,7 @@ def test_attempts_saved_by_sequential_testing_are_reported(tmp_path: Path) -> No
 
 def test_the_summary_names_the_checks_that_did_not_pass(tmp_path: Path) -> None:
     rows = [
-        ("loading", "pass", "all hold"),
+        ("loading", "pass", "all 4 requirements met"),
         ("chat", "fail", "no\nend"),
         ("memory", "skip", "none"),
     ]

@@ -409,7 +409,7 @@ def test_what_a_file_names_and_a_step_does_not_take_is_told(
     path = tmp_path / "tokens.jsonl"
     path.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
     assert [token.id for token in llama.tokens({"file": str(path)})] == [40]
-    assert "tokens.jsonl: 1 of its 3 tokens are taken" in caplog.text
+    assert "tokens.jsonl: using 1 of its 3 tokens" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "not json", '{"tokens": "x"}', "[true]"])

@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 def read_ids(path: Path) -> list[int]:
     """Token ids from a result file of any format that `glitchrun import` reads, in its order.
 
-    Where the file has verdicts, only tokens found to be glitches are taken: confirmed ones where
-    they were sampled.
+    From a file with verdicts it takes the glitch tokens only, and from a file with samples the
+    confirmed ones.
 
     Raises:
         RunError: the file cannot be read, or names no tokens.
@@ -26,17 +26,16 @@ def read_ids(path: Path) -> list[int]:
 
 
 def read_fitting_ids(path: Path, tokenizer: Tokenizer, rows: int, model: str) -> list[int]:
-    """As `read_ids`, from a file whose texts are what the tokenizer of `model`, with `rows`
-    entries, holds under their ids.
+    """As `read_ids`, and checks the file's texts against the `rows` entries of the tokenizer.
 
     Raises:
-        RunError: also where the ids are those of another vocabulary.
+        RunError: the file cannot be read, names no tokens, or belongs to another vocabulary.
     """
     found = _tokens(path)
     fits = vocabulary_fit.check_fit(found.tokens, tokenizer, rows)
     if vocabulary_fit.misfits(fits):
         remedy = (
-            "run the model that the file was made with, or take over what fits with "
+            "run the model that the file belongs to, or import the tokens that fit with "
             f"glitchrun import {path.name} --model PATH --mismatches drop"
         )
         raise vocabulary_fit.misfit_error(
@@ -45,7 +44,7 @@ def read_fitting_ids(path: Path, tokenizer: Tokenizer, rows: int, model: str) ->
     taken = _selected(found)
     if len(taken) < len(found.tokens):
         logger.warning(
-            "%s: %s of its %s tokens are taken: those confirmed, called a glitch or only listed",
+            "%s: using %s of its %s tokens: those confirmed, flagged as glitches, or only listed",
             path.name,
             f"{len(taken):,}",
             f"{len(found.tokens):,}",
@@ -57,7 +56,7 @@ def _tokens(path: Path) -> ImportedFile:
     found = read(path)
     if not found.tokens:
         raise RunError(
-            f"{path}: holds no token ids; expected a list of ids, or objects with 'token_id'"
+            f"{path}: contains no token ids; expected a list of ids, or objects with 'token_id'"
         )
     return found
 

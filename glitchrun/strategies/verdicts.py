@@ -1,4 +1,4 @@
-"""From token ids to verdicts and to the metrics that a step of verifications ends with."""
+"""Verification of tokens against the thresholds, and the metrics of a step that verifies."""
 
 from __future__ import annotations
 
@@ -33,12 +33,11 @@ class Judge:
 
     @property
     def rows(self) -> int:
-        """Tokens that are judged at a time: those of one pass, or on a GPU of several."""
+        """Tokens per batch: those of one forward pass, or of several on a GPU."""
         return self._verifier.rows * PASSES_PER_WRITE.get(self._context.backend.device.type, 1)
 
     def judge(self, token_ids: Sequence[int]) -> list[Verified]:
-        """The verdicts on the tokens, in their order."""
-        """Verify tokens with every probe, and judge each by the thresholds."""
+        """Verifies tokens with every probe. Returns their verdicts, in the order of the ids."""
         results = self._verifier.verify(token_ids)
         if lacking := sum(prompt.dropped_system is not None for prompt in self._prompts.values()):
             self._verifier.counters["dropped_system"] += lacking * len(token_ids)
@@ -64,7 +63,7 @@ class Judge:
         return Verified(token, probes, glitch, kind, vocabulary.text(said))
 
     def take_counters(self) -> Counter[str]:
-        """Work since the last call."""
+        """Returns the counters since the last call, and resets them."""
         taken = Counter(self._verifier.counters)
         self._verifier.counters.clear()
         return taken
@@ -73,7 +72,7 @@ class Judge:
 def judged(
     judge: Judge, token_ids: Sequence[int], done: int, total: int | None
 ) -> tuple[list[Verified], Batch]:
-    """One durable batch: verdicts on `token_ids`, which come after `done` others."""
+    """The verdicts on `token_ids`, and their batch; `done` items of the step precede them."""
     start = time.perf_counter()
     verdicts = judge.judge(token_ids)
     counters = judge.take_counters()

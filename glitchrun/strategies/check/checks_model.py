@@ -1,4 +1,4 @@
-"""Checks of what was loaded, and of the memory it takes."""
+"""The checks of the loaded model and of its memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from glitchrun.strategies.context import Context
 
 _QUANTIZED = ("int4", "int8")
 _LEAST_QUANTIZED = 0.5
-"""Share of the bytes beside embedding and head that a quantized model holds in codes."""
+"""Least share of a quantized model's bytes, without embedding and head, that are codes."""
 _WEIGHT_DEVIATION = 0.05
+"""Largest relative deviation of the weights' bytes from the plan."""
 
 
 def loading(config: Config, context: Context) -> Checked:
-    """Architecture, vocabulary, what the weights are held in, finite logits."""
+    """Checks architecture, vocabulary size, dtype or quantization, finite logits and bytes."""
     model, expect = context.backend.model, config.expect or {}
     found = [
         equals("architecture", model.architecture, expect.get("architecture")),
@@ -36,7 +37,7 @@ def loading(config: Config, context: Context) -> Checked:
 
 
 def _numerics(context: Context) -> list[Finding]:
-    """That weights are held as the spec asks."""
+    """Whether the weights have the dtype or quantization of the spec."""
     model, asked = context.backend.model, context.spec.model.quantization
     if asked not in _QUANTIZED:
         wanted = None if asked == "none" or "stored" in model.quantization else asked
@@ -49,7 +50,7 @@ def _numerics(context: Context) -> list[Finding]:
 
 
 def _in_codes(context: Context) -> float:
-    """Codes against all bytes but those of the embedding and the head."""
+    """The share of codes in all bytes but those of the embedding and the head."""
     model = context.backend.model
     ends = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
@@ -70,9 +71,9 @@ def _logits(context: Context) -> Finding:
 
 
 def memory(config: Config, context: Context) -> Checked:
-    """Most memory in use on every device since the model was loaded, against the budget.
+    """Compares the peak memory on all devices since loading with the budget.
 
-    Without a GPU that is the process's peak, libraries included.
+    Without a GPU, this is the peak of the process, including libraries.
     """
     found = peaks()
     gpus = {device: peak for device, peak in found.items() if device != "cpu"}
@@ -84,7 +85,7 @@ def memory(config: Config, context: Context) -> Checked:
     ]
     findings.append(Finding("weights (bytes)", context.backend.model.bytes))
     if config.memory_budget is None:
-        return Checked("memory", tuple(findings), "no memory_budget is given to hold it against")
+        return Checked("memory", tuple(findings), "no memory_budget is given")
     budget = parse_size(config.memory_budget)
     total = at_most("peak over all of these (bytes)", sum(used.values()), budget, measured=True)
     return Checked("memory", (*findings, total))

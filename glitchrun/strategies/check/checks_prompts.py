@@ -1,4 +1,4 @@
-"""Checks of how prompts are written, and of what the model makes of them."""
+"""The checks of the template and of the model's predictions."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ _USER, _SYSTEM = "The quick brown fox", "Answer briefly."
 
 
 def template(config: Config, context: Context) -> Checked:
-    """What belongs in front, once; the user's text whole; the system text, or that it has no place
-    here."""
+    """Checks that the prompt begins with one BOS and contains user and system text once."""
     used, tokenizer = context.template, context.backend.model.tokenizer
     system = _SYSTEM if used.carries_system else None
     text, ids = whole(used, _USER, tokenizer, system)
@@ -44,7 +43,9 @@ def template(config: Config, context: Context) -> Checked:
     if used.carries_system:
         found.append(equals("system text once in the decoded prompt", decoded.count(_SYSTEM), 1))
     else:
-        found.append(Finding("system text", "has no place in this template; a spec's is refused"))
+        found.append(
+            Finding("system text", "not supported by this template; a spec with one is refused")
+        )
     return Checked("template", tuple(found))
 
 
@@ -55,7 +56,7 @@ def _encoded_again(text: str, ids: Sequence[int], tokenizer: Tokenizer) -> Findi
 
 
 def _bos(ids: Sequence[int], used: Template, tokenizer: Tokenizer) -> Finding:
-    """BOS opens the prompt just once: also where every turn begins with it, as in ChatML."""
+    """Requires exactly one BOS at the start, also if every turn begins with it, as in ChatML."""
     bos = tokenizer.bos_token_id
     if bos is None:
         return Finding("BOS at the start of the prompt", "this tokenizer has none")
@@ -67,7 +68,7 @@ def _bos(ids: Sequence[int], used: Template, tokenizer: Tokenizer) -> Finding:
 
 
 def _opening(ids: Sequence[int], used: Template, tokenizer: Tokenizer) -> Iterator[Finding]:
-    """Where the tokenizer begins a text with more than a BOS: that it opens the prompt once."""
+    """Requires the tokenizer's own opening ids once, if they are more than a BOS."""
     opening = opening_ids(used, tokenizer)
     if opening in ((), (tokenizer.bos_token_id,)):
         return
@@ -92,8 +93,8 @@ def chat(config: Config, context: Context) -> Checked:
     gain = fmean(one["chat"].log_p - one["raw"].log_p for one in found.values())
     what = "mean log-probability above raw (nats)"
     limit = config.min_improvement
-    told = Finding(what, gain) if limit is None else at_least(what, gain, limit)
-    return Checked(checked.name, (*checked.findings, told))
+    finding = Finding(what, gain) if limit is None else at_least(what, gain, limit)
+    return Checked(checked.name, (*checked.findings, finding))
 
 
 def _measured(
@@ -116,7 +117,7 @@ def _measured(
 def _held(
     name: str, config: Config, found: Mapping[str, Mapping[str, ScoredSequence]], form: str
 ) -> Checked:
-    """Rank and probability against the prompt's reference, else the rank against `max_rank`."""
+    """Compares rank and probability with the prompt's reference, or the rank with `max_rank`."""
     findings = []
     for prompt, own in zip(config.prompts, prompt_names(config.prompts), strict=True):
         for kind, one in found[own].items():

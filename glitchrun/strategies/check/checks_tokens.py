@@ -19,15 +19,15 @@ from glitchrun.strategies.verdicts import Judge
 from glitchrun.vocabulary.controls import matched_controls
 
 COMMON = (" the", " and", " of", " is", " in")
-"""Words that people write."""
+"""Frequent English words, each usually one token."""
 _SHOWN = 10
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _PROBE = "repeat"
-"""Whose continuations are drawn twice."""
+"""The probe whose continuations are sampled twice."""
 
 
 def classifier(config: Config, context: Context) -> Checked:
-    """Tokens of known classes, those of the spec and those that any tokenizer tells by itself."""
+    """Checks the categories of labelled tokens and of those that the tokenizer determines."""
     categories = context.vocabulary.categories
     counts = Counter(categories)
     found = [
@@ -36,14 +36,14 @@ def classifier(config: Config, context: Context) -> Checked:
     ]
     for name, allowed, ids in (*_labelled(config, context), *_known(context)):
         wrong = [one for one in ids if categories[one] not in allowed]
-        told = f"{len(ids) - len(wrong)} of {len(ids)}"
-        told += f"; not {', '.join(map(str, wrong[:_SHOWN]))}" if wrong else ""
-        found.append(Finding(name, told, f"all of them {' or '.join(allowed)}", not wrong))
+        value = f"{len(ids) - len(wrong)} of {len(ids)}"
+        value += f"; not {', '.join(map(str, wrong[:_SHOWN]))}" if wrong else ""
+        found.append(Finding(name, value, f"all of them {' or '.join(allowed)}", not wrong))
     return Checked("classifier", tuple(found))
 
 
 Labels = list[tuple[str, tuple[str, ...], Sequence[int]]]
-"""What they are, categories that are right, ids."""
+"""Of each group of tokens: description, allowed categories, ids."""
 
 
 def _labelled(config: Config, context: Context) -> Labels:
@@ -55,7 +55,7 @@ def _labelled(config: Config, context: Context) -> Labels:
 
 
 def _known(context: Context) -> Labels:
-    """Rows whose class follows from the tokenizer's own lists and from text that people write."""
+    """Tokens whose category follows from the tokenizer's own lists, and common words."""
     tokenizer, vocabulary = context.backend.model.tokenizer, context.vocabulary
     added = [one for one in tokenizer.all_special_ids if one < len(vocabulary)]
     beyond = [row for row, piece in enumerate(vocabulary.pieces) if piece is None]
@@ -64,7 +64,7 @@ def _known(context: Context) -> Labels:
     labels: Labels = [
         ("the tokenizer's special ids", ("special", "unused"), added),
         ("rows without an entry", ("unused",), beyond),
-        # One that no other entry stands for is text of its own: Mistral writes a line break so.
+        # A byte without another entry is ordinary text: Mistral encodes a line break this way.
         ("pieces like <0x0A>", ("byte", "normal"), raw),
         ("common words", ("normal",), ordinary),
     ]
@@ -72,8 +72,8 @@ def _known(context: Context) -> Labels:
 
 
 def verification(config: Config, context: Context) -> Checked:
-    """Known glitch tokens fail and are confirmed, controls pass and are not, and attempts are the
-    same a second time, but differ among themselves."""
+    """Checks that known glitch tokens are flagged and confirmed and controls are not, and that
+    attempts are reproducible and differ from each other."""
     glitch = [token.id for token in context.tokens({"ids": config.glitch})]
     controls = _controls(config, context, glitch)
     ids = list(dict.fromkeys([*glitch, *controls]))
@@ -84,7 +84,7 @@ def verification(config: Config, context: Context) -> Checked:
         *_alarms("confirmed by sampling", controls, confirmed, config.max_false_alarms),
     ]
     if not glitch:
-        why = "no token known to be a glitch is given (glitch); controls alone show no detection"
+        why = "no known glitch token is given (glitch); controls alone cannot show detection"
         return Checked("verification", tuple(found), why)
     found += [
         _all_in("known glitch tokens missed", glitch, verdicts),
@@ -95,10 +95,10 @@ def verification(config: Config, context: Context) -> Checked:
 
 
 def _controls(config: Config, context: Context, glitch: Sequence[int]) -> list[int]:
-    """As given, or the number asked for, like common words.
+    """The given controls, or the requested number of tokens similar to common words.
 
-    Not like the glitch tokens: tokens as rare as those may well be glitch tokens that nobody knows
-    of, and the check would hold that against the verification.
+    Tokens as rare as the glitch tokens may be unknown glitch tokens. As controls, they would count
+    as false alarms.
     """
     if not isinstance(config.controls, int):
         return [token.id for token in context.tokens({"ids": config.controls})]
@@ -136,9 +136,10 @@ def _judged(context: Context, ids: Sequence[int]) -> Iterator[Verified]:
 
 
 def _attempts(config: Config, context: Context, glitch: Sequence[int]) -> Iterator[Finding]:
-    """Whether continuations are the same a second time, token by token, and a token's own differ.
+    """Whether a second sampling, token by token, gives the same continuations, and whether the
+    continuations of one token differ.
 
-    Outcomes show neither: attempts on a glitch token fail whatever was drawn.
+    Outcomes show neither, because all attempts on a glitch token fail.
     """
     asked = _asked(config, glitch)
     sampler = new_sampler(asked, context, context.prompts((_PROBE,)))

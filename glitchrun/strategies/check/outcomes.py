@@ -1,4 +1,4 @@
-"""Outcome of a check: its values, each compared with what was wanted."""
+"""The result of a check: its values, and the outcome of comparing each with its requirement."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from glitchrun.events import Entry
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One number or text of a check."""
+    """One value of a check, and whether it meets its requirement."""
 
     what: str
     value: Any
     wanted: str | None = None
-    """What was wanted of it, in words; None where it is only reported."""
+    """The requirement, in words; None if the value is only reported."""
     holds: bool | None = None
+    """Whether the value meets the requirement; None without one."""
     measured: bool = False
-    """Whether the clock or the machine gave it, so that it differs from run to run."""
+    """Whether it depends on the machine, and so differs from run to run."""
 
     @property
     def failure(self) -> str:
-        """That it does not hold. What was measured stays out: it stands in the table."""
+        """The failed requirement with the value found; without the value if it is `measured`."""
         value = f"{self.value:.4g}" if isinstance(self.value, float) else self.value
         return f"{self.what}: wanted {self.wanted}{'' if self.measured else f', found {value}'}"
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A check with its values. `skipped` says why there was nothing to compare them with."""
+    """A check with its values. `skipped` is the reason why it cannot decide, if it cannot."""
 
     name: str
     findings: tuple[Finding, ...]
@@ -39,7 +40,7 @@ class Checked:
 
     @property
     def outcome(self) -> str:
-        """fail where anything does not hold, also in a check that is otherwise skipped."""
+        """`pass`, `fail` or `skip`. A failed requirement fails a check even if it is `skipped`."""
         if any(finding.holds is False for finding in self.findings):
             return "fail"
         held = any(finding.holds for finding in self.findings)
@@ -47,18 +48,17 @@ class Checked:
 
     @property
     def reason(self) -> str:
-        """Why the check has this outcome."""
         """Why the check passed, failed or was skipped, as a phrase."""
         failed = [one for one in self.findings if one.holds is False]
         if failed:
             return "; ".join(one.failure for one in failed)
         if self.outcome == "skip":
-            return self.skipped or "nothing was wanted of it"
+            return self.skipped or "no value has a requirement"
         held = sum(one.holds is True for one in self.findings)
-        return f"all {held} hold" if held > 1 else "it holds"
+        return f"all {held} requirements met" if held > 1 else "requirement met"
 
     def entries(self) -> Iterator[Entry]:
-        """The rows of both tables."""
+        """The rows of the tables `checks` and `measurements`."""
         cells = {"check": self.name, "outcome": self.outcome, "reason": self.reason}
         yield Entry("checks", cells)
         for one in self.findings:
@@ -77,19 +77,19 @@ class Checked:
 
 
 def _ready(value: Any) -> Any:
-    """`value` as JSON can carry it."""
+    """The value, or None for a number that JSON cannot represent."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def equals(what: str, value: Any, wanted: Any) -> Finding:
-    """That a value is just the one wanted; only reported where that is None."""
+    """Requires a value to equal `wanted`; only reports it if `wanted` is None."""
     if wanted is None:
         return Finding(what, value)
     return Finding(what, value, str(wanted), value == wanted)
 
 
 def at_most(what: str, value: float, limit: float, *, measured: bool = False) -> Finding:
-    """That a number does not exceed a limit."""
+    """Requires a number not to exceed a limit."""
     return Finding(
         what,
         value,
@@ -100,11 +100,11 @@ def at_most(what: str, value: float, limit: float, *, measured: bool = False) ->
 
 
 def at_least(what: str, value: float, limit: float) -> Finding:
-    """That a number reaches a limit."""
+    """Requires a number to reach a limit."""
     return Finding(what, value, f"at least {limit:g}", value >= limit)
 
 
 def within_factor(what: str, value: float, reference: float, factor: float) -> Finding:
-    """That a number is a reference's, up to a factor either way."""
+    """Requires a number to differ from a reference by at most a factor, either way."""
     holds = reference / factor <= value <= reference * factor
     return Finding(what, value, f"{reference:g}, up to a factor of {factor:g}", holds)

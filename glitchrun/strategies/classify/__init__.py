@@ -58,13 +58,13 @@ class Classify(Strategy):
     def problems(
         self, document: Document, index: int, step: Mapping[str, Any]
     ) -> Iterator[Problem]:
-        """Scenarios of tests that the step does not make."""
+        """Reports scenarios of tests that the step does not run."""
         tests, scenarios = step.get("tests", "all"), step.get("scenarios")
         if not isinstance(tests, list) or not isinstance(scenarios, list):
             return
         for position, name in enumerate(scenarios):
             if isinstance(name, str) and name.split("/")[0] not in tests:
-                message = f"{name!r} is a scenario of a test that is not among `tests`"
+                message = f"{name!r} is a scenario of a test that `tests` does not contain"
                 path: Path_ = ("steps", index, "scenarios", position)
                 hint = f"add {name.split('/')[0]!r} to them"
                 yield document.problem("GR313", path, message, hint)

@@ -16,7 +16,7 @@ _EXCERPT = 160
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A sampled answer and what a test makes of it."""
+    """A sampled answer, and a test's judgement on it."""
 
     text: str
     judgement: Judgement
@@ -24,7 +24,6 @@ class Answer:
 
 def category_row(token: Token, reason: str) -> Entry:
     """The tokenizer category of one token, and the reason."""
-    """One token's tokenizer category."""
     cells = {"token_id": token.id, "token": token.text, "category": token.category}
     return Entry("categories", {**cells, "reason": reason})
 
@@ -36,7 +35,7 @@ def class_row(
     controls: Sequence[Sequence[Answer]],
     confidence: float,
 ) -> Entry:
-    """How often one token shows a class, beside its controls."""
+    """The rate at which one token shows a class, compared with that of its controls."""
     rate, decided = _rate(own, confidence)
     control, control_decided = _rate([one for some in controls for one in some], confidence)
     apart = difference(rate, control) if rate and control else None

@@ -27,7 +27,7 @@ from glitchrun.strategies.false_alarms import draw
 Judged = dict[tuple[int, str, str], list[Answer]]
 """Answers by token, test and scenario."""
 _SPARE = 128
-"""Positions left for a question when rows are sized."""
+"""Positions assumed for a question when the batch size is chosen."""
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
@@ -53,7 +53,7 @@ def prompt_ids(config: Config, context: Context) -> Iterator[tuple[str, Sequence
 
 
 class _Classifier:
-    """Puts the questions with a token and its controls in them, and judges the answers."""
+    """Asks the questions about a token and its controls, and judges the answers."""
 
     def __init__(self, config: Config, context: Context, tokens: Sequence[Token]) -> None:
         self._config = config
@@ -66,7 +66,7 @@ class _Classifier:
                 self._controls[match.of].append(context.vocabulary.token(match.token_id))
         self._answers = _sampler(config, context)
         self.at_once = max(1, self._answers.rows // (config.repeats * (1 + config.controls)))
-        """Tokens that become durable together."""
+        """Tokens per batch of the ledger."""
 
     def batch(self, tokens: Sequence[Token], progress: tuple[int, int]) -> Batch:
         """The rows of a few tokens: categories, classes and answers."""

@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 def baseline(task: Task) -> Row:
-    """The prompt without a sequence: what comes next, and how likely the goals are."""
+    """The row of the prompt without a sequence: goals, their probabilities and ranks."""
     p = task.scorer.distribution(())
     target = int(p.argmax()) if task.given is None else task.given
     vocabulary = task.context.vocabulary
@@ -79,7 +79,6 @@ def sequences(task: Task, scores: Scores, births: Mapping[Ids, Birth]) -> list[E
 
 
 def generation(task: Task, summary: Generation, evaluations: int) -> Entry:
-    """Best and mean fitness of one generation, its diversity and mutation rate."""
     """One generation's row of the table `generations`."""
     text = decode_runs_inside(task.context.backend.model.tokenizer, [summary.best])[0]
     cells = {
@@ -108,7 +107,7 @@ def result(task: Task, evolution: Evolution, scores: Scores) -> list[Entry]:
 
 
 def recorded_scores(batch: Batch, table: str) -> dict[Ids, tuple[float, ...]]:
-    """What `impacts` or `sequences` wrote, read back."""
+    """The probabilities in the rows of `impacts` or `sequences`, by sequence."""
     found = {}
     for entry in batch.entries:
         if entry.table == table:
@@ -120,7 +119,7 @@ def recorded_scores(batch: Batch, table: str) -> dict[Ids, tuple[float, ...]]:
 
 
 def metrics(batches: Sequence[Batch], ended_early: str | None) -> Iterator[Measured]:
-    """What the step ends with. Rates are over the evaluations of the model alone."""
+    """The metrics of the step. Rates count only batches that evaluate the model."""
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for entry in (entry for batch in batches for entry in batch.entries):
         rows.setdefault(entry.table, []).append(entry.cells)
@@ -155,7 +154,7 @@ def _written(ids: Ids) -> str:
 
 
 def _evaluated(task: Task, scores: Scores) -> list[Row]:
-    """What was measured of each sequence."""
+    """The measured cells of each sequence."""
     if not scores:
         return []
     tokenizer = task.context.backend.model.tokenizer
@@ -195,7 +194,7 @@ def _ancestry(task: Task, evolution: Evolution, winner: Ids, scores: Scores) -> 
 
 
 def _distribution(task: Task, winner: Ids) -> Iterator[Entry]:
-    """The likeliest tokens of either distribution and the goals, by their probability before."""
+    """Rows of the goals and the most likely tokens of both distributions, by `p_before`."""
     before, after = task.scorer.distribution(()), task.scorer.distribution(winner)
     likely = [p.topk(min(_LIKELY, len(p))).indices.tolist() for p in (before, after)]
     shown = {*likely[0], *likely[1], *task.scorer.goals}

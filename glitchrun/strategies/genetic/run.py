@@ -15,7 +15,7 @@ from glitchrun.strategies.genetic import evolution_tables as tables
 from glitchrun.strategies.genetic.task import Scores, Task, Timer, place
 
 _SINGLES_AT_ONCE = 64
-"""Single tokens in one batch: the most that a killed run can lose of them."""
+"""Single tokens per batch. A killed run loses at most this many."""
 
 
 def prompt_ids(config: Config, context: Context) -> Iterator[tuple[str, Sequence[int]]]:
@@ -45,8 +45,8 @@ def _settings(config: Config) -> EvolutionSettings:
 
 
 Stage = Callable[[Batch | None], Batch]
-"""One batch of work. Given the batch that is already recorded it takes the numbers from there, so
-that the search is where it was, and gives that batch back."""
+"""One batch of work. Given a recorded batch, it restores the state of the search from it and
+returns it."""
 
 
 class _Course:

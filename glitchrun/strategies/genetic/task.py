@@ -1,4 +1,4 @@
-"""What a genetic step asks of the model: its prompt, its pool, its goals, its fitness."""
+"""The task of a genetic step: prompt, pool of tokens, goals and fitness."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from glitchrun.strategies.context import Context
 from glitchrun.strategies.genetic import Config
 
 Scores = Mapping[Ids, tuple[float, ...]]
-"""Probabilities after each sequence: of the target and, where there is one, of the wanted token."""
+"""Probabilities after each sequence: of the target, and of the wanted token if there is one."""
 
 
 class Timer:
@@ -26,7 +26,6 @@ class Timer:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the timer was created."""
         """Seconds since the timer was created."""
         return time.perf_counter() - self._start
 
@@ -49,7 +48,7 @@ class Task:
         self.scorer: SequenceScorer = SequenceScorer(context.backend, self.place, ())
 
     def start(self, goals: tuple[int, ...], before: tuple[float, ...]) -> None:
-        """Sets what is measured: the goals' ids, and their probabilities without a sequence."""
+        """Sets the goals' ids, and their probabilities without a sequence."""
         self.scorer = SequenceScorer(self.context.backend, self.place, goals)
         self.before = before
 
@@ -67,7 +66,7 @@ class Task:
 
 
 def _objective(config: Config) -> str:
-    """What `auto` stands for: the goals that are given, the target where none is."""
+    """The objective; for `auto`, the goals that are given, or the target if none is."""
     if config.objective != "auto":
         return config.objective
     if config.wanted is None:
@@ -96,16 +95,16 @@ def _one_token(name: str, value: int | str, context: Context) -> int:
         return value
     found = context.vocabulary.find(value)
     if found is None:
-        told = context.vocabulary.not_one_token(value)
-        raise RunError(f"{context.at(name)}: {told}; give one of them, by its text or id")
+        reason = context.vocabulary.not_one_token(value)
+        raise RunError(f"{context.at(name)}: {reason}; give one of them, by its text or id")
     return found
 
 
 def _pool(config: Config, context: Context, wanted: int | None) -> list[int]:
-    """Ids that sequences are made of, ascending.
+    """Ids of the tokens that sequences may contain, ascending.
 
     Raises:
-        RunError: the filters leave none.
+        RunError: no token is left.
     """
     if config.pool is None:
         ids = context.scope()

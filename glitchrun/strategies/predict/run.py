@@ -41,12 +41,11 @@ class Case:
     """The prompt's name."""
     format: str
     text: str
-    """As encoded: without what was put in front by id."""
+    """The encoded text, without ids that were added in front of it."""
     ids: tuple[int, ...]
 
     @property
     def name(self) -> str:
-        """Name of the case in the tables."""
         """The prompt and its format: the column `case` of the tables."""
         return f"{self.prompt} · {self.format}"
 
@@ -71,14 +70,14 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
 
 
 def prompt_ids(config: Config, context: Context) -> Iterator[tuple[str, Sequence[int]]]:
-    """Every prompt in every format, and the spellings of what is expected."""
+    """The ids of every prompt in every format, and of the expected texts."""
     yield from rendered_prompt_ids(config.prompts, config.formats, context)
 
 
 def rendered_prompt_ids(
     prompts: Sequence[Mapping[str, Any]], formats: Sequence[str], context: Context
 ) -> Iterator[tuple[str, Sequence[int]]]:
-    """Prompts in formats, and the spellings of the expected texts, for `strategies.prompt_ids`."""
+    """Descriptions and ids of prompts in `formats` and of spellings of their expected texts."""
     for prompt, name in zip(prompts, prompt_names(prompts), strict=True):
         for case in cases(prompt, name, formats, context):
             yield f"prompt «{name}» in the format {case.format}", case.ids
@@ -94,7 +93,7 @@ def cases(
 
     Raises:
         PreflightError: the run's template refuses it.
-        RunError: nothing of it is left to go on from.
+        RunError: the prompt has no token in one of the formats.
     """
     return [_case(prompt, name, form, context) for form in formats]
 
@@ -113,12 +112,12 @@ def _case(prompt: Mapping[str, Any], name: str, form: str, context: Context) -> 
         raw = detect("raw", model.tokenizer, model.config, context.spec.model.path)
         text, ids = whole(raw, prompt["text"], model.tokenizer, prefill=prefill)
     if not ids:
-        raise RunError(f"prompts: {name!r} is no token at all in the format {form}; give it a text")
+        raise RunError(f"prompts: {name!r} has no token in the format {form}; give it a text")
     return Case(name, form, text, ids)
 
 
 def prompt_names(prompts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each prompt's name, or its text; numbered where it was there before."""
+    """Each prompt's name, or else its text, with a number if it occurs more than once."""
     names: list[str] = []
     for prompt in prompts:
         name = given = prompt.get("name", prompt["text"])
@@ -154,7 +153,7 @@ def _looked_at(
 
 
 def _continued(case: Case, logits: Tensor, most: int, context: Context) -> str:
-    """What the model says by itself, token by token, to its end or for `most` tokens."""
+    """The model's greedy continuation, to its end or for at most `most` tokens."""
     model = context.backend.model
     ends = stop_ids(context.template, model.tokenizer) | model.end_ids
     said = greedy_continuation(context.backend, case.ids, logits, most, ends)
@@ -229,7 +228,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _gains(log_p: Mapping[tuple[str, str], float], before: str, after: str) -> list[float]:
-    """By how much each prompt's continuation is likelier in one format than in another."""
+    """Gains in log-probability (nats) from format `before` to format `after`, one per prompt."""
     return [
         log_p[name, after] - value
         for (name, form), value in log_p.items()

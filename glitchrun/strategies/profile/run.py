@@ -1,7 +1,7 @@
 """Runs `profile`: bytes by dtype, timed passes, peak memory, and the plan's estimate beside them.
 
-Everything but the bytes held is a measurement of the clock or of the machine, and differs from run
-to run; the fragment marks those columns and metrics as `measured`.
+All values but the bytes of the weights differ from run to run. The fragment marks their columns and
+metrics as `measured`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from glitchrun.strategies.profile import Config, TimedWork
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
-    """Yields what is held, then one batch for each timing, then the peaks and the sum of it all."""
+    """Yields the bytes of the weights, then one batch per timing, then the peaks and a summary."""
     workload = config.timed
     timer = _Timer(context, workload)
     batches = list(history)
@@ -77,7 +77,7 @@ class _Timer:
         return self._load.batch_size * each
 
     def time(self, name: str) -> float:
-        """Seconds of one repeat; the first one is preceded by one that does not count."""
+        """Seconds of one repeat. A warm-up that is not counted precedes the first."""
         passing = {"forward": self._forward, "generation": self._generate}[name]
         if name not in self._warm:
             passing()
@@ -90,7 +90,7 @@ class _Timer:
         return self._now() - start
 
     def _generate(self) -> float:
-        """Time of the new tokens alone, behind prompts that are there already."""
+        """Seconds of generating the new tokens, without the pass over the prompts."""
         logits, cache = self._prefill()
         start = self._now()
         for _ in range(self._load.new_tokens):
@@ -102,7 +102,7 @@ class _Timer:
 
     def _now(self) -> float:
         for device in range(torch.cuda.device_count()):
-            torch.cuda.synchronize(device)  # what was asked of a GPU may not have been done yet
+            torch.cuda.synchronize(device)  # kernels run asynchronously
         return time.perf_counter()
 
 
@@ -145,7 +145,7 @@ def _peaks(context: Context) -> list[Entry]:
 
 
 def _summary(context: Context, batches: Sequence[Batch]) -> Entry:
-    """The row that a table of several quantizations is made of."""
+    """The summary row; a comparison of quantizations has one such row per run."""
     model, plan = context.backend.model, context.estimate or {}
     found = peaks()
     cells = {

@@ -50,7 +50,7 @@ def _sampled_in_order(
     history: Sequence[Batch],
     before: int = 0,
 ) -> Iterator[Batch]:
-    """Samples tokens, which come after `before` others, going on after the batches in `history`."""
+    """Samples tokens, which come after `before` others, from the end of `history`."""
     rule = _stopping(config, context)
     at_once = max(1, sampler.rows // (rule.needed(0, 0) if rule else config.repeats))
     done = history[-1].done - before if history else 0
@@ -87,7 +87,7 @@ def _sampled_controls(
 
 
 def new_sampler(config: Config, context: Context, prompts: Mapping[str, Prompt]) -> Sampler:
-    """What samples attempts in the prompts, as the step is configured."""
+    """A sampler of attempts in the prompts, with the step's settings."""
     model = context.backend.model
     rows = config.batch_size
     if rows == "auto":
@@ -142,10 +142,10 @@ def _stopping(config: Config, context: Context) -> Stopping | None:
 def _outcomes(
     config: Config, context: Context, sampler: Sampler, tokens: Sequence[Token]
 ) -> list[tuple[bool, ...]]:
-    """Each token's attempts, in rounds where they may stop early.
+    """Each token's attempts, sampled in rounds if they may stop early.
 
-    A round samples no attempt that the stopping rule could do without, so that what is sampled is
-    what the rule has looked at, in order, whatever the batch.
+    A round samples only attempts without which the rule cannot stop. So the attempts of a token do
+    not depend on its batch.
     """
     rule = _stopping(config, context)
     if rule is None:
@@ -188,11 +188,11 @@ def _metrics(batches: Sequence[Batch], asked: int) -> Iterator[Measured]:
 
 
 def _distinct(config: Config, batches: Sequence[Batch]) -> Measured:
-    """How many continuations of each token and prompt differ, as a share of those made."""
+    """The share of distinct continuations, counted per token and prompt."""
     made, distinct = (
         sum(batch.counters.get(name, 0) for batch in batches)
         for name in ("continuations", "distinct")
     )
-    # Rounds of attempts are not held against each other.
+    # Continuations of different rounds are not compared.
     known = made and not config.sequential
     return Measured("distinct", distinct / made if known else None, made)

@@ -1,4 +1,4 @@
-"""When a token's attempts may stop: its verdict against `thresholds.asr` is settled."""
+"""The rule that stops a token's attempts once its verdict against `thresholds.asr` is settled."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from scipy.special import betainc, betaincc, betaln
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """A sequential test of each token's ASR against a threshold, looked at after every attempt.
+    """A sequential test of each token's ASR against a threshold, evaluated after every attempt.
 
     Attempts stop where either
 
     - the verdict of all `attempts` is certain already (curtailment: never an error), or
     - the attempts so far are evidence enough: the likelihood of the rates on one side of the
-      threshold, averaged evenly, over that of the threshold itself exceeds 1 / error_rate. Where
-      the true rate lies on the other side that has a probability of at most `error_rate`, however
-      long one looks (mixtures of Robbins 1970 with Ville's inequality; a one-sided case of the
+      threshold, averaged evenly, over that of the threshold itself exceeds 1 / error_rate. If
+      the true rate lies on the other side, this ever happens with a probability of at most
+      `error_rate` (mixtures of Robbins 1970 with Ville's inequality; a one-sided case of the
       beta-binomial mixture of Howard, Ramdas, McAuliffe, Sekhon 2021, arXiv 1810.08240).
 
     So a token is stopped by evidence on the wrong side of the threshold with a probability of at
@@ -31,11 +31,11 @@ class Stopping:
 
     @property
     def theta(self) -> float:
-        """The rate that confirms a token; a threshold of 0 asks for one failed attempt."""
+        """The rate that confirms a token; a threshold of 0 requires one failed attempt."""
         return self.threshold or 1 / self.attempts
 
     def needed(self, made: int, failures: int) -> int:
-        """Further attempts without which nothing can be settled; 0 where the attempts may stop."""
+        """The fewest further attempts that can settle the verdict; 0 if the attempts may stop."""
         if self._settled(made, failures):
             return 0
         left = range(1, self.attempts - made + 1)
