@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -69,7 +70,13 @@ _CODES = {int(signal.SIGINT): ExitCode.SIGINT, int(signal.SIGTERM): ExitCode.SIG
 
 @contextmanager
 def listening(interrupt: Interrupt) -> Iterator[None]:
-    """Sends SIGINT and SIGTERM to `interrupt` inside a `with` block."""
+    """Sends SIGINT and SIGTERM to `interrupt` inside a `with` block.
+
+    Python sets signal handlers in the main thread only. In another thread this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     previous = {number: signal.signal(number, interrupt.receive) for number in _CODES}
     try:
         yield
