@@ -163,7 +163,7 @@ def test_a_text_beyond_what_rotary_positions_were_trained_for_is_noted(
     step = {**SHORT, "probes": ["explain"]}
     done = run(tmp_path, "apply", str(written(tmp_path, rotary, [step])))
     assert done.returncode == 0, done.stderr
-    note = "beyond the 64 that the model's configuration names"
+    note = "beyond the 64 in the model's configuration"
     assert "warning: " in done.stderr
     assert note in done.stderr
     assert note in done.stdout

@@ -1,4 +1,4 @@
-"""Forward passes of a plan: their batch size, and the memory that they need beside the weights."""
+"""Forward passes of a plan: their batch size, and their memory besides the weights."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.strategy import Workload
 
 _LOGIT_COPIES = 6
-"""float32 tensors of the size of the logits that exist while verdicts are computed."""
+"""Simultaneous float32 tensors of the logits' size while verdicts are computed."""
 _SCREENED = 2
-"""Positions that a screen computes for each token."""
+"""Positions that the screen computes per token."""
 _FEATURES = 1000
-"""Bytes of one token's features in a surrogate, with the copies that they are built from."""
+"""Bytes of one token's features in the regression, including temporary copies."""
 _MATCHED = 200
-"""Bytes per vocabulary entry if controls are drawn or scores are kept."""
+"""Bytes per vocabulary entry for drawing controls or keeping screening scores."""
 
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """Memory of a step beside the weights, in bytes."""
+    """Memory of a step besides the weights, in bytes."""
 
     kv_cache: int
     activations: int
@@ -72,7 +72,7 @@ class Passes:
         return max(0, room - self.buffers(load, 0).total) // sum(self.row(load))
 
     def buffers(self, load: Workload, count: int) -> Buffers:
-        """Bytes that `count` rows need beside the weights."""
+        """Memory of `count` rows besides the weights, in bytes."""
         cache, activations = self.row(load)
         return Buffers(
             kv_cache=count * cache,
@@ -82,7 +82,7 @@ class Passes:
         )
 
     def _tables(self, load: Workload) -> int:
-        """Tables of a search and of controls over the vocabulary, which are in main memory."""
+        """Bytes of tables over the vocabulary, for a search or controls. They are in main memory."""
         if self.kind != "cpu":
             return 0
         by_row = load.controls or load.kind == "screen"
@@ -91,8 +91,7 @@ class Passes:
         return kept + (self._regression(load) if learns else 0)
 
     def _regression(self, load: Workload) -> int:
-        """Embeddings in float32, their unit rows, features, and the regression on verified
-        tokens."""
+        """Bytes of float32 embeddings, their unit rows, the features and the regression."""
         vocab, hidden = self.header.vocab, self.header.dims.hidden_size
         tables = 1 if self.header.head is None else 2
         copies = 1 + (tables if ITEM_BYTES[self.held.dtype] < ITEM_BYTES["float32"] else 0)
@@ -111,7 +110,7 @@ class Passes:
             cache = 2 * layers * each * (load.positions + batch_sizes.CACHE_HEADROOM)
             first = -(-(self._computed(load, load.positions) + logits) // load.together)
             return cache, max(first, self._computed(load, 1) + logits)
-        # Appending to the cache of a layer copies it: briefly there is one layer more.
+        # Appending to the cache of one layer copies it, so briefly there is one layer more.
         cache = (layers + 1) * each * load.positions
         computed = _SCREENED if load.kind == "screen" else load.positions
         return cache, self._computed(load, computed) + logits

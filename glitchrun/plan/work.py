@@ -1,7 +1,7 @@
-"""Upper bounds on what each step will do, and the passes that it runs.
+"""Upper bounds on the work of each step, and its forward passes.
 
 Each strategy states its own bounds (`Strategy.work`, `Strategy.workloads`). The functions here
-collect them for a spec, and compute what several strategies have in common.
+collect them for a spec, and compute the bounds that several strategies share.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from glitchrun.spec.strategy import STRATEGIES, Work, Workload
 from glitchrun.spec.types import Spec, Step
 
 _BYTES_PER_TOKEN = 2
-"""Tokens of ordinary text are rarely shorter."""
+"""Fewest bytes per token assumed for a text. Tokens of ordinary text are rarely shorter."""
 CONTROLS_EACH = 2
-"""Most controls verified for each one asked for: one of a doubtful script has another beside it."""
+"""Most controls verified for each one requested. A control of a doubtful script gets a second one
+from another script."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def step_work(spec: Spec, vocab: int) -> tuple[StepWork, ...]:
 
 
 def workloads(spec: Spec) -> tuple[Workload, ...]:
-    """The passes of each step that may need the most memory."""
+    """The forward passes of each step that may need the most memory."""
     system = text_positions(spec.system or "")
     return tuple(
         load
@@ -61,17 +62,17 @@ def workloads(spec: Spec) -> tuple[Workload, ...]:
 
 
 def parameters(step: Step) -> dict[str, Any]:
-    """A step's parameters with the schema's defaults for those that it leaves out."""
+    """A step's parameters, with the schema's defaults for those not given."""
     return step_with_defaults({"id": step.id, "strategy": step.strategy, **step.params})
 
 
 def text_positions(text: str) -> int:
-    """Positions that a text takes at most, by experience."""
+    """An estimate of the most positions that a text takes."""
     return len(text.encode()) // _BYTES_PER_TOKEN
 
 
 def probe_positions(probes: str | Sequence[str]) -> int:
-    """Positions of the longest of the prompts that `probes` names."""
+    """Positions of the longest prompt among `probes`."""
     return max(PROBES[name].positions for name in probe_names(probes))
 
 
@@ -88,11 +89,11 @@ class VerificationConfig(Protocol):
 
     @property
     def controls(self) -> int:
-        """Controls asked for."""
+        """Number of controls requested."""
 
 
 def probe_pass(config: VerificationConfig, step: str, system: int) -> Workload:
-    """The pass of a step that verifies tokens, in batches of the size that it asks for."""
+    """The forward pass of a step that verifies tokens in batches of its `batch_size`."""
     batch = config.batch_size if isinstance(config.batch_size, int) else None
     positions = probe_positions(config.probes) + system
     return Workload(step, batch, positions, controls=bool(config.controls))
@@ -106,8 +107,8 @@ def verification(
     Args:
         tokens: Tokens verified at most.
         probes: As in the spec: names, or `strict`.
-        gradients: Gradients taken beside that.
-        screens: Prompts that take as long as screening does.
+        gradients: Gradients computed as well.
+        screens: Cost of the screen, in prompts.
     """
     prompts = tokens * len(probe_names(probes)) + screens
     return Work(tokens, prompts=prompts, gradients=gradients, repeats=prompts)
@@ -124,7 +125,7 @@ def sampling(tokens: int, continuations: int, max_new_tokens: int) -> Work:
 
 
 def named_tokens(source: Mapping[str, Any], earlier: Mapping[str, int | None], vocab: int) -> int:
-    """How many tokens a `tokens:` names at most, limited to the vocabulary's size."""
+    """The most tokens that a step's `tokens` can name, limited to the vocabulary's size."""
     if "file" in source:
         # An id and its separator take two bytes or more, unless the file is compressed. The run
         # reports a file that does not exist yet.

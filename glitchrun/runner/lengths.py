@@ -15,14 +15,16 @@ from glitchrun.strategies.prompt_lengths import PromptLengths
 
 
 def too_long(prompts: PromptLengths, limit: Positions) -> str | None:
-    """Why a step of the spec cannot run with these positions, by place; None where all can."""
+    """Why steps of the spec do not fit into these positions, one line each; None if all fit."""
     over = [(place, length) for place, length in lengths(prompts) if length.total > limit.count]
     return "\n".join(_refusal(place, length, limit) for place, length in over) or None
 
 
 def refusal(spec: Spec, tokenizer: Tokenizer, header: Header) -> str | None:
-    """Why a step of the spec cannot be run on a checkpoint, told by its headers; None where all can
-    be, or where it is for loading to say."""
+    """Why steps of the spec do not fit into the positions of a checkpoint, by its headers.
+
+    None if all fit, the limit is not fixed, or the template cannot be detected before loading.
+    """
     shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
     limit = positions(header.config, shapes)
     if limit is None or not limit.fixed:
@@ -38,10 +40,10 @@ def refusal(spec: Spec, tokenizer: Tokenizer, header: Header) -> str | None:
 
 
 def beyond_training(prompts: PromptLengths, limit: Positions) -> tuple[str, ...]:
-    """A note for each step whose texts are longer than the model was trained for."""
+    """A note for each step with a text longer than the positions in the model's configuration."""
     return tuple(
         f"{place}: {_positions_text(length)}, {length.total - limit.count} beyond the "
-        f"{limit.count} that the model's configuration names; "
+        f"{limit.count} in the model's configuration; "
         "the model was not trained at these positions"
         for place, length in lengths(prompts)
         if length.total > limit.count
@@ -49,9 +51,9 @@ def beyond_training(prompts: PromptLengths, limit: Positions) -> tuple[str, ...]
 
 
 def lengths(prompts: PromptLengths) -> Iterator[tuple[str, TextLength]]:
-    """Where the spec sets it, and the longest text, of each step in order.
+    """The longest text of each step in order, and the place in the spec that sets its length.
 
-    A prompt that the template refuses is left to the step, which reports it.
+    A prompt that the template refuses is skipped; the step reports it.
     """
     for index, step in enumerate(prompts.spec.steps):
         strategy = STRATEGIES[step.strategy]

@@ -1,9 +1,9 @@
 """The settings that a spec resolves to on its model, known before the weights are loaded.
 
-The template of a model that is known by its name, the tokens that a tokenizer puts in front of
-every text, and whether anything is in scope: none of these follows from the spec and the contents
-of the checkpoint's files alone, or can be told without the tokenizer. What decides results goes
-into the run's key; what leaves nothing to do is refused.
+These are the template of a model that is known by its name, the tokens that the tokenizer puts in
+front of every text, and the tokens in scope. The spec and the checkpoint's files alone do not
+determine them; the tokenizer is needed too. A setting that changes results goes into the run's key.
+A spec without a token to examine is refused.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Resolver:
         self._vocabularies: dict[tuple[Path, bool], Vocabulary] = {}
 
     def __call__(self, spec: Spec, checkpoint: Checkpoint, header: Header) -> Resolved:
-        """The facts that go into the key of the spec's run, and why it cannot go ahead, if so.
+        """The facts that go into the key of the spec's run, and the reason to refuse it, if any.
 
         A tokenizer that cannot be loaded is skipped: loading the model reports the error.
         """
@@ -62,7 +62,7 @@ class Resolver:
 
     def _tokenizer(self, spec: Spec, checkpoint: Checkpoint) -> Tokenizer | None:
         path = checkpoint.path
-        assert path is not None  # the plan asks about models that are here
+        assert path is not None  # the plan resolves only models that are on disk
         key = (path, spec.model.trust_remote_code)
         if key not in self._tokenizers:
             self._tokenizers[key] = self._load(spec, checkpoint.kind, path)
@@ -96,8 +96,8 @@ class Resolver:
 
 
 def _template(spec: Spec, tokenizer: Tokenizer | None = None) -> Any:
-    """The family that `auto` may choose and that does not follow from the tokenizer's files and the
-    configuration: that of a model known by its name, or one that another package adds."""
+    """The family that `auto` chooses by the model's name or from another package; None if it
+    follows from the tokenizer's files and the configuration."""
     if spec.template != "auto":
         return None
     named = family_by_name(spec.model.path)
@@ -111,13 +111,13 @@ def _template(spec: Spec, tokenizer: Tokenizer | None = None) -> Any:
 
 
 def _prefix(tokenizer: Tokenizer) -> list[int] | None:
-    """The ids that the tokenizer puts in front of a text, where they are not BOS alone."""
+    """The ids that the tokenizer puts in front of a text; None for nothing or BOS alone."""
     ids = leading_ids(tokenizer)
     return None if ids in ((), (tokenizer.bos_token_id,)) else list(ids)
 
 
 def _reasoning(spec: Spec, tokenizer: Tokenizer) -> list[str | None] | None:
-    """What the tokenizer's own chat template opens before the answer, and what closes it."""
+    """The reasoning tag that the tokenizer's chat template opens before the answer, and its end."""
     own = spec.template == "tokenizer" or (spec.template == "auto" and _template(spec) is None)
     if not (own and tokenizer.chat_template):
         return None
@@ -125,13 +125,13 @@ def _reasoning(spec: Spec, tokenizer: Tokenizer) -> list[str | None] | None:
 
     try:
         found = opened_by_template(tokenizer, spec.template_variables or {})
-    except PreflightError:  # a template that cannot be used is skipped, or refused at load
+    except PreflightError:  # loading skips or refuses a template that cannot be used
         return None
     return None if found is None else [found.tag, found.closing]
 
 
 def _converter(kind: str) -> int | None:
-    """The version of the GGUF converter, unless it is the first."""
+    """The version of the GGUF converter; None for the first version or another kind."""
     if kind != "gguf":
         return None
     from glitchrun.model.gguf_conversion import CONVERTER
@@ -140,8 +140,8 @@ def _converter(kind: str) -> int | None:
 
 
 def _scope_change(spec: Spec, vocabulary: Vocabulary) -> str | None:
-    """A digest of the tokens in the spec's scope whose category the new rule changed; None
-    where nothing, or where the vocabulary knows of no change."""
+    """A digest of the tokens in the spec's scope whose category the new rule changed; None if
+    there is none, or if the vocabulary records no change."""
     change = getattr(vocabulary, "scope_change", None)
     categories = {*spec.tokens.categories, *(("normal",) if _has_controls(spec) else ())}
     found: str | None = change(sorted(categories)) if change else None
@@ -158,7 +158,7 @@ def _needs_vocabulary(spec: Spec) -> bool:
 
 
 def _may_be_empty(spec: Spec) -> bool:
-    """Whether a step draws on a scope that is not just all normal tokens."""
+    """Whether a step takes tokens from a scope other than all normal tokens."""
     return any(
         spec.tokens != TokenScope() or _selecting_search(params) is not None
         for _, params in _scoped_steps(spec)
@@ -166,7 +166,7 @@ def _may_be_empty(spec: Spec) -> bool:
 
 
 def _scoped_steps(spec: Spec) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Path and parameters of each step that takes its tokens from the experiment's scope."""
+    """Path and parameters of each step that takes its tokens from the spec's scope."""
     for place, step in enumerate(spec.steps):
         strategy = STRATEGIES[step.strategy]
         if strategy.takes_scope(strategy.configure(step.params)):
@@ -180,7 +180,7 @@ def _selecting_search(params: Mapping[str, Any]) -> SearchEntry | None:
 
 
 def empty_scope_reason(spec: Spec, vocabulary: Vocabulary) -> str | None:
-    """Why a step of the spec has no token to examine, with its place; None where each has one."""
+    """Why a step of the spec has no token to examine, with its place; None if each has one."""
     from glitchrun.vocabulary.vocabulary import category_counts, in_scope
 
     ids: list[int] | None = None
