@@ -82,7 +82,7 @@ class Passes:
         )
 
     def _tables(self, load: Workload) -> int:
-        """Bytes of tables over the vocabulary, for a search or controls. They are in main memory."""
+        """Bytes of tables over the vocabulary, for a search or controls, in main memory."""
         if self.kind != "cpu":
             return 0
         by_row = load.controls or load.kind == "screen"
