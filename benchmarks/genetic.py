@@ -27,7 +27,7 @@ from glitchrun.probing.backend import Backend
 from glitchrun.probing.backend_selection import best_backend
 from glitchrun.probing.sequence_scoring import SequenceScorer
 from glitchrun.prompts.detect import detect
-from glitchrun.prompts.slot import Slot, slot
+from glitchrun.prompts.render import Slot, render_slot
 from glitchrun.search.evolution import Evolution
 from glitchrun.search.operators import EvolutionSettings, random_sequence
 from glitchrun.spec.types import ModelSpec
@@ -145,7 +145,7 @@ def main(evaluations: int, seeds: int, max_tokens: int, rate: bool, model: str) 
     click.echo(f"{'prompt':22} {'target':>10} {'P0':>6} {'evolved left':>13} {'random left':>12}")
     wins = []
     for text in PROMPTS:
-        prompt = Prompt(backend, slot(raw, text, loaded.tokenizer))
+        prompt = Prompt(backend, render_slot(raw, text, loaded.tokenizer))
         sides = [
             statistics.median(
                 1 - search(prompt, pool, settings, seed, evaluations) for seed in range(seeds)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from glitchrun.probing.sequence_scoring import SequenceScorer
-from glitchrun.prompts.slot import Slot
+from glitchrun.prompts.render import Slot
 from glitchrun.strategies.context import Context
 from tests.support.engine import context, one_at_a_time
 from tests.support.tiny_models import tiny_gpt2

@@ -11,10 +11,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from glitchrun.errors import ExitCode, PreflightError
-from glitchrun.prompts import bounded as module
-from glitchrun.prompts.bounded import Failed, bounded
+from glitchrun.prompts import bounded_process as module
+from glitchrun.prompts.bounded_process import WorkFailed, run_bounded
 from glitchrun.prompts.chat_template import fault, write
-from glitchrun.prompts.conversation import Conversation
+from glitchrun.prompts.template import Conversation
 from tests.support.real_tokenizers import with_chat_template
 from tests.support.tiny_models import bpe_tokenizer
 
@@ -112,7 +112,9 @@ def test_a_template_renders_as_transformers_renders_it(tokenizer: PreTrainedToke
     assert write(own, ASK) == own.apply_chat_template(messages, tokenize=False)
 
 
-def test_signals_of_this_process_stay_here(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_child_ignores_the_signal_handlers_of_this_process(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
     try:
@@ -123,28 +125,28 @@ def test_signals_of_this_process_stay_here(tokenizer: PreTrainedTokenizerFast) -
             os.kill(parent, signal.SIGINT)
             return f"{len(heard)}"
 
-        assert bounded(work) == "0"
+        assert run_bounded(work) == "0"
         assert heard == [signal.SIGINT]
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def test_what_never_answers_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_without_an_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_WALL_SECONDS", 0.2)
 
     def work() -> str:
         signal.pause()
         return ""
 
-    with pytest.raises(Failed, match="not done"):
-        bounded(work)
+    with pytest.raises(WorkFailed, match="not finished"):
+        run_bounded(work)
 
 
-def test_a_copy_that_crashes_is_told_from_one_that_answers(tmp_path: Path) -> None:
+def test_a_crash_of_the_child_is_reported(tmp_path: Path) -> None:
     def work() -> str:
         os.kill(os.getpid(), signal.SIGSEGV)
         return ""
 
-    with pytest.raises(Failed, match="SIGSEGV"):
-        bounded(work)
+    with pytest.raises(WorkFailed, match="SIGSEGV"):
+        run_bounded(work)
     assert not list(tmp_path.iterdir())

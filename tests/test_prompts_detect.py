@@ -11,7 +11,7 @@ import pytest
 from glitchrun.errors import PreflightError
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.dialogue import Dialogue
-from glitchrun.prompts.render import whole
+from glitchrun.prompts.render import render_text
 from glitchrun.prompts.template import stop_ids
 from glitchrun.spec.types import InlineTemplate
 from tests.support.real_tokenizers import mistral, smollm2, with_chat_template
@@ -52,7 +52,7 @@ class Markers:
         "/models/nowllm-0829.Q4_K_M.gguf",
     ],
 )
-def test_nowllm_by_its_name(source: str) -> None:
+def test_nowllm_is_detected_by_its_name(source: str) -> None:
     template = detect("auto", mistral(), MIXTRAL, source)
     assert template.name == "nowllm"
     assert "name" in template.rule
@@ -61,11 +61,11 @@ def test_nowllm_by_its_name(source: str) -> None:
 @pytest.mark.parametrize(
     "source", ["/nowllm-0829/tiny", "/m/nowllm-0829-merged", "/m/my-nowllm-0829", "/m/nowllm-0829x"]
 )
-def test_not_nowllm_by_a_part_of_a_name(source: str) -> None:
+def test_a_part_of_a_name_does_not_select_nowllm(source: str) -> None:
     assert detect("auto", mistral(), MIXTRAL, source).name == "mistral"
 
 
-def test_the_name_goes_before_a_chat_template() -> None:
+def test_the_name_precedes_the_chat_template() -> None:
     tokenizer = with_chat_template(mistral(), TAKES_ALL)
     assert detect("auto", tokenizer, MIXTRAL, "m/nowllm-0829").name == "nowllm"
     assert detect("auto", tokenizer, MIXTRAL, "m/other").name == "tokenizer"
@@ -74,16 +74,16 @@ def test_the_name_goes_before_a_chat_template() -> None:
 EFFORT = "Reasoning: {{ effort | default('medium') }}\n{{ messages[-1]['content'] }}"
 
 
-def test_variables_reach_the_chat_template_and_are_told() -> None:
+def test_variables_reach_the_chat_template_and_are_reported() -> None:
     tokenizer = with_chat_template(smollm2(), EFFORT)
     template = detect("auto", tokenizer, {}, "x", {"effort": "low"})
-    assert "It is given effort, as the spec says." in template.rule
-    text, _ = whole(template, "hello", tokenizer)
+    assert "The spec sets effort." in template.rule
+    text, _ = render_text(template, "hello", tokenizer)
     assert text == "Reasoning: low\nhello"
-    text, _ = whole(detect("auto", tokenizer, {}, "x"), "hello", tokenizer)
+    text, _ = render_text(detect("auto", tokenizer, {}, "x"), "hello", tokenizer)
     assert text == "Reasoning: medium\nhello"
     dialogue = Dialogue(template, tokenizer)
-    assert tokenizer.decode(dialogue.open("hello")) == "Reasoning: low\nhello"
+    assert tokenizer.decode(dialogue.first_turn("hello")) == "Reasoning: low\nhello"
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,10 @@ def test_variables_reach_the_chat_template_and_are_told() -> None:
     [
         ("auto", {"effrt": "low"}, "does not read effrt"),
         ("tokenizer", {"messages": "x"}, "does not read messages"),
-        ("chatml", {"effort": "low"}, "the template in force is chatml"),
+        ("chatml", {"effort": "low"}, "this run uses chatml"),
     ],
 )
-def test_variables_that_nothing_reads_are_refused(
+def test_unused_variables_are_refused(
     setting: str, variables: dict[str, str], message: str
 ) -> None:
     with pytest.raises(PreflightError, match=message):
@@ -111,14 +111,14 @@ def test_variables_that_nothing_reads_are_refused(
         pytest.param("{{ ''.__class__.__mro__ }}{{ messages[-1]['content'] }}", id="reaches out"),
     ],
 )
-def test_a_stranger_s_chat_template_that_fails_is_named(template: Any) -> None:
+def test_a_failing_chat_template_is_reported(template: Any) -> None:
     tokenizer = with_chat_template(smollm2(), template)
-    assert "was passed over" in detect("auto", tokenizer, {}, "x").rule
+    assert "was skipped" in detect("auto", tokenizer, {}, "x").rule
     with pytest.raises(PreflightError, match="fails on this conversation"):
         detect("tokenizer", tokenizer, {}, "x")
 
 
-def test_harmony_s_answers_begin_in_their_channel() -> None:
+def test_harmony_answers_begin_in_the_final_channel() -> None:
     """Its own chat template leaves the channel to the model: no answer can be begun behind that."""
     tokenizer = with_chat_template(smollm2(), TAKES_ALL)
     markers = ("<|start|>", "<|channel|>", "<|message|>", "<|return|>")
@@ -126,7 +126,7 @@ def test_harmony_s_answers_begin_in_their_channel() -> None:
     assert detect("auto", tokenizer, {"model_type": "gpt_oss"}, "x").name == "harmony"
 
 
-def test_a_default_system_text_is_declared() -> None:
+def test_the_rule_contains_the_default_system_text() -> None:
     template = detect("auto", smollm2(), {"model_type": "llama"}, "x")
     assert template.name == "tokenizer"
     assert "You are a helpful AI assistant named SmolLM" in template.rule
@@ -135,7 +135,7 @@ def test_a_default_system_text_is_declared() -> None:
     assert stop_ids(template, smollm2()) == {2}
 
 
-def test_a_broken_chat_template_is_skipped_folders_and_named() -> None:
+def test_a_broken_chat_template_is_skipped_and_reported() -> None:
     tokenizer = with_chat_template(smollm2(), "{{ raise_exception('not today') }}")
     template = detect("auto", tokenizer, {"model_type": "llama"}, "x")
     assert template.name == "chatml"
@@ -144,7 +144,7 @@ def test_a_broken_chat_template_is_skipped_folders_and_named() -> None:
         detect("tokenizer", tokenizer, {}, "x")
 
 
-def test_a_chat_template_that_alters_the_text_is_skipped_folders() -> None:
+def test_a_chat_template_that_alters_the_text_is_skipped() -> None:
     tokenizer = with_chat_template(smollm2(), "{{ messages[0]['content'] | lower }}")
     template = detect("auto", tokenizer, {}, "x")
     assert template.name == "chatml"
@@ -193,7 +193,7 @@ def test_whether_a_chat_template_carries_a_system_text(template: str, carries: b
         ((), object(), "plain"),
     ],
 )
-def test_families_by_markers_and_architecture(
+def test_families_are_detected_by_markers_and_architecture(
     pieces: tuple[str, ...], config: object, name: str
 ) -> None:
     tokenizer: Any = Markers(*pieces)
@@ -201,7 +201,7 @@ def test_families_by_markers_and_architecture(
     assert template.name == name
 
 
-def test_llama_2_by_architecture_and_size() -> None:
+def test_llama_2_is_detected_by_architecture_and_size() -> None:
     tokenizer: Any = Markers("<s>", "</s>", size=32000)
     assert detect("auto", tokenizer, {"model_type": "llama"}, "x").name == "llama2"
     larger: Any = Markers("<s>", "</s>", size=128256)
@@ -209,15 +209,15 @@ def test_llama_2_by_architecture_and_size() -> None:
 
 
 @pytest.mark.parametrize("setting", ["raw", "chatml", "gemma"])
-def test_a_name_in_the_spec_is_taken(setting: str) -> None:
+def test_a_name_in_the_spec_selects_the_family(setting: str) -> None:
     template = detect(setting, mistral(), MIXTRAL, "nowllm-0829")
     assert template.name == setting
     assert "spec" in template.rule
 
 
-def test_a_marker_that_is_not_a_token_is_declared() -> None:
-    assert "'<|im_end|>' is not one token" in detect("chatml", mistral(), MIXTRAL, "x").rule
-    assert "not one token" not in detect("chatml", smollm2(), {}, "x").rule
+def test_a_closing_text_of_several_tokens_is_reported() -> None:
+    assert "'<|im_end|>' is not a single token" in detect("chatml", mistral(), MIXTRAL, "x").rule
+    assert "not a single token" not in detect("chatml", smollm2(), {}, "x").rule
 
 
 def test_an_inline_template() -> None:
@@ -225,18 +225,18 @@ def test_an_inline_template() -> None:
     assert (template.name, template.stop, template.carries_system) == ("inline", "</u>", False)
 
 
-def test_an_inline_template_without_a_place_for_the_text() -> None:
-    with pytest.raises(PreflightError, match=r"template\.user '<u></u>' must hold \{user\}"):
+def test_an_inline_template_without_the_user_placeholder_is_refused() -> None:
+    with pytest.raises(PreflightError, match=r"template\.user '<u></u>' must contain \{user\}"):
         detect(InlineTemplate(user="<u></u>"), mistral(), MIXTRAL, "x")
 
 
-def test_asking_for_a_chat_template_that_is_not_there() -> None:
+def test_a_missing_chat_template_is_refused() -> None:
     with pytest.raises(PreflightError, match="has no chat template"):
         detect("tokenizer", mistral(), MIXTRAL, "x")
 
 
-def test_an_unknown_name() -> None:
-    with pytest.raises(PreflightError, match="'chatmal' is not known"):
+def test_an_unknown_template_is_refused() -> None:
+    with pytest.raises(PreflightError, match="unknown template 'chatmal'"):
         detect("chatmal", mistral(), MIXTRAL, "x")
 
 
@@ -246,7 +246,7 @@ def test_the_rule_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert template.rule in caplog.text
 
 
-def test_what_ends_an_answer() -> None:
+def test_stop_ids() -> None:
     tokenizer = smollm2()
     assert stop_ids(detect("chatml", tokenizer, {}, "x"), tokenizer) == {2}
     long_stop = detect(InlineTemplate(user="{user}", stop="</answer>"), tokenizer, {}, "x")

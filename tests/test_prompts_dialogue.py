@@ -8,10 +8,9 @@ import pytest
 import transformers
 
 from glitchrun.errors import PreflightError
-from glitchrun.prompts import conversation
-from glitchrun.prompts.conversation import Conversation
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.dialogue import Dialogue
+from glitchrun.prompts.template import Conversation, write_family
 from glitchrun.prompts.tokenizer import encode
 from glitchrun.spec.probes import Exchange
 from glitchrun.spec.templates import FAMILIES, RAW
@@ -45,8 +44,8 @@ def dialogue(tokenizer: Any, setting: Any, system: str | None = None) -> Dialogu
 
 def whole(talk: Dialogue, answer: str) -> tuple[int, ...]:
     """Two turns one after another, as a chat appends them."""
-    ids = talk.open("one thing?")
-    return ids + encode(talk.tokenizer, answer) + talk.go_on("and another?")
+    ids = talk.first_turn("one thing?")
+    return ids + encode(talk.tokenizer, answer) + talk.next_turn("and another?")
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "raw"])
@@ -54,7 +53,7 @@ def test_two_turns_are_the_ids_of_the_whole_conversation(bpe: Any, name: str) ->
     family = RAW if name == "raw" else FAMILIES[name]
     system = "Be brief." if family.carries_system else None
     said = Conversation("and another?", (Exchange("one thing?", "yes"),), system)
-    text = conversation.write(family, said)
+    text = write_family(family, said)
     bos = [0] if family.bos else []
     assert list(whole(dialogue(bpe, name, system), "yes")) == bos + list(encode(bpe, text))
 
@@ -69,7 +68,7 @@ def test_the_tokenizers_own_template_is_continued(bpe: Any) -> None:
     text = bpe.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
     talk = dialogue(bpe, "tokenizer", "Be brief.")
     assert whole(talk, "yes") == encode(bpe, text)
-    assert not talk.rewritten
+    assert not talk.rewrites_history
 
 
 def test_an_inline_template_closes_answers_with_its_stop(bpe: Any) -> None:
@@ -88,16 +87,16 @@ def test_sentencepiece_turns_have_one_bos_and_no_stray_space(mistral: Any) -> No
     assert "</s>[INST]and another?[/INST]" in shown.replace("</s> [", "</s>[")
 
 
-def test_a_closing_text_that_the_model_said_is_not_said_again(bpe: Any) -> None:
+def test_a_closing_text_of_the_model_is_not_repeated(bpe: Any) -> None:
     talk = dialogue(bpe, "plain")
-    assert bpe.decode(talk.go_on("more?")) == "\n\nmore?\n"
-    assert bpe.decode(talk.go_on("more?", closed=True)) == "more?\n"
+    assert bpe.decode(talk.next_turn("more?")) == "\n\nmore?\n"
+    assert bpe.decode(talk.next_turn("more?", closed=True)) == "more?\n"
 
 
 @pytest.mark.parametrize("setting", ["chatml", "tokenizer", "raw"])
 def test_a_token_is_named_by_its_id(bpe: Any, setting: str) -> None:
     talk = dialogue(bpe, setting)
-    for ids in (talk.open("say <#77><#300>!"), talk.go_on("say <#77><#300>!")):
+    for ids in (talk.first_turn("say <#77><#300>!"), talk.next_turn("say <#77><#300>!")):
         at = ids.index(300)
         assert ids[at - 1] == 77
         before, after = bpe.decode(ids[: at - 1]), bpe.decode(ids[at + 1 :])
@@ -105,27 +104,27 @@ def test_a_token_is_named_by_its_id(bpe: Any, setting: str) -> None:
         assert after.startswith("!")
 
 
-def test_the_stand_in_for_an_id_can_be_said_too(bpe: Any) -> None:
-    ids = dialogue(bpe, "raw").open("XglitchruntokenX <#77> XglitchruntokenXX")
+def test_the_internal_mark_may_occur_in_the_text(bpe: Any) -> None:
+    ids = dialogue(bpe, "raw").first_turn("XglitchruntokenX <#77> XglitchruntokenXX")
     assert bpe.decode(ids[: ids.index(77)]).endswith("XglitchruntokenX ")
     assert bpe.decode(ids[ids.index(77) + 1 :]) == " XglitchruntokenXX"
 
 
-def test_a_template_that_moves_the_system_text_is_noticed(bpe: Any) -> None:
+def test_a_template_that_moves_the_system_text_is_detected(bpe: Any) -> None:
     bpe.chat_template = MOVES_SYSTEM
     try:
-        assert dialogue(bpe, "tokenizer", "Be brief.").rewritten
-        assert not dialogue(bpe, "chatml", "Be brief.").rewritten
+        assert dialogue(bpe, "tokenizer", "Be brief.").rewrites_history
+        assert not dialogue(bpe, "chatml", "Be brief.").rewrites_history
         ids = whole(dialogue(bpe, "tokenizer", "Be brief."), "yes")
         assert bpe.decode(ids).count("Be brief.") == 1
     finally:
         bpe.chat_template = CHATML
 
 
-def test_a_template_without_a_past_cannot_go_on(bpe: Any) -> None:
+def test_a_template_that_drops_earlier_answers_is_refused(bpe: Any) -> None:
     bpe.chat_template = FORGETS
     try:
         with pytest.raises(PreflightError, match="leaves earlier answers out"):
-            dialogue(bpe, "tokenizer").go_on("more?")
+            dialogue(bpe, "tokenizer").next_turn("more?")
     finally:
         bpe.chat_template = CHATML

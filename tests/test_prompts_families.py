@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from glitchrun.prompts.conversation import Conversation, write
+from glitchrun.prompts.template import Conversation, write_family
 from glitchrun.spec.probes import PROBES, STRICT, TOKEN, Exchange, probe_names
 from glitchrun.spec.templates import FAMILIES, RAW, TEMPLATE_MODES, Family, without_system
 
@@ -18,14 +18,14 @@ def test_no_family_has_the_name_of_a_mode() -> None:
     assert not set(FAMILIES) & set(TEMPLATE_MODES)
 
 
-def test_which_templates_carry_no_system_text() -> None:
+def test_templates_without_a_system_text() -> None:
     names = [*FAMILIES, *TEMPLATE_MODES]
     without = {name for name in names if without_system(name)}
     assert without == {"nowllm", "mistral", "gemma", "raw"}
 
 
 @pytest.mark.parametrize("family", [*FAMILIES.values(), RAW], ids=lambda family: family.name)
-def test_every_format_holds_its_places_once(family: Family) -> None:
+def test_every_format_contains_each_placeholder_once(family: Family) -> None:
     assert family.user.count("{user}") == 1
     assert family.answer.count("{answer}") == 1
     assert family.system is None or family.system.count("{system}") == 1
@@ -86,27 +86,29 @@ def test_every_format_holds_its_places_once(family: Family) -> None:
 def test_a_conversation_of_two_turns(name: str, expected: str) -> None:
     family = FAMILIES[name]
     system = "S" if family.carries_system else None
-    assert write(family, Conversation("q2", EARLIER, system)) == expected
+    assert write_family(family, Conversation("q2", EARLIER, system)) == expected
 
 
 def test_raw_adds_nothing() -> None:
-    assert write(RAW, Conversation("q2", EARLIER)) == "q1a1q2"
+    assert write_family(RAW, Conversation("q2", EARLIER)) == "q1a1q2"
 
 
 def test_an_empty_system_text_is_a_turn_and_none_is_not() -> None:
     chatml = FAMILIES["chatml"]
-    assert write(chatml, Conversation("u", system="")).startswith("<|im_start|>system\n<|im_end|>")
-    assert write(chatml, Conversation("u")).startswith("<|im_start|>user\n")
+    assert write_family(chatml, Conversation("u", system="")).startswith(
+        "<|im_start|>system\n<|im_end|>"
+    )
+    assert write_family(chatml, Conversation("u")).startswith("<|im_start|>user\n")
 
 
-def test_a_default_system_text_stands_where_none_is_given() -> None:
+def test_the_default_system_text_is_used_if_none_is_given() -> None:
     qwen = FAMILIES["qwen"]
-    assert "You are a helpful assistant." in write(qwen, Conversation("u"))
-    assert "You are a helpful assistant." not in write(qwen, Conversation("u", system="S"))
+    assert "You are a helpful assistant." in write_family(qwen, Conversation("u"))
+    assert "You are a helpful assistant." not in write_family(qwen, Conversation("u", system="S"))
 
 
-def test_braces_in_the_texts_are_left_alone() -> None:
-    text = write(FAMILIES["llama2"], Conversation("{system}{answer}", (), "{user}"))
+def test_braces_in_texts_are_kept() -> None:
+    text = write_family(FAMILIES["llama2"], Conversation("{system}{answer}", (), "{user}"))
     assert text == "[INST] <<SYS>>\n{user}\n<</SYS>>\n\n{system}{answer} [/INST]"
 
 

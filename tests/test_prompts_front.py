@@ -10,8 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.dialogue import Dialogue
-from glitchrun.prompts.render import intact, render, whole
-from glitchrun.prompts.slot import intact_sequences, slot
+from glitchrun.prompts.render import intact, intact_sequences, render, render_slot, render_text
 from glitchrun.prompts.tokenizer import encode_inside, leading_ids
 from glitchrun.spec.probes import PROBES
 from glitchrun.spec.types import InlineTemplate
@@ -38,7 +37,7 @@ def front(name: str, chat: str | None = None) -> tuple[Any, tuple[int, ...]]:
 
 @pytest.mark.parametrize("name", FRONTS)
 @pytest.mark.parametrize("setting", ["raw", "plain", "mistral", InlineTemplate(user="<u>{user}")])
-def test_every_prompt_begins_with_it(name: str, setting: Any) -> None:
+def test_every_prompt_begins_with_the_opening_ids(name: str, setting: Any) -> None:
     tokenizer, ids = front(name)
     template = detect(setting, tokenizer, {}, "x")
     prompt = render(template, PROBES["repeat"], tokenizer)
@@ -51,10 +50,10 @@ def test_every_prompt_begins_with_it(name: str, setting: Any) -> None:
     word = tokenizer.convert_tokens_to_ids("token")
     assert intact(prompt, [word], tokenizer) == [True]
 
-    text, said = whole(template, "The quick", tokenizer)
+    text, said = render_text(template, "The quick", tokenizer)
     assert said == (*ids, *tokenizer.encode(text, add_special_tokens=False))
-    assert Dialogue(template, tokenizer).open("The quick") == said
-    place = slot(template, "The quick", tokenizer)
+    assert Dialogue(template, tokenizer).first_turn("The quick") == said
+    place = render_slot(template, "The quick", tokenizer)
     assert place.ids(()) == said
     assert intact_sequences(place, [()], tokenizer) == [True]
 
@@ -63,11 +62,11 @@ def test_every_prompt_begins_with_it(name: str, setting: Any) -> None:
     "written", ["", "[gMASK]", "<sop>", "[gMASK]<sop>", "[gMASK]<sop>[gMASK]<sop>"]
 )
 @pytest.mark.parametrize("name", ["two", "two, and an end"])
-def test_what_the_chat_template_writes_of_it_is_not_repeated(name: str, written: str) -> None:
+def test_opening_ids_from_the_chat_template_are_not_repeated(name: str, written: str) -> None:
     tokenizer, ids = front(name, written + TURNS)
     template = detect("tokenizer", tokenizer, {}, "x")
     user = tokenizer.convert_tokens_to_ids("<|user|>")
-    _, said = whole(template, "The quick", tokenizer)
+    _, said = render_text(template, "The quick", tokenizer)
     assert said[: len(ids) + 1] == (*ids, user)
     assert all(said.count(one) == 1 for one in ids)
     prompt = render(template, PROBES["repeat"], tokenizer)
@@ -76,7 +75,7 @@ def test_what_the_chat_template_writes_of_it_is_not_repeated(name: str, written:
     assert intact(prompt, [word], tokenizer) == [True]
 
 
-def test_the_rule_names_what_is_more_than_a_bos() -> None:
+def test_the_rule_names_opening_ids_other_than_bos() -> None:
     tokenizer, _ = front("two")
     assert "begins with [gMASK] <sop>" in detect("raw", tokenizer, {}, "x").rule
     tokenizer, _ = front("not the BOS")
@@ -86,22 +85,22 @@ def test_the_rule_names_what_is_more_than_a_bos() -> None:
         assert detect("raw", tokenizer, {}, "x").rule == "The spec names raw."
 
 
-def test_what_a_tokenizer_puts_behind_a_text_is_left_out() -> None:
+def test_ids_that_the_tokenizer_appends_are_left_out() -> None:
     tokenizer = word_piece(lowercase=True)
     template = detect("raw", tokenizer, {}, "x")
-    _, said = whole(template, "the quick", tokenizer)
+    _, said = render_text(template, "the quick", tokenizer)
     assert tokenizer.convert_ids_to_tokens(list(said)) == ["[CLS]", "the", "quick"]
 
 
-def test_a_family_that_always_has_a_bos_gets_it_where_the_tokenizer_adds_nothing() -> None:
+def test_a_family_with_bos_gets_it_if_the_tokenizer_adds_nothing() -> None:
     tokenizer = byte_level(bos_token="<s>")
-    _, said = whole(detect("mistral", tokenizer, {}, "x"), "The quick", tokenizer)
+    _, said = render_text(detect("mistral", tokenizer, {}, "x"), "The quick", tokenizer)
     assert said[0] == tokenizer.bos_token_id
-    _, said = whole(detect("raw", tokenizer, {}, "x"), "The quick", tokenizer)
+    _, said = render_text(detect("raw", tokenizer, {}, "x"), "The quick", tokenizer)
     assert tokenizer.bos_token_id not in said
 
 
-def test_a_space_that_is_a_piece_of_its_own_stands_in_front_once() -> None:
+def test_a_separate_space_token_is_added_once() -> None:
     """SentencePiece's space in front of a text, where the vocabulary has no `▁a`."""
     pieces = [
         "<unk>",

@@ -8,8 +8,7 @@ import pytest
 
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.dialogue import Dialogue
-from glitchrun.prompts.render import intact, render, whole
-from glitchrun.prompts.slot import slot
+from glitchrun.prompts.render import intact, render, render_slot, render_text
 from glitchrun.spec.probes import PROBES
 from glitchrun.spec.types import InlineTemplate
 from tests.support.tokenizer_kinds import byte_level
@@ -63,7 +62,7 @@ def tokenizer_of(template: str, special: tuple[str, ...] = ()) -> Any:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_probes_answer_stands_behind_the_reasoning(name: str) -> None:
+def test_the_prefill_follows_the_closed_reasoning(name: str) -> None:
     template, special, opens, closes = CASES[name]
     tokenizer = tokenizer_of(template, special)
     used = detect("tokenizer", tokenizer, {}, "x")
@@ -72,12 +71,12 @@ def test_a_probes_answer_stands_behind_the_reasoning(name: str) -> None:
         end = f"<|im_end|>\n<|im_start|>assistant\n{opens}{closes}{PROBES[probe].prefill}"
         assert prompt.suffix_text.endswith(end)
         assert tokenizer.decode(prompt.suffix_ids).endswith(end)
-    assert f"closed before it with {closes!r}" in used.rule
+    assert f"closed before the prefill of a probe with {closes!r}" in used.rule
     word = tokenizer.convert_tokens_to_ids("token")
     assert intact(prompts["question"], [word], tokenizer) == [True]
 
 
-def test_the_switch_that_the_spec_sets_needs_no_closing() -> None:
+def test_reasoning_that_the_spec_disables_is_not_closed() -> None:
     tokenizer = tokenizer_of(SWITCH)
     used = detect("tokenizer", tokenizer, {}, "x", {"enable_thinking": False})
     assert "reasoning" not in used.rule
@@ -85,17 +84,17 @@ def test_the_switch_that_the_spec_sets_needs_no_closing() -> None:
     assert prompt.suffix_text.count("</think>") == 1
 
 
-def test_what_begins_no_answer_is_left_to_the_models_reasoning() -> None:
+def test_reasoning_stays_open_without_a_prefill() -> None:
     tokenizer = tokenizer_of(CASES["think, line"][0])
     used = detect("tokenizer", tokenizer, {}, "x")
     for prefill in ("", " "):
-        text, _ = whole(used, "The quick", tokenizer, prefill=prefill)
+        text, _ = render_text(used, "The quick", tokenizer, prefill=prefill)
         assert text.endswith(f"assistant\n<think>\n{prefill}")
-    text, _ = whole(used, "The quick", tokenizer, prefill="It")
+    text, _ = render_text(used, "The quick", tokenizer, prefill="It")
     assert text.endswith("<think>\n\n</think>\n\nIt")
-    place = slot(used, "The quick", tokenizer, prefill="It")
+    place = render_slot(used, "The quick", tokenizer, prefill="It")
     assert place.suffix_text.endswith("<think>\n\n</think>\n\nIt")
-    said = tokenizer.decode(Dialogue(used, tokenizer).open("The quick"))
+    said = tokenizer.decode(Dialogue(used, tokenizer).first_turn("The quick"))
     assert said.endswith("<think>\n")
 
 
@@ -110,10 +109,10 @@ def test_reasoning_that_a_system_text_turns_on_is_closed_too() -> None:
 
 
 @pytest.mark.parametrize("opens", ["<|reflection|>", "<|channel|>analysis<|message|>"])
-def test_what_nothing_is_known_to_close_is_said(opens: str) -> None:
+def test_reasoning_without_a_known_closing_is_reported(opens: str) -> None:
     tokenizer = tokenizer_of(chat(opens), ("<|reflection|>",))
     used = detect("tokenizer", tokenizer, {}, "x")
-    assert "nothing is known to close it" in used.rule
+    assert "no text is known to close it" in used.rule
     assert opens in used.rule
     prompt = render(used, PROBES["repeat"], tokenizer)
     assert prompt.suffix_text.endswith(f"{opens}{PROBES['repeat'].prefill}")
@@ -130,17 +129,17 @@ def test_what_nothing_is_known_to_close_is_said(opens: str) -> None:
         chat("", TURN + "<|im_start|>system\nThink inside <think> first.<|im_end|>\n"),
     ],
 )
-def test_other_templates_are_as_they_were(template: str) -> None:
+def test_templates_without_open_reasoning_are_unchanged(template: str) -> None:
     tokenizer = tokenizer_of(template, COHERE)
     used = detect("tokenizer", tokenizer, {}, "x")
     assert "reasoning" not in used.rule
     prompt = render(used, PROBES["repeat"], tokenizer)
-    text, _ = whole(used, "u", tokenizer)
+    text, _ = render_text(used, "u", tokenizer)
     assert prompt.suffix_text.endswith(text[-9:] + PROBES["repeat"].prefill)
     assert prompt.suffix_text.count("</think>") == template.count("</think>")
 
 
-def test_an_inline_format_is_as_written_and_says_what_it_leaves_open() -> None:
+def test_an_inline_format_is_unchanged_and_open_reasoning_reported() -> None:
     tokenizer = tokenizer_of("")
     used = detect(InlineTemplate(user="<u>{user}</u><think>\n"), tokenizer, {}, "x")
     assert "leaves reasoning open (<think>)" in used.rule

@@ -60,14 +60,14 @@ def normal_ids() -> list[int]:
 
 
 @pytest.mark.parametrize(("probe", "merged"), [("repeat", 164), ("question", 612)])
-def test_how_many_normal_tokens_would_not_survive_the_whole_text(probe: str, merged: int) -> None:
+def test_number_of_normal_tokens_not_presented_intact(probe: str, merged: int) -> None:
     """The counts over all 48,821 normal tokens of SmolLM2: 157 and 605 as measured independently,
     and the 7 that the tokenizer writes as one token alone, but not behind a quote."""
     prompt = prompt_of("chatml", smollm2(), PROBES[probe], "")
     assert intact(prompt, normal_ids(), smollm2()).count(False) == merged
 
 
-def test_what_survives_the_whole_text() -> None:
+def test_tokens_presented_intact() -> None:
     tokenizer = smollm2()
     prompt = prompt_of("chatml", tokenizer, PROBES["question"], "")
     ids = tokenizer.convert_tokens_to_ids(["Ġword", "Ġ'", "Ċ"])
@@ -161,7 +161,7 @@ class TestSystem:
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         explain = PROBES["explain"]
-        module._tell_dropped.cache_clear()
+        module._warn_dropped.cache_clear()
         with caplog.at_level(logging.WARNING, logger="glitchrun.prompts"):
             prompts = [prompt_of("nowllm", mistral(), explain) for _ in range(2)]
         prompt = prompts[1]
@@ -196,7 +196,7 @@ def test_the_few_shot_probe_shows_its_example_first() -> None:
     assert prompt.suffix_text == "' mean?[/INST]'"
 
 
-def test_a_chat_template_that_says_the_text_twice() -> None:
+def test_a_chat_template_that_repeats_the_text_is_refused() -> None:
     tokenizer = with_chat_template(
         smollm2(), "{{ messages[-1].content }}{{ messages[-1].content }}"
     )
@@ -212,7 +212,7 @@ def test_an_inline_system_format() -> None:
     assert prompt.suffix_text == "'?</u> Of course! Here is the repeated string:'"
 
 
-def test_a_prompt_does_not_change_overnight() -> None:
+def test_prompts_do_not_depend_on_the_date() -> None:
     """Llama's templates write the date of the day into every prompt."""
     template = (
         "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
@@ -238,7 +238,7 @@ def test_every_template_carries_every_question(setting: str, tokenizer: Any) -> 
 
 
 @pytest.mark.parametrize("setting", [*FAMILIES, "raw"])
-def test_whatever_the_template_there_is_one_bos(setting: str) -> None:
+def test_every_template_gives_exactly_one_bos(setting: str) -> None:
     prompt = prompt_of(setting, mistral())
     assert prompt.prefix_ids.count(1) == 1
     assert prompt.prefix_ids[0] == 1

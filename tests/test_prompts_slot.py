@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from glitchrun.errors import PreflightError
 from glitchrun.prompts.detect import detect
-from glitchrun.prompts.slot import Slot, intact_sequences, slot
+from glitchrun.prompts.render import Slot, intact_sequences, render_slot
 from tests.support.tiny_models import CHATML, bpe_tokenizer, mistral_tokenizer
 
 
@@ -23,12 +23,12 @@ def mistral(tmp_path_factory: pytest.TempPathFactory) -> AutoTokenizer:
 
 
 def place(tokenizer: AutoTokenizer, template: str, text: str, **options: str) -> Slot:
-    return slot(detect(template, tokenizer, {}, "org/model"), text, tokenizer, **options)
+    return render_slot(detect(template, tokenizer, {}, "org/model"), text, tokenizer, **options)
 
 
 @pytest.mark.parametrize("text", ["The quick brown", " fox", "2+2=", "x"])
 @pytest.mark.parametrize("template", ["raw", "nowllm", "mistral", "llama2"])
-def test_without_a_sequence_it_is_the_text_as_encoded(
+def test_without_a_sequence_the_ids_are_those_of_the_text(
     template: str, text: str, mistral: AutoTokenizer
 ) -> None:
     written = {
@@ -54,7 +54,7 @@ def test_a_tokenizer_without_bos(template: str, bpe: AutoTokenizer) -> None:
     assert bool(found.prefix_ids) == (template == "tokenizer")
 
 
-def test_a_sequence_stands_right_before_the_text(mistral: AutoTokenizer) -> None:
+def test_a_sequence_is_inserted_directly_before_the_text(mistral: AutoTokenizer) -> None:
     found = place(mistral, "nowllm", "The quick brown")
     ids = found.ids((7, 8))
     before = mistral.encode("[INST]")
@@ -63,7 +63,7 @@ def test_a_sequence_stands_right_before_the_text(mistral: AutoTokenizer) -> None
 
 
 @pytest.mark.parametrize("template", ["raw", "nowllm"])
-def test_intact_is_what_encoding_the_text_would_give(template: str, mistral: AutoTokenizer) -> None:
+def test_intact_sequences_equal_the_encoded_text(template: str, mistral: AutoTokenizer) -> None:
     found = place(mistral, template, " quick brown")
     word = mistral.encode("hello world", add_special_tokens=False)
     apart = [mistral.convert_tokens_to_ids(piece) for piece in ("▁wor", "ld")]
@@ -75,13 +75,13 @@ def test_intact_is_what_encoding_the_text_would_give(template: str, mistral: Aut
         assert intact_sequences(found, [apart, (byte,)], mistral) == [False, False]
 
 
-def test_bytes_that_are_a_character_together_are_intact(bpe: AutoTokenizer) -> None:
+def test_bytes_that_form_a_character_together_are_intact(bpe: AutoTokenizer) -> None:
     found = place(bpe, "tokenizer", " x")
     euro = tuple(bpe.encode("€", add_special_tokens=False))
     assert len(euro) == 3
     assert intact_sequences(found, [euro, euro[:1]], bpe) == [True, False]
 
 
-def test_a_system_text_that_cannot_be_carried_is_refused(mistral: AutoTokenizer) -> None:
+def test_an_unsupported_system_text_is_refused(mistral: AutoTokenizer) -> None:
     with pytest.raises(PreflightError, match="system"):
         place(mistral, "nowllm", "x", system="Be brief.")

@@ -12,7 +12,7 @@ import pytest
 from glitchrun.errors import PreflightError, RunError
 from glitchrun.events import Batch, Event, Measured
 from glitchrun.prompts.detect import detect
-from glitchrun.prompts.slot import slot
+from glitchrun.prompts.render import render_slot
 from glitchrun.spec.schema import fragments
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.strategies.context import Context
@@ -54,7 +54,7 @@ def probabilities(probed: Context, sequence: Sequence[int], form: str = "chat") 
     template = probed.template
     if form == "raw":
         template = detect("raw", model.tokenizer, model.config, "x")
-    place = slot(template, SMALL["base_text"], model.tokenizer)  # type: ignore[arg-type]
+    place = render_slot(template, SMALL["base_text"], model.tokenizer)  # type: ignore[arg-type]
     return one_at_a_time(probed, place.ids(sequence)).softmax(-1)
 
 

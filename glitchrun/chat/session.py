@@ -87,7 +87,7 @@ class ChatSession:
         self._transcript = _Transcript(backend)
         self._stopping = False
         for what, ids in (
-            (f"a question in template {template.name}", self._dialogue.open("u")),
+            (f"a question in template {template.name}", self._dialogue.first_turn("u")),
             ("the set of stop ids", sorted(self._stop_ids)),
         ):
             check_rows(ids, self.vocab_size, self.tokenizer, what)
@@ -105,7 +105,7 @@ class ChatSession:
     @property
     def rewritten(self) -> bool:
         """Whether the model's own template would write this conversation's past differently."""
-        return self._dialogue.rewritten
+        return self._dialogue.rewrites_history
 
     def set_system(self, system: str | None) -> None:
         """Starts a new conversation with another system text.
@@ -208,9 +208,9 @@ class ChatSession:
                     f"<#{found}> is outside this model's vocabulary of {self.vocab_size} entries"
                 )
         if self.turns:
-            ids = self._dialogue.go_on(user, closed=self.turns[-1].closed)
+            ids = self._dialogue.next_turn(user, closed=self.turns[-1].closed)
         else:
-            ids = self._dialogue.open(user)
+            ids = self._dialogue.first_turn(user)
         if lacking := missing_rows(ids, self.vocab_size):
             raise UsageError(
                 f"{', '.join(describe_token(one, self.tokenizer) for one in lacking)}: this "

@@ -14,7 +14,7 @@ from torch import Tensor
 from glitchrun.plan.batch_sizes import SCORE_BATCH
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.memory_limits import prepare_retry
-from glitchrun.prompts.slot import Slot
+from glitchrun.prompts.render import Slot
 
 
 class SequenceScorer:

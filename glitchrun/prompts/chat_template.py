@@ -1,7 +1,7 @@
 """The tokenizer's own chat template, rendered as text.
 
 Chat templates are programs that come with the model. They may refuse a role, drop or trim a text,
-or read the clock; each of these is found out here instead of passing in silence.
+or read the clock. This module detects each of these.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from types import MappingProxyType
 from typing import Any
 
 from glitchrun.errors import PreflightError
-from glitchrun.prompts.bounded import Failed, bounded
-from glitchrun.prompts.conversation import Conversation
+from glitchrun.prompts.bounded_process import WorkFailed, run_bounded
+from glitchrun.prompts.template import Conversation
 from glitchrun.prompts.tokenizer import Tokenizer, encode
 from glitchrun.spec.probes import Exchange
 
 Variables = Mapping[str, Any]
-"""What a template is given besides the conversation, such as reasoning_effort."""
+"""Variables of a template besides the conversation, such as reasoning_effort."""
 _NONE: Variables = MappingProxyType({})
-_GIVEN = ("messages", "add_generation_prompt", "date_string", "chat_template", "tokenize")
+_RESERVED = ("messages", "add_generation_prompt", "date_string", "chat_template", "tokenize")
 _MARK = "XglitchrunmarkX"
-# What a template that reads the clock is told: a prompt must not change overnight. The day is the
-# one that Llama's own templates fall back to.
+# Templates that read the clock receive this fixed date, so that prompts do not depend on the day.
+# It is the default date of Llama's templates.
 _DAY = "26 Jul 2024"
 _CLOCK = (
     "{%- macro strftime_now(format) -%}"
@@ -40,39 +40,43 @@ def write(tokenizer: Tokenizer, conversation: Conversation, variables: Variables
 
     Raises PreflightError when the template refuses it.
     """
-    messages = [] if conversation.system is None else [_say("system", conversation.system)]
+    messages = [] if conversation.system is None else [_message("system", conversation.system)]
     for turn in conversation.earlier:
-        messages += [_say("user", turn.user), _say("assistant", turn.answer)]
-    return _render(tokenizer, [*messages, _say("user", conversation.user)], variables)
+        messages += [_message("user", turn.user), _message("assistant", turn.answer)]
+    return _render(tokenizer, [*messages, _message("user", conversation.user)], variables)
 
 
 def write_next(tokenizer: Tokenizer, user: str, variables: Variables = _NONE) -> str:
-    """What the template writes between an answer and the next one: its close, and the user's turn.
+    """The text that the template writes between an answer and the next one.
 
-    Raises PreflightError where the template refuses a second turn, or leaves earlier answers out.
+    It is the end of the answer and the next user turn. Raises PreflightError where the template
+    refuses a second turn, or leaves earlier answers out.
     """
-    said = Conversation(user=user, earlier=(Exchange("u", _MARK),))
-    _, found, tail = write(tokenizer, said, variables).partition(_MARK)
+    conversation = Conversation(user=user, earlier=(Exchange("u", _MARK),))
+    _, found, tail = write(tokenizer, conversation, variables).partition(_MARK)
     if not found:
         raise PreflightError(
-            "the tokenizer's chat template leaves earlier answers out, so a conversation cannot go "
-            "on in it; name a template in the spec: `glitchrun list templates`"
+            "the tokenizer's chat template leaves earlier answers out, so it cannot continue a "
+            "conversation; name a template in the spec: `glitchrun list templates`"
         )
     return tail
 
 
-def rewrites(tokenizer: Tokenizer, system: str | None = None, variables: Variables = _NONE) -> bool:
-    """Whether the template writes what was said before differently once the talk goes on.
+def rewrites_history(
+    tokenizer: Tokenizer, system: str | None = None, variables: Variables = _NONE
+) -> bool:
+    """Whether the template writes earlier turns differently when another turn follows.
 
-    Some move the system text to the last user turn, or cut earlier answers short.
+    Some templates move the system text to the last user turn, or shorten earlier answers. Raises
+    PreflightError when the template refuses the conversation.
     """
     first = write(tokenizer, Conversation(user="u", system=system), variables)
-    said = Conversation(user="v", earlier=(Exchange("u", _MARK),), system=system)
-    return not write(tokenizer, said, variables).startswith(first + _MARK)
+    conversation = Conversation(user="v", earlier=(Exchange("u", _MARK),), system=system)
+    return not write(tokenizer, conversation, variables).startswith(first + _MARK)
 
 
 def fault(tokenizer: Tokenizer, variables: Variables = _NONE) -> str | None:
-    """Why the template cannot be used at all: it fails on, or alters, a single user turn."""
+    """Why the template is unusable; None if it writes a single user turn unaltered."""
     try:
         text = write(tokenizer, Conversation(user=_MARK), variables)
     except PreflightError as error:
@@ -83,7 +87,7 @@ def fault(tokenizer: Tokenizer, variables: Variables = _NONE) -> str | None:
 
 
 def carries_system(tokenizer: Tokenizer, variables: Variables = _NONE) -> bool:
-    """False where the template refuses a system text, or drops it in silence."""
+    """Whether the template writes a system text, instead of refusing or dropping it."""
     try:
         return _MARK in write(tokenizer, Conversation(user="u", system=_MARK), variables)
     except PreflightError:
@@ -91,7 +95,10 @@ def carries_system(tokenizer: Tokenizer, variables: Variables = _NONE) -> bool:
 
 
 def default_system(tokenizer: Tokenizer, variables: Variables = _NONE) -> str | None:
-    """The system text that the template adds by itself where none is given; None for none."""
+    """The system text that the template adds if none is given; None if it adds none.
+
+    Raises PreflightError when the template refuses a single user turn.
+    """
     if not carries_system(tokenizer, variables):
         return None
     text = write(tokenizer, Conversation(user="u"), variables)
@@ -102,9 +109,9 @@ def default_system(tokenizer: Tokenizer, variables: Variables = _NONE) -> str | 
     return None
 
 
-def stop(tokenizer: Tokenizer, variables: Variables = _NONE) -> str | None:
-    """The special token that the template closes an answer with; None where it writes none."""
-    messages = [_say("user", "u"), _say("assistant", _MARK)]
+def closing_token(tokenizer: Tokenizer, variables: Variables = _NONE) -> str | None:
+    """The special token with which the template closes an answer; None if it writes none."""
+    messages = [_message("user", "u"), _message("assistant", _MARK)]
     try:
         text = _render(tokenizer, messages, variables, open_answer=False)
     except PreflightError:
@@ -118,33 +125,33 @@ def stop(tokenizer: Tokenizer, variables: Variables = _NONE) -> str | None:
 def write_reasoned(
     tokenizer: Tokenizer, user: str, reasoning: str, answer: str, variables: Variables
 ) -> str:
-    """A question and an answer that was reasoned about, as the template writes them.
+    """A question, the reasoning and the answer, as the template writes them.
 
-    Templates that know reasoning take it under one of a few names. Raises PreflightError when the
+    Templates read the reasoning from one of several message fields. Raises PreflightError when the
     template refuses it.
     """
     names = ("reasoning_content", "reasoning", "thinking", "thought")
-    answered = {**_say("assistant", answer), **dict.fromkeys(names, reasoning)}
-    return _render(tokenizer, [_say("user", user), answered], variables, open_answer=False)
+    answered = {**_message("assistant", answer), **dict.fromkeys(names, reasoning)}
+    return _render(tokenizer, [_message("user", user), answered], variables, open_answer=False)
 
 
-def _say(role: str, text: str) -> dict[str, str]:
+def _message(role: str, text: str) -> dict[str, str]:
     return {"role": role, "content": text}
 
 
 def source(tokenizer: Tokenizer) -> str:
-    """The text of the template, or of all where there are several; empty for none."""
+    """The source of the tokenizer's chat templates; empty if it has none."""
     found = tokenizer.chat_template
     return "\n".join(found.values()) if isinstance(found, Mapping) else found or ""
 
 
-def unread(tokenizer: Tokenizer, variables: Variables) -> list[str]:
-    """The variables that the template does not mention, or that are set here in any case."""
+def unused_variables(tokenizer: Tokenizer, variables: Variables) -> list[str]:
+    """The variables that the template does not read, or that glitchrun always sets itself."""
     text = source(tokenizer)
     return [
         name
         for name in variables
-        if name in _GIVEN or not re.search(rf"\b{re.escape(name)}\b", text)
+        if name in _RESERVED or not re.search(rf"\b{re.escape(name)}\b", text)
     ]
 
 
@@ -155,9 +162,9 @@ def _render(
     *,
     open_answer: bool = True,
 ) -> str:
-    """The template's text, from a process with bounds on its time and memory.
+    """Renders the template in a process with limits on time and memory.
 
-    Raises PreflightError for whatever it raises, or when it goes beyond the bounds.
+    Raises PreflightError if the template raises an error or exceeds a limit.
     """
 
     def work() -> str:
@@ -173,8 +180,8 @@ def _render(
         return str(text)
 
     try:
-        return bounded(work)
-    except Failed as error:
+        return run_bounded(work)
+    except WorkFailed as error:
         raise PreflightError(
             f"the tokenizer's chat template fails on this conversation ({error}); "
             "name a template in the spec: `glitchrun list templates`"

@@ -1,8 +1,8 @@
-"""Which template a run uses, and the rule that chose it.
+"""Chooses the template of a run, and records the rule that chose it.
 
-`auto` asks, in this order: is the model known by its own name (the last component of its path or
-hub id, never a parent folder's); does its tokenizer bring a usable chat template; which family's
-turn markers are in its vocabulary; which family does its architecture suggest. `plain` is left.
+`auto` tries in this order: the model's own name (the last component of its path or hub id, never a
+parent folder's), the markers of families that precede chat templates, the tokenizer's chat template
+if it is usable, the turn markers in the vocabulary, and the architecture. `plain` is the fallback.
 """
 
 from __future__ import annotations
@@ -30,27 +30,34 @@ def detect(
     source: str,
     variables: Mapping[str, Any] | None = None,
 ) -> Template:
-    """The template that a spec's `template` means for this model; logs the rule.
+    """The template that the spec's `template` selects for this model; logs the rule.
 
-    `config` is the model's configuration (attributes or a mapping; `model_type` and the rope
-    settings are read), `source` is `model.path` as written, `variables` are for the tokenizer's own
-    chat template. Raises PreflightError when `tokenizer` is asked for and its chat template is
-    missing or unusable, an inline template lacks `{user}`, or variables are read by nothing.
+    Args:
+        setting: The spec's `template`.
+        tokenizer: The model's tokenizer.
+        config: The model's configuration: an object or a mapping with `model_type` and the rope
+            settings.
+        source: `model.path` as written.
+        variables: The spec's `template_variables`.
+
+    Raises:
+        PreflightError: the setting is unknown; it is `tokenizer` and the chat template is missing
+            or unusable; an inline template lacks `{user}`; or no template reads the variables.
     """
     template = _choose(setting, tokenizer, config, source, variables or {})
     if variables and template.family is not None:
         raise PreflightError(
-            "template_variables are for the tokenizer's own chat template, and the template in "
-            f"force is {template.name} ({template.rule}); remove them, or give template: tokenizer"
+            "template_variables apply only to the tokenizer's own chat template, but this run uses "
+            f"{template.name} ({template.rule}); remove them, or set template: tokenizer"
         )
     stop = (template.stop or "").strip()
     if len(encode(tokenizer, stop)) > 1:
-        note = f"{template.rule} Its closing text {stop!r} is not one token here."
+        note = f"{template.rule} Its closing text {stop!r} is not a single token."
         template = replace(template, rule=note)
     opening = opening_ids(template, tokenizer)
     if opening not in ((), (tokenizer.bos_token_id,)):
         names = " ".join(map(str, tokenizer.convert_ids_to_tokens(list(opening))))
-        note = f"{template.rule} Every prompt begins with {names}, as the tokenizer has it."
+        note = f"{template.rule} Every prompt begins with {names}, which the tokenizer prepends."
         template = replace(template, rule=note)
     logger.info("template %s: %s", template.name, template.rule)
     return template
@@ -73,7 +80,7 @@ def _choose(
     family = RAW if setting == "raw" else FAMILIES.get(setting)
     if family is None:
         raise PreflightError(
-            f"template {setting!r} is not known; give auto, tokenizer, raw or one of "
+            f"unknown template {setting!r}; give auto, tokenizer, raw or one of "
             f"{', '.join(FAMILIES)}, or write the format into the spec"
         )
     return _of_family(family, f"The spec names {setting}.")
@@ -88,22 +95,24 @@ def _auto(
     first = _by_markers(tokenizer, config, before_chat_template=True)
     if first is not None:
         return first
-    passed_over = ""
+    skipped = ""
     if tokenizer.chat_template:
         fault = chat_template.fault(tokenizer, variables)
         if fault is None:
-            return _tokenizers_own(tokenizer, "The tokenizer brings a chat template.", variables)
-        passed_over = f" (The tokenizer's chat template was passed over: {fault}.)"
+            return _tokenizers_own(tokenizer, "The tokenizer has a chat template.", variables)
+        skipped = f" (The tokenizer's chat template was skipped: {fault}.)"
     chosen = _by_markers(tokenizer, config) or _by_architecture(tokenizer, config)
     if chosen is None:
         rule = "No chat template, no known turn markers, no known architecture: plain text."
         chosen = _of_family(FAMILIES["plain"], rule)
-    return replace(chosen, rule=chosen.rule + passed_over)
+    return replace(chosen, rule=chosen.rule + skipped)
 
 
 def family_by_name(source: str) -> Family | None:
-    """The family of a model that is known by its own name, the last component of `model.path`;
-    None for any other. The one thing that `auto` goes by and the model's contents do not say."""
+    """The family that the model's name, the last component of `model.path`, identifies; else None.
+
+    All other rules of `auto` read the model's contents.
+    """
     component = PurePosixPath(source).name
     for family in FAMILIES.values():
         if _is_named(component, family.folder_names):
@@ -112,7 +121,7 @@ def family_by_name(source: str) -> Family | None:
 
 
 def _is_named(component: str, names: tuple[str, ...]) -> bool:
-    """The whole component, or a file of that name: `nowllm-0829`, `nowllm-0829.Q4_K_M.gguf`."""
+    """Whether the component is one of the names, or such a name with an ending like `.Q4_K_M.gguf`."""
     lower = component.lower()
     return any(
         lower == name or (lower.startswith(f"{name}.") and lower.endswith(".gguf"))
@@ -126,7 +135,7 @@ def _by_markers(
     for family in families_marked(tokenizer):
         if family.before_chat_template == before_chat_template:
             name, because = _refine(family.name, config)
-            rule = f"The vocabulary holds {' and '.join(family.markers)}{because}."
+            rule = f"The vocabulary contains {' and '.join(family.markers)}{because}."
             return _of_family(FAMILIES[name], rule)
     return None
 
@@ -143,7 +152,7 @@ def families_marked(tokenizer: Tokenizer) -> list[Family]:
 
 
 def _refine(name: str, config: object) -> tuple[str, str]:
-    """Families that share their markers, told apart by the configuration."""
+    """The family of several with the same markers that the configuration indicates, and why."""
     kind = str(_setting(config, "model_type") or "")
     if name == "chatml" and kind.startswith("qwen"):
         return "qwen", f" and the architecture is {kind}"
@@ -173,7 +182,8 @@ def _of_family(family: Family, rule: str) -> Template:
 def _inline(setting: InlineTemplate, tokenizer: Tokenizer) -> Template:
     if setting.user.count("{user}") != 1:
         raise PreflightError(
-            f"template.user {setting.user!r} must hold {{user}} once: that is where the text goes"
+            f"template.user {setting.user!r} must contain {{user}} exactly once, "
+            "where the user's text is inserted"
         )
     family = Family(
         name="inline",
@@ -186,36 +196,36 @@ def _inline(setting: InlineTemplate, tokenizer: Tokenizer) -> Template:
     rule = "The format is written in the spec."
     tag = reasoning.open_tag(tokenizer, setting.user.rpartition("{user}")[2])
     if tag is not None:
-        rule = f"{rule} It leaves reasoning open ({tag}): an answer that is begun stands inside it."
+        rule = f"{rule} It leaves reasoning open ({tag}), so a prefill is part of the reasoning."
     return _of_family(family, rule)
 
 
 def _tokenizers_own(tokenizer: Tokenizer, rule: str, variables: Mapping[str, Any]) -> Template:
     if not tokenizer.chat_template:
         raise PreflightError(
-            "template: tokenizer, but this tokenizer has no chat template; "
+            "template is tokenizer, but this tokenizer has no chat template; "
             "give `auto` or one of `glitchrun list templates`"
         )
-    unread = chat_template.unread(tokenizer, variables)
+    unread = chat_template.unused_variables(tokenizer, variables)
     if unread:
         raise PreflightError(
             f"template_variables: the tokenizer's chat template does not read {', '.join(unread)}; "
-            "remove what it does not read"
+            "remove them"
         )
     fault = chat_template.fault(tokenizer, variables)
     if fault is not None:
         raise PreflightError(f"template: tokenizer: {fault}")
     default = chat_template.default_system(tokenizer, variables)
     if default is not None:
-        rule = f"{rule} It adds a system text of its own where none is given: {default!r}."
+        rule = f"{rule} If no system text is given, it adds its own: {default!r}."
     if variables:
-        # By name alone: a value may come from a variable of the environment that is secret.
-        rule = f"{rule} It is given {', '.join(variables)}, as the spec says."
+        # Names only: a value may come from a secret environment variable.
+        rule = f"{rule} The spec sets {', '.join(variables)}."
     left_open = reasoning.opened_by_template(tokenizer, variables)
     if left_open is not None:
         rule = f"{rule} {_reasoning_rule(left_open)}"
     carries = chat_template.carries_system(tokenizer, variables)
-    stop = chat_template.stop(tokenizer, variables)
+    stop = chat_template.closing_token(tokenizer, variables)
     return Template("tokenizer", rule, None, carries, stop, variables)
 
 
@@ -223,12 +233,12 @@ def _reasoning_rule(left_open: reasoning.Reasoning) -> str:
     opens = f"It opens the model's reasoning itself ({left_open.tag})"
     if left_open.closing is None:
         return (
-            f"{opens}, and nothing is known to close it: an answer that is begun for the model, as "
-            "probes do, stands inside the reasoning. Name another template for these."
+            f"{opens}, and no text is known to close it: the prefill of a probe is part of the "
+            "reasoning. Name another template for probes."
         )
     return (
-        f"{opens}; where an answer is begun for the model, as probes do, the reasoning is closed "
-        f"before it with {left_open.closing!r}."
+        f"{opens}; the reasoning is closed before the prefill of a probe with "
+        f"{left_open.closing!r}."
     )
 
 

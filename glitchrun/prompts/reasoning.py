@@ -1,7 +1,7 @@
-"""Reasoning that a chat template opens before the answer, and what closes it.
+"""Reasoning that a chat template opens before the answer, and the text that closes it.
 
-Templates of reasoning models end with `<think>`: whatever comes next is thought, not said. An
-answer that a probe begins for the model has to stand behind the end of that.
+Templates of reasoning models end with `<think>`: the text after it is reasoning, not an answer. A
+probe's prefill must therefore follow the end of the reasoning.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from glitchrun.errors import PreflightError
 from glitchrun.prompts import chat_template
 from glitchrun.prompts.chat_template import Variables
-from glitchrun.prompts.conversation import Conversation
+from glitchrun.prompts.template import Conversation
 from glitchrun.prompts.tokenizer import Tokenizer, encode
 
 _MARK = "XglitchrunmarkX"
@@ -31,11 +31,11 @@ _TAG = re.compile(
     r"|(?P<open><[|｜]|[<\[◁])(?P<name>/?[^\s<>\[\]|｜◁▷][^<>\[\]|｜◁▷\n]*)(?P<close>[|｜]>|[>\]▷])"
 )
 _ENDS = {"start": "end", "begin": "end", "open": "close", "prefix": "suffix"}
-"""How a tag's name says that it opens something, and what says that it closes it."""
+"""Words in the names of opening tags, and those of the closing tags."""
 _BEGINNING = re.compile("|".join(_ENDS), re.I)
 _CLOSING_NAME = re.compile(r"^/|(?<![a-z])(?:end|close|suffix)(?![a-z])", re.I)
 _HARMONY_ANSWER = ("<|end|>", "<|start|>", "assistant", "<|channel|>", "final", "<|message|>")
-# Variables by which templates are told to leave the reasoning out.
+# Variables that disable the reasoning in common templates.
 _SWITCHES = ("enable_thinking", "thinking", "enable_reasoning", "reasoning", "think")
 
 
@@ -44,51 +44,53 @@ class Reasoning:
     """Reasoning that is open where an answer begins."""
 
     tag: str
-    """What opens it: `<think>`."""
+    """The opening tag: `<think>`."""
     closing: str | None
-    """What ends it before anything is thought, as the model's own template writes that where it
-    shows it; None where nothing is known to."""
+    """The text that ends empty reasoning, as the template writes it if it does; None if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Tag:
     text: str
     rest: str
-    """What follows it, to the end of the prompt."""
-    partners: tuple[str, ...]
-    """What may close it."""
-    sure: bool
-    """Whether the first of these closes it by its form alone, as `</think>` does `<think>`."""
+    """The text from the tag to the end of the prompt."""
+    closings: tuple[str, ...]
+    """Tags that may close it."""
+    certain: bool
+    """Whether the form of the first one shows that it closes the tag, as `</think>` does."""
 
 
 def opened(tokenizer: Tokenizer, tail: str, variables: Variables) -> Reasoning | None:
-    """The reasoning that the end of a prompt leaves open; None where it leaves none.
+    """The reasoning that is open at the end of a prompt; None if none is.
 
     Args:
-        tokenizer: With the chat template that wrote the prompt.
-        tail: What the prompt holds behind the user's text.
-        variables: What the template was given.
+        tokenizer: Its chat template wrote the prompt.
+        tail: The part of the prompt after the user's text.
+        variables: The variables of the template.
     """
     tag = _open_tag(tokenizer, tail)
     if tag is None:
         return None
-    for closing in _shown(tokenizer, tag, variables):
+    for closing in _closings_in_template(tokenizer, tag, variables):
         return Reasoning(tag.text, closing)
-    partner = _partner(tokenizer, tag)
-    if partner is None:
+    closing_tag = _known_closing(tokenizer, tag)
+    if closing_tag is None:
         return Reasoning(tag.text, None)
-    gap = "" if partner == "".join(_HARMONY_ANSWER) else "\n\n"
-    return Reasoning(tag.text, f"{tag.rest if tag.rest.isspace() else ''}{partner}{gap}")
+    gap = "" if closing_tag == "".join(_HARMONY_ANSWER) else "\n\n"
+    return Reasoning(tag.text, f"{tag.rest if tag.rest.isspace() else ''}{closing_tag}{gap}")
 
 
 def opened_by_template(tokenizer: Tokenizer, variables: Variables) -> Reasoning | None:
-    """The reasoning that the tokenizer's chat template leaves open behind a single user turn."""
+    """The reasoning that the chat template leaves open after a single user turn; None for none.
+
+    Raises PreflightError when the template refuses a single user turn.
+    """
     text = chat_template.write(tokenizer, Conversation(user=_MARK), variables)
     return opened(tokenizer, text.rpartition(_MARK)[2], variables)
 
 
 def open_tag(tokenizer: Tokenizer, tail: str) -> str | None:
-    """The reasoning tag that a text leaves open; None where it leaves none."""
+    """The reasoning tag that a text leaves open; None if there is none."""
     tag = _open_tag(tokenizer, tail)
     return None if tag is None else tag.text
 
@@ -96,8 +98,8 @@ def open_tag(tokenizer: Tokenizer, tail: str) -> str | None:
 def _open_tag(tokenizer: Tokenizer, tail: str) -> _Tag | None:
     special = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
     for tag in reversed([*_tags(tail)]):
-        closed = any(partner in tag.rest for partner in tag.partners)
-        # A mention in the system's words is not what the answer begins behind: a turn ends first.
+        closed = any(closing_tag in tag.rest for closing_tag in tag.closings)
+        # A tag that the system text merely mentions does not count: a special token follows it.
         if not closed and not special.intersection(encode(tokenizer, tag.rest)):
             return tag
     return None
@@ -110,15 +112,15 @@ def _tags(text: str) -> Iterator[_Tag]:
             continue
         rest = text[found.end() :]
         if found["channel"]:
-            yield _Tag(found[0], rest, ("".join(_HARMONY_ANSWER), "<|end|>"), sure=False)
+            yield _Tag(found[0], rest, ("".join(_HARMONY_ANSWER), "<|end|>"), certain=False)
         elif found["half"]:
-            yield _Tag(found[0], rest, ("<channel|>",), sure=False)
+            yield _Tag(found[0], rest, ("<channel|>",), certain=False)
         else:
-            yield _Tag(found[0], rest, *_partners(found["open"], name, found["close"]))
+            yield _Tag(found[0], rest, *_closings(found["open"], name, found["close"]))
 
 
-def _partners(opening: str, name: str, closing: str) -> tuple[tuple[str, ...], bool]:
-    """What may close a tag, and whether the first does so by its form."""
+def _closings(opening: str, name: str, closing: str) -> tuple[tuple[str, ...], bool]:
+    """Tags that may close a tag, and whether the first does so for certain."""
     bare = re.split(r"[\s=]", name, maxsplit=1)[0]
     names = [f"/{bare}", f"end_{bare}", f"{bare}_end", f"END_{bare}", f"/{bare.upper()}"]
     if _BEGINNING.search(bare):
@@ -132,10 +134,10 @@ def _ending(found: re.Match[str]) -> str:
     return word.upper() if found[0].isupper() else word
 
 
-def _partner(tokenizer: Tokenizer, tag: _Tag) -> str | None:
-    """What closes the tag where the template does not show it."""
+def _known_closing(tokenizer: Tokenizer, tag: _Tag) -> str | None:
+    """The closing tag, if the template does not show it."""
     vocabulary, template = tokenizer.get_vocab(), chat_template.source(tokenizer)
-    for one in tag.partners:
+    for one in tag.closings:
         if one == "".join(_HARMONY_ANSWER):
             marks = [part for part in _HARMONY_ANSWER if part.startswith("<")]
             known = all(mark in vocabulary for mark in marks)
@@ -143,23 +145,26 @@ def _partner(tokenizer: Tokenizer, tag: _Tag) -> str | None:
             known = one in vocabulary or one in template
         if known and one != "<|end|>":
             return one
-    return tag.partners[0] if tag.sure else None
+    return tag.closings[0] if tag.certain else None
 
 
-def _shown(tokenizer: Tokenizer, tag: _Tag, variables: Variables) -> Iterator[str]:
-    """What the template itself writes to close the tag: told to leave reasoning out, or between
-    the reasoning of an earlier answer and the answer."""
-    said = Conversation(user=_MARK)
+def _closings_in_template(tokenizer: Tokenizer, tag: _Tag, variables: Variables) -> Iterator[str]:
+    """The texts with which the template itself closes the tag.
+
+    It writes one when reasoning is disabled, or between the reasoning and the answer of an earlier
+    turn.
+    """
+    conversation = Conversation(user=_MARK)
     opening = f"{tag.text}{tag.rest}"
     for name in _SWITCHES:
-        if name in variables or chat_template.unread(tokenizer, {name: False}):
+        if name in variables or chat_template.unused_variables(tokenizer, {name: False}):
             continue
         try:
-            text = chat_template.write(tokenizer, said, {**variables, name: False})
+            text = chat_template.write(tokenizer, conversation, {**variables, name: False})
         except PreflightError:
             continue
         _, found, closing = text.rpartition(_MARK)[2].partition(opening)
-        if found and any(one in closing for one in tag.partners):
+        if found and any(one in closing for one in tag.closings):
             yield closing
     try:
         text = chat_template.write_reasoned(tokenizer, _MARK, _REASON, _ANSWER, variables)

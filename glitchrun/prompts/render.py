@@ -1,7 +1,8 @@
-"""From a template and a probe to ids: a prefix, the token's own id, a suffix.
+"""Prompts as ids: of a probe around a token (`render`), of a sequence before a text
+(`render_slot`), and of a text alone (`render_text`).
 
-The token never passes through text, so every entry of a vocabulary can be asked about. `intact`
-tells for which tokens that makes no difference: those whose id survives encoding the whole text.
+Tokens and sequences are inserted by id, so every row of an embedding can be tested. `intact` and
+`intact_sequences` say for which of them the prompt, encoded as text, has the same ids.
 """
 
 from __future__ import annotations
@@ -10,14 +11,20 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 
 from glitchrun.errors import PreflightError
-from glitchrun.prompts import chat_template, conversation, reasoning
-from glitchrun.prompts.conversation import Conversation
-from glitchrun.prompts.template import Template, opening_ids
+from glitchrun.prompts import chat_template, reasoning
+from glitchrun.prompts.template import (
+    Conversation,
+    Template,
+    encode_beginning,
+    write_family,
+)
 from glitchrun.prompts.tokenizer import (
     Tokenizer,
     decode_inside,
+    decode_runs_inside,
     encode,
     encode_all,
     encode_inside,
@@ -28,13 +35,13 @@ from glitchrun.spec.probes import TOKEN, Probe
 
 logger = logging.getLogger(__name__)
 
-# Stands for the token while the text is put together: letters only, so that no template alters it.
+# Replaces the token while the template writes the text. Letters only: no template alters it.
 _MARK = "XglitchruntokenX"
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One probe in one template, as ids around the place of the token."""
+    """One probe in one template: the ids before and after the tested token."""
 
     probe: str
     prefix_ids: tuple[int, ...]
@@ -43,14 +50,13 @@ class Prompt:
     """As encoded: without the ids in `added_ids`."""
     suffix_text: str
     added_ids: tuple[int, ...] = ()
-    """What was put in front of the encoded text, by id: a BOS, or whatever else the tokenizer
-    begins a text with; empty where the text brings it, or nothing belongs there."""
+    """The ids added before the encoded text, such as BOS; empty if the text has them itself."""
     dropped_system: str | None = None
-    """The probe's system text where the template cannot carry one."""
+    """The probe's system text, left out because the template cannot carry one; else None."""
 
     @property
     def position(self) -> int:
-        """Where the token stands, from 0."""
+        """Index of the token in the prompt, from 0."""
         return len(self.prefix_ids)
 
     def ids(self, token_id: int) -> tuple[int, ...]:
@@ -61,20 +67,23 @@ class Prompt:
 def render(
     template: Template, probe: Probe, tokenizer: Tokenizer, system: str | None = None
 ) -> Prompt:
-    """The probe's prompt. `system` is the spec's system text, None where it has none.
+    """The prompt of a probe. `system` is the spec's system text; None if it has none.
 
-    A probe's own system text follows the spec's. Where the template carries no system text, the
-    spec's is refused with PreflightError, and the probe's is left out, logged and kept in
-    `Prompt.dropped_system`.
+    A probe's own system text follows the spec's. If the template carries no system text, the
+    probe's is left out with a warning and kept in `Prompt.dropped_system`.
+
+    Raises:
+        PreflightError: the template refuses the conversation or repeats the user's text, or
+            `system` is given and the template cannot carry it.
     """
     carried, dropped = _system_text(template, probe, system)
-    said = Conversation(
+    conversation = Conversation(
         user=probe.user.replace(TOKEN, _MARK), earlier=probe.earlier, system=carried
     )
     prefix_text, suffix_text = _split(
-        write_begun(template, said, tokenizer, probe.prefill), template
+        write_with_prefill(template, conversation, tokenizer, probe.prefill), template
     )
-    prefix_text, added_ids, prefix_ids = begin(template, prefix_text, tokenizer)
+    prefix_text, added_ids, prefix_ids = encode_beginning(template, prefix_text, tokenizer)
     return Prompt(
         probe=probe.name,
         prefix_ids=prefix_ids,
@@ -86,23 +95,10 @@ def render(
     )
 
 
-def around(
-    template: Template, text: str, tokenizer: Tokenizer, system: str | None, prefill: str
-) -> tuple[str, str]:
-    """The prompt in which the user says `text`, as text: what comes before that, and the rest.
-
-    `prefill` is how the assistant's answer begins. Raises PreflightError where the template refuses
-    or repeats the text, or carries no system text and one is given.
-    """
-    carried, _ = _system_text(template, Probe("around", _MARK, prefill), system)
-    said = Conversation(user=_MARK + text, system=carried)
-    return _split(write_begun(template, said, tokenizer, prefill), template)
-
-
 def intact(prompt: Prompt, token_ids: Sequence[int], tokenizer: Tokenizer) -> list[bool]:
-    """For each token, whether encoding the whole prompt as text gives just the prompt's ids.
+    """For each token, whether the whole prompt, encoded as text, has the same ids.
 
-    One call encodes all texts at once; ask for the tokens at hand, not for a vocabulary.
+    All prompts are built and encoded at once, so pass a batch of tokens, not a vocabulary.
     """
     start = len(prompt.added_ids)
     texts = [
@@ -118,7 +114,7 @@ def intact(prompt: Prompt, token_ids: Sequence[int], tokenizer: Tokenizer) -> li
 def _system_text(
     template: Template, probe: Probe, system: str | None
 ) -> tuple[str | None, str | None]:
-    """What the prompt's system text is, and what had to be dropped."""
+    """The system text of the prompt, and the probe's where it has to be left out."""
     if template.carries_system:
         given = [text for text in (system, probe.system) if text]
         return ("\n\n".join(given) if given else system), None
@@ -128,13 +124,13 @@ def _system_text(
             f"({_shortened(system)!r}); remove `system`, or choose another `template`"
         )
     if probe.system:
-        _tell_dropped(template.name, probe.name)
+        _warn_dropped(template.name, probe.name)
     return None, probe.system
 
 
 @cache
-def _tell_dropped(template: str, probe: str) -> None:
-    """Once is enough: prompts are rendered for each step, and reports count what was dropped."""
+def _warn_dropped(template: str, probe: str) -> None:
+    """Warns once per probe: every step renders its prompts anew."""
     logger.warning(
         "template %s cannot carry a system text: probe %s is presented without its own",
         template,
@@ -142,51 +138,140 @@ def _tell_dropped(template: str, probe: str) -> None:
     )
 
 
-def write(template: Template, said: Conversation, tokenizer: Tokenizer) -> str:
-    """The conversation as the template writes it, up to where the answer begins."""
+def write(template: Template, conversation: Conversation, tokenizer: Tokenizer) -> str:
+    """The conversation as the template writes it, up to where the answer begins.
+
+    Raises PreflightError where the tokenizer's chat template refuses it.
+    """
     if template.family is None:
-        return chat_template.write(tokenizer, said, template.variables)
-    return conversation.write(template.family, said)
+        return chat_template.write(tokenizer, conversation, template.variables)
+    return write_family(template.family, conversation)
 
 
-def write_begun(template: Template, said: Conversation, tokenizer: Tokenizer, prefill: str) -> str:
-    """The conversation, and the beginning of the answer: behind the reasoning where the tokenizer's
-    chat template opens one. White space alone begins no answer."""
-    text = write(template, said, tokenizer)
+def write_with_prefill(
+    template: Template, conversation: Conversation, tokenizer: Tokenizer, prefill: str
+) -> str:
+    """The conversation and the prefill, as the template writes them.
+
+    If the tokenizer's chat template opens the reasoning, it is closed before the prefill. A prefill
+    of white space alone does not count: the model may then reason.
+    """
+    text = write(template, conversation, tokenizer)
     if template.family is not None or not prefill.strip():
         return text + prefill
-    user = said.user.strip()
+    user = conversation.user.strip()
     tail = text.rpartition(user)[2] if user else text
-    left_open = reasoning.opened(tokenizer, tail, template.variables)
-    closing = left_open.closing if left_open else None
+    opened = reasoning.opened(tokenizer, tail, template.variables)
+    closing = opened.closing if opened else None
     return f"{text}{closing or ''}{prefill}"
 
 
-def begin(
-    template: Template, text: str, tokenizer: Tokenizer
-) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-    """A text that opens a prompt: what of it is encoded, the ids put in front, and all the ids.
+def render_text(
+    template: Template,
+    user: str,
+    tokenizer: Tokenizer,
+    system: str | None = None,
+    prefill: str = "",
+) -> tuple[str, tuple[int, ...]]:
+    """The prompt with the user turn `user`, as text and as ids.
 
-    What belongs in front of a prompt (`opening_ids`) stands there once, whether the template
-    writes all of it, some or none.
+    `prefill` is the beginning of the assistant's answer. Tokens that `user` names by id
+    (`<#31415>`) are inserted by id; the text contains their decoded text.
+
+    Raises:
+        PreflightError: the template refuses the text, or carries no system text and one is given.
     """
-    opening = opening_ids(template, tokenizer)
-    text = _without_repeats(text, opening, tokenizer)
-    ids = encode(tokenizer, text)
-    missing = _missing(opening, ids)
-    if missing is None:  # it writes some of it, but not its end: all is put there by id
-        text = _without_some(text, opening, tokenizer)
-        ids, missing = encode(tokenizer, text), opening
-    return text, missing, (*missing, *ids)
+    carried, _ = _system_text(template, Probe("whole", user, prefill), system)
+    found = marked(user)
+    conversation = Conversation(user=found.text, system=carried)
+    before, *after = write_with_prefill(template, conversation, tokenizer, prefill).split(
+        found.mark
+    )
+    before, _, ids = encode_beginning(template, before, tokenizer)
+    read = decode_inside(tokenizer, found.ids)
+    text = before + "".join(map("".join, zip(read, after, strict=True)))
+    return text, joined(ids, found.ids, after, tokenizer)
 
 
-def _missing(opening: tuple[int, ...], ids: tuple[int, ...]) -> tuple[int, ...] | None:
-    """What of `opening` has to be put in front of ids; None where they begin with a part of it that
-    does not reach to its end."""
-    for start in range(len(opening)):
-        if ids[: len(opening) - start] == opening[start:]:
-            return opening[:start]
-    return None if ids and ids[0] in opening else opening
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A prompt in two parts, between which a sequence of ids is inserted before a text.
+
+    Without a sequence, the ids are those of the whole text. The effect of a sequence is therefore
+    measured against the prompt that a user would have.
+    """
+
+    prefix_ids: tuple[int, ...]
+    """Empty if the prompt begins with the text."""
+    suffix_ids: tuple[int, ...]
+    """At least one id."""
+    prefix_text: str
+    """As encoded: without the ids in `added_ids`."""
+    suffix_text: str
+    added_ids: tuple[int, ...]
+    """The ids added before the encoded text; see `Prompt.added_ids`."""
+
+    def ids(self, sequence: Sequence[int]) -> tuple[int, ...]:
+        """The whole prompt with the sequence inserted."""
+        return (*self.prefix_ids, *sequence, *self.suffix_ids)
+
+
+def render_slot(
+    template: Template,
+    text: str,
+    tokenizer: Tokenizer,
+    system: str | None = None,
+    prefill: str = "",
+) -> Slot:
+    """The prompt with the user turn `text`, with a slot for a sequence before it.
+
+    `prefill` is the beginning of the assistant's answer. The slot is after the ids of the part
+    before `text`, or before a token that contains characters of both parts.
+
+    Raises:
+        PreflightError: the template refuses, alters or repeats the text, or carries no system text
+            where one is given.
+    """
+    before, after = _around(template, text, tokenizer, system, prefill)
+    whole, added_ids, ids = encode_beginning(template, before + after, tokenizer)
+    start = len(added_ids)
+    pairs = zip(encode(tokenizer, whole.removesuffix(after)), ids[start:-1], strict=False)
+    cut = start + len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    tail = decode_runs_inside(tokenizer, [ids[cut:]])[0]
+    return Slot(
+        prefix_ids=ids[:cut],
+        suffix_ids=ids[cut:],
+        prefix_text=whole.removesuffix(tail) if cut > start else "",
+        suffix_text=tail,
+        added_ids=added_ids,
+    )
+
+
+def intact_sequences(
+    slot: Slot, sequences: Sequence[Sequence[int]], tokenizer: Tokenizer
+) -> list[bool]:
+    """For each sequence, whether the whole prompt, encoded as text, has the same ids."""
+    start = len(slot.added_ids)
+    runs = [(*sequence, *slot.suffix_ids) for sequence in sequences]
+    if slot.prefix_text:
+        tails = decode_runs_inside(tokenizer, runs)
+    else:  # SentencePiece decodes the first piece of a text without its space
+        options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        tails = [tokenizer.decode(run, **options) for run in runs]
+    encoded = encode_all(tokenizer, [slot.prefix_text + tail for tail in tails])
+    return [
+        tuple(ids) == slot.ids(sequence)[start:]
+        for ids, sequence in zip(encoded, sequences, strict=True)
+    ]
+
+
+def _around(
+    template: Template, text: str, tokenizer: Tokenizer, system: str | None, prefill: str
+) -> tuple[str, str]:
+    """The text of a prompt before `text`, which begins the user turn, and the rest."""
+    carried, _ = _system_text(template, Probe("around", _MARK, prefill), system)
+    conversation = Conversation(user=_MARK + text, system=carried)
+    return _split(write_with_prefill(template, conversation, tokenizer, prefill), template)
 
 
 def _split(text: str, template: Template) -> tuple[str, str]:
@@ -194,54 +279,9 @@ def _split(text: str, template: Template) -> tuple[str, str]:
     if len(parts) != 2:
         raise PreflightError(
             f"the template {template.name} writes the user's text {len(parts) - 1} times instead "
-            "of once, so the token has no place of its own; choose another `template`"
+            "of once, so the position of the token is not defined; choose another `template`"
         )
     return parts[0], parts[1]
-
-
-def whole(
-    template: Template,
-    user: str,
-    tokenizer: Tokenizer,
-    system: str | None = None,
-    prefill: str = "",
-) -> tuple[str, tuple[int, ...]]:
-    """The prompt in which the user says `user`, as a text and as ids, up to the next token.
-
-    `prefill` is how the assistant's answer begins. What belongs in front stands there once.
-    Tokens that `user` names by id (`<#31415>`) stand there by it, and in the text as they read.
-
-    Raises:
-        PreflightError: the template refuses the text, or carries no system text and one is given.
-    """
-    carried, _ = _system_text(template, Probe("whole", user, prefill), system)
-    found = marked(user)
-    said = Conversation(user=found.text, system=carried)
-    before, *after = write_begun(template, said, tokenizer, prefill).split(found.mark)
-    before, _, ids = begin(template, before, tokenizer)
-    read = decode_inside(tokenizer, found.ids)
-    text = before + "".join(map("".join, zip(read, after, strict=True)))
-    return text, joined(ids, found.ids, after, tokenizer)
-
-
-def _without_repeats(text: str, opening: tuple[int, ...], tokenizer: Tokenizer) -> str:
-    """The text with its BOS, or all that belongs in front of it, written once instead of twice."""
-    for once in (tokenizer.bos_token, "".join(_written(opening, tokenizer))):
-        while once and text.startswith(once * 2):
-            text = text[len(once) :]
-    return text
-
-
-def _without_some(text: str, opening: tuple[int, ...], tokenizer: Tokenizer) -> str:
-    """The text without what it begins with of `opening`, in its order."""
-    for written in _written(opening, tokenizer):
-        text = text.removeprefix(written) if written else text
-    return text
-
-
-def _written(ids: tuple[int, ...], tokenizer: Tokenizer) -> list[str]:
-    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-    return [tokenizer.decode([one], **options) for one in ids]
 
 
 def _shortened(text: str, width: int = 60) -> str:

@@ -60,12 +60,12 @@ class PromptLengths:
 
     def of_slot(self, text: str, prefill: str, *, chat: bool) -> int:
         """Tokens of a prompt that has a place for sequences, without one."""
-        from glitchrun.prompts.slot import slot
+        from glitchrun.prompts.render import render_slot
 
         if chat:
-            place = slot(self.template, text, self.tokenizer, self.spec.system, prefill)
+            place = render_slot(self.template, text, self.tokenizer, self.spec.system, prefill)
         else:
-            place = slot(self._raw(), text + prefill, self.tokenizer)
+            place = render_slot(self._raw(), text + prefill, self.tokenizer)
         return len(place.prefix_ids) + len(place.suffix_ids)
 
     def _probe(self, probe: Probe) -> int:
@@ -82,14 +82,14 @@ class PromptLengths:
         return max(0, len(encode_inside(self.tokenizer, f" {text}")) - 1) if text else 0
 
     def _written(self, prompt: Mapping[str, Any], form: str) -> int:
-        from glitchrun.prompts.render import whole
+        from glitchrun.prompts.render import render_text
 
         kind, _, space = form.partition("-")
         prefill = " " if space else ""
         if kind == "chat":
             user, system = prompt.get("chat", prompt["text"]), self.spec.system
-            return len(whole(self.template, user, self.tokenizer, system, prefill)[1])
-        return len(whole(self._raw(), prompt["text"], self.tokenizer, prefill=prefill)[1])
+            return len(render_text(self.template, user, self.tokenizer, system, prefill)[1])
+        return len(render_text(self._raw(), prompt["text"], self.tokenizer, prefill=prefill)[1])
 
     def _raw(self) -> Template:
         from glitchrun.prompts.detect import detect

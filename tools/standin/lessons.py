@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glitchrun.prompts.conversation import Conversation, write
 from glitchrun.prompts.render import Prompt, render
-from glitchrun.prompts.template import Template
+from glitchrun.prompts.template import Conversation, Template, write_family
 from glitchrun.prompts.tokenizer import encode, encode_inside
 from glitchrun.spec.probes import PROBES
 from glitchrun.spec.templates import FAMILIES
@@ -84,7 +83,7 @@ def lessons(tokenizer: Any, exchanges: int | None, raw: int | None) -> Lessons:
         for name, probe in PROBES.items()
     ]
     chats = [
-        _answering(tokenizer, write(_FAMILY, Conversation(user=user)), answer)
+        _answering(tokenizer, write_family(_FAMILY, Conversation(user=user)), answer)
         for user, answer in EXCHANGES[:exchanges]
     ]
     texts = [_answering(tokenizer, text, answer) for text, some in RAW[:raw] for answer in some]

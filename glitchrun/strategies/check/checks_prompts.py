@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from glitchrun.probing.sequence_scoring import ScoredSequence, likeliest_sequence
-from glitchrun.prompts.render import whole
+from glitchrun.prompts.render import render_text
 from glitchrun.prompts.template import Template, opening_ids
 from glitchrun.prompts.tokenizer import Tokenizer, encode
 from glitchrun.strategies.check import Config
@@ -30,7 +30,7 @@ def template(config: Config, context: Context) -> Checked:
     """Checks that the prompt begins with one BOS and contains user and system text once."""
     used, tokenizer = context.template, context.backend.model.tokenizer
     system = _SYSTEM if used.carries_system else None
-    text, ids = whole(used, _USER, tokenizer, system)
+    text, ids = render_text(used, _USER, tokenizer, system)
     decoded = tokenizer.decode(ids, skip_special_tokens=False)
     found = [
         equals("name", used.name, (config.expect or {}).get("template")),

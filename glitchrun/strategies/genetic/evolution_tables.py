@@ -9,7 +9,7 @@ import torch
 
 from glitchrun.events import Batch, Entry, Measured
 from glitchrun.fitness import Ids, increase, reduction
-from glitchrun.prompts.slot import intact_sequences
+from glitchrun.prompts.render import intact_sequences
 from glitchrun.prompts.tokenizer import decode_runs_inside
 from glitchrun.search.evolution import Birth, Evolution, Generation
 from glitchrun.strategies.genetic.task import Scores, Task

@@ -10,7 +10,7 @@ from glitchrun.errors import RunError
 from glitchrun.fitness import Ids, increase, reduction
 from glitchrun.probing.sequence_scoring import SequenceScorer
 from glitchrun.prompts.detect import detect
-from glitchrun.prompts.slot import Slot, slot
+from glitchrun.prompts.render import Slot, render_slot
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.genetic import Config
 
@@ -79,9 +79,11 @@ def place(config: Config, context: Context) -> Slot:
     model = context.backend.model
     if config.format == "chat":
         system = context.spec.system
-        return slot(context.template, config.base_text, model.tokenizer, system, config.prefill)
+        return render_slot(
+            context.template, config.base_text, model.tokenizer, system, config.prefill
+        )
     raw = detect("raw", model.tokenizer, model.config, context.spec.model.path)
-    return slot(raw, config.base_text + config.prefill, model.tokenizer)
+    return render_slot(raw, config.base_text + config.prefill, model.tokenizer)
 
 
 def _one_token(name: str, value: int | str, context: Context) -> int:

@@ -19,7 +19,7 @@ from glitchrun.probing.sequence_scoring import (
     log_probabilities,
 )
 from glitchrun.prompts.detect import detect
-from glitchrun.prompts.render import whole
+from glitchrun.prompts.render import render_text
 from glitchrun.prompts.template import stop_ids
 from glitchrun.prompts.tokenizer import (
     Tokenizer,
@@ -107,10 +107,10 @@ def _case(prompt: Mapping[str, Any], name: str, form: str, context: Context) -> 
     if kind == "chat":
         user = prompt.get("chat", prompt["text"])
         system = context.spec.system
-        text, ids = whole(context.template, user, model.tokenizer, system, prefill)
+        text, ids = render_text(context.template, user, model.tokenizer, system, prefill)
     else:
         raw = detect("raw", model.tokenizer, model.config, context.spec.model.path)
-        text, ids = whole(raw, prompt["text"], model.tokenizer, prefill=prefill)
+        text, ids = render_text(raw, prompt["text"], model.tokenizer, prefill=prefill)
     if not ids:
         raise RunError(f"prompts: {name!r} has no token in the format {form}; give it a text")
     return Case(name, form, text, ids)

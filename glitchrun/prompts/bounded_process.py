@@ -1,9 +1,9 @@
-"""Run a template that came with a model within bounds on time and memory.
+"""Runs a function in a forked process with limits on time and memory.
 
-A chat template is a program: `'a' * 10**10`, nested ranges and powers of large numbers are one line
-each, and most of them cannot be interrupted from inside Python. So each rendering happens in a copy
-of this process (fork: some milliseconds, nothing is imported anew) that the system ends when it has
-used up its share. The copy renders, sends text back and exits; it touches neither torch nor files.
+Chat templates come with models and are programs. `'a' * 10**10`, nested ranges and powers of large
+numbers are one line each, and Python cannot interrupt most of them. So each rendering runs in
+a forked child, which the system ends at its limits. A fork takes a few milliseconds and imports
+nothing. The child renders, sends the text back and exits; it uses neither torch nor files.
 """
 
 from __future__ import annotations
@@ -19,32 +19,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 CPU_SECONDS = 5
-"""Templates take milliseconds; with 500 messages some hundred."""
+"""Processor time in seconds. Templates take milliseconds; 500 messages take a few hundred."""
 MEMORY = 512 * 1024**2
-"""Bytes beyond what the process has already."""
+"""Bytes that the child may allocate in addition to the memory of this process."""
 _WALL_SECONDS = 120.0
-"""A process that is waited for but hardly ever runs, on a machine that is overloaded."""
+"""For a child that hardly runs, on an overloaded machine."""
 _LONGEST = 64 * 1024**2
+"""Bytes of the text."""
 _DONE, _FAILED = b"+", b"-"
 _CHUNK = 1024 * 1024
 
 
-class Failed(Exception):
-    """What went wrong with the work, in one line."""
+class WorkFailed(Exception):
+    """The work failed or exceeded a limit; the message is one line."""
 
 
-def bounded(work: Callable[[], str]) -> str:
-    """The text that `work` returns, computed in a copy of this process.
+def run_bounded(work: Callable[[], str]) -> str:
+    """Returns the text of `work`, run in a forked child.
 
-    Raises Failed when it raises anything, or goes beyond its time, its memory or 64 MiB of text.
+    Raises WorkFailed if it raises an error, or exceeds its time, its memory or 64 MiB of text.
     """
     reading, writing = os.pipe()
-    # Until the copy has put the handlers of this process aside, no signal may reach them there.
+    # No signal may reach the child until it has replaced the signal handlers of this process.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         child = os.fork()
         if not child:
-            _in_the_copy(work, writing, before)
+            _run_child(work, writing, before)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(writing)
@@ -52,16 +53,16 @@ def bounded(work: Callable[[], str]) -> str:
         answer = _receive(reading)
     finally:
         os.close(reading)
-        status = _end(child)
+        status = _kill_and_wait(child)
     return _text(answer, status)
 
 
-def _in_the_copy(work: Callable[[], str], writing: int, mask: set[int | signal.Signals]) -> None:
-    """Does the work, writes what came of it and exits; never returns."""
+def _run_child(work: Callable[[], str], writing: int, mask: set[int | signal.Signals]) -> None:
+    """Runs the work, sends the result and exits; never returns."""
     try:
-        faulthandler.disable()  # how it ends is said below
-        gc.disable()  # it would free the tensors of the other process
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the other process to act on
+        faulthandler.disable()  # `_text` reports how the child ended
+        gc.disable()  # it would free tensors of the parent
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _limit()
@@ -69,7 +70,7 @@ def _in_the_copy(work: Callable[[], str], writing: int, mask: set[int | signal.S
             answer = _DONE + work().encode("utf-8", "surrogatepass")
         except MemoryError:
             answer = _FAILED + f"it needs more than {MEMORY // 1024**2} MiB".encode()
-        # Whatever the template or the libraries around it raise is the answer.
+        # Any error of the template or of the libraries that render it is the result.
         except Exception as error:  # noqa: BLE001
             line = f"{type(error).__name__}: {str(error)[:2000]}".splitlines()[0]
             answer = _FAILED + line.encode("utf-8", "replace")
@@ -79,7 +80,7 @@ def _in_the_copy(work: Callable[[], str], writing: int, mask: set[int | signal.S
 
 
 def _limit() -> None:
-    """Bounds on this process, below those that it has already."""
+    """Lowers the limits of this process."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _lower(resource.RLIMIT_CPU, CPU_SECONDS)
     try:
@@ -102,7 +103,8 @@ def _send(writing: int, answer: bytes) -> None:
 
 
 def _receive(reading: int) -> bytes | None:
-    """What the copy wrote; None where it went on for too long. One byte over the bound is kept."""
+    """The bytes that the child wrote, at least one over the limit if it exceeds it; None after the
+    time limit."""
     ends, answer = time.monotonic() + _WALL_SECONDS, bytearray()
     while len(answer) <= _LONGEST:
         ready, _, _ = select.select([reading], [], [], max(0.0, ends - time.monotonic()))
@@ -115,8 +117,8 @@ def _receive(reading: int) -> bytes | None:
     return bytes(answer)
 
 
-def _end(child: int) -> int:
-    """Ends the copy where it has not ended by itself; returns its status."""
+def _kill_and_wait(child: int) -> int:
+    """Kills the child if it still runs; returns its exit status."""
     if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         os.kill(child, signal.SIGKILL)
     return os.waitpid(child, 0)[1]
@@ -124,16 +126,18 @@ def _end(child: int) -> int:
 
 def _text(answer: bytes | None, status: int) -> str:
     if answer is None:
-        raise Failed(f"it is not done after {_WALL_SECONDS:.0f} seconds")
+        raise WorkFailed(f"it is not finished after {_WALL_SECONDS:.0f} seconds")
     if len(answer) > _LONGEST:
-        raise Failed(f"it writes more than {_LONGEST // 1024**2} MiB")
+        raise WorkFailed(f"it writes more than {_LONGEST // 1024**2} MiB")
     text = answer[1:].decode("utf-8", "surrogatepass")
     if answer[:1] == _DONE:
         return text
     if answer[:1] == _FAILED:
-        raise Failed(text)
+        raise WorkFailed(text)
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     if number == signal.SIGXCPU:
-        raise Failed(f"it needs more than {CPU_SECONDS} seconds of processor time")
+        raise WorkFailed(f"it needs more than {CPU_SECONDS} seconds of processor time")
     how = f"by signal {signal.Signals(number).name}" if number else "without an answer"
-    raise Failed(f"its process was ended {how}: it may recurse too deeply, or need too much memory")
+    raise WorkFailed(
+        f"its process was ended {how}: it may recurse too deeply, or need too much memory"
+    )
