@@ -121,7 +121,7 @@ def family_by_name(source: str) -> Family | None:
 
 
 def _is_named(component: str, names: tuple[str, ...]) -> bool:
-    """Whether the component is one of the names, or such a name with an ending like `.Q4_K_M.gguf`."""
+    """Whether the component is one of the names, or a name and an ending, as `x.Q4_K_M.gguf`."""
     lower = component.lower()
     return any(
         lower == name or (lower.startswith(f"{name}.") and lower.endswith(".gguf"))
