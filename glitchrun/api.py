@@ -188,7 +188,8 @@ def apply(
 ) -> list[Run]:
     """Executes a spec as `glitchrun apply` does: runs that are finished are returned as they are.
 
-    A gate that fails raises nothing: see `Run.gates`. Progress goes to standard error.
+    A gate that fails raises nothing: see `Run.gates`. Progress goes to standard error. Ctrl-C and
+    SIGTERM stop the run cleanly where this is called in the main thread.
 
     Args:
         spec: Path of the spec.
@@ -203,7 +204,7 @@ def apply(
         RunError: a run failed. What it had finished is kept; the next call resumes it.
         Interrupted: Ctrl-C or SIGTERM; the next call resumes the run.
     """
-    sets = [f"{path}={json.dumps(value)}" for path, value in (set or {}).items()]
+    sets = [f"{path}={json.dumps(value, default=os.fspath)}" for path, value in (set or {}).items()]
     experiment = load_experiment(Path(spec), sets, require_env=True)
     require("torch", "transformers", "mlflow", "rich")
     from glitchrun.runner import apply as runner

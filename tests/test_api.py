@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import glitchrun
-from glitchrun import InvalidSpec, RunError, UsageError
+from glitchrun import InvalidSpec, PreflightError, RunError, UsageError
 
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 SPEC = """\
@@ -108,6 +108,8 @@ def test_runs_are_found_and_loaded(names: dict[str, Any], folder: Path) -> None:
 def test_errors_are_those_of_the_commands(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidSpec):
         glitchrun.apply(folder / "my-model.yaml", {"seed": "none"})
+    with pytest.raises(PreflightError, match="nowhere"):
+        glitchrun.apply(folder / "my-model.yaml", {"model.path": tmp_path / "nowhere"})
     with pytest.raises(UsageError, match="--only"):
         glitchrun.apply(folder / "my-model.yaml", only="another", root=tmp_path)
 
