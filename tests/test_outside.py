@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Path
 def glitchrun(folder: Path, *words: str, package: Path | None = OUTSIDE) -> str:
     """What a command prints; with the package on the path, where there is one."""
     path = {"PYTHONPATH": str(package)} if package else {}
-    done = commands.run(folder, *words, **path)
+    done = commands.run(folder, *words, figures=True, **path)
     assert done.returncode in (0, 10), done.stderr
     return done.stdout
 
