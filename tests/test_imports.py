@@ -179,7 +179,7 @@ def test_lists_of_findings_are_told_from_lists_of_verdicts() -> None:
     assert legacy("vocab_scan_results.json").source.looked_at == 10
     assert legacy("stratified_scan.json").source.looked_at == 2
     left_out = legacy("vocab_scan_results.json").left_out
-    assert left_out == {"tokens looked at that the file itself leaves out": 7}
+    assert left_out == {"examined tokens that the file itself leaves out": 7}
     assert legacy("consolidated.json").left_out == {"entries without a token id (-1)": 1}
 
 

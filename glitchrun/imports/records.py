@@ -12,7 +12,7 @@ VERDICTS = {
     "confirmed": "sampled, and called a glitch token by its attempts",
     "unconfirmed": "sampled, and not called one",
     "glitch": "called a glitch token, not sampled",
-    "passed": "looked at, and not called one",
+    "passed": "examined, and not called a glitch token",
     "filtered": "probed, but kept from a verdict by a filter of the tool",
     "listed": "named without a verdict",
 }

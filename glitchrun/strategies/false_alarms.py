@@ -20,11 +20,11 @@ def draw(
 ) -> list[MatchedControl]:
     """The controls of a step, from its seed and facts alone: the same after an interruption.
 
-    Ordinary tokens like the suspects, that the spec does not exclude and neither this step has
-    looked at nor any step before it has flagged; those that a step before it has looked at come
-    last.
+    They are ordinary tokens that resemble the suspects. The spec does not exclude them, this step
+    has not examined them, and no earlier step has flagged them. Tokens that an earlier step has
+    examined come last.
     """
-    looked_at = {fact.token.id for batch in batches for fact in batch.token_facts}
+    examined = {fact.token.id for batch in batches for fact in batch.token_facts}
     earlier = [batch for found in context.earlier.values() for batch in found]
     before = [fact for batch in earlier for fact in batch.token_facts]
     flagged = {fact.token.id for fact in before if fact.flagged}
@@ -33,7 +33,7 @@ def draw(
         suspects,
         count,
         context.spec.seed,
-        exclude=looked_at | flagged | context.excluded(("normal",)),
+        exclude=examined | flagged | context.excluded(("normal",)),
         avoid={fact.token.id for fact in before},
     )
 

@@ -26,7 +26,7 @@ from glitchrun.imports.fields import (
 from glitchrun.imports.records import Content, Format, ImportedToken
 from glitchrun.imports.result_file import Malformed, ResultFile
 
-_TRIMMED = "tokens looked at that the file itself leaves out"
+_TRIMMED = "examined tokens that the file itself leaves out"
 
 
 def _tested(document: ResultFile) -> Content:
