@@ -1,9 +1,9 @@
 """Safe output: writing cannot fail, and text cannot control the terminal.
 
 All commands write through this module. `say` writes messages for people, with characters that
-control the terminal or reverse text as escapes. `emit` and `emit_json` write documents for
-programs. After `protect_streams`, a closed pipe (`| head`), a closed terminal or a full disk loses
-output but never stops a run.
+control the terminal or reverse text as escapes; `styled` marks the words in them that a terminal
+shows in colour. `emit` and `emit_json` write documents for programs. After `protect_streams`, a
+closed pipe (`| head`), a closed terminal or a full disk loses output but never stops a run.
 """
 
 from __future__ import annotations
@@ -20,9 +20,16 @@ from typing import Any, BinaryIO, TextIO, cast
 
 _INVISIBLE = (
     "\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f"
+    "\ud800-\udfff\ufdd0-\ufdef\U000e0000-\U000e007f"
 )
-"""C1 controls, direction marks, zero-width characters, line separators, surrogates and tags."""
+"""C1 controls, direction marks, zero-width characters, line separators, surrogates, noncharacters
+and tags."""
+_STYLES = {"good": "32", "warning": "33", "bad": "31", "dim": "2", "heading": "1"}
+"""Select Graphic Rendition parameters by role."""
+_MARKS = {role: chr(0xFDD0 + place) for place, role in enumerate(_STYLES)}
+_END = "\ufdef"
+"""Around styled text stand noncharacters, which Unicode reserves for use within a program."""
+_STYLED = re.compile(f"([{''.join(_MARKS.values())}])([^\ufdd0-\ufdef]*){_END}")
 _HIDDEN = re.compile(f"[\x00-\x1f{_INVISIBLE}]")
 _HIDDEN_IN_LINES = re.compile(f"[\x00-\x08\x0b-\x1f{_INVISIBLE}]")
 _HIDDEN_IN_JSON = re.compile(f"[{_INVISIBLE}]")
@@ -50,8 +57,41 @@ def _escape(match: re.Match[str]) -> str:
 def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
     """Writes a message for people to standard output, or with `err` to standard error."""
     stream = QuietStream(sys.stderr if err else sys.stdout)
-    stream.write(visible_lines(str(text)) + "\n" * nl)
+    shown = _coloured(str(text)) if _has_colour(err) else visible_lines(str(text))
+    stream.write(shown + "\n" * nl)
     stream.flush()
+
+
+def styled(text: str, role: str, *, err: bool = False) -> str:
+    """`text` marked for `say` to colour, or `text` itself where the output has no colour.
+
+    Standard output (with `err` standard error) has colour if it is a terminal, unless NO_COLOR is
+    set or TERM is `dumb`. The marks count as two characters, so pad a cell before you style it.
+
+    Args:
+        role: good, warning, bad, dim or heading.
+
+    Raises:
+        KeyError: the role is unknown.
+    """
+    mark = _MARKS[role]
+    return f"{mark}{text}{_END}" if _has_colour(err) else text
+
+
+def _has_colour(err: bool) -> bool:
+    stream = QuietStream(sys.stderr if err else sys.stdout)
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return not plain and stream.isatty()
+
+
+def _coloured(text: str) -> str:
+    """`text` with its styled parts in colour, and everything else as `visible_lines` has it."""
+    codes = {mark: _STYLES[role] for role, mark in _MARKS.items()}
+    plain, *styled_parts = _STYLED.split(text)
+    shown = [visible_lines(plain)]
+    for mark, inside, after in zip(*[iter(styled_parts)] * 3, strict=True):
+        shown.append(f"\x1b[{codes[mark]}m{visible_lines(inside)}\x1b[0m{visible_lines(after)}")
+    return "".join(shown)
 
 
 def emit(text: str) -> None:

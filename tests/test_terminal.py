@@ -21,7 +21,7 @@ from glitchrun.cli.status import _line
 from glitchrun.events import Batch
 from glitchrun.runner.progress import Display
 from glitchrun.runner.signals import Interrupt, Stopped
-from glitchrun.terminal import QuietStream, emit_json, say, visible, visible_lines
+from glitchrun.terminal import QuietStream, emit_json, say, styled, visible, visible_lines
 from tests.support.commands import ENVIRONMENT
 from tests.support.records import Invented, write_run
 
@@ -198,6 +198,34 @@ def test_progress_shows_nothing_that_could_rearrange_the_terminal() -> None:
     display.console = Console(file=file)
     display.say(f"loading {HOSTILE}")
     assert file.getvalue() == f"loading {visible(HOSTILE)}\n"
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "shown"),
+    [
+        ("NO_COLOR", "", "\x1b[31mfailed\x1b[0m"),
+        ("NO_COLOR", "1", "failed"),
+        ("TERM", "dumb", "failed"),
+    ],
+)
+def test_styled_text_is_coloured_on_a_terminal_that_wants_it(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, shown: str
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(sys, "stdout", _Terminal())
+    say(f"{styled('failed', 'bad')} \x1b[31m")
+    assert sys.stdout.getvalue() == f"{shown} \\x1b[31m\n"
+
+
+def test_styled_text_is_plain_in_a_pipe_and_a_mark_from_outside_is_escaped() -> None:
+    assert styled("failed", "bad") == "failed"
+    assert visible("a\ufdd2b") == "a\\ufdd2b"
 
 
 def test_character_missing_in_the_encoding_is_escaped() -> None:
