@@ -17,7 +17,7 @@ the run that was written. `batch_to_json` and `batch_from_json` define the forma
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -113,6 +113,21 @@ class Verified:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """What the model said in one attempt on a token, with one probe."""
+
+    probe: str
+    number: int
+    """Number of the attempt, from 0; it selects the random numbers."""
+    said: bool
+    """Whether the continuation contains the token. The attempt ends there, with this probe."""
+    text: str
+    """The continuation up to its end or to the token, without the stop token that ended it."""
+    ids: tuple[int, ...]
+    """The sampled ids, with the stop token."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sampled:
     """The sampled attempts on one token. `outcomes[i]` is True if attempt i failed."""
 
@@ -127,6 +142,9 @@ class Sampled:
     """Whether the attempts confirm that the token is a glitch token."""
     intact: bool = True
     """False if encoding the prompt as text would give other ids in place of the token's."""
+    continuations: tuple[Attempt, ...] = ()
+    """Every continuation, by probe and then by number. Attempt i has one for each probe up to the
+    first that said the token. Empty in records of earlier versions."""
 
     @property
     def attempts(self) -> int:
@@ -301,7 +319,25 @@ def _fact_to_json(fact: TokenFact | Control | Screened | Entry) -> dict[str, Any
         data["fact"] = _fact_to_json(fact.fact)
         if not fact.elsewhere:
             del data["elsewhere"]
+    elif isinstance(fact, Sampled):
+        data["continuations"] = _continuations_to_json(fact.continuations)
     return data
+
+
+def _continuations_to_json(attempts: Iterable[Attempt]) -> dict[str, list[list[Any]]]:
+    """Continuations by probe, as `[number, said, text, ids]`: names would double the size."""
+    by_probe: dict[str, list[list[Any]]] = {}
+    for one in attempts:
+        by_probe.setdefault(one.probe, []).append([one.number, one.said, one.text, one.ids])
+    return by_probe
+
+
+def _continuations_from_json(by_probe: Mapping[str, Any]) -> tuple[Attempt, ...]:
+    return tuple(
+        Attempt(probe, number, said, text, tuple(ids))
+        for probe, some in by_probe.items()
+        for number, said, text, ids in some
+    )
 
 
 def _fact_from_json(data: Mapping[str, Any]) -> TokenFact | Control | Screened | Entry:
@@ -325,7 +361,8 @@ def _token_fact(data: Mapping[str, Any]) -> TokenFact:
             probes = {name: ProbeResult(**r) for name, r in fields.pop("probes").items()}
             return Verified(token=Token(**fields.pop("token")), probes=probes, **fields)
         case "sampled":
-            outcomes = tuple(fields.pop("outcomes"))
-            return Sampled(token=Token(**fields.pop("token")), outcomes=outcomes, **fields)
+            fields["outcomes"] = tuple(fields["outcomes"])
+            fields["continuations"] = _continuations_from_json(fields.get("continuations", {}))
+            return Sampled(token=Token(**fields.pop("token")), **fields)
         case kind:
             raise ValueError(f"no kind of fact: {kind!r}")

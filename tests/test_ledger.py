@@ -15,7 +15,17 @@ from pathlib import Path
 import pytest
 
 from glitchrun.errors import RunError, RunLocked
-from glitchrun.events import Batch, Entry, ProbeResult, Sampled, Token, Verified, batch_to_json
+from glitchrun.events import (
+    Attempt,
+    Batch,
+    Entry,
+    ProbeResult,
+    Sampled,
+    Token,
+    Verified,
+    batch_from_json,
+    batch_to_json,
+)
 from glitchrun.ledger import (
     Journal,
     existing_status,
@@ -33,10 +43,15 @@ from glitchrun.ledger.record import Metric, RunIdentity
 
 TOKEN = Token(7, " odd\u202e", "Ġodd", "normal", 0.5)
 PROBE = ProbeResult(0.1, 2, 3.0, 4, 0.5, False, "float32", False)
+SAID = (
+    Attempt("repeat", 0, False, 'od\u202e"\n', (4, 5, 2)),
+    Attempt("repeat", 1, True, " odd\u202e", (7,)),
+    Attempt("explain", 0, False, "", ()),
+)
 BATCH = Batch(
     (
         Verified(TOKEN, {"repeat": PROBE}, True, "prefix"),
-        Sampled(TOKEN, (True, False), 0.5, 0.1, 0.9, False),
+        Sampled(TOKEN, (True, False), 0.5, 0.1, 0.9, False, continuations=SAID),
         Entry("answers", {"text": "\ud800 x", "p": 0.25, "ids": [1, 2], "rank": None}),
     ),
     done=2,
@@ -120,6 +135,14 @@ def test_record_round_trips_through_the_ledger(tmp_path: Path) -> None:
     assert read.status == "FINISHED"
     assert read.notes == {"rechecked": 1}
     assert read.origins == {"steps[0].k": "s.yaml:3:4"}
+
+
+def test_samples_of_earlier_versions_have_no_continuations() -> None:
+    older = batch_to_json(BATCH)
+    del older["facts"][1]["continuations"]
+    (fact,) = (one for one in batch_from_json(older).facts if isinstance(one, Sampled))
+    assert fact.continuations == ()
+    assert fact.outcomes == (True, False)
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))

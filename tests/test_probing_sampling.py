@@ -16,8 +16,8 @@ from glitchrun.probing import batch_invariance, sampling
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.batch_invariance import BatchShape
 from glitchrun.probing.sampling import (
-    Attempt,
     Continuation,
+    PlannedAttempt,
     Sampler,
     StopRule,
     fork,
@@ -217,7 +217,7 @@ def test_distinct_continuations_are_counted_once(llama: Context, rows: int) -> N
 
 
 def test_continuations_fork_where_attempts_choose_differently() -> None:
-    attempts = [Attempt(_token(t), i, 0) for t in (7, 8) for i in range(3)]
+    attempts = [PlannedAttempt(_token(t), i, 0) for t in (7, 8) for i in range(3)]
     continuations = group_by_token(attempts)
     assert [len(one.attempts) for one in continuations] == [3, 3]
     draws = [(row, a) for row, one in enumerate(continuations) for a in one.attempts]

@@ -54,6 +54,25 @@ def test_attempts_differ_from_each_other_and_repeat_with_their_seed(llama: Conte
     assert outcomes(replace(llama, spec=replace(llama.spec, seed=8))) != made
 
 
+@pytest.mark.parametrize("sequential", [False, True])
+def test_every_continuation_is_kept(sequential: bool, llama: Context) -> None:
+    """Each attempt has one continuation for each probe up to the first that said the token."""
+    decode = llama.backend.model.tokenizer.decode
+    kept = facts(events(llama, sequential=sequential))
+    order = ["repeat", "explain", "question"]
+    for fact in kept:
+        places = [(order.index(one.probe), one.number) for one in fact.continuations]
+        assert places == sorted(set(places))
+        for number, failed in enumerate(fact.outcomes):
+            said = [one.said for one in fact.continuations if one.number == number]
+            assert said == [False] * 3 if failed else said == [False] * (len(said) - 1) + [True]
+        for one in fact.continuations:
+            whole = decode(one.ids)
+            assert whole.startswith(one.text)
+            assert whole[len(one.text) :] in (("",) if one.said else ("", "</s>", "<|im_end|>"))
+    assert {one.said for fact in kept for one in fact.continuations} == {True, False}
+
+
 @pytest.mark.parametrize(("name", "value"), [("temperature", 0.3), ("top_p", 0.2)])
 def test_how_attempts_are_drawn_is_as_asked(name: str, value: float, llama: Context) -> None:
     assert outcomes(llama, **{name: value}) != outcomes(llama)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glitchrun.events import Token
+from glitchrun.events import Attempt, Token
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.batch_invariance import BatchShape, batch_shape
 from glitchrun.probing.memory_limits import prepare_retry
@@ -44,7 +44,7 @@ them out is to copy the rest."""
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class PlannedAttempt:
     """One attempt on one token with one probe."""
 
     token: Token
@@ -59,7 +59,7 @@ class Continuation:
     token: Token
     """The token that the prompt asks for."""
     ids: tuple[int, ...]
-    attempts: tuple[Attempt, ...]
+    attempts: tuple[PlannedAttempt, ...]
     matched: bool = False
     """Whether it has produced the token."""
 
@@ -72,9 +72,9 @@ class Fork:
     continuation: Continuation
 
 
-def group_by_token(attempts: Iterable[Attempt]) -> list[Continuation]:
+def group_by_token(attempts: Iterable[PlannedAttempt]) -> list[Continuation]:
     """Returns one empty continuation per token, in the order of its first attempt."""
-    by_token: dict[Token, list[Attempt]] = {}
+    by_token: dict[Token, list[PlannedAttempt]] = {}
     for attempt in attempts:
         by_token.setdefault(attempt.token, []).append(attempt)
     return [Continuation(token, (), tuple(some)) for token, some in by_token.items()]
@@ -82,7 +82,7 @@ def group_by_token(attempts: Iterable[Attempt]) -> list[Continuation]:
 
 def fork(
     continuations: Sequence[Continuation],
-    draws: Iterable[tuple[int, Attempt]],
+    draws: Iterable[tuple[int, PlannedAttempt]],
     chosen: Iterable[int],
 ) -> list[Fork]:
     """Returns one fork for each row and token that was chosen there, ordered by row.
@@ -92,7 +92,7 @@ def fork(
         draws: `(A,)` each attempt, with its row.
         chosen: `(A,)` the token id that each attempt chose.
     """
-    groups: dict[tuple[int, int], list[Attempt]] = {}
+    groups: dict[tuple[int, int], list[PlannedAttempt]] = {}
     for (row, attempt), token_id in zip(draws, chosen, strict=True):
         groups.setdefault((row, token_id), []).append(attempt)
     return [
@@ -148,7 +148,8 @@ class StopRule:
     def answer(self, continuation: Continuation) -> str:
         """Returns a continuation as text, without the stop id or stop text that ended it."""
         ids = continuation.ids
-        return self._before_stop(ids[:-1] if ids[-1] in self.stop_ids else ids)[0]
+        stopped = ids[-1] in self.stop_ids and not continuation.matched
+        return self._before_stop(ids[:-1] if stopped else ids)[0]
 
     def _before_stop(self, ids: Sequence[int]) -> tuple[str, bool]:
         text = self.decode(ids)
@@ -229,7 +230,10 @@ class DecodeLoop:
         return unfinished, finished
 
     def _choose(
-        self, logits: Tensor, rows: Sequence[Continuation], draws: Sequence[tuple[int, Attempt]]
+        self,
+        logits: Tensor,
+        rows: Sequence[Continuation],
+        draws: Sequence[tuple[int, PlannedAttempt]],
     ) -> list[int]:
         """Step 3: the token id of each draw. In float32, near-ties are drawn again alone."""
         re_evaluates = self.backend.arithmetic == torch.float32
@@ -312,7 +316,16 @@ class Sampler:
     def sample(
         self, tokens: Sequence[Token], attempts: int | Sequence[range]
     ) -> list[tuple[bool, ...]]:
-        """Returns whether each attempt on each token failed: it matched with no probe.
+        """Returns whether each attempt on each token failed; see `attempt`."""
+        return [outcomes for outcomes, _ in self.attempt(tokens, attempts)]
+
+    def attempt(
+        self, tokens: Sequence[Token], attempts: int | Sequence[range]
+    ) -> list[tuple[tuple[bool, ...], tuple[Attempt, ...]]]:
+        """Returns, for each token, whether each attempt failed, and all that was said.
+
+        An attempt fails if no probe makes the model say the token. Once one has, the attempt does
+        not try the probes after it. What was said is ordered by probe, then by attempt.
 
         Args:
             tokens: The tokens, each once.
@@ -321,21 +334,33 @@ class Sampler:
         numbers = [range(attempts)] * len(tokens) if isinstance(attempts, int) else attempts
         asked = [(token, i) for token, some in zip(tokens, numbers, strict=True) for i in some]
         failed = {(token.id, i): True for token, i in asked}
+        made: dict[int, list[Attempt]] = {token.id: [] for token in tokens}
         for name, prompt in self.prompts.items():
             still_failed = [
-                Attempt(token, i, rng_key(self.seed, token.id, name, i))
+                PlannedAttempt(token, i, rng_key(self.seed, token.id, name, i))
                 for token, i in asked
                 if failed[token.id, i]
             ]
-            for one in self._continuations(prompt, still_failed):
-                if one.matched:
-                    failed.update(
-                        ((one.token.id, attempt.number), False) for attempt in one.attempts
-                    )
+            found = self._continuations(prompt, still_failed)
+            for token, attempt in self._attempts(name, found):
+                made[token.id].append(attempt)
+                failed[token.id, attempt.number] = not attempt.said
         return [
-            tuple(failed[token.id, i] for i in some)
+            (tuple(failed[token.id, i] for i in some), tuple(made[token.id]))
             for token, some in zip(tokens, numbers, strict=True)
         ]
+
+    def _attempts(
+        self, probe: str, continuations: Iterable[Continuation]
+    ) -> list[tuple[Token, Attempt]]:
+        """The continuations of a probe, one for each of their attempts, by attempt."""
+        texts = [(one, self._stop_rule.answer(one)) for one in continuations]
+        made = [
+            (one.token, Attempt(probe, planned.number, one.matched, text, one.ids))
+            for one, text in texts
+            for planned in one.attempts
+        ]
+        return sorted(made, key=lambda item: item[1].number)
 
     def answers(self, prompt: Prompt, tokens: Sequence[Token], attempts: int) -> list[list[str]]:
         """Returns each token's sampled continuations as text, without what ended them.
@@ -348,17 +373,19 @@ class Sampler:
             attempts: The number of answers per token.
         """
         asked = [
-            Attempt(token, i, rng_key(self.seed, token.id, prompt.probe, i))
+            PlannedAttempt(token, i, rng_key(self.seed, token.id, prompt.probe, i))
             for token in tokens
             for i in range(attempts)
         ]
-        texts: dict[Attempt, str] = {}
+        texts: dict[PlannedAttempt, str] = {}
         for one in self._continuations(prompt, asked):
             texts.update(dict.fromkeys(one.attempts, self._stop_rule.answer(one)))
         found = [texts[attempt] for attempt in asked]
         return [found[start : start + attempts] for start in range(0, len(found), attempts)]
 
-    def _continuations(self, prompt: Prompt, attempts: Iterable[Attempt]) -> list[Continuation]:
+    def _continuations(
+        self, prompt: Prompt, attempts: Iterable[PlannedAttempt]
+    ) -> list[Continuation]:
         """Samples all attempts with one prompt. Halves the batch when memory runs out."""
         waiting = group_by_token(attempts)
         self.counters["continuations"] += sum(len(one.attempts) for one in waiting)

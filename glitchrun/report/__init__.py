@@ -2,6 +2,7 @@
 
 token_rows.py, totals.py, alarms.py   what the facts of a run add up to
 token_files.py, step_tables.py        tokens.jsonl, tokens.json and the tables that steps record
+attempt_rows.py                       what was said in each attempt, its symptom, attempts.jsonl
 headline.py                           the main result, in a number and sentences
 run_details.py, severity_tables.py    how a run was made; how badly tokens fail: as labelled text
 summary.py, markdown.py               the report for the terminal and for pull requests
@@ -21,8 +22,8 @@ from glitchrun.ledger.record import RunRecord
 
 
 def write_report(record: RunRecord) -> list[Path]:
-    """Writes tokens.jsonl, tokens.json, the steps' tables, the plots and report.html into the
-    run's artifacts.
+    """Writes tokens.jsonl, tokens.json, attempts.jsonl, the steps' tables, the plots and
+    report.html into the run's artifacts.
 
     Returns:
         The paths written.
@@ -31,6 +32,7 @@ def write_report(record: RunRecord) -> list[Path]:
         MissingExtra: jinja2 or matplotlib is not installed.
         OSError: A file cannot be written.
     """
+    from glitchrun.report.attempt_rows import write_attempts
     from glitchrun.report.figures import write_plots
     from glitchrun.report.html import write_html
     from glitchrun.report.step_tables import write_tables
@@ -40,6 +42,7 @@ def write_report(record: RunRecord) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     return [
         *write_tokens(record, folder),
+        *write_attempts(record, folder),
         *write_tables(record, folder),
         *write_plots(record, folder),
         write_html(record, folder / "report.html"),

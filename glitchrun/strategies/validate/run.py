@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 from scipy.stats import binomtest
 
-from glitchrun.events import Batch, Event, Measured, Sampled, Token
+from glitchrun.events import Attempt, Batch, Event, Measured, Sampled, Token
 from glitchrun.probing.memory_limits import standard_rows
 from glitchrun.probing.sampling import Sampler
 from glitchrun.probing.token_choice import SamplingParams
@@ -116,14 +118,17 @@ def _sampled(
     progress: tuple[int, int],
 ) -> Batch:
     start = time.perf_counter()
-    outcomes = _outcomes(config, context, sampler, tokens)
+    sampled = _attempts(config, context, sampler, tokens)
     ids = [token.id for token in tokens]
     tokenizer = context.backend.model.tokenizer
     kept = [intact(prompt, ids, tokenizer) for prompt in sampler.prompts.values()]
     threshold = context.spec.thresholds.asr
     facts = tuple(
-        _estimate(token, failed, threshold, all(column[row] for column in kept))
-        for row, (token, failed) in enumerate(zip(tokens, outcomes, strict=True))
+        replace(
+            _estimate(token, failed, threshold, all(column[row] for column in kept)),
+            continuations=said,
+        )
+        for row, (token, (failed, said)) in enumerate(zip(tokens, sampled, strict=True))
     )
     counters = dict(sampler.counters)
     sampler.counters.clear()
@@ -139,27 +144,35 @@ def _stopping(config: Config, context: Context) -> Stopping | None:
     return Stopping(context.spec.thresholds.asr, config.repeats, config.error_rate)
 
 
-def _outcomes(
+def _attempts(
     config: Config, context: Context, sampler: Sampler, tokens: Sequence[Token]
-) -> list[tuple[bool, ...]]:
-    """Each token's attempts, sampled in rounds if they may stop early.
+) -> list[tuple[tuple[bool, ...], tuple[Attempt, ...]]]:
+    """Each token's outcomes and continuations, sampled in rounds if they may stop early.
 
     A round samples only attempts without which the rule cannot stop. So the attempts of a token do
     not depend on its batch.
     """
     rule = _stopping(config, context)
     if rule is None:
-        return sampler.sample(tokens, config.repeats)
-    made: list[tuple[bool, ...]] = [()] * len(tokens)
+        return sampler.attempt(tokens, config.repeats)
+    outcomes: list[tuple[bool, ...]] = [()] * len(tokens)
+    said: list[tuple[Attempt, ...]] = [()] * len(tokens)
     while True:
-        needed = [rule.needed(len(some), sum(some)) for some in made]
+        needed = [rule.needed(len(some), sum(some)) for some in outcomes]
         going = [row for row, more in enumerate(needed) if more]
         if not going:
-            return made
-        numbers = [range(len(made[row]), len(made[row]) + needed[row]) for row in going]
-        found = sampler.sample([tokens[row] for row in going], numbers)
-        for row, outcomes in zip(going, found, strict=True):
-            made[row] += outcomes
+            return list(zip(outcomes, map(partial(_by_probe, sampler), said), strict=True))
+        numbers = [range(len(outcomes[row]), len(outcomes[row]) + needed[row]) for row in going]
+        found = sampler.attempt([tokens[row] for row in going], numbers)
+        for row, (failed, attempts) in zip(going, found, strict=True):
+            outcomes[row] += failed
+            said[row] += attempts
+
+
+def _by_probe(sampler: Sampler, attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:
+    """The attempts of several rounds in the order of one."""
+    order = {name: place for place, name in enumerate(sampler.prompts)}
+    return tuple(sorted(attempts, key=lambda one: (order[one.probe], one.number)))
 
 
 def _estimate(token: Token, outcomes: tuple[bool, ...], threshold: float, kept: bool) -> Sampled:
