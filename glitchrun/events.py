@@ -10,6 +10,10 @@
     ├── Measured        a final metric of a step
     └── Artifact        a file of a step
 
+A step works in stages, such as screening the vocabulary and then verifying a part of it. Each batch
+belongs to one stage and counts the items of that stage alone. A strategy announces a `Stage` before
+the first batch of it (`Context.announce`); announcements are shown and not stored.
+
 All of them are plain data that JSON stores without loss, so a run read back from its ledger equals
 the run that was written. `batch_to_json` and `batch_from_json` define the format.
 """
@@ -221,15 +225,19 @@ class Batch:
 
     facts: tuple[TokenFact | Control | Screened | Entry, ...]
     done: int
-    """Items of the step that are finished, including this batch."""
+    """Items of the batch's stage that are finished, including this batch. A stage may come again,
+    such as the front of a cascade after an audit; its count then continues."""
     total: int | None
-    """Items of the step; None if not known in advance."""
+    """Items of the stage, at least `done`; None if not known in advance."""
     seconds: float = 0.0
     """Time for the items of this batch."""
     counters: Mapping[str, int] = field(default_factory=dict)
     """Counters of this batch, summed over the step: forwards, rechecked, ..."""
     search_seconds: float = 0.0
     """Seconds for choosing the items, such as gradients and screens; not part of `seconds`."""
+    stage: str = ""
+    """Name of the stage; empty in records of earlier versions, where `done` and `total` count the
+    items of the whole step."""
 
     @property
     def token_facts(self) -> tuple[TokenFact, ...]:
@@ -263,6 +271,23 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """Announces a stage of a step: what it counts, and how many there are."""
+
+    name: str
+    """Such as screen, verification, front, audit, sampling or controls."""
+    total: int | None
+    """Items of the stage; None if not known in advance."""
+    unit: str = "tokens"
+    """What an item is, in the plural."""
+    most: int | None = None
+    """Upper bound of the items if `total` is None; None if no bound is known either."""
+    work: str = ""
+    """Counter of the batches whose rate says more than that of the items, such as
+    `continuations`; empty for the items' rate."""
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """A final metric of a step. `name` is without the step's id; `n` is the number of items it is
     based on."""
@@ -292,6 +317,7 @@ def batch_to_json(batch: Batch) -> dict[str, Any]:
         "seconds": batch.seconds,
         "counters": dict(batch.counters),
         "search_seconds": batch.search_seconds,
+        **({"stage": batch.stage} if batch.stage else {}),
     }
 
 
@@ -310,6 +336,7 @@ def batch_from_json(data: Mapping[str, Any]) -> Batch:
         seconds=data["seconds"],
         counters=data["counters"],
         search_seconds=data.get("search_seconds", 0.0),
+        stage=data.get("stage", ""),
     )
 
 

@@ -54,6 +54,21 @@ def looked_at(cascade: Cascade, glitch: NDArray[np.bool_], n: int) -> list[int]:
     return order
 
 
+def test_an_audit_knows_its_size_and_a_front_does_not() -> None:
+    glitch, scores = population(0, 6.0)
+    cascade = search(scores, 0)
+    planned: list[int | None] = []
+    verified = {"front": 0, "audit": 0}
+    while ids := cascade.propose(64):
+        stage, left = cascade.stage
+        assert (left is None) == (stage == "front")
+        planned += [left] if stage == "audit" and not verified["audit"] else []
+        verified[stage] += len(ids)
+        cascade.update(verdicts(ids, glitch))
+    assert planned == [verified["audit"]]
+    assert verified["front"] > 0
+
+
 def test_bounds_hold_as_often_as_they_say() -> None:
     rng = np.random.default_rng(0)
     rest, sample, hits = 3000, 400, 45

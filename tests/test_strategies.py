@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from glitchrun.errors import RunError
-from glitchrun.events import Batch, Entry, Event, Measured, Sampled, Verified
+from glitchrun.events import Batch, Entry, Event, Measured, Sampled, Stage, Verified
 from glitchrun.plan.batch_sizes import SCREEN_BATCH as screen_rows
 from glitchrun.probing.backend import Backend
 from glitchrun.spec.schema import fragments
@@ -191,11 +191,21 @@ def test_resuming_anywhere_gives_the_rest(name: str, llama: Context) -> None:
 
 @pytest.mark.parametrize("name", sorted(fragments()))
 def test_progress_counts_up_to_the_total(name: str, llama: Context) -> None:
-    done = batches(run(name, llama))
-    assert all(a.done < b.done for a, b in pairwise(done))
-    assert done[-1].done == done[-1].total
-    if not any(batch.entries for batch in done):
-        assert done[-1].done == sum(len(batch.facts) for batch in done)
+    """In every stage, from the total that is announced before its first batch."""
+    announced: list[Stage] = []
+    done = batches(run(name, replace(llama, announce=announced.append)))
+    for name_, some in by_stage(done).items():
+        assert name_
+        (first,) = {stage.total for stage in announced if stage.name == name_}
+        assert all(a.done < b.done for a, b in pairwise(some))
+        assert {batch.total for batch in some} == {first} == {some[-1].done}
+        if not any(batch.entries for batch in some):
+            assert some[-1].done == sum(len(batch.facts) for batch in some)
+
+
+def by_stage(done: Sequence[Batch]) -> dict[str, list[Batch]]:
+    names = dict.fromkeys(batch.stage for batch in done)
+    return {name: [batch for batch in done if batch.stage == name] for name in names}
 
 
 def test_a_cascade_resumes_within_its_screen_and_after_it(
@@ -208,6 +218,7 @@ def test_a_cascade_resumes_within_its_screen_and_after_it(
     done = batches(whole)
     assert [bool(batch.screened) for batch in done[:5]] == [True, True, True, True, False]
     assert sum(batch.counters.get("screens", 0) for batch in done) == len(llama.scope())
+    _check_stages(done, len(llama.scope()))
     for cut in range(len(done) + 1):
         rest = run("mine", strict, history=done[:cut], **CASCADE)
         assert unhurried(done[:cut] + batches(rest)) == unhurried(done)
@@ -219,6 +230,17 @@ def test_a_cascade_resumes_within_its_screen_and_after_it(
     assert low is not None
     assert high is not None
     assert 0.6 <= low <= len(found) / len(scanned) <= high
+
+
+def _check_stages(done: Sequence[Batch], size: int) -> None:
+    """The screen knows its total, a front does not."""
+    stages = by_stage(done)
+    assert list(stages) == ["screen", "front"]
+    assert [batch.done for batch in stages["screen"]][-1] == size
+    assert {batch.total for batch in stages["screen"]} == {size}
+    assert {batch.total for batch in stages["front"]} == {None}
+    verified = accumulate(len(batch.token_facts) for batch in stages["front"])
+    assert [batch.done for batch in stages["front"]] == list(verified)
 
 
 def test_a_screen_is_held_against_the_verdicts(llama: Context) -> None:

@@ -72,6 +72,12 @@ class Cascade:
         self._found |= {verdict.token.id: verdict.glitch for verdict in verdicts}
 
     @property
+    def stage(self) -> tuple[str, int | None]:
+        """The stage of the last proposal, front or audit, and how many more tokens it verifies;
+        None for a front, whose end depends on its verdicts."""
+        return ("front", None) if self._sample is None else ("audit", len(self._open()))
+
+    @property
     def reached(self) -> Recall | None:
         """Recall of everything verified so far; None before the first audit, and if there is
         nothing to find.

@@ -37,6 +37,8 @@ class Work:
     """Vocabulary entries examined; None where no bound is known."""
     prompts: int = 0
     """Prompts whose next-token distribution is computed: one for each token and probe."""
+    screens: int = 0
+    """Tokens that the screen scores."""
     gradients: int = 0
     continuations: int = 0
     """Sampled continuations: one for each token, attempt and probe."""
@@ -47,6 +49,23 @@ class Work:
     this bound were seen."""
     caveat: str | None = None
     """When the step comes near these bounds, if it usually stays far below them."""
+    rows: int | None = None
+    """Continuations of one prompt: a batch has no more rows. None where only the batch size bounds
+    them."""
+    found: int | None = None
+    """Tokens that a later step reads with `tokens: {from: ...}`; None for all of `tokens`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What a step will probably encounter; the plan estimates its likely work from it."""
+
+    earlier: Mapping[str, Work]
+    """The likely work of each earlier step, by its id."""
+    size: int
+    """Tokens in scope for a step that takes them, else entries of the vocabulary."""
+    glitch_share: float
+    """Share of the scope that are glitch tokens by `thresholds.probability`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +88,8 @@ class Workload:
     verified: int | None = None
     """Tokens that the search verifies at most; None where only the vocabulary bounds them."""
     controls: bool = False
+    rows: int | None = None
+    """Most rows that the step can fill with continuations; None where it may fill any batch."""
 
     @property
     def grows(self) -> bool:
@@ -145,9 +166,13 @@ class Strategy:
         Args:
             config: The step's Config.
             earlier: For each earlier step the `Work.tokens` of its bounds.
-            vocab: Entries of the model's vocabulary.
+            vocab: Tokens in scope for a step that takes them, else entries of the vocabulary.
         """
         return Work(tokens=None)
+
+    def likely_work(self, config: Any, bounds: Work, expected: Expectation) -> Work:
+        """What the step usually does, where that is much less than its bounds."""
+        return bounds
 
     def workloads(self, config: Any, step: str, system: int) -> Iterator[Workload]:
         """The passes of the step that may need the most memory.

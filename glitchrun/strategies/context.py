@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glitchrun.errors import PreflightError, RunError
-from glitchrun.events import Batch, Token
+from glitchrun.events import Batch, Stage, Token
 from glitchrun.probing.backend import Backend
 from glitchrun.prompts.render import Prompt, render
 from glitchrun.prompts.template import Template, stop_ids
@@ -20,6 +20,10 @@ from glitchrun.spec.types import Spec, Step
 from glitchrun.strategies.tokens import read_fitting_ids
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.vocabulary import excluded_from, in_scope
+
+
+def _ignore(stage: Stage) -> None:
+    """Shows nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ class Context:
     results: str = ""
     """The plan's digest of everything that decides results, files of tokens included; empty without
     a plan."""
+    announce: Callable[[Stage], None] = _ignore
+    """Shows the stage that begins or continues; it changes no result."""
 
     def at(self, name: str) -> str:
         """The beginning of a message about a parameter of the step, such as `target` or

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from scipy.stats import binomtest
 
-from glitchrun.events import Batch, Control, Measured
+from glitchrun.events import Batch, Control, Measured, Stage
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.verdicts import Judge, judged
 from glitchrun.vocabulary.character_groups import doubtful_groups, group_of
@@ -83,24 +83,24 @@ def judged_controls(
     history = list(batches)  # the caller's grows with what is yielded
     facts = [fact for batch in history for fact in batch.token_facts]
     matches = draw(context, [fact.token.id for fact in facts if fact.flagged], count, history)
-    before = history[-1].done - controls_done(history) - elsewhere_done(history) if history else 0
-    for batch in _judged(judge, matches, controls_done(history), before, elsewhere=False):
-        history.append(batch)
-        yield batch
-    others = draw_elsewhere(context, history)
-    done = elsewhere_done(history)
-    yield from _judged(judge, others, done, before + len(matches), elsewhere=True)
+    for elsewhere in (False, True):
+        if elsewhere:
+            matches = draw_elsewhere(context, history)
+        if not matches:
+            continue
+        stage = control_stage(len(matches), elsewhere=elsewhere)
+        context.announce(stage)
+        first = elsewhere_done(history) if elsewhere else controls_done(history)
+        for start in range(first, len(matches), judge.rows):
+            chunk = matches[start : start + judge.rows]
+            _, batch = judged(judge, [match.token_id for match in chunk], start, stage)
+            history.append(as_controls(batch, chunk, elsewhere=elsewhere))
+            yield history[-1]
 
 
-def _judged(
-    judge: Judge, matches: Sequence[MatchedControl], first: int, before: int, *, elsewhere: bool
-) -> Iterator[Batch]:
-    """The controls from `first` on; `before` items of the step came before all of them."""
-    for start in range(first, len(matches), judge.rows):
-        chunk = matches[start : start + judge.rows]
-        total = before + len(matches)
-        _, batch = judged(judge, [match.token_id for match in chunk], before + start, total)
-        yield as_controls(batch, chunk, elsewhere=elsewhere)
+def control_stage(count: int, *, elsewhere: bool = False, work: str = "") -> Stage:
+    """The stage of `count` controls: those of the same script, or the further ones."""
+    return Stage("controls elsewhere" if elsewhere else "controls", count, work=work)
 
 
 def scanned_controls(context: Context, count: int, batches: Sequence[Batch]) -> Iterator[Batch]:
@@ -119,8 +119,10 @@ def scanned_controls(context: Context, count: int, batches: Sequence[Batch]) -> 
     marked = [Control(one.of, one.alike, facts[one.token_id]) for one in matches]
     others = draw_elsewhere(context, [*batches, Batch(tuple(marked), 0, None)], mutual=True)
     marked += [Control(one.of, one.alike, facts[one.token_id], elsewhere=True) for one in others]
-    done = len(facts) + len(marked)
-    yield Batch(tuple(marked), done, done, time.perf_counter() - start)
+    n, seconds = len(marked), time.perf_counter() - start
+    stage = control_stage(n)
+    context.announce(stage)
+    yield Batch(tuple(marked), n, n, seconds, stage=stage.name)
 
 
 def as_controls(

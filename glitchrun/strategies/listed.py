@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from glitchrun.events import Batch, Event
+from glitchrun.events import Batch, Event, Stage
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.false_alarms import control_metrics, judged_controls, scanned_controls
 from glitchrun.strategies.scan import Config as ScanConfig
@@ -16,7 +16,7 @@ def scan(config: ScanConfig, context: Context, history: Sequence[Batch]) -> Iter
     """Yields verdicts by ascending token id."""
     judge = Judge(context, config.probes, config.batch_size)
     batches = list(history)
-    for batch in in_order(judge, context.scope(), history):
+    for batch in in_order(context, judge, context.scope(), history):
         batches.append(batch)
         yield batch
     for batch in scanned_controls(context, config.controls, batches):
@@ -31,7 +31,7 @@ def test(config: TestConfig, context: Context, history: Sequence[Batch]) -> Iter
     judge = Judge(context, config.probes, config.batch_size)
     ids = [token.id for token in context.tokens(config.tokens)]
     batches = list(history)
-    for batch in in_order(judge, ids, history):
+    for batch in in_order(context, judge, ids, history):
         batches.append(batch)
         yield batch
     for batch in judged_controls(context, judge, config.controls, batches):
@@ -41,10 +41,14 @@ def test(config: TestConfig, context: Context, history: Sequence[Batch]) -> Iter
     yield from control_metrics(config.controls, batches)
 
 
-def in_order(judge: Judge, token_ids: Sequence[int], history: Sequence[Batch]) -> Iterator[Batch]:
+def in_order(
+    context: Context, judge: Judge, token_ids: Sequence[int], history: Sequence[Batch]
+) -> Iterator[Batch]:
     """Verifies a list of tokens, continuing after the batches in `history`."""
-    done = history[-1].done if history else 0
+    done = sum(len(batch.token_facts) for batch in history)
+    stage = Stage("verification", len(token_ids))
+    context.announce(stage)
     while done < len(token_ids):
-        _, batch = judged(judge, token_ids[done : done + judge.rows], done, len(token_ids))
+        _, batch = judged(judge, token_ids[done : done + judge.rows], done, stage)
         yield batch
         done = batch.done

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from glitchrun.events import Batch, Measured, ProbeResult, Token, Verified
+from glitchrun.events import Batch, Measured, ProbeResult, Stage, Token, Verified
 from glitchrun.plan.batch_sizes import PASSES_PER_WRITE
 from glitchrun.probing.memory_limits import standard_rows
 from glitchrun.probing.verifier import Verifier
@@ -70,15 +70,17 @@ class Judge:
 
 
 def judged(
-    judge: Judge, token_ids: Sequence[int], done: int, total: int | None
+    judge: Judge, token_ids: Sequence[int], done: int, stage: Stage
 ) -> tuple[list[Verified], Batch]:
-    """The verdicts on `token_ids`, and their batch; `done` items of the step precede them."""
+    """The verdicts on `token_ids`, and their batch; `done` items of the stage precede them."""
     start = time.perf_counter()
     verdicts = judge.judge(token_ids)
     counters = judge.take_counters()
     counters["not_intact"] += sum(not verdict.presented_intact for verdict in verdicts)
     seconds = time.perf_counter() - start
-    return verdicts, Batch(tuple(verdicts), done + len(verdicts), total, seconds, dict(counters))
+    done += len(verdicts)
+    facts, total = tuple(verdicts), stage.total
+    return verdicts, Batch(facts, done, total, seconds, dict(counters), stage=stage.name)
 
 
 def verdict_metrics(batches: Sequence[Batch]) -> Iterator[Measured]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from glitchrun.events import Batch, Event, Measured
+from glitchrun.events import Batch, Event, Measured, Stage
 from glitchrun.strategies.check import (
     Config,
     checks_model,
@@ -41,12 +41,14 @@ def prompt_ids(config: Config, context: Context) -> Iterator[tuple[str, Sequence
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
     """Yields one batch per check, in the order of `config.checks`."""
     batches = list(history)
+    stage = Stage("checks", len(config.checks), unit="checks")
+    context.announce(stage)
     for place in range(len(batches), len(config.checks)):
         start = time.perf_counter()
         checked = _FUNCTIONS[config.checks[place]](config, context)
         seconds = time.perf_counter() - start
         entries = tuple(checked.entries())
-        batches.append(Batch(entries, place + 1, len(config.checks), seconds))
+        batches.append(Batch(entries, place + 1, stage.total, seconds, stage=stage.name))
         yield batches[-1]
     rows = [entry for batch in batches for entry in batch.entries if entry.table == "checks"]
     outcomes = [row.cells["outcome"] for row in rows]

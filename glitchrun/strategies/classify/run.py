@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from glitchrun.behaviour.catalogue import ALL_QUESTIONS, chosen_tests
-from glitchrun.events import Batch, Entry, Event, Token
+from glitchrun.events import Batch, Entry, Event, Stage, Token
 from glitchrun.probing.memory_limits import standard_rows
 from glitchrun.probing.sampling import Sampler
 from glitchrun.probing.token_choice import SamplingParams
@@ -33,13 +33,15 @@ _SPARE = 128
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
     """Yields tokens with their category, classes and answers, in the order they are named."""
     tokens = context.tokens(config.tokens)
+    stage = Stage("questions", len(tokens), work="continuations")
+    context.announce(stage)
     classifier = _Classifier(config, context, tokens)
     batches = list(history)
     done = history[-1].done if history else 0
     while done < len(tokens):
         chunk = tokens[done : done + classifier.at_once]
         done += len(chunk)
-        batch = classifier.batch(chunk, (done, len(tokens)))
+        batch = classifier.batch(chunk, done, stage)
         batches.append(batch)
         yield batch
     yield from class_metrics(batches)
@@ -68,7 +70,7 @@ class _Classifier:
         self.at_once = max(1, self._answers.rows // (config.repeats * (1 + config.controls)))
         """Tokens per batch of the ledger."""
 
-    def batch(self, tokens: Sequence[Token], progress: tuple[int, int]) -> Batch:
+    def batch(self, tokens: Sequence[Token], done: int, stage: Stage) -> Batch:
         """The rows of a few tokens: categories, classes and answers."""
         start = time.perf_counter()
         subjects = [one for token in tokens for one in (token, *self._controls[token.id])]
@@ -80,7 +82,8 @@ class _Classifier:
         self._answers.counters.clear()
         counters["not_intact"] = self._not_intact(tokens)
         counters["controls"] = len(subjects) - len(tokens)
-        return Batch(tuple(rows), *progress, time.perf_counter() - start, counters)
+        seconds = time.perf_counter() - start
+        return Batch(tuple(rows), done, stage.total, seconds, counters, stage=stage.name)
 
     def _rows(self, token: Token, judged: Judged) -> Iterator[Entry]:
         """The rows of one token: each class, and the answers in each scenario."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glitchrun.events import Batch, Event, Measured, Screened, Verified
+from glitchrun.events import Batch, Event, Measured, Screened, Stage, Verified
 from glitchrun.probing.frozen_suffix import Screener
 from glitchrun.probing.logit_statistics import entropy
 from glitchrun.prompts.render import Prompt
@@ -45,7 +45,7 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
         if not batch.is_of_controls:
             search.update([fact for fact in batch.token_facts if isinstance(fact, Verified)])
     search.counters.clear()  # the batches in `history` already contain these counts
-    for batch in _go_on(config, judge, search, batches, time.perf_counter() - start):
+    for batch in _go_on(config, context, judge, search, batches, time.perf_counter() - start):
         batches.append(batch)
         yield batch
     for batch in judged_controls(context, judge, config.controls, batches):
@@ -72,25 +72,45 @@ def _screened(config: Config, context: Context, history: Sequence[Batch]) -> Ite
 
 
 def _go_on(
-    config: Config, judge: Judge, search: Search, history: Sequence[Batch], prepared: float
+    config: Config,
+    context: Context,
+    judge: Judge,
+    search: Search,
+    history: Sequence[Batch],
+    prepared: float,
 ) -> Iterator[Batch]:
     """Yields the batches after `history`. The first includes `prepared`, the seconds of set-up."""
-    before = sum(len(fact.token_ids) for batch in history for fact in batch.screened)
-    done = sum(len(batch.token_facts) for batch in history)
-    total = None if config.limit is None else before + config.limit
-    limit = sys.maxsize if config.limit is None else config.limit
-    while done < limit and not controls_done(history):
+    done = Counter[str]()
+    for batch in history:
+        done[batch.stage] += len(batch.token_facts)
+    size = search.size if isinstance(search, Ordered) else len(context.scope())
+    limit = size if config.limit is None else min(size, config.limit)
+    while (left := limit - done.total()) > 0 and not controls_done(history):
         start = time.perf_counter()
-        ids = search.propose(min(judge.rows, limit - done))
+        context.announce(_stage(config, search, done, left))
+        ids = search.propose(min(judge.rows, left))
         seconds, prepared = prepared + time.perf_counter() - start, 0.0
         if not ids:
             return
-        verdicts, batch = judged(judge, ids, before + done, total)
+        stage = _stage(config, search, done, left)  # a cascade may have begun the next one
+        context.announce(stage)
+        verdicts, batch = judged(judge, ids, done[stage.name], stage)
         search.update(verdicts)
         counters = dict(batch.counters) | search.counters
         search.counters.clear()
         yield replace(batch, counters=counters, search_seconds=seconds)
-        done += len(ids)
+        done[stage.name] += len(ids)
+
+
+def _stage(config: Config, search: Search, done: Mapping[str, int], left: int) -> Stage:
+    """The stage of the search, which may verify `left` more tokens.
+
+    `done` is the number of tokens verified in each stage.
+    """
+    name, known = search.stage if isinstance(search, Cascade) else ("verification", None)
+    most = done[name] + (left if known is None else min(left, known))
+    is_known = known is not None or not SEARCHES[config.search].ends_itself
+    return Stage(name, most) if is_known else Stage(name, None, most=most)
 
 
 def _costs(batches: Sequence[Batch]) -> Iterator[Measured]:
@@ -148,6 +168,8 @@ def _screen(context: Context, prompt: Prompt, history: Sequence[Batch]) -> Itera
     if done == len(scope):
         return
     start = time.perf_counter()
+    stage = Stage("screen", len(scope))
+    context.announce(stage)
     screener = Screener(context.backend, prompt, scope, context.spec.seed, context.free_bytes)
     chunk_size = _PASSES_PER_WRITE * screener.rows
     while done < len(scope):
@@ -156,7 +178,14 @@ def _screen(context: Context, prompt: Prompt, history: Sequence[Batch]) -> Itera
         done += len(ids)
         facts = (Screened(tuple(ids), tuple(log_p), tuple(gap)),)
         seconds, start = time.perf_counter() - start, time.perf_counter()
-        yield Batch(facts, done, len(scope), counters={"screens": len(ids)}, search_seconds=seconds)
+        yield Batch(
+            facts,
+            done,
+            stage.total,
+            counters={"screens": len(ids)},
+            search_seconds=seconds,
+            stage=stage.name,
+        )
 
 
 def _scores(batches: Sequence[Batch]) -> Scores:

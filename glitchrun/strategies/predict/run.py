@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from glitchrun.errors import RunError
-from glitchrun.events import Batch, Entry, Event, Measured
+from glitchrun.events import Batch, Entry, Event, Measured, Stage
 from glitchrun.probing.sequence_scoring import (
     ScoredSequence,
     greedy_continuation,
@@ -54,6 +54,8 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     """Yields one batch a prompt, in the order in which they are given."""
     batches = list(history)
     names = prompt_names(config.prompts)
+    stage = Stage("prompts", len(names), unit="prompts")
+    context.announce(stage)
     for place in range(len(batches), len(config.prompts)):
         start = time.perf_counter()
         prompt = config.prompts[place]
@@ -64,7 +66,8 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
         ]
         seconds = time.perf_counter() - start
         counters = {"prompts": len(config.formats)}
-        batches.append(Batch(tuple(entries), place + 1, len(config.prompts), seconds, counters))
+        facts, done = tuple(entries), place + 1
+        batches.append(Batch(facts, done, stage.total, seconds, counters, stage=stage.name))
         yield batches[-1]
     yield from _metrics([entry for batch in batches for entry in batch.entries], len(batches))
 

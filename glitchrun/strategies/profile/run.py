@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from glitchrun.events import Batch, Entry, Event, Measured
+from glitchrun.events import Batch, Entry, Event, Measured, Stage
 from glitchrun.model.memory_use import bytes_by_device, peaks, reset_peaks
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.profile import Config, TimedWork
@@ -25,12 +25,14 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     timer = _Timer(context, workload)
     batches = list(history)
     parts = ["held", *["forward", "generation"] * workload.repeats, "summary"]
+    stage = Stage("measurements", len(parts), unit="measurements")
+    context.announce(stage)
     reset_peaks()
     for place in range(len(batches), len(parts)):
         start = time.perf_counter()
         entries = _part(parts[place], timer, batches)
         seconds = time.perf_counter() - start
-        batches.append(Batch(tuple(entries), place + 1, len(parts), seconds))
+        batches.append(Batch(tuple(entries), place + 1, stage.total, seconds, stage=stage.name))
         yield batches[-1]
     yield from _metrics(batches)
 

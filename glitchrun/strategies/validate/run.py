@@ -9,7 +9,7 @@ from functools import partial
 
 from scipy.stats import binomtest
 
-from glitchrun.events import Attempt, Batch, Event, Measured, Sampled, Token
+from glitchrun.events import Attempt, Batch, Event, Measured, Sampled, Stage, Token
 from glitchrun.probing.memory_limits import standard_rows
 from glitchrun.probing.sampling import Sampler
 from glitchrun.probing.token_choice import SamplingParams
@@ -19,6 +19,7 @@ from glitchrun.strategies.context import Context
 from glitchrun.strategies.false_alarms import (
     as_controls,
     control_metrics,
+    control_stage,
     controls_done,
     draw,
     draw_elsewhere,
@@ -27,13 +28,18 @@ from glitchrun.strategies.false_alarms import (
 from glitchrun.strategies.validate import Config
 from glitchrun.strategies.validate.stopping import Stopping
 
+_WORK = "continuations"
+"""The counter whose rate is shown."""
+
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
     """Yields the attempts on a few tokens at a time, in the order in which they are named."""
     tokens = context.tokens(config.tokens)
     sampler = new_sampler(config, context, context.prompts(config.probes))
     batches = list(history)
-    for batch in _sampled_in_order(config, context, sampler, tokens, batches):
+    stage = Stage("sampling", len(tokens), work=_WORK)
+    done = sum(len(batch.token_facts) for batch in history)
+    for batch in _sampled_in_order(config, context, sampler, tokens, done, stage):
         batches.append(batch)
         yield batch
     for batch in _sampled_controls(config, context, sampler, tokens, batches):
@@ -49,18 +55,17 @@ def _sampled_in_order(
     context: Context,
     sampler: Sampler,
     tokens: Sequence[Token],
-    history: Sequence[Batch],
-    before: int = 0,
+    done: int,
+    stage: Stage,
 ) -> Iterator[Batch]:
-    """Samples tokens, which come after `before` others, from the end of `history`."""
+    """Samples the tokens of a stage, without the first `done`."""
+    context.announce(stage)
     rule = _stopping(config, context)
     at_once = max(1, sampler.rows // (rule.needed(0, 0) if rule else config.repeats))
-    done = history[-1].done - before if history else 0
     while done < len(tokens):
         chunk = tokens[done : done + at_once]
         done += len(chunk)
-        progress = (before + done, before + len(tokens))
-        yield _sampled(config, context, sampler, chunk, progress)
+        yield _sampled(config, context, sampler, chunk, done, stage)
 
 
 def _sampled_controls(
@@ -74,13 +79,15 @@ def _sampled_controls(
         return
     history = list(history)  # the caller's grows with what is yielded
     matches = draw(context, [token.id for token in tokens], config.controls, history)
-    done, before = controls_done(history), len(tokens)
+    done = controls_done(history)
     for elsewhere in (False, True):
         if elsewhere:
-            before, done = before + len(matches), elsewhere_done(history)
-            matches = draw_elsewhere(context, history)
+            done, matches = elsewhere_done(history), draw_elsewhere(context, history)
+        if not matches:
+            continue
+        stage = control_stage(len(matches), elsewhere=elsewhere, work=_WORK)
         controls = [context.vocabulary.token(match.token_id) for match in matches]
-        for batch in _sampled_in_order(config, context, sampler, controls, history, before):
+        for batch in _sampled_in_order(config, context, sampler, controls, done, stage):
             size = len(batch.facts)
             made = as_controls(batch, matches[done : done + size], elsewhere=elsewhere)
             done += size
@@ -115,7 +122,8 @@ def _sampled(
     context: Context,
     sampler: Sampler,
     tokens: Sequence[Token],
-    progress: tuple[int, int],
+    done: int,
+    stage: Stage,
 ) -> Batch:
     start = time.perf_counter()
     sampled = _attempts(config, context, sampler, tokens)
@@ -135,7 +143,8 @@ def _sampled(
     counters["not_intact"] = sum(not fact.intact for fact in facts)
     if lacking := sum(prompt.dropped_system is not None for prompt in sampler.prompts.values()):
         counters["dropped_system"] = lacking * len(tokens)
-    return Batch(facts, *progress, time.perf_counter() - start, counters)
+    seconds = time.perf_counter() - start
+    return Batch(facts, done, stage.total, seconds, counters, stage=stage.name)
 
 
 def _stopping(config: Config, context: Context) -> Stopping | None:
