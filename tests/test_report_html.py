@@ -228,7 +228,7 @@ def test_the_page_of_an_unfinished_run_shows_its_status(tmp_path: Path, status: 
     assert {"KILLED": "INTERRUPTED"}.get(status, status) in page.text
     assert "KILLED" not in page.text
     assert "not started" in page.text  # the step that it did not come to
-    assert "glitch tokens, not sampled" in page.text
+    assert "glitch tokens, none of them severe, not sampled" in page.text
 
 
 def test_a_run_without_any_facts_has_a_page(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from glitchrun.behaviour.rates import wilson
 from glitchrun.events import Control, Entry, Screened
 from glitchrun.ledger.record import Metric
 from glitchrun.report.formatting import (
@@ -39,23 +40,78 @@ def test_the_headline_is_the_number_of_confirmed_tokens(tmp_path: Path) -> None:
     asr = step("asr", "validate", sampled(2, 5), sampled(3, 4), sampled(4, 3))
     top = headline(run_of(tmp_path, mine, asr))
     assert (top.number, top.unit) == (2, "confirmed glitch tokens")
-    about_samples, about_verdicts, about_severity, about_emitted = top.sentences
-    assert about_samples == (
-        "2 of 3 sampled tokens failed at least 80 % of their attempts "
-        "(5 each; thresholds.asr = 0.8)."
+    assert top.result == (
+        (
+            "2 of 3 sampled tokens failed at least 80 % of their attempts "
+            "(5 each; thresholds.asr = 0.8)."
+        ),
+        "They are «␣t2» (100 %) and «␣t3» (80 %).",
+        (
+            "Of 4 verified tokens (< 0.01 % of the vocabulary's 49,152), 3 (75 %) failed the probe "
+            "repeat, at any probability (thresholds.probability = 1)."
+        ),
     )
-    assert about_verdicts == (
-        "Of 4 verified tokens (< 0.01 % of the vocabulary's 49,152), 3 (75 %) failed the probe "
-        "repeat, at any probability (thresholds.probability = 1)."
+    assert top.caveats == (
+        (
+            "No confirmed token has its whole 95 % interval above the threshold of 80 %: that "
+            "takes at least 16 attempts, all failed."
+        ),
     )
-    assert about_severity == (
-        "Of these 3 glitch tokens, 0 (0 %) are severe, with a probability below 0.001; "
-        "0 are below 0.01."
+    assert top.details == (
+        (
+            "Of the 3 glitch tokens, 0 (0 %) are severe, with a probability below 0.001; "
+            "0 are below 0.01."
+        ),
+        (
+            "The model answered none of them with a shorter piece of the right text, or with the "
+            "right text in other case or spacing."
+        ),
     )
-    assert about_emitted == (
-        "The model answered none of them with a shorter piece of the right text, or with the right "
-        "text in other case or spacing."
-    )
+    assert top.sentences == (*top.result, *top.caveats, *top.details)
+
+
+def test_tied_tokens_are_called_tied_and_readable_ones_are_named(tmp_path: Path) -> None:
+    texts = ["\x00", "...", "\u200bword", *(f" word{i}" for i in range(6)), " last"]
+    tied = [sampled(i, 5, text=text) for i, text in enumerate(texts)]
+    others = [sampled(20, 4, text=" less")]
+    top = headline(run_of(tmp_path / "a", step("asr", "validate", *tied, *others)))
+    names = "«␣word0», «␣word1», «␣word2», «␣word3» and «␣word4»"
+    assert top.result[1] == f"10 are tied at an ASR of 100 %, among them {names}."
+    record = run_of(tmp_path / "b", step("asr", "validate", *tied))
+    assert headline(record).result[1].startswith("All 10 are tied")
+    first = next(line for line in summary_lines(record) if "confirmed  ASR" in line)
+    assert "«␣word0»" in first
+    assert run_description(record).index("word5") < run_description(record).index("␀")
+
+
+def test_without_a_confirmed_token_the_nearest_are_named(tmp_path: Path) -> None:
+    near = [sampled(i, 3) for i in range(7)]
+    top = headline(run_of(tmp_path / "a", step("asr", "validate", sampled(9, 1), *near)))
+    assert top.number == 0
+    names = "«␣t0», «␣t1», «␣t2», «␣t3», «␣t4» and 2 more"
+    assert top.result[1] == f"The highest ASR was 60 %, of {names}."
+    top = headline(run_of(tmp_path / "b", step("asr", "validate", sampled(9, 0))))
+    assert top.result[1] == "No sampled attempt failed."
+
+
+@pytest.mark.parametrize(
+    ("level", "attempts", "caveat"),
+    [
+        (0.5, 5, "All 2 confirmed tokens have their whole 95 % interval above the threshold"),
+        (0.8, 15, "of 80 %: that takes at least 16 attempts, all failed."),
+        (0.8, 16, "All 2 confirmed tokens have their whole 95 % interval above the threshold"),
+        (1.0, 50, "of 100 %: no number of attempts can show that."),
+    ],
+)
+def test_the_share_of_intervals_above_the_threshold(
+    tmp_path: Path, level: float, attempts: int, caveat: str
+) -> None:
+    low = wilson(attempts, attempts).low
+    facts = [replace(sampled(i, attempts, attempts), asr_low=low) for i in (1, 2)]
+    record = run_of(tmp_path, step("asr", "validate", *facts))
+    limits = {"asr": level, "probability": 1.0}
+    (found,) = headline(replace(record, spec={**record.spec, "thresholds": limits})).caveats
+    assert caveat in found
 
 
 def test_a_cascade_reports_its_recall_bound(tmp_path: Path) -> None:
@@ -151,7 +207,7 @@ def test_attempts_saved_by_sequential_testing_are_reported(tmp_path: Path) -> No
     assert not any("saved" in one for one in sentences)
 
 
-def test_the_summary_names_the_checks_that_did_not_pass(tmp_path: Path) -> None:
+def test_the_headline_names_the_checks_that_did_not_pass(tmp_path: Path) -> None:
     rows = [
         ("loading", "pass", "all 4 requirements met"),
         ("chat", "fail", "no\nend"),
@@ -161,9 +217,16 @@ def test_the_summary_names_the_checks_that_did_not_pass(tmp_path: Path) -> None:
         Entry("checks", {"check": name, "outcome": outcome, "reason": reason})
         for name, outcome, reason in rows
     )
-    lines = summary_lines(run_of(tmp_path, step("check", "check", *entries)))
-    checks = [line for line in lines if line.startswith("  check ")]
-    assert checks == ["  check    fail: chat: no⟨LF⟩end", "  check    skip: memory: none"]
+    counts = {"failed": 1, "passed": 1, "skipped": 1, "checks": 3}
+    metrics = {name: Metric(value, 3) for name, value in counts.items()}
+    checked = replace(step("check", "check", *entries), metrics=metrics)
+    top = headline(run_of(tmp_path, checked))
+    assert (top.number, top.unit) == (1, "check failed")
+    assert top.result == (
+        "Failed: chat: no⟨LF⟩end",
+        "Skipped: memory: none",
+        "1 of 3 checks passed, 1 failed, 1 were skipped. A skipped check has not passed.",
+    )
 
 
 def test_unsampled_tokens_are_not_called_confirmed(tmp_path: Path) -> None:
@@ -171,9 +234,21 @@ def test_unsampled_tokens_are_not_called_confirmed(tmp_path: Path) -> None:
     facts = [verified(1), verified(2, **GLITCH), verified(3, **severe)]
     top = headline(run_of(tmp_path, step("scan", "scan", *facts)))
     assert (top.number, top.unit) == (1, "severe glitch token, not sampled")
-    assert "Of 3 verified tokens" in top.sentences[0]
-    assert "Of these 2 glitch tokens, 1 (50 %) is severe" in top.sentences[1]
-    assert "no step that samples" in top.sentences[-1]
+    assert "Of 3 verified tokens" in top.result[0]
+    assert top.result[1] == "They are «␣t3» (p 0.000100) and «␣t2» (p 0.0100)."
+    assert "Of the 2 glitch tokens, 1 (50 %) is severe" in top.details[0]
+    assert "no step that samples" in top.caveats[-1]
+    mild = headline(run_of(tmp_path / "mild", step("scan", "scan", *facts[:2])))
+    assert (mild.number, mild.unit) == (1, "glitch token, none of them severe, not sampled")
+    assert mild.result[1] == "It is «␣t2» (p 0.0100)."
+
+
+def test_severity_is_not_mentioned_where_every_glitch_token_is_severe(tmp_path: Path) -> None:
+    scan = step("scan", "scan", verified(1, p=1e-4, passed=False, glitch=True))
+    record = run_of(tmp_path, scan)
+    strict = replace(record, spec={**record.spec, "thresholds": {"probability": 0.001}})
+    assert not any("severe" in text for text in headline(strict).details)
+    assert any("severe" in text for text in headline(record).details)
 
 
 def test_a_run_that_found_nothing_has_the_number_zero(tmp_path: Path) -> None:
@@ -286,6 +361,15 @@ def test_the_summary_names_tokens_counts_and_files(tmp_path: Path) -> None:
     assert all(line.isprintable() for line in lines)
 
 
+def test_sentences_of_the_summary_are_wrapped_to_a_terminal(tmp_path: Path) -> None:
+    record = write_run(tmp_path)
+    wrapped = summary_lines(record, 80)
+    sentences = [line for line in wrapped if str(record.folder) not in line]
+    assert max(map(len, sentences)) <= 80
+    words, again = ("\n".join(lines).split() for lines in (wrapped, summary_lines(record)))
+    assert words == again
+
+
 @pytest.mark.parametrize(
     ("written", "value"),
     [
@@ -334,24 +418,38 @@ def test_false_alarms_are_listed_by_kind_and_doubtful_scripts_named(tmp_path: Pa
     made = step("mine", "mine", *own)
     beside = step("mine", "mine", *cuneiform, *marks, *words)
     record = run_of(tmp_path, replace(made, batches=(*made.batches, *beside.batches)))
-    (sentence,) = [one for one in headline(record).sentences if one.startswith("mine: ")]
+    (sentence,) = [one for one in headline(record).caveats if one.startswith("mine: ")]
     assert sentence.startswith(
         "mine: 4 of 9 matched ordinary tokens were also flagged (44.4 %, 95 % CI"
     )
     assert "against 2 of 3 candidates (66.7 %)." in sentence
-    assert "By kind: words 4 of 5, punctuation 0 of 4." in sentence
+    assert "By kind: other scripts 4 of 5, punctuation 0 of 4." in sentence
+    assert "No control with a letter or digit" not in sentence
     assert "1 of the 2 flagged candidates contains no letter or digit." in sentence
     assert "At least half of the controls in cuneiform were flagged." in sentence
     assert "Of 6 controls from other scripts, 1 was flagged (16.7 %)." in sentence
     (alarms,) = run_json(record)["false_alarms"]
     assert (alarms["controls"], alarms["elsewhere"], alarms["doubtful"]) == (
-        *(9, 6, ("cuneiform",)),
+        *(9, 6, ["cuneiform"]),
     )
     for page in (render(record), markdown(record)):
         assert "scripts other than cuneiform" in page
+        assert "0 % to 49 %" in page  # Wilson's interval of 0 of 4
     lines = [row for row in rows(record) if row["control_elsewhere"]]
     assert [row["token_id"] for row in lines] == [*range(30, 36)]
     assert all(row["glitch"] is None for row in lines)
+
+
+def test_false_alarms_of_unreadable_tokens_only_are_called_so(tmp_path: Path) -> None:
+    own = step("mine", "mine", verified(1, **GLITCH))
+    marks = [Control(1, True, verified(i, text="!?", **GLITCH)) for i in range(20, 22)]
+    words = [Control(1, True, verified(i, text="word")) for i in range(30, 36)]
+    beside = step("mine", "mine", *marks, *words)
+    record = run_of(tmp_path, replace(own, batches=(*own.batches, *beside.batches)))
+    sentence = headline(record).caveats[0]
+    assert "By kind: words 0 of 6, punctuation 2 of 2. No control with a letter or digit was" in (
+        sentence
+    )
 
 
 def test_an_interrupted_run_is_called_interrupted_and_resumable(tmp_path: Path) -> None:
@@ -363,28 +461,49 @@ def test_an_interrupted_run_is_called_interrupted_and_resumable(tmp_path: Path) 
     assert run_json(record)["status"] == "KILLED"  # MLflow's word, and the contract's
 
 
-def test_the_summary_shows_the_winning_sequence(tmp_path: Path) -> None:
+def test_the_headline_names_the_winning_sequence(tmp_path: Path) -> None:
     baseline = {"target": " fox", "target_id": 3, "target_p": 0.73, "wanted": None}
     best = {"text": " a\x1bb", "ids": "1 2", "fitness": 0.97, "target_p": 0.002, "wanted_p": None}
     worse = best | {"text": "worse"}
     rows = [Entry("baseline", baseline), Entry("best", best), Entry("best", worse)]
-    lines = summary_lines(run_of(tmp_path, step("evolve", "genetic", *rows)))
-    answers = [line for line in lines if line.startswith("  answer ")]
-    assert answers == [
-        "  answer   the best sequence is «␣a⟨ESC⟩b» (ids 1 2), of fitness 0.9700",
-        "  answer   probability of the target «␣fox»: 73 % without it, 0.2 % with it",
-    ]
+    assert headline(run_of(tmp_path, step("evolve", "genetic", *rows))).result == (
+        "The best sequence is «␣a⟨ESC⟩b» (ids 1 2).",
+        "It changes the probability of the target «␣fox» from 73 % to 0.2 %.",
+    )
 
 
-def test_the_summary_shows_the_predictions(tmp_path: Path) -> None:
+def test_the_headline_names_the_predictions(tmp_path: Path) -> None:
     known = {"case": "fox (raw)", "output": " dog", "output_p": 0.5, "expected": " fox"}
     asked = known | {"rank": 2, "p": 2e-6}
     open_ = {"case": "free (raw)", "output": " x", "output_p": 1e-5, "expected": None}
-    rows = [Entry("predictions", cells) for cells in (asked, open_, *[open_] * 11)]
-    lines = summary_lines(run_of(tmp_path, step("next", "predict", *rows)))
-    assert "  answer   fox (raw): «␣dog» (50 %); the expected «␣fox» has rank 2 (2.00e-06)" in lines
-    assert "  answer   free (raw): «␣x» (1.00e-05)" in lines
-    assert "  … and 1 more row in the table" in lines
+    rows = [Entry("predictions", cells) for cells in (asked, open_, *[open_] * 5)]
+    asked_step = replace(step("next", "predict", *rows), metrics={"improvement": Metric(None, 0)})
+    top = headline(run_of(tmp_path, asked_step))
+    assert (top.number, top.unit) == (None, "Next-token predictions")
+    assert top.result == (
+        "fox (raw): «␣dog» (50 %); the expected «␣fox» has rank 2 (2.00e-06).",
+        *["free (raw): «␣x» (1.00e-05)."] * 4,
+        "2 more rows: tables/next.predictions.json.",
+    )
+
+
+def test_the_headline_names_the_tokens_that_behave_unusually(tmp_path: Path) -> None:
+    shares = {"rate_low": 0.1, "rate_high": 0.9, "control_low": 0.0, "control_high": 0.3}
+    seen = {"class": "length", "token_id": 7, "flagged": True, "rate": 0.6, "control": 0.15}
+    rows = [
+        Entry("classes", shares | seen | {"token": " b", "difference": 0.2}),
+        Entry("classes", shares | seen | {"token": " a", "difference": 0.4}),
+        Entry("classes", shares | seen | {"token": " c", "flagged": False, "difference": 0.9}),
+        Entry("categories", {"token_id": 7, "token": " a", "category": "normal", "reason": "r"}),
+        Entry("categories", {"token_id": 8, "token": "z", "category": "unused", "reason": "r"}),
+    ]
+    worst, second, unused = headline(run_of(tmp_path, step("ask", "classify", *rows))).result
+    assert worst == (
+        "«␣a» (7), length: 60 % of its answers (95 % CI 10 % to 90 %), "
+        "15 % of its controls' (95 % CI 0 % to 30 %)."
+    )
+    assert "«␣b»" in second
+    assert unused == "«z» (8) is in category unused: r."
 
 
 @pytest.mark.parametrize(("source", "listed"), [("ids", True), ("texts", True), ("from", False)])
@@ -393,8 +512,10 @@ def test_passed_tokens_are_listed_if_the_spec_names_them(
 ) -> None:
     facts = [verified(1), verified(2, **GLITCH), verified(3, **NEAR)]
     named = replace(step("ask", "test", *facts), params={"tokens": {source: [1, 2, 3]}})
-    lines = "\n".join(summary_lines(run_of(tmp_path, named)))
-    assert lines.count("«␣t2»") == 1
+    record = run_of(tmp_path, named)
+    lines = "\n".join(summary_lines(record))
+    assert lines.count("«␣t2»  glitch") == 1
+    assert ("«␣t1» passed." in headline(record).result) == listed
     assert ("«␣t1»  passed  p 0.900" in lines) == listed
     assert ("«␣t3»  near miss" in lines) == listed
     many = [verified(i) for i in range(15)]

@@ -211,9 +211,13 @@ def test_the_document(record: RunRecord, lines: list[Line]) -> None:
         most = row["controls"] >= 3 and 2 * row["alarms"] >= row["controls"]
         assert row.pop("doubtful") == (["latin"] if most else [])
         assert (row.pop("elsewhere"), row.pop("elsewhere_alarms")) == (0, 0)
+        assert row.pop("sampled") == (row["step"] == "asr")
         assert row == pytest.approx(again)
         for name in ("flagged", "tokens", "alarms", "controls"):
             assert sum(kind[name] for kind in kinds) == row[name]
+        for kind in kinds:
+            bounds = wilson(kind["alarms"], kind["controls"]) if kind["controls"] else (None, None)
+            assert (kind["low"], kind["high"]) == pytest.approx(bounds, rel=1e-6)
 
 
 def tallies_of(lines: list[Line]) -> Iterator[Line]:
@@ -294,19 +298,27 @@ def alarms_of(lines: list[Line]) -> Iterator[Line]:
 
 def test_the_sentences(record: RunRecord, lines: list[Line]) -> None:
     found, tried = severity_of(lines), last(sampled(lines))
-    texts = run_json(record)["headline"]["sentences"]
-    numbers = [
-        [int(n.replace(",", "")) for n in re.findall(r"\b\d[\d,]*\b(?![.%])", t)] for t in texts
-    ]
-    assert numbers[0][:2] == [sum(line["confirmed"] for line in tried), len(tried)]
-    assert {found["verified"], found["glitch"], found["near_miss"]} <= {*numbers[1]}
-    assert {found["glitch"], found["severe"], found["mild"]} <= {*numbers[2]}
-    assert {found["emitted"]["prefix"], found["emitted"]["case_space"]} <= {*numbers[3]}
-    for place, again in enumerate(alarms_of(lines), start=4):
-        named = {again[name] for name in ("controls", "alarms", "flagged", "tokens")}
-        assert named <= {*numbers[place]}
+    top = run_json(record)["headline"]
+    samples, worst, verdicts = map(_numbers, top["result"])
+    intervals, *alarms, emitted = map(_numbers, top["caveats"])
+    assert samples[:2] == [sum(line["confirmed"] for line in tried), len(tried)]
+    highest = max(line["asr"] for line in tried)
+    assert worst[0] == sum(line["asr"] == highest for line in tried)
+    assert {found["verified"], found["glitch"], found["near_miss"]} <= {*verdicts}
+    clear = sum(line["asr_low"] >= ASR for line in tried if line["confirmed"])
+    assert (clear == 0) == ("No confirmed token" in top["caveats"][0])
+    assert clear in (0, intervals[0])
+    for numbers, again in zip(alarms, alarms_of(lines), strict=True):
+        assert {again[name] for name in ("controls", "alarms", "flagged", "tokens")} <= {*numbers}
+    assert {found["emitted"]["prefix"], found["emitted"]["case_space"]} <= {*emitted}
+    assert {found["glitch"], found["severe"], found["mild"]} <= {*_numbers(top["details"][0])}
     shown = "\n".join(summary_lines(record))
-    assert all(text in shown for text in texts)
+    assert all(text in shown for text in top["sentences"])
+
+
+def _numbers(text: str) -> list[int]:
+    """The whole numbers in a sentence, without percentages."""
+    return [int(n.replace(",", "")) for n in re.findall(r"\b\d[\d,]*\b(?![.%])", text)]
 
 
 def test_the_page(record: RunRecord, lines: list[Line]) -> None:

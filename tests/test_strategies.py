@@ -149,16 +149,18 @@ def test_tables_are_the_declared_ones(name: str, llama: Context) -> None:
 
 @pytest.mark.parametrize("name", sorted(fragments()))
 def test_headlines_are_of_declared_metrics(name: str) -> None:
-    metrics = dict.fromkeys(fragments()[name]["x-metrics"], "1")
+    metrics = set(fragments()[name]["x-metrics"])
     if headline := fragments()[name].get("x-headline"):
-        assert {headline["metric"], *headline.get("cards", ())} <= set(metrics)
+        conditional = headline.get("when", {})
+        named = _named(" ".join([headline["sentence"], *conditional.values()]))
+        assert {headline["metric"], *headline.get("cards", ()), *conditional, *named} <= metrics
         assert headline["unit"]
-        sentences = (headline["sentence"], *headline.get("when", {}).values())
-        assert all("{" not in sentence.format(**metrics) for sentence in sentences)
-        assert set(headline.get("when", {})) <= set(metrics)
         for answer in headline.get("answers", ()):
-            assert {answer["table"], *_tables(answer)} <= set(_columns(name))
-            assert _named(answer) <= _columns(name)[answer["table"]] | _dotted(name)
+            conditions = {*answer.get("where", {}), *answer.get("unless", {})}
+            sorted_by = {answer["by"]} if "by" in answer else set()
+            columns = _columns(name)[answer["table"]]
+            assert conditions | sorted_by <= columns
+            assert _named(answer["line"]) <= columns | _dotted(name)
 
 
 def _columns(name: str) -> dict[str, set[str]]:
@@ -169,14 +171,9 @@ def _dotted(name: str) -> set[str]:
     return {f"{table}.{column}" for table, made in _columns(name).items() for column in made}
 
 
-def _named(answer: dict[str, str]) -> set[str]:
-    """The columns that an answer's lines hold in braces, or hang on."""
-    texts = answer["line"] + answer.get("else", "")
-    return {*re.findall(r"\{([\w.]+)\}", texts), *([answer["where"]] if "where" in answer else ())}
-
-
-def _tables(answer: dict[str, str]) -> set[str]:
-    return {name.split(".")[0] for name in _named(answer) if "." in name}
+def _named(text: str) -> set[str]:
+    """The metrics or columns that a sentence shows."""
+    return set(re.findall(r"\{([\w.]+)(?:\|[^}]*)?\}", text))
 
 
 @pytest.mark.parametrize("name", sorted(fragments()))

@@ -201,7 +201,7 @@ def test_token_text_is_escaped_in_the_description(tmp_path: Path) -> None:
     note = open_root(root).client.get_run(place.run_id).data.tags["mlflow.note.content"]
     rows = [line for line in note.splitlines() if line.startswith("| `")]
     assert len(rows) == 10
-    assert all(row.count("|") == 5 for row in rows)
+    assert all(row.count("|") == 7 for row in rows)
     assert all(row.count("`") == 2 for row in rows)
     assert not {"\u202e", "\x00", "\ud800"} & set(note)
     assert "glitchrun apply specs/smollm2-quickstart.yaml --fresh" in note

@@ -81,8 +81,8 @@ def test_groups_are_doubtful_where_most_of_several_controls_fail() -> None:
 def test_kinds_of_tokens() -> None:
     texts = (" the", "жж", "12", "...", "+=", "😀", "\n\n", "\x00", "\ufffd", wedge := "\U00012000")
     assert [kind_of(text) for text in texts] == [
-        *("words", "words", "digits", "punctuation", "punctuation", "emoji", "white space"),
-        *("control characters", "bytes", "words"),
+        *("words", "other scripts", "digits", "punctuation", "punctuation", "emoji"),
+        *("white space", "control characters", "bytes", "other scripts"),
     ]
     assert kind_of("A", "byte") == "bytes"
     assert {kind_of(text) for text in (*texts, wedge)} <= set(KINDS)

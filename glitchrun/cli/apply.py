@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -144,8 +145,9 @@ def _print_json(applied: Applied) -> None:
 def _print_text(applied: Applied) -> None:
     from glitchrun.report.summary import summary_lines
 
+    width = shutil.get_terminal_size().columns if _is_terminal(sys.stdout) else None
     for outcome in applied.outcomes:
-        say("\n".join(summary_lines(outcome.record)))
+        say("\n".join(summary_lines(outcome.record, width)))
     if applied.outcomes:
         say("compare  glitchrun ui")
 

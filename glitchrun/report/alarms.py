@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from glitchrun.behaviour.rates import wilson
-from glitchrun.events import Control, TokenFact
+from glitchrun.events import Control, Sampled, TokenFact
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.formatting import counted, percent, share
 from glitchrun.report.token_rows import controls_elsewhere, controls_of, facts_by_token
 from glitchrun.vocabulary.character_groups import (
     KINDS,
+    READABLE,
     doubtful_groups,
     group_of,
     kind_of,
     script_name,
 )
 
-_READABLE = ("words", "digits")
-"""Kinds of token that contain a letter or a digit."""
 _NAMED = 3
 """Scripts named in a sentence."""
 
@@ -36,6 +35,9 @@ class KindAlarms:
     alarms: int
     """Of `controls`."""
     controls: int
+    low: float | None
+    high: float | None
+    """Bounds of Wilson's 95 % interval of alarms / controls; None without controls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class Alarms:
     elsewhere: int
     """Additional controls, drawn from other scripts."""
     elsewhere_alarms: int
+    sampled: bool
+    """Whether the step samples attempts, so that flagged tokens are confirmed ones."""
 
 
 def alarms(record: RunRecord) -> list[Alarms]:
@@ -90,6 +94,7 @@ def _alarms_of(step: StepRecord) -> Alarms | None:
         doubtful=_doubtful(controls),
         elsewhere=len(elsewhere),
         elsewhere_alarms=sum(control.alarm for control in elsewhere),
+        sampled=isinstance(controls[0].fact, Sampled),
     )
 
 
@@ -102,16 +107,21 @@ def _alarms_by_kind(
             kind = kind_of(fact.token.text, fact.token.category)
             counts[kind, sort] += 1
             counts[kind, f"{sort} flagged"] += fact.flagged
-    return tuple(
-        KindAlarms(
-            kind,
-            flagged=counts[kind, "own flagged"],
-            tokens=counts[kind, "own"],
-            alarms=counts[kind, "control flagged"],
-            controls=counts[kind, "control"],
-        )
-        for kind in KINDS
-        if counts[kind, "own"] or counts[kind, "control"]
+    present = [kind for kind in KINDS if counts[kind, "own"] or counts[kind, "control"]]
+    return tuple(_kind_alarms(kind, counts) for kind in present)
+
+
+def _kind_alarms(kind: str, counts: Mapping[tuple[str, str], int]) -> KindAlarms:
+    raised, controls = counts[kind, "control flagged"], counts[kind, "control"]
+    interval = wilson(raised, controls) if controls else None
+    return KindAlarms(
+        kind,
+        flagged=counts[kind, "own flagged"],
+        tokens=counts[kind, "own"],
+        alarms=raised,
+        controls=controls,
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
     )
 
 
@@ -126,45 +136,56 @@ def _doubtful(controls: Iterable[Control]) -> tuple[str, ...]:
 
 def alarm_sentence(found: Alarms) -> str:
     """The false-alarm rate of a step in words, with what limits its meaning."""
+    verb = "confirmed" if found.sampled else "flagged"
     rate = share(found.alarms, found.controls)
-    rate_sentence = (
+    first = (
         f"{found.step}: {found.alarms:,} of {counted(found.controls, 'matched ordinary token')} "
-        f"{'was' if found.alarms == 1 else 'were'} also flagged ({rate}, 95 % CI "
+        f"{'was' if found.alarms == 1 else 'were'} also {verb} ({rate}, 95 % CI "
         f"{percent(found.low)} to {percent(found.high)}), "
         f"against {found.flagged:,} of {found.tokens:,} candidates "
         f"({share(found.flagged, found.tokens)})."
     )
-    return " ".join([rate_sentence, *_by_kind(found), *_on_doubtful(found)])
+    parts = (first, _by_kind(found, verb), _on_unreadable(found, verb), _on_doubtful(found, verb))
+    return " ".join(filter(None, parts))
 
 
-def _by_kind(found: Alarms) -> Iterator[str]:
-    """The alarms by kind of token, if there are several kinds."""
+def _by_kind(found: Alarms, verb: str) -> str:
+    """The alarms by kind of token; empty without alarms, or with one kind of control."""
     kinds = [one for one in found.kinds if one.controls]
-    if found.alarms and len(kinds) > 1:
-        parts = [f"{one.kind} {one.alarms:,} of {one.controls:,}" for one in kinds]
-        yield f"By kind: {', '.join(parts)}."
-    unreadable = sum(one.flagged for one in found.kinds if one.kind not in _READABLE)
-    if unreadable:
-        yield (
-            f"{unreadable:,} of the {found.flagged:,} flagged candidates "
-            f"{'contains' if unreadable == 1 else 'contain'} no letter or digit."
-        )
+    if not found.alarms or len(kinds) < 2:
+        return ""
+    parts = ", ".join(f"{one.kind} {one.alarms:,} of {one.controls:,}" for one in kinds)
+    readable = [one for one in kinds if one.kind in READABLE]
+    spared = readable and not any(one.alarms for one in readable)
+    rest = f" No control with a letter or digit was {verb}." if spared else ""
+    return f"By kind: {parts}.{rest}"
 
 
-def _on_doubtful(found: Alarms) -> Iterator[str]:
-    """A warning if the controls of a script say nothing about the check."""
+def _on_unreadable(found: Alarms, verb: str) -> str:
+    """The candidates without letter or digit, which raise most false alarms; empty if none."""
+    number = sum(one.flagged for one in found.kinds if one.kind not in READABLE)
+    if not number:
+        return ""
+    return (
+        f"{number:,} of the {found.flagged:,} {verb} candidates "
+        f"{'contains' if number == 1 else 'contain'} no letter or digit."
+    )
+
+
+def _on_doubtful(found: Alarms, verb: str) -> str:
+    """A warning if the controls of a script say nothing about the check; else empty."""
     if not found.doubtful:
-        return
+        return ""
     scripts = ", ".join(found.doubtful[:_NAMED])
     elsewhere = (
         f" Of {counted(found.elsewhere, 'control')} from other scripts, {found.elsewhere_alarms:,} "
-        f"{'was' if found.elsewhere_alarms == 1 else 'were'} flagged "
+        f"{'was' if found.elsewhere_alarms == 1 else 'were'} {verb} "
         f"({share(found.elsewhere_alarms, found.elsewhere)})."
         if found.elsewhere
         else ""
     )
-    yield (
-        f"At least half of the controls in {scripts} were flagged. Either the model hardly knows "
+    return (
+        f"At least half of the controls in {scripts} were {verb}. Either the model hardly knows "
         "these scripts, or the check does not suit them; the false-alarm rate cannot tell "
         f"which.{elsewhere}"
     )

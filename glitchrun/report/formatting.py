@@ -131,6 +131,11 @@ def spelled_token(token: Token) -> str:
     return visible_token(token).translate(_NAMES)
 
 
+def quoted(token: Token) -> str:
+    """`spelled_token(token)` in guillemets, for a sentence."""
+    return f"«{spelled_token(token)}»"
+
+
 # Markdown
 
 

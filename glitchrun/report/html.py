@@ -22,6 +22,7 @@ from glitchrun.vocabulary.text import visible
 _PAGE = Path(__file__).parent / "page"
 _VARIABLE = {value: f"var(--{name})" for name, value in LIGHT.items()}
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
+_QUOTED = re.compile("«(.*?)»(?!»)")
 
 
 def write_html(record: RunRecord, path: Path) -> Path:
@@ -54,6 +55,7 @@ def render(record: RunRecord) -> str:
         template.render(
             **sections(record),
             escaped=markup.escape,
+            with_tokens=_with_tokens,
             sheet=markup(sheet),
             script=markup(script),
             policy=_policy(sheet, script),
@@ -162,6 +164,12 @@ def _markup() -> Any:
     from markupsafe import Markup
 
     return Markup
+
+
+def _with_tokens(sentence: str) -> Any:
+    """A sentence whose quoted tokens do not change the writing direction around them."""
+    quoted = _QUOTED.sub(r'«<bdi class="token">\1</bdi>»', str(_markup().escape(sentence)))
+    return _markup()(quoted)
 
 
 _PROSE = str.maketrans({"␣": " ", "␊": "\n", "␉": "\t"})

@@ -22,7 +22,7 @@ from glitchrun.report.headline import DIGITS, headline
 from glitchrun.report.run_details import commands
 from glitchrun.report.severity_tables import severity_tables
 from glitchrun.report.step_tables import StepColumn, StepTable, shown, step_tables
-from glitchrun.report.token_rows import TokenRow, found_tokens, token_rows
+from glitchrun.report.token_rows import TokenRow, found_tokens, token_rows, worst_first
 from glitchrun.report.totals import tallies
 
 SHOWN = 30
@@ -37,7 +37,10 @@ def markdown(record: RunRecord) -> str:
     parts = [
         f"## {prose(identity.experiment)} · {prose(identity.name)}: {status_word(record.status)}",
         f"**{number}{top.unit}**",
-        *map(prose, top.sentences),
+        *map(prose, top.notices),
+        *map(escaped, top.result),
+        "\n".join(f"- {escaped(sentence)}" for sentence in top.caveats),
+        *map(escaped, top.details),
         *_gates(record),
         *_verdicts(record),
         *_severity(record),
@@ -46,7 +49,7 @@ def markdown(record: RunRecord) -> str:
         *_model(record),
         "```sh\n" + "\n".join(commands(record)) + "\n```",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _gates(record: RunRecord) -> list[str]:
@@ -137,14 +140,15 @@ def _alarms_by_kind(found: dict[str, Any]) -> list[str]:
     rows = found["alarms_by_kind"]
     if not rows:
         return []
-    names = ("kind", "own", "alarms", "rate")
+    names = ("kind", "own", "alarms", "rate", "interval")
     cells = [[code(one["step"]), *(escaped(one[name]) for name in names)] for one in rows]
     head = ("Step", "Kind of token", "Candidates flagged", "Controls flagged")
-    return [grid((*head, "False-alarm rate"), cells)]
+    title = "**False alarms by kind of token**"
+    return [title, grid((*head, "False-alarm rate", "95 % interval"), cells)]
 
 
 def _tokens(rows: Sequence[TokenRow]) -> list[str]:
-    found = found_tokens(rows)
+    found = worst_first(found_tokens(rows))
     if not found:
         return []
     lines = [

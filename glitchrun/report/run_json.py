@@ -30,7 +30,7 @@ def run_json(record: RunRecord) -> dict[str, Any]:
         "repairs": list(record.repairs),
         "started_at": record.started_at,
         "ended_at": record.ended_at,
-        "headline": {"number": top.number, "unit": top.unit, "sentences": list(top.sentences)},
+        "headline": {**asdict(top), "sentences": list(top.sentences)},
         "thresholds": asdict(thresholds(record)),
         "verdicts": [asdict(tally) for tally in tallies(record)],
         "emitted": dict(severity(record).emitted),
@@ -69,7 +69,8 @@ def _step(step: StepRecord) -> dict[str, Any]:
 
 
 def _alarms(found: Alarms) -> dict[str, Any]:
-    return {**asdict(found), "low": rounded(found.low), "high": rounded(found.high)}
+    kinds = [rounded_floats(asdict(one)) for one in found.kinds]
+    return {**rounded_floats(asdict(found)), "kinds": kinds}
 
 
 def _table(table: StepTable) -> dict[str, Any]:

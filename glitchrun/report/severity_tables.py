@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from glitchrun.behaviour.rates import wilson
 from glitchrun.events import SEVERE
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.alarms import Alarms, alarms
@@ -115,8 +116,12 @@ def _alarms(found: Alarms) -> dict[str, str]:
         "alike": share(found.alike, found.controls),
         "alarms": count(found.alarms),
         "rate": share(found.alarms, found.controls),
-        "interval": f"{percent(found.low)} to {percent(found.high)}",
+        "interval": _interval(found.low, found.high),
     }
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return MISSING if low is None or high is None else f"{percent(low)} to {percent(high)}"
 
 
 def _alarms_by_kind(found: Alarms) -> list[dict[str, str]]:
@@ -128,16 +133,19 @@ def _alarms_by_kind(found: Alarms) -> list[dict[str, str]]:
             "own": f"{one.flagged:,} of {one.tokens:,}",
             "alarms": f"{one.alarms:,} of {one.controls:,}",
             "rate": share(one.alarms, one.controls),
+            "interval": _interval(one.low, one.high),
         }
         for one in found.kinds
     ]
     if found.elsewhere:
+        rate = wilson(found.elsewhere_alarms, found.elsewhere)
         beside = {
             "step": found.step,
             "kind": f"scripts other than {', '.join(found.doubtful)}",
             "own": MISSING,
             "alarms": f"{found.elsewhere_alarms:,} of {found.elsewhere:,}",
             "rate": share(found.elsewhere_alarms, found.elsewhere),
+            "interval": _interval(rate.low, rate.high),
         }
         rows.append(beside)
     return rows

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from glitchrun.events import Control, ProbeResult, Sampled, Token, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.vocabulary.character_groups import READABLE, kind_of
+from glitchrun.vocabulary.text import visible_token
 
 VERDICTS = {
     "confirmed": "sampled; its ASR is at least thresholds.asr",
@@ -74,6 +76,16 @@ class TokenRow:
         if not self.verified or not self.verified.probes:
             return None
         return max(self.verified.probes.items(), key=lambda item: _comparable(item[1].p))
+
+    @property
+    def p(self) -> float:
+        """The probability that decides the verdict, -1 if it is NaN; 1 for an unverified token."""
+        return _comparable(self.closest[1].p) if self.closest else 1.0
+
+    @property
+    def asr(self) -> float:
+        """The share of failed attempts; 0 for a token that was not sampled."""
+        return self.sampled.asr if self.sampled else 0.0
 
     @property
     def intact(self) -> bool:
@@ -155,12 +167,9 @@ def most_interesting_first(rows: Iterable[TokenRow]) -> list[TokenRow]:
     """Rows by verdict, in the order of `VERDICTS`, then by descending ASR and ascending p."""
     order = {verdict: place for place, verdict in enumerate(VERDICTS)}
 
-    def key(row: TokenRow) -> tuple[int, float, float]:
-        asr = row.sampled.asr if row.sampled else 0.0
-        p = _comparable(row.closest[1].p) if row.closest else 0.0
-        return order[row.verdict], -asr, p
-
-    return sorted(rows, key=key)
+    return sorted(
+        rows, key=lambda row: (order[row.verdict], -row.asr, row.p if row.closest else 0.0)
+    )
 
 
 def found_tokens(rows: Iterable[TokenRow]) -> list[TokenRow]:
@@ -170,6 +179,37 @@ def found_tokens(rows: Iterable[TokenRow]) -> list[TokenRow]:
         if row.verdict in ("confirmed", "glitch"):
             first.setdefault(row.token.id, row)
     return list(first.values())
+
+
+def worst_first(found: Iterable[TokenRow]) -> list[TokenRow]:
+    """Confirmed tokens by descending ASR, tied ones that are readable first, then the others by
+    ascending probability."""
+
+    def key(row: TokenRow) -> tuple[bool, float, bool, float, int]:
+        tied = row.confirmed is True
+        return not tied, -row.asr, tied and not is_readable(row.token), row.p, row.token.id
+
+    return sorted(found, key=key)
+
+
+def named_tokens(record: RunRecord, rows: Iterable[TokenRow]) -> list[TokenRow]:
+    """The tokens of steps whose `tokens` are ids or texts, each once, whatever their verdict."""
+    named = {
+        step.id
+        for step in record.steps
+        if isinstance(tokens := step.params.get("tokens"), Mapping)
+        and (tokens.get("ids") or tokens.get("texts"))
+    }
+    first: dict[int, TokenRow] = {}
+    for row in rows:
+        if row.control_of is None and named.intersection(row.steps):
+            first.setdefault(row.token.id, row)
+    return list(first.values())
+
+
+def is_readable(token: Token) -> bool:
+    """Whether the token contains a letter or a digit, and nothing that must be spelled out."""
+    return kind_of(token.text, token.category) in READABLE and "⟨" not in visible_token(token)
 
 
 def _comparable(p: float) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
-from glitchrun.events import Sampled, Token, Verified
+from glitchrun.events import Token
 from glitchrun.ledger.command import apply_command
-from glitchrun.ledger.record import RunRecord, StepRecord, status_word
-from glitchrun.spec.schema import fragments
+from glitchrun.ledger.record import RunRecord
+from glitchrun.report.formatting import counted, duration, figure, percent
+from glitchrun.report.headline import DIGITS, headline
+from glitchrun.report.token_rows import TokenRow, found_tokens, token_rows, worst_first
+from glitchrun.report.totals import NOTES
 from glitchrun.terminal import visible_lines
 from glitchrun.tracking.metrics import is_finite
 from glitchrun.vocabulary.text import visible, visible_token
@@ -24,10 +26,10 @@ def run_description(record: RunRecord) -> str:
     """The description of a run as Markdown; texts in it cannot act as markup."""
     parts = [
         paragraphs(record.identity.description),
-        _outcome(record),
+        _result(record),
         _gates(record),
-        _model(record),
         _tokens(record),
+        _model(record),
         _steps(record),
         _counters(record),
         _how_to_repeat(record),
@@ -37,7 +39,11 @@ def run_description(record: RunRecord) -> str:
 
 def escaped(text: str) -> str:
     """`text` as Markdown on one line; tags, links and mentions in it are shown as text."""
-    return _SPECIAL.sub(_escape, visible(text).replace("␣", " ").strip()) or "(empty)"
+    return _without_markup(visible(text).replace("␣", " ").strip()) or "(empty)"
+
+
+def _without_markup(text: str) -> str:
+    return _SPECIAL.sub(_escape, text)
 
 
 def paragraphs(text: str) -> str:
@@ -68,71 +74,60 @@ def _model(record: RunRecord) -> str:
     )
 
 
-def _outcome(record: RunRecord) -> str:
-    if record.error:
-        return f"**{status_word(record.status)}**: {escaped(record.error)}"
-    sentences = [sentence for step in record.steps for sentence in _sentences(record, step)]
-    return "**Result:** " + "; ".join(sentences) + "." if sentences else ""
-
-
-def _sentences(record: RunRecord, step: StepRecord) -> Iterator[str]:
-    facts = [fact for timed in step.batches for fact in timed.batch.token_facts]
-    verified = [fact for fact in facts if isinstance(fact, Verified)]
-    sampled = [fact for fact in facts if isinstance(fact, Sampled)]
-    if verified:
-        glitch, severe = sum(f.glitch for f in verified), sum(f.severe for f in verified)
-        among = f"among {len(verified):,} verified tokens"
-        yield f"{step.id} found {glitch:,} glitch tokens ({severe:,} severe) {among}"
-    if sampled:
-        least = record.spec.get("thresholds", {}).get("asr")
-        bar = f" (ASR ≥ {least})" if least is not None else ""
-        confirmed = sum(fact.confirmed for fact in sampled)
-        yield f"{step.id} confirmed {confirmed:,} of {len(sampled):,} tokens{bar}"
-    headline = fragments().get(step.strategy, {}).get("x-headline")
-    metric = step.metrics.get(headline["metric"]) if headline else None
-    if headline and metric:
-        yield f"{step.id}: {_number(metric.value)} {headline['unit']}"
+def _result(record: RunRecord) -> str:
+    """The report's headline: the number, the result and its caveats."""
+    top = headline(record)
+    number = "" if top.number is None else f"{figure(top.number, DIGITS)} "
+    caveats = "\n".join(f"- {_without_markup(sentence)}" for sentence in top.caveats)
+    parts = [
+        f"**{number}{_without_markup(top.unit)}**",
+        *map(escaped, top.notices),
+        *map(_without_markup, top.result),
+        caveats,
+    ]
+    return "\n\n".join(filter(None, parts))
 
 
 def _steps(record: RunRecord) -> str:
-    rows = ["| step | strategy | items | seconds | state |", "|---|---|--:|--:|---|"]
+    rows = ["| step | strategy | items | time | state |", "|---|---|--:|--:|---|"]
     for step in record.steps:
         done = step.batches[-1].batch.done if step.batches else 0
         total = step.batches[-1].batch.total if step.batches else None
         items = f"{done:,} of {total:,}" if total is not None else f"{done:,}"
         state = "finished" if step.finished else "started" if step.batches else "not started"
-        rows.append(f"| {step.id} | {step.strategy} | {items} | {step.seconds:,.1f} | {state} |")
+        rows.append(
+            f"| {step.id} | {step.strategy} | {items} | {duration(step.seconds)} | {state} |"
+        )
     return "\n".join(rows)
 
 
 def _tokens(record: RunRecord) -> str:
-    """The confirmed tokens with the highest ASR."""
-    found: dict[int, Sampled] = {}
-    for step in record.steps:
-        for timed in step.batches:
-            for fact in timed.batch.token_facts:
-                if isinstance(fact, Sampled) and fact.confirmed:
-                    found[fact.token.id] = fact
-    worst = sorted(found.values(), key=lambda fact: (-fact.asr, fact.token.id))[:_TOKENS]
-    if not worst:
+    """The worst tokens found; of those that are tied, readable ones."""
+    found = worst_first(found_tokens(token_rows(record)))
+    if not found:
         return ""
-    rows = ["| token | id | ASR (95 %) | attempts |", "|---|--:|---|--:|"]
-    rows += [
-        f"| {_code(fact.token)} | {fact.token.id} | "
-        f"{fact.asr:.2f} ({fact.asr_low:.2f} to {fact.asr_high:.2f}) | {fact.attempts} |"
-        for fact in worst
-    ]
-    more = len(found) - len(worst)
-    return "\n".join(rows) + (f"\n\n{more:,} more in the report." if more else "")
+    rows = ["| token | id | verdict | ASR (95 %) | attempts | p |", "|---|--:|---|---|--:|--:|"]
+    rows += map(_token_row, found[:_TOKENS])
+    hidden = len(found) - _TOKENS
+    return "\n".join(rows) + (f"\n\n{hidden:,} more in the report." if hidden > 0 else "")
+
+
+def _token_row(row: TokenRow) -> str:
+    asr, attempts = "–", "–"
+    if fact := row.sampled:
+        asr = f"{percent(fact.asr)} ({percent(fact.asr_low)} to {percent(fact.asr_high)})"
+        attempts = str(fact.attempts)
+    p = figure(row.closest[1].p) if row.closest else "–"
+    return f"| {_code(row.token)} | {row.token.id} | {row.verdict} | {asr} | {attempts} | {p} |"
 
 
 def _gates(record: RunRecord) -> str:
     lines = [
-        f"- gate `{gate.metric} {gate.op} {gate.value:g}`: **{gate.outcome}** "
+        f"- `{gate.metric} {gate.op} {gate.value:g}`: **{gate.outcome}** "
         f"(observed {_number(gate.observed)}, n = {_number(gate.n)})"
         for gate in record.gates
     ]
-    return "\n".join(lines)
+    return "Gates:\n\n" + "\n".join(lines) if lines else ""
 
 
 def _number(value: float | None) -> str:
@@ -142,10 +137,11 @@ def _number(value: float | None) -> str:
 def _counters(record: RunRecord) -> str:
     """The counters of the run, and the metrics without a value."""
     lines = [
-        f"- {escaped(name.replace('_', ' '))}: {count:,}" for name, count in record.notes.items()
+        f"- {escaped(NOTES.get(name, name.replace('_', ' ')))}: {count:,}"
+        for name, count in record.notes.items()
     ]
     lines += [
-        f"- {escaped(name)}: no finite value (based on {metric.n or 0} items)"
+        f"- {escaped(name)}: no finite value (from {counted(metric.n or 0, 'item')})"
         for name, metric in record.metrics.items()
         if not is_finite(metric.value)
     ]

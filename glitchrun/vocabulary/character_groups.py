@@ -79,9 +79,16 @@ def group_of(text: str) -> str:
 _MIN_CONTROLS, _ALARM_SHARE = 3, 0.5
 """The controls of a group are doubtful from this number and this share of alarms."""
 
-KINDS = ("words", "digits", "punctuation", "emoji", "white space", "control characters", "bytes")
-"""Kinds of tokens, coarser than `GROUPS`: letters are words, symbols are punctuation."""
+KINDS = (
+    *("words", "other scripts", "digits", "punctuation"),
+    *("emoji", "white space", "control characters", "bytes"),
+)
+"""Kinds of tokens, coarser than `GROUPS`: Latin letters are words, the letters of every other
+script are of one kind, and symbols are punctuation."""
+READABLE = KINDS[:3]
+"""Kinds of token that contain a letter or a digit."""
 _KIND_OF = {
+    "latin": "words",
     "digits": "digits",
     "emoji": "emoji",
     "punctuation": "punctuation",
@@ -95,7 +102,7 @@ def kind_of(text: str, category: str = "normal") -> str:
     """The one of `KINDS` to which a token with this text and `category` belongs."""
     if category in ("byte", "undecodable") or (text and not text.strip("\ufffd")):
         return "bytes"
-    return _KIND_OF.get(group_of(text), "words")
+    return _KIND_OF.get(group_of(text), "other scripts")
 
 
 def doubtful_groups(controls: Iterable[tuple[str, bool]]) -> frozenset[str]:
