@@ -279,7 +279,7 @@ class Stage:
     total: int | None
     """Items of the stage; None if not known in advance."""
     unit: str = "tokens"
-    """What an item is, in the plural."""
+    """What an item is, in the plural; empty if nothing is counted."""
     most: int | None = None
     """Upper bound of the items if `total` is None; None if no bound is known either."""
     work: str = ""

@@ -21,8 +21,10 @@ from filelock import FileLock
 
 from glitchrun.checkpoint.conversion_folder import CACHE_VARIABLE, size_of
 from glitchrun.errors import ModelUnavailable, PreflightError
+from glitchrun.model import load_progress
 from glitchrun.model.gguf_tokenizer import describe_pretokenizer, gguf_errors, gguf_tokenizer
 from glitchrun.model.library_messages import quiet_libraries
+from glitchrun.model.load_progress import Report
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +35,12 @@ _MAX_GROWTH = 10
 _NOTE = "glitchrun.json"
 
 
-def converted(gguf: Path, cache: Path) -> Path:
+def converted(gguf: Path, cache: Path, report: Report = load_progress.ignore) -> Path:
     """The folder under `cache` with `gguf` as float32 safetensors and a fast tokenizer.
 
-    Converts the file if necessary, which takes seconds per 100 MB. Raises ModelUnavailable for a
-    damaged file or one that cannot be rebuilt, PreflightError where the cache cannot be written or
-    the disk is too small.
+    Converts the file if necessary, which takes seconds per 100 MB; `report` takes the stage. Raises
+    ModelUnavailable for a damaged file or one that cannot be rebuilt, PreflightError where the
+    cache cannot be written or the disk is too small.
     """
     folder = conversion_folder(gguf, cache)
     if folder.is_dir():
@@ -47,7 +49,7 @@ def converted(gguf: Path, cache: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f"{folder.name}.lock"):
             if not folder.is_dir():
-                _convert_into(folder, gguf)
+                _convert_into(folder, gguf, report)
     except OSError as error:
         raise PreflightError(
             f"the model cache {cache} cannot be written: {error}; set {CACHE_VARIABLE} to another "
@@ -81,12 +83,12 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _convert_into(folder: Path, gguf: Path) -> None:
+def _convert_into(folder: Path, gguf: Path, report: Report) -> None:
     _check_disk(folder.parent, gguf)
     log.warning("converting %s for faster loading, once (into %s)", gguf.name, folder.parent)
     partial = folder.parent / f"{folder.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # from a killed conversion
-    with quiet_libraries():
+    with quiet_libraries(), load_progress.reported(report, "converting"):
         model, tokenizer = load_gguf(gguf)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

@@ -22,7 +22,8 @@ from glitchrun.checkpoint.conversion_folder import cache_folder
 from glitchrun.checkpoint.headers import Header, read_header
 from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.errors import ModelUnavailable, PreflightError
-from glitchrun.model import quantizer
+from glitchrun.events import Stage
+from glitchrun.model import load_progress, quantizer
 from glitchrun.model.adapter_merging import merge_adapter
 from glitchrun.model.architecture import Architecture, architecture
 from glitchrun.model.gguf_conversion import converted, tokenizer_note
@@ -33,6 +34,7 @@ from glitchrun.model.library_messages import (
     quiet_libraries,
     remedy,
 )
+from glitchrun.model.load_progress import Report
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.model.memory_use import bytes_by_dtype, left_unquantized, low_memory, watch_peak
 from glitchrun.model.placement import (
@@ -54,14 +56,17 @@ _REST_DTYPE = "bfloat16"
 """Dtype of activations under int4 and int8, and of the weights that they leave unquantized."""
 
 
-def load(spec: ModelSpec, cache: Path | None = None) -> LoadedModel:
+def load(
+    spec: ModelSpec, cache: Path | None = None, report: Report = load_progress.ignore
+) -> LoadedModel:
     """Load the model that `spec` describes, in eval mode and with frozen parameters.
 
-    `cache` is the folder of converted GGUF files; None for the user's folder. A hub model that is
-    not on this machine is downloaded. Quantization `none` keeps the stored dtype (float32 for a
-    GGUF file). `int4` and `int8` quantize linear layers and experts and keep the rest in bfloat16.
-    Weights that are quantized on disk load unchanged, regardless of the spec. Of a model for text
-    and images only the language part is loaded. An adapter is merged into the weights.
+    `cache` is the folder of converted GGUF files; None for the user's folder. `report` takes the
+    stages of loading. A hub model that is not on this machine is downloaded. Quantization `none`
+    keeps the stored dtype (float32 for a GGUF file). `int4` and `int8` quantize linear layers and
+    experts and keep the rest in bfloat16. Weights that are quantized on disk load unchanged,
+    regardless of the spec. Of a model for text and images only the language part is loaded. An
+    adapter is merged into the weights.
 
     Raises ModelUnavailable for missing, damaged or disallowed files, DoesNotFit where memory is
     insufficient, PreflightError for a missing device.
@@ -71,13 +76,15 @@ def load(spec: ModelSpec, cache: Path | None = None) -> LoadedModel:
     if spec.quantization in SCHEMES:
         quantizer.register()  # imports bitsandbytes, which is not part of the load time
     started = time.perf_counter()
-    folder = checkpoint_folder(spec, cache)
+    folder = checkpoint_folder(spec, cache, report)
     header = read_header(
         Checkpoint("folder", folder, spec.path),
         allow_pickle=spec.allow_pickle,
         adapter=spec.adapter,
     )
-    with quiet_libraries():
+    is_quantizing = spec.quantization in SCHEMES and not header.prequantized
+    stage = "quantizing" if is_quantizing else "reading"
+    with quiet_libraries(), load_progress.reported(report, stage):
         target = architecture(folder, header, spec)
         tokenizer = load_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
         peak = watch_peak(device)
@@ -105,16 +112,22 @@ def load(spec: ModelSpec, cache: Path | None = None) -> LoadedModel:
     )
 
 
-def checkpoint_folder(spec: ModelSpec, cache: Path | None = None) -> Path:
+def checkpoint_folder(
+    spec: ModelSpec, cache: Path | None = None, report: Report = load_progress.ignore
+) -> Path:
     """The folder of safetensors and tokenizer from which the spec's model loads.
 
     Downloads a hub model and converts a GGUF file, if that was not done before. Raises
     ModelUnavailable and PreflightError as `load` does.
     """
-    checkpoint = fetch(resolve(spec.path, spec.revision))
+    checkpoint = resolve(spec.path, spec.revision)
+    if checkpoint.path is None:
+        report(Stage("downloading", None, unit=""), 0)
+        with quiet_libraries():
+            checkpoint = fetch(checkpoint)
     assert checkpoint.path is not None  # fetch guarantees it
     if checkpoint.kind == "gguf":
-        return converted(checkpoint.path, cache or cache_folder())
+        return converted(checkpoint.path, cache or cache_folder(), report)
     return checkpoint.path
 
 

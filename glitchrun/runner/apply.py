@@ -100,7 +100,7 @@ def apply(
         root=root,
         tracking_uri=uri,
         parent=_parent_key(plan),
-        models=Models(display.say),
+        models=Models(display.say, display.activity),
         display=display,
         interrupt=interrupt,
         fresh=options.fresh,

@@ -267,17 +267,16 @@ class _Run:
         self._journal.append("step", step=step.id)
         strategy = STRATEGIES[step.strategy]
         history = [timed.batch for timed in record.batches]
-        events = strategy.run(
-            strategy.configure(step.params), replace(context, earlier=self._earlier()), history
-        )
-        with closing(events), self._session.display.step(step.id) as shown:  # type: ignore[type-var]
-            for batch in history:
-                shown.show(batch)
-            for event in events:
-                self._store(step, event)
-                if isinstance(event, Batch):
-                    shown.show(event)
-                    self._session.interrupt.check()
+        with self._session.display.step(step.id) as shown:
+            shown.resume(history)
+            context = replace(context, earlier=self._earlier(), announce=shown.begin)
+            events = strategy.run(strategy.configure(step.params), context, history)
+            with closing(events):  # type: ignore[type-var]
+                for event in events:
+                    self._store(step, event)
+                    if isinstance(event, Batch):
+                        shown.show(event)
+                        self._session.interrupt.check()
         self._journal.append("step_done", step=step.id)
         self._tracker.update(self._journal.record)
 

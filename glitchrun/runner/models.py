@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import resource
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,7 @@ import torch
 from glitchrun.checkpoint import resolve
 from glitchrun.checkpoint.headers import read_header
 from glitchrun.errors import ModelUnavailable
+from glitchrun.model.load_progress import Report, ignore
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.plan.build import fingerprint_now
 from glitchrun.report.formatting import size
@@ -52,12 +54,22 @@ def _file_state(path: Path) -> tuple[int, ...]:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
+def _unseen(name: str) -> AbstractContextManager[Report]:
+    """An activity that is not shown."""
+    return nullcontext(ignore)
+
+
 class Models:
     """Loads models, and keeps the last one until a run needs another."""
 
-    def __init__(self, announce: Callable[[str], None]) -> None:
-        """`announce` receives messages about loading."""
+    def __init__(
+        self,
+        announce: Callable[[str], None],
+        activity: Callable[[str], AbstractContextManager[Report]] = _unseen,
+    ) -> None:
+        """`announce` receives messages about loading; `activity` shows how far it is."""
         self._announce = announce
+        self._activity = activity
         self._spec: ModelSpec | None = None
         self._model: LoadedModel | None = None
         self._peak = 0
@@ -79,8 +91,9 @@ class Models:
 
             self._drop()
             self._announce(f"loading {spec.path} ({spec.quantization})")
-            model = load(spec)
-            check_unchanged(spec, fingerprint)
+            with self._activity("model") as report:
+                model = load(spec, report=report)
+                check_unchanged(spec, fingerprint)
             self._model, self._spec = model, spec
             self._files = {path: _file_state(path) for path in _weight_files(spec)}
             self._announce(

@@ -1,25 +1,55 @@
-"""Progress of a run on standard error: bars on a terminal, lines elsewhere."""
+"""Progress of a run on standard error: a live line per step in a terminal, else a log."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from threading import Event, Thread
 from typing import TextIO, cast
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.live import Live
 
-from glitchrun.events import Batch
+from glitchrun.events import Batch, Stage
+from glitchrun.runner.step_progress import StepProgress
+from glitchrun.runner.terminal_line import TerminalLine
 from glitchrun.terminal import QuietStream, visible_lines
 
-_EVERY_SECONDS = 10.0
-"""Seconds between two lines where standard error is no terminal."""
+_LEAST_SECONDS, _MOST_SECONDS = 10.0, 60.0
+"""Seconds between two lines of a log: the least, and the most even if nothing has changed."""
+_FIRST_SECONDS = 2.0
+"""Seconds before the first line; a shorter step or loading has none."""
+_TICK_SECONDS = 1.0
+_REFRESHES_PER_SECOND = 4
+
+
+class StepDisplay:
+    """Shows the progress of one step."""
+
+    def __init__(self, progress: StepProgress) -> None:
+        self.progress = progress
+
+    def resume(self, history: Sequence[Batch]) -> None:
+        """Shows the batches of earlier sessions."""
+        for batch in history:
+            self.progress.resume(batch)
+
+    def begin(self, stage: Stage) -> None:
+        """Shows the stage that the step announces."""
+        self.progress.begin(stage)
+
+    def show(self, batch: Batch) -> None:
+        """Shows the progress after a batch that was written to the ledger."""
+        self.progress.take(batch)
+
+    def __rich__(self) -> RenderableType:
+        return TerminalLine(self.progress)
 
 
 class Display:
-    """Shows messages and the progress of each step."""
+    """Shows messages, and the progress of each step and of loading."""
 
     def __init__(self) -> None:
         # A closed terminal must not stop the run.
@@ -27,81 +57,95 @@ class Display:
         self.console = Console(file=stream, highlight=False)
 
     def say(self, message: str) -> None:
-        """Prints one line, above the progress bar if there is one."""
+        """Prints one line, above the progress line if there is one."""
         self.console.print(visible_lines(message), markup=False, soft_wrap=True)
 
     @contextmanager
     def step(self, name: str) -> Iterator[StepDisplay]:
-        """Shows the progress of a step inside a `with` block."""
-        if not self.console.is_terminal:
-            yield _Lines(name, self)
-            return
-        with bars(self.console) as progress:
-            yield Bar(progress, name)
+        """Shows the progress of a step inside a `with` block, and then the step's duration."""
+        shown = self._step(name)
+        try:
+            with self._showing(shown):
+                yield shown
+        except BaseException:
+            self.say(shown.progress.line)
+            raise
+        if self._is_live and (picture := self._left_behind(shown)):
+            self.console.print(picture)
+        self.say(shown.progress.finished())
+
+    @contextmanager
+    def activity(self, name: str) -> Iterator[Callable[[Stage, int], None]]:
+        """Shows the progress of work that is no step, such as loading a model.
+
+        Yields the function that takes the present stage and its finished items.
+        """
+        progress = StepProgress(name)
+        with self._showing(StepDisplay(progress)):
+            yield progress.count
+
+    def _step(self, name: str) -> StepDisplay:
+        return StepDisplay(StepProgress(name))
+
+    def _left_behind(self, shown: StepDisplay) -> RenderableType | None:
+        """What stays in the terminal after a step; None for nothing."""
+        return None
+
+    @property
+    def _is_live(self) -> bool:
+        return self.console.is_terminal and not self.console.is_dumb_terminal
+
+    def _showing(self, shown: StepDisplay) -> AbstractContextManager[object]:
+        """Keeps the progress in view inside a `with` block."""
+        if self._is_live:
+            return Live(
+                shown,
+                console=self.console,
+                refresh_per_second=_REFRESHES_PER_SECOND,
+                transient=True,
+            )
+        return logged(Log(shown.progress, self.say))
 
 
-def bars(console: Console) -> Progress:
-    """The columns of a progress bar."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[found]}"),
-        TimeRemainingColumn(),
-        console=console,
-    )
+class Log:
+    """Writes the progress as lines: at most every 10 s, and every minute if nothing changes."""
 
-
-class StepDisplay:
-    """Shows the progress of one step."""
-
-    def __init__(self) -> None:
-        self._found = 0
-        self._done = 0
-        self._timed = 0
-        """Items done in `_seconds`, without screened ones, whose time is not part of it."""
-        self._seconds = 0.0
-        self._about_tokens = False
-
-    def show(self, batch: Batch) -> None:
-        """Shows the progress after a batch that was written to the ledger."""
-        self._seconds += batch.seconds
-        self._timed += 0 if batch.screened else batch.done - self._done
-        self._done = batch.done
-        facts = batch.token_facts
-        self._about_tokens |= bool(facts)
-        self._found += sum(fact.flagged for fact in facts)
-        rate = self._timed / self._seconds if self._seconds else 0.0
-        digits = 1 if rate >= 1 else 3  # slow sampling must not show 0.0/s
-        found = f"{self._found} found  " if self._about_tokens else ""
-        self._draw(batch, f"{found}{rate:.{digits}f}/s" if rate else "")
-
-    def _draw(self, batch: Batch, found: str) -> None:
-        raise NotImplementedError
-
-
-class Bar(StepDisplay):
-    """A progress bar in a terminal."""
-
-    def __init__(self, progress: Progress, name: str) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        progress: StepProgress,
+        say: Callable[[str], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._progress = progress
-        self._task = progress.add_task(name, total=None, found="")
+        self._say = say
+        self._clock = clock
+        self._seen = 0
+        self._written = clock() + _FIRST_SECONDS - _LEAST_SECONDS
 
-    def _draw(self, batch: Batch, found: str) -> None:
-        self._progress.update(self._task, completed=batch.done, total=batch.total, found=found)
+    def tick(self) -> None:
+        """Writes a line if it is time."""
+        now = self._clock()
+        since = now - self._written
+        has_changed = self._progress.changes != self._seen
+        if since >= (_LEAST_SECONDS if has_changed else _MOST_SECONDS):
+            self._written, self._seen = now, self._progress.changes
+            self._say(self._progress.line)
 
 
-class _Lines(StepDisplay):
-    def __init__(self, name: str, display: Display) -> None:
-        super().__init__()
-        self._name = name
-        self._display = display
-        self._next = time.monotonic() + _EVERY_SECONDS
+@contextmanager
+def logged(log: Log) -> Iterator[None]:
+    """Writes the lines of `log` from a thread inside a `with` block."""
+    ended = Event()
 
-    def _draw(self, batch: Batch, found: str) -> None:
-        if time.monotonic() < self._next and batch.done != batch.total:
-            return
-        self._next = time.monotonic() + _EVERY_SECONDS
-        total = "" if batch.total is None else f"/{batch.total}"
-        self._display.say(f"{self._name}: {batch.done}{total}  {found}")
+    def write() -> None:
+        while not ended.wait(_TICK_SECONDS):
+            log.tick()
+
+    writer = Thread(target=write, name="progress", daemon=True)
+    writer.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        writer.join()

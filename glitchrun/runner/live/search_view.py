@@ -27,14 +27,16 @@ class SearchView:
         """The fittest sequences, best first: `ids`, `text`, `fitness`, `target_p`, `wanted_p`."""
         self.evaluations = 0
         self.seconds = 0.0
+        self.stage = ""
         self.done = 0
+        """Finished items of the stage."""
         self.total: int | None = None
         self._singles: list[Row] = []
         """Measured single tokens; ranked once a sequence of one token has appeared."""
 
     def take(self, batch: Batch) -> None:
         """Adds a batch."""
-        self.done, self.total = batch.done, batch.total
+        self.stage, self.done, self.total = batch.stage, batch.done, batch.total
         self.evaluations += batch.counters.get("evaluations", 0)
         self.seconds += batch.seconds
         for entry in batch.entries:

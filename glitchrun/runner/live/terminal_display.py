@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.live import Live
 from rich.panel import Panel
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from glitchrun.events import Batch
 from glitchrun.report.formatting import fitness, spelled
 from glitchrun.runner.live.search_view import Row, SearchView
-from glitchrun.runner.progress import Bar, Display, StepDisplay, bars
+from glitchrun.runner.progress import Display, StepDisplay
+from glitchrun.runner.step_progress import StepProgress
 
 _HEIGHT = 9
 _SPARKS = "▁▂▃▄▅▆▇█"
@@ -24,33 +22,38 @@ _FULL, _ASCII = ("━", "╌"), ("*", "-")
 
 
 class LiveDisplay(Display):
-    """Draws genetic searches as they run; other steps get a progress bar."""
+    """Draws genetic searches as they run; other steps get their progress line."""
 
-    @contextmanager
-    def step(self, name: str) -> Iterator[StepDisplay]:
-        if not self.console.is_terminal:
-            with super().step(name) as plain:
-                yield plain
-            return
-        progress = bars(self.console)
-        with Live(progress, console=self.console, auto_refresh=False) as live:
-            yield _LiveStep(progress, name, live)
+    def _step(self, name: str) -> StepDisplay:
+        return _LiveStep(StepProgress(name))
+
+    def _left_behind(self, shown: StepDisplay) -> RenderableType | None:
+        return shown.picture if isinstance(shown, _LiveStep) else None
 
 
-class _LiveStep(Bar):
-    def __init__(self, progress: Progress, name: str, live: Live) -> None:
-        super().__init__(progress, name)
-        self._shown = progress
-        self._live = live
-        self._view = SearchView(name)
+class _LiveStep(StepDisplay):
+    def __init__(self, progress: StepProgress) -> None:
+        super().__init__(progress)
+        self._view = SearchView(progress.name)
+
+    @property
+    def picture(self) -> Picture | None:
+        """The picture of the search; None before its first batch, and for other steps."""
+        return None if self._view.start is None else Picture(self._view)
+
+    def resume(self, history: Sequence[Batch]) -> None:
+        super().resume(history)
+        for batch in history:
+            self._view.take(batch)
 
     def show(self, batch: Batch) -> None:
-        self._view.take(batch)
+        with self.progress.lock:
+            self._view.take(batch)
         super().show(batch)
-        parts: list[RenderableType] = [self._shown]
-        if self._view.start is not None:
-            parts.append(Picture(self._view))
-        self._live.update(Group(*parts), refresh=True)
+
+    def __rich__(self) -> RenderableType:
+        line = super().__rich__()
+        return line if self.picture is None else Group(line, self.picture)
 
 
 class Picture:

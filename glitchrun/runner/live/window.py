@@ -151,7 +151,8 @@ class Window:
     def _title(self) -> str:
         if self.view is None:
             return "the run is over" if self.over else "waiting for the first batch"
-        state = "over" if self.over else f"{self.view.done} of {self.view.total or '?'}"
+        count = f"{self.view.stage} {self.view.done} of {self.view.total or '?'}"
+        state = "over" if self.over else count.strip()
         rate = f"{self.view.evaluations:,} evaluations, {self.view.rate:.1f}/s"
         goals = self.view.goals(label)
         return f"{self.view.step} ({state}): {goals}\n{rate}" if goals else self.view.step

@@ -6,11 +6,11 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from glitchrun.errors import PreflightError
-from glitchrun.events import Batch, batch_to_json
+from glitchrun.events import Batch, Stage, batch_to_json
 from glitchrun.runner.progress import Display, StepDisplay
 
 _PATIENCE = 60.0
@@ -73,10 +73,18 @@ class _WindowStep(StepDisplay):
     """A step's display that also sends batches to the window."""
 
     def __init__(self, name: str, shown: StepDisplay, display: WindowDisplay) -> None:
-        super().__init__()
+        super().__init__(shown.progress)
         self._name = name
         self._shown = shown
         self._display = display
+
+    def resume(self, history: Sequence[Batch]) -> None:
+        self._shown.resume(history)
+        for batch in history:
+            self._display.send(self._name, batch)
+
+    def begin(self, stage: Stage) -> None:
+        self._shown.begin(stage)
 
     def show(self, batch: Batch) -> None:
         self._shown.show(batch)
