@@ -48,7 +48,10 @@ def test_text_names_runs_sizes_and_work(spec: Path) -> None:
     assert "232 parameters" in result.output
     assert "memory  fits" in result.output
     assert "mine (mine): at most 6 tokens, 6 prompts, 2 gradients" in result.output
+    assert "asr (validate): likely 2 tokens, 30 continuations, 540 generated" in result.output
+    assert "The bound assumes that all 6 tokens of mine are glitch tokens." in result.output
     assert result.output.endswith("1 run: 1 to start\n")
+    assert max(map(len, result.output.splitlines())) <= 80
 
 
 def test_json_is_one_document(spec: Path) -> None:
@@ -87,7 +90,7 @@ def test_plan_imports_no_heavy_packages(spec: Path) -> None:
         "import sys; from glitchrun.cli.plan import command\n"
         f"try: command([{str(spec)!r}])\n"
         "except SystemExit as end: print('exit', end.code)\n"
-        "heavy = {'torch', 'transformers', 'mlflow', 'matplotlib', 'numpy', 'gguf'}\n"
+        "heavy = {'torch', 'transformers', 'mlflow', 'matplotlib', 'scipy', 'gguf'}\n"
         "print('heavy', sorted(heavy & sys.modules.keys()))"
     )
     answer = subprocess.run(

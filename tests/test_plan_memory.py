@@ -125,6 +125,18 @@ def test_batch_sizes_are_those_of_the_run(
     assert estimate(header, quantization, [load], _device(8 * GB, device)).batch == taken
 
 
+@pytest.mark.parametrize(
+    ("quantization", "rows", "taken"),
+    [("float32", 40, 40), ("none", 40, 64), ("float32", 900, 256)],
+)
+def test_rows_that_no_continuation_fills_take_no_memory(
+    header: Header, quantization: str, rows: int, taken: int
+) -> None:
+    """In narrow arithmetic a pass may be padded to 64 rows."""
+    load = Workload("s", None, 20, kind="sample", rows=rows)
+    assert _estimate(header, load, quantization=quantization).batch == taken
+
+
 def test_the_total_is_the_sum_of_its_parts(header: Header) -> None:
     found = _estimate(header, Workload("s", 4, 100, gradient=True))
     buffers = (

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from glitchrun.plan.work import StepWork, parameters, step_work, workloads
+from glitchrun.plan.work import StepWork, glitch_share, parameters, step_work, workloads
 from glitchrun.search.recall import most_missed
 from glitchrun.spec.strategy import STRATEGIES, Strategy
-from glitchrun.spec.types import ModelSpec, Spec, Step
+from glitchrun.spec.types import ModelSpec, Spec, Step, Thresholds
+from glitchrun.strategies.mine import usual_cascade
 
 VOCAB = 1000
 
@@ -54,9 +55,74 @@ def test_a_cascade_is_told_to_verify_nearly_all_where_few_are_found(
     assert most_missed(fewest - 1, recall) == 0
     caveat = _work("mine", search="cascade", recall=recall).caveat
     assert caveat is not None
-    assert f"unless {fewest} or more are found" in caveat
+    assert f"fewer than {fewest} glitch token" in caveat
     assert _work("mine", search="cascade", recall=recall, budget=500).caveat is None
     assert _work("mine", search="screen").caveat is None
+
+
+@pytest.mark.parametrize(
+    ("glitches", "recall", "verified"),
+    [(311, 0.8, 3170), (311, 0.9, 5573), (1679, 0.9, 5663), (12318, 0.95, 19957)],
+)
+def test_usual_cascade_agrees_with_those_measured(
+    glitches: int, recall: float, verified: int
+) -> None:
+    """Front and audit of the table in docs/engine.md."""
+    assert usual_cascade(48_814, glitches, recall, 0.95) == pytest.approx(verified, rel=0.3)
+    if glitches < 2000:
+        assert usual_cascade(48_814, glitches, recall, 0.95) == pytest.approx(verified, rel=0.03)
+
+
+def test_usual_cascade_verifies_nearly_all_of_a_scope_without_glitch_tokens() -> None:
+    assert usual_cascade(1000, 0, 0.9, 0.95) > 950
+    assert usual_cascade(100, 0, 0.9, 0.95) == 100
+
+
+def test_share_of_glitch_tokens_follows_the_threshold() -> None:
+    shares = [glitch_share(p) for p in (1e-9, 1e-3, 3e-3, 1e-2, 0.1, 1.0)]
+    assert shares[:2] == [0.0064, 0.0064]
+    assert shares[3] == pytest.approx(0.034)
+    assert shares[-1] == pytest.approx(0.25)
+    assert shares == sorted(shares)
+
+
+def test_likely_work_follows_the_finds_of_earlier_steps() -> None:
+    steps = (
+        Step("mine", "mine", {"search": "cascade", "recall": 0.8}),
+        Step("asr", "validate", {"tokens": {"from": "mine"}, "attempts": 4, "max_new_tokens": 20}),
+        Step("all", "test", {"tokens": {"from": "mine", "select": "all"}}),
+    )
+    spec = Spec("x", ModelSpec("m"), steps, thresholds=Thresholds(probability=0.001))
+    mine, asr, every = step_work(spec, 49_152, {"mine": 48_000})
+    assert (mine.tokens, mine.screens) == (48_000, 48_000)
+    assert mine.likely is not None
+    assert asr.likely is not None
+    assert every.likely is not None
+    assert mine.likely.found == round(0.0064 * 48_000)
+    assert asr.likely.tokens == mine.likely.found
+    assert asr.likely.continuations == 3 * 4 * asr.likely.tokens
+    # Texts of 20 tokens on average, cut off at 20.
+    assert asr.likely.new_tokens == 13 * asr.likely.continuations
+    assert asr.caveat == "The bound assumes that all 48,000 tokens of mine are glitch tokens."
+    assert every.likely.tokens == mine.likely.tokens
+    assert every.caveat is None
+
+
+def test_steps_that_take_the_scope_are_bounded_by_it() -> None:
+    steps = (
+        Step("s", "scan", {}),
+        Step("m", "mine", {"batch_size": 4, "controls": 3}),
+        Step("t", "test", {"tokens": {"from": "s"}}),
+    )
+    found = step_work(_spec(*steps), VOCAB, {"s": 30, "m": 20})
+    assert [work.tokens for work in found] == [30, 20 + 2 * 3, 30]
+
+
+def test_batch_of_continuations_has_no_more_rows_than_there_are() -> None:
+    asked = {"tokens": {"ids": [1, 2]}, "attempts": 5}
+    spec = _spec(Step("v", "validate", asked), Step("s", "scan", {}))
+    validate, scan = workloads(spec, step_work(spec, VOCAB))
+    assert (validate.rows, scan.rows) == (10, None)
 
 
 def test_strict_asks_three_times() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,13 +10,16 @@ import click
 
 from glitchrun.errors import DoesNotFit, ExitCode
 from glitchrun.ledger import ROOT, existing_status
+from glitchrun.ledger.timings import read_timings
 from glitchrun.plan.build import Plan, PlannedRun, build
+from glitchrun.plan.duration import Duration
 from glitchrun.plan.memory_estimate import MemoryEstimate
 from glitchrun.plan.work import StepWork
 from glitchrun.report.formatting import counted, size
 from glitchrun.runner.resolved import Resolver
 from glitchrun.spec.loading import load_experiment
-from glitchrun.terminal import emit_json, say, visible
+from glitchrun.spec.strategy import Work
+from glitchrun.terminal import emit_json, say, styled, visible
 from glitchrun.tracking.address import check_store, tracking_uri
 
 _PARTS = ("embeddings", "head", "linear", "experts", "routers", "other", "scales")
@@ -25,6 +29,9 @@ _BUFFERS = (
     ("float32 rechecks and tables", "float32_bytes"),
     ("gradient", "gradient_bytes"),
 )
+_ROLES = {"start": "good", "resume": "warning", "skip": "dim", "blocked": "bad"}
+_VERDICTS = {"fits": "good", "tight": "warning", "no": "bad"}
+_WIDTH = 80
 _UNITS = ((86_400, "days"), (3600, "h"), (60, "min"))
 
 
@@ -52,6 +59,7 @@ def command(
         lambda key: existing_status(ROOT, name, key),
         fetch=False,
         resolve=Resolver(),
+        timings=read_timings(ROOT),
     )
     if output == "json":
         emit_json(plan.to_json())
@@ -69,19 +77,24 @@ def _check_blocked(plan: Plan) -> None:
 
 
 def _plan_lines(plan: Plan) -> list[str]:
-    """The plan for a terminal: a block for each run, and the totals."""
-    lines = [visible(f"experiment {plan.experiment}")]
+    """The plan for a terminal of 80 columns: a block for each run, and the totals."""
+    lines = [f"experiment {styled(visible(plan.experiment), 'heading')}"]
     for run in plan.runs:
         lines += ["", *_run_lines(run)]
-    counts = dict.fromkeys(("start", "resume", "skip", "blocked"), 0)
+    counts = dict.fromkeys(_ROLES, 0)
     for run in plan.runs:
         counts[run.action] += 1
     total = ", ".join(f"{count} to {name}" for name, count in counts.items() if count)
-    return [
-        *lines,
-        "",
-        f"{counted(len(plan.runs), 'run')}: {total.replace('to blocked', 'blocked')}",
-    ]
+    total = f"{counted(len(plan.runs), 'run')}: {total.replace('to blocked', 'blocked')}"
+    return [*lines, "", *_times(plan), total]
+
+
+def _times(plan: Plan) -> Iterator[str]:
+    """The likely time of all runs that would start, if there are several."""
+    found = [run.time.likely for run in plan.pending if run.time is not None]
+    times = [likely for likely in found if likely is not None]
+    if len(times) > 1 and len(times) == len(plan.pending):
+        yield f"all runs together: likely {rough_duration(sum(times))}"
 
 
 def rough_duration(seconds: float) -> str:
@@ -93,47 +106,89 @@ def rough_duration(seconds: float) -> str:
 
 
 def _run_lines(run: PlannedRun) -> Iterator[str]:
+    name = styled(visible(run.cell.name), "heading")
     key = f"  [{run.key}]" if run.key else ""
-    yield visible(f"{run.action:<8}{run.cell.name}{key}")
-    yield f"        {run.reason}"
+    yield f"{styled(f'{run.action:<7}', _ROLES[run.action])} {name}{key}"
+    yield from _wrapped("        ", run.reason)
     if run.action == "skip":
         return
     if run.estimate is not None:
-        yield from (f"  {line}" for line in _memory_lines(run.estimate))
+        yield from _memory_lines(run.estimate)
     for work in run.work:
-        yield f"  step    {work.step} ({work.strategy}): {_work(work)}"
-        if work.caveat:
-            yield f"          {work.caveat}"
-    if run.seconds is not None:
-        most = rough_duration(run.seconds[1])
-        yield f"  time    at most about {most} after loading on a slow machine; usually far less"
+        yield from _step_lines(run, work)
+    if run.time is not None:
+        yield from _time_lines(run, run.time)
+
+
+def _wrapped(label: str, text: str, role: str | None = None) -> list[str]:
+    """Lines of at most 80 columns that begin with `label`, the others indented as far.
+
+    Args:
+        label: The beginning of the first line.
+        text: Is wrapped between words.
+        role: Style of the first word of the text, see `glitchrun.terminal.styled`.
+    """
+    blank = " " * len(label)
+    lines = textwrap.wrap(
+        visible(text), _WIDTH - len(label), break_long_words=False, break_on_hyphens=False
+    ) or [""]
+    if role is not None:
+        word, space, rest = lines[0].partition(" ")
+        lines[0] = styled(word, role) + space + rest
+    return [f"{blank if number else label}{line}" for number, line in enumerate(lines)]
 
 
 def _memory_lines(memory: MemoryEstimate) -> Iterator[str]:
     model = f"{memory.parameters:,} parameters" if memory.parameters else "quantized on disk"
     parts = [f"{name} {size(memory.weights[name])}" for name in _PARTS if memory.weights.get(name)]
-    yield f"model   {model}, {size(memory.weight_bytes)}: {', '.join(parts)}"
+    weights = f"{model}, {size(memory.weight_bytes)}: {', '.join(parts)}"
+    yield from _wrapped("  model   ", weights)
     found = [(label, getattr(memory, name)) for label, name in _BUFFERS]
-    buffers = ", ".join(f"{label} {size(count)}" for label, count in found if count)
-    yield (
-        f"memory  {memory.verdict}: {size(memory.total_bytes)} of {size(memory.free_bytes)} free "
+    buffers = [f"{label} {size(count)}" for label, count in found if count]
+    buffers.append(f"process {size(memory.runtime_bytes)}")
+    need = (
+        f"{memory.verdict}: at most {size(memory.total_bytes)} of {size(memory.free_bytes)} free "
         f"on {memory.device} ({memory.memory_source})"
     )
-    yield f"        besides the weights, at most: {buffers}; process {size(memory.runtime_bytes)}"
-    yield f"batch   {memory.batch} in step {memory.step}; up to {memory.largest_batch:,} would fit"
+    yield from _wrapped("  memory  ", need, _VERDICTS[memory.verdict])
+    yield from _wrapped("          ", f"besides the weights: {', '.join(buffers)}")
+    batch = f"{counted(memory.batch, 'row')} in step {memory.step}"
+    yield from _wrapped("  batch   ", f"{batch}; up to {memory.largest_batch:,} would fit")
 
 
-def _work(work: StepWork) -> str:
+def _step_lines(run: PlannedRun, work: StepWork) -> Iterator[str]:
+    label, name = "  step    ", f"{work.step} ({work.strategy})"
     if work.tokens is None:
-        return "no upper bound known"
-    parts = []
-    for number, noun in (
+        yield from _wrapped(label, f"{name}: no upper bound known")
+        return
+    seconds = run.time.steps.get(work.step) if run.time else None
+    time = f"; likely {rough_duration(seconds)}" if seconds is not None else ""
+    most = f"at most {_amounts(work)}"
+    if work.likely is None or _amounts(work.likely) == _amounts(work):
+        yield from _wrapped(label, f"{name}: {most}{time}")
+    else:
+        yield from _wrapped(label, f"{name}: likely {_amounts(work.likely)}{time}")
+        yield from _wrapped("          ", most)
+    if work.caveat:
+        yield from _wrapped("          ", work.caveat)
+
+
+def _time_lines(run: PlannedRun, time: Duration) -> Iterator[str]:
+    likely = "" if time.likely is None else f"likely {rough_duration(time.likely)}, "
+    resumed = "; what is recorded is not repeated" if run.action == "resume" else ""
+    text = f"{likely}at most about {rough_duration(time.most)}, loading included{resumed}"
+    yield from _wrapped("  time    ", text)
+    yield from _wrapped("          ", time.rate.source)
+
+
+def _amounts(work: Work) -> str:
+    """The amounts of a step's work: `6 tokens, 6 prompts, 2 gradients`."""
+    amounts = (
         (work.tokens, "token"),
         (work.prompts, "prompt"),
+        (work.screens, "screen"),
         (work.gradients, "gradient"),
         (work.continuations, "continuation"),
         (work.new_tokens, "generated token"),
-    ):
-        if number:
-            parts.append(counted(number, noun))
-    return f"at most {', '.join(parts) or 'nothing'}"
+    )
+    return ", ".join(counted(number, noun) for number, noun in amounts if number) or "nothing"

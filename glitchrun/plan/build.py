@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,9 +14,11 @@ from glitchrun.checkpoint.headers import Header, read_header
 from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.errors import ModelUnavailable
 from glitchrun.ledger.record import status_word
-from glitchrun.plan import duration
+from glitchrun.ledger.timings import Timing
 from glitchrun.plan.devices import device_memory
+from glitchrun.plan.duration import Duration, duration
 from glitchrun.plan.memory_estimate import MemoryEstimate, estimate
+from glitchrun.plan.rates import ModelSize, Rates
 from glitchrun.plan.work import StepWork, step_work, workloads
 from glitchrun.spec.digest import cosmetic_digest, measures_machine, numerics_digest, results_digest
 from glitchrun.spec.token_ids import token_ids
@@ -38,6 +40,8 @@ class Resolved:
     name. Settings that follow from those two are not listed, so that keys do not change."""
     refusal: str | None = None
     """Why the run cannot start; None if it can."""
+    scopes: Mapping[str, int] = field(default_factory=dict)
+    """By step, the number of tokens in scope that it may examine, where that is known."""
 
 
 Resolve = Callable[[Spec, Checkpoint, Header], Resolved]
@@ -59,8 +63,8 @@ class PlannedRun:
     """None for a hub model that is not on this machine yet."""
     work: tuple[StepWork, ...]
     """Bounds on the work of each step."""
-    seconds: tuple[float, float] | None
-    """(least, most) seconds after the model is loaded; rough bounds."""
+    time: Duration | None
+    """The likely time and its bound; None for a hub model that is not on this machine yet."""
     fingerprint: str
     """Fingerprint of the model's contents; empty if they are not known yet."""
     digests: Mapping[str, str]
@@ -76,7 +80,8 @@ class PlannedRun:
             "assignments": dict(self.cell.assignments),
             "memory": self.estimate.to_json() if self.estimate else None,
             "work": [step.to_json() for step in self.work],
-            "seconds": list(self.seconds) if self.seconds else None,
+            "seconds": list(self.time.bounds) if self.time else None,
+            "time": self.time.to_json() if self.time else None,
             "fingerprint": self.fingerprint,
             "digests": dict(self.digests),
         }
@@ -103,7 +108,7 @@ class Plan:
         """The plan as data, documented in docs/plan.md. Keys may be added, never removed.
 
         {"experiment", "runs": [{"name", "key", "action", "reason", "assignments", "memory",
-        "work", "seconds", "fingerprint", "digests"}]}
+        "work", "seconds", "time", "fingerprint", "digests"}]}
         """
         return {"experiment": self.experiment, "runs": [run.to_json() for run in self.runs]}
 
@@ -118,6 +123,7 @@ def build(
     *,
     fetch: bool = True,
     resolve: Resolve = _nothing,
+    timings: Sequence[Timing] = (),
 ) -> Plan:
     """Returns the plan of an experiment.
 
@@ -127,6 +133,7 @@ def build(
         fetch: Whether to download hub models that are not on this machine. Otherwise such a run is
             planned with an empty key and no estimate.
         resolve: Returns the settings that a spec resolves to on its model.
+        timings: How fast earlier runs on this machine were.
 
     Raises:
         ModelUnavailable: a model is missing or damaged; the message begins with the place of
@@ -136,7 +143,7 @@ def build(
     runs: list[PlannedRun] = []
     for cell in experiment.cells:
         taken = {run.key for run in runs}
-        runs.append(_plan(cell, _contents(cell.spec, models), existing, resolve, taken))
+        runs.append(_plan(cell, _contents(cell.spec, models), existing, resolve, taken, timings))
     return Plan(experiment.name, tuple(runs))
 
 
@@ -201,6 +208,7 @@ def _plan(
     existing: Callable[[str], str | None],
     resolve: Resolve,
     taken: set[str],
+    timings: Sequence[Timing],
 ) -> PlannedRun:
     digests = _digests(cell.spec)
     if contents is None:
@@ -217,14 +225,20 @@ def _plan(
         # Cells that should give the same results (two devices, to compare them) are still separate
         # runs: the user wrote a matrix to see each cell.
         key = _key(key, cell.name)
-    memory = estimate(header, model.quantization, workloads(cell.spec), device)
-    work = step_work(cell.spec, header.vocab)
+    work = step_work(cell.spec, header.vocab, resolved.scopes)
+    memory = estimate(header, model.quantization, workloads(cell.spec, work), device)
     refusal = _ids_outside_vocabulary(cell.spec, header.vocab) or resolved.refusal
     action, reason = _action(existing(key), refusal, memory)
-    seconds = duration.seconds(header, memory, work)
-    return PlannedRun(
-        cell, key, action, reason, memory, work, seconds, contents.fingerprint, digests
+    size = ModelSize(
+        fingerprint=contents.fingerprint,
+        quantization=model.quantization,
+        kind=device.kind,
+        parameters=memory.active_parameters,
+        weight_bytes=memory.weight_bytes,
+        vocab=header.vocab,
     )
+    time = duration(header, memory, work, Rates(size, timings))
+    return PlannedRun(cell, key, action, reason, memory, work, time, contents.fingerprint, digests)
 
 
 def _measured_on(spec: Spec, device: str) -> dict[str, Any]:

@@ -1,19 +1,25 @@
-"""Bounds on a run's duration after its model is loaded, from bounds on its work and low speeds.
+"""How long a run takes: a likely time and a bound.
 
-How much a search or a stopping rule will leave undone is unknown before the run, so the lower bound
-is the time of a run that finds nothing to do.
+The likely time is the likely work of each step at the rates in `glitchrun.plan.rates`. The bound is
+the most work at half the speed that runs of this model measured, or at a low speed where none did.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from glitchrun.checkpoint.headers import Header
 from glitchrun.plan.memory_estimate import MemoryEstimate
-from glitchrun.plan.weight_bytes import part_of
+from glitchrun.plan.rates import EQUIVALENT, Rate, Rates
+from glitchrun.plan.weight_bytes import active_parameters
 from glitchrun.plan.work import StepWork
+from glitchrun.spec.strategy import Work
 
+_MARGIN = 2
+"""How much slower than measured a machine may be: its speed swung by a factor of two and more."""
 _FLOPS = {"cpu": 8e9, "cuda": 3e12}
 """Least floating-point operations per second. CPU, per core: two cores reached 35 to 195 GFLOP/s
 with SmolLM2 in float32, and less with int8 and int4, whose weights are dequantized in every pass.
@@ -28,7 +34,7 @@ seen."""
 _GRADIENT_PASSES = 3
 """Forward passes that take as long as one gradient."""
 _EMPTY_RUN = 0.01
-"""Seconds to prepare a run and to write an empty record."""
+"""Seconds of a run that finds nothing to do."""
 _STEP = 10.0
 """Seconds to start and finish a step, without its vocabulary."""
 _ENTRY = 1e-3
@@ -40,24 +46,96 @@ _LAYER = 2e-3
 _ITEM = 0.02
 """Seconds to prepare and read one prompt, continuation or new token; for very small models this is
 nearly all of the time."""
+_START = 60.0
+"""Most seconds to start a run and to load a model of no size."""
+_LOAD = 1e8
+"""Least bytes of weights loaded per second."""
 
 
-def seconds(
-    header: Header, estimate: MemoryEstimate, work: Sequence[StepWork]
-) -> tuple[float, float]:
-    """The least and the most seconds that a run takes after its model is loaded."""
-    return _EMPTY_RUN, sum(_step(header, estimate, item) for item in work)
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """How long a run takes, with loading its model and writing its report; in seconds."""
+
+    likely: float | None
+    """None where a step's work is unknown."""
+    most: float
+    start: float
+    """Likely seconds to load the model and to write the report."""
+    steps: Mapping[str, float]
+    """Likely seconds by step, where known."""
+    rate: Rate
+    """The rate on which most of the likely time is based."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the most seconds of the run."""
+        return _EMPTY_RUN, self.most
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name, documented in docs/plan.md."""
+        return {
+            "likely": self.likely,
+            "most": self.most,
+            "start": self.start,
+            "steps": dict(self.steps),
+            "basis": self.rate.basis,
+            "source": self.rate.source,
+            "run": self.rate.run or None,
+        }
 
 
-def _step(header: Header, estimate: MemoryEstimate, work: StepWork) -> float:
+def duration(
+    header: Header, memory: MemoryEstimate, work: Sequence[StepWork], rates: Rates
+) -> Duration:
+    """The likely and the longest duration of a run with the work of its steps."""
+    start = rates.start()
+    likely: dict[str, float] = {}
+    weight: dict[Rate, float] = {start: 0.0}
+    most = _MARGIN * start.seconds if start.run else _START + memory.weight_bytes / _LOAD
+    for step in work:
+        if step.likely is not None:
+            parts = [(rates.of(kind), amount) for kind, amount in _units(step, step.likely)]
+            for rate, amount in parts:
+                weight[rate] = weight.get(rate, 0.0) + rate.seconds * amount
+            likely[step.step] = sum(rate.seconds * amount for rate, amount in parts)
+        most += max(_most(header, memory, step, rates), likely.get(step.step, 0.0))
+    unknown = any(step.likely is None for step in work)
+    return Duration(
+        likely=None if unknown else start.seconds + sum(likely.values()),
+        most=most,
+        start=start.seconds,
+        steps=likely,
+        rate=max(weight, key=lambda rate: weight[rate]),
+    )
+
+
+def _units(step: StepWork, work: Work) -> Iterator[tuple[str, int]]:
+    """Kinds and amounts of work."""
+    yield ("score" if "score" in step.passes else "verify"), work.prompts
+    yield "screen", work.screens
+    yield "gradient", work.gradients
+    yield ("answer" if "answer" in step.passes else "sample"), work.new_tokens
+
+
+def _most(header: Header, memory: MemoryEstimate, step: StepWork, rates: Rates) -> float:
+    """Most seconds of a step: at measured rates if there are any for all of its work."""
+    parts = [(rates.of(kind), amount) for kind, amount in _units(step, step) if amount]
+    if parts and all(rate.exact for rate, _ in parts):
+        return _STEP + _MARGIN * sum(rate.seconds * amount for rate, amount in parts)
+    return _slow(header, memory, step)
+
+
+def _slow(header: Header, estimate: MemoryEstimate, work: StepWork) -> float:
     """Most seconds of one step: the longer of computing and reading weights, and the overhead."""
     kind = "cuda" if estimate.device.startswith("cuda") else "cpu"
     reruns = 1 + _RERUN_SHARE
     generated = work.new_tokens * reruns
-    prompts = (work.prompts + work.continuations) * reruns + work.gradients * _GRADIENT_PASSES
-    passes = (prompts + generated) / max(1, estimate.batch) + work.gradients * _GRADIENT_PASSES + 1
+    gradients = work.gradients * _GRADIENT_PASSES
+    screens = work.screens * EQUIVALENT["screen"]
+    prompts = (work.prompts + work.continuations) * reruns + gradients + screens
+    passes = (prompts + generated) / max(1, estimate.batch) + gradients + 1
     speed = _FLOPS[kind] * (_cores() if kind == "cpu" else 1)
-    compute = 2 * _active_parameters(header) * (prompts * _SUFFIX_POSITIONS + generated) / speed
+    compute = 2 * active_parameters(header) * (prompts * _SUFFIX_POSITIONS + generated) / speed
     reading = passes * estimate.weight_bytes / _BANDWIDTH[kind]
     overhead = passes * (_PASS + _LAYER * header.dims.num_layers) + _ITEM * (prompts + generated)
     return max(compute, reading) + overhead + _STEP + _ENTRY * header.vocab
@@ -66,17 +144,3 @@ def _step(header: Header, estimate: MemoryEstimate, work: StepWork) -> float:
 def _cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _active_parameters(header: Header) -> float:
-    """Parameters that one position is multiplied with; of the experts only the active ones."""
-    dims = header.dims
-    share = dims.top_k / dims.num_experts if dims.num_experts else 1.0
-    total = 0.0
-    for name, info in header.tensors.items():
-        part = part_of(header, name, info)
-        if part in ("linear", "routers"):
-            total += info.numel
-        elif part == "experts":
-            total += info.numel * share
-    return total

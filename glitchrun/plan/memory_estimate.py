@@ -9,7 +9,7 @@ from typing import Any
 from glitchrun.checkpoint.headers import Header
 from glitchrun.plan.devices import DeviceMemory
 from glitchrun.plan.passes import Buffers, Passes
-from glitchrun.plan.weight_bytes import QUANTIZED, weights
+from glitchrun.plan.weight_bytes import QUANTIZED, active_parameters, weights
 from glitchrun.spec.strategy import Workload
 
 _TIGHT = 0.8
@@ -31,6 +31,8 @@ class MemoryEstimate:
 
     parameters: int | None
     """Number of parameters; None for weights quantized on disk."""
+    active_parameters: float
+    """Parameters that one position is multiplied with; of the experts only the active ones."""
     weights: Mapping[str, int]
     """By part: embeddings, head, linear, experts, routers, other, scales."""
     weight_bytes: int
@@ -94,6 +96,7 @@ def estimate(
     total = runtime + held.total + max(loading, buffers.total)
     return MemoryEstimate(
         parameters=held.parameters,
+        active_parameters=active_parameters(header),
         weights=held.parts,
         weight_bytes=held.total,
         loading_bytes=loading,

@@ -49,9 +49,21 @@ class Passes:
         return ITEM_BYTES["float32"] if self.kind == "cpu" else ITEM_BYTES[self.held.dtype]
 
     def rows(self, load: Workload, room: int) -> int:
-        """Batch size: as requested, else the largest power of two that fits in half of `room`
-        bytes."""
-        narrow = ITEM_BYTES[self.held.dtype] < ITEM_BYTES["float32"]
+        """Rows of a batch: as requested, else the largest power of two that fits in half of `room`
+        bytes, but no more than the step can fill."""
+        count = self._batch(load, room)
+        if load.rows is None:
+            return count
+        # A pass in narrower arithmetic may be padded to a fixed number of rows.
+        least = batch_sizes.LOW_PRECISION_BATCH[self.kind] if self._narrow else 1
+        return min(count, max(load.rows, least))
+
+    @property
+    def _narrow(self) -> bool:
+        return ITEM_BYTES[self.held.dtype] < ITEM_BYTES["float32"]
+
+    def _batch(self, load: Workload, room: int) -> int:
+        narrow = self._narrow
         if load.grows and narrow and self.kind == "cuda":
             return batch_sizes.LOW_PRECISION_BATCH[self.kind]
         if load.batch is not None:

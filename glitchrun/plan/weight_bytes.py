@@ -105,6 +105,20 @@ def part_of(header: Header, name: str, info: TensorInfo) -> str:
     return "experts" if "experts" in path or path[-1].endswith("_exps") else "linear"
 
 
+def active_parameters(header: Header) -> float:
+    """Parameters that one position is multiplied with; of the experts only the active ones."""
+    dims = header.dims
+    share = dims.top_k / dims.num_experts if dims.num_experts else 1.0
+    total = 0.0
+    for name, info in header.tensors.items():
+        part = part_of(header, name, info)
+        if part in ("linear", "routers"):
+            total += info.numel
+        elif part == "experts":
+            total += info.numel * share
+    return total
+
+
 def _is_router(header: Header, info: TensorInfo) -> bool:
     """Llama's feed-forward gate has the name of a router, but only a router has a row per
     expert."""

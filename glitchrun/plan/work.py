@@ -1,20 +1,24 @@
-"""Upper bounds on the work of each step, and its forward passes.
+"""The work of each step, bounded and likely, and its forward passes.
 
-Each strategy states its own bounds (`Strategy.work`, `Strategy.workloads`). The functions here
-collect them for a spec, and compute the bounds that several strategies share.
+Each strategy states its own bounds (`Strategy.work`, `Strategy.workloads`) and what it usually does
+(`Strategy.likely_work`). The functions here collect them for a spec, and compute what several
+strategies share.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from glitchrun.errors import GlitchrunError
 from glitchrun.spec.defaults import step_with_defaults
 from glitchrun.spec.probes import PROBES, probe_names
-from glitchrun.spec.strategy import STRATEGIES, Work, Workload
+from glitchrun.spec.strategy import STRATEGIES, Expectation, Work, Workload
 from glitchrun.spec.types import Spec, Step
 
 _BYTES_PER_TOKEN = 2
@@ -24,41 +28,102 @@ CONTROLS_EACH = 2
 from another script."""
 
 
+_GLITCH_SHARES = ((1e-3, 0.0064), (1e-2, 0.034), (1.0, 0.25))
+"""(thresholds.probability, share of SmolLM2's normal tokens that are glitch tokens by it), from the
+scan in docs/engine.md."""
+_AMOUNTS = ("tokens", "prompts", "screens", "gradients", "continuations", "new_tokens")
+"""The fields of `Work` that are amounts of work."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepWork(Work):
-    """The bounds of one step of a spec."""
+    """The bounds of one step of a spec, and what it usually does."""
 
     step: str = ""
     """Id of the step."""
     strategy: str = ""
+    likely: Work | None = None
+    """None where no bound is known."""
+    passes: frozenset[str] = frozenset()
+    """The kinds of the step's forward passes."""
 
     def to_json(self) -> dict[str, Any]:
-        """The fields by name."""
-        fields = asdict(self)
-        return {"step": fields.pop("step"), "strategy": fields.pop("strategy"), **fields}
+        """The amounts by name, and those of the likely work under `likely`."""
+        amounts = {name: getattr(self, name) for name in _AMOUNTS}
+        likely = self.likely and {name: getattr(self.likely, name) for name in _AMOUNTS}
+        return {
+            "step": self.step,
+            "strategy": self.strategy,
+            **amounts,
+            "repeats": self.repeats,
+            "caveat": self.caveat,
+            "likely": likely,
+        }
 
 
-def step_work(spec: Spec, vocab: int) -> tuple[StepWork, ...]:
-    """The bounds of each step of a spec, for a vocabulary of `vocab` entries."""
+def step_work(
+    spec: Spec, vocab: int, scopes: Mapping[str, int] | None = None
+) -> tuple[StepWork, ...]:
+    """The work of each step of a spec.
+
+    Args:
+        spec: The spec.
+        vocab: Entries of the model's vocabulary.
+        scopes: By step, the number of tokens in scope that it may examine, where it is known.
+    """
     earlier: dict[str, int | None] = {}
+    likely: dict[str, Work] = {}
     found = []
     for step in spec.steps:
         strategy = STRATEGIES[step.strategy]
-        work = strategy.work(strategy.configure(step.params), earlier, vocab)
-        earlier[step.id] = work.tokens
-        found.append(StepWork(**asdict(work), step=step.id, strategy=step.strategy))
+        config = strategy.configure(step.params)
+        size = (scopes or {}).get(step.id, vocab)
+        work = strategy.work(config, earlier, size)
+        expected = Expectation(dict(likely), size, glitch_share(spec.thresholds.probability))
+        usual = work if work.tokens is None else strategy.likely_work(config, work, expected)
+        earlier[step.id], likely[step.id] = work.tokens, usual
+        found.append(
+            StepWork(
+                **asdict(work),
+                step=step.id,
+                strategy=step.strategy,
+                likely=None if work.tokens is None else usual,
+                passes=frozenset(load.kind for load in strategy.workloads(config, step.id, 0)),
+            )
+        )
     return tuple(found)
 
 
-def workloads(spec: Spec) -> tuple[Workload, ...]:
-    """The forward passes of each step that may need the most memory."""
+def workloads(spec: Spec, work: Sequence[StepWork] = ()) -> tuple[Workload, ...]:
+    """The forward passes of each step that may need the most memory.
+
+    Args:
+        spec: The spec.
+        work: The bounds of its steps; a batch of continuations has no more rows than they allow.
+    """
     system = text_positions(spec.system or "")
+    rows = {bounds.step: bounds.rows for bounds in work}
     return tuple(
-        load
+        replace(load, rows=rows.get(step.id)) if load.grows else load
         for step in spec.steps
         for strategy in (STRATEGIES[step.strategy],)
         for load in strategy.workloads(strategy.configure(step.params), step.id, system)
     )
+
+
+def glitch_share(probability: float) -> float:
+    """The share of the scope that are probably glitch tokens by `thresholds.probability`.
+
+    Interpolated in the logarithms between the shares measured on SmolLM2.
+    """
+    (low, share), *others = _GLITCH_SHARES
+    for high, next_share in others:
+        if low < probability <= high:
+            part = math.log(probability / low) / math.log(high / low)
+            return float(share * (next_share / share) ** part)
+        if probability > high:
+            low, share = high, next_share
+    return share
 
 
 def parameters(step: Step) -> dict[str, Any]:
@@ -102,39 +167,93 @@ def probe_pass(config: VerificationConfig, step: str, system: int) -> Workload:
 def verification(
     tokens: int, probes: str | Sequence[str], gradients: int = 0, screens: int = 0
 ) -> Work:
-    """The bounds of verifying `tokens` tokens.
+    """The work of verifying `tokens` tokens.
 
     Args:
-        tokens: Tokens verified at most.
+        tokens: Tokens verified.
         probes: As in the spec: names, or `strict`.
         gradients: Gradients computed as well.
-        screens: Cost of the screen, in prompts.
+        screens: Tokens screened as well.
     """
-    prompts = tokens * len(probe_names(probes)) + screens
-    return Work(tokens, prompts=prompts, gradients=gradients, repeats=prompts)
+    prompts = tokens * len(probe_names(probes))
+    return Work(tokens, prompts=prompts, screens=screens, gradients=gradients, repeats=prompts)
 
 
-def sampling(tokens: int, continuations: int, max_new_tokens: int) -> Work:
-    """The bounds of sampling `continuations` of up to `max_new_tokens` tokens each."""
+def sampling(tokens: int, rows: int, prompts: int, new_tokens: int) -> Work:
+    """The work of sampling continuations.
+
+    Args:
+        tokens: Tokens in the prompts.
+        rows: Continuations of each prompt.
+        prompts: Prompts that each token is put into.
+        new_tokens: Tokens of each continuation.
+    """
+    continuations = rows * prompts
     return Work(
         tokens,
         continuations=continuations,
-        new_tokens=continuations * max_new_tokens,
+        new_tokens=continuations * new_tokens,
         repeats=continuations,
+        rows=rows,
     )
+
+
+def usual_length(limit: int, mean: int) -> int:
+    """Tokens of a continuation of at most `limit`, on average, where texts end at random.
+
+    Args:
+        limit: `max_new_tokens`.
+        mean: Mean tokens of a text without limit.
+    """
+    return max(1, round(mean * (1 - math.exp(-limit / mean))))
 
 
 def named_tokens(source: Mapping[str, Any], earlier: Mapping[str, int | None], vocab: int) -> int:
     """The most tokens that a step's `tokens` can name, limited to the vocabulary's size."""
     if "file" in source:
-        # An id and its separator take two bytes or more, unless the file is compressed. The run
-        # reports a file that does not exist yet.
-        path = Path(source["file"])
-        if path.suffix == ".gz" or not os.path.isfile(path):  # noqa: PTH113 - Path may raise
-            return vocab
-        return min(vocab, path.stat().st_size // 2 + 1)
+        named = _tokens_in_file(source["file"])
+        return vocab if named is None else min(vocab, named)
     if "from" in source:
-        steps = [source["from"]] if isinstance(source["from"], str) else source["from"]
-        counts = [earlier.get(step) for step in steps]
+        counts = [earlier.get(step) for step in _steps(source)]
         return vocab if None in counts else min(vocab, sum(filter(None, counts)))
     return min(vocab, len(set(source.get("ids") or source.get("texts") or ())))
+
+
+def expected_tokens(source: Mapping[str, Any], expected: Expectation) -> int:
+    """The tokens that a step's `tokens` will probably name."""
+    counts: dict[str, int | None] = {}
+    for step, work in expected.earlier.items():
+        every = source.get("select") == "all" or work.found is None
+        counts[step] = work.tokens if every else work.found
+    return named_tokens(source, counts, expected.size)
+
+
+def only_if_found(source: Mapping[str, Any], tokens: int) -> str | None:
+    """When a step comes near its bounds that reads the finds of other steps, for `Work.caveat`."""
+    if "from" not in source or source.get("select") == "all":
+        return None
+    names = " and ".join(_steps(source))
+    return f"The bound assumes that all {tokens:,} tokens of {names} are glitch tokens."
+
+
+def _steps(source: Mapping[str, Any]) -> list[str]:
+    return [source["from"]] if isinstance(source["from"], str) else list(source["from"])
+
+
+def _tokens_in_file(path: str) -> int | None:
+    """The number of tokens that a step takes from a file; None if it cannot be read yet."""
+    if not os.path.isfile(path):  # noqa: PTH113 - Path may raise
+        return None
+    status = os.stat(path)  # noqa: PTH116 - as above
+    return _count(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=64)
+def _count(path: str, changed_ns: int, size: int) -> int | None:
+    """Reads a file once for all cells of a matrix. The run reports a file that is not readable."""
+    from glitchrun.imports import read  # takes 20 ms, which most plans do not need
+
+    try:
+        return sum(token.selected for token in read(Path(path)).tokens)
+    except GlitchrunError:
+        return None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from glitchrun.plan.work import probe_pass, verification
-from glitchrun.spec.strategy import Strategy, Work, Workload, read_fragment
+from glitchrun.spec.strategy import Expectation, Strategy, Work, Workload, read_fragment
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,9 @@ class Scan(Strategy):
 
     def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
         return verification(vocab, config.probes)
+
+    def likely_work(self, config: Config, bounds: Work, expected: Expectation) -> Work:
+        return replace(bounds, found=round(expected.size * expected.glitch_share))
 
     def workloads(self, config: Config, step: str, system: int) -> Iterator[Workload]:
         yield probe_pass(config, step, system)

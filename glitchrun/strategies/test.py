@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from glitchrun.plan.work import CONTROLS_EACH, named_tokens, probe_pass, verification
-from glitchrun.spec.strategy import Strategy, Work, Workload, read_fragment
+from glitchrun.plan.work import (
+    CONTROLS_EACH,
+    expected_tokens,
+    named_tokens,
+    only_if_found,
+    probe_pass,
+    verification,
+)
+from glitchrun.spec.strategy import Expectation, Strategy, Work, Workload, read_fragment
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +40,14 @@ class Test(Strategy):
     batch_size_changes_results = False
 
     def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
-        tokens = named_tokens(config.tokens, earlier, vocab) + CONTROLS_EACH * config.controls
-        return verification(min(tokens, vocab), config.probes)
+        named = named_tokens(config.tokens, earlier, vocab)
+        most = verification(min(named + CONTROLS_EACH * config.controls, vocab), config.probes)
+        return replace(most, caveat=only_if_found(config.tokens, named))
+
+    def likely_work(self, config: Config, bounds: Work, expected: Expectation) -> Work:
+        named = expected_tokens(config.tokens, expected)
+        tokens = min(named + config.controls, bounds.tokens or 0)
+        return replace(verification(tokens, config.probes), found=named)
 
     def workloads(self, config: Config, step: str, system: int) -> Iterator[Workload]:
         yield probe_pass(config, step, system)

@@ -68,7 +68,8 @@ class Check(Strategy):
         controls = config.controls if isinstance(config.controls, int) else len(config.controls)
         tokens = len(config.glitch) + controls
         expected = sum(1 + 2 * len(prompt["expected"].encode()) for prompt in config.prompts)
-        continuations = 2 * len(config.glitch) * config.attempts * len(STRICT)
+        sampled = 2 * len(config.glitch) * config.attempts
+        continuations = sampled * len(STRICT)
         prompts = 1 + 4 * expected + tokens * len(STRICT)
         return Work(
             tokens,
@@ -76,6 +77,7 @@ class Check(Strategy):
             continuations=continuations,
             new_tokens=continuations * config.max_new_tokens,
             repeats=prompts + continuations,
+            rows=max(1, sampled),
         )
 
     def workloads(self, config: Config, step: str, system: int) -> Iterator[Workload]:

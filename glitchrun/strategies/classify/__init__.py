@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from glitchrun.plan.work import named_tokens, probe_positions, sampling
+from glitchrun.plan.work import (
+    expected_tokens,
+    named_tokens,
+    only_if_found,
+    probe_positions,
+    sampling,
+    usual_length,
+)
 from glitchrun.spec.nodes import Document, Path_
 from glitchrun.spec.problems import Problem
-from glitchrun.spec.strategy import Strategy, TextLength, Work, Workload, read_fragment
+from glitchrun.spec.strategy import (
+    Expectation,
+    Strategy,
+    TextLength,
+    Work,
+    Workload,
+    read_fragment,
+)
 from glitchrun.strategies.prompt_lengths import PromptLengths
+
+_ANSWER = 60
+"""Mean tokens assumed for an answer that is not cut off: a paragraph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +88,18 @@ class Classify(Strategy):
 
     def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
         named = named_tokens(config.tokens, earlier, vocab)
+        most = self._asking(config, named, vocab, config.max_new_tokens)
+        return replace(most, caveat=only_if_found(config.tokens, named))
+
+    def likely_work(self, config: Config, bounds: Work, expected: Expectation) -> Work:
+        named = expected_tokens(config.tokens, expected)
+        length = usual_length(config.max_new_tokens, _ANSWER)
+        return self._asking(config, named, expected.size, length)
+
+    def _asking(self, config: Config, named: int, vocab: int, new_tokens: int) -> Work:
+        """The work of asking every question about `named` tokens and their controls."""
         asked = min(named * (1 + config.controls), named + vocab) * config.repeats
-        continuations = asked * len(_questions(config))
-        return sampling(named, continuations, config.max_new_tokens)
+        return sampling(named, asked, len(_questions(config)), new_tokens)
 
     def workloads(self, config: Config, step: str, system: int) -> Iterator[Workload]:
         yield Workload(

@@ -10,12 +10,27 @@ from typing import Any
 
 from glitchrun.plan.work import CONTROLS_EACH, probe_positions, verification
 from glitchrun.spec.searches import SEARCHES
-from glitchrun.spec.strategy import Strategy, Work, Workload, frozen, read_fragment
+from glitchrun.spec.strategy import (
+    Expectation,
+    Strategy,
+    Work,
+    Workload,
+    frozen,
+    read_fragment,
+)
 
 ITERATIONS = 50
 """Rounds of a search that neither `iterations` nor `budget` limits."""
-_SCREENS_EACH_PROMPT = 8
-"""Tokens screened in the time of one prompt: two of its some 17 positions are run."""
+_LEARNS = 2
+"""How many times as many glitch tokens as at random a search finds that needs no screen and follows
+no fixed order: on SmolLM2, GlitchMiner's walk 2.0 and the surrogate 2.9 times."""
+_HITS_EACH = 2
+"""Tokens in the front of a cascade per glitch token: 1.6 to 2.5 on SmolLM2 (docs/engine.md)."""
+_FRONT_END = 150
+"""Further tokens at the end of a front, where few are glitch tokens."""
+_AUDIT_SHARE, _AUDIT_SAFETY = 0.05, 3
+"""Share of the rest that a cascade audits, and its limit as a multiple of the smallest sample that
+suffices; as in `glitchrun.search.cascade`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +110,9 @@ class Mine(Strategy):
         search, limit = SEARCHES[config.search], vocab
         if config.limit is not None:
             limit = min(vocab, config.limit)
-        tokens = min(limit + CONTROLS_EACH * config.controls, vocab)
+        tokens = limit + CONTROLS_EACH * config.controls
         if search.screened:
-            screens = vocab // _SCREENS_EACH_PROMPT
-            found = verification(tokens, config.probes, screens=screens)
+            found = verification(tokens, config.probes, screens=vocab)
             ends_by_recall = search.ends_itself and config.budget is None
             return replace(found, caveat=_few_found(config.recall)) if ends_by_recall else found
         if not search.gradients:
@@ -106,6 +120,22 @@ class Mine(Strategy):
         # A round verifies no more than the neighbours that it considers.
         each = min(config.batch_size, config.k)
         return verification(tokens, config.probes, gradients=-(-limit // each))
+
+    def likely_work(self, config: Config, bounds: Work, expected: Expectation) -> Work:
+        search, scope = SEARCHES[config.search], expected.size
+        limit = scope if config.limit is None else min(scope, config.limit)
+        glitches = round(scope * expected.glitch_share)
+        if search.ends_itself:
+            verified = usual_cascade(scope, glitches, config.recall, config.confidence)
+            limit = min(limit, verified)
+        if search.screened:
+            found = min(limit, glitches)
+        else:
+            found = min(glitches, round(_LEARNS * limit * expected.glitch_share), limit)
+        usual = verification(
+            limit + config.controls, config.probes, bounds.gradients, bounds.screens
+        )
+        return replace(usual, found=found)
 
     def workloads(self, config: Config, step: str, system: int) -> Iterator[Workload]:
         search = SEARCHES[config.search]
@@ -123,6 +153,28 @@ class Mine(Strategy):
         )
 
 
+def usual_cascade(scope: int, glitches: int, recall: float, confidence: float) -> int:
+    """Tokens that a cascade verifies if its screen is good and its first audit suffices.
+
+    The audit is the smallest sample that, without a glitch token in it, bounds the missed tokens
+    well enough. Instead of the exact sample (`glitchrun.search.recall.sample_size`, which needs
+    scipy) this takes a known approximation of the hypergeometric distribution:
+    (1 - alpha^(1 / (m + 1))) (N - m / 2) for at most m missed of N.
+    """
+    from fractions import Fraction  # takes 4 ms, which `glitchrun validate` does not need
+
+    front = min(scope, _HITS_EACH * glitches + _FRONT_END)
+    rest = scope - front
+    exact = Fraction(str(recall))
+    allowed = int(glitches * (1 - exact) / exact)
+    if allowed >= rest:
+        return front
+    alpha = (1 - confidence) / 2
+    least = (1 - alpha ** (1 / (allowed + 1))) * (rest - allowed / 2)
+    audit = min(_AUDIT_SAFETY * least, max(least, _AUDIT_SHARE * rest), rest)
+    return front + math.ceil(audit)
+
+
 def _few_found(recall: float) -> str:
     """What a cascade costs where the vocabulary has few glitch tokens: it may miss none then."""
     from fractions import Fraction  # takes 4 ms, which `glitchrun validate` does not need
@@ -130,6 +182,8 @@ def _few_found(recall: float) -> str:
     exact = Fraction(str(recall))
     fewest = math.ceil(exact / (1 - exact))
     return (
-        f"recall {recall:g} allows none to be missed unless {fewest} or more are found: with "
-        "fewer, nearly every token is verified; a budget or a lower recall ends it sooner"
+        f"If the scope has fewer than {fewest} glitch token{'s' * (fewest > 1)}, nearly every "
+        "token is verified, "
+        f"because a recall of {recall:g} then allows none to be missed. A "
+        "budget or a lower recall limits this."
     )
