@@ -11,7 +11,7 @@ import pytest
 
 from glitchrun.events import Control, Entry
 from glitchrun.ledger.record import StepRecord, TimedBatch
-from glitchrun.report.figures import drawings, failures, write_plots
+from glitchrun.report.figures import drawings, failures, put_title, write_plots
 from glitchrun.report.figures.discovery import draw_discovery
 from glitchrun.report.figures.generations import draw_ancestry, draw_fitness
 from glitchrun.report.figures.next_token import draw_before_after
@@ -227,6 +227,21 @@ def test_next_tokens_are_drawn_before_and_after_the_sequence(tmp_path: Path) -> 
     assert [bar.get_width() for bar in before] == [80, 10]
     assert [bar.get_width() for bar in after] == [pytest.approx(10), pytest.approx(70)]
     assert "the target '␣fox' goes from 80 % (rank 1) to 10 % (rank 9)" in drawing.caption
+
+
+def test_no_title_overprints_a_legend_or_an_axis(tmp_path: Path) -> None:
+    search = step("mine", "mine", *(verified(n, **GLITCH) for n in range(9)), gradients=1)
+    samples = step("asr", "validate", *(sampled(n, n % 6) for n in range(9)))
+    found = drawings(run_of(tmp_path, search, samples, evolved(born("1", 0))))
+    assert len(found) == 9
+    for drawing in found:
+        put_title(drawing)
+        figure = drawing.figure
+        figure.draw_without_rendering()
+        title = figure._suptitle.get_window_extent()
+        axes = [one.get_tightbbox() for one in figure.axes]
+        legends = [legend.get_window_extent() for legend in figure.legends]
+        assert not any(title.overlaps(box) for box in [*axes, *legends]), drawing.name
 
 
 def test_two_searches_share_the_figures_and_hostile_texts_are_drawn(tmp_path: Path) -> None:

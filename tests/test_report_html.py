@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from glitchrun.events import Entry
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report import write_report
 from glitchrun.report.figures.style import DARK, LIGHT
@@ -21,6 +22,7 @@ from tests.support.invented_facts import WEIRD
 from tests.support.records import Invented, write_run
 from tests.support.reporting import run_of, step, verified
 
+RANKS = {"rank_before": 1, "rank_after": 9}
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=owned()>\u202e\x07\u2028"
 
 
@@ -149,6 +151,20 @@ def test_hostile_text_is_shown_and_not_executed(tmp_path: Path) -> None:
     assert page.tokens["Token"] == [f"{shown}⟨U+202E⟩⟨BEL⟩⟨U+2028⟩"] * 3
 
 
+def test_text_of_captions_is_made_visible_once(tmp_path: Path) -> None:
+    goal = {"token": " fox", "token_id": 1, "p_before": 0.8, "p_after": 0.1}
+    cells = [("baseline", {"target_id": 1, "wanted_id": None}), ("distribution", goal | RANKS)]
+    page = render(run_of(tmp_path, step("g", "genetic", *(Entry(*one) for one in cells))))
+    assert "the target &#39;␣fox&#39; goes from 80 %" in page
+    assert "U+2423" not in page
+
+
+def test_every_header_cell_has_a_scope(page: Page) -> None:
+    scopes = [attributes.get("scope") for tag, attributes in page.elements if tag == "th"]
+    assert len(scopes) > 20
+    assert set(scopes) <= {"col", "row"}
+
+
 def test_every_token_is_in_the_table_in_visible_form(page: Page, record: RunRecord) -> None:
     rows = token_rows(record)
     assert sorted(map(str, page.tokens["Id"])) == sorted(str(row.token.id) for row in rows)
@@ -189,7 +205,7 @@ def test_the_page_shows_the_setup_and_how_to_reproduce_it(page: Page, record: Ru
 
 
 def test_the_page_has_a_dark_mode(html: str) -> None:
-    light, dark = html.split("@media (prefers-color-scheme:dark)", 1)
+    light, dark = html.split("@media screen and (prefers-color-scheme:dark)", 1)
     assert LIGHT.keys() == DARK.keys()
     for name in LIGHT:
         assert f"--{name}:{LIGHT[name]};" in light

@@ -15,7 +15,7 @@ from glitchrun.report import headline, page_sections, step_tables, totals
 from glitchrun.report.html import render
 from glitchrun.report.markdown import markdown
 from glitchrun.report.run_json import run_json
-from glitchrun.report.step_tables import write_tables
+from glitchrun.report.step_tables import StepColumn, write_tables
 from glitchrun.report.summary import summary_lines
 from glitchrun.report.token_files import write_tokens
 from glitchrun.tracking.params_and_tags import run_tags
@@ -188,3 +188,26 @@ def test_small_probabilities_and_high_fitness_are_distinguishable(tmp_path: Path
         assert all(f'<td class="number">{cell}</td>' in page for cell in shown)
     assert "< 0.01 %" not in text
     assert "&lt; 0.01 %" not in page
+
+
+def test_numbers_of_a_column_share_their_unit_and_decimals(tmp_path: Path) -> None:
+    cells = [
+        {"case": "a", "p": 7.3e-4, "rank": 16438, "rate": 0.5, "n": 1.25, "same": None},
+        {"case": "b", "p": 4.64e-6, "rank": 2, "rate": 0.125, "n": 12.5, "same": 3},
+        {"case": "c", "p": 0.5, "rank": 10, "rate": 1.0, "n": None, "same": 3},
+    ]
+    (table,) = step_tables.step_tables(
+        run_of(tmp_path, step("x", "gone", *(Entry("t", one) for one in cells)))
+    )
+    kinds = {"p": "probability", "rank": "id", "rate": "share"}
+    columns = {name: StepColumn(name, kind=kinds.get(name, "")) for name in cells[0]}
+    texts = {name: table.texts(column) for name, column in columns.items()}
+    assert texts == {
+        "case": ["a", "b", "c"],
+        "p": ["0.000730", "4.64e-06", "0.500"],
+        "rank": ["16438", "2", "10"],
+        "rate": ["50.0 %", "12.5 %", "100.0 %"],
+        "n": ["1.25", "12.50", "–"],
+        "same": ["–", "3", "3"],
+    }
+    assert [column.name for column in table.constant] == ["same"]

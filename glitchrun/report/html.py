@@ -59,7 +59,14 @@ def render(record: RunRecord) -> str:
             sheet=markup(sheet),
             script=markup(script),
             policy=_policy(sheet, script),
-            figures=[{**figure, "svg": markup(figure["svg"])} for figure in _figures(record)],
+            figures=[
+                {
+                    **figure,
+                    "svg": markup(figure["svg"]),
+                    "caption": markup.escape(figure["caption"]),
+                }
+                for figure in _figures(record)
+            ],
             tokens=markup(token_table(record)),
         )
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from glitchrun.ledger.record import RunRecord, status_word
 from glitchrun.report.formatting import (
+    MISSING,
     code,
     count,
     escaped,
@@ -21,7 +22,7 @@ from glitchrun.report.formatting import (
 from glitchrun.report.headline import DIGITS, headline
 from glitchrun.report.run_details import commands
 from glitchrun.report.severity_tables import severity_tables
-from glitchrun.report.step_tables import StepColumn, StepTable, shown, step_tables
+from glitchrun.report.step_tables import StepColumn, StepTable, step_tables
 from glitchrun.report.token_rows import TokenRow, found_tokens, token_rows, worst_first
 from glitchrun.report.totals import tallies
 
@@ -173,18 +174,16 @@ def _p(row: TokenRow) -> str:
 
 def _step_table(table: StepTable) -> list[str]:
     columns = table.filled
-    rows = [
-        [_cell(row.get(column.name), column) for column in columns] for row in table.rows[:SHOWN]
-    ]
+    texts = [[_cell(text, column) for text in table.texts(column, SHOWN)] for column in columns]
+    rows = list(zip(*texts, strict=True))
     title = f"**{prose(table.title)}** ({code(table.step)})"
     parts = [title, grid([prose(column.label) for column in columns], rows)]
     hidden = len(table.rows) - len(rows)
     return [*parts, f"… and {hidden:,} more in `{table.path}`."] if hidden else parts
 
 
-def _cell(cell: Any, column: StepColumn) -> str:
-    text = shown(cell, column)
-    return code(text) if column.kind == "token" and cell is not None else escaped(text)
+def _cell(text: str, column: StepColumn) -> str:
+    return code(text) if column.kind == "token" and text != MISSING else escaped(text)
 
 
 def _model(record: RunRecord) -> list[str]:

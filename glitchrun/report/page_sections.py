@@ -9,10 +9,10 @@ from glitchrun.events import SEVERE
 from glitchrun.ledger.record import RunRecord, StepRecord, status_word
 from glitchrun.report import run_details
 from glitchrun.report.alarms import Alarms, alarms
-from glitchrun.report.formatting import count, duration, figure, share, size
+from glitchrun.report.formatting import MISSING, count, duration, figure, share, size
 from glitchrun.report.headline import declared_headline, headline
 from glitchrun.report.severity_tables import severity_tables
-from glitchrun.report.step_tables import StepTable, shown, step_tables
+from glitchrun.report.step_tables import StepColumn, StepTable, step_tables
 from glitchrun.report.token_rows import VERDICTS
 from glitchrun.report.totals import MILD, Severity, is_about_tokens, severity, tallies
 from glitchrun.spec.schema import fragments
@@ -110,7 +110,9 @@ def _step_cards(step: StepRecord) -> list[tuple[str, str, str]]:
 
 def _table(table: StepTable) -> dict[str, Any]:
     """The first `SHOWN` rows of a table as text, and the number of the others."""
-    columns = table.filled
+    folded = table.constant
+    columns = [column for column in table.filled if column not in folded]
+    texts = [table.texts(column, SHOWN) for column in columns]
     return {
         "step": table.step,
         "id": f"table-{table.step}-{table.name}",
@@ -118,9 +120,11 @@ def _table(table: StepTable) -> dict[str, Any]:
         "description": table.description,
         "path": table.path,
         "columns": [(column, table.is_numeric(column)) for column in columns],
-        "rows": [
-            [shown(row.get(column.name), column) for column in columns]
-            for row in table.rows[:SHOWN]
-        ],
+        "folded": [(column, _the_value(table, column)) for column in folded],
+        "rows": list(zip(*texts, strict=True)),
         "hidden": max(0, len(table.rows) - SHOWN),
     }
+
+
+def _the_value(table: StepTable, column: StepColumn) -> str:
+    return next(text for text in table.texts(column) if text != MISSING)

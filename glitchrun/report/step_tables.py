@@ -6,8 +6,9 @@ A strategy declares its tables under `x-tables` of its schema fragment and emits
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from glitchrun.vocabulary.text import visible
 
 FOLDER = "tables"
 DIGITS = 4
+FOLDED_FROM = 3
+"""Rows from which a column with one value is said once instead."""
 _RUNS = re.compile(" {2,}")
 _NUMERIC = ("number", "bytes", "seconds", "share", "probability", "fitness", "change")
 
@@ -41,9 +44,10 @@ class StepColumn:
     description: str = ""
     unit: str = ""
     kind: str = ""
-    """How cells are shown: `token` (every space visible), `outcome` (pass, fail or skip), `id`,
-    `bytes`, `seconds`, `share`, `probability` (exponential if small), `fitness` (more digits near
-    1) or `change` (0.1 is `+10 %`). Other cells are shown by their type."""
+    """How cells are shown: `token` (every space visible), `prose` (text in the page's font),
+    `outcome` (pass, fail or skip), `id`, `bytes`, `seconds`, `share`, `probability` (exponential if
+    small), `fitness` (more digits near 1) or `change` (0.1 is `+10 %`). Other cells are shown by
+    their type."""
     measured: bool = False
     """Whether the value depends on the clock or the machine, and so differs between equal runs."""
 
@@ -79,13 +83,64 @@ class StepTable:
             if any(row.get(column.name) is not None for row in self.rows)
         )
 
+    @property
+    def constant(self) -> tuple[StepColumn, ...]:
+        """The columns in which all rows have the same value, empty cells not counted.
+
+        Empty for tables of fewer than `FOLDED_FROM` rows. Never the first column, nor outcomes.
+        """
+        if len(self.rows) < FOLDED_FROM:
+            return ()
+        return tuple(
+            column
+            for column in self.filled[1:]
+            if column.kind != "outcome" and len({*map(repr, self._values(column))}) == 1
+        )
+
     def is_numeric(self, column: StepColumn) -> bool:
         """Whether the column is aligned as numbers."""
-        cells = [row.get(column.name) for row in self.rows]
-        return column.kind in _NUMERIC or all(
-            cell is None or (isinstance(cell, int | float) and not isinstance(cell, bool))
-            for cell in cells
-        )
+        return column.kind in _NUMERIC or all(map(_is_number, self._values(column)))
+
+    def texts(self, column: StepColumn, most: int | None = None) -> list[str]:
+        """The column's cells as text, of the first `most` rows.
+
+        Numbers of a column have the same unit and, where all of them stay legible, the same number
+        of decimals.
+        """
+        text = _column_format(column, self._values(column))
+        cells = (row.get(column.name) for row in self.rows[:most])
+        return [MISSING if cell is None else text(cell) for cell in cells]
+
+    def _values(self, column: StepColumn) -> list[Any]:
+        cells = (row.get(column.name) for row in self.rows)
+        return [cell for cell in cells if cell is not None]
+
+
+def _is_number(cell: Any) -> bool:
+    return isinstance(cell, int | float) and not isinstance(cell, bool)
+
+
+def _column_format(column: StepColumn, values: Sequence[Any]) -> Callable[[Any], str]:
+    """How the cells of a column are written, given all of them."""
+    if values and all(map(_is_number, values)):
+        if column.kind == "probability" and any(0 < value < 1e-4 for value in values):
+            return figure
+        if column.kind == "share" and all(not v or abs(v) >= 1e-3 for v in values):
+            decimals = int(any(abs(100 * v - round(100 * v)) > 1e-9 for v in values))
+            return lambda cell: f"{100 * cell:.{decimals}f} %"
+        if column.kind == "" and (decimals := _decimals(values)):
+            return lambda cell: f"{cell:,.{decimals}f}"
+    return lambda cell: shown(cell, column)
+
+
+def _decimals(values: Sequence[float]) -> int:
+    """Decimals at which the largest number has `DIGITS` digits and the smallest at least two; 0 if
+    there are none, or if all numbers are whole."""
+    sizes = [abs(value) for value in values if value]
+    if not sizes or not all(map(math.isfinite, sizes)) or all(size == int(size) for size in sizes):
+        return 0
+    decimals = max(0, DIGITS - 1 - math.floor(math.log10(max(sizes))))
+    return decimals if min(sizes) >= 10 ** (1 - decimals) else 0
 
 
 def step_tables(record: RunRecord) -> list[StepTable]:
@@ -128,7 +183,7 @@ def shown(cell: Any, column: StepColumn) -> str:
     if isinstance(cell, int | float):
         return _number(cell, column.kind)
     if isinstance(cell, str):
-        return spelled(cell) if column.kind == "token" else _text(cell)
+        return _TEXTS.get(column.kind, _text)(cell)
     if isinstance(cell, list | tuple):
         return ", ".join(shown(item, column) for item in cell)
     return _text(json.dumps(cell, ensure_ascii=False))
@@ -160,6 +215,13 @@ def _text(text: str) -> str:
     start = len(text) - len(text.lstrip(" "))
     words = _RUNS.sub(lambda run: "␣" * len(run[0]), spelled(inner).replace("␣", " "))
     return "␣" * start + words + "␣" * (len(text) - start - len(inner))
+
+
+def _prose(text: str) -> str:
+    return " ".join(spelled(text).replace("␣", " ").split())
+
+
+_TEXTS = {"token": spelled, "prose": _prose}
 
 
 def write_tables(record: RunRecord, folder: Path) -> list[Path]:

@@ -49,6 +49,11 @@ def _of_strategies(record: RunRecord) -> dict[str, list[StepRecord]]:
     return found
 
 
+def put_title(drawing: Drawing) -> None:
+    """Writes the title above the figure, for the PNG file; the page has it beside the figure."""
+    drawing.figure.suptitle(drawing.title, x=0.01, ha="left", fontsize=11)
+
+
 def write_plots(record: RunRecord, folder: Path) -> list[Path]:
     """Writes `folder/plots/NAME.png` for every figure that the record has data for.
 
@@ -61,7 +66,7 @@ def write_plots(record: RunRecord, folder: Path) -> list[Path]:
     with style():
         for drawing in drawings(record):
             path = plots / f"{drawing.name}.png"
-            drawing.figure.suptitle(drawing.title, x=0.01, ha="left", fontsize=11)
+            put_title(drawing)
             # Without the matplotlib version in its metadata, equal records give equal files.
             drawing.figure.savefig(path, dpi=DPI, metadata={"Software": None})
             paths.append(path)

@@ -91,7 +91,7 @@ def _panels(drawn: Any, curves: list[DiscoveryCurve]) -> None:
     by_count.set_xlabel("tokens verified")
     by_time.set_xlabel("seconds")
     by_count.set_ylabel("glitch tokens found")
-    drawn.legend(*by_count.get_legend_handles_labels(), loc="outside upper left", ncols=2)
+    drawn.legend(*by_count.get_legend_handles_labels(), loc="outside lower left", ncols=2)
 
 
 def _cost(curve: DiscoveryCurve) -> str:

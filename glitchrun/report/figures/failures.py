@@ -54,7 +54,7 @@ def _severity_bars(drawn: Any, found: list[Band]) -> None:
     axes.grid(visible=False, axis="y")
     axes.set_ylabel("probability of the token")
     axes.set_xlabel("share of the failed tokens in the band (%); their number on the right")
-    drawn.legend(loc="outside upper left", ncols=2)
+    drawn.legend(loc="outside lower left", ncols=2)
 
 
 def _severity_caption(found: list[Band]) -> str:

@@ -126,10 +126,11 @@ def _drawable() -> frozenset[int]:
 
 
 def palette_css() -> str:
-    """The colours as CSS custom properties; dark ones if the reader's system is in dark mode."""
+    """The colours as CSS custom properties; dark ones on a screen in dark mode. Paper is light."""
     return (
-        f":root{{color-scheme:light dark;{_properties(LIGHT)}}}\n"
-        f"@media (prefers-color-scheme:dark){{:root{{{_properties(DARK)}}}}}\n"
+        f":root{{color-scheme:light;{_properties(LIGHT)}}}\n"
+        "@media screen and (prefers-color-scheme:dark)"
+        f"{{:root{{color-scheme:dark;{_properties(DARK)}}}}}\n"
     )
 
 
