@@ -7,10 +7,10 @@ import unicodedata
 from collections import Counter
 from itertools import groupby
 
-# Scripts written without spaces between words, by the first word of a letter's Unicode name. Their
-# content units are pairs of letters.
-_UNSPACED = frozenset({"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"})
-JOINED = _UNSPACED | {"ARABIC", "HEBREW", "HANGUL"}
+UNSPACED = frozenset({"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"})
+"""Scripts written without spaces between words, by the first word of a letter's Unicode name. Their
+content units are pairs of letters."""
+JOINED = UNSPACED | {"ARABIC", "HEBREW", "HANGUL"}
 """Scripts in which a word may begin inside a run of letters."""
 _SHORTEST = 4
 """Fewest letters of a content unit. Most shorter words are grammatical."""
@@ -32,7 +32,7 @@ def content_units(text: str) -> list[str]:
         word = "".join(letters)
         if not script:
             continue
-        if script in _UNSPACED:
+        if script in UNSPACED:
             found += [word[at : at + 2] for at in range(len(word) - 1)] or [word]
         elif len(word) >= _SHORTEST or script == "HANGUL":
             # From its third syllable on, a Korean word is mostly grammatical endings.

@@ -113,11 +113,11 @@ def emitted_kind(expected: str | bytes, emitted: str | bytes, closing: str = "")
             the right text may extend into it.
     """
     wanted, got = _decoded(expected), _decoded(emitted)
-    if got and (wanted == got or (_bare(got) and _bare(wanted) == _bare(got))):
+    if got and (wanted == got or (bare(got) and bare(wanted) == bare(got))):
         return "case_space"
     if _begins(wanted, closing, got):
         return "prefix"
-    return "whitespace" if got and not _bare(got) else "other"
+    return "whitespace" if got and not bare(got) else "other"
 
 
 def _decoded(text: str | bytes) -> str:
@@ -126,7 +126,8 @@ def _decoded(text: str | bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
+    """`text` without white space, case and the encoding of accents."""
     return _folded("".join(text.split()))
 
 
