@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from glitchrun.behaviour.rates import wilson
-from glitchrun.events import Control, Entry, Screened
-from glitchrun.ledger.record import Metric
+from glitchrun.events import Batch, Control, Entry, Screened
+from glitchrun.ledger.record import Metric, StepRecord, TimedBatch
 from glitchrun.report.formatting import (
     duration,
     figure,
@@ -23,11 +23,13 @@ from glitchrun.report.formatting import (
 from glitchrun.report.headline import headline
 from glitchrun.report.html import render
 from glitchrun.report.markdown import markdown
+from glitchrun.report.run_details import step_count
 from glitchrun.report.run_json import run_json
 from glitchrun.report.summary import summary_lines
 from glitchrun.report.token_rows import most_interesting_first, token_rows
 from glitchrun.report.totals import counters, not_finite, severity, tallies
 from glitchrun.tracking.description import run_description
+from glitchrun.tracking.metrics import points
 from tests.support.records import Invented, write_run
 from tests.support.reporting import rows, run_of, sampled, step, verified
 
@@ -336,6 +338,48 @@ def test_kinds_of_answer_count_glitch_tokens_only(tmp_path: Path) -> None:
     record = run_of(tmp_path, step("scan", "scan", verified(1), verified(2, **GLITCH), odd))
     assert {kind for kind, number in severity(record).emitted.items() if number} == {"other"}
     assert severity(record).emitted["other"] == severity(record).near_miss == 1
+
+
+def cascade() -> StepRecord:
+    """Screens 9 tokens, verifies 4 of them and then 2 controls."""
+    control = Control(1, True, verified(8))
+    made = [
+        Batch((Screened(tuple(range(9)), (0.0,) * 9, (0.0,) * 9),), 9, 9, stage="screen"),
+        Batch((verified(1), verified(2), verified(3)), 3, None, stage="front"),
+        Batch((verified(4),), 1, 1, stage="audit"),
+        Batch((control, replace(control, fact=verified(9))), 2, 2, stage="controls"),
+    ]
+    return replace(
+        step("mine", "mine"), batches=tuple(TimedBatch(1, one) for one in made), ended_at=2
+    )
+
+
+def test_tokens_are_counted_once_and_screens_and_controls_not_at_all(tmp_path: Path) -> None:
+    finished = cascade()
+    assert finished.examined == 4
+    assert step_count(finished) == "4"
+    (row,) = run_json(run_of(tmp_path, finished))["steps"]
+    assert (row["tokens"], row["stage"], row["done"], row["total"]) == (4, "controls", 2, 2)
+    made = points(run_of(tmp_path, finished))
+    counts = [(one.value, one.step) for one in made if one.key == "mine/verified"]
+    assert counts[-2:] == [(3, 3), (4, 4)]
+
+
+def test_an_unfinished_step_counts_the_items_of_its_stage() -> None:
+    whole = replace(cascade(), ended_at=None)
+    counts = [step_count(replace(whole, batches=whole.batches[:n])) for n in range(5)]
+    assert counts == ["0", "screen 9 of 9", "front 3", "audit 1 of 1", "controls 2 of 2"]
+
+
+def test_a_step_without_tokens_counts_the_items_of_its_stages() -> None:
+    made = [Batch((), 1, 1, stage="baseline"), Batch((), 64, 64, stage="single tokens")]
+    made += [Batch((), n, 9, stage="generations") for n in (1, 2)]
+    timed = tuple(TimedBatch(1, one) for one in made)
+    assert step_count(replace(step("evolve", "genetic"), batches=timed, ended_at=2)) == (
+        "single tokens 64, generations 2"
+    )
+    (checks,) = (TimedBatch(1, Batch((), 7, 7, stage="checks")),)
+    assert step_count(replace(step("check", "check"), batches=(checks,), ended_at=2)) == "7"
 
 
 def test_counters_are_kept_by_step(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def _progress(run: RunRecord, step_id: str) -> dict[str, Any]:
     return {
         "id": step.id,
         "finished": step.finished,
+        "stage": last.stage if last else "",
         "done": last.done if last else 0,
         "total": last.total if last else None,
     }
@@ -86,4 +87,6 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _count(step: dict[str, Any]) -> str:
-    return f"{step['done']}/{step['total'] or '?'}"
+    if step["total"] is None:
+        return f"{step['stage']} {step['done']:,}".strip()
+    return f"{step['stage']} {step['done']:,}/{step['total']:,}".strip()

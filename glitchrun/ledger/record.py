@@ -92,6 +92,19 @@ class StepRecord:
         return sum(timed.batch.seconds + timed.batch.search_seconds for timed in self.batches)
 
     @property
+    def examined(self) -> int | None:
+        """Distinct tokens that were verified or sampled, controls not counted; None if the step has
+        no facts about tokens."""
+        ids = {fact.token.id for timed in self.batches for fact in timed.batch.token_facts}
+        return len(ids) if ids or any(timed.batch.screened for timed in self.batches) else None
+
+    @property
+    def stages(self) -> dict[str, tuple[int, int | None]]:
+        """Finished items and total of each stage so far, by name; in records of earlier versions
+        those of the whole step, under an empty name."""
+        return {one.batch.stage: (one.batch.done, one.batch.total) for one in self.batches}
+
+    @property
     def finished(self) -> bool:
         """Whether the step is complete."""
         return self.ended_at is not None

@@ -88,18 +88,33 @@ def _model(model: ModelRecord | None) -> Pairs:
 
 
 def step_row(step: StepRecord) -> dict[str, Any]:
-    """A step's row in the table of steps: id, strategy, params, state, done, total, seconds."""
-    last = step.batches[-1].batch if step.batches else None
+    """A step's row in the table of steps: id, strategy, params, state, count, seconds."""
     state = "finished" if step.finished else "stopped" if step.started_at else "not started"
     return {
         "id": step.id,
         "strategy": step.strategy,
         "params": [(key, _text(value)) for key, value in step.params.items()],
         "state": state,
-        "done": last.done if last else 0,
-        "total": last.total if last else None,
+        "count": step_count(step),
         "seconds": duration(step.seconds) if step.batches else MISSING,
     }
+
+
+def step_count(step: StepRecord) -> str:
+    """How much a step has done: the distinct tokens that it examined, or the items of its stages;
+    in an unfinished step, those of the present stage and their total."""
+    if not step.batches:
+        return count(0)
+    if not step.finished:
+        name = step.batches[-1].batch.stage
+        done, total = step.stages[name]
+        return f"{name} {done:,}{'' if total is None else f' of {total:,}'}".strip()
+    if step.examined is not None:
+        return count(step.examined)
+    stages = {name: done for name, (done, total) in step.stages.items() if total != 1}
+    if len(stages) < 2:
+        return count(max(done for done, _ in step.stages.values()))
+    return ", ".join(f"{name} {done:,}" for name, done in stages.items())
 
 
 def memory(record: RunRecord) -> list[tuple[str, str, str, str]]:

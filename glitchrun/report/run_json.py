@@ -62,8 +62,10 @@ def _step(step: StepRecord) -> dict[str, Any]:
         "strategy": step.strategy,
         "params": dict(step.params),
         "finished": step.finished,
+        "stage": step.batches[-1].batch.stage if step.batches else "",
         "done": step.batches[-1].batch.done if step.batches else 0,
         "total": step.batches[-1].batch.total if step.batches else None,
+        "tokens": step.examined,
         "seconds": rounded(step.seconds),
     }
 

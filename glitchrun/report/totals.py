@@ -33,9 +33,14 @@ NOTES = {
     "walk_ties": "search steps with several equally good tokens",
     "batch_halvings": "times the batch was halved because memory ran out",
     "dropped_system": "prompts whose own system text the template cannot include",
-    "forwards": "forward passes",
+    "screens": "screened tokens",
+    "forwards": "forward passes of verification",
     "gradients": "gradient computations",
+    "evaluations": "evaluated sequences",
     "continuations": "sampled continuations",
+    "distinct": "distinct continuations of a token and prompt",
+    "drawn": "sampled tokens of text, in all attempts",
+    "rows": "rows of the forward passes of sampling",
 }
 """Counters in words, in the order shown; other counters are shown under their own name."""
 KINDS = (*EMITTED, "unknown")

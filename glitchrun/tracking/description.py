@@ -9,6 +9,7 @@ from glitchrun.ledger.command import apply_command
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.formatting import counted, duration, figure, percent
 from glitchrun.report.headline import DIGITS, headline
+from glitchrun.report.run_details import step_count
 from glitchrun.report.token_rows import TokenRow, found_tokens, token_rows, worst_first
 from glitchrun.report.totals import NOTES
 from glitchrun.terminal import visible_lines
@@ -91,12 +92,10 @@ def _result(record: RunRecord) -> str:
 def _steps(record: RunRecord) -> str:
     rows = ["| step | strategy | items | time | state |", "|---|---|--:|--:|---|"]
     for step in record.steps:
-        done = step.batches[-1].batch.done if step.batches else 0
-        total = step.batches[-1].batch.total if step.batches else None
-        items = f"{done:,} of {total:,}" if total is not None else f"{done:,}"
         state = "finished" if step.finished else "started" if step.batches else "not started"
         rows.append(
-            f"| {step.id} | {step.strategy} | {items} | {duration(step.seconds)} | {state} |"
+            f"| {step.id} | {step.strategy} | {step_count(step)} | {duration(step.seconds)} "
+            f"| {state} |"
         )
     return "\n".join(rows)
 

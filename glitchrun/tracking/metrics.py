@@ -115,14 +115,14 @@ def _step_points(step: StepRecord) -> Iterator[Point]:
         running.add(timed.batch.token_facts, timed.batch.seconds)
         if _is_kept(index):
             for name, number in running.values():
-                yield Point(f"{step.id}/{name}", rounded(number), timed.at, timed.batch.done)
+                yield Point(f"{step.id}/{name}", rounded(number), timed.at, running.tokens)
     # 1 ms after the last running point, so that MLflow takes the final value as the latest.
     last = step.batches[-1] if step.batches else None
     at = last.at + 1 if last else step.started_at or 0
     for name, metric in step.metrics.items():
         if is_finite(metric.value):
             done = last.batch.done if last else 0
-            yield Point(f"{step.id}/{name}", rounded(metric.value), at, done)
+            yield Point(f"{step.id}/{name}", rounded(metric.value), at, running.tokens or done)
 
 
 def _is_kept(index: int) -> bool:
@@ -142,6 +142,11 @@ class _Running:
         self._verified = self._glitch = self._severe = 0
         self._validated = self._confirmed = self._attempts = 0
         self._asr = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens verified or sampled."""
+        return self._verified + self._validated
 
     def add(self, facts: tuple[TokenFact, ...], seconds: float) -> None:
         self._seconds += seconds
