@@ -259,6 +259,9 @@ def test_run_name_cannot_add_a_line_to_status() -> None:
         "key": "0" * 16,
         "attempt": 1,
         "steps": [],
+        "started_at": 0,
+        "gates": None,
+        "failed_checks": 0,
         "delivered": True,
         "repairs": [],
     }

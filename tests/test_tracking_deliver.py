@@ -313,7 +313,7 @@ def test_saved_view_keeps_its_columns() -> None:
     assert table_view(["mine/glitch"], [], START, "not ours") is not None
 
 
-def test_saved_view_begins_with_swept_params_and_main_result(tmp_path: Path) -> None:
+def test_saved_view_begins_with_swept_params_gates_and_main_result(tmp_path: Path) -> None:
     import base64
     import zlib
 
@@ -322,8 +322,9 @@ def test_saved_view_begins_with_swept_params_and_main_result(tmp_path: Path) -> 
     tag = json.loads(open_root(root).client.get_experiment(place.experiment_id).tags[VIEW_TAG])
     packed = tag["state"].removeprefix("deflate;")
     state = json.loads(zlib.decompress(base64.b64decode(packed)))
-    assert state["selectedColumns"][:3] == [
+    assert state["selectedColumns"][:4] == [
         "params.`model.quantization`",
+        "tags.`glitchrun.gates`",
         "metrics.`asr/confirmed`",
         "metrics.`mine/glitch`",
     ]

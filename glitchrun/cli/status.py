@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ import click
 
 from glitchrun.ledger import ROOT, RunRecord, is_held
 from glitchrun.ledger.record import status_word
+from glitchrun.report.formatting import moment
+from glitchrun.report.outcome import ROLES, check_rows, gates_outcome, outcome
 from glitchrun.runner.lookup import readable_runs, report_damage
 from glitchrun.spec.loading import load_experiment
-from glitchrun.terminal import emit_json, say, visible
+from glitchrun.terminal import emit_json, say, styled, visible
 
 
 @click.command("status")
@@ -34,7 +36,8 @@ def command(spec: Path | None, output: str) -> None:
     elif not rows:
         say(f"no runs under {ROOT}/")
     else:
-        say("\n".join(_line(row) for row in rows))
+        for run, row in zip(runs, rows, strict=True):
+            say(_line(row, outcome(run).tone))
         if any(row["status"] in ("KILLED", "STALE") for row in rows):
             say("glitchrun apply resumes INTERRUPTED and STALE runs", err=True)
 
@@ -46,8 +49,11 @@ def _row(run: RunRecord) -> dict[str, Any]:
         "key": run.identity.key,
         "attempt": run.identity.attempt,
         "status": _status(run),
-        "started": datetime.fromtimestamp(run.started_at / 1000).isoformat(timespec="seconds"),
+        "started": datetime.fromtimestamp(run.started_at / 1000, UTC).isoformat(timespec="seconds"),
+        "started_at": run.started_at,
         "steps": [_progress(run, step.id) for step in run.steps],
+        "gates": gates_outcome(run) or None,
+        "failed_checks": sum(row["outcome"] == "fail" for _, row in check_rows(run)),
         "delivered": run.delivered,
         "folder": str(run.folder),
         "damage": run.damage,
@@ -74,16 +80,26 @@ def _progress(run: RunRecord, step_id: str) -> dict[str, Any]:
     }
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: dict[str, Any], tone: str = "pass") -> str:
+    """A run's line, its status and its gates in the colour of the outcome."""
     steps = "  ".join(
         f"{step['id']} {'done' if step['finished'] else _count(step)}" for step in row["steps"]
     )
     undelivered = "" if row["delivered"] else "  (not in MLflow)"
     repaired = "  (its ledger was damaged and repaired)" if row["repairs"] else ""
-    return visible(
-        f"{status_word(row['status']):<12}{row['started']}  {row['experiment']} · {row['name']}  "
+    head = f"{status_word(row['status']):<12}{_verdict(row):<20}"
+    rest = (
+        f"{moment(row['started_at'])}  {row['experiment']} · {row['name']}  "
         f"{row['key'][:8]}#{row['attempt']}  {steps}{undelivered}{repaired}"
     )
+    return styled(visible(head), ROLES[tone]) + visible(rest)
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    """What the gates and the checks say, in a word or two; empty without either."""
+    if row["failed_checks"] and row["gates"] != "fail":
+        return "checks fail"
+    return f"gates {row['gates']}" if row["gates"] else ""
 
 
 def _count(step: dict[str, Any]) -> str:

@@ -50,6 +50,11 @@ def figure(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{decimals}f}"
 
 
+def written(value: float) -> str:
+    """A threshold or limit as the spec writes it: `0.5`, `1000`."""
+    return f"{value:.10g}"
+
+
 def share(part: float, whole: float) -> str:
     """`part / whole` in per cent: `2.5 %`; a dash if `whole` is 0."""
     return MISSING if not whole else percent(part / whole)

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from glitchrun.ledger.record import GateResult, RunRecord, status_word
 from glitchrun.report.formatting import figure
-from glitchrun.spec.strategy import STRATEGIES
+from glitchrun.report.outcome import check_rows, gate_rule
 from glitchrun.vocabulary.text import visible
 
 
@@ -45,7 +45,7 @@ def _run_case(record: RunRecord) -> ElementTree.Element:
 
 
 def _gate_case(record: RunRecord, gate: GateResult) -> ElementTree.Element:
-    case = _case(record, f"{gate.metric} {gate.op} {gate.value:g}")
+    case = _case(record, gate_rule(gate))
     n = "" if gate.n is None else f", n = {gate.n:,}"
     message = _legible(f"observed {figure(gate.observed)}{n} ({gate.origin})")
     if gate.outcome == "inconclusive":
@@ -57,21 +57,12 @@ def _gate_case(record: RunRecord, gate: GateResult) -> ElementTree.Element:
 
 def _check_cases(record: RunRecord) -> Iterator[ElementTree.Element]:
     """A skipped check is a skipped test case, so that a green report does not hide it."""
-    for step in record.steps:
-        strategy = STRATEGIES.get(step.strategy)
-        table = None if strategy is None else strategy.test_cases
-        rows = [
-            entry.cells
-            for timed in step.batches
-            for entry in timed.batch.entries
-            if entry.table == table
-        ]
-        for row in rows:
-            case = _case(record, f"{step.id}: {row['check']}")
-            tag = {"skip": "skipped", "fail": "failure"}.get(row["outcome"])
-            if tag:
-                ElementTree.SubElement(case, tag, message=_legible(row["reason"]))
-            yield case
+    for step, row in check_rows(record):
+        case = _case(record, f"{step}: {row['check']}")
+        tag = {"skip": "skipped", "fail": "failure"}.get(row["outcome"])
+        if tag:
+            ElementTree.SubElement(case, tag, message=_legible(row["reason"]))
+        yield case
 
 
 def _case(record: RunRecord, name: str) -> ElementTree.Element:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from glitchrun.ledger.record import RunRecord, status_word
+from glitchrun.ledger.record import RunRecord
 from glitchrun.report.formatting import (
     MISSING,
     code,
@@ -20,6 +20,7 @@ from glitchrun.report.formatting import (
     spelled_token,
 )
 from glitchrun.report.headline import DIGITS, headline
+from glitchrun.report.outcome import gate_rule, outcome
 from glitchrun.report.run_details import commands
 from glitchrun.report.severity_tables import severity_tables
 from glitchrun.report.step_tables import StepColumn, StepTable, step_tables
@@ -36,7 +37,7 @@ def markdown(record: RunRecord) -> str:
     number = "" if top.number is None else f"{figure(top.number, DIGITS)} "
     identity = record.identity
     parts = [
-        f"## {prose(identity.experiment)} · {prose(identity.name)}: {status_word(record.status)}",
+        f"## {prose(identity.experiment)} · {prose(identity.name)}: {outcome(record).words}",
         f"**{number}{top.unit}**",
         *map(prose, top.notices),
         *map(escaped, top.result),
@@ -56,10 +57,7 @@ def markdown(record: RunRecord) -> str:
 def _gates(record: RunRecord) -> list[str]:
     if not record.gates:
         return []
-    rows = [
-        (code(f"{gate.metric} {gate.op} {gate.value:g}"), gate.outcome, figure(gate.observed))
-        for gate in record.gates
-    ]
+    rows = [(code(gate_rule(gate)), gate.outcome, figure(gate.observed)) for gate in record.gates]
     return [grid(("Gate", "Outcome", "Observed"), rows)]
 
 

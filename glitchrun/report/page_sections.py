@@ -6,11 +6,12 @@ import json
 from typing import Any
 
 from glitchrun.events import SEVERE
-from glitchrun.ledger.record import RunRecord, StepRecord, status_word
+from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report import run_details
 from glitchrun.report.alarms import Alarms, alarms
 from glitchrun.report.formatting import MISSING, count, duration, figure, share, size
 from glitchrun.report.headline import declared_headline, headline
+from glitchrun.report.outcome import gate_rule, gates_outcome, outcome
 from glitchrun.report.severity_tables import severity_tables
 from glitchrun.report.step_tables import StepColumn, StepTable, step_tables
 from glitchrun.report.token_rows import VERDICTS
@@ -28,8 +29,8 @@ def sections(record: RunRecord) -> dict[str, Any]:
         "experiment": record.identity.experiment,
         "run": record.identity.name,
         "description": record.identity.description,
-        "status": record.status,
-        "status_word": status_word(record.status),
+        "outcome": outcome(record),
+        "gates_outcome": gates_outcome(record),
         "headline": headline(record),
         "cards": _cards(record),
         "setup": run_details.setup(record),
@@ -38,6 +39,7 @@ def sections(record: RunRecord) -> dict[str, Any]:
         "about_tokens": is_about_tokens(record),
         "searched": any(map(_has_searched, record.steps)),
         "gates": record.gates,
+        "gate_rule": gate_rule,
         "figure": figure,
         "tallies": tallies(record),
         "share": share,

@@ -9,6 +9,7 @@ from typing import Any
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.alarms import Alarms, alarms
 from glitchrun.report.headline import headline
+from glitchrun.report.outcome import outcome
 from glitchrun.report.step_tables import StepTable, step_tables
 from glitchrun.report.totals import bands, counters, patterns, severity, tallies, thresholds
 from glitchrun.report.writing import rounded, rounded_floats
@@ -25,6 +26,7 @@ def run_json(record: RunRecord) -> dict[str, Any]:
         "attempt": identity.attempt,
         "run_id": record.delivered_to.get("run_id"),
         "status": record.status,
+        "outcome": outcome(record).tone,
         "error": record.error,
         "damage": record.damage,
         "repairs": list(record.repairs),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import textwrap
 
-from glitchrun.ledger.record import RunRecord, status_word
+from glitchrun.ledger.record import RunRecord
 from glitchrun.report.formatting import counted, duration, figure, percent, size
 from glitchrun.report.headline import DIGITS, headline
+from glitchrun.report.outcome import ROLES, gate_rule, outcome
 from glitchrun.report.run_details import scope
 from glitchrun.report.step_tables import step_tables
 from glitchrun.report.token_rows import (
@@ -17,6 +18,7 @@ from glitchrun.report.token_rows import (
     worst_first,
 )
 from glitchrun.report.totals import is_about_tokens
+from glitchrun.terminal import styled
 from glitchrun.vocabulary.text import visible_token
 
 SHOWN = 10
@@ -32,7 +34,7 @@ def summary_lines(record: RunRecord, width: int | None = None) -> list[str]:
     number = "" if top.number is None else f"{figure(top.number, DIGITS)} "
     beyond = record.model.beyond_training if record.model else ()
     return [
-        f"{record.identity.experiment} · {record.identity.name}: {_status(record)}",
+        f"{record.identity.experiment} · {record.identity.name}: {_ending(record)}",
         *_wrapped("  ", f"{number}{top.unit}", width),
         *(line for text in (*top.notices, *top.result) for line in _wrapped("  ", text, width)),
         *(line for text in top.caveats for line in _wrapped("  note     ", text, width)),
@@ -72,9 +74,10 @@ def _file_lines(record: RunRecord) -> list[str]:
     return [*tables, *(tokens if is_about_tokens(record) else ())]
 
 
-def _status(record: RunRecord) -> str:
-    word = status_word(record.status)
-    return f"{word} (resumable)" if record.status == "KILLED" else word
+def _ending(record: RunRecord) -> str:
+    ended = outcome(record)
+    resumable = " (resumable)" if record.status == "KILLED" else ""
+    return styled(f"{ended.words}{resumable}", ROLES[ended.tone])
 
 
 def _token_lines(record: RunRecord) -> list[str]:
@@ -111,7 +114,7 @@ def _scope_lines(record: RunRecord) -> list[str]:
 
 def _gate_lines(record: RunRecord) -> list[str]:
     return [
-        f"  gate     {gate.outcome}: {gate.metric} {gate.op} {gate.value:g} "
+        f"  gate     {styled(gate.outcome, ROLES[gate.outcome])}: {gate_rule(gate)} "
         f"(observed {figure(gate.observed)}{'' if gate.n is None else f', n = {gate.n:,}'})"
         for gate in record.gates
     ]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from datetime import datetime
 from pathlib import Path
 
 from glitchrun.errors import GlitchrunError, UsageError, file_access
 from glitchrun.ledger import RunRecord, find_runs, latest_attempt, read_run, unreadable_lines
 from glitchrun.ledger.identity import contains_run
 from glitchrun.ledger.record import status_word
+from glitchrun.report.formatting import moment
 from glitchrun.terminal import say, visible
 
 _LISTED = 12
@@ -165,9 +165,8 @@ def _listing(runs: list[RunRecord]) -> str:
 
 
 def _line(run: RunRecord) -> str:
-    started = datetime.fromtimestamp(run.started_at / 1000).isoformat(timespec="minutes")
     status = status_word(run.status)
     return visible(
-        f"{run.identity.key[:12]}#{run.identity.attempt}  {status:<11}  {started}  "
+        f"{run.identity.key[:12]}#{run.identity.attempt}  {status:<11}  {moment(run.started_at)}  "
         f"{run.identity.experiment} · {run.identity.name}"
     )

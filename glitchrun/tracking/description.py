@@ -9,6 +9,7 @@ from glitchrun.ledger.command import apply_command
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.formatting import counted, duration, figure, percent
 from glitchrun.report.headline import DIGITS, headline
+from glitchrun.report.outcome import gate_rule
 from glitchrun.report.run_details import step_count
 from glitchrun.report.token_rows import TokenRow, found_tokens, token_rows, worst_first
 from glitchrun.report.totals import NOTES
@@ -122,7 +123,7 @@ def _token_row(row: TokenRow) -> str:
 
 def _gates(record: RunRecord) -> str:
     lines = [
-        f"- `{gate.metric} {gate.op} {gate.value:g}`: **{gate.outcome}** "
+        f"- `{gate_rule(gate)}`: **{gate.outcome}** "
         f"(observed {_number(gate.observed)}, n = {_number(gate.n)})"
         for gate in record.gates
     ]

@@ -24,6 +24,7 @@ from glitchrun.tracking.description import paragraphs
 from glitchrun.tracking.metrics import column_order, columns, headline, points
 from glitchrun.tracking.params_and_tags import (
     DESCRIPTION,
+    GATES,
     KIND,
     MAX_EXPERIMENT_TAG,
     shortened,
@@ -91,28 +92,38 @@ def _view_tag(record: RunRecord, tags: Mapping[str, Any]) -> dict[str, str]:
     names = {point.key for point in points(record)}
     metrics = [name for name in names if name.rpartition("/")[2] in columns()]
     swept = [valid_name(name) for name in record.identity.assignments]
-    view = table_view(metrics, swept, record.started_at, tags.get(VIEW_TAG))
+    gated = [GATES] if record.spec.get("gates") else []
+    view = table_view(metrics, swept, record.started_at, tags.get(VIEW_TAG), gated)
     return {VIEW_TAG: view} if view else {}
 
 
 def table_view(
-    metrics: Iterable[str], params: Sequence[str], at: int, before: str | None = None
+    metrics: Iterable[str],
+    params: Sequence[str],
+    at: int,
+    before: str | None = None,
+    tags: Sequence[str] = (),
 ) -> str | None:
-    """The tag for a table with columns of these metrics and params; None if it needs no change.
+    """The tag for a table with columns of params, tags and metrics; None if it needs no change.
 
     Args:
         metrics: Metrics of the experiment's runs.
         params: Params that the runs differ in.
         at: Time of the view, in milliseconds since the epoch.
         before: The present tag. Its columns stay, so that a run with few metrics removes none.
+        tags: Tags that the table shows.
     """
     old = _view_state(before)
     selected = old.get("selectedColumns", [])
     known = [name for name in map(_metric_name, selected) if name]
     names = sorted({*known, *metrics}, key=column_order)[:_MAX_COLUMNS]
-    swept = [_column("params", name) for name in params]
-    kept = [column for column in selected if column.startswith("params.")]
-    wanted = [*dict.fromkeys([*kept, *swept]), *(_column("metrics", name) for name in names)]
+    others = {
+        kind: [column for column in selected if column.startswith(f"{kind}.")]
+        + [_column(kind, name) for name in own]
+        for kind, own in (("params", params), ("tags", tags))
+    }
+    wanted = list(dict.fromkeys([*others["params"], *others["tags"]]))
+    wanted += [_column("metrics", name) for name in names]
     first = headline(dict.fromkeys(reversed(names)))
     state: dict[str, Any] = {"selectedColumns": wanted, "columnOrder": wanted}
     if first:

@@ -90,7 +90,8 @@ def headline(names: Mapping[str, object]) -> str | None:
 def columns() -> tuple[str, ...]:
     """The metrics that a table of runs shows, in order: those about tokens, then those that
     strategies declare in `x-headline`."""
-    about_tokens = ("severe", "asr_mean", "glitch_rate", "verified", "tokens_per_second")
+    sure = ("recall_low", "false_alarm_rate")
+    about_tokens = ("severe", "asr_mean", *sure, "glitch_rate", "verified", "tokens_per_second")
     headlines = [fragment.get("x-headline") for fragment in fragments().values()]
     declared = [
         name

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from glitchrun.ledger.record import RunRecord
+from glitchrun.report.outcome import gates_outcome
 from glitchrun.spec.mlflow_rules import is_reserved
 from glitchrun.tracking.description import run_description
 
@@ -24,6 +25,8 @@ LEDGER = "glitchrun.ledger"
 """Id of the ledger that a run is made from; the run is found again by it."""
 DELIVERED = "glitchrun.delivered"
 """How the run had ended when all of it, files included, was delivered. Set last."""
+GATES = "glitchrun.gates"
+"""pass, fail or inconclusive over all gates of a run; absent if none was evaluated."""
 LEFT_OUT = "glitchrun.params_left_out"
 
 DESCRIPTION = "mlflow.note.content"
@@ -146,7 +149,7 @@ def run_tags(record: RunRecord) -> dict[str, str]:
         "glitchrun.seed": str(record.spec.get("seed", 0)),
         "glitchrun.spec": record.identity.spec_path,
         "glitchrun.version": str(record.environment.get("glitchrun", "")),
-        "glitchrun.gates": _overall_outcome(record),
+        GATES: gates_outcome(record),
         DESCRIPTION: run_description(record),
     }
     for name, digest in record.identity.digests.items():
@@ -165,12 +168,6 @@ def _tables(record: RunRecord) -> str:
     while len(json.dumps(listed)) > MAX_TAG:
         listed.pop()
     return json.dumps(listed)
-
-
-def _overall_outcome(record: RunRecord) -> str:
-    """pass, fail or inconclusive over all gates; empty if none was evaluated."""
-    outcomes = {gate.outcome for gate in record.gates}
-    return next((one for one in ("fail", "inconclusive", "pass") if one in outcomes), "")
 
 
 def _model_tags(record: RunRecord) -> dict[str, str]:
