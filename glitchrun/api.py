@@ -21,6 +21,8 @@ from glitchrun.errors import (
     require,
 )
 from glitchrun.ledger import ROOT, RunRecord
+from glitchrun.report.attempt_rows import FIELDS as ATTEMPT_FIELDS
+from glitchrun.report.attempt_rows import attempt_lines
 from glitchrun.report.step_tables import step_tables
 from glitchrun.report.token_files import token_lines
 from glitchrun.runner.lookup import find_run, readable_runs
@@ -123,6 +125,18 @@ class Run:
             MissingExtra: pandas is not installed.
         """
         return _frame(list(token_lines(self.record)))
+
+    @property
+    def attempts(self) -> pd.DataFrame:
+        """One row for each continuation that `validate` sampled, with the columns of
+        attempts.jsonl; `ids` is a tuple of token ids.
+
+        Empty for runs of earlier versions, which did not keep what was said.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        return _frame(list(attempt_lines(self.record)), ATTEMPT_FIELDS)
 
     def table(self, step: str, name: str) -> pd.DataFrame:
         """The rows of a step's own table, such as `table("next", "predictions")` of `predict`.

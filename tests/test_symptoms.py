@@ -95,6 +95,7 @@ ANSWERS = {
         (" odd", "ご質問の内容について詳しく説明します。"),
         (" odd", " 1 2 3 4 5 6 7 8 9 10 11 12"),
         (" odd", "_B_N_C_K_E_Y_E_N_E_B_N_M_E_T_S_C_E_Y"),
+        (" odd", '\u200f" ****\n\nA simple example of a function.'),
         (" odd", "I can't wait to see it again."),
         (":')", ":»\n\nHere's the explanation: the user asks to repeat the string."),
     ],

@@ -142,7 +142,8 @@ def _is_refusal(answer: Answer) -> bool:
 def _is_other_word(answer: Answer) -> bool:
     word = _without_punctuation(answer.core)
     longest = _LONGEST_UNSPACED if main_script(word) in UNSPACED else _LONGEST_WORD
-    return len(word.split()) == 1 and len(word) <= longest
+    is_shown = any(unicodedata.category(one)[0] in "LNS" for one in word)
+    return is_shown and len(word.split()) == 1 and len(word) <= longest
 
 
 SYMPTOMS: Mapping[str, Callable[[Answer], bool]] = {
@@ -156,6 +157,19 @@ SYMPTOMS: Mapping[str, Callable[[Answer], bool]] = {
     "long_other": lambda answer: True,
 }
 """The rules by symptom, in order of precedence."""
+
+
+MEANINGS: Mapping[str, str] = {
+    "case_space": "the token's text, but for case, white space or the encoding of accents",
+    "piece": "a part of the token's text",
+    "control_characters": "mostly undecodable, control or other invisible characters",
+    "repetition": "mostly a unit repeated again and again",
+    "silence": "nothing but white space, punctuation and quotation marks",
+    "refusal": "an apology, a refusal, or that it does not understand",
+    "other_word": "another single word or number in the token's place",
+    "long_other": "anything else, mostly longer text",
+}
+"""Each symptom in a few words."""
 
 
 def _is_punctuation(character: str) -> bool:

@@ -12,12 +12,16 @@ from glitchrun.errors import UsageError
 from glitchrun.events import Batch, Entry, Sampled, TokenFact, Verified
 from glitchrun.ledger import ROOT, RunRecord
 from glitchrun.ledger.record import StepRecord
+from glitchrun.report.attempt_rows import AttemptRow, attempts_of
 from glitchrun.runner.lookup import find_run
 from glitchrun.spec.schema import fragments
 from glitchrun.terminal import say
 from glitchrun.vocabulary.text import visible, visible_token
 
 _SHOWN = 20
+_QUOTED = 3
+_CHARACTERS = 80
+"""Tokens listed, continuations quoted of each, and characters of each quotation."""
 
 
 @click.command("explain")
@@ -58,17 +62,37 @@ def _lines(record: RunRecord, step: StepRecord, name: str, every: bool) -> Itera
     entries = [entry for timed in step.batches for entry in timed.batch.entries]
     if facts or not entries:
         yield f"  items       {len(counted):,} of {len(facts):,}"
-        yield from _listed([_item(fact) for fact in counted], every)
+        yield from _legend(counted)
+        shown = [_item(fact) for fact in (counted if every else counted[:_SHOWN])]
+        yield from (f"    {line}" for lines in shown for line in lines)
+        yield from _more(len(counted) - len(shown))
     if entries:
         yield f"  rows        {len(entries):,}"
         yield from _listed([_row(entry) for entry in entries], every)
 
 
 def _listed(lines: Sequence[str], every: bool) -> Iterator[str]:
-    for line in lines if every else lines[:_SHOWN]:
-        yield f"    {line}"
-    if len(lines) > _SHOWN and not every:
-        yield f"    … {len(lines) - _SHOWN:,} more; --all lists them"
+    shown = lines if every else lines[:_SHOWN]
+    yield from (f"    {line}" for line in shown)
+    yield from _more(len(lines) - len(shown))
+
+
+def _more(hidden: int) -> Iterator[str]:
+    if hidden:
+        yield f"    … {hidden:,} more; --all lists them"
+
+
+def _legend(facts: Sequence[TokenFact]) -> Iterator[str]:
+    """What the letters and quotations behind sampled tokens mean."""
+    sampled = [fact for fact in facts if isinstance(fact, Sampled)]
+    if not sampled:
+        return
+    yield "  attempts    x failed: no probe made the model say the token; . said it"
+    if any(fact.continuations for fact in sampled):
+        yield f"  quoted      up to {_QUOTED} continuations of each: probe, attempt, symptom, text"
+        yield "              attempts.jsonl has all of them, docs/verdicts.md defines the symptoms"
+    else:
+        yield "  quoted      nothing: the version that sampled did not keep what was said"
 
 
 def _thresholds(record: RunRecord) -> Iterator[str]:
@@ -125,10 +149,27 @@ def _figure(cell: Any) -> str:
     return f"{cell:.4g}" if isinstance(cell, float) else json.dumps(cell, ensure_ascii=False)
 
 
-def _item(fact: TokenFact) -> str:
+def _item(fact: TokenFact) -> list[str]:
+    """A token and its measurement on one line, and lines that quote some of its attempts."""
     head = f"{fact.token.id:>8}  «{visible_token(fact.token)}»"
     if isinstance(fact, Sampled):
         attempts = "".join("x" if failed else "." for failed in fact.outcomes)
-        return f"{head}  ASR {fact.asr:.3g} [{fact.asr_low:.3g}, {fact.asr_high:.3g}]  {attempts}"
+        asr = f"ASR {fact.asr:.3g} [{fact.asr_low:.3g}, {fact.asr_high:.3g}]"
+        return [f"{head}  {asr}  {attempts}", *map(_quotation, _quoted(fact))]
     probes = "  ".join(f"{n}: p {r.p:.3g} rank {r.rank}" for n, r in fact.probes.items())
-    return f"{head}  {'glitch' if fact.glitch else 'ok'}  {probes}"
+    return [f"{head}  {'glitch' if fact.glitch else 'ok'}  {probes}"]
+
+
+def _quoted(fact: Sampled) -> list[AttemptRow]:
+    """Some continuations of a token: those with another symptom than the ones before come first."""
+    rows = attempts_of(fact)
+    first = {row.symptom: place for place, row in reversed(list(enumerate(rows)))}
+    order = sorted(range(len(rows)), key=lambda place: (place not in first.values(), place))
+    return [rows[place] for place in sorted(order[:_QUOTED])]
+
+
+def _quotation(row: AttemptRow) -> str:
+    one = row.attempt
+    text = visible(one.text.strip(" ")).replace("␣", " ")
+    text = f"{text[:_CHARACTERS]}…" if len(text) > _CHARACTERS else text
+    return f"{'':10}{one.probe} {one.number}  {row.symptom or 'said'}: {text}"

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glitchrun.behaviour.symptoms import symptom
+from glitchrun.behaviour.symptoms import MEANINGS, symptom
 from glitchrun.events import Attempt, Sampled, Token
 from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.report.formatting import count, share
 from glitchrun.report.token_rows import controls_elsewhere, controls_of, facts_by_token
 from glitchrun.report.writing import replacing, to_json
+
+FIELDS = ("step", "token_id", "probe", "attempt", "text", "ids", "said", "symptom", "control")
+"""The fields of a line of attempts.jsonl, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +46,46 @@ def attempts_by_token(step: StepRecord) -> dict[int, tuple[AttemptRow, ...]]:
         if isinstance(control.fact, Sampled) and control.token.id not in own
     ]
     return {
-        fact.token.id: tuple(_row(fact.token, one, is_control) for one in fact.continuations)
+        fact.token.id: attempts_of(fact, control=is_control)
         for fact, is_control in facts
         if fact and fact.continuations
     }
 
 
-def _row(token: Token, attempt: Attempt, is_control: bool) -> AttemptRow:
-    found = None if attempt.said else symptom(token.text, attempt.text)
-    return AttemptRow(token, attempt, found, is_control)
+def attempts_of(fact: Sampled, *, control: bool = False) -> tuple[AttemptRow, ...]:
+    """The attempts on one token, by probe and then by number."""
+    return tuple(
+        AttemptRow(
+            fact.token, one, None if one.said else symptom(fact.token.text, one.text), control
+        )
+        for one in fact.continuations
+    )
 
 
-def symptom_counts(step: StepRecord) -> Counter[str]:
-    """How many continuations of a step's own tokens have each symptom."""
-    rows = [row for some in attempts_by_token(step).values() for row in some]
-    return Counter(row.symptom for row in rows if row.symptom and not row.control)
+def symptom_rows(record: RunRecord) -> list[dict[str, str]]:
+    """How often a step's own tokens had each symptom, as text: one row per step and symptom that
+    occurs, the most frequent first, then a row for the continuations that contain the token."""
+    found = []
+    for step in record.steps:
+        rows = [row for some in attempts_by_token(step).values() for row in some if not row.control]
+        tokens: dict[str | None, set[int]] = {}
+        counts = Counter(row.symptom for row in rows)
+        for row in rows:
+            tokens.setdefault(row.symptom, set()).add(row.token.id)
+        found += [
+            {
+                "step": step.id,
+                "symptom": name or "said",
+                "meaning": MEANINGS[name] if name else "the token itself",
+                "continuations": count(number),
+                "share": share(number, len(rows)),
+                "tokens": count(len(tokens[name])),
+            }
+            for name, number in sorted(
+                counts.items(), key=lambda item: (item[0] is None, -item[1], item[0])
+            )
+        ]
+    return found
 
 
 def attempt_lines(record: RunRecord) -> Iterator[dict[str, Any]]:
@@ -64,17 +93,10 @@ def attempt_lines(record: RunRecord) -> Iterator[dict[str, Any]]:
     for step in record.steps:
         for rows in attempts_by_token(step).values():
             for row in rows:
-                yield {
-                    "step": step.id,
-                    "token_id": row.token.id,
-                    "probe": row.attempt.probe,
-                    "attempt": row.attempt.number,
-                    "text": row.attempt.text,
-                    "ids": row.attempt.ids,
-                    "said": row.attempt.said,
-                    "symptom": row.symptom,
-                    "control": row.control,
-                }
+                one = row.attempt
+                said = (one.probe, one.number, one.text, one.ids, one.said)
+                cells = (step.id, row.token.id, *said, row.symptom, row.control)
+                yield dict(zip(FIELDS, cells, strict=True))
 
 
 def write_attempts(record: RunRecord, folder: Path) -> list[Path]:

@@ -84,6 +84,7 @@ def _severity(record: RunRecord) -> list[str]:
     return [
         *_bands(found),
         *_patterns(found["patterns"]),
+        *_symptoms(found["symptoms"]),
         *_alarms(found["alarms"]),
         *_alarms_by_kind(found),
     ]
@@ -123,6 +124,18 @@ def _patterns(found: list[dict[str, Any]]) -> list[str]:
         for one in found
     ]
     return ["**Probes passed**", grid(("Step", "Probes", "Tokens", "Severe"), rows)]
+
+
+def _symptoms(found: list[dict[str, str]]) -> list[str]:
+    if not found:
+        return []
+    names = ("meaning", "continuations", "share", "tokens")
+    rows = [
+        [code(one["step"]), code(one["symptom"]), *(escaped(one[name]) for name in names)]
+        for one in found
+    ]
+    head = ("Step", "Symptom", "What was said", "Continuations", "Share", "Tokens")
+    return ["**What was said in the attempts**", grid(head, rows)]
 
 
 def _alarms(found: list[dict[str, str]]) -> list[str]:

@@ -8,6 +8,7 @@ from glitchrun.behaviour.rates import wilson
 from glitchrun.events import SEVERE
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.alarms import Alarms, alarms
+from glitchrun.report.attempt_rows import symptom_rows
 from glitchrun.report.formatting import (
     MISSING,
     count,
@@ -51,6 +52,7 @@ def severity_tables(record: RunRecord) -> dict[str, Any]:
         "alarms": [_alarms(one) for one in alarms(record)],
         "alarms_by_kind": [row for one in alarms(record) for row in _alarms_by_kind(one)],
         "patterns": [_pattern(one) for one in patterns(record)],
+        "symptoms": symptom_rows(record),
     }
 
 
