@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 
 from glitchrun.errors import TrackingUnavailable
+from glitchrun.events import Control
+from glitchrun.ledger.record import Metric
 from glitchrun.report import write_report
 from glitchrun.tracking.deliver import deliver
 from glitchrun.tracking.experiment import VIEW_TAG, table_view
+from glitchrun.tracking.metrics import SERIES, points
 from tests.support.records import START, Invented, write_matrix, write_run
+from tests.support.reporting import run_of, step, verified
 from tests.support.stores import counts, new_root, open_root, query
 
 
@@ -92,6 +96,24 @@ def test_series_over_items_ends_with_the_final_value(tmp_path: Path) -> None:
     assert series[-1][1] == record.metrics["mine/glitch"].value
     assert [value for _, value in series] == sorted(value for _, value in series)
     assert next(iter(run.data.metrics)) == "asr/confirmed"
+    assert _history(root, place.run_id, "mine/glitch_rate") == [
+        (0, pytest.approx(record.metrics["mine/glitch_rate"].value, rel=1e-6)),
+    ]
+
+
+def test_a_metric_without_a_series_stands_at_0_so_that_mlflow_draws_a_bar(tmp_path: Path) -> None:
+    verdicts = replace(step("ask", "test", verified(1)), metrics={"verified": Metric(1, 1)})
+    controls = step("ask", "test")
+    alarm = replace(controls.batches[0].batch, facts=(Control(1, True, verified(2)),))
+    beside = replace(verdicts.batches[0], batch=alarm)
+    short = replace(verdicts, batches=(*verdicts.batches, beside))
+    assert [(p.key, p.step) for p in points(run_of(tmp_path, short))] == [("ask/verified", 0)]
+    again = replace(verdicts, batches=verdicts.batches * 2, metrics={})
+    record = run_of(tmp_path / "b", again)
+    assert {p.step for p in points(record)} == {1, 2}
+    assert {p.key for p in points(write_run(tmp_path / "c")) if p.step} <= {
+        f"{name}/{metric}" for name in ("mine", "asr") for metric in SERIES
+    }
 
 
 def test_estimates_of_the_plan_are_metrics(tmp_path: Path) -> None:
@@ -249,6 +271,7 @@ def test_matrix_has_a_parent_run(tmp_path: Path) -> None:
     assert [line.split(" | ")[0] for line in note.splitlines()[4:]] == [
         f"| {record.identity.name}" for record in records
     ]
+    assert f"Highest asr/confirmed = {most:g}: **quantization=int4**." in note.replace("\\", "")
     summary = json.loads(
         Path(client.download_artifacts(parent_id, "sweep_summary.json", str(tmp_path))).read_text()
     )
@@ -257,6 +280,27 @@ def test_matrix_has_a_parent_run(tmp_path: Path) -> None:
         "int8",
         "int4",
     ]
+
+
+@pytest.mark.parametrize(
+    ("others", "words"), [(0.35, "All 3 runs with a result are"), (0.2, "2 runs are")]
+)
+def test_a_tie_of_cells_is_called_a_tie(tmp_path: Path, others: float, words: str) -> None:
+    root = new_root(tmp_path)
+    first = write_matrix(root)[2]
+    shared = Invented(experiment="sweep", parent="fa11000000000001", glitch_share=0.35)
+    cells = [
+        write_run(root, replace(shared, name=name, key=name * 16, glitch_share=share))
+        for name, share in (("a", 0.35), ("b", 0.35), ("c", others))
+    ]
+    for record in cells:
+        parent_id = deliver(record, open_root(root)).parent_id
+    assert parent_id is not None
+    note = open_root(root).client.get_run(parent_id).data.tags["mlflow.note.content"]
+    most = f"{first.metrics['asr/confirmed'].value:g}"
+    assert f"{words} tied at" in note.split("\n")[0]
+    assert most in note.split("\n")[0]
+    assert ("**c**" in note) is False
 
 
 def test_parent_is_running_while_a_cell_is(tmp_path: Path) -> None:
@@ -313,15 +357,36 @@ def test_saved_view_keeps_its_columns() -> None:
     assert table_view(["mine/glitch"], [], START, "not ours") is not None
 
 
-def test_saved_view_begins_with_swept_params_gates_and_main_result(tmp_path: Path) -> None:
+def test_saved_view_draws_final_values_as_bars_and_series_as_lines() -> None:
+    state = _state(table_view(["mine/glitch", "asr/confirmed", "mine/recall_low"], [], START))
+    sections = {one["uuid"]: one["name"] for one in state["compareRunSections"]}
+    charts = [
+        (chart["type"], chart["metricKey"], sections[chart["metricSectionId"]])
+        for chart in state["compareRunCharts"]
+    ]
+    assert sorted(charts) == [
+        ("BAR", "asr/confirmed", "results"),
+        ("BAR", "mine/glitch", "results"),
+        ("BAR", "mine/recall_low", "results"),
+        ("LINE", "asr/confirmed", "asr"),
+        ("LINE", "mine/glitch", "mine"),
+    ]
+    assert len({chart["uuid"] for chart in state["compareRunCharts"]}) == 5
+    assert charts[0] == ("BAR", "asr/confirmed", "results")
+
+
+def _state(tag: str | None) -> dict[str, Any]:
     import base64
     import zlib
 
+    packed = json.loads(tag or "{}")["state"].removeprefix("deflate;")
+    return json.loads(zlib.decompress(base64.b64decode(packed)))  # type: ignore[no-any-return]
+
+
+def test_saved_view_begins_with_swept_params_gates_and_main_result(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     place = deliver(write_matrix(root)[0], open_root(root))
-    tag = json.loads(open_root(root).client.get_experiment(place.experiment_id).tags[VIEW_TAG])
-    packed = tag["state"].removeprefix("deflate;")
-    state = json.loads(zlib.decompress(base64.b64decode(packed)))
+    state = _state(open_root(root).client.get_experiment(place.experiment_id).tags[VIEW_TAG])
     assert state["selectedColumns"][:4] == [
         "params.`model.quantization`",
         "tags.`glitchrun.gates`",

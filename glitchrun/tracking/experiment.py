@@ -21,7 +21,7 @@ from glitchrun.errors import DeletedInMlflow, TrackingUnavailable
 from glitchrun.ledger.record import RunRecord
 from glitchrun.tracking.address import shown
 from glitchrun.tracking.description import paragraphs
-from glitchrun.tracking.metrics import column_order, columns, headline, points
+from glitchrun.tracking.metrics import SERIES, column_order, columns, headline, points
 from glitchrun.tracking.params_and_tags import (
     DESCRIPTION,
     GATES,
@@ -79,13 +79,13 @@ def describe(record: RunRecord, experiment_id: str, store: Store) -> None:
 def _description_tags(record: RunRecord, tags: Mapping[str, str]) -> dict[str, str]:
     text = shortened(paragraphs(record.identity.description), MAX_EXPERIMENT_TAG)
     before = tags.get(DESCRIPTION, "")
-    if not text or text == before or (before and _digest(before) != tags.get(_DESCRIPTION_DIGEST)):
+    if (
+        not text
+        or text == before
+        or (before and _identity(before) != tags.get(_DESCRIPTION_DIGEST))
+    ):
         return {}
-    return {DESCRIPTION: text, _DESCRIPTION_DIGEST: _digest(text)}
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return {DESCRIPTION: text, _DESCRIPTION_DIGEST: _identity(text)}
 
 
 def _view_tag(record: RunRecord, tags: Mapping[str, Any]) -> dict[str, str]:
@@ -126,6 +126,7 @@ def table_view(
     wanted += [_column("metrics", name) for name in names]
     first = headline(dict.fromkeys(reversed(names)))
     state: dict[str, Any] = {"selectedColumns": wanted, "columnOrder": wanted}
+    state |= _charts(names)
     if first:
         state |= {"orderByKey": _column("metrics", first), "orderByAsc": False}
     if state == old:
@@ -133,6 +134,46 @@ def table_view(
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
     data = {"name": VIEW_KEY, "createdAt": at, "updatedAt": at, "state": _STATE_PREFIX + packed}
     return json.dumps(data)
+
+
+def _charts(names: Sequence[str]) -> dict[str, Any]:
+    """The charts of a view: the final values as bars, then the series as lines.
+
+    By itself MLflow draws a metric that has a series only as lines. It adds the charts of all other
+    metrics.
+    """
+    results = {"uuid": _identity("results"), "name": "results", "display": True}
+    sections, charts = [results], [_chart("BAR", name, results) for name in names]
+    for name in names:
+        step, _, bare = name.rpartition("/")
+        if bare in SERIES:
+            section = {"uuid": _identity(f"section {step}"), "name": step, "display": True}
+            sections += [section] if section not in sections else []
+            charts.append(_chart("LINE", name, section))
+    return {
+        "compareRunCharts": charts,
+        "compareRunSections": sections,
+        "isAccordionReordered": True,  # else MLflow sorts the sections by name
+    }
+
+
+def _chart(kind: str, name: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    own = {"xAxisKey": "step", "useGlobalXaxisKey": True} if kind == "LINE" else {}
+    return {
+        "type": kind,
+        "uuid": _identity(f"{kind} {name}"),
+        "metricSectionId": section["uuid"],
+        "metricKey": name,
+        "displayName": name if kind == "BAR" else name.rpartition("/")[2],
+        "runsCountToCompare": _MAX_COMPARED,
+        "deleted": False,
+        "isGenerated": kind == "LINE",
+        **own,
+    }
+
+
+def _identity(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _column(kind: str, name: str) -> str:

@@ -1,6 +1,9 @@
 """A run's numbers as points of MLflow metrics.
 
 The x axis of a series is the number of items done, so that runs of different speed can be compared.
+A metric with a single value stands at 0: MLflow draws a metric as bars if its latest point is at 0,
+and else as a line, which would be a single dot.
+
 Values and times come from the ledger alone, so a point that is logged twice is the same point, and
 MLflow keeps it once.
 """
@@ -32,7 +35,7 @@ class Point:
     at: int
     """Milliseconds since the epoch."""
     step: int
-    """Number of items done."""
+    """Number of items done; 0 for a metric that is no series."""
 
 
 def points(record: RunRecord) -> list[Point]:
@@ -86,6 +89,15 @@ def headline(names: Mapping[str, object]) -> str | None:
     return None
 
 
+SERIES = frozenset(
+    {
+        *("confirmed", "asr_mean", "validated", "attempts_per_second"),
+        *("glitch", "severe", "verified", "tokens_per_second"),
+    }
+)
+"""Metrics that grow while a step runs; every other metric is measured once, at the end."""
+
+
 @cache
 def columns() -> tuple[str, ...]:
     """The metrics that a table of runs shows, in order: those about tokens, then those that
@@ -110,20 +122,23 @@ def column_order(name: str) -> tuple[int, str]:
 
 def _step_points(step: StepRecord) -> Iterator[Point]:
     running = _Running()
-    for index, timed in enumerate(step.batches):
-        if timed.batch.is_of_controls:
-            continue  # glitches among controls do not count
+    series: set[str] = set()
+    # Glitches among controls do not count.
+    own = [(at, timed) for at, timed in enumerate(step.batches) if not timed.batch.is_of_controls]
+    is_series = sum(bool(timed.batch.token_facts) for _, timed in own) > 1
+    for index, timed in own if is_series else ():
         running.add(timed.batch.token_facts, timed.batch.seconds)
         if _is_kept(index):
             for name, number in running.values():
+                series.add(name)
                 yield Point(f"{step.id}/{name}", rounded(number), timed.at, running.tokens)
-    # 1 ms after the last running point, so that MLflow takes the final value as the latest.
     last = step.batches[-1] if step.batches else None
+    # 1 ms after the last running point, so that MLflow takes the final value as the latest.
     at = last.at + 1 if last else step.started_at or 0
     for name, metric in step.metrics.items():
         if is_finite(metric.value):
-            done = last.batch.done if last else 0
-            yield Point(f"{step.id}/{name}", rounded(metric.value), at, running.tokens or done)
+            done = running.tokens if name in series else 0
+            yield Point(f"{step.id}/{name}", rounded(metric.value), at, done)
 
 
 def _is_kept(index: int) -> bool:

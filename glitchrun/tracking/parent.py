@@ -128,16 +128,25 @@ def _markdown(children: Sequence[Any], names: Sequence[str]) -> str:
         numbers = [_number(child.data.metrics, name) for name in names]
         cells = [escaped(str(child.info.run_name)), *numbers, child.info.status]
         rows.append(f"| {' | '.join(str(cell).replace('|', '¦') for cell in cells)} |")
-    first = headline(dict.fromkeys(reversed(names)))
-    leader = max(
-        (child for child in children if first in child.data.metrics),
-        key=lambda child: child.data.metrics[first],
-        default=None,
-    )
-    result = "" if names else "No cell has results yet."
-    if leader:
-        result = f"Highest {escaped(str(first))}: **{escaped(str(leader.info.run_name))}**."
+    result = _leaders(children, names) if names else "No cell has results yet."
     return f"{len(children)} runs of one matrix. {result}".rstrip() + "\n\n" + "\n".join(rows)
+
+
+def _leaders(children: Sequence[Any], names: Sequence[str]) -> str:
+    """The runs with the highest main result, ties included; empty without a main result."""
+    first = headline(dict.fromkeys(reversed(names)))
+    known = [child for child in children if first in child.data.metrics]
+    if first is None or not known:
+        return ""
+    highest = max(child.data.metrics[first] for child in known)
+    leaders = [child for child in known if child.data.metrics[first] == highest]
+    value = f"{escaped(first)} = {highest:,.6g}"
+    if len(leaders) == 1:
+        return f"Highest {value}: **{escaped(str(leaders[0].info.run_name))}**."
+    if len(leaders) == len(known):
+        return f"All {len(known)} runs with a result are tied at {value}."
+    tied = ", ".join(f"**{escaped(str(one.info.run_name))}**" for one in leaders)
+    return f"{len(leaders)} runs are tied at the highest {value}: {tied}."
 
 
 def _number(metrics: Mapping[str, float], name: str) -> str:
