@@ -124,6 +124,19 @@ print(converted(Path(sys.argv[1]), Path(sys.argv[2])))
 """
 
 
+def test_a_conversion_reports_its_tensors(
+    gguf: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[tuple[str, int, int | None]] = []
+    converted(gguf, tmp_path, lambda stage, done: seen.append((stage.name, done, stage.total)))
+    total = seen[1][2]
+    assert total is not None
+    loops = [(name, done, total) for name in ("converting", "reading") for done in range(total + 1)]
+    assert seen[1:-1] == loops
+    assert seen[-1] == ("saving", 0, None)
+    assert "it/s" not in capfd.readouterr().err  # transformers draws no bar
+
+
 def test_two_processes_convert_once(gguf: Path, tmp_path: Path) -> None:
     run = [sys.executable, "-c", _CONVERT, str(gguf), str(tmp_path)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from glitchrun.checkpoint.conversion_folder import CACHE_VARIABLE, size_of
 from glitchrun.errors import ModelUnavailable, PreflightError
+from glitchrun.events import Stage
 from glitchrun.model import load_progress
 from glitchrun.model.gguf_tokenizer import describe_pretokenizer, gguf_errors, gguf_tokenizer
 from glitchrun.model.library_messages import quiet_libraries
@@ -88,7 +89,8 @@ def _convert_into(folder: Path, gguf: Path, report: Report) -> None:
     log.warning("converting %s for faster loading, once (into %s)", gguf.name, folder.parent)
     partial = folder.parent / f"{folder.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # from a killed conversion
-    with quiet_libraries(), load_progress.reported(report, "converting"):
+    report(Stage("converting", None, unit=""), 0)
+    with quiet_libraries(), load_progress.reported(report, "reading"):
         model, tokenizer = load_gguf(gguf)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

@@ -84,6 +84,7 @@ def load(
     )
     is_quantizing = spec.quantization in SCHEMES and not header.prequantized
     stage = "quantizing" if is_quantizing else "reading"
+    report(Stage(stage, None, unit=""), 0)
     with quiet_libraries(), load_progress.reported(report, stage):
         target = architecture(folder, header, spec)
         tokenizer = load_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
