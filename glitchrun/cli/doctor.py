@@ -10,6 +10,7 @@ from glitchrun.checkpoint.conversion_folder import cache_folder, clear, size_of
 from glitchrun.cli.environment_checks import CheckResult, run_checks
 from glitchrun.errors import ExitCode, UsageError
 from glitchrun.ledger import ROOT
+from glitchrun.report.formatting import size
 from glitchrun.terminal import emit_json, say
 
 _MARKS = {"ok": "ok", "note": "note", "missing": "MISSING"}
@@ -49,10 +50,10 @@ def _clear(*, asking: bool) -> None:
     if not held:
         say(f"{folder} contains no converted models")
         return
-    question = f"remove {held / 1e6:,.0f} MB of converted models from {folder}?"
+    question = f"remove {size(held)} of converted models from {folder}?"
     if asking and not click.confirm(question):
         raise UsageError("nothing was removed; --yes removes without confirmation")
-    say(f"removed {clear(folder) / 1e6:,.0f} MB from {folder}")
+    say(f"removed {size(clear(folder))} from {folder}")
 
 
 def _lines(results: Sequence[CheckResult]) -> list[str]:
@@ -67,6 +68,6 @@ def _lines(results: Sequence[CheckResult]) -> list[str]:
 
 def _verdict(missing: Sequence[CheckResult]) -> str:
     if not missing:
-        return "this machine has everything that a run needs"
+        return "all requirements met"
     remedies = dict.fromkeys(result.remedy for result in missing if result.remedy)
     return f"{len(missing)} missing; run:\n" + "\n".join(f"  {remedy}" for remedy in remedies)

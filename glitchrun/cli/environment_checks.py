@@ -25,7 +25,7 @@ import glitchrun
 from glitchrun.checkpoint.conversion_folder import CACHE_VARIABLE, cache_folder, size_of
 from glitchrun.errors import PreflightError
 from glitchrun.plan.devices import main_memory, visible_gpus
-from glitchrun.report.formatting import size
+from glitchrun.report.formatting import counted, size
 
 _EXTRA = "run"
 _STORE_TIMEOUT = 5.0
@@ -195,9 +195,8 @@ def model_cache(root: Path) -> Iterator[CheckResult]:
     except PreflightError as error:
         yield CheckResult("model cache", "missing", str(error), f"export {CACHE_VARIABLE}=FOLDER")
         return
-    held = size_of(folder)
-    remedy = "glitchrun doctor --clear-cache" if held else None
-    yield CheckResult("model cache", "ok", f"{folder}, {held / 1e6:,.0f} MB", remedy)
+    remedy = "glitchrun doctor --clear-cache" if size_of(folder / "gguf") else None
+    yield CheckResult("model cache", "ok", f"{folder}, {size(size_of(folder))}", remedy)
 
 
 def store(root: Path) -> Iterator[CheckResult]:
@@ -246,7 +245,7 @@ def _database(path: Path) -> CheckResult:
     except sqlite3.Error as error:
         remedy = f"move {path} away; `glitchrun sync` fills a new one from the ledger"
         return CheckResult("store", "missing", f"{path} is no MLflow store ({error})", remedy)
-    return CheckResult("store", "ok", f"{path}, {count} runs")
+    return CheckResult("store", "ok", f"{path}, {counted(count, 'run')}")
 
 
 CHECKS: tuple[Callable[[Path], Iterator[CheckResult]], ...] = (

@@ -13,6 +13,7 @@ from glitchrun.events import Batch, Entry, Sampled, TokenFact, Verified
 from glitchrun.ledger import ROOT, RunRecord
 from glitchrun.ledger.record import StepRecord
 from glitchrun.report.attempt_rows import AttemptRow, attempts_of
+from glitchrun.report.formatting import counted
 from glitchrun.runner.lookup import find_run
 from glitchrun.spec.schema import fragments
 from glitchrun.terminal import say
@@ -58,14 +59,16 @@ def _lines(record: RunRecord, step: StepRecord, name: str, every: bool) -> Itera
     probes = sorted({name for fact in facts if isinstance(fact, Verified) for name in fact.probes})
     if probes:
         yield f"  probes      {', '.join(probes)}"
-    counted = [fact for fact in facts if _counts(fact, name)]
+    if name in _RECALL:
+        yield from _about_audit(step)
+    chosen = [fact for fact in facts if _counts(fact, name)]
     entries = [entry for timed in step.batches for entry in timed.batch.entries]
     if facts or not entries:
-        yield f"  items       {len(counted):,} of {len(facts):,}"
-        yield from _legend(counted)
-        shown = [_item(fact) for fact in (counted if every else counted[:_SHOWN])]
+        yield f"  items       {len(chosen):,} of {len(facts):,}"
+        yield from _legend(chosen)
+        shown = [_item(fact) for fact in (chosen if every else chosen[:_SHOWN])]
         yield from (f"    {line}" for lines in shown for line in lines)
-        yield from _more(len(counted) - len(shown))
+        yield from _more(len(chosen) - len(shown))
     if entries:
         yield f"  rows        {len(entries):,}"
         yield from _listed([_row(entry) for entry in entries], every)
@@ -105,6 +108,35 @@ def _thresholds(record: RunRecord) -> Iterator[str]:
         yield "  threshold   defaults of asr and probability"
 
 
+_RECALL = ("recall", "recall_low", "recall_high")
+
+
+def _about_audit(step: StepRecord) -> Iterator[str]:
+    """What a cascade verified in the order of its screen, and what in its audits."""
+    stages = [timed.batch.stage for timed in step.batches if timed.batch.token_facts]
+    rounds = sum(
+        stage == "audit" != before for before, stage in zip(["", *stages], stages, strict=False)
+    )
+    facts = {
+        name: [
+            fact
+            for timed in step.batches
+            if timed.batch.stage == name
+            for fact in timed.batch.token_facts
+        ]
+        for name in ("front", "audit")
+    }
+    screened = sum(len(one.token_ids) for timed in step.batches for one in timed.batch.screened)
+    for name, how in (("front", "in the order of the screen"), ("audit", "drawn at random")):
+        glitch = sum(fact.flagged for fact in facts[name])
+        tokens = counted(len(facts[name]), "token")
+        yield f"  {name:<11} {tokens} {how}; {counted(glitch, 'glitch token')}"
+    left = screened - len(facts["front"])
+    yield f"  left out    {left:,} of {screened:,} tokens by the front; the audit is their sample"
+    if rounds > 1:
+        yield f"  audits      {rounds}; audited tokens that a later front reached belong to it"
+
+
 _ON_CONTROLS = (
     "controls",
     "false_alarms",
@@ -120,6 +152,8 @@ def _facts_of(batch: Batch, metric: str) -> tuple[TokenFact, ...]:
         return tuple(control.fact for control in batch.controls)
     if metric in ("controls_elsewhere", "false_alarms_elsewhere"):
         return tuple(control.fact for control in batch.controls_elsewhere)
+    if metric in _RECALL and batch.stage:  # records of earlier versions do not name the audit
+        return batch.token_facts if batch.stage == "audit" else ()
     return batch.token_facts
 
 

@@ -58,6 +58,10 @@ class Fold:
     """The step in progress and the time of its last entry."""
     loads: list[float] = field(default_factory=list)
     """Seconds of loading the model, by session."""
+    paused: int = 0
+    """Milliseconds between the sessions."""
+    last_at: int | None = None
+    """Time of the last entry."""
 
     def record(self) -> RunRecord:
         """The run as its entries describe it."""
@@ -80,6 +84,7 @@ class Fold:
             damage=self.damage,
             repairs=tuple(self.repairs),
             loaded_in=sum(self.loads),
+            paused_for=self.paused / 1000,
         )
 
     def _step(self, step: Mapping[str, Any]) -> StepRecord:
@@ -113,6 +118,9 @@ class Fold:
         if not is_sealed:
             _check_types(entry)
         self._time(entry)
+        if entry["kind"] == "session" and self.last_at is not None:
+            self.paused += max(0, entry["at"] - self.last_at)
+        self.last_at = entry["at"]
         getattr(self, f"_see_{entry['kind']}")(entry)
 
     def _see_ledger(self, entry: Mapping[str, Any]) -> None:

@@ -191,6 +191,9 @@ class RunRecord:
     """Seconds of loading the model, summed over all sessions; None if the record was not read from
     a ledger."""
 
+    paused_for: float = 0.0
+    """Seconds between its sessions, in which nothing worked on the run."""
+
     @property
     def loading_seconds(self) -> float:
         """Seconds that this run spent on loading the model, over all its sessions."""
@@ -222,7 +225,7 @@ class RunRecord:
             for name, metric in step.metrics.items()
         }
         if self.model:
-            flat["model/load_seconds"] = Metric(self.model.load_seconds)
+            flat["model/load_seconds"] = Metric(self.loading_seconds)
             flat["model/bytes"] = Metric(self.model.bytes)
             flat["model/peak_bytes"] = Metric(self.model.peak_bytes)
         return flat

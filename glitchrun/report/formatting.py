@@ -116,6 +116,23 @@ def duration(seconds: float | None) -> str:
     return f"{hours:,} h {minutes:02d} min"
 
 
+def durations(values: Sequence[float]) -> list[str]:
+    """Seconds as the cells of one column, all in the unit of the largest."""
+    largest = max(values, default=0.0)
+    if largest < 99.95:
+        return [f"{value:.2f} s" for value in values]
+    whole = [round(value) for value in values]
+    if largest < 3600:
+        return [f"{value // 60} min {value % 60:02d} s" for value in whole]
+    return [f"{value // 3600:,} h {value // 60 % 60:02d} min" for value in whole]
+
+
+def points(value: float) -> str:
+    """A difference of two shares in percentage points, with its sign: `+20.0`, `-0.5`."""
+    text = f"{100 * value:+,.1f}"
+    return "0.0" if float(text.replace(",", "")) == 0 else text
+
+
 def moment(milliseconds: int | None) -> str:
     """Milliseconds since the epoch as `2026-03-01 09:30:00 UTC`; a dash for None."""
     if milliseconds is None:

@@ -15,7 +15,7 @@ from glitchrun.report.outcome import gate_rule, gates_outcome, outcome
 from glitchrun.report.severity_tables import severity_tables
 from glitchrun.report.step_tables import StepColumn, StepTable, step_tables
 from glitchrun.report.token_rows import VERDICTS
-from glitchrun.report.totals import MILD, Severity, is_about_tokens, severity, tallies
+from glitchrun.report.totals import MILD, Severity, is_about_tokens, severity, tallies, thresholds
 from glitchrun.spec.schema import fragments
 from glitchrun.spec.strategy import STRATEGIES
 
@@ -65,7 +65,10 @@ def _has_searched(step: StepRecord) -> bool:
 
 def _cards(record: RunRecord) -> list[tuple[str, str, str]]:
     """The key figures at the top of the page: label, number, and what it counts."""
-    cards = [*_verdict_cards(severity(record)), *map(_alarm_card, alarms(record))]
+    cards = [
+        *_verdict_cards(severity(record), thresholds(record).probability),
+        *map(_alarm_card, alarms(record)),
+    ]
     cards += [card for step in record.steps for card in _step_cards(step)]
     rates = [
         (step.id, metric.value)
@@ -73,20 +76,22 @@ def _cards(record: RunRecord) -> list[tuple[str, str, str]]:
         if (metric := step.metrics.get("tokens_per_second"))
     ]
     cards += [(f"{step} speed", figure(value), "tokens per second") for step, value in rates]
-    elapsed = record.loading_seconds + sum(step.seconds for step in record.steps)
     if record.model:
         cards.append(("peak memory", size(record.model.peak_bytes), f"on {record.model.device}"))
-    return [*cards, ("time", duration(elapsed), "spent in steps and loading")]
+    whole = run_details.run_seconds(record)
+    return [*cards, *([] if whole is None else [("time", duration(whole), "of the whole run")])]
 
 
-def _verdict_cards(found: Severity) -> list[tuple[str, str, str]]:
+def _verdict_cards(found: Severity, limit: float) -> list[tuple[str, str, str]]:
+    """Without counts that equal that of the glitch tokens because they are below `limit`."""
     if not found.verified:
         return []
+    severe = ("severe", count(found.severe), f"glitch tokens, p < {SEVERE:g}")
     mild = (f"p < {MILD:g}", count(found.mild), "glitch tokens, severe ones included")
     return [
         ("verified", count(found.verified), "tokens with a verdict"),
-        ("severe", count(found.severe), f"glitch tokens, p < {SEVERE:g}"),
-        *([mild] if found.mild < found.glitch else []),
+        *([severe] if limit > SEVERE else []),
+        *([mild] if limit > MILD and found.mild < found.glitch else []),
         ("glitch", count(found.glitch), f"{share(found.glitch, found.verified)} of those verified"),
     ]
 

@@ -6,10 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from glitchrun.events import Batch, Sampled
 from glitchrun.ledger.command import apply_command
 from glitchrun.ledger.record import ModelRecord, RunRecord, StepRecord
-from glitchrun.report.formatting import MISSING, count, duration, moment, share, size
+from glitchrun.report.formatting import MISSING, count, duration, durations, moment, share, size
 from glitchrun.report.totals import NOTES, counters, is_about_tokens, not_finite, thresholds
+
+_STAGES = {"front": "verification", "audit": "verification of the audit"}
+"""Stages under another name than in progress."""
 
 Pairs = list[tuple[str, str]]
 """Labels with their values."""
@@ -151,17 +155,65 @@ def census(model: ModelRecord | None) -> list[tuple[str, str, str]]:
 
 
 def timing(record: RunRecord) -> Pairs:
-    """The planned time, and the time of loading, of each step and of the whole run."""
-    rows = []
-    if planned := record.plan.get("seconds"):
-        rows.append(("whole run, as planned", f"at most {duration(planned[-1])}"))
+    """The wall time of the run by phase: loading, each step and its stages, and the rest. The rows
+    of the phases add up to the whole, and those of a step to the step."""
+    rows: list[tuple[str, float]] = []
     if record.model:
-        rows.append(("loading the model", duration(record.loading_seconds)))
-    rows += [(f"step {step.id}", duration(step.seconds)) for step in record.steps if step.batches]
-    if record.ended_at:
-        elapsed = (record.ended_at - record.started_at) / 1000
-        rows.append(("from start to end, pauses included", duration(elapsed)))
-    return rows
+        rows.append(("loading the model", record.loading_seconds))
+    for step in record.steps:
+        if step.batches:
+            rows.append((f"step {step.id}", step.seconds))
+            rows += [(f"– {name}", seconds) for name, seconds in stage_seconds(step).items()]
+    whole = run_seconds(record)
+    if whole is not None:
+        rest = whole - record.loading_seconds - sum(step.seconds for step in record.steps)
+        rows += [("starting, and writing the report", max(0.0, rest)), ("whole run", whole)]
+    if record.paused_for:
+        rows.append(("pauses between its sessions, not counted above", record.paused_for))
+    planned = record.plan.get("seconds")
+    if planned:
+        rows.append(("whole run, as planned: at most", planned[-1]))
+    names, seconds = [name for name, _ in rows], [value for _, value in rows]
+    return list(zip(names, durations(seconds), strict=True))
+
+
+def run_seconds(record: RunRecord) -> float | None:
+    """Wall time of the run in seconds, without pauses between its sessions; None before its end.
+    The final delivery to MLflow comes after it."""
+    if record.ended_at is None:
+        return None
+    return max(0.0, (record.ended_at - record.started_at) / 1000 - record.paused_for)
+
+
+def stage_seconds(step: StepRecord) -> dict[str, float]:
+    """Seconds of a step by stage. The last entry is what no batch accounts for, such as preparing
+    the stages and writing the ledger."""
+    found: dict[str, float] = {}
+    choosing = 0.0
+    for timed in step.batches:
+        batch = timed.batch
+        name = _stage_of(batch)
+        found[name] = found.get(name, 0.0) + batch.seconds
+        if batch.screened:
+            found[name] += batch.search_seconds
+        else:
+            choosing += batch.search_seconds
+    if choosing:
+        found["choosing tokens"] = choosing
+    found["preparing and recording"] = max(0.0, step.seconds - sum(found.values()))
+    return found
+
+
+def _stage_of(batch: Batch) -> str:
+    """The name of a batch's stage, which records of earlier versions do not state."""
+    if batch.is_of_controls:
+        return "controls"
+    if batch.stage:
+        return _STAGES.get(batch.stage, batch.stage)
+    if batch.screened:
+        return "screen"
+    sampled = any(isinstance(fact, Sampled) for fact in batch.token_facts)
+    return "sampling" if sampled else "verification" if batch.token_facts else "work"
 
 
 def counter_rows(record: RunRecord) -> list[tuple[str, list[str]]]:

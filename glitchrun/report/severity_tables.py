@@ -39,11 +39,13 @@ LISTED = 12
 def severity_tables(record: RunRecord) -> dict[str, Any]:
     """Everything that page/severity.html.j2 shows, by name; every cell is text."""
     found, in_bands = severity(record), bands(record)
+    limit = thresholds(record).probability
     kinds = [kind for kind in (*EMITTED, "unknown") if any(b.emitted.get(kind) for b in in_bands)]
     return {
         "severe_below": f"{SEVERE:g}",
         "mild_below": f"{MILD:g}",
-        "limit": f"{thresholds(record).probability:g}",
+        "limit": f"{limit:g}",
+        "all_severe": limit <= SEVERE,
         "bands": [_band(band, found.verified, kinds) for band in in_bands],
         "band_sums": _sums(in_bands, found.verified, kinds) if in_bands else None,
         "kinds": [EMITTED.get(kind, kind) for kind in kinds],

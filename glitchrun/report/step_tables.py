@@ -20,6 +20,7 @@ from glitchrun.report.formatting import (
     figure,
     fitness,
     percent,
+    points,
     probability,
     size,
     spelled,
@@ -33,7 +34,7 @@ DIGITS = 4
 FOLDED_FROM = 3
 """Rows from which a column with one value is said once instead."""
 _RUNS = re.compile(" {2,}")
-_NUMERIC = ("number", "bytes", "seconds", "share", "probability", "fitness", "change")
+_NUMERIC = ("number", "bytes", "seconds", "share", "probability", "fitness", "points", "change")
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,8 @@ def _number(value: float, kind: str) -> str:
             return probability(value)
         case "fitness":
             return fitness(value, DIGITS)
+        case "points":
+            return points(value)
         case "change":
             return f"{100 * value:+,.1f} %"
         case _:

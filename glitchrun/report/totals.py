@@ -41,6 +41,8 @@ NOTES = {
     "distinct": "distinct continuations of a token and prompt",
     "drawn": "sampled tokens of text, in all attempts",
     "rows": "rows of the forward passes of sampling",
+    "controls": "control tokens",
+    "refits": "fits of the surrogate",
 }
 """Counters in words, in the order shown; other counters are shown under their own name."""
 KINDS = (*EMITTED, "unknown")

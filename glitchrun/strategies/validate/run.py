@@ -140,6 +140,8 @@ def _sampled(
     )
     counters = dict(sampler.counters)
     sampler.counters.clear()
+    if config.sequential:  # continuations of different rounds are not compared
+        counters.pop("distinct", None)
     counters["not_intact"] = sum(not fact.intact for fact in facts)
     if lacking := sum(prompt.dropped_system is not None for prompt in sampler.prompts.values()):
         counters["dropped_system"] = lacking * len(tokens)
