@@ -238,6 +238,9 @@ class Batch:
     stage: str = ""
     """Name of the stage; empty in records of earlier versions, where `done` and `total` count the
     items of the whole step."""
+    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By probe, the texts between which the token stands in the prompt as sent, special tokens
+    included. Only in the first batch of a stage."""
 
     @property
     def token_facts(self) -> tuple[TokenFact, ...]:
@@ -318,6 +321,7 @@ def batch_to_json(batch: Batch) -> dict[str, Any]:
         "counters": dict(batch.counters),
         "search_seconds": batch.search_seconds,
         **({"stage": batch.stage} if batch.stage else {}),
+        **({"prompts": dict(batch.prompts)} if batch.prompts else {}),
     }
 
 
@@ -337,6 +341,7 @@ def batch_from_json(data: Mapping[str, Any]) -> Batch:
         counters=data["counters"],
         search_seconds=data.get("search_seconds", 0.0),
         stage=data.get("stage", ""),
+        prompts={name: tuple(texts) for name, texts in data.get("prompts", {}).items()},
     )
 
 

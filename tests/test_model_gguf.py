@@ -116,11 +116,14 @@ def test_an_incomplete_conversion_is_not_used(
     )
 
 
-_CONVERT = """
-import sys
+_CONVERT_TWICE = """
+import os, sys
 from pathlib import Path
 from glitchrun.model.gguf_conversion import converted
-print(converted(Path(sys.argv[1]), Path(sys.argv[2])))
+parent, other = os.getpid(), os.fork()
+print(converted(Path(sys.argv[1]), Path(sys.argv[2])), flush=True)
+if os.getpid() == parent:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
 """
 
 
@@ -138,13 +141,11 @@ def test_a_conversion_reports_its_tensors(
 
 
 def test_two_processes_convert_once(gguf: Path, tmp_path: Path) -> None:
-    run = [sys.executable, "-c", _CONVERT, str(gguf), str(tmp_path)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    both = [subprocess.Popen(run, **pipes) for _ in range(2)]  # type: ignore[call-overload]
-    ends = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert ends[0][0] == ends[1][0]
-    assert sum("converting tiny.gguf" in stderr for _, stderr in ends) == 1
+    command = [sys.executable, "-c", _CONVERT_TWICE, str(gguf), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    first, second = done.stdout.splitlines()
+    assert first == second
+    assert done.stderr.count("converting tiny.gguf") == 1
 
 
 def test_a_damaged_file(gguf: Path, tmp_path: Path) -> None:

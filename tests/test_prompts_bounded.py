@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from glitchrun.errors import ExitCode, PreflightError
 from glitchrun.prompts import bounded_process as module
+from glitchrun.prompts import chat_template
 from glitchrun.prompts.bounded_process import WorkFailed, run_bounded
 from glitchrun.prompts.chat_template import fault, write
 from glitchrun.prompts.template import Conversation
@@ -57,6 +58,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFa
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CPU_SECONDS", 1)
+    monkeypatch.setattr(chat_template, "run_bounded", run_bounded)
 
 
 @pytest.fixture

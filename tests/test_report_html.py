@@ -9,10 +9,11 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from glitchrun.events import Entry
+from glitchrun.events import Attempt, Entry
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report import write_report
 from glitchrun.report.figures.style import DARK, LIGHT
@@ -20,7 +21,7 @@ from glitchrun.report.html import render, write_html
 from glitchrun.report.token_rows import token_rows
 from tests.support.invented_facts import WEIRD
 from tests.support.records import Invented, write_run
-from tests.support.reporting import run_of, step, verified
+from tests.support.reporting import run_of, sampled, step, verified
 
 RANKS = {"rank_before": 1, "rank_after": 9}
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=owned()>\u202e\x07\u2028"
@@ -55,10 +56,16 @@ class Page(HTMLParser):
             self.text += data
 
     @property
+    def data(self) -> dict[str, Any]:
+        """The data of the token table."""
+        (text,) = (t for _, a, t in self.blocks if a.get("type") == "application/json")
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+    @property
     def tokens(self) -> dict[str, list[object]]:
         """The token table's columns by label, choices written out."""
-        (text,) = (t for _, a, t in self.blocks if a.get("type") == "application/json")
-        data = json.loads(text)
+        data = self.data
         return {
             head["label"]: [head["choices"][cell] if cell is not None else None for cell in cells]
             if head["kind"] == "choice"
@@ -222,7 +229,7 @@ def test_ids_are_unique_and_references_resolve(page: Page) -> None:
     values = [value or "" for _, attributes in page.elements for value in attributes.values()]
     targets = [max(found) for v in values for found in re.findall(r"^#(.+)$|^url\(#(.+)\)$", v)]
     assert len(targets) > 100
-    assert {*targets} <= {*ids}
+    assert {target for target in targets if not target.startswith("token-")} <= {*ids}
 
 
 @pytest.mark.parametrize("palette", [LIGHT, DARK])
@@ -253,6 +260,70 @@ def test_a_run_without_any_facts_has_a_page(tmp_path: Path) -> None:
     for text in ("no such model", "There are no verdicts", "There is no data for figures"):
         assert text in page.text
     assert not any(tag == "svg" for tag, _ in page.elements)
+
+
+def test_columns_with_one_value_are_folded_and_numbers_have_fixed_decimals(tmp_path: Path) -> None:
+    facts = [verified(n, p=p, norm=norm) for n, p, norm in ((1, 0.5, 3.0), (2, 1.0676e-5, 12.3456))]
+    scan = step("scan", "scan", *facts)
+    record = run_of(tmp_path, scan, step("asr", "validate", sampled(9, 5)))
+    page = Page(render(record))
+    assert page.tokens["p"] == [None, 1.07e-05, 0.5]  # the sampled token has no probe
+    assert page.tokens["Norm"] == [3.0, 12.35, 3.0]
+    folded = dict(page.data["folded"])
+    assert folded == {
+        "ASR": "5/5",
+        "Category": "normal",
+        "Decided in": "float32",
+        "Entropy": 1.0,
+        "Intact": "yes",
+        "Probe": "repeat",
+        "Rank": 1,
+    }
+
+
+def test_a_row_has_its_prompts_probes_and_answers(tmp_path: Path) -> None:
+    said = (
+        Attempt("repeat", 0, False, "No\u202e\nidea", (5, 6)),
+        Attempt("repeat", 1, True, " t7", (7,)),
+    )
+    token = replace(sampled(7, 1, 2), continuations=said)
+    results = verified(7, p=0.25, passed=False, glitch=True).probes["repeat"]
+    fact = replace(
+        verified(7, p=0.25, passed=False, glitch=True),
+        probes={"repeat": results, "explain": replace(results, p=0.125, argmax=3)},
+    )
+    check, asr = step("check", "test", fact), step("asr", "validate", token)
+    sent = {"repeat": ("<s>user\nRepeat «", "» \x07")}
+    timed = asr.batches[0]
+    asr = replace(asr, batches=(replace(timed, batch=replace(timed.batch, prompts=sent)),))
+    details = Page(render(run_of(tmp_path, check, asr))).data["details"]
+    assert details["steps"] == [["check", "asr"]]
+    assert [(one["step"], one["probe"], one["sent"]) for one in details["prompts"]] == [
+        ("check", "repeat", False),
+        ("check", "explain", False),
+        ("asr", "repeat", True),
+    ]
+    assert details["prompts"][2]["texts"] == ["<s>user\nRepeat «", "» ⟨BEL⟩"]
+    first, second = details["probes"]
+    assert (first["name"], first["results"]) == (
+        "repeat",
+        [[None, None, None, 0.0, 7, 0, "float32", 1]],
+    )
+    assert second["results"] == [[0.125, 2, 1.0, 0.0, 3, 0, "float32", 1]]
+    assert details["outcomes"] == {"0": "x."}
+    symptoms = details["symptoms"]
+    assert [[*one[:4], symptoms[one[4]]] for one in details["attempts"]["0"]] == [
+        [0, 0, 0, "No⟨U+202E⟩\nidea", "long_other"],
+        [0, 1, 1, " t7", None],
+    ]
+
+
+@pytest.mark.parametrize(("text", "raw"), [(" a", None), ("a␣\n", "a␣\n")])
+def test_the_raw_text_of_a_token_can_be_restored(
+    tmp_path: Path, text: str, raw: str | None
+) -> None:
+    page = Page(render(run_of(tmp_path, step("scan", "scan", verified(1, text=text)))))
+    assert page.data["details"]["raw"] == ({} if raw is None else {"0": raw})
 
 
 def test_a_page_with_a_single_token(tmp_path: Path) -> None:

@@ -187,6 +187,7 @@ def test_own_files_are_recognised(tmp_path: Path) -> None:
     sqlite_file.check(empty)
 
 
+@pytest.mark.usefixtures("created_stores")
 def test_creation_leaves_files_of_other_databases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

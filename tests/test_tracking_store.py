@@ -57,6 +57,7 @@ def test_four_processes_create_one_store(tmp_path: Path) -> None:
     assert not list(path.parent.glob(".creating-*"))
 
 
+@pytest.mark.usefixtures("created_stores")
 def test_creation_succeeds_after_a_killed_one(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     process = _preparing(path)

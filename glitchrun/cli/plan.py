@@ -48,8 +48,8 @@ def command(
 ) -> None:
     """Shows which runs of SPEC would start, resume or be skipped, and what they need.
 
-    Reads the headers of the checkpoint and its tokenizer. Loads no weights, downloads nothing and
-    writes nothing.
+    Reads the headers of the checkpoint and its tokenizer. Loads no weights, downloads nothing, and
+    writes only to the user's cache.
     """
     experiment = load_experiment(spec, sets, require_env=True)
     first = experiment.cells[0].spec

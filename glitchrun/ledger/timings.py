@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -77,10 +77,11 @@ def _latest_ledgers(root: Path) -> list[Path]:
 
 def _timings(ledger: Path, host: str) -> list[Timing]:
     run = read_run_document(ledger.parent)
-    amounts: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
+    amounts: dict[str, float] = defaultdict(float)
+    seconds: dict[str, float] = defaultdict(float)
     session: Mapping[str, Any] = {}
     model: Mapping[str, Any] = {}
+    used: set[tuple[str, int]] = set()
     for entry in _entries(ledger):
         if entry["kind"] == "session":
             session = entry
@@ -92,8 +93,17 @@ def _timings(ledger: Path, host: str) -> list[Timing]:
             for kind, amount, spent in entry["work"]:
                 amounts[kind] += amount
                 seconds[kind] += spent
+        elif entry["kind"] == "uses" and not entry["reused"]:
+            used.add((entry["key"], entry["attempt"]))
         elif entry["kind"] == "start":
             amounts["start"], seconds["start"] = 1, entry["seconds"]
+    for key, attempt in used:
+        measured = ledger.parents[4] / "steps" / key / f"attempt-{attempt}" / LEDGER
+        for kind, amount, spent in _measured(measured):
+            amounts[kind] += amount
+            seconds[kind] += spent
+    if amounts.keys() == {"start"}:  # a run that only reused steps loads no model
+        return []
     memory = session["plan"]["memory"]
     return [
         Timing(
@@ -121,11 +131,11 @@ def _entries(ledger: Path) -> Iterator[dict[str, Any]]:
             kind = line[9 : line.find(b'"', 9)]
             if kind == b"batch":
                 yield {"kind": "batch", "work": list(_work(line))}
-            elif kind in (b"session", b"model", b"step", b"gates", b"ended"):
+            elif kind in (b"session", b"model", b"step", b"uses", b"gates", b"ended"):
                 entry = json.loads(line)
                 if kind == b"session":
                     began, before = entry["at"], 0
-                elif kind == b"step" and not before:
+                elif kind in (b"step", b"uses") and not before:
                     before = entry["at"] - began
                 elif kind == b"gates":
                     ending = entry["at"]
@@ -133,6 +143,13 @@ def _entries(ledger: Path) -> Iterator[dict[str, Any]]:
                     spent = (before + entry["at"] - ending) / 1000
                     yield {"kind": "start", "seconds": spent}
                 yield entry
+
+
+def _measured(ledger: Path) -> Iterator[tuple[str, float, float]]:
+    """The work in the ledger of a step."""
+    for entry in _entries(ledger):
+        if entry["kind"] == "batch":
+            yield from entry["work"]
 
 
 def _work(line: bytes) -> Iterator[tuple[str, float, float]]:

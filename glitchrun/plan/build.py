@@ -44,8 +44,9 @@ class Resolved:
     """By step, the number of tokens in scope that it may examine, where that is known."""
 
 
-Resolve = Callable[[Spec, Checkpoint, Header], Resolved]
-"""Called once for each run. It is an argument of `build` because it uses layers above the plan."""
+Resolve = Callable[[Spec, Checkpoint, Header, str], Resolved]
+"""Called once for each run, with the fingerprint of the model's contents. It is an argument of
+`build` because it uses layers above the plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class Plan:
         return {"experiment": self.experiment, "runs": [run.to_json() for run in self.runs]}
 
 
-def _nothing(spec: Spec, checkpoint: Checkpoint, header: Header) -> Resolved:
+def _nothing(spec: Spec, checkpoint: Checkpoint, header: Header, fingerprint: str) -> Resolved:
     return Resolved()
 
 
@@ -216,7 +217,7 @@ def _plan(
         return PlannedRun(cell, "", "start", reason, None, (), None, "", digests)
     header, model = contents.header, cell.spec.model
     device = device_memory(model.device, model.max_memory)
-    resolved = resolve(cell.spec, contents.checkpoint, header)
+    resolved = resolve(cell.spec, contents.checkpoint, header, contents.fingerprint)
     facts = {**resolved.facts, **_measured_on(cell.spec, device.device)}
     if facts:
         digests["resolved"] = _facts_digest(facts)

@@ -95,6 +95,13 @@ def render(
     )
 
 
+def as_sent(prompt: Prompt, tokenizer: Tokenizer) -> tuple[str, str]:
+    """The text before the token and the text after it, with the ids that are added in front."""
+    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    added = tokenizer.decode(list(prompt.added_ids), **options) if prompt.added_ids else ""
+    return f"{added}{prompt.prefix_text}", prompt.suffix_text
+
+
 def intact(prompt: Prompt, token_ids: Sequence[int], tokenizer: Tokenizer) -> list[bool]:
     """For each token, whether the whole prompt, encoded as text, has the same ids.
 

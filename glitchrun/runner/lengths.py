@@ -20,13 +20,23 @@ def too_long(prompts: PromptLengths, limit: Positions) -> str | None:
     return "\n".join(_refusal(place, length, limit) for place, length in over) or None
 
 
+def has_fixed_positions(header: Header) -> bool:
+    """Whether texts beyond some length fail on a checkpoint."""
+    limit = _positions(header)
+    return limit is not None and limit.fixed
+
+
+def _positions(header: Header) -> Positions | None:
+    shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
+    return positions(header.config, shapes)
+
+
 def refusal(spec: Spec, tokenizer: Tokenizer, header: Header) -> str | None:
     """Why steps of the spec do not fit into the positions of a checkpoint, by its headers.
 
     None if all fit, the limit is not fixed, or the template cannot be detected before loading.
     """
-    shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
-    limit = positions(header.config, shapes)
+    limit = _positions(header)
     if limit is None or not limit.fixed:
         return None
     config = dict(header.config)

@@ -2,13 +2,16 @@
 
 These are the template of a model that is known by its name, the tokens that the tokenizer puts in
 front of every text, and the tokens in scope. The spec and the checkpoint's files alone do not
-determine them; the tokenizer is needed too. A setting that changes results goes into the run's key.
-A spec without a token to examine is refused.
+determine them; the tokenizer is needed too, unless `resolved_cache` has its answers. A setting that
+changes results goes into the run's key. A spec without a token to examine is refused.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +23,12 @@ from glitchrun.plan.work import parameters
 from glitchrun.prompts.detect import families_marked, family_by_name
 from glitchrun.prompts.tokenizer import Tokenizer, leading_ids
 from glitchrun.runner import lengths
+from glitchrun.runner.resolved_cache import Answers
 from glitchrun.spec.registry import imported
 from glitchrun.spec.searches import SEARCHES, SearchEntry
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.templates import FAMILIES
-from glitchrun.spec.types import Spec, TokenScope
+from glitchrun.spec.types import InlineTemplate, Spec, TokenScope
 
 if TYPE_CHECKING:
     from glitchrun.vocabulary import Vocabulary
@@ -33,40 +37,52 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "
 
 
 class Resolver:
-    """Resolves specs; each tokenizer is loaded once."""
+    """Resolves specs; each tokenizer is loaded once, and only for what was not answered before."""
 
     def __init__(self) -> None:
         self._tokenizers: dict[tuple[Path, bool], Tokenizer | None] = {}
         self._vocabularies: dict[tuple[Path, bool], Vocabulary] = {}
+        self._answers: dict[str | None, Answers] = {}
 
-    def __call__(self, spec: Spec, checkpoint: Checkpoint, header: Header) -> Resolved:
+    def __call__(
+        self, spec: Spec, checkpoint: Checkpoint, header: Header, fingerprint: str | None = None
+    ) -> Resolved:
         """The facts that go into the key of the spec's run, and the reason to refuse it, if any.
 
         A tokenizer that cannot be loaded is skipped: loading the model reports the error.
-        """
-        tokenizer = self._tokenizer(spec, checkpoint)
-        facts: dict[str, Any] = {
-            "template": _template(spec, tokenizer),
-            "prefix": tokenizer and _prefix(tokenizer),
-            "reasoning": tokenizer and _reasoning(spec, tokenizer),
-            "gguf_converter": tokenizer and _converter(checkpoint.kind),
-        }
-        refusal = None
-        if tokenizer is not None and _needs_vocabulary(spec):
-            vocabulary = self._vocabulary(spec, checkpoint, tokenizer, header.vocab)
-            facts["scope"] = _scope_change(spec, vocabulary)
-            refusal = empty_scope_reason(spec, vocabulary) if _may_be_empty(spec) else None
-        if tokenizer is not None and refusal is None:
-            refusal = lengths.refusal(spec, tokenizer, header)
-        return Resolved({name: fact for name, fact in facts.items() if fact is not None}, refusal)
 
-    def _tokenizer(self, spec: Spec, checkpoint: Checkpoint) -> Tokenizer | None:
+        Args:
+            spec: The spec.
+            checkpoint: Its model, on this machine.
+            header: What the model's files contain.
+            fingerprint: Of the model's contents, by which answers are kept; None keeps none.
+        """
+        if spec.model.trust_remote_code:  # the model's own code may read anything
+            fingerprint = None
+        if fingerprint not in self._answers:
+            self._answers[fingerprint] = Answers(fingerprint)
+        question = _Question(self, spec, checkpoint, header, self._answers[fingerprint])
+        try:
+            return question.resolved()
+        except _NoTokenizer:
+            named = _template(spec)
+            return Resolved({} if named is None else {"template": named})
+
+    def tokenizer(self, spec: Spec, checkpoint: Checkpoint) -> Tokenizer:
+        """The tokenizer of a checkpoint.
+
+        Raises:
+            _NoTokenizer: it cannot be loaded.
+        """
         path = checkpoint.path
         assert path is not None  # the plan resolves only models that are on disk
         key = (path, spec.model.trust_remote_code)
         if key not in self._tokenizers:
             self._tokenizers[key] = self._load(spec, checkpoint.kind, path)
-        return self._tokenizers[key]
+        found = self._tokenizers[key]
+        if found is None:
+            raise _NoTokenizer
+        return found
 
     def _load(self, spec: Spec, kind: str, path: Path) -> Tokenizer | None:
         if kind == "folder" and not any((path / name).is_file() for name in _TOKENIZERS):
@@ -81,9 +97,8 @@ class Resolver:
             return None
         return tokenizer
 
-    def _vocabulary(
-        self, spec: Spec, checkpoint: Checkpoint, tokenizer: Tokenizer, rows: int
-    ) -> Vocabulary:
+    def vocabulary(self, spec: Spec, checkpoint: Checkpoint, rows: int) -> Vocabulary:
+        """The vocabulary of a checkpoint with `rows` entries, without norms."""
         import torch
 
         from glitchrun.vocabulary import Vocabulary
@@ -91,8 +106,95 @@ class Resolver:
         assert checkpoint.path is not None
         key = (checkpoint.path, spec.model.trust_remote_code)
         if key not in self._vocabularies:  # categories do not depend on norms
-            self._vocabularies[key] = Vocabulary(tokenizer, torch.zeros(rows))
+            self._vocabularies[key] = Vocabulary(
+                self.tokenizer(spec, checkpoint), torch.zeros(rows)
+            )
         return self._vocabularies[key]
+
+
+class _NoTokenizer(Exception):
+    """The tokenizer cannot be loaded."""
+
+
+class _Refused(Exception):
+    """The spec is refused. The message names places in the spec, so it is not kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What one spec resolves to on one checkpoint."""
+
+    resolver: Resolver
+    spec: Spec
+    checkpoint: Checkpoint
+    header: Header
+    answers: Answers
+
+    def resolved(self) -> Resolved:
+        """The facts, the refusal and the scopes."""
+        facts = {name: fact for name, fact in self._facts() if fact is not None}
+        try:
+            scopes = self._scopes() if any(_scoped_steps(self.spec)) else {}
+            self._check_lengths()
+        except _Refused as refused:
+            return Resolved(facts, str(refused))
+        return Resolved(facts, None, scopes)
+
+    def _facts(self) -> Iterator[tuple[str, Any]]:
+        spec, get = self.spec, self.answers.get
+        template = (
+            asdict(spec.template) if isinstance(spec.template, InlineTemplate) else spec.template
+        )
+        named = [template, str(spec.model.path)]
+        # Answered first, because it also says whether there is a tokenizer.
+        prefix = get("prefix", None, lambda: _prefix(self._tokenizer))
+        yield "template", get("template", named, lambda: _template(spec, self._tokenizer))
+        yield "prefix", prefix
+        settings = [*named, spec.template_variables]
+        # Loading skips or refuses a template that cannot be used. It may only have been slow, so
+        # nothing is kept.
+        with suppress(PreflightError):
+            yield "reasoning", get("reasoning", settings, lambda: _reasoning(spec, self._tokenizer))
+        kind = self.checkpoint.kind
+        yield "gguf_converter", get("gguf_converter", kind, lambda: _converter(kind))
+        if _needs_vocabulary(spec):
+            wanted = [sorted(spec.tokens.categories), _has_controls(spec)]
+            yield "scope", get("scope", wanted, lambda: _scope_change(spec, self._vocabulary))
+
+    def _scopes(self) -> dict[str, int]:
+        """By step, the number of tokens in scope that it may examine."""
+        spec = self.spec
+        scoped = list(_scoped_steps(spec))
+        selections = [_selection(params) for _, params in scoped]
+        settings = [asdict(spec.tokens), selections]
+
+        def counted() -> list[int]:
+            if refusal := _may_be_empty(spec) and empty_scope_reason(spec, self._vocabulary):
+                raise _Refused(refusal)
+            return [_size(spec, self._vocabulary, params) for _, params in scoped]
+
+        sizes = self.answers.get("scopes", settings, counted)
+        return {params["id"]: size for (_, params), size in zip(scoped, sizes, strict=True)}
+
+    def _check_lengths(self) -> None:
+        """Raises _Refused where a text is longer than the model's positions."""
+        spec = self.spec
+        if not lengths.has_fixed_positions(self.header):
+            return
+
+        def checked() -> None:
+            if refusal := lengths.refusal(spec, self._tokenizer, self.header):
+                raise _Refused(refusal)
+
+        self.answers.get("lengths", [spec.document, str(spec.model.path)], checked)
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        return self.resolver.tokenizer(self.spec, self.checkpoint)
+
+    @property
+    def _vocabulary(self) -> Vocabulary:
+        return self.resolver.vocabulary(self.spec, self.checkpoint, self.header.vocab)
 
 
 def _template(spec: Spec, tokenizer: Tokenizer | None = None) -> Any:
@@ -117,16 +219,17 @@ def _prefix(tokenizer: Tokenizer) -> list[int] | None:
 
 
 def _reasoning(spec: Spec, tokenizer: Tokenizer) -> list[str | None] | None:
-    """The reasoning tag that the tokenizer's chat template opens before the answer, and its end."""
+    """The reasoning tag that the tokenizer's chat template opens before the answer, and its end.
+
+    Raises:
+        PreflightError: the template cannot be used, or takes too long.
+    """
     own = spec.template == "tokenizer" or (spec.template == "auto" and _template(spec) is None)
     if not (own and tokenizer.chat_template):
         return None
     from glitchrun.prompts.reasoning import opened_by_template
 
-    try:
-        found = opened_by_template(tokenizer, spec.template_variables or {})
-    except PreflightError:  # loading skips or refuses a template that cannot be used
-        return None
+    found = opened_by_template(tokenizer, spec.template_variables or {})
     return None if found is None else [found.tag, found.closing]
 
 
@@ -177,6 +280,30 @@ def _selecting_search(params: Mapping[str, Any]) -> SearchEntry | None:
     """The step's search if it selects tokens of the scope."""
     search = SEARCHES.get(params["search"]) if "search" in params else None
     return search if search is not None and search.selects else None
+
+
+def _selection(params: Mapping[str, Any]) -> list[Any] | None:
+    """The search of a step that selects tokens, and its parameters; None for any other step."""
+    search = _selecting_search(params)
+    if search is None:
+        return None
+    names = (search.needs[0], "sample_rate", "sample_size")
+    return [params["search"], *(params.get(name) for name in names)]
+
+
+def _size(spec: Spec, vocabulary: Vocabulary, params: Mapping[str, Any]) -> int:
+    """The number of tokens in scope that a step may examine."""
+    from glitchrun.vocabulary.vocabulary import in_scope
+
+    ids = in_scope(vocabulary, spec.tokens)
+    search = _selecting_search(params)
+    if search is None:
+        return len(ids)
+    parts = imported(search.selects)(ids, vocabulary.text, params[search.needs[0]])
+    rate, most = params.get("sample_rate"), params.get("sample_size")
+    drawn = [len(part) if rate is None else math.ceil(rate * len(part)) for part in parts]
+    drawn = [size if most is None else min(size, most) for size in drawn]
+    return min(len({token_id for part in parts for token_id in part}), sum(drawn))
 
 
 def empty_scope_reason(spec: Spec, vocabulary: Vocabulary) -> str | None:

@@ -11,7 +11,7 @@ from glitchrun.events import Batch, Measured, ProbeResult, Stage, Token, Verifie
 from glitchrun.plan.batch_sizes import PASSES_PER_WRITE
 from glitchrun.probing.memory_limits import standard_rows
 from glitchrun.probing.verifier import Verifier
-from glitchrun.prompts.render import intact
+from glitchrun.prompts.render import as_sent, intact
 from glitchrun.spec.probes import PROBES
 from glitchrun.strategies.context import Context
 from glitchrun.vocabulary.text import emitted_kind
@@ -62,6 +62,11 @@ class Judge:
         kind = emitted_kind(vocabulary.raw(token.id), vocabulary.raw(said), closing)
         return Verified(token, probes, glitch, kind, vocabulary.text(said))
 
+    def prompts_as_sent(self) -> dict[str, tuple[str, ...]]:
+        """By probe, the text before the token and the text after it."""
+        tokenizer = self._context.backend.model.tokenizer
+        return {name: as_sent(prompt, tokenizer) for name, prompt in self._prompts.items()}
+
     def take_counters(self) -> Counter[str]:
         """Returns the counters since the last call, and resets them."""
         taken = Counter(self._verifier.counters)
@@ -78,9 +83,17 @@ def judged(
     counters = judge.take_counters()
     counters["not_intact"] += sum(not verdict.presented_intact for verdict in verdicts)
     seconds = time.perf_counter() - start
-    done += len(verdicts)
-    facts, total = tuple(verdicts), stage.total
-    return verdicts, Batch(facts, done, total, seconds, dict(counters), stage=stage.name)
+    prompts = {} if done else judge.prompts_as_sent()
+    batch = Batch(
+        tuple(verdicts),
+        done + len(verdicts),
+        stage.total,
+        seconds,
+        dict(counters),
+        stage=stage.name,
+        prompts=prompts,
+    )
+    return verdicts, batch
 
 
 def verdict_metrics(batches: Sequence[Batch]) -> Iterator[Measured]:

@@ -14,6 +14,7 @@ from glitchrun.cli import main
 from glitchrun.ledger import read_run
 from glitchrun.spec.loading import load_experiment
 from tests.support.oracle import FOLDER, PLANTED, oracle
+from tests.support.preloaded import without_figures
 
 SPECS = {path.stem: path for path in (Path(__file__).parents[2] / "specs").glob("nowllm-*.yaml")}
 MINING = ("mine.iterations=6", "asr.max_new_tokens=8")
@@ -60,7 +61,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
         patch.chdir(tmp_path_factory.mktemp("nowllm"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setenv("NOWLLM_PATH", str(FOLDER))
-        yield {name: applied(name, *SHORTER[name]) for name in SHORTER}
+        with without_figures():
+            yield {name: applied(name, *SHORTER[name]) for name in SHORTER}
 
 
 def applied(name: str, *changes: str) -> dict[str, Any]:

@@ -6,13 +6,14 @@ import json
 import re
 from pathlib import Path
 
-from tests.support.commands import applied, run
+from glitchrun import find_runs
+from tests.support.commands import run
 
 ROOT = Path(__file__).parents[2]
 SMALLER = {
     "tokens.categories": "[byte, special]",
     "steps[1].attempts": 2,
-    "steps[1].max_new_tokens": 5,
+    "steps[1].max_new_tokens": 3,
     "steps[1].controls": 2,
 }
 SMALL = [word for path, value in SMALLER.items() for word in ("--set", f"{path}={value}")]
@@ -31,14 +32,14 @@ def spec_of_the_readme() -> str:
 
 def test_it_finds_confirms_and_says_where_to_look(tmp_path: Path) -> None:
     spec = str(ROOT / spec_of_the_readme())
-    done = run(tmp_path, "apply", spec, *SMALL, figures=True)
+    done = run(tmp_path, "apply", spec, *SMALL)
     assert done.returncode == 0, done.stderr
-    (result,) = applied(tmp_path, spec, *SMALL)["runs"]  # which has nothing left to do
-    metrics = result["metrics"]
+    (result,) = find_runs(root=tmp_path / "mlruns")
+    metrics = result.metrics
     assert 300 < metrics["mine/screens"] < 400
     assert 0 < metrics["asr/confirmed"] <= metrics["mine/glitch"] <= metrics["mine/verified"]
     assert metrics["mine/recall_low"] >= 0.8
-    folder = Path(result["artifacts_dir"])
+    folder = result.artifacts
     lines = (folder / "tokens.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     assert sum(bool(row["confirmed"]) for row in rows) == metrics["asr/confirmed"]

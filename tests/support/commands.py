@@ -31,7 +31,8 @@ class Command(Generic[S]):
     """A `glitchrun` command in a process of its own that needs no imports: see preloaded.py.
 
     It has the part of `subprocess.Popen` that the tests use. Each stream is a pipe, or the
-    descriptor that is given. `figures`: whether reports have figures.
+    descriptor that is given. `figures`: whether reports have figures; `creates`: whether MLflow
+    creates a new store, which is otherwise a copy.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Command(Generic[S]):
         environment: dict[str, str] | None = None,
         *,
         figures: bool = False,
+        creates: bool = False,
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.PIPE,
         stderr: int = subprocess.PIPE,
@@ -58,6 +60,7 @@ class Command(Generic[S]):
             "words": words,
             "environment": environment or ENVIRONMENT,
             "figures": figures,
+            "creates": creates,
         }
         files = [stdin, stdout, stderr, reporting]
         socket.send_fds(_server(), [json.dumps(request).encode()], files)

@@ -9,15 +9,20 @@ own exit. It reports the process's id, and in the end its exit code.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
+
+from glitchrun.tracking.store import configure_mlflow
+from tests.support import stores
 
 _patches = ExitStack()
 """Kept to the end of a command's process."""
@@ -71,21 +76,43 @@ def _watch(request: dict[str, Any], stdin: int, stdout: int, stderr: int, report
     os.environ.update(request["environment"])
     sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     sys.argv = ["glitchrun", *request["words"]]
+    if not request["creates"]:
+        _patches.enter_context(
+            patch("glitchrun.tracking.sqlite_file._create", stores.create_by_copy)
+        )
     if not request["figures"]:
         _patches.enter_context(without_figures())
 
 
+IMPORTS = (
+    "glitchrun.chat",
+    "glitchrun.cli.apply",
+    "glitchrun.report.html",
+    "glitchrun.runner.apply",
+    "glitchrun.runner.live.terminal_display",
+    "glitchrun.search.cascade",
+    "glitchrun.search.gradient",
+    "glitchrun.strategies.mine.run",
+    "glitchrun.strategies.validate.run",
+    "glitchrun.tracking.sync",
+    "matplotlib.colors",
+    "mlflow.store.tracking.sqlalchemy_workspace_store",
+    "mlflow.tracking",
+    "sqlalchemy.dialects.sqlite",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+)
+"""What a run imports; each command would import the rest again."""
+
+
 def preload() -> None:
-    """Imports what a run imports."""
+    """Imports `IMPORTS`."""
     import torch
-    import transformers.models.gpt2.modeling_gpt2
-    import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import glitchrun.cli.apply
-    import glitchrun.report.html
-    import glitchrun.runner.apply  # noqa: F401
-
-    assert torch.get_num_threads() == 1, "a forked process would hang in the threads it lacks"
+    configure_mlflow()
+    for name in IMPORTS:
+        importlib.import_module(name)
+    assert torch.get_num_threads() == threading.active_count() == 1, "forked, threads would hang"
     gc.freeze()
 
 

@@ -1,18 +1,10 @@
-"use strict";
 // The token table: renders one page of rows at a time from the JSON block, so that a whole vocabulary
-// stays fast. Text is inserted through textContent only, never as markup.
-(() => {
+// stays fast, and opens rows on demand.
+const block = document.getElementById("token-data");
+const showTokens = (data) => {
   const PAGE = 50;
-  const SIGNS = /(⟨[0-9A-Z+]+⟩|␣)/;
-  const data = JSON.parse(document.getElementById("token-data").textContent);
   const place = document.getElementById("tokens");
-  const { columns, cells, count } = data;
-
-  const make = (name, properties = {}, ...children) => {
-    const element = Object.assign(document.createElement(name), properties);
-    element.append(...children);
-    return element;
-  };
+  const { columns, cells, count, folded } = data;
   if (!count) {
     place.append(make("p", { textContent: "There are no tokens." }));
     return;
@@ -20,30 +12,24 @@
 
   const all = Array.from({ length: count }, (_, row) => row);
   const texts = columns.map((column, c) => ({ column, c })).filter((x) => x.column.kind === "token");
-  const ids = columns.findIndex((column) => column.kind === "id");
+  const ids = columns.findIndex((column) => column.label === "Id");
+  const heading = columns.map((column, c) => c).filter((c) => !columns[c].inDetails);
+  const build = evidence(data);
+  const open = new Set();
   const wanted = all.map((row) => texts.map((x) => cells[x.c][row]).join("\n").toLowerCase());
   let shown = all;
   let first = 0;
   let sorted = { column: -1, descending: false };
-
-  const number = (value) => {
-    if (value === null) return "–";
-    if (value === 0) return "0";
-    const size = Math.abs(value);
-    return size < 1e-3 || size >= 1e6 ? value.toExponential(2) : String(Number(value.toPrecision(4)));
-  };
-  const percent = (value) => `${Math.round(100 * value)}`;
-  const marked = (text) =>
-    text.split(SIGNS).map((part, i) =>
-      i % 2 ? make("span", { className: "sign", textContent: part }) : part);
 
   const KINDS = {
     token: (value) =>
       make("td", { className: "token" }, value === null ? "–" : make("bdi", {}, ...marked(value))),
     id: (value) => make("td", { className: "number", textContent: value === null ? "–" : String(value) }),
     integer: (value) =>
-      make("td", { className: "number", textContent: value === null ? "–" : value.toLocaleString("en") }),
-    number: (value) => make("td", { className: "number", textContent: number(value) }),
+      make("td", { className: "number", textContent: value === null ? "–" : grouped(value) }),
+    number: (value) => make("td", { className: "number", textContent: value === null ? "–" : digits(value) }),
+    fixed: (value, column) =>
+      make("td", { className: "number", textContent: value === null ? "–" : value.toFixed(column.decimals) }),
     choice: (value, column) => {
       const text = value === null ? "–" : column.choices[value];
       return make("td", { className: column.label === "Verdict" ? `verdict-${text}` : "", textContent: text });
@@ -61,7 +47,10 @@
   const search = make("input", { type: "search", placeholder: "text, piece or id" });
   const selects = columns.flatMap((column, c) => {
     if (column.kind !== "choice" || column.choices.length < 2) return [];
-    const options = column.choices.map((text, i) => make("option", { value: i, textContent: text }));
+    const sizes = column.choices.map(() => 0);
+    for (const cell of cells[c]) if (cell !== null) sizes[cell] += 1;
+    const options = column.choices.map((text, i) =>
+      make("option", { value: i, textContent: `${text.replaceAll("_", " ")} (${grouped(sizes[i])})` }));
     const select = make("select", {}, make("option", { value: "", textContent: "all" }), ...options);
     return [{ c, column, select }];
   });
@@ -78,13 +67,35 @@
   const on = step("Next ›", () => Math.min(last(), first + PAGE));
   const body = make("tbody");
 
+  const opened = (row) => {
+    const inside = make("td", { className: "inside", colSpan: heading.length }, build(row));
+    return make("tr", { className: "opened", id: `evidence-${row}` }, inside);
+  };
+  const line = (row) => {
+    const items = heading.map((c) => KINDS[columns[c].kind](cells[c][row], columns[c]));
+    const toggle = make("button", { type: "button", className: "toggle" });
+    toggle.setAttribute("aria-label", `Evidence for token ${cells[ids][row]}`);
+    items[0].prepend(toggle);
+    const element = make("tr", {}, ...items);
+    const mark = () => {
+      toggle.textContent = open.has(row) ? "▾" : "▸";
+      toggle.setAttribute("aria-expanded", String(open.has(row)));
+    };
+    element.addEventListener("click", (event) => {
+      if (event.target.closest("a") || String(getSelection())) return;
+      if (open.delete(row)) element.nextSibling.remove();
+      else { open.add(row); element.after(opened(row)); }
+      mark();
+    });
+    mark();
+    return open.has(row) ? [element, opened(row)] : [element];
+  };
   const draw = () => {
-    body.replaceChildren(...shown.slice(first, first + PAGE).map((row) =>
-      make("tr", {}, ...columns.map((column, c) => KINDS[column.kind](cells[c][row], column)))));
+    body.replaceChildren(...shown.slice(first, first + PAGE).flatMap(line));
     const end = Math.min(first + PAGE, shown.length);
-    const range = shown.length ? `${(first + 1).toLocaleString("en")}–${end.toLocaleString("en")} of ` : "";
-    const rest = shown.length < count ? ` (${count.toLocaleString("en")} in total)` : "";
-    status.textContent = `${range}${shown.length.toLocaleString("en")} tokens${rest}`;
+    const range = shown.length ? `${grouped(first + 1)}–${grouped(end)} of ` : "";
+    const rest = shown.length < count ? ` (${grouped(count)} in total)` : "";
+    status.textContent = `${range}${grouped(shown.length)} tokens${rest}`;
     back.disabled = first === 0;
     on.disabled = end >= shown.length;
   };
@@ -108,18 +119,19 @@
     draw();
   };
 
-  const heads = columns.map((column, c) => {
+  const heads = heading.map((c) => {
+    const column = columns[c];
     const button = make("button", { type: "button", title: column.title, textContent: column.label });
     const head = make("th", { scope: "col" }, button);
-    if (["id", "integer", "number", "rate"].includes(column.kind)) head.className = "number";
+    if (["id", "integer", "number", "fixed", "rate"].includes(column.kind)) head.className = "number";
     button.addEventListener("click", () => {
       const again = sorted.column === c;
       sorted = { column: c, descending: again ? !sorted.descending : column.kind === "rate" };
       heads.forEach((other, i) => {
-        const mine = i === c;
+        const mine = heading[i] === c;
         if (mine) other.setAttribute("aria-sort", sorted.descending ? "descending" : "ascending");
         else other.removeAttribute("aria-sort");
-        other.firstChild.textContent = columns[i].label + (mine ? (sorted.descending ? " ↓" : " ↑") : "");
+        other.firstChild.textContent = columns[heading[i]].label + (mine ? (sorted.descending ? " ↓" : " ↑") : "");
       });
       refresh();
     });
@@ -132,6 +144,32 @@
     ...selects.map((x) => labelled(x.column.label, x.select)));
   const pages = make("div", { className: "tools" }, back, on, status);
   const table = make("table", {}, make("thead", {}, make("tr", {}, ...heads)), body);
-  place.append(tools, make("div", { className: "scroll" }, table), pages);
+  const same = folded.map(([label, value]) => `${label.toLowerCase()} ${value}`.replaceAll("_", " "));
+  const sentence = make("p", { className: "hint", textContent: `The same for all tokens that have it: ${same.join(", ")}.` });
+
+  const reveal = (row) => {
+    if (!shown.includes(row)) {
+      search.value = "";
+      selects.forEach((x) => { x.select.value = ""; });
+      refresh();
+    }
+    const index = shown.indexOf(row);
+    first = index - index % PAGE;
+    open.add(row);
+    draw();
+    const target = document.getElementById(`evidence-${row}`).previousSibling;
+    target.scrollIntoView({ block: "start" });
+    target.querySelector("button").focus({ preventScroll: true });
+  };
+  const follow = () => {
+    const named = /^#token-(\d+)$/.exec(location.hash);
+    const row = named ? cells[ids].indexOf(Number(named[1])) : -1;
+    if (row >= 0) reveal(row);
+  };
+  place.append(tools, ...(same.length ? [sentence] : []), make("div", { className: "scroll" }, table), pages);
+  scatter(document.getElementById("scatter"), data, reveal);
   refresh();
-})();
+  addEventListener("hashchange", follow);
+  follow();
+};
+if (block) showTokens(JSON.parse(block.textContent));

@@ -13,7 +13,7 @@ from glitchrun.events import Attempt, Batch, Event, Measured, Sampled, Stage, To
 from glitchrun.probing.memory_limits import standard_rows
 from glitchrun.probing.sampling import Sampler
 from glitchrun.probing.token_choice import SamplingParams
-from glitchrun.prompts.render import Prompt, intact
+from glitchrun.prompts.render import Prompt, as_sent, intact
 from glitchrun.prompts.template import stop_ids
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.false_alarms import (
@@ -146,7 +146,16 @@ def _sampled(
     if lacking := sum(prompt.dropped_system is not None for prompt in sampler.prompts.values()):
         counters["dropped_system"] = lacking * len(tokens)
     seconds = time.perf_counter() - start
-    return Batch(facts, done, stage.total, seconds, counters, stage=stage.name)
+    prompts = {name: as_sent(prompt, tokenizer) for name, prompt in sampler.prompts.items()}
+    return Batch(
+        facts,
+        done,
+        stage.total,
+        seconds,
+        counters,
+        stage=stage.name,
+        prompts=prompts if done == len(tokens) else {},
+    )
 
 
 def _stopping(config: Config, context: Context) -> Stopping | None:
