@@ -260,8 +260,8 @@ def test_apply_ends_with_one_json_document_on_errors_too(
 
 
 def test_an_astronomically_large_matrix_gets_a_short_count(folder: Path) -> None:
-    axes = ", ".join(f"x{number}: [1, 2]" for number in range(4000))
+    axes = ", ".join(f"x{number}: [1, 2]" for number in range(2000))
     (folder / "huge.yaml").write_text(f"matrix: {{axes: {{{axes}}}}}\n")
     errors = json.loads(run("validate", "huge.yaml", "--format", "json").stdout)["errors"]
     (found,) = [error for error in errors if error["code"] == "GR212"]
-    assert "about 10^1204 cells" in found["message"]
+    assert "about 10^602 cells" in found["message"]

@@ -55,7 +55,7 @@ PARAMS: dict[str, dict[str, Any]] = {
         "top_k": 3,
     },
     "profile": {"workload": {"prompt_tokens": 9, "batch_size": 2, "new_tokens": 4, "repeats": 2}},
-    "scan": {"batch_size": 16, "controls": 20},
+    "scan": {"batch_size": 48, "controls": 20},
     "test": {"tokens": {"ids": [40, 41, 300, 40]}, "probes": "strict", "controls": 4},
     "validate": {"tokens": {"ids": [40, 41]}, "attempts": 3, "max_new_tokens": 4, "controls": 5},
 }
@@ -69,6 +69,12 @@ def llama(llama_folder: Path) -> Context:
 def run(name: str, probed: Context, history: Sequence[Batch] = (), **params: Any) -> list[Event]:
     strategy = STRATEGIES[name]
     return list(strategy.run(strategy.configure(PARAMS[name] | params), probed, history))
+
+
+@pytest.fixture(scope="module")
+def runs(llama: Context) -> dict[str, list[Event]]:
+    """The events of a run of each strategy."""
+    return {name: run(name, llama) for name in PARAMS}
 
 
 def batches(events: Sequence[Event]) -> list[Batch]:
@@ -126,21 +132,23 @@ def test_schema_and_config_agree(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(fragments()))
-def test_same_events_twice(name: str, llama: Context) -> None:
-    assert timeless(name, run(name, llama)) == timeless(name, run(name, llama))
+def test_same_events_twice(name: str, llama: Context, runs: dict[str, list[Event]]) -> None:
+    assert timeless(name, run(name, llama)) == timeless(name, runs[name])
 
 
 @pytest.mark.parametrize("name", sorted(fragments()))
-def test_metrics_are_the_declared_ones(name: str, llama: Context) -> None:
-    events = run(name, llama) + (run(name, llama, **CASCADE) if name == "mine" else [])
+def test_metrics_are_the_declared_ones(
+    name: str, llama: Context, runs: dict[str, list[Event]]
+) -> None:
+    events = runs[name] + (run(name, llama, **CASCADE) if name == "mine" else [])
     measured = {event.name for event in events if isinstance(event, Measured)}
     assert measured == set(fragments()[name]["x-metrics"])
 
 
 @pytest.mark.parametrize("name", sorted(fragments()))
-def test_tables_are_the_declared_ones(name: str, llama: Context) -> None:
+def test_tables_are_the_declared_ones(name: str, runs: dict[str, list[Event]]) -> None:
     declared = fragments()[name].get("x-tables", {})
-    entries = [entry for batch in batches(run(name, llama)) for entry in batch.entries]
+    entries = [entry for batch in batches(runs[name]) for entry in batch.entries]
     assert {entry.table for entry in entries} == set(declared)
     for entry in entries:
         assert list(entry.cells) == list(declared[entry.table]["columns"])
@@ -177,8 +185,10 @@ def _named(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", sorted(fragments()))
-def test_resuming_anywhere_gives_the_rest(name: str, llama: Context) -> None:
-    whole = run(name, llama)
+def test_resuming_anywhere_gives_the_rest(
+    name: str, llama: Context, runs: dict[str, list[Event]]
+) -> None:
+    whole = runs[name]
     done = batches(whole)
     for cut in range(len(done) + 1):
         rest = run(name, llama, history=done[:cut])
@@ -319,10 +329,10 @@ def test_budget_ends_a_search(llama: Context) -> None:
 
 def test_a_budget_alone_is_spent_whole_and_iterations_bound_it(llama: Context) -> None:
     everything = len(llama.scope())
-    assert everything > 52
-    assert mined(llama, budget=everything, batch_size=1) == everything
-    assert mined(llama, batch_size=1) == 50
-    assert mined(llama, budget=everything, iterations=52, batch_size=1) == 52
+    assert everything > 52 * 4
+    assert mined(llama, budget=everything, batch_size=4) == everything
+    assert mined(llama, batch_size=4) == 50 * 4
+    assert mined(llama, budget=everything, iterations=52, batch_size=4) == 52 * 4
 
 
 def mined(probed: Context, **params: Any) -> int:
