@@ -311,10 +311,16 @@ class Artifact:
 Event = Batch | Measured | Artifact
 
 
-def batch_to_json(batch: Batch) -> dict[str, Any]:
-    """A batch as JSON-ready data; `batch_from_json` is the inverse."""
+def batch_to_json(batch: Batch, *, verdicts: bool = True) -> dict[str, Any]:
+    """A batch as JSON-ready data; `batch_from_json` is the inverse.
+
+    Args:
+        batch: The batch.
+        verdicts: Whether to include `glitch` and `confirmed`. Without them they are read as False,
+            until `glitchrun.verdicts` judges the batch.
+    """
     return {
-        "facts": [_fact_to_json(fact) for fact in batch.facts],
+        "facts": [_fact_to_json(fact, verdicts) for fact in batch.facts],
         "done": batch.done,
         "total": batch.total,
         "seconds": batch.seconds,
@@ -345,10 +351,13 @@ def batch_from_json(data: Mapping[str, Any]) -> Batch:
     )
 
 
-def _fact_to_json(fact: TokenFact | Control | Screened | Entry) -> dict[str, Any]:
+def _fact_to_json(fact: TokenFact | Control | Screened | Entry, verdicts: bool) -> dict[str, Any]:
     data = {"kind": type(fact).__name__.lower(), **asdict(fact)}
+    if not verdicts:
+        data.pop("glitch", None)
+        data.pop("confirmed", None)
     if isinstance(fact, Control):
-        data["fact"] = _fact_to_json(fact.fact)
+        data["fact"] = _fact_to_json(fact.fact, verdicts)
         if not fact.elsewhere:
             del data["elsewhere"]
     elif isinstance(fact, Sampled):
@@ -391,8 +400,10 @@ def _token_fact(data: Mapping[str, Any]) -> TokenFact:
     match data["kind"]:
         case "verified":
             probes = {name: ProbeResult(**r) for name, r in fields.pop("probes").items()}
+            fields.setdefault("glitch", False)
             return Verified(token=Token(**fields.pop("token")), probes=probes, **fields)
         case "sampled":
+            fields.setdefault("confirmed", False)
             fields["outcomes"] = tuple(fields["outcomes"])
             fields["continuations"] = _continuations_from_json(fields.get("continuations", {}))
             return Sampled(token=Token(**fields.pop("token")), **fields)

@@ -19,9 +19,7 @@ from glitchrun.report.html import render
 from glitchrun.report.run_json import run_json
 from glitchrun.report.summary import summary_lines
 from glitchrun.report.token_files import write_tokens
-from glitchrun.strategies.false_alarms import control_metrics
-from glitchrun.strategies.validate.run import _metrics as sampling_metrics
-from glitchrun.strategies.verdicts import verdict_metrics
+from glitchrun.spec.strategy import STRATEGIES
 from tests.support.reporting import run_of, step
 
 LIMIT, ASR, ATTEMPTS = 0.02, 0.6, 5
@@ -87,10 +85,9 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
         )
         batches = [own, only]
         timed = tuple(replace(made.batches[0], batch=batch) for batch in batches)
-        own_metrics = (
-            sampling_metrics(batches, ATTEMPTS) if kind == "validate" else verdict_metrics(batches)
-        )
-        events = [*own_metrics, *control_metrics(1, batches)]
+        params = {"attempts": ATTEMPTS, "tokens": {}} if kind == "validate" else {}
+        strategy = STRATEGIES[kind]
+        events = strategy.metrics(strategy.configure({"controls": 1, **params}), batches, ())
         steps.append(measured(replace(made, batches=timed), events))
     record = run_of(tmp_path_factory.mktemp("runs"), *steps)
     spec = {**record.spec, "thresholds": {"asr": ASR, "probability": LIMIT}}
@@ -164,7 +161,8 @@ def test_metrics(record: RunRecord, lines: list[Line]) -> None:
         of_step = [line for line in lines if line["step"] == made.id]
         expected = dict(metrics_of(of_step))
         timed = {name for name in made.metrics if name.endswith("_per_second")} | {"rechecked"}
-        timed |= {"resampled"}  # work, which is in the batches' counters
+        # Work, which is in the batches' counters.
+        timed |= {"resampled", "gradients", "screens", "search_seconds"}
         assert made.metrics.keys() - timed == expected.keys()
         for name, value in expected.items():
             assert made.metrics[name].value == pytest.approx(value, rel=1e-6), (made.id, name)

@@ -33,7 +33,7 @@ metadata: {name: NAME}
 model: {path: ./model, device: cpu}
 seed: SEED
 steps:
-  - {id: some, strategy: test, tokens: {ids: [300, 310]}}
+  - {id: some, strategy: test, tokens: {ids: [300, 310]}, controls: 1}  # so the seed counts
 """
 MATRIX = "matrix: {axes: {model.quantization: [none, bfloat16]}}\n"
 
@@ -162,7 +162,8 @@ def test_prefix_other_than_bos_is_in_the_key(project: Path) -> None:
 def test_device_of_a_measurement_is_in_the_key(project: Path, step: str) -> None:
     spec = project / "spec.yaml"
     text = SPEC.replace("NAME", "where").replace("SEED", "0")
-    spec.write_text(text.replace("id: some, strategy: test, tokens: {ids: [300, 310]}", step))
+    some = "id: some, strategy: test, tokens: {ids: [300, 310]}, controls: 1"
+    spec.write_text(text.replace(some, step))
     keys = {
         planned(spec, *sets).key
         for sets in ((), ("model.max_memory={cpu: 1GiB}",), ("model.max_memory={cpu: 2GiB}",))

@@ -22,9 +22,10 @@ from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Origin, Thresholds, TokenScope
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.false_alarms import draw
-from glitchrun.strategies.mine.run import screen_agreement
+from glitchrun.strategies.metrics import screen_agreement
 from glitchrun.strategies.tokens import read_ids
 from tests.support.engine import context
+from tests.support.steps import all_events
 
 PARAMS: dict[str, dict[str, Any]] = {
     "check": {"glitch": [40, 41], "controls": 6, "attempts": 2, "max_new_tokens": 3},
@@ -68,7 +69,7 @@ def llama(llama_folder: Path) -> Context:
 
 def run(name: str, probed: Context, history: Sequence[Batch] = (), **params: Any) -> list[Event]:
     strategy = STRATEGIES[name]
-    return list(strategy.run(strategy.configure(PARAMS[name] | params), probed, history))
+    return all_events(strategy, strategy.configure(PARAMS[name] | params), probed, history)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from glitchrun.spec.types import Thresholds
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.validate.stopping import Stopping
 from tests.support.engine import context
+from tests.support.steps import all_events
 
 
 def _run(rule: Stopping, outcomes: Sequence[bool]) -> tuple[int, int]:
@@ -106,7 +107,7 @@ def probed(llama_folder: Path) -> Context:
 def _events(probed: Context, history: Sequence[Batch] = (), **changes: Any) -> list[Any]:
     strategy = STRATEGIES["validate"]
     config = strategy.configure(PARAMS | changes)
-    return list(strategy.run(config, probed, history))
+    return all_events(strategy, config, probed, history)
 
 
 def _facts(events: Sequence[Any]) -> list[Sampled]:

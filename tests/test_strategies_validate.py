@@ -15,6 +15,7 @@ from glitchrun.spec.types import Thresholds
 from glitchrun.strategies.context import Context
 from tests.support.engine import context
 from tests.support.oracle import PLANTED, oracle
+from tests.support.steps import all_events
 
 PARAMS: dict[str, Any] = {
     "tokens": {"ids": [100, 101, 102, 108]},
@@ -32,7 +33,7 @@ def llama(llama_folder: Path) -> Context:
 
 def events(probed: Context, **changes: Any) -> list[Any]:
     strategy = STRATEGIES["validate"]
-    return list(strategy.run(strategy.configure(PARAMS | changes), probed, ()))
+    return all_events(strategy, strategy.configure(PARAMS | changes), probed)
 
 
 def facts(found: Sequence[Any]) -> list[Sampled]:

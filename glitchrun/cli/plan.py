@@ -10,6 +10,7 @@ import click
 
 from glitchrun.errors import DoesNotFit, ExitCode
 from glitchrun.ledger import ROOT, existing_status
+from glitchrun.ledger.steps import step_status
 from glitchrun.ledger.timings import read_timings
 from glitchrun.plan.build import Plan, PlannedRun, build
 from glitchrun.plan.duration import Duration
@@ -57,6 +58,7 @@ def command(
     plan = build(
         experiment,
         lambda key: existing_status(ROOT, name, key),
+        stored=lambda key: step_status(ROOT, key.key, key.extent),
         fetch=False,
         resolve=Resolver(),
         timings=read_timings(ROOT),

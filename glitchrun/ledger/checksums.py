@@ -15,16 +15,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glitchrun.errors import RunError
+from glitchrun.errors import RunError, file_access
 from glitchrun.ledger.files import open_regular
 
-VERSION = 2
-"""The ledger format. Version 1 had neither numbers nor checksums."""
+VERSION = 3
+"""The ledger format. Version 1 had neither numbers nor checksums; up to version 2 a run's own
+ledger contained the facts of its steps."""
+SEALED = 2
+"""The first version with numbers and checksums."""
 HEAD = "ledger"
 """Kind of the entry that begins the chain."""
 
@@ -97,6 +101,45 @@ def inspect(path: Path, known: Callable[[str], bool], invalid: Damage | None = N
     return Inspection(chain, good)
 
 
+def intact_lines(path: Path, upto: int) -> Iterator[tuple[int, bytes]]:
+    """The lines in the first `upto` bytes of a ledger, numbered from 1.
+
+    Raises:
+        RunError: the ledger cannot be read.
+    """
+    if not upto:
+        return
+    with file_access(path), open_regular(path) as file:
+        for number, line in enumerate(file, start=1):
+            if upto <= 0:
+                return
+            upto -= len(line)
+            yield number, line
+
+
+@contextmanager
+def newer_format(path: Path) -> Iterator[None]:
+    """Puts the path in front of the message about a newer format.
+
+    Raises:
+        RunError: the block raised NewerLedger.
+    """
+    try:
+        yield
+    except NewerLedger as exc:
+        raise RunError(f"{path}: {exc}") from exc
+
+
+def described(path: Path, inspection: Inspection, damage: Damage) -> str:
+    """The message about a damaged ledger: the line, how much is intact, and the remedy."""
+    good = inspection.chain.lines
+    before = f"the {good} line{'s' * (good != 1)} before it" if good else "nothing before it"
+    return (
+        f"{path}:{damage.line}: {damage.what}; {before} {'are' if good > 1 else 'is'} intact. "
+        "`glitchrun apply` continues from there and keeps the damaged file; --fresh starts again"
+    )
+
+
 _TORN = "torn"
 
 
@@ -166,14 +209,16 @@ class Chain:
         body = json.dumps(entry, separators=(",", ":")).encode()[:-1]
         return body + _seal(self.lines + 1, _digest(self._sum, body))
 
-    def head_line(self, at: int, run: Mapping[str, Any]) -> bytes:
+    def head_line(self, at: int, name: str, document: Mapping[str, Any]) -> bytes:
         """The line that begins the chain.
 
         Args:
             at: Milliseconds since the epoch.
-            run: The run document.
+            name: `run` or `step`.
+            document: What identifies the run or step.
         """
-        entry = {"kind": HEAD, "at": at, "version": VERSION, "before": self._before(), "run": run}
+        entry = {"kind": HEAD, "at": at, "version": VERSION, "before": self._before()}
+        entry[name] = document
         return self.line(entry)
 
     def _before(self) -> str:
@@ -214,10 +259,13 @@ class Chain:
 
 
 def _is_only_version_altered(line: bytes, version: int) -> bool:
-    """Whether the line is valid with our version number: then a digit was altered."""
-    right = line.replace(f'"version":{version}'.encode(), f'"version":{VERSION}'.encode(), 1)
-    found = _SEAL.search(right)
-    return found is not None and found[2].decode() == _digest("", right[: found.start()])
+    """Whether the line is valid with a version number of ours: then a digit was altered."""
+    for ours in range(SEALED, VERSION + 1):
+        right = line.replace(f'"version":{version}'.encode(), f'"version":{ours}'.encode(), 1)
+        found = _SEAL.search(right)
+        if found is not None and found[2].decode() == _digest("", right[: found.start()]):
+            return True
+    return False
 
 
 def _seal(number: int, checksum: str) -> bytes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import types
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from glitchrun.errors import RunError
 from glitchrun.events import Batch, batch_from_json
 from glitchrun.ledger.identity import parse_time, read_delivered
 from glitchrun.ledger.record import (
@@ -20,10 +22,58 @@ from glitchrun.ledger.record import (
     StepRecord,
     TimedBatch,
     ending,
+    model_from_json,
 )
+from glitchrun.ledger.steps import Extent, StepFold, attempt_folder, read_step, within
+from glitchrun.spec.types import Thresholds
+from glitchrun.verdicts import judged
 
 DAMAGED = "DAMAGED"
 """Status of a run whose ledger was altered; the record contains its intact part."""
+
+
+@dataclass
+class StepView:
+    """A run's view of a step in the store: up to its extent, judged by its thresholds."""
+
+    key: str
+    attempt: int
+    extent: Extent
+    reused: bool
+    thresholds: Thresholds
+    facts: StepFold | None = None
+    missing: str | None = None
+    """Why the facts cannot be read; None if they were."""
+    _raw: list[TimedBatch] = field(default_factory=list)
+    _judged: list[TimedBatch] = field(default_factory=list)
+
+    def batches(self) -> tuple[TimedBatch, ...]:
+        """The batches with verdicts. Only those that are new since the last call are judged."""
+        if self.facts is None:
+            return ()
+        for place, timed in enumerate(within(self.facts.batches, self.extent)):
+            if place < len(self._raw) and self._raw[place] is timed:
+                continue
+            del self._raw[place:], self._judged[place:]
+            self._raw.append(timed)
+            self._judged.append(TimedBatch(timed.at, judged(timed.batch, self.thresholds)))
+        return tuple(self._judged)
+
+    def damage(self, name: str, done: bool) -> str | None:
+        """What is wrong with the facts of step `name`; None if nothing is.
+
+        Args:
+            name: The step's id.
+            done: Whether the run has recorded the end of the step.
+        """
+        if self.facts is None:
+            return self.missing
+        if self.facts.damage is None and done and not self.facts.finished(self.extent):
+            return (
+                f"{self.facts.folder}: the end of step {name} is missing; `glitchrun apply` "
+                "measures it again"
+            )
+        return self.facts.damage
 
 
 @dataclass
@@ -62,43 +112,91 @@ class Fold:
     """Milliseconds between the sessions."""
     last_at: int | None = None
     """Time of the last entry."""
+    views: dict[str, StepView] = field(default_factory=dict)
+    """The steps in the store that the run uses, by step id."""
 
     def record(self) -> RunRecord:
         """The run as its entries describe it."""
+        found = (view.damage(name, name in self.ends) for name, view in self.views.items())
+        damage = self.damage or next(filter(None, found), None)
         return RunRecord(
             folder=self.folder,
             identity=self.identity,
-            status=DAMAGED if self.damage else self.status,
+            status=DAMAGED if damage else self.status,
             started_at=self.started_at or self.created_at,
-            ended_at=None if self.damage else self.ended_at,
+            ended_at=None if damage else self.ended_at,
             spec=self.spec,
             steps=tuple(self._step(step) for step in self.spec["steps"]),
-            model=self.model,
+            model=self.model or self._measured_on(),
             plan=self.plan,
             environment=self.environment,
             gates=self.gates,
-            notes=dict(self.notes),
+            notes=self._counters(),
             delivered_to=read_delivered(self.folder),
-            error=self.damage or self.error,
+            error=damage or self.error,
             origins=self.origins,
-            damage=self.damage,
-            repairs=tuple(self.repairs),
+            damage=damage,
+            repairs=(*self.repairs, *self._step_repairs()),
             loaded_in=sum(self.loads),
             paused_for=self.paused / 1000,
         )
 
+    def _measured_on(self) -> ModelRecord | None:
+        """The model with which the reused steps were measured, where this run loaded none."""
+        models = [view.facts.model for view in self.views.values() if view.facts]
+        found = next((model for model in reversed(models) if model), None)
+        return replace(found, load_seconds=0.0) if found else None
+
+    def _counters(self) -> dict[str, int]:
+        counted = Counter(self.notes)
+        for view in self.views.values():
+            for timed in view.batches():
+                counted.update(timed.batch.counters)
+        return dict(counted)
+
+    def _step_repairs(self) -> list[str]:
+        return [line for view in self.views.values() if view.facts for line in view.facts.repairs]
+
     def _step(self, step: Mapping[str, Any]) -> StepRecord:
         name = step["id"]
+        params = {key: value for key, value in step.items() if key not in ("id", "strategy")}
+        view = self.views.get(name)
+        if view is not None:
+            return self._viewed(name, step["strategy"], params, view)
         return StepRecord(
             id=name,
             strategy=step["strategy"],
-            params={key: value for key, value in step.items() if key not in ("id", "strategy")},
+            params=params,
             started_at=self.starts.get(name),
             ended_at=self.ends.get(name),
             batches=tuple(self.batches.get(name, ())),
             metrics=dict(self.metrics.get(name, {})),
             elapsed=self.elapsed[name] / 1000 if name in self.elapsed else None,
         )
+
+    def _viewed(
+        self, name: str, strategy: str, params: Mapping[str, Any], view: StepView
+    ) -> StepRecord:
+        facts = view.facts
+        done = facts is not None and name in self.ends and facts.finished(view.extent)
+        return StepRecord(
+            id=name,
+            strategy=strategy,
+            params=params,
+            started_at=facts.started_at if facts else None,
+            ended_at=self.ends[name] if done else None,
+            batches=view.batches(),
+            metrics=dict(self.metrics.get(name, {})) if done else {},
+            elapsed=facts.elapsed / 1000 if facts else None,
+            key=view.key,
+            attempt=view.attempt,
+            reused=view.reused,
+            origin=facts.origin if facts else "",
+        )
+
+    def follow(self, step: str, facts: StepFold) -> None:
+        """Reads a step from `facts`, to which a journal adds, and not from the disk."""
+        self.views[step].facts, self.views[step].missing = facts, None
 
     def see(self, entry: Mapping[str, Any], *, is_sealed: bool = True) -> None:
         """Adds one entry.
@@ -149,8 +247,21 @@ class Fold:
         self.plan, self.environment = entry["plan"], entry["environment"]
 
     def _see_model(self, entry: Mapping[str, Any]) -> None:
-        self.model = _model_from_json(entry["model"])
+        self.model = model_from_json(entry["model"])
         self.loads = [*self.loads[:-1], self.model.load_seconds]
+
+    def _see_uses(self, entry: Mapping[str, Any]) -> None:
+        """The run uses a step in the store, from now on or again."""
+        key, attempt = entry["key"], entry["attempt"]
+        thresholds = Thresholds(**(self.spec.get("thresholds") or {}))
+        view = StepView(key, attempt, entry["extent"], entry["reused"], thresholds)
+        root = self.folder.parents[3]
+        try:
+            view.facts = read_step(attempt_folder(root, key, attempt))
+        except RunError as error:
+            view.missing = str(error)
+        self.views[entry["step"]] = view
+        self.ends.pop(entry["step"], None)
 
     def _see_step(self, entry: Mapping[str, Any]) -> None:
         self.starts.setdefault(entry["step"], entry["at"])
@@ -181,13 +292,6 @@ def is_known_kind(kind: str) -> bool:
     return hasattr(Fold, f"_see_{kind}")
 
 
-def _model_from_json(data: Mapping[str, Any]) -> ModelRecord:
-    known = dict(data)
-    known["unquantized"] = tuple(known["unquantized"])
-    known["beyond_training"] = tuple(known.get("beyond_training", ()))
-    return ModelRecord(**known)
-
-
 _FIELDS: Mapping[str, Mapping[str, Any]] = {
     "session": {"plan": Mapping[str, Any], "environment": Mapping[str, Any]},
     "step": {"step": str},
@@ -207,7 +311,7 @@ def _check_types(entry: Mapping[str, Any]) -> None:
     if kind == "ended":
         _check(entry.get("error"), str | None, "error")
     elif kind == "model":
-        _check(_model_from_json(entry["model"]), ModelRecord, "model")
+        _check(model_from_json(entry["model"]), ModelRecord, "model")
     elif kind == "batch":
         _check(batch_from_json(entry), Batch, "batch")
     elif kind == "gates":

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from glitchrun.errors import RunError, file_access
 from glitchrun.ledger.checksums import VERSION, Chain, Damage
-from glitchrun.ledger.files import (
-    LEDGER,
-    now,
-    set_aside,
-    sync_folder,
-    write_atomically,
-)
+from glitchrun.ledger.files import LEDGER, now, sync_folder, write_atomically
 from glitchrun.ledger.identity import (
     contains_run,
     mark_delivered,
@@ -25,10 +17,10 @@ from glitchrun.ledger.identity import (
     run_document,
     write_run_document,
 )
-from glitchrun.ledger.read import Reading, read_fold
+from glitchrun.ledger.ledger_file import THEN, LedgerFile
+from glitchrun.ledger.read import read_fold
 from glitchrun.ledger.record import RunIdentity, RunRecord
-
-_THEN = "; apply again: the run continues where it stopped"
+from glitchrun.ledger.steps import StepFold
 
 
 class Journal:
@@ -53,18 +45,13 @@ class Journal:
         """The damage found on opening, in one line; None for an intact ledger."""
         reading = read_fold(folder, fallback)
         self._fold = reading.fold
-        self._chain: Chain = reading.inspection.chain
-        self._end = reading.inspection.good_bytes
-        good = self._chain.lines
-        with file_access(folder, "cannot be written", then=_THEN):
-            kept = self._cut(reading)
-            path = folder / LEDGER
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-            self._descriptor = os.open(path, flags, 0o666)
+        good = reading.inspection.chain.lines
+        self._file = LedgerFile(folder, reading.inspection)
+        with file_access(folder, "cannot be written", then=THEN):
             run = self._begin_chain(reading.run)
             write_run_document(folder, run)
         if reading.inspection.damage is not None:
-            self._note_damage(reading.inspection.damage, good, kept)
+            self._note_damage(reading.inspection.damage, good, self._file.kept)
 
     @property
     def record(self) -> RunRecord:
@@ -87,7 +74,7 @@ class Journal:
             RunError: the folder cannot be written, or contains a run already.
         """
         path = folder / LEDGER
-        with file_access(folder, "cannot be written", then=_THEN):
+        with file_access(folder, "cannot be written", then=THEN):
             (folder / "artifacts").mkdir(parents=True, exist_ok=True)
             if contains_run(folder):
                 raise RunError(
@@ -95,7 +82,7 @@ class Journal:
                     "again, or start another attempt with --fresh"
                 )
             run = run_document(identity, spec, origins)
-            write_atomically(path, Chain(lambda kind: False).head_line(now(), run))
+            write_atomically(path, Chain(lambda kind: False).head_line(now(), "run", run))
             write_run_document(folder, run)
             for above in (folder.parent, folder.parent.parent, folder.parent.parent.parent):
                 sync_folder(above)
@@ -107,40 +94,19 @@ class Journal:
         Raises:
             RunError: the entry could not be written; the ledger then contains no part of it.
         """
-        entry = {"kind": kind, "at": now(), **fields}
-        self._write(self._chain.line(entry))
-        self._fold.see(entry)
+        self._fold.see(self._file.append(kind, fields))
 
-    def _write(self, line: bytes) -> None:
-        with file_access(self.folder / LEDGER, "cannot be written", then=_THEN):
-            try:
-                left = memoryview(line)
-                while left:
-                    left = left[os.write(self._descriptor, left) :]
-                os.fsync(self._descriptor)
-            except OSError:
-                with suppress(OSError):  # or the next entry would follow half a line
-                    os.ftruncate(self._descriptor, self._end)
-                raise
-        self._end += len(line)
-        self._chain.add(line)
-
-    def _cut(self, reading: Reading) -> Path | None:
-        """Truncates the ledger to its intact part. Returns the copy of a damaged ledger."""
-        path = self.folder / LEDGER
-        if not path.exists() or path.stat().st_size == reading.inspection.good_bytes:
-            return None
-        if reading.inspection.damage is not None:
-            return set_aside(path, reading.inspection.good_bytes)
-        os.truncate(path, reading.inspection.good_bytes)
-        return None
+    def follow(self, step: str, facts: StepFold) -> None:
+        """Includes what is appended to a step's own ledger from now on in `record`."""
+        self._fold.follow(step, facts)
 
     def _begin_chain(self, run: Mapping[str, Any]) -> Mapping[str, Any]:
         """Begins the chain of checksums in a ledger that has none. Returns the run document."""
-        if self._chain.head is not None:
-            return dict(self._chain.head["run"])
+        chain = self._file.chain
+        if chain.head is not None:
+            return dict(chain.head["run"])
         run = {**run, "version": VERSION}
-        self._write(self._chain.head_line(now(), run))
+        self._file.write(chain.head_line(now(), "run", run))
         return run
 
     def _note_damage(self, damage: Damage, good: int, kept: Path | None) -> None:
@@ -148,7 +114,7 @@ class Journal:
         self._fold.damage = None
         ids = read_delivered(self.folder)
         if ids.pop("ending", None):
-            with file_access(self.folder, "cannot be written", then=_THEN):
+            with file_access(self.folder, "cannot be written", then=THEN):
                 mark_delivered(self.folder, ids)
         what = f"{LEDGER}:{damage.line}: {damage.what}"
         self.append("damaged", line=damage.line, what=what, kept=kept.name if kept else None)
@@ -157,9 +123,7 @@ class Journal:
 
     def close(self) -> None:
         """Closes the file; every entry is on the disk already."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,29 @@ def hold(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def wait_and_hold(folder: Path, waiting: Callable[[str], None]) -> Iterator[None]:
+    """As `hold`, but waits while another process holds the lock.
+
+    Args:
+        folder: The folder to lock.
+        waiting: Called about once a second with who holds it; may raise to end the wait.
+
+    Raises:
+        PreflightError: the folder, or the lock in it, cannot be created.
+        MissingExtra: filelock is not installed.
+    """
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(hold(folder))
+                break
+            except RunLocked:
+                owner = _owner(folder)
+                waiting(f"pid {owner.get('pid')} on {owner.get('host')}")
+        yield
 
 
 def is_held(folder: Path) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,16 @@ from typing import Any
 from glitchrun.errors import RunError, file_access
 from glitchrun.ledger.checksums import (
     HEAD_LINE,
-    VERSION,
+    SEALED,
     Chain,
     Damage,
     Inspection,
-    NewerLedger,
+    described,
     inspect,
+    intact_lines,
+    newer_format,
 )
-from glitchrun.ledger.files import LEDGER, open_regular
+from glitchrun.ledger.files import LEDGER
 from glitchrun.ledger.fold import DAMAGED, Fold, is_known_kind
 from glitchrun.ledger.identity import (
     INVALID_FIELD,
@@ -30,6 +31,7 @@ from glitchrun.ledger.identity import (
     read_run_document,
 )
 from glitchrun.ledger.record import RunIdentity, RunRecord, ending
+from glitchrun.ledger.steps import attempt_folder, is_intact
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -52,7 +54,7 @@ def read_identity(folder: Path) -> RunIdentity:
     """
     path = folder / LEDGER
     with consistent_files(folder):
-        first = next((line for _, line in _lines(path, 1)), b"") if path.exists() else b""
+        first = next((line for _, line in intact_lines(path, 1)), b"") if path.exists() else b""
         head = Chain(is_known_kind)
         if first.startswith(HEAD_LINE) and head.objection(first) is None:
             return parse_identity(json.loads(first)["run"]["identity"])
@@ -66,7 +68,7 @@ def read_status(folder: Path) -> str:
         RunError: see `read_run`.
     """
     path = folder / LEDGER
-    with file_access(path), _newer_format(path):
+    with file_access(path), newer_format(path):
         inspection = inspect(path, is_known_kind)
     head = inspection.chain.head
     if inspection.damage is not None:
@@ -74,13 +76,24 @@ def read_status(folder: Path) -> str:
     if head is None or head["seq"] != 1:  # lines without checksums are judged by their fields
         return read_run(folder).status
     status, endings = "RUNNING", set()
-    for _, line in _lines(path, inspection.good_bytes):
+    used: dict[str, Path] = {}
+    done: set[str] = set()
+    for _, line in intact_lines(path, inspection.good_bytes):
         if line.startswith(b'{"kind":"session"'):
             status = "RUNNING"
+        elif line.startswith((b'{"kind":"uses"', b'{"kind":"step_done"')):
+            entry = json.loads(line)
+            if entry["kind"] == "step_done":
+                done.add(entry["step"])
+                continue
+            used[entry["step"]] = attempt_folder(folder.parents[3], entry["key"], entry["attempt"])
+            done.discard(entry["step"])
         elif line.startswith(b'{"kind":"ended"'):
             entry = json.loads(line)
             status = entry["status"]
             endings.add(ending(entry["status"], entry["at"]))
+    if not all(is_intact(step, done=name in done) for name, step in used.items()):
+        return DAMAGED
     return DAMAGED if _missing_end(folder, inspection, endings) else status
 
 
@@ -105,11 +118,11 @@ def read_fold(folder: Path, fallback: Mapping[str, Any] | None = None) -> Readin
         RunError: see `read_run`.
     """
     path = folder / LEDGER
-    with file_access(path), _newer_format(path):
+    with file_access(path), newer_format(path):
         inspection = inspect(path, is_known_kind)
     head = inspection.chain.head
     run = head["run"] if head else read_run_document(folder, fallback)
-    if head is None and inspection.damage is None and run.get("version") == VERSION:
+    if head is None and inspection.damage is None and run.get("version", 1) >= SEALED:
         missing = Damage(1, "the beginning of the ledger, or all of it, is missing")
         inspection = Inspection(inspection.chain, 0, missing)
     while True:
@@ -128,7 +141,7 @@ def read_fold(folder: Path, fallback: Mapping[str, Any] | None = None) -> Readin
     damage = inspection.damage or _missing_end(folder, inspection, fold.endings)
     if damage is not None:
         inspection = Inspection(inspection.chain, inspection.good_bytes, damage)
-        fold.damage = _described(path, inspection, damage)
+        fold.damage = described(path, inspection, damage)
     return Reading(fold, inspection, run)
 
 
@@ -140,7 +153,7 @@ def _fold_lines(fold: Fold, path: Path, inspection: Inspection) -> Damage | None
     """
     head = inspection.chain.head
     sealed_from = head["seq"] if head else inspection.chain.lines + 1
-    for number, line in _lines(path, inspection.good_bytes):
+    for number, line in intact_lines(path, inspection.good_bytes):
         is_sealed = number >= sealed_from
         try:
             fold.see(json.loads(line), is_sealed=is_sealed)
@@ -155,18 +168,6 @@ def _fold_lines(fold: Fold, path: Path, inspection: Inspection) -> Damage | None
     return None
 
 
-def _lines(path: Path, upto: int) -> Iterator[tuple[int, bytes]]:
-    """The lines in the first `upto` bytes of a ledger, numbered from 1."""
-    if not upto:
-        return
-    with file_access(path), open_regular(path) as file:
-        for number, line in enumerate(file, start=1):
-            if upto <= 0:
-                return
-            upto -= len(line)
-            yield number, line
-
-
 def _missing_end(folder: Path, inspection: Inspection, endings: set[str]) -> Damage | None:
     """Damage where MLflow has an end of the run that the ledger lacks."""
     delivered = read_delivered(folder).get("ending")
@@ -174,21 +175,3 @@ def _missing_end(folder: Path, inspection: Inspection, endings: set[str]) -> Dam
         return None
     what = f"lines are missing at its end: MLflow has the run as {delivered.partition(' ')[0]}"
     return Damage(inspection.chain.lines + 1, what)
-
-
-def _described(path: Path, inspection: Inspection, damage: Damage) -> str:
-    good = inspection.chain.lines
-    before = f"the {good} line{'s' * (good != 1)} before it" if good else "nothing before it"
-    return (
-        f"{path}:{damage.line}: {damage.what}; {before} {'are' if good > 1 else 'is'} intact. "
-        "`glitchrun apply` continues from there and keeps the damaged file; --fresh starts again"
-    )
-
-
-@contextmanager
-def _newer_format(path: Path) -> Iterator[None]:
-    """Puts the path in front of the message about a newer format."""
-    try:
-        yield
-    except NewerLedger as exc:
-        raise RunError(f"{path}: {exc}") from exc

@@ -82,7 +82,15 @@ class StepRecord:
     """Without the step's id: `glitch`, `verified`, `tokens_per_second`."""
     elapsed: float | None = None
     """Wall time in seconds from the step's start to its last entry, summed over the sessions that
-    worked on it. None if the record was not read from a ledger."""
+    worked on it, also those of other runs. None if the record was not read from a ledger."""
+    key: str = ""
+    """The step key; empty in runs of earlier versions, whose own ledger contains the facts."""
+    attempt: int = 0
+    """The attempt at the step that the run uses."""
+    reused: bool = False
+    """Whether all of it had been measured before, for another run."""
+    origin: str = ""
+    """The run for which it was measured first, as `EXPERIMENT · NAME`."""
 
     @property
     def seconds(self) -> float:
@@ -234,3 +242,16 @@ class RunRecord:
 def ending(status: str, ended_at: int | None) -> str:
     """A status and a time in milliseconds since the epoch as one text: `FINISHED 1767225600000`."""
     return f"{status} {ended_at}"
+
+
+def model_from_json(data: Mapping[str, Any]) -> ModelRecord:
+    """The record of which `dataclasses.asdict` and JSON made `data`.
+
+    Raises:
+        KeyError: a field is missing.
+        TypeError: a field is missing or unknown.
+    """
+    known = dict(data)
+    known["unquantized"] = tuple(known["unquantized"])
+    known["beyond_training"] = tuple(known.get("beyond_training", ()))
+    return ModelRecord(**known)

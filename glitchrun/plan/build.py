@@ -14,21 +14,22 @@ from glitchrun.checkpoint.headers import Header, read_header
 from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.errors import ModelUnavailable
 from glitchrun.ledger.record import status_word
+from glitchrun.ledger.steps import StepStatus
 from glitchrun.ledger.timings import Timing
 from glitchrun.plan.devices import device_memory
 from glitchrun.plan.duration import Duration, duration
 from glitchrun.plan.memory_estimate import MemoryEstimate, estimate
 from glitchrun.plan.rates import ModelSize, Rates
+from glitchrun.plan.step_keys import KEY_LENGTH, StepKey, step_keys
 from glitchrun.plan.work import StepWork, step_work, workloads
 from glitchrun.spec.digest import cosmetic_digest, measures_machine, numerics_digest, results_digest
 from glitchrun.spec.token_ids import token_ids
 from glitchrun.spec.types import Cell, Experiment, ModelSpec, Spec
 
-KEY_LENGTH = 16
-"""Hex digits of a run's key."""
 _MAX_NAMED = 5
 """Most token ids that a message names."""
 Action = Literal["start", "resume", "skip", "blocked"]
+StepAction = Literal["start", "resume", "reuse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,33 @@ class Resolved:
     """Why the run cannot start; None if it can."""
     scopes: Mapping[str, int] = field(default_factory=dict)
     """By step, the number of tokens in scope that it may examine, where that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """A step of a run, and what `apply` will do about it."""
+
+    key: StepKey
+    action: StepAction
+    origin: str = ""
+    """The run that measured the step, or what there is of it, first."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The step as data, see `Plan.to_json`."""
+        return {
+            "id": self.key.id,
+            "key": self.key.key,
+            "action": self.action,
+            "from": self.origin or None,
+        }
+
+
+Stored = Callable[[StepKey], StepStatus | None]
+"""What the store has of a step; None if nothing that `apply` may use."""
+
+
+def _nothing_stored(key: StepKey) -> StepStatus | None:
+    return None
 
 
 Resolve = Callable[[Spec, Checkpoint, Header, str], Resolved]
@@ -70,6 +98,13 @@ class PlannedRun:
     """Fingerprint of the model's contents; empty if they are not known yet."""
     digests: Mapping[str, str]
     """Digests of the spec (results, numerics, cosmetic) and of what it resolves to (resolved)."""
+    steps: tuple[PlannedStep, ...] = ()
+    """Each step, and whether it is reused. Empty for a hub model that is not on this machine."""
+
+    @property
+    def keys(self) -> tuple[StepKey, ...]:
+        """The keys of the steps."""
+        return tuple(step.key for step in self.steps)
 
     def to_json(self) -> dict[str, Any]:
         """The run as data, see `Plan.to_json`."""
@@ -85,6 +120,7 @@ class PlannedRun:
             "time": self.time.to_json() if self.time else None,
             "fingerprint": self.fingerprint,
             "digests": dict(self.digests),
+            "steps": [step.to_json() for step in self.steps],
         }
 
 
@@ -109,7 +145,8 @@ class Plan:
         """The plan as data, documented in docs/plan.md. Keys may be added, never removed.
 
         {"experiment", "runs": [{"name", "key", "action", "reason", "assignments", "memory",
-        "work", "seconds", "time", "fingerprint", "digests"}]}
+        "work", "seconds", "time", "fingerprint", "digests", "steps": [{"id", "key", "action",
+        "from"}]}]}
         """
         return {"experiment": self.experiment, "runs": [run.to_json() for run in self.runs]}
 
@@ -122,6 +159,7 @@ def build(
     experiment: Experiment,
     existing: Callable[[str], str | None],
     *,
+    stored: Stored = _nothing_stored,
     fetch: bool = True,
     resolve: Resolve = _nothing,
     timings: Sequence[Timing] = (),
@@ -131,6 +169,7 @@ def build(
     Args:
         experiment: Each cell becomes a run, in order.
         existing: Status of the latest attempt with a given key (FINISHED, FAILED, ...), or None.
+        stored: What the store has of the step with a given key.
         fetch: Whether to download hub models that are not on this machine. Otherwise such a run is
             planned with an empty key and no estimate.
         resolve: Returns the settings that a spec resolves to on its model.
@@ -143,8 +182,8 @@ def build(
     models = _Models(fetch)
     runs: list[PlannedRun] = []
     for cell in experiment.cells:
-        taken = {run.key for run in runs}
-        runs.append(_plan(cell, _contents(cell.spec, models), existing, resolve, taken, timings))
+        contents = _contents(cell.spec, models)
+        runs.append(_plan(cell, contents, existing, stored, resolve, runs, timings))
     return Plan(experiment.name, tuple(runs))
 
 
@@ -207,8 +246,9 @@ def _plan(
     cell: Cell,
     contents: _Contents | None,
     existing: Callable[[str], str | None],
+    stored: Stored,
     resolve: Resolve,
-    taken: set[str],
+    before: Sequence[PlannedRun],
     timings: Sequence[Timing],
 ) -> PlannedRun:
     digests = _digests(cell.spec)
@@ -218,18 +258,22 @@ def _plan(
     header, model = contents.header, cell.spec.model
     device = device_memory(model.device, model.max_memory)
     resolved = resolve(cell.spec, contents.checkpoint, header, contents.fingerprint)
-    facts = {**resolved.facts, **_measured_on(cell.spec, device.device)}
+    machine = _machine(cell.spec, device.device)
+    facts = {**resolved.facts, **(machine if _measures(cell.spec) else {})}
     if facts:
         digests["resolved"] = _facts_digest(facts)
     key = _key(*filter(None, (digests["results"], contents.fingerprint, digests.get("resolved"))))
-    if key in taken:
+    if any(run.key == key for run in before):
         # Cells that should give the same results (two devices, to compare them) are still separate
         # runs: the user wrote a matrix to see each cell.
         key = _key(key, cell.name)
     work = step_work(cell.spec, header.vocab, resolved.scopes)
     memory = estimate(header, model.quantization, workloads(cell.spec, work), device)
     refusal = _ids_outside_vocabulary(cell.spec, header.vocab) or resolved.refusal
-    action, reason = _action(existing(key), refusal, memory)
+    keys = step_keys(cell.spec, contents.fingerprint, resolved.facts, machine)
+    steps = tuple(_planned_step(key, stored, before) for key in keys)
+    reuses = all(step.action == "reuse" for step in steps)
+    action, reason = _action(existing(key), refusal, memory, reuses)
     size = ModelSize(
         fingerprint=contents.fingerprint,
         quantization=model.quantization,
@@ -238,19 +282,37 @@ def _plan(
         weight_bytes=memory.weight_bytes,
         vocab=header.vocab,
     )
-    time = duration(header, memory, work, Rates(size, timings))
-    return PlannedRun(cell, key, action, reason, memory, work, time, contents.fingerprint, digests)
+    measured = {step.key.id for step in steps if step.action != "reuse"}
+    left = [one for one in work if one.step in measured]
+    time = duration(header, memory, left, Rates(size, timings))
+    return PlannedRun(
+        cell, key, action, reason, memory, work, time, contents.fingerprint, digests, steps
+    )
 
 
-def _measured_on(spec: Spec, device: str) -> dict[str, Any]:
-    """The device and memory limits, if a step measures the machine: its results depend on them.
+def _planned_step(key: StepKey, stored: Stored, before: Sequence[PlannedRun]) -> PlannedStep:
+    """A step that an earlier cell measures is reused from that cell."""
+    for run in before:
+        if run.action != "blocked" and any(
+            (key.key, key.extent) == (step.key.key, step.key.extent) for step in run.steps
+        ):
+            return PlannedStep(key, "reuse", run.cell.name)
+    found = stored(key)
+    if found is None:
+        return PlannedStep(key, "start")
+    return PlannedStep(key, "reuse" if found.state == "finished" else "resume", found.origin)
 
-    The CPU without limits is not listed, so that its keys do not change.
-    """
+
+def _measures(spec: Spec) -> bool:
+    """Whether a step measures the machine: its results depend on device and memory limits."""
+    return measures_machine(step.strategy for step in spec.steps)
+
+
+def _machine(spec: Spec, device: str) -> dict[str, Any]:
+    """The device and memory limits. The CPU without limits is not listed, so that its keys do not
+    change."""
     limits = dict(spec.model.max_memory or {})
-    if not measures_machine(step.strategy for step in spec.steps) or (
-        device == "cpu" and not limits
-    ):
+    if device == "cpu" and not limits:
         return {}
     return {"device": device, **({"max_memory": limits} if limits else {})}
 
@@ -272,13 +334,17 @@ def _key(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:KEY_LENGTH]
 
 
-def _action(status: str | None, refusal: str | None, memory: MemoryEstimate) -> tuple[Action, str]:
+def _action(
+    status: str | None, refusal: str | None, memory: MemoryEstimate, reuses: bool
+) -> tuple[Action, str]:
     if status == "FINISHED":
         return "skip", "already finished; nothing that affects the results has changed"
     if refusal:
         return "blocked", refusal
-    if memory.verdict == "no":
+    if memory.verdict == "no" and not reuses:
         return "blocked", _why_blocked(memory)
+    if status is None and reuses:
+        return "start", "every step is finished; the model is not loaded"
     if status is None:
         return "start", "never run"
     if status == "DAMAGED":

@@ -2,9 +2,11 @@
 
 1. check that the model's files are those that were planned;
 2. lock the run's folder, and open its ledger or create it;
-3. load the model, detect its template, check the lengths of prompts;
-4. run each step: every batch is written to the ledger, then shown and delivered;
-5. evaluate the gates, write the report, and deliver the rest.
+3. for each step: reuse what the store of steps has of it (`runner/steps.py`), or
+   a. load the model unless it is loaded, detect its template, check the lengths of prompts;
+   b. run the step: every batch is written to the step's ledger, then shown and delivered;
+   c. compute the step's metrics with the run's thresholds;
+4. evaluate the gates, write the report, and deliver the rest.
 """
 
 from __future__ import annotations
@@ -12,28 +14,21 @@ from __future__ import annotations
 import gc
 import os
 import socket
-import uuid
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from glitchrun.errors import ExitCode, GlitchrunError, PreflightError, file_access
-from glitchrun.events import Artifact, Batch, Measured, batch_to_json
-from glitchrun.ledger import (
-    Journal,
-    RunRecord,
-    current_attempt,
-    hold,
-    latest_attempt,
-    run_document,
-    run_folder,
-)
+from glitchrun.events import Artifact, Batch, Event
+from glitchrun.ledger import Journal, RunRecord, current_attempt, hold, run_folder
 from glitchrun.ledger.files import now
-from glitchrun.ledger.record import ModelRecord, RunIdentity
+from glitchrun.ledger.record import ModelRecord, StepRecord
+from glitchrun.ledger.steps import StepFold, StepJournal
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.plan.build import PlannedRun
+from glitchrun.plan.step_keys import StepKey
 from glitchrun.probing.backend_selection import best_backend
 from glitchrun.probing.frozen_suffix import refuse_unscreened
 from glitchrun.prompts.detect import detect
@@ -42,47 +37,19 @@ from glitchrun.report import write_report
 from glitchrun.runner import gates
 from glitchrun.runner.artifacts import environment, write_artifact, write_inputs
 from glitchrun.runner.lengths import beyond_training, too_long
-from glitchrun.runner.models import Models, check_unchanged
-from glitchrun.runner.progress import Display
+from glitchrun.runner.models import check_unchanged
 from glitchrun.runner.resolved import empty_scope_reason
-from glitchrun.runner.signals import Interrupt, Stopped
+from glitchrun.runner.session import Outcome, Session
+from glitchrun.runner.signals import Stopped
+from glitchrun.runner.steps import Steps, metrics, open_journal
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.strategy import STRATEGIES
-from glitchrun.spec.types import Experiment, Spec, Step
+from glitchrun.spec.types import Step
 from glitchrun.strategies.context import Context, check_embedding_rows
 from glitchrun.strategies.prompt_lengths import PromptLengths
-from glitchrun.tracking.address import shown
 from glitchrun.tracking.tracker import MlflowTracker
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.token_features import row_norms
-
-
-@dataclass(frozen=True)
-class Session:
-    """State shared by the runs of one `apply`."""
-
-    experiment: Experiment
-    root: Path
-    """Tracking root."""
-    tracking_uri: str
-    """The MLflow store, with credentials."""
-    parent: str | None
-    """Key of the parent run; None for a single run."""
-    models: Models
-    display: Display
-    interrupt: Interrupt
-    fresh: bool
-    """Whether to start a new attempt instead of resuming one."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    record: RunRecord
-    exit_code: ExitCode
-    undelivered: str | None = None
-    """Why MLflow does not have all of the run; None if it does."""
 
 
 def execute(planned: PlannedRun, session: Session) -> Outcome:
@@ -95,7 +62,7 @@ def execute(planned: PlannedRun, session: Session) -> Outcome:
     spec = planned.cell.spec
     check_unchanged(spec.model, planned.fingerprint)
     folder = _folder(planned, session)
-    with _writable(folder), hold(folder), _journal(folder, planned, session) as journal:
+    with _writable(folder), hold(folder), open_journal(folder, planned, session) as journal:
         journal.append(
             "session",
             pid=os.getpid(),
@@ -121,38 +88,6 @@ def _writable(folder: Path) -> AbstractContextManager[None]:
     )
 
 
-def _journal(folder: Path, planned: PlannedRun, session: Session) -> Journal:
-    """Opens the ledger to resume, or creates a new one."""
-    number = latest_attempt(folder)
-    starts = session.fresh or not number
-    spec = planned.cell.spec
-    identity = RunIdentity(
-        experiment=spec.experiment,
-        name=planned.cell.name,
-        key=planned.key,
-        attempt=number + 1 if starts else number,
-        parent=session.parent,
-        assignments=planned.cell.assignments,
-        spec_path=str(session.experiment.path),
-        digests={**planned.digests, "model": planned.fingerprint},
-        tags=spec.tags or {},
-        description=spec.description,
-        tracking_uri=shown(session.tracking_uri),  # without credentials
-        ledger=uuid.uuid4().hex,
-    )
-    attempt = folder / f"attempt-{identity.attempt}"
-    if starts:
-        return Journal.create(attempt, identity, spec.document, _origins(spec))
-    journal = Journal(attempt, run_document(identity, spec.document, _origins(spec)))
-    if journal.repaired:
-        session.display.say(f"damaged: {journal.repaired}")
-    return journal
-
-
-def _origins(spec: Spec) -> dict[str, str]:
-    return {path: str(origin) for path, origin in spec.origins.items()}
-
-
 class _Run:
     """A run whose lock is held and whose ledger is open."""
 
@@ -162,6 +97,8 @@ class _Run:
         self._session = session
         self._journal = journal
         self._tracker = MlflowTracker(session.tracking_uri, session.root)
+        self._steps = Steps(planned, session, journal)
+        self._context: Context | None = None
         self._beyond: tuple[str, ...] = ()
 
     def execute(self) -> Outcome:
@@ -181,14 +118,90 @@ class _Run:
         return self._end("FINISHED", gates.exit_code(self._journal.record.gates))
 
     def _work(self) -> None:
-        context = self._load()
         self._session.interrupt.check()
-        for index, step in enumerate(self._spec.steps):
-            self._step(step, replace(context, path=f"steps[{index}]"))
-            self._session.models.check_files()
-        self._journal.append("model", model=asdict(self._measured(context)))
+        for key in self._planned.keys:
+            self._step(key)
+            if self._context is not None:
+                self._session.models.check_files()
+        if self._context is not None:
+            self._journal.append("model", model=asdict(self._measured(self._context)))
         results = gates.evaluate(self._spec.gates, self._journal.record.metrics, self._spec.origins)
         self._journal.append("gates", gates=[asdict(result) for result in results])
+
+    def _step(self, key: StepKey) -> None:
+        """Reuses a step, or measures what is left of it."""
+        if self._record_of(key).finished:
+            return
+        place = next(i for i, step in enumerate(self._spec.steps) if step.id == key.id)
+        step = self._spec.steps[place]
+        facts = self._steps.finished(key)
+        if facts is None:
+            with self._steps.locked(key):
+                facts = self._steps.finished(key)  # another process may have finished it
+                if facts is None:
+                    facts = self._measure(step, key, f"steps[{place}]")
+                else:
+                    self._reuse(key, facts)
+        else:
+            self._reuse(key, facts)
+        self._conclude(step, key, facts)
+
+    def _reuse(self, key: StepKey, facts: StepFold) -> None:
+        self._journal.append("uses", **self._steps.reference(key, facts, reused=True))
+        origin = f" from {facts.origin}" if facts.origin else ""
+        self._session.display.say(f"{key.id}: reused{origin}")
+
+    def _measure(self, step: Step, key: StepKey, path: str) -> StepFold:
+        context = replace(self._loaded(), path=path, earlier=self._earlier(key))
+        with self._steps.journal(key) as store:
+            store.begin(self._journal.record.identity)
+            store.use(self._measured(context))
+            self._journal.append("uses", **self._steps.reference(key, store.facts, reused=False))
+            self._journal.follow(step.id, store.facts)
+            self._run(step, context, store)
+            store.use(self._measured(context))
+            store.finish(key.extent)
+        return store.facts
+
+    def _run(self, step: Step, context: Context, store: StepJournal) -> None:
+        strategy = STRATEGIES[step.strategy]
+        record = next(one for one in self._journal.record.steps if one.id == step.id)
+        history = [timed.batch for timed in record.batches]
+        with self._session.display.step(step.id) as shown:
+            shown.resume(history)
+            context = replace(context, announce=shown.begin)
+            events = strategy.run(strategy.configure(step.params), context, history)
+            with closing(events):  # type: ignore[type-var]
+                for event in events:
+                    self._store(event, store)
+                    if isinstance(event, Batch):
+                        shown.show(event)
+                        self._session.interrupt.check()
+
+    def _store(self, event: Event, store: StepJournal) -> None:
+        """Writes an event to the disk, then passes the record to the tracker."""
+        if isinstance(event, Artifact):
+            write_artifact(self._journal.record, event)
+            return
+        store.add(event)
+        if isinstance(event, Batch):
+            self._tracker.update(self._journal.record)
+
+    def _conclude(self, step: Step, key: StepKey, facts: StepFold) -> None:
+        for metric in metrics(step, key, facts, self._record_of(key)):
+            self._journal.append("measured", step=step.id, **asdict(metric))
+        self._journal.append("step_done", step=step.id)
+        self._tracker.update(self._journal.record)
+
+    def _record_of(self, key: StepKey) -> StepRecord:
+        return next(known for known in self._journal.record.steps if known.id == key.id)
+
+    def _loaded(self) -> Context:
+        """The loaded model; it is loaded when the first step needs it."""
+        if self._context is None:
+            self._context = self._load()
+            self._session.interrupt.check()
+        return self._context
 
     def _load(self) -> Context:
         model = self._session.models.get(self._spec.model, self._planned.fingerprint)
@@ -257,44 +270,14 @@ class _Run:
 
     def _categories(self, vocabulary: Vocabulary) -> dict[str, int]:
         """Vocabulary rows by category, if a step has results about tokens."""
-        facts = (batch.token_facts for some in self._earlier().values() for batch in some)
+        steps = self._journal.record.steps
+        facts = (timed.batch.token_facts for step in steps for timed in step.batches)
         return vocabulary.tally(wanted=any(facts))
 
-    def _step(self, step: Step, context: Context) -> None:
-        record = next(known for known in self._journal.record.steps if known.id == step.id)
-        if record.finished:
-            return
-        self._journal.append("step", step=step.id)
-        strategy = STRATEGIES[step.strategy]
-        history = [timed.batch for timed in record.batches]
-        with self._session.display.step(step.id) as shown:
-            shown.resume(history)
-            context = replace(context, earlier=self._earlier(), announce=shown.begin)
-            events = strategy.run(strategy.configure(step.params), context, history)
-            with closing(events):  # type: ignore[type-var]
-                for event in events:
-                    self._store(step, event)
-                    if isinstance(event, Batch):
-                        shown.show(event)
-                        self._session.interrupt.check()
-        self._journal.append("step_done", step=step.id)
-        self._tracker.update(self._journal.record)
-
-    def _store(self, step: Step, event: Batch | Measured | Artifact) -> None:
-        """Writes an event to the disk, then passes the record to the tracker."""
-        match event:
-            case Batch():
-                self._journal.append("batch", step=step.id, **batch_to_json(event))
-                self._tracker.update(self._journal.record)
-            case Measured():
-                self._journal.append("measured", step=step.id, **asdict(event))
-            case Artifact():
-                write_artifact(self._journal.record, event)
-
-    def _earlier(self) -> dict[str, Sequence[Batch]]:
-        return {
-            step.id: [timed.batch for timed in step.batches] for step in self._journal.record.steps
-        }
+    def _earlier(self, key: StepKey) -> dict[str, Sequence[Batch]]:
+        """The batches of the steps that a step reads, by step id."""
+        steps = (step for step in self._journal.record.steps if step.id in key.reads)
+        return {step.id: [timed.batch for timed in step.batches] for step in steps}
 
     def _end(self, status: str, code: ExitCode, error: str | None = None) -> Outcome:
         # The report is written before the entry that ends the run, so that every finished run has

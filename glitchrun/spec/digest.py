@@ -25,7 +25,7 @@ from glitchrun.spec.schema import TOKEN_SOURCES
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.templates import FAMILIES
-from glitchrun.spec.types import Spec, TokenScope
+from glitchrun.spec.types import Spec, Step, TokenScope
 
 NUMERICS = ("model.device", "model.max_memory", "execution")
 COSMETIC = ("apiVersion", "kind", "metadata", "gates", "tracking", "matrix")
@@ -35,31 +35,40 @@ Change = tuple[str, str, Any, Any]
 
 def results_digest(spec: Spec) -> str:
     """SHA-256, in hex, of everything that decides the results except the model itself."""
-    steps = [_step_results(step.id, step.strategy, step.params) for step in spec.steps]
-    template = asdict(spec.template) if is_dataclass(spec.template) else spec.template
-    variables = dict(spec.template_variables or {})
-    packages = _packages(spec)
-    return _digest(
+    versions = {step.strategy: STRATEGIES[step.strategy].version for step in spec.steps}
+    raised = {name: version for name, version in versions.items() if version > 1}
+    packages = packages_of(spec, spec.steps)
+    return digest(
         {
             "revision": spec.model.revision,
-            "quantization": spec.model.quantization,
-            "template": template,
-            **({"variables": variables} if variables else {}),
-            "system": spec.system,
+            **prompt_settings(spec),
             "seed": spec.seed,
-            "tokens": _scope(spec.tokens),
+            "tokens": scope_setting(spec.tokens),
             "thresholds": asdict(spec.thresholds),
-            "steps": steps,
+            "steps": [step_setting(step) for step in spec.steps],
+            **({"versions": raised} if raised else {}),
             **({"packages": packages} if packages else {}),
         }
     )
 
 
-def _packages(spec: Spec) -> dict[str, str]:
-    """The package and version of each strategy, template, search and probe that another package
-    adds."""
+def prompt_settings(spec: Spec) -> dict[str, Any]:
+    """Quantization, template and system text, which decide the results of every step."""
+    template = asdict(spec.template) if is_dataclass(spec.template) else spec.template
+    variables = dict(spec.template_variables or {})
+    return {
+        "quantization": spec.model.quantization,
+        "template": template,
+        **({"variables": variables} if variables else {}),
+        "system": spec.system,
+    }
+
+
+def packages_of(spec: Spec, steps: Iterable[Step]) -> dict[str, str]:
+    """The package and version of the template, and of each strategy, search and probe of the steps,
+    that another package adds."""
     chosen: list[tuple[Registry[Any], object]] = [(FAMILIES, spec.template)]
-    for step in spec.steps:
+    for step in steps:
         chosen.append((STRATEGIES, step.strategy))
         chosen.append((SEARCHES, step.params.get("search")))
         probes = step.params.get("probes")
@@ -79,7 +88,7 @@ def numerics_digest(spec: Spec) -> str:
         for step in spec.steps
         if not STRATEGIES[step.strategy].batch_size_changes_results
     ]
-    return _digest(
+    return digest(
         {
             "device": spec.model.device,
             "max_memory": dict(memory) if memory else None,
@@ -92,7 +101,7 @@ def numerics_digest(spec: Spec) -> str:
 def cosmetic_digest(spec: Spec) -> str:
     """SHA-256, in hex, of names, tags, gates, tracking and `x-` keys, secrets redacted."""
     items = spec.document.items()
-    return _digest({key: value for key, value in items if kind_of(key) == "cosmetic"})
+    return digest({key: value for key, value in items if kind_of(key) == "cosmetic"})
 
 
 def changed_paths(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
@@ -146,25 +155,32 @@ def _measures(*documents: Mapping[str, Any]) -> bool:
     return measures_machine(step["strategy"] for step in steps)
 
 
-def _scope(tokens: TokenScope) -> Any:
+def scope_setting(tokens: TokenScope) -> Any:
+    """The categories in scope, and the expressions that exclude tokens of them."""
     categories = sorted(tokens.categories)
     if not tokens.exclude:
         return categories
     return {"categories": categories, "exclude": sorted(tokens.exclude)}
 
 
-def _step_results(name: str, strategy: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    step = step_with_defaults({"id": name, "strategy": strategy, **_thawed(params)})
-    if not STRATEGIES[strategy].batch_size_changes_results:
-        step.pop("batch_size", None)
+def step_setting(step: Step) -> dict[str, Any]:
+    """What decides the results of a step: its parameters with defaults filled in. Files of tokens
+    are replaced by digests of their contents.
+
+    Raises:
+        PreflightError: a file cannot be read.
+    """
+    made = step_with_defaults({"id": step.id, "strategy": step.strategy, **_thawed(step.params)})
+    if not STRATEGIES[step.strategy].batch_size_changes_results:
+        made.pop("batch_size", None)
     for source in TOKEN_SOURCES:
-        file = step.get(source, {}).get("file")
+        file = made.get(source, {}).get("file")
         if not isinstance(file, str):
             continue
-        with file_access(file, f"the tokens of step {name!r} cannot be read", PreflightError):
+        with file_access(file, f"the tokens of step {step.id!r} cannot be read", PreflightError):
             if Path(file).is_file():  # its contents count, not its path
-                step[source] = {**step[source], "file": _file_digest(Path(file))}
-    return step
+                made[source] = {**made[source], "file": _file_digest(Path(file))}
+    return made
 
 
 def _file_digest(path: Path) -> str:
@@ -172,7 +188,8 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """SHA-256, in hex, of plain data, in which 1.0 counts as 1."""
     canonical = json.dumps(
         _thawed(value), sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False
     )

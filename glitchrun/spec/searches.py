@@ -38,6 +38,8 @@ class SearchEntry:
     """Whether each round takes one gradient of the model."""
     ends_itself: bool = False
     """Whether it ends by its own rule and with its own batch sizes, not after `iterations`."""
+    judges: bool = True
+    """Whether `thresholds.probability` decides which tokens it verifies."""
     selects: str = ""
     """`module:name` of the function that selects tokens of the scope by the value of `needs[0]`;
     empty where the search may verify the whole scope. The plan refuses a spec that selects no
@@ -56,6 +58,7 @@ _ALL = {
         "glitchrun.search.gradient:GradientWalk.build",
         reads=(*_ROUNDS, "k", "start"),
         gradients=True,
+        judges=False,
     ),
     "surrogate": SearchEntry(
         "Learns from its own verdicts which tokens fail (ridge regression on the embeddings).",
@@ -77,14 +80,17 @@ _ALL = {
     "low-norm": SearchEntry(
         "Verifies tokens by ascending norm of the input embedding.",
         "glitchrun.search.ordered:by_norm",
+        judges=False,
     ),
     "random": SearchEntry(
         "Verifies tokens in a random order, fixed by the seed: the baseline.",
         "glitchrun.search.ordered:at_random",
+        judges=False,
     ),
     "stratified": SearchEntry(
         "A random order in which every stratum (norm, script, length) has its share at any point.",
         "glitchrun.search.ordered:stratified",
+        judges=False,
     ),
     "range": SearchEntry(
         "Verifies the token ids of the `ranges` given.",
@@ -92,6 +98,7 @@ _ALL = {
         reads=(*_ROUNDS, "ranges", *_SAMPLE),
         needs=("ranges",),
         selects="glitchrun.search.ordered:in_ranges",
+        judges=False,
     ),
     "category": SearchEntry(
         "Verifies tokens of the `groups` given: writing systems and kinds of character.",
@@ -99,6 +106,7 @@ _ALL = {
         reads=(*_ROUNDS, "groups", *_SAMPLE),
         needs=("groups",),
         selects="glitchrun.search.ordered:in_groups",
+        judges=False,
     ),
     "pattern": SearchEntry(
         "Verifies tokens whose text one of the `patterns` given matches.",
@@ -106,6 +114,7 @@ _ALL = {
         reads=(*_ROUNDS, "patterns", *_SAMPLE),
         needs=("patterns",),
         selects="glitchrun.search.ordered:matching",
+        judges=False,
     ),
 }
 

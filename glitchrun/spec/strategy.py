@@ -24,7 +24,7 @@ from glitchrun.spec.problems import Problem
 from glitchrun.spec.registry import Registry, imported
 
 if TYPE_CHECKING:  # importing it takes 20 ms, which `glitchrun validate` does not need
-    from glitchrun.events import Batch, Event
+    from glitchrun.events import Batch, Event, Measured
 
 PassKind = Literal["verify", "sample", "answer", "screen", "score"]
 
@@ -131,6 +131,15 @@ class Strategy:
     figures: ClassVar[Sequence[str]] = ()
     """Figures of the report, each a `module:function` that is called with a record's steps of this
     strategy and returns a `glitchrun.report.figures.style.Drawing`, or None for no figure."""
+    version: ClassVar[int] = 1
+    """Raised when the facts of a step change their meaning. It belongs to the step key, so that
+    facts of two versions are never mixed."""
+    metrics_code: ClassVar[str | None] = None
+    """`module:function` of the generator of the step's metrics (see `metrics`), without torch; None
+    where `run` yields all of them."""
+    verdict: ClassVar[str | None] = None
+    """The threshold that decides which tokens the step finds, `probability` or `asr`; None where
+    its facts are not about tokens."""
     batch_size_changes_results: ClassVar[bool] = True
     """Whether another `batch_size` may give other results. Otherwise it is left out of run keys."""
     measures_machine: ClassVar[bool] = False
@@ -159,6 +168,36 @@ class Strategy:
     def takes_scope(self, config: Any) -> bool:
         """Whether the step examines tokens of the experiment's scope (`tokens` in the spec)."""
         return False
+
+    def steering(self, config: Any) -> frozenset[str]:
+        """The thresholds that decide what the step measures, and not only its verdicts. Together
+        with its parameters they belong to the step key."""
+        return frozenset(("asr", "probability"))
+
+    def uses_seed(self, config: Any) -> bool:
+        """Whether the spec's seed decides what the step measures."""
+        return True
+
+    def limits(self, config: Any) -> tuple[int | None, tuple[str, ...]]:
+        """How many tokens the step verifies at most, and the parameters that say so, where a
+        greater limit continues the same sequence of verifications. These parameters are left out
+        of the step key, so that a larger budget continues from a smaller one's verdicts."""
+        return None, ()
+
+    def metrics(
+        self, config: Any, batches: Sequence[Batch], measured: Sequence[Measured]
+    ) -> Iterator[Measured]:
+        """The metrics of a finished step, headline first.
+
+        Args:
+            config: The step's Config.
+            batches: Its batches, judged by the run's thresholds.
+            measured: The metrics that `run` yielded.
+        """
+        if self.metrics_code is None:
+            yield from measured
+        else:
+            yield from self._imported(self.metrics_code)(config, batches, measured)
 
     def work(self, config: Any, earlier: Mapping[str, int | None], vocab: int) -> Work:
         """Upper bounds on the step's work.

@@ -6,9 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from scipy.stats import binomtest
-
-from glitchrun.events import Batch, Control, Measured, Stage
+from glitchrun.events import Batch, Control, Stage
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.verdicts import Judge, judged
 from glitchrun.vocabulary.character_groups import doubtful_groups, group_of
@@ -142,24 +140,3 @@ def controls_done(batches: Sequence[Batch]) -> int:
 def elsewhere_done(batches: Sequence[Batch]) -> int:
     """Controls of other scripts that a step has verified."""
     return sum(len(batch.controls_elsewhere) for batch in batches)
-
-
-def control_metrics(count: int, batches: Sequence[Batch]) -> Iterator[Measured]:
-    """The share of false alarms with Wilson's 95 % interval; nothing where none were asked for."""
-    if not count:
-        return
-    controls = [control for batch in batches for control in batch.controls]
-    n, alarms = len(controls), sum(control.alarm for control in controls)
-    rate = low = high = None
-    if n:
-        interval = binomtest(alarms, n).proportion_ci(confidence_level=0.95, method="wilson")
-        rate, low, high = alarms / n, float(interval.low), float(interval.high)
-    yield Measured("controls", n, n)
-    yield Measured("false_alarms", alarms, n)
-    yield Measured("false_alarm_rate", rate, n)
-    yield Measured("false_alarm_low", low, n)
-    yield Measured("false_alarm_high", high, n)
-    others = [control for batch in batches for control in batch.controls_elsewhere]
-    raised = sum(control.alarm for control in others)
-    yield Measured("controls_elsewhere", len(others), len(others))
-    yield Measured("false_alarms_elsewhere", raised, len(others))

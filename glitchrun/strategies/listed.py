@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from glitchrun.events import Batch, Event, Stage
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.false_alarms import control_metrics, judged_controls, scanned_controls
+from glitchrun.strategies.false_alarms import judged_controls, scanned_controls
 from glitchrun.strategies.scan import Config as ScanConfig
 from glitchrun.strategies.test import Config as TestConfig
-from glitchrun.strategies.verdicts import Judge, judged, verdict_metrics
+from glitchrun.strategies.verdicts import Judge, judged
 
 
 def scan(config: ScanConfig, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
@@ -19,11 +19,7 @@ def scan(config: ScanConfig, context: Context, history: Sequence[Batch]) -> Iter
     for batch in in_order(context, judge, context.scope(), history):
         batches.append(batch)
         yield batch
-    for batch in scanned_controls(context, config.controls, batches):
-        batches.append(batch)
-        yield batch
-    yield from verdict_metrics(batches)
-    yield from control_metrics(config.controls, batches)
+    yield from scanned_controls(context, config.controls, batches)
 
 
 def test(config: TestConfig, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
@@ -34,11 +30,7 @@ def test(config: TestConfig, context: Context, history: Sequence[Batch]) -> Iter
     for batch in in_order(context, judge, ids, history):
         batches.append(batch)
         yield batch
-    for batch in judged_controls(context, judge, config.controls, batches):
-        batches.append(batch)
-        yield batch
-    yield from verdict_metrics(batches)
-    yield from control_metrics(config.controls, batches)
+    yield from judged_controls(context, judge, config.controls, batches)
 
 
 def in_order(

@@ -26,10 +26,18 @@ class Scan(Strategy):
     config_type = Config
     fragment = read_fragment(Path(__file__).with_name("scan.json"))
     code = "glitchrun.strategies.listed:scan"
+    metrics_code = "glitchrun.strategies.metrics:of_verification"
+    verdict = "probability"
     batch_size_changes_results = False
 
     def takes_scope(self, config: Config) -> bool:
         return True
+
+    def steering(self, config: Config) -> frozenset[str]:
+        return frozenset(["probability"] if config.controls else [])
+
+    def uses_seed(self, config: Config) -> bool:
+        return bool(config.controls)
 
     def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
         return verification(vocab, config.probes)

@@ -37,7 +37,15 @@ class Test(Strategy):
     fragment = read_fragment(Path(__file__).with_name("test.json"))
     code = "glitchrun.strategies.listed:test"
     example = "  - {id: test, strategy: test, tokens: {ids: [0, 1, 2]}, probes: strict}"
+    metrics_code = "glitchrun.strategies.metrics:of_verification"
+    verdict = "probability"
     batch_size_changes_results = False
+
+    def steering(self, config: Config) -> frozenset[str]:
+        return frozenset(["probability"] if config.controls else [])
+
+    def uses_seed(self, config: Config) -> bool:
+        return bool(config.controls)
 
     def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
         named = named_tokens(config.tokens, earlier, vocab)

@@ -1,19 +1,20 @@
-"""Verification of tokens against the thresholds, and the metrics of a step that verifies."""
+"""Verification of tokens against the thresholds."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from glitchrun.events import Batch, Measured, ProbeResult, Stage, Token, Verified
+from glitchrun.events import Batch, ProbeResult, Stage, Token, Verified
 from glitchrun.plan.batch_sizes import PASSES_PER_WRITE
 from glitchrun.probing.memory_limits import standard_rows
 from glitchrun.probing.verifier import Verifier
 from glitchrun.prompts.render import as_sent, intact
 from glitchrun.spec.probes import PROBES
 from glitchrun.strategies.context import Context
+from glitchrun.verdicts import is_glitch
 from glitchrun.vocabulary.text import emitted_kind
 
 
@@ -55,7 +56,7 @@ class Judge:
         limit = self._context.spec.thresholds.probability
         if any(result.passed for result in probes.values()):
             return Verified(token, probes, glitch=False, emitted=None)
-        glitch = all(result.p < limit for result in probes.values())
+        glitch = is_glitch(probes, limit)
         closest = max(probes, key=lambda name: probes[name].p)
         vocabulary, said = self._context.vocabulary, probes[closest].argmax
         closing = PROBES[closest].closing
@@ -94,19 +95,3 @@ def judged(
         prompts=prompts,
     )
     return verdicts, batch
-
-
-def verdict_metrics(batches: Sequence[Batch]) -> Iterator[Measured]:
-    """The metrics of a step of verifications, headline first."""
-    facts = [fact for batch in batches for fact in batch.token_facts]
-    verdicts = [fact for fact in facts if isinstance(fact, Verified)]
-    n = len(verdicts)
-    glitches = sum(verdict.glitch for verdict in verdicts)
-    yield Measured("glitch", glitches, n)
-    yield Measured("severe", sum(verdict.severe for verdict in verdicts), n)
-    yield Measured("verified", n, n)
-    yield Measured("glitch_rate", glitches / n if n else None, n)
-    seconds = sum(batch.seconds for batch in batches if not batch.is_of_controls)
-    yield Measured("tokens_per_second", n / seconds if seconds else None, n)
-    for name in ("rechecked", "not_intact"):
-        yield Measured(name, sum(batch.counters.get(name, 0) for batch in batches), n)

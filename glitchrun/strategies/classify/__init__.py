@@ -86,6 +86,9 @@ class Classify(Strategy):
                 hint = f"add {name.split('/')[0]!r} to them"
                 yield document.problem("GR313", path, message, hint)
 
+    def steering(self, config: Config) -> frozenset[str]:
+        return frozenset()
+
     def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
         named = named_tokens(config.tokens, earlier, vocab)
         most = self._asking(config, named, vocab, config.max_new_tokens)

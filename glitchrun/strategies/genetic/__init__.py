@@ -112,6 +112,9 @@ class Genetic(Strategy):
     def takes_scope(self, config: Config) -> bool:
         return config.pool is None
 
+    def steering(self, config: Config) -> frozenset[str]:
+        return frozenset()
+
     def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
         pool = vocab if config.pool is None else named_tokens(config.pool, earlier, vocab)
         asked = config.impact_tokens

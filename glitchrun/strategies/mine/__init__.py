@@ -95,6 +95,8 @@ class Mine(Strategy):
         "  - {id: asr, strategy: validate, tokens: {from: mine}, attempts: 5}"
     )
     figures = ("glitchrun.report.figures.discovery:draw_discovery",)
+    metrics_code = "glitchrun.strategies.metrics:of_mining"
+    verdict = "probability"
     searches = True
 
     def configure(self, params: Mapping[str, Any]) -> Config:
@@ -105,6 +107,24 @@ class Mine(Strategy):
 
     def takes_scope(self, config: Config) -> bool:
         return True
+
+    def steering(self, config: Config) -> frozenset[str]:
+        judges = config.controls or SEARCHES[config.search].judges
+        return frozenset(["probability"] if judges else [])
+
+    def limits(self, config: Config) -> tuple[int | None, tuple[str, ...]]:
+        # A search that learns from whole rounds would go on differently after a part of one, and
+        # controls are drawn once the search has ended.
+        whole = SEARCHES[config.search].ends_itself or not (config.limit or 0) % self.round(config)
+        if config.controls or not whole:
+            return None, ()
+        return config.limit, ("budget", "iterations")
+
+    def round(self, config: Config) -> int:
+        """The number of tokens that a round of the search verifies."""
+        # The gradient search verifies no more than the neighbours that it considers.
+        gradients = SEARCHES[config.search].gradients
+        return min(config.batch_size, config.k) if gradients else config.batch_size
 
     def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
         search, limit = SEARCHES[config.search], vocab
@@ -117,9 +137,7 @@ class Mine(Strategy):
             return replace(found, caveat=_few_found(config.recall)) if ends_by_recall else found
         if not search.gradients:
             return verification(tokens, config.probes)
-        # A round verifies no more than the neighbours that it considers.
-        each = min(config.batch_size, config.k)
-        return verification(tokens, config.probes, gradients=-(-limit // each))
+        return verification(tokens, config.probes, gradients=-(-limit // self.round(config)))
 
     def likely_work(self, config: Config, bounds: Work, expected: Expectation) -> Work:
         search, scope = SEARCHES[config.search], expected.size

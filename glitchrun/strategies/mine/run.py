@@ -20,12 +20,11 @@ from glitchrun.search.base import Scores
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.false_alarms import (
-    control_metrics,
     controls_done,
     judged_controls,
 )
 from glitchrun.strategies.mine import Config
-from glitchrun.strategies.verdicts import Judge, judged, verdict_metrics
+from glitchrun.strategies.verdicts import Judge, judged
 
 _PASSES_PER_WRITE = 8
 """Forward passes of the screen between two entries of the ledger."""
@@ -51,12 +50,7 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     for batch in judged_controls(context, judge, config.controls, batches):
         batches.append(batch)
         yield batch
-    yield from verdict_metrics(batches)
-    yield from control_metrics(config.controls, batches)
-    yield from _costs(batches)
     yield _left(search, context, batches)
-    if SEARCHES[config.search].screened:
-        yield screen_agreement(batches)
     if isinstance(search, Cascade):
         yield from _recall(search, batches)
 
@@ -111,14 +105,6 @@ def _stage(config: Config, search: Search, done: Mapping[str, int], left: int) -
     most = done[name] + (left if known is None else min(left, known))
     is_known = known is not None or not SEARCHES[config.search].ends_itself
     return Stage(name, most) if is_known else Stage(name, None, most=most)
-
-
-def _costs(batches: Sequence[Batch]) -> Iterator[Measured]:
-    """The cost of choosing the tokens, without their verification."""
-    n = batches[-1].done if batches else 0
-    for name in ("gradients", "screens"):
-        yield Measured(name, sum(batch.counters.get(name, 0) for batch in batches), n)
-    yield Measured("search_seconds", sum(batch.search_seconds for batch in batches), n)
 
 
 def _left(search: Search, context: Context, batches: Sequence[Batch]) -> Measured:
@@ -195,26 +181,3 @@ def _scores(batches: Sequence[Batch]) -> Scores:
         np.array([value for fact in facts for value in fact.log_p]),
         np.array([value for fact in facts for value in fact.gap]),
     )
-
-
-def screen_agreement(batches: Sequence[Batch]) -> Measured:
-    """The share of verified tokens for which the screen predicted the first probe's verdict.
-
-    The screen keeps the positions between token and answer frozen. A model that carries the token
-    to its answer through them gets a low share; the screen's order is then of little use.
-    """
-    passing = {token_id: gap == 0 for token_id, gap in _gaps(batches).items()}
-    verdicts = [
-        (fact.token.id, next(iter(fact.probes.values())).passed)
-        for batch in batches
-        for fact in batch.token_facts
-        if isinstance(fact, Verified)
-    ]
-    foreseen = sum(passing[token_id] == passed for token_id, passed in verdicts)
-    n = len(verdicts)
-    return Measured("screen_agreement", foreseen / n if n else None, n)
-
-
-def _gaps(batches: Sequence[Batch]) -> Mapping[int, float]:
-    facts = (fact for batch in batches for fact in batch.screened)
-    return {i: gap for fact in facts for i, gap in zip(fact.token_ids, fact.gap, strict=True)}

@@ -43,6 +43,9 @@ class Predict(Strategy):
         expected: fox"""
     figures = ("glitchrun.report.figures.next_token:draw_predictions",)
 
+    def steering(self, config: Config) -> frozenset[str]:
+        return frozenset()
+
     def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
         # One pass for the distribution. For each spelling of the expected text one for each further
         # token, of which there are no more than bytes, and one for a space.

@@ -43,6 +43,9 @@ class Profile(Strategy):
     code = f"{__name__}.run:run"
     measures_machine = True
 
+    def steering(self, config: Config) -> frozenset[str]:
+        return frozenset()
+
     def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
         # Each pass runs once more to warm up; generating starts from a pass over the prompts.
         passes = config.timed.batch_size * (config.timed.repeats + 1)

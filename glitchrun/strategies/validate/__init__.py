@@ -70,8 +70,13 @@ class Validate(Strategy):
         "  - {id: mine, strategy: mine, search: gradient, iterations: 50, batch_size: 8, k: 32}\n"
         "  - {id: asr, strategy: validate, tokens: {from: mine}, attempts: 5}"
     )
+    metrics_code = "glitchrun.strategies.metrics:of_sampling"
+    verdict = "asr"
     batch_size_changes_results = False
     samples_attempts = True
+
+    def steering(self, config: Config) -> frozenset[str]:
+        return frozenset(["asr"] if config.sequential else [])
 
     def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
         named = named_tokens(config.tokens, earlier, vocab)

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from scipy.stats import binomtest
-
-from glitchrun.events import Attempt, Batch, Event, Measured, Sampled, Stage, Token
+from glitchrun.behaviour.rates import wilson
+from glitchrun.events import Attempt, Batch, Event, Sampled, Stage, Token
 from glitchrun.probing.memory_limits import standard_rows
 from glitchrun.probing.sampling import Sampler
 from glitchrun.probing.token_choice import SamplingParams
@@ -18,7 +17,6 @@ from glitchrun.prompts.template import stop_ids
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.false_alarms import (
     as_controls,
-    control_metrics,
     control_stage,
     controls_done,
     draw,
@@ -27,6 +25,7 @@ from glitchrun.strategies.false_alarms import (
 )
 from glitchrun.strategies.validate import Config
 from glitchrun.strategies.validate.stopping import Stopping
+from glitchrun.verdicts import is_confirmed
 
 _WORK = "continuations"
 """The counter whose rate is shown."""
@@ -42,12 +41,7 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     for batch in _sampled_in_order(config, context, sampler, tokens, done, stage):
         batches.append(batch)
         yield batch
-    for batch in _sampled_controls(config, context, sampler, tokens, batches):
-        batches.append(batch)
-        yield batch
-    yield from _metrics(batches, config.repeats)
-    yield _distinct(config, batches)
-    yield from control_metrics(config.controls, batches)
+    yield from _sampled_controls(config, context, sampler, tokens, batches)
 
 
 def _sampled_in_order(
@@ -196,36 +190,6 @@ def _by_probe(sampler: Sampler, attempts: Sequence[Attempt]) -> tuple[Attempt, .
 
 
 def _estimate(token: Token, outcomes: tuple[bool, ...], threshold: float, kept: bool) -> Sampled:
-    test = binomtest(sum(outcomes), len(outcomes))
-    interval = test.proportion_ci(confidence_level=0.95, method="wilson")
-    asr = float(test.statistic)
-    # Every ASR reaches a threshold of 0: at least one attempt must have failed.
-    confirmed = any(outcomes) and asr >= threshold
-    return Sampled(token, outcomes, asr, float(interval.low), float(interval.high), confirmed, kept)
-
-
-def _metrics(batches: Sequence[Batch], asked: int) -> Iterator[Measured]:
-    facts = [fact for b in batches for fact in b.token_facts if isinstance(fact, Sampled)]
-    n = len(facts)
-    attempts = sum(fact.attempts for fact in facts)
-    seconds = sum(batch.seconds for batch in batches if not batch.is_of_controls)
-    yield Measured("confirmed", sum(fact.confirmed for fact in facts), n)
-    yield Measured("asr_mean", sum(fact.asr for fact in facts) / n if n else None, n)
-    yield Measured("validated", n, n)
-    yield Measured("attempts", attempts, n)
-    yield Measured("attempts_saved", asked * n - attempts, n)
-    yield Measured("stopped_early", sum(fact.attempts < asked for fact in facts), n)
-    yield Measured("attempts_per_second", attempts / seconds if seconds else None, attempts)
-    for name in ("resampled", "not_intact"):
-        yield Measured(name, sum(batch.counters.get(name, 0) for batch in batches), n)
-
-
-def _distinct(config: Config, batches: Sequence[Batch]) -> Measured:
-    """The share of distinct continuations, counted per token and prompt."""
-    made, distinct = (
-        sum(batch.counters.get(name, 0) for batch in batches)
-        for name in ("continuations", "distinct")
-    )
-    # Continuations of different rounds are not compared.
-    known = made and not config.sequential
-    return Measured("distinct", distinct / made if known else None, made)
+    asr = wilson(sum(outcomes), len(outcomes))
+    confirmed = is_confirmed(outcomes, threshold)
+    return Sampled(token, outcomes, asr.value, asr.low, asr.high, confirmed, kept)
