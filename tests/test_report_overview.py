@@ -84,6 +84,10 @@ def test_tied_tokens_are_called_tied_and_readable_ones_are_named(tmp_path: Path)
     first = next(line for line in summary_lines(record) if "confirmed  ASR" in line)
     assert "«␣word0»" in first
     assert run_description(record).index("word5") < run_description(record).index("␀")
+    assert '«<bdi class="token">␣word0</bdi>»' in render(record)
+    hostile = run_of(tmp_path / "c", step("asr", "validate", sampled(1, 5, text="<b>x")))
+    assert '«<bdi class="token">&lt;b&gt;x</bdi>»' in render(hostile)
+    assert "<b>x" not in run_description(hostile).split("| token |")[0]
 
 
 def test_without_a_confirmed_token_the_nearest_are_named(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def _markup() -> Any:
 def _with_tokens(sentence: str) -> Any:
     """A sentence whose quoted tokens do not change the writing direction around them."""
     quoted = _QUOTED.sub(r'«<bdi class="token">\1</bdi>»', str(_markup().escape(sentence)))
-    return _markup()(quoted)
+    return _markup()(quoted.replace(" %", "\xa0%"))  # a number and its unit stay on one line
 
 
 _PROSE = str.maketrans({"␣": " ", "␊": "\n", "␉": "\t"})

@@ -27,12 +27,13 @@ class Outcome:
     words: str
     """The status and what went wrong: `FINISHED, 1 of 2 gates failed`."""
     reasons: tuple[str, ...]
-    """A sentence for each gate that did not pass and each check that failed."""
+    """A sentence for each gate that did not pass. The headline names the checks."""
 
 
 def outcome(record: RunRecord) -> Outcome:
     """How a run ended as a whole."""
-    checks, failed_checks = _checks(record)
+    checks = [row["outcome"] for _, row in check_rows(record)]
+    failed_checks = checks.count("fail")
     failed, unclear = (_with_outcome(record, word) for word in ("fail", "inconclusive"))
     tone = _TONES.get(record.status, "inconclusive")
     if failed or failed_checks:
@@ -44,9 +45,9 @@ def outcome(record: RunRecord) -> Outcome:
         status_word(record.status),
         *([f"{len(failed)} of {gates} failed"] if failed else []),
         *([f"{len(unclear)} of {gates} inconclusive"] if unclear else []),
-        *([f"{len(failed_checks)} of {counted(checks, 'check')} failed"] if failed_checks else []),
+        *([f"{failed_checks} of {counted(len(checks), 'check')} failed"] if failed_checks else []),
     ]
-    reasons = [*map(_reason, (*failed, *unclear)), *failed_checks]
+    reasons = map(_reason, (*failed, *unclear))
     return Outcome(tone, ", ".join(words), tuple(reasons))
 
 
@@ -73,17 +74,6 @@ def _reason(gate: GateResult) -> str:
     if gate.observed is None:
         return f"{name} is inconclusive: the metric has no value."
     return f"{name} is inconclusive: observed {figure(gate.observed)}{n}, fewer than its min_n."
-
-
-def _checks(record: RunRecord) -> tuple[int, list[str]]:
-    """The number of checks, and a sentence for each that failed."""
-    rows = list(check_rows(record))
-    failed = [
-        f"Check {row['check']} of step {step} failed: {row['reason']}"
-        for step, row in rows
-        if row["outcome"] == "fail"
-    ]
-    return len(rows), failed
 
 
 def check_rows(record: RunRecord) -> Iterator[tuple[str, Mapping[str, Any]]]:

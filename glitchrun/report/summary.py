@@ -35,7 +35,7 @@ def summary_lines(record: RunRecord, width: int | None = None) -> list[str]:
     beyond = record.model.beyond_training if record.model else ()
     return [
         f"{record.identity.experiment} · {record.identity.name}: {_ending(record)}",
-        *_wrapped("  ", f"{number}{top.unit}", width),
+        f"  {styled(f'{number}{top.unit}', 'heading')}",
         *(line for text in (*top.notices, *top.result) for line in _wrapped("  ", text, width)),
         *(line for text in top.caveats for line in _wrapped("  note     ", text, width)),
         *(part for line in _token_lines(record) for part in _wrapped("  ", line, width, 10)),
@@ -55,14 +55,15 @@ def _wrapped(label: str, text: str, width: int | None, indent: int = 0) -> list[
     if not width:
         return [label + text]
     later = " " * (len(label) + indent)
-    return textwrap.wrap(
-        text,
+    lines = textwrap.wrap(
+        text.replace(" %", "\xa0%"),  # a number and its unit stay on one line
         width,
         initial_indent=label,
         subsequent_indent=later,
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return [line.replace("\xa0", " ") for line in lines]
 
 
 def _file_lines(record: RunRecord) -> list[str]:
