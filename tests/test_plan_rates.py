@@ -22,7 +22,7 @@ from glitchrun.events import (
     Verified,
     batch_to_json,
 )
-from glitchrun.ledger.timings import Timing, read_timings
+from glitchrun.ledger.timings import PROMPT_TOKENS, Timing, read_timings
 from glitchrun.plan.devices import DeviceMemory
 from glitchrun.plan.duration import duration
 from glitchrun.plan.memory_estimate import estimate
@@ -130,6 +130,13 @@ def test_duration_is_the_work_at_the_rates(tmp_path: Path) -> None:
     assert found.to_json()["source"] == "rates measured in run aaaaaaaa"
 
 
+def test_prompt_of_a_continuation_counts_as_some_of_its_tokens(tmp_path: Path) -> None:
+    rate = replace(VERIFY, kind="sample", seconds=100.0)
+    asked = {"tokens": {"ids": [1, 2]}, "attempts": 1, "temperature": 0, "max_new_tokens": 1}
+    found = _duration(tmp_path, [rate], Step("asr", "validate", asked))
+    assert found.steps["asr"] == pytest.approx(0.1 * 2 * 3 * (1 + PROMPT_TOKENS))
+
+
 def test_bound_without_rates_is_at_low_speed_and_above_the_likely_time(tmp_path: Path) -> None:
     asr = Step("asr", "validate", {"tokens": {"ids": [1, 2]}})
     found = _duration(tmp_path, [VERIFY], Step("all", "scan", {}), asr)
@@ -177,7 +184,7 @@ LINES = [
         {"forwards": 1},
     ),
     _batch([{"kind": "verified", "probes": {"a": PROBE}}], {"gradients": 3}),
-    _batch([{"kind": "sampled"}], {"drawn": 50}),
+    _batch([{"kind": "sampled"}], {"drawn": 50, "continuations": 5}),
     _batch([{"kind": "entry"}], {"drawn": 70}),
     _batch([{"kind": "entry"}], {"evaluations": 6}),
     {"kind": "gates", "at": 9000, "gates": []},
@@ -192,7 +199,7 @@ def test_timings_count_the_work_of_each_kind(tmp_path: Path) -> None:
         "screen": (2, 0.5),
         "verify": (3, 4.0),
         "gradient": (3, 0.5),
-        "sample": (50, 2.0),
+        "sample": (50 + 5 * PROMPT_TOKENS, 2.0),
         "answer": (70, 2.0),
         "score": (6, 2.0),
         "start": (1, 4.5),

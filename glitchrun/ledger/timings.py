@@ -21,6 +21,9 @@ from glitchrun.ledger.identity import read_run_document
 
 _MOST_LEDGERS = 30
 """Ledgers that are read: the latest ones."""
+PROMPT_TOKENS = 8
+"""Generated tokens that take as long as the prompt of a continuation. It has about 20 positions,
+and attempts on a token share it in part."""
 _PROMPT = b'"decided_in":'
 """Occurs once in the result of each prompt, and with an escaped quote in any text."""
 _SAMPLED = b'"kind":"sampled"'
@@ -32,7 +35,8 @@ class Timing:
 
     kind: str
     """verify (amount: prompts), screen (tokens), gradient (gradients), sample and answer (generated
-    tokens), score (sequences) or start (1: loading, and writing the report)."""
+    tokens, and `PROMPT_TOKENS` for each continuation), score (sequences) or start (1: loading, and
+    writing the report)."""
     amount: float
     seconds: float
     run: str
@@ -163,6 +167,7 @@ def _work(line: bytes) -> Iterator[tuple[str, float, float]]:
     if evaluations := counters.get("evaluations"):
         yield "score", evaluations, seconds
     elif drawn := counters.get("drawn"):
-        yield ("sample" if _SAMPLED in line else "answer"), drawn, seconds
+        sampled = drawn + PROMPT_TOKENS * counters.get("continuations", 0)
+        yield ("sample" if _SAMPLED in line else "answer"), sampled, seconds
     elif prompts := line.count(_PROMPT):
         yield "verify", prompts, seconds

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glitchrun.checkpoint.headers import Header
+from glitchrun.ledger.timings import PROMPT_TOKENS
 from glitchrun.plan.memory_estimate import MemoryEstimate
 from glitchrun.plan.rates import EQUIVALENT, Rate, Rates
 from glitchrun.plan.weight_bytes import active_parameters
@@ -114,7 +115,8 @@ def _units(step: StepWork, work: Work) -> Iterator[tuple[str, int]]:
     yield ("score" if "score" in step.passes else "verify"), work.prompts
     yield "screen", work.screens
     yield "gradient", work.gradients
-    yield ("answer" if "answer" in step.passes else "sample"), work.new_tokens
+    sampled = work.new_tokens + PROMPT_TOKENS * work.continuations
+    yield ("answer" if "answer" in step.passes else "sample"), sampled
 
 
 def _most(header: Header, memory: MemoryEstimate, step: StepWork, rates: Rates) -> float:

@@ -27,13 +27,13 @@ Basis = Literal["model", "quantization", "other model", "processor", "assumed"]
 EQUIVALENT: Mapping[str, float] = {
     "verify": 1.0,
     "screen": 1 / 6.6,
-    "sample": 1 / 5,
-    "answer": 1 / 5,
+    "sample": 1 / 8,
+    "answer": 1 / 8,
     "gradient": 20.0,
     "score": 3.0,
 }
 """Time of a unit of each kind of work, relative to a verified prompt. On SmolLM2 and two CPU cores
-a screened token takes 1/6.6, a sampled one 1/4.7 to 1/6.1, a gradient 15 to 35, a scored sequence
+a screened token takes 1/6.6, a sampled one 1/8 to 1/10, a gradient 15 to 35, a scored sequence
 2 to 4."""
 _OVERHEAD = {"cpu": 2e-3, "cuda": 1e-5}
 """Seconds of a verified prompt outside matrix products: nearly all for very small models."""
