@@ -94,6 +94,18 @@ def _coloured(text: str) -> str:
     return "".join(shown)
 
 
+def terminal_width() -> int | None:
+    """Columns of the terminal that standard output goes to; None where it is no terminal and
+    COLUMNS is not set."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
 def emit(text: str) -> None:
     """Writes a document to standard output unchanged, as UTF-8."""
     stream = QuietStream(sys.stdout)

@@ -11,15 +11,22 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.cells import cell_len
 
 from glitchrun.behaviour.rates import wilson
-from glitchrun.cli import compare, main
-from glitchrun.ledger import ROOT
+from glitchrun.cli import main
+from glitchrun.events import ProbeResult, Token
+from glitchrun.ledger import ROOT, RunRecord
 from glitchrun.ledger.record import Metric
-from glitchrun.report.comparison.pairs import Counts, Overlap, disjoint
+from glitchrun.report.comparison.output import as_text
+from glitchrun.report.comparison.pairs import Counts, Overlap, all_pairs, disjoint, pair
+from glitchrun.report.comparison.results import cells_json, leader_sentence, results
+from glitchrun.report.comparison.sections import matrix_section, sections
+from glitchrun.report.comparison.sides import Side, side_of_run, with_verdicts
+from glitchrun.report.formatting import in_one_unit
 from glitchrun.runner.lookup import find_cells
 from tests.support.records import Invented, write_matrix, write_run
-from tests.support.reporting import rows, run_of, step
+from tests.support.reporting import rows, run_of, sampled, step, verified
 
 LEGACY = Path(__file__).parent / "data" / "legacy"
 
@@ -171,7 +178,8 @@ def test_text_and_markdown_show_the_same_numbers(runs: list[Any]) -> None:
     assert "| `␣petertodd` |" in markdown
     everything = compared("quantization=float32", "quantization=int4", "--all").stdout
     assert "--all lists them" not in everything
-    assert len(everything.splitlines()) == len(text.splitlines()) + 26 - 1
+    assert "asr/validated" in everything
+    assert "mine/verified" not in text  # equal on both sides
 
 
 def test_more_than_two_sides_are_compared_pairwise(runs: list[Any]) -> None:
@@ -182,7 +190,8 @@ def test_more_than_two_sides_are_compared_pairwise(runs: list[Any]) -> None:
     assert found["pairs"][2]["kappa"] == alone["kappa"]
     text = compared(*names).stdout
     assert "tokens with different verdicts" in text
-    assert "Differences between A and C" in text
+    lines = [line.split() for line in text.splitlines()]
+    assert ["model.quantization", "results", "float32", "int8", "int4"] in lines
 
 
 def test_a_file_is_compared_with_a_run(runs: list[Any], tmp_path: Path) -> None:
@@ -300,23 +309,182 @@ def test_the_newest_finished_run_of_a_cell_is_compared(runs: list[Any], tmp_path
     assert any(cell.key[:12] in side["name"] for side in sides)
 
 
-def test_runs_without_verdicts_are_compared_by_metrics_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    speed = {"tokens_per_second": Metric(5.0), "estimate_deviation": Metric(None)}
-    profiles = [
-        replace(run_of(tmp_path / name), steps=(replace(step("p", "profile"), metrics=speed),))
-        for name in "abc"
+def test_profiles_begin_with_their_figures(tmp_path: Path) -> None:
+    def profile(name: str, speed: float) -> RunRecord:
+        metrics = {
+            "generation_tokens_per_second": Metric(speed),
+            "weight_bytes": Metric(658_752),
+            "peak_bytes": Metric(638_000_000 if speed > 5 else 1_057_000_000),
+            "estimate_deviation": Metric(None),
+        }
+        made = replace(step("p", "profile"), metrics=metrics)
+        return named(run_of(tmp_path / name, made), name)
+
+    sides = sides_of(profile("one", 5.0), profile("two", 17.25), profile("three", 17.25))
+    text = as_text(sections("verdict", sides, all_pairs(sides), 20))
+    leader = (
+        "Tie for the highest generation tokens per second: 17.25 (two and three); lowest: 5.00 "
+        "(one)."
+    )
+    assert text.splitlines()[:4] == [
+        "Compared",
+        f"  {leader}",
+        "                            Generation",
+        "                            tokens per",
     ]
-    for count in (2, 3):
-        found = iter(profiles)
-        monkeypatch.setattr(compare, "find_cells", lambda *_: [])
-        monkeypatch.setattr(compare, "find_run", lambda *_, found=found: next(found))
-        done = compared(*"abc"[:count])
-        assert done.exit_code == 0, done.stderr
-        titles = [line for line in done.stdout.splitlines() if line and line[0] != " "]
-        assert titles[:2] == ["Compared", "Metrics"]
-        assert all(title.startswith("Differences") for title in titles[2:])
-        assert "Examined" not in done.stdout
-        assert "p/tokens_per_second" in done.stdout
-        assert "estimate_deviation" not in done.stdout  # no side has it
+    assert [line for line in text.splitlines() if line and line[0] != " "] == [
+        "Compared",
+        "Metrics",
+        "What differs",
+    ]
+    rows = [line.split() for line in text.splitlines()]
+    assert ["p/peak_bytes", "1.057", "0.638", "0.638", "GB"] in rows
+    assert "p/weight_bytes" not in text  # equal on all sides
+    assert "estimate_deviation" not in text  # no side has it
+    assert "Verified" not in text
+
+
+def named(record: RunRecord, name: str, **identity: Any) -> RunRecord:
+    return replace(record, identity=replace(record.identity, name=name, **identity))
+
+
+def sides_of(*records: RunRecord, by: str | None = None) -> list[Side]:
+    labelled = zip("ABCDE", records, strict=False)
+    return with_verdicts([side_of_run(label, record) for label, record in labelled], by)[1]
+
+
+def test_unsampled_glitches_are_not_added_to_confirmed_tokens(tmp_path: Path) -> None:
+    """Three glitch tokens, one of them sampled and confirmed; the other run samples nothing."""
+    facts = [verified(i, p=1e-4, passed=False, glitch=True) for i in (1, 2, 3)]
+    facts.append(verified(4))
+    some = run_of(tmp_path / "a", step("t", "test", *facts), step("asr", "validate", sampled(1, 5)))
+    none = run_of(tmp_path / "b", step("t", "test", *facts))
+    by, (left, right) = with_verdicts([side_of_run("A", some), side_of_run("B", none)], None)
+    assert by == "glitch"
+    assert pair(left, right).counts == Counts(3, 0, 0, 1)
+    assert [(one.name, one.values) for one in results([left, right])] == [
+        ("verified", (4, 4)),
+        ("glitch", (3, 3)),
+        ("severe", (3, 3)),
+        ("sampled", (1, None)),
+        ("confirmed", (1, None)),
+    ]
+    asked = sides_of(some, none, by="verdict")
+    agreement = next(s for s in sections("verdict", asked, [pair(*asked)], 20) if s.columns[1:])
+    text = as_text(sections("verdict", asked, [pair(*asked)], 20))
+    assert "A: 1 token confirmed; 2 by the probes alone." in text
+    assert agreement.title == "Compared"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "params", "chose"),
+    [
+        ("test", {"tokens": {"ids": [1, 2]}}, False),
+        ("scan", {}, False),
+        ("mine", {"search": "random"}, True),
+        ("mine", {"search": "range", "ranges": [[0, 9]]}, False),
+    ],
+)
+def test_overlap_is_compared_with_chance_for_tokens_that_runs_chose(
+    tmp_path: Path, strategy: str, params: dict[str, Any], chose: bool
+) -> None:
+    facts = [verified(i, p=1e-4, passed=False, glitch=True) for i in (1, 2)]
+    examined = replace(step("t", strategy, *facts), params=params)
+    tried = replace(step("asr", "validate", sampled(1, 5)), params={"tokens": {"from": "t"}})
+    record = run_of(tmp_path, examined, tried)
+    assert record.model
+    model = replace(record.model, categories={"normal": 459, "byte": 178}, excluded=9)
+    left, right = sides_of(*[replace(record, model=model)] * 2)
+    assert left.chose == chose
+    compared = pair(left, right)
+    assert [one.scope for one in compared.overlaps] == ([450] * 4 + [2]) * chose
+    titles = [one.title for one in sections("verdict", [left, right], [compared], 20)]
+    assert ("Overlap and chance" in titles) == chose
+
+
+def test_tokens_are_readable_and_aligned_at_80_columns(tmp_path: Path) -> None:
+    """Parts of characters show their bytes; wide characters take two columns."""
+    byte = Token(5, "\ufffd", "æĹ", "byte", 1.0)
+    odd = [
+        replace(verified(5), token=byte),
+        verified(6, text="한국어"),
+        verified(7, text="\u202ex"),
+    ]
+    failed = [replace(f, glitch=True, probes={"repeat": probe(1e-5)}) for f in odd]
+    runs = [
+        named(run_of(tmp_path / name, step("t", "test", *facts)), f"model.quantization={name}")
+        for name, facts in (("float32", odd), ("int4", failed))
+    ]
+    sides = sides_of(*runs)
+    lines = as_text(sections("glitch", sides, all_pairs(sides), 20), 80).splitlines()
+    assert max(map(cell_len, lines)) <= 80
+    assert any(line.startswith("    A  model.quantization=float32  ") for line in lines)
+    tokens = [line for line in lines if "«" in line]
+    assert [line.split()[:3] for line in tokens[:1]] == [["«⟨E6", "97⟩»", "5"]]
+    assert "«⟨U+202E⟩x»" in tokens[2]
+    assert len({cell_len(line[: line.index("passed")]) for line in tokens}) == 1
+    assert [line.split()[-1] for line in tokens] == ["1.00e-05"] * 3
+
+
+def probe(p: float) -> ProbeResult:
+    return ProbeResult(p, 2, 1.0, 0, 1.0, False, "float32", True)
+
+
+@pytest.mark.parametrize(
+    ("values", "unit", "shown"),
+    [
+        ([658_752, 147_200, None], "bytes", ("kB", ["659", "147", "–"])),
+        ([0.0697, 0.0], "share", ("%", ["6.97", "0.00"])),
+        ([0.994, 1.0], "share", ("%", ["99.4", "100.0"])),
+        ([7200, 900], "s", ("min", ["120.0", "15.0"])),
+        ([0.25, 6e-6, 0.0], "probability", ("", ["2.50e-01", "6.00e-06", "0.00e+00"])),
+        ([49_152, 12], "tokens", ("tokens", ["49,152", "12"])),
+        ([-0.2, 0.1], "nats", ("nats", ["-0.200", "0.100"])),
+        ([], "s", ("s", [])),
+    ],
+)
+def test_numbers_of_a_column_have_one_unit(
+    values: list[float | None], unit: str, shown: tuple[str, list[str]]
+) -> None:
+    assert in_one_unit(values, unit) == shown
+
+
+def test_a_matrix_ends_with_a_table_of_its_cells(runs: list[RunRecord]) -> None:
+    section = matrix_section(runs)
+    text = as_text([section]).splitlines()
+    assert text[0] == "quantization-sweep: 3 cells"
+    confirmed = [run.metrics["asr/confirmed"].value for run in runs]
+    heads = [column.label for column in section.columns]
+    assert [int(row[heads.index("Confirmed")]) for row in section.rows] == confirmed
+    assert [row[0] for row in section.rows] == [run.identity.name for run in runs]
+    assert [row[heads.index("Gates")] for row in section.rows] == ["1 pass"] * 3
+    found = cells_json(runs)
+    assert found["compare"] == "glitchrun compare quantization-sweep"
+    assert [cell["results"]["confirmed"] for cell in found["cells"]] == confirmed
+    assert [cell["gates"] for cell in found["cells"]] == [{"pass": 1}] * 3
+
+
+def test_cells_with_equal_results_tie(runs: list[RunRecord]) -> None:
+    first = named(runs[0], "again")
+    assert leader_sentence(sides_of(runs[0], first)) == "Both tie: confirmed = 21."
+    assert leader_sentence(sides_of(runs[0], first, runs[2])) == (
+        "Highest confirmed: 33 (quantization=int4); lowest: 21 (quantization=float32 and again)."
+    )
+
+
+def test_names_that_stand_for_several_runs(runs: list[RunRecord], tmp_path: Path) -> None:
+    assert len(document("sweep over quantization")["sides"]) == 3  # the parent's name in MLflow
+    for key, share in (("b" * 16, 0.1), ("c" * 16, 0.2)):
+        write_run(
+            tmp_path / ROOT, Invented(experiment="own", name="own", key=key, glitch_share=share)
+        )
+    names = [side["name"] for side in document("own")["sides"]]
+    assert names == [f"own · own {key * 12}#1" for key in "bc"]
+    newer = Invented(
+        experiment="quantization-sweep",
+        name="quantization-sweep",
+        key="d" * 16,
+        started_at=runs[2].started_at + 9,
+    )
+    write_run(tmp_path / ROOT, newer)  # the matrix was removed from the spec
+    assert find_cells("quantization-sweep", tmp_path / ROOT) == []

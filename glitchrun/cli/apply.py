@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from glitchrun.errors import GlitchrunError, UsageError, require
-from glitchrun.ledger import ROOT
+from glitchrun.ledger import ROOT, RunRecord
+from glitchrun.runner.lookup import find_cells
 from glitchrun.spec.loading import load_experiment
-from glitchrun.terminal import QuietStream, emit_json, say
+from glitchrun.terminal import QuietStream, emit_json, say, terminal_width
 
 if TYPE_CHECKING:
     from glitchrun.plan.build import Plan, PlannedRun
@@ -139,17 +139,40 @@ def _print_json(applied: Applied) -> None:
     runs = [describe(outcome.record) for outcome in applied.outcomes]
     error = {"error": "\n".join(applied.failures)} if applied.failures else {}
     document = {"runs": runs, "exit_code": int(applied.exit_code), **error}
+    if cells := _cells(applied):
+        from glitchrun.report.comparison.results import cells_json
+
+        document["matrix"] = cells_json(cells)
     emit_json(document)
 
 
 def _print_text(applied: Applied) -> None:
     from glitchrun.report.summary import summary_lines
 
-    width = shutil.get_terminal_size().columns if _is_terminal(sys.stdout) else None
     for outcome in applied.outcomes:
-        say("\n".join(summary_lines(outcome.record, width)))
-    if applied.outcomes:
-        say("compare  glitchrun ui")
+        say("\n".join(summary_lines(outcome.record, terminal_width())))
+    if cells := _cells(applied):
+        from glitchrun.report.comparison.output import as_text
+        from glitchrun.report.comparison.results import compare_command
+        from glitchrun.report.comparison.sections import matrix_section
+
+        say()
+        say(as_text([matrix_section(cells)], terminal_width()), nl=False)
+        say(f"next: {compare_command(cells)} -o html, or glitchrun ui")
+    elif applied.outcomes:
+        say("next: glitchrun ui")
+
+
+def _cells(applied: Applied) -> list[RunRecord]:
+    """The cells of a matrix, those that failed included; empty for a single run."""
+    records = [outcome.record for outcome in applied.outcomes]
+    parent = records[0].identity.parent if records else None
+    if parent is None or (len(records) < 2 and not applied.failures):
+        return []
+    known = {record.identity.key for record in records}
+    others = (run for run in find_cells(parent, ROOT) if run.identity.key not in known)
+    failed = [run for run in others if run.status != "FINISHED"] if applied.failures else []
+    return [*records, *failed]
 
 
 def _say_undelivered(applied: Applied) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING
@@ -11,69 +12,118 @@ import click
 
 from glitchrun.errors import UsageError, require
 from glitchrun.ledger import ROOT
-from glitchrun.runner.lookup import find_cells, find_run
-from glitchrun.terminal import emit_json, say
+from glitchrun.report.writing import write_document
+from glitchrun.runner.lookup import find_cells, find_run, find_runs_of
+from glitchrun.terminal import QuietStream, emit, emit_json, say, terminal_width
 
 if TYPE_CHECKING:
     from glitchrun.ledger import RunRecord
+    from glitchrun.report.comparison.pairs import Pair
     from glitchrun.report.comparison.sides import Side
 
 _SHOWN = 20
 
 
 @click.command("compare")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option(
     "--by",
     type=click.Choice(["verdict", "glitch", "confirmed"]),
-    default="verdict",
-    show_default=True,
-    help="Which verdict: of attempts where there were any, of the probes, or of attempts alone.",
+    help="Which verdict to compare: of attempts where there were any, of the probes, or of "
+    "attempts alone. Default: verdict, or glitch if attempts confirmed only some glitch tokens.",
 )
 @click.option(
     "--scope",
     type=click.IntRange(min=1),
     metavar="N",
-    help="How many tokens there are to look at; without, the vocabulary's size.",
+    help="How many tokens could have been examined. Default: the scope of the runs.",
 )
-@click.option("--all", "every", is_flag=True, help="List every token, not only the first few.")
+@click.option("--all", "every", is_flag=True, help="List every token and metric.")
 @click.option(
-    "-o", "--output", type=click.Choice(["text", "json", "md"]), default="text", show_default=True
+    "-o",
+    "--output",
+    type=click.Choice(["text", "json", "md", "html"]),
+    default="text",
+    show_default=True,
 )
-def command(runs: tuple[str, ...], by: str, scope: int | None, every: bool, output: str) -> None:
+@click.option(
+    "--file",
+    "path",
+    type=click.Path(path_type=Path),
+    help="With -o html, the file to write. Default: standard output, but comparison.html if that "
+    "is a terminal.",
+)
+def command(
+    runs: tuple[str, ...],
+    by: str | None,
+    scope: int | None,
+    every: bool,
+    output: str,
+    path: Path | None,
+) -> None:
     """Shows verdicts and metrics of two or more RUNs side by side, with their agreement.
 
-    A RUN is a run as for `report`, or a file that `import` reads. The name of an experiment with a
-    matrix selects all its cells.
+    A RUN is a run as for `report`, or a file that `import` reads. The name or key of an experiment
+    with a matrix, or of the matrix, selects all its cells. The name of another experiment, given
+    alone, selects all its runs.
     """
-    require("scipy")
+    require("scipy", "rich")
     from glitchrun.report.comparison.output import as_json, as_markdown, as_text
     from glitchrun.report.comparison.pairs import all_pairs
     from glitchrun.report.comparison.sections import sections
+    from glitchrun.report.comparison.sides import with_verdicts
 
-    found = [one for run in runs for one in _resolve_run(run)]
+    if path is not None and output != "html":
+        raise UsageError("--file belongs to -o html; redirect the other formats")
+    found = [one for run in runs for one in _resolve_run(run, alone=len(runs) == 1)]
     if not 2 <= len(found) <= len(ascii_uppercase):
         raise UsageError(f"compare takes 2 to {len(ascii_uppercase)} runs, got {len(found)}")
-    sides = [_side(label, one, by) for label, one in zip(ascii_uppercase, found, strict=False)]
+    sides = [_side(label, one) for label, one in zip(ascii_uppercase, found, strict=False)]
+    by, sides = with_verdicts(sides, by)
     pairs = all_pairs(sides, scope)
     if output == "json":
         emit_json(as_json(sides, pairs, by))
+    elif output == "html":
+        _write_page(by, sides, pairs, path)
+    else:
+        limit = None if every else _SHOWN
+        shown = sections(by, sides, pairs, limit, equal_rows=every)
+        say(as_markdown(shown) if output == "md" else as_text(shown, terminal_width()), nl=False)
+
+
+def _write_page(by: str, sides: list[Side], pairs: list[Pair], path: Path | None) -> None:
+    require("jinja2", "matplotlib")
+    from glitchrun.report.comparison.page import as_html
+
+    text = as_html(by, sides, pairs)
+    if path is None and QuietStream(sys.stdout).isatty():
+        path = Path("comparison.html")
+    if path is None or str(path) == "-":
+        emit(text)
         return
-    shown = sections(sides, pairs, None if every else _SHOWN)
-    say(as_markdown(shown) if output == "md" else as_text(shown), nl=False)
+    write_document(path, text, "--file")
+    say(path)
 
 
-def _resolve_run(text: str) -> list[Path | RunRecord]:
-    """The file, the run or the matrix cells that a command-line argument names."""
+def _resolve_run(text: str, *, alone: bool) -> list[Path | RunRecord]:
+    """The file, the run or the runs that a command-line argument names.
+
+    Args:
+        text: The argument.
+        alone: Whether it is the only one, so that one run is not enough.
+    """
     if os.path.isfile(text):  # noqa: PTH113 - false for any text, where Path raises
         return [Path(text)]
-    return [*(find_cells(text, ROOT) or [find_run(text, ROOT)])]
+    if cells := find_cells(text, ROOT):
+        return [*cells]
+    several = find_runs_of(text, ROOT) if alone else []
+    return [*several] if len(several) > 1 else [find_run(text, ROOT)]
 
 
-def _side(label: str, one: Path | RunRecord, by: str) -> Side:
+def _side(label: str, one: Path | RunRecord) -> Side:
     from glitchrun.imports import read
     from glitchrun.report.comparison.sides import side_of_file, side_of_run
 
     if isinstance(one, Path):
-        return side_of_file(label, read(one), by)
-    return side_of_run(label, one, by)
+        return side_of_file(label, read(one))
+    return side_of_run(label, one)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import click
 
-from glitchrun.errors import UsageError, file_access, require
+from glitchrun.errors import require
 from glitchrun.ledger import ROOT, RunRecord
+from glitchrun.report.writing import write_document
 from glitchrun.runner.lookup import find_run
 from glitchrun.terminal import emit, say
 
@@ -39,7 +39,7 @@ def command(run: str, form: str, output: Path | None) -> None:
     if output is None or str(output) == "-":
         emit(text)
         return
-    _write(output, text)
+    write_document(output, text, "-o")
     say(output, err=form == "json")
 
 
@@ -60,12 +60,3 @@ def _text(record: RunRecord, form: str) -> str:
     from glitchrun.report.run_json import run_json
 
     return json.dumps(run_json(record), indent=2, allow_nan=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    from glitchrun.report.writing import replacing
-
-    if not os.path.isdir(path.parent):  # noqa: PTH112 - false for any text, where Path raises
-        raise UsageError(f"-o {path}: the folder {path.parent} does not exist; create it first")
-    with file_access(path, "cannot be written"), replacing(path) as file:
-        file.write(text)

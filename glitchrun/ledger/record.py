@@ -36,6 +36,12 @@ class RunIdentity:
     """Random id of this ledger, because another project may have a run with the same key. Empty in
     records of earlier versions."""
 
+    @property
+    def sweep(self) -> str:
+        """The name of the matrix' parent run in MLflow: `sweep over quantization × seed`."""
+        axes = " × ".join(name.rpartition(".")[2] for name in self.assignments)
+        return f"sweep over {axes}" if axes else "sweep"
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:

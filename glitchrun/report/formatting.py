@@ -23,6 +23,9 @@ _C0 = (
 _NAMES = {0x2400 + place: f"⟨{name}⟩" for place, name in enumerate(_C0)}
 
 
+_BYTES = (("B", 1.0), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9))
+
+
 # Numbers
 
 
@@ -133,6 +136,51 @@ def points(value: float) -> str:
     return "0.0" if float(text.replace(",", "")) == 0 else text
 
 
+def in_one_unit(values: Sequence[float | None], unit: str = "") -> tuple[str, list[str]]:
+    """Numbers for one column: a unit for all of them, and each number with as many decimals.
+
+    Args:
+        values: The numbers; None becomes a dash.
+        unit: `share` (0.025 becomes `2.50` with the unit `%`), `bytes`, `s`, `probability`, or any
+            other unit, which stays.
+    """
+    known = [abs(value) for value in values if value is not None and math.isfinite(value)]
+    most = max(known, default=0.0)
+    name, scale = _common_unit(unit, most)
+    least = min((value for value in known if value), default=0.0) / scale
+    if scale == 1 and all(value == int(value) for value in known):
+        pattern = ",.0f"
+    elif unit in ("share", "bytes", "s") or least >= 1e-3:
+        # Three digits of the smallest number, but of the largest one more at most.
+        decimals = max(0, min(2 - _magnitude(least), 3 - _magnitude(most / scale)))
+        pattern = f",.{decimals}f"
+    else:
+        pattern = ".2e"
+    return name, [
+        MISSING
+        if value is None
+        else f"{value / scale:{pattern}}"
+        if math.isfinite(value)
+        else str(value)
+        for value in values
+    ]
+
+
+def _magnitude(value: float) -> int:
+    return math.floor(math.log10(value)) if value else 0
+
+
+def _common_unit(unit: str, most: float) -> tuple[str, float]:
+    """The unit in which values up to `most` are written, and its size."""
+    if unit == "share":
+        return "%", 0.01
+    if unit == "bytes":
+        return next(((name, size) for name, size in _BYTES if most < 999.5 * size), ("TB", 1e12))
+    if unit == "s" and most >= 600:
+        return ("min", 60.0) if most < 36_000 else ("h", 3600.0)
+    return ("" if unit == "probability" else unit), 1.0
+
+
 def moment(milliseconds: int | None) -> str:
     """Milliseconds since the epoch as `2026-03-01 09:30:00 UTC`; a dash for None."""
     if milliseconds is None:
@@ -161,9 +209,11 @@ def quoted(token: Token) -> str:
 # Markdown
 
 
-def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the cells are Markdown already."""
-    lines = [head, ["---"] * len(head), *rows]
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[bool] = ()) -> str:
+    """A Markdown table; the cells are Markdown already. `numbers` says which columns are aligned to
+    the right."""
+    rules = ["---:" if number else "---" for number in numbers] or ["---"] * len(head)
+    lines = [head, rules, *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

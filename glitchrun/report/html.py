@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from xml.etree import ElementTree
 from glitchrun.errors import MissingExtra
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.figures import drawings
-from glitchrun.report.figures.style import LIGHT, palette_css, style
+from glitchrun.report.figures.style import LIGHT, Drawing, palette_css, style
 from glitchrun.report.page_sections import sections
 from glitchrun.report.token_table import token_table
 from glitchrun.report.writing import replacing
@@ -51,27 +52,50 @@ def render(record: RunRecord) -> str:
     Raises:
         MissingExtra: jinja2 or matplotlib is not installed.
     """
+    with style():
+        return render_page(
+            "report.html.j2",
+            drawings(record),
+            **sections(record),
+            with_tokens=_with_tokens,
+            tokens=_markup()(token_table(record)),
+        )
+
+
+def render_page(template: str, drawn: Iterable[Drawing], **values: Any) -> str:
+    """A page of the folder `page/` with the style, the script and the policy of the report.
+
+    Needs `figures.style.style`.
+
+    Args:
+        template: Name of the template.
+        drawn: Its figures.
+        values: What else the template shows.
+
+    Raises:
+        MissingExtra: jinja2 is not installed.
+    """
     sheet = palette_css() + _joined(_SHEETS)
     script = f'"use strict";\n(() => {{\n{_joined(_SCRIPTS)}}})();\n'
-    template = _environment().get_template("report.html.j2")
     markup = _markup()
     return str(
-        template.render(
-            **sections(record),
+        _environment()
+        .get_template(template)
+        .render(
+            **values,
             escaped=markup.escape,
-            with_tokens=_with_tokens,
             sheet=markup(sheet),
             script=markup(script),
             policy=_policy(sheet, script),
             figures=[
                 {
-                    **figure,
-                    "svg": markup(figure["svg"]),
-                    "caption": markup.escape(figure["caption"]),
+                    "name": one.name,
+                    "title": one.title,
+                    "caption": markup.escape(one.caption),
+                    "svg": markup(_svg(one.figure, one.name, f"{one.title}. {one.caption}")),
                 }
-                for figure in _figures(record)
+                for one in drawn
             ],
-            tokens=markup(token_table(record)),
         )
     )
 
@@ -90,19 +114,6 @@ def _policy(sheet: str, script: str) -> str:
 def _hash(text: str) -> str:
     digest = hashlib.sha256(text.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
-
-
-def _figures(record: RunRecord) -> list[dict[str, str]]:
-    with style():
-        return [
-            {
-                "name": drawing.name,
-                "title": drawing.title,
-                "caption": drawing.caption,
-                "svg": _svg(drawing.figure, drawing.name, f"{drawing.title}. {drawing.caption}"),
-            }
-            for drawing in drawings(record)
-        ]
 
 
 def _svg(figure: Any, name: str, description: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from glitchrun.errors import UsageError, file_access
 from glitchrun.events import DIGITS
 
 # Characters that are legal in JSON but mislead readers: C1 controls, line separators (at which
@@ -50,6 +52,20 @@ def _is_written_through(path: Path) -> bool:
     """Whether `path` is not a regular file, or names an open one, such as /dev/stdout."""
     is_open_file = path.absolute().parts[1:2] in (("dev",), ("proc",))
     return is_open_file or (path.exists() and not path.is_file())
+
+
+def write_document(path: Path, text: str, option: str) -> None:
+    """Writes a file that the user named with `option`.
+
+    Raises:
+        UsageError: Its folder does not exist.
+        RunError: It cannot be written.
+    """
+    if not os.path.isdir(path.parent):  # noqa: PTH112 - false for any text, where Path raises
+        folder = path.parent
+        raise UsageError(f"{option} {path}: the folder {folder} does not exist; create it first")
+    with file_access(path, "cannot be written"), replacing(path) as file:
+        file.write(text)
 
 
 def to_json(value: Any) -> str:

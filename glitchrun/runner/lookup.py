@@ -81,23 +81,22 @@ def find_cells(text: str, root: Path) -> list[RunRecord]:
     """The cells of the matrix that `text` identifies, in the order in which they ran.
 
     Each cell is its newest finished run, or else its newest. Cells of an earlier version of the
-    matrix with other axes are left out. Empty if `text` identifies no matrix.
+    matrix with other axes are left out. Empty if `text` identifies no matrix, or a newer run.
 
     Args:
-        text: The matrix' experiment, or the start of the key that its cells share.
+        text: The matrix' experiment, the name of its parent run in MLflow, or the start of the key
+            that its cells share.
         root: Tracking root.
     """
     unreadable: list[GlitchrunError] = []
     newest_first = find_runs(root, unreadable.append)[::-1]
-    if any(text == run.identity.name or run.identity.key.startswith(text) for run in newest_first):
+    cells = [run for run in newest_first if run.identity.parent and _is_cell_of(run, text)]
+    own = [run for run in newest_first if text == run.identity.name]
+    if any(run.identity.key.startswith(text) for run in newest_first) or (
+        own and cells and own[0].started_at > cells[0].started_at
+    ):
         return []
-    cells = [
-        run
-        for run in newest_first
-        if run.identity.parent
-        and (text == run.identity.experiment or run.identity.parent.startswith(text))
-    ]
-    cells = [run for run in cells if run.identity.assignments.keys() == _axes(cells[0])]
+    cells = [run for run in cells if _matrix(run) == _matrix(cells[0])]
     cells.sort(key=lambda run: run.status != "FINISHED")  # stable: the newest stay first
     taken: dict[str, RunRecord] = {}
     for run in cells:
@@ -108,8 +107,21 @@ def find_cells(text: str, root: Path) -> list[RunRecord]:
     return sorted(taken.values(), key=lambda run: (run.started_at, run.identity.name))
 
 
-def _axes(run: RunRecord) -> AbstractSet[str]:
-    return run.identity.assignments.keys()
+def _is_cell_of(run: RunRecord, text: str) -> bool:
+    identity = run.identity
+    return text in (identity.experiment, identity.sweep) or (
+        identity.parent is not None and bool(text) and identity.parent.startswith(text)
+    )
+
+
+def _matrix(run: RunRecord) -> tuple[str, AbstractSet[str]]:
+    return run.identity.experiment, run.identity.assignments.keys()
+
+
+def find_runs_of(experiment: str, root: Path) -> list[RunRecord]:
+    """The newest attempt of each run of an experiment, the oldest run first."""
+    runs = [run for run in find_runs(root) if run.identity.experiment == experiment]
+    return _newest_attempts(runs)
 
 
 def _newest_attempts(found: Sequence[RunRecord]) -> list[RunRecord]:

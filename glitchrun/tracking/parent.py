@@ -60,8 +60,7 @@ def open_parent(
     tags = birth_tags(record, parent_id(record.identity.parent, store.root)) | ids
     found = find_run(tags, experiment_id, store, own.data.tags.get(PARENT) if own else None)
     if found is None:
-        swept = " × ".join(name.rpartition(".")[2] for name in record.identity.assignments)
-        name = f"sweep over {swept}" if swept else "sweep"
+        name = record.identity.sweep
         return create_run(tags, name, record.started_at, experiment_id, store)
     if is_deleted(found):
         if not restore:

@@ -199,7 +199,13 @@ class Pair:
 
     @property
     def overlaps(self) -> list[Overlap]:
-        """Overlaps of the examined and found tokens of both sides."""
+        """Overlaps of the examined and found tokens of both sides.
+
+        Empty unless both sides chose their tokens: ids that the specs name, and scans of the whole
+        scope, overlap by design.
+        """
+        if not (self.left.chose and self.right.chose):
+            return []
         overlaps = [] if self.scope is None else list(_overlaps(self.left, self.right, self.scope))
         counts = self.counts
         if counts.n:
@@ -251,7 +257,8 @@ def pair(left: Side, right: Side, scope: int | None = None) -> Pair:
     Args:
         left: The first side.
         right: The second side.
-        scope: Number of tokens that could have been examined; None for the vocabulary's size.
+        scope: Number of tokens that could have been examined; None for the larger scope of both
+            sides, which is exact if it contains the other.
 
     Raises:
         UsageError: The sides use different vocabularies, or `scope` is smaller than the number of
@@ -289,17 +296,28 @@ def _different_vocabularies(left: Side, right: Side, other: Sequence[MatchedToke
 
 
 def _scope(left: Side, right: Side, asked: int | None) -> int | None:
-    known = {side.vocabulary for side in (left, right) if side.vocabulary}
-    scope = asked or (known.pop() if len(known) == 1 else None)
     most = max(max(side.looked_at or 0, len(side.seen)) for side in (left, right))
-    if scope is not None and scope < most:
-        raise UsageError(f"--scope {scope}: a side examined {most:,} tokens; give more")
-    return scope
+    if asked is not None:
+        if asked < most:
+            raise UsageError(f"--scope {asked}: a side examined {most:,} tokens; give more")
+        return asked
+    sizes = {side.vocabulary for side in (left, right) if side.vocabulary}
+    if len(sizes) != 1:
+        return None
+    return max(most, *(side.scope or max(sizes) for side in (left, right)))
 
 
 def disputed(sides: Iterable[Side]) -> list[list[TokenVerdict]]:
     """Tokens on which every side has a verdict, but not all the same one; by id."""
+    return [row for row in _judged_by_all(sides) if len({one.found for one in row}) > 1]
+
+
+def undisputed(sides: Iterable[Side]) -> list[list[TokenVerdict]]:
+    """Tokens on which every side has the same verdict; by id."""
+    return [row for row in _judged_by_all(sides) if len({one.found for one in row}) == 1]
+
+
+def _judged_by_all(sides: Iterable[Side]) -> list[list[TokenVerdict]]:
     listed = list(sides)
     common = frozenset.intersection(*(side.judged for side in listed))
-    rows = [[side.tokens[token_id] for side in listed] for token_id in sorted(common)]
-    return [row for row in rows if len({one.found for one in row}) > 1]
+    return [[side.tokens[token_id] for side in listed] for token_id in sorted(common)]

@@ -1,19 +1,54 @@
 """A comparison for people: titled sections of sentences and tables, without markup.
 
 `sections` yields them in order. Two sides are compared in full; more sides as one matrix for each
-figure. `comparison.output` writes sections as text or Markdown.
+figure. `comparison.output` writes sections as text or Markdown, `comparison.page` as HTML.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glitchrun.report.comparison.pairs import FOUND_BY_BOTH, Counts, Pair, disputed
+from glitchrun.ledger.record import RunRecord
+from glitchrun.report.comparison.pairs import FOUND_BY_BOTH, Counts, Pair, disputed, undisputed
+from glitchrun.report.comparison.results import (
+    cells_of,
+    gates_cell,
+    leader_sentence,
+    metrics,
+    results,
+    seconds,
+)
 from glitchrun.report.comparison.sides import Side, TokenVerdict
-from glitchrun.report.formatting import MISSING, count, counted, figure, percent, spelled
+from glitchrun.report.formatting import (
+    MISSING,
+    count,
+    counted,
+    figure,
+    in_one_unit,
+    percent,
+    share,
+)
+
+_BY = {
+    "verdict": "A found token is one that the sampled attempts confirm; if there were no attempts, "
+    "one that the probes call a glitch token.",
+    "glitch": "A found token is one that the probes call a glitch token.",
+    "confirmed": "A found token is one that the sampled attempts confirm.",
+}
+_SURELY = 1e-4
+"""Probabilities of an overlap below this are not shown as numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table."""
+
+    label: str
+    kind: str = "text"
+    """`text`, `key` (never broken), `token`, or `number` (aligned to the right)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,69 +57,145 @@ class Section:
 
     title: str
     sentences: tuple[str, ...] = ()
-    head: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
-    tokens: tuple[int, ...] = ()
-    """Columns that contain token text."""
     hidden: int = 0
-    """Rows that are left out."""
+    """Rows that are left out and that `--all` lists."""
+    equal: tuple[bool, ...] = ()
+    """For each row whether all sides agree on it; empty where that means nothing."""
 
 
-def sections(sides: Sequence[Side], pairs: Sequence[Pair], shown: int | None) -> Iterator[Section]:
+def sections(
+    by: str,
+    sides: Sequence[Side],
+    pairs: Sequence[Pair],
+    shown: int | None,
+    *,
+    equal_rows: bool = False,
+) -> Iterator[Section]:
     """The sections of a comparison.
 
     Args:
+        by: The kind of verdict that is compared.
         sides: Two or more sides.
         pairs: Every two of the sides, from `all_pairs`.
         shown: Rows of each table of tokens; None for all.
+        equal_rows: Whether to list metrics and, up to `shown`, tokens on which all sides agree.
     """
     yield _compared(sides)
-    if not any(side.tokens for side in sides):
-        pass  # runs of steps without verdicts, such as profile: only their metrics are compared
-    elif len(pairs) == 1:
-        yield _agreement(pairs[0])
-        yield _overlap(pairs[0])
-        yield from _differences(pairs[0], shown)
-        yield from _asr(pairs[0], shown)
-    else:
-        yield from _matrices(sides, pairs)
-        yield from _disputed(sides, shown)
-    yield from _metrics(sides)
-    for pair in pairs[: len(sides) - 1]:  # the first side against each other one
-        yield from _changes(pair)
+    about_tokens = [pair for pair in pairs if pair.left.tokens and pair.right.tokens]
+    if len(about_tokens) == 1:
+        yield _agreement(by, about_tokens[0])
+        yield from _overlap(about_tokens[0])
+        yield from _differences(about_tokens[0], shown, equal_rows)
+        yield from _asr(about_tokens[0], shown)
+    elif about_tokens:
+        with_tokens = [side for side in sides if side.tokens]
+        yield _matrix(by, with_tokens, about_tokens, shown)
+        yield from _disputed(with_tokens, shown, equal_rows)
+    yield from _metrics(sides, equal_rows)
+    yield from _changes(sides, pairs)
+
+
+def matrix_section(records: Sequence[RunRecord]) -> Section:
+    """The table of a matrix' cells: their results, gates and times.
+
+    Args:
+        records: The runs of the cells.
+    """
+    sides = cells_of(records)
+    columns, rows = _results_table(sides, "Cell")
+    leader = leader_sentence(sides)
+    title = f"{records[0].identity.experiment}: {counted(len(records), 'cell')}"
+    return Section(title, (leader,) if leader else (), columns, rows)
 
 
 def _compared(sides: Sequence[Side]) -> Section:
-    if not any(side.tokens for side in sides):
-        named = tuple((side.label, side.name, side.note or "") for side in sides)
-        return Section("Compared", (), ("", "Run or file", "Note"), named)
+    columns, rows = _results_table(sides, "Run" if all(s.record for s in sides) else "Run or file")
+    keys = [s.record.identity.key[:12] if s.record else "" for s in sides]
     rows = tuple(
-        (side.label, side.name, count(side.looked_at), count(len(side.found)), side.note or "")
-        for side in sides
+        (side.label, row[0], *([key] if any(keys) else []), *row[1:])
+        for side, key, row in zip(sides, keys, rows, strict=True)
     )
-    return Section("Compared", (), ("", "Run or file", "Examined", "Found", "Note"), rows)
+    head = (Column("", "key"), columns[0], *([Column("Key", "key")] if any(keys) else []))
+    leader = leader_sentence(sides)
+    return Section("Compared", (leader,) if leader else (), (*head, *columns[1:]), rows)
+
+
+def _results_table(
+    sides: Sequence[Side], name: str
+) -> tuple[tuple[Column, ...], tuple[tuple[str, ...], ...]]:
+    """A row for each side: its name, its main results, gates, time and note."""
+    found = results(sides)
+    times = [seconds(side.record) if side.record else None for side in sides]
+    unit, spent = in_one_unit(times, "s")
+    extra = {
+        Column("Gates", "key"): [gates_cell(s.record) if s.record else "" for s in sides],
+        Column(f"Time ({unit})", "number"): spent if any(times) else [],
+        Column("Note"): [side.note or "" for side in sides],
+    }
+    extra = {column: cells for column, cells in extra.items() if any(cells)}
+    columns = [
+        Column(name, "key"),
+        *(Column(_capital(one.head), "number") for one in found),
+        *extra,
+    ]
+    cells = [[side.title for side in sides], *(one.texts for one in found), *extra.values()]
+    return tuple(columns), tuple(zip(*cells, strict=True))
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 # Two sides
 
 
-def _agreement(pair: Pair) -> Section:
+def _agreement(by: str, pair: Pair) -> Section:
     counts, left, right = pair.counts, pair.left.label, pair.right.label
-    sentences = [f"Both have a verdict on {counted(counts.n, 'token')}.", *_kappa(counts)]
+    sentences = [
+        f"Both have a verdict on {counted(counts.n, 'token')}.",
+        *_kappa(counts),
+        _meaning(by, (pair.left, pair.right)),
+        *(_unsampled(by, side) for side in (pair.left, pair.right)),
+    ]
     if pair.other_texts:
         sentences.append(
             f"{counted(pair.other_texts, 'id')} listed by both left out: the texts differ."
         )
     if pair.p_distance is not None:
+        factor = f"{10**pair.p_distance:.3g}"
         sentences.append(
-            f"Their probabilities differ by a factor of {figure(10**pair.p_distance)} (median)."
+            "Their probabilities are equal, or nearly so (median)."
+            if factor == "1"
+            else f"Their probabilities differ by a factor of {factor} (median)."
         )
     rows = (
         (f"{left} found", count(counts.both), count(counts.only_left)),
         (f"{left} did not", count(counts.only_right), count(counts.neither)),
     )
-    head = ("", f"{right} found", f"{right} did not")
-    return Section("Agreement", tuple(sentences), head, rows if counts.n else ())
+    head = (
+        Column("", "key"),
+        Column(f"{right} found", "number"),
+        Column(f"{right} did not", "number"),
+    )
+    title, shown = "Agreement", tuple(filter(None, sentences))
+    return Section(title, shown, head, rows) if counts.n else Section(title, shown)
+
+
+def _meaning(by: str, sides: Sequence[Side]) -> str:
+    return _BY[by if any(side.sampled for side in sides) else "glitch"]
+
+
+def _unsampled(by: str, side: Side) -> str:
+    """A warning about a side whose found tokens are of two kinds; else empty."""
+    if by != "verdict" or not (side.unsampled_glitch and side.sampled):
+        return ""
+    confirmed = sum(bool(one.confirmed) for one in side.sampled)
+    return (
+        f"{side.label}: {counted(confirmed, 'token')} confirmed; "
+        f"{side.unsampled_glitch:,} by the probes alone."
+    )
 
 
 def _kappa(counts: Counts) -> Iterator[str]:
@@ -103,7 +214,9 @@ def _kappa(counts: Counts) -> Iterator[str]:
     )
 
 
-def _overlap(pair: Pair) -> Section:
+def _overlap(pair: Pair) -> Iterator[Section]:
+    if not (pair.left.chose and pair.right.chose):
+        return
     sentences = ["By chance: expected overlap of two random sets of these sizes (hypergeometric)."]
     if pair.scope is None:
         sentences.append(f"{_sizes(pair)}: give the number of tokens in scope with --scope.")
@@ -113,6 +226,7 @@ def _overlap(pair: Pair) -> Section:
         for side in (pair.left, pair.right)
         if side.looked_at is None
     ]
+    expected = in_one_unit([one.expected for one in pair.overlaps])[1]
     rows = tuple(
         (
             one.what,
@@ -120,15 +234,15 @@ def _overlap(pair: Pair) -> Section:
             count(one.right),
             count(one.scope),
             f"{'at least ' * one.at_least}{one.observed:,}",
-            figure(one.expected),
-            figure(one.p_more) if one.p_more else "< 1e-300",
+            mean,
+            f"< {_SURELY:.4f}" if one.p_more < _SURELY else f"{one.p_more:.4f}",
             one.reading,
         )
-        for one in pair.overlaps
+        for one, mean in zip(pair.overlaps, expected, strict=True)
     )
-    left, right = pair.left.label, pair.right.label
-    head = ("", left, right, "Of", "Shared", "By chance", "P(as many or more)", "Reading")
-    return Section("Overlap and chance", tuple(sentences), head, rows)
+    numbers = (pair.left.label, pair.right.label, "Of", "Shared", "By chance", "P(as many or more)")
+    columns = (Column(""), *(Column(label, "number") for label in numbers), Column("Reading"))
+    yield Section("Overlap and chance", tuple(sentences), columns, rows)
 
 
 def _sizes(pair: Pair) -> str:
@@ -141,11 +255,13 @@ def _sizes(pair: Pair) -> str:
     )
 
 
-def _differences(pair: Pair, shown: int | None) -> Iterator[Section]:
+def _differences(pair: Pair, shown: int | None, equal_rows: bool) -> Iterator[Section]:
     rows = [(both.left, both.right) for both in pair.differences]
-    if rows:
+    same = [(both.left, both.right) for both in pair.matched if both.agree] if equal_rows else []
+    if rows or same:
         title = counted(len(rows), "verdict that differs", "verdicts that differ")
-        yield _token_section(title, (pair.left, pair.right), rows, shown)
+        title = title if rows else "No verdict differs"
+        yield _token_section(title, (pair.left, pair.right), rows, shown, same)
 
 
 def _asr(pair: Pair, shown: int | None) -> Iterator[Section]:
@@ -158,7 +274,7 @@ def _asr(pair: Pair, shown: int | None) -> Iterator[Section]:
         "intervals (Wilson) do not overlap, which is a conservative test of a difference."
     )
     if rows:
-        yield _token_section(title, (pair.left, pair.right), rows, shown, sentence)
+        yield _token_section(title, (pair.left, pair.right), rows, shown, (), sentence)
     else:
         yield Section(title, (sentence,))
 
@@ -166,42 +282,48 @@ def _asr(pair: Pair, shown: int | None) -> Iterator[Section]:
 # More than two sides
 
 
-def _matrices(sides: Sequence[Side], pairs: Sequence[Pair]) -> Iterator[Section]:
-    for title, (sentence, cell) in _MATRICES.items():
-        cells = {frozenset((p.left.label, p.right.label)): cell(p) for p in pairs}
-        rows = tuple(
-            (row.label, *(cells.get(frozenset((row.label, side.label)), "") for side in sides))
-            for row in sides
-        )
-        yield Section(title, (sentence,), ("", *(side.label for side in sides)), rows)
+def _matrix(by: str, sides: Sequence[Side], pairs: Sequence[Pair], shown: int | None) -> Section:
+    """A row for each two sides."""
+    chance = any(pair.left.chose and pair.right.chose for pair in pairs)
+    cells: dict[str, Callable[[Pair], str]] = {
+        "Judged by both": lambda pair: count(pair.counts.n),
+        "Agree (%)": lambda pair: _percent(pair.counts.agreement),
+        "Kappa": lambda pair: MISSING if pair.counts.kappa is None else f"{pair.counts.kappa:.4f}",
+        "Found by both": lambda pair: count(pair.counts.both),
+        "Only by the first": lambda pair: count(pair.counts.only_left),
+        "Only by the second": lambda pair: count(pair.counts.only_right),
+    }
+    if chance:
+        cells["Shared finds by chance"] = _by_chance
+    columns = (Column("Pair", "key"), *(Column(label, "number") for label in cells))
+    rows = tuple(
+        (f"{pair.left.label}, {pair.right.label}", *(cell(pair) for cell in cells.values()))
+        for pair in pairs[:shown]
+    )
+    sentences = [
+        _meaning(by, sides),
+        "Kappa is 0 for agreement by chance and 1 for complete agreement.",
+    ]
+    sentences += filter(None, (_unsampled(by, side) for side in sides))
+    return Section("Agreement", tuple(sentences), columns, rows, hidden=len(pairs) - len(rows))
 
 
-def _found_by_both(pair: Pair) -> str:
-    shared = len(pair.left.found & pair.right.found)
-    if pair.scope is None:
-        return f"{shared:,}"
-    by_chance = next(one for one in pair.overlaps if one.what == FOUND_BY_BOTH).expected
-    return f"{shared:,} ({figure(by_chance)})"
+def _percent(value: float | None) -> str:
+    return MISSING if value is None else f"{100 * value:.2f}"
 
 
-_MATRICES: dict[str, tuple[str, Callable[[Pair], str]]] = {
-    "Cohen's kappa": (
-        "0: chance, 1: complete agreement, –: undefined. In brackets: tokens that both judged.",
-        lambda pair: f"{figure(pair.counts.kappa)} ({pair.counts.n:,})",
-    ),
-    "Agreement": (
-        "Share of equal verdicts on those tokens.",
-        lambda pair: MISSING if pair.counts.agreement is None else percent(pair.counts.agreement),
-    ),
-    "Found by both": ("In brackets: expected by chance.", _found_by_both),
-}
+def _by_chance(pair: Pair) -> str:
+    found = [one for one in pair.overlaps if one.what == FOUND_BY_BOTH]
+    return f"{found[0].expected:.2f}" if found else MISSING
 
 
-def _disputed(sides: Sequence[Side], shown: int | None) -> Iterator[Section]:
+def _disputed(sides: Sequence[Side], shown: int | None, equal_rows: bool) -> Iterator[Section]:
     rows = disputed(sides)
-    if rows:
+    same = undisputed(sides) if equal_rows else []
+    if rows or same:
         title = f"{counted(len(rows), 'token')} with different verdicts"
-        yield _token_section(title, sides, rows, shown)
+        title = title if rows else "No verdict differs"
+        yield _token_section(title, sides, rows, shown, same)
 
 
 # Any number of sides
@@ -212,63 +334,130 @@ def _token_section(
     sides: Sequence[Side],
     found: Sequence[Sequence[TokenVerdict]],
     shown: int | None,
+    same: Sequence[Sequence[TokenVerdict]] = (),
     *sentences: str,
 ) -> Section:
-    """A table with a row for each token: its text, its id and the verdict of each side."""
-    columns = (f"{side.label} {what}" for side in sides for what in ("verdict", "p", "ASR"))
-    rows = tuple(
-        (_text(row), str(row[0].id), *(cell for one in row for cell in _cells(one)))
-        for row in found[:shown]
-    )
-    head = ("Token", "Id", *columns)
-    return Section(title, sentences, head, rows, tokens=(0,), hidden=len(found) - len(rows))
+    """A table with a row for each token: its text, its id and the verdict of each side.
 
-
-def _text(row: Sequence[TokenVerdict]) -> str:
-    return spelled(next((one.text for one in row if one.text is not None), "?"))
-
-
-def _cells(one: TokenVerdict) -> tuple[str, str, str]:
-    asr = MISSING if one.asr is None else percent(one.asr)
-    if one.attempts and one.failures is not None:
-        asr = f"{one.failures}/{one.attempts}"
-    return one.verdict, figure(one.p), asr
-
-
-def _metrics(sides: Sequence[Side]) -> Iterator[Section]:
-    runs = [side for side in sides if side.metrics]
-    names = dict.fromkeys(name for side in runs for name in side.metrics)
-    if not runs:
-        return
-    rows = tuple(
-        (name, *(_metric(side, name) for side in runs))
-        for name in names
-        if any(name in side.metrics and side.metrics[name].value is not None for side in runs)
-    )
-    yield Section("Metrics", (), ("Metric", *(side.label for side in runs)), rows)
-
-
-def _metric(side: Side, name: str) -> str:
-    return figure(side.metrics[name].value) if name in side.metrics else ""
-
-
-def _changes(pair: Pair) -> Iterator[Section]:
-    left, right = pair.left, pair.right
-    if left.spec is None or right.spec is None:
-        return
-    setting = [
-        (name, "setting", _shown(left.setting.get(name)), _shown(right.setting.get(name)))
-        for name in dict.fromkeys((*left.setting, *right.setting))
-        if left.setting.get(name) != right.setting.get(name)
+    Args:
+        title: The section's title.
+        sides: The sides.
+        found: The tokens that differ.
+        shown: Most rows of these, and of those that do not differ.
+        same: Tokens that do not differ.
+        sentences: Sentences above the table.
+    """
+    listed = [*found[:shown], *same[:shown]]
+    differing = len(found[:shown])
+    left_out = len(same) - (len(listed) - differing)
+    if left_out:
+        sentences += (f"{counted(left_out, 'token')} without a difference left out.",)
+    columns = [Column("Token", "token"), Column("Id", "number")]
+    cells = [
+        [next((one.shown for one in row if one.shown != "?"), "?") for row in listed],
+        [str(row[0].id) for row in listed],
     ]
-    spec = [(path, kind, _shown(old), _shown(new)) for path, kind, old, new in pair.changes]
-    title = f"Differences between {left.label} and {right.label}"
-    if not setting and not spec:
-        yield Section(title, ("None: the same spec, model contents and versions.",))
+    probabilities = iter(in_one_unit([one.p for row in listed for one in row], "probability")[1])
+    by_row = [[next(probabilities) for _ in row] for row in listed]
+    for place, side in enumerate(sides):
+        columns += [
+            Column(f"{side.label} verdict"),
+            Column(f"{side.label} p", "number"),
+            Column(f"{side.label} ASR", "number"),
+        ]
+        cells += [
+            [row[place].verdict for row in listed],
+            [row[place] for row in by_row],
+            [_asr_cell(row[place]) for row in listed],
+        ]
+    kept = [place for place, column in enumerate(cells) if any(cell != MISSING for cell in column)]
+    return Section(
+        title,
+        sentences,
+        tuple(columns[place] for place in kept),
+        tuple(zip(*(cells[place] for place in kept), strict=True)),
+        hidden=len(found) - differing,
+        equal=tuple(place >= differing for place in range(len(listed))) if same else (),
+    )
+
+
+def _asr_cell(one: TokenVerdict) -> str:
+    if one.attempts and one.failures is not None:
+        return f"{one.failures}/{one.attempts}"
+    return MISSING if one.asr is None else share(one.asr, 1)
+
+
+def _metrics(sides: Sequence[Side], every_row: bool) -> Iterator[Section]:
+    runs = [side for side in sides if side.metrics]
+    every = [(one, in_one_unit(one.values, one.unit)) for one in metrics(runs)]
+    if len(runs) < 2 or not every:
         return
-    head = ("What", "Kind", left.label, right.label)
-    yield Section(title, (), head, (*setting, *spec))
+    rows = [(one.label, *texts, unit) for one, (unit, texts) in every]
+    equal = [len(set(row[1:-1])) == 1 for row in rows]
+    same = sum(equal)
+    columns = (
+        Column("Metric", "key"),
+        *(Column(side.label, "number") for side in runs),
+        Column("Unit"),
+    )
+    sentence = f"{counted(same, 'metric is', 'metrics are')} equal on all sides."
+    kept = [place for place in range(len(rows)) if every_row or not equal[place]]
+    yield Section(
+        "Metrics",
+        (sentence,) if same else (),
+        columns,
+        tuple(rows[place] for place in kept),
+        hidden=len(rows) - len(kept),
+        equal=tuple(equal[place] for place in kept),
+    )
+
+
+def _changes(sides: Sequence[Side], pairs: Sequence[Pair]) -> Iterator[Section]:
+    """What differs between the runs beside their results: settings, then the specs."""
+    runs = [side for side in sides if side.spec is not None]
+    if len(runs) < 2:
+        return
+    rows = [*_setting_rows(runs), *_spec_rows(runs, pairs)]
+    if not rows:
+        yield Section("What differs", ("None: the same spec, model contents and versions.",))
+        return
+    columns = (
+        Column("What", "key"),
+        Column("Kind", "key"),
+        *(Column(side.label) for side in runs),
+    )
+    yield Section("What differs", (), columns, tuple(rows))
+
+
+def _setting_rows(runs: Sequence[Side]) -> Iterator[tuple[str, ...]]:
+    for name in dict.fromkeys(name for side in runs for name in side.setting):
+        values = [_shown(side.setting.get(name)) for side in runs]
+        if len(set(values)) > 1:
+            yield (name, "setting", *values)
+
+
+def _spec_rows(runs: Sequence[Side], pairs: Sequence[Pair]) -> Iterator[tuple[str, ...]]:
+    """The values of the spec that differ between the first run and any other."""
+    changes = {
+        pair.right.label: {path: (kind, old, new) for path, kind, old, new in pair.changes}
+        for pair in pairs
+        if pair.left.label == runs[0].label and pair.right.spec is not None
+    }
+    for path in dict.fromkeys(path for found in changes.values() for path in found):
+        kind, first = next((c[path][0], c[path][1]) for c in changes.values() if path in c)
+        others = (_new_value(path, changes[side.label], first) for side in runs[1:])
+        yield (path, kind, *map(_shown, (first, *others)))
+
+
+def _new_value(path: str, changes: Mapping[str, tuple[str, Any, Any]], first: Any) -> Any:
+    """A run's value at a path, from its changes since the first run."""
+    if path in changes:
+        return changes[path][2]
+    whole = any(path.startswith((f"{other}.", f"{other}[")) for other in changes)
+    return "(in the value above)" if whole else first
 
 
 def _shown(value: Any) -> str:
-    return "(absent)" if value is None else json.dumps(value, ensure_ascii=False)
+    if value is None:
+        return "(absent)"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from glitchrun.events import Sampled, Verified
 from glitchrun.imports import ImportedFile, ImportedToken
-from glitchrun.ledger.record import Metric, RunRecord, status_word
+from glitchrun.ledger.record import Metric, RunRecord, StepRecord, status_word
+from glitchrun.report.formatting import spelled, spelled_token
 from glitchrun.report.token_rows import TokenRow, facts_by_token
+from glitchrun.spec.searches import SEARCHES
+from glitchrun.spec.strategy import STRATEGIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +25,14 @@ class TokenVerdict:
     verdict: str
     """One of `report.token_rows.VERDICTS` or `imports.found.VERDICTS`."""
     found: bool | None
-    """Whether the side calls it a glitch token; None if it has no such verdict."""
+    """Whether the side calls it a glitch token; None if it has no verdict of the kind compared."""
+    shown: str = "?"
+    """Its text, or its bytes if it is a part of a character, with invisible characters spelled
+    out."""
+    glitch: bool | None = None
+    """The verdict of the probes; None if it was not verified."""
+    confirmed: bool | None = None
+    """The verdict of the sampled attempts; None if it was not sampled."""
     p: float | None = None
     asr: float | None = None
     attempts: int | None = None
@@ -44,16 +55,50 @@ class Side:
     """Number of examined tokens, listed or not; None if a file of findings does not state it."""
     vocabulary: int | None
     """Number of entries of the vocabulary; None if unknown."""
-    metrics: Mapping[str, Metric] = field(default_factory=dict)
-    spec: Mapping[str, Any] | None = None
+    scope: int | None = None
+    """Number of tokens that could have been examined; None if unknown."""
+    chose: bool = True
+    """Whether it chose which tokens to examine, as a search does. False if the spec named them, or
+    all tokens in scope were examined."""
+    lists_findings: bool = False
+    """Whether it is a file without verdicts, in which every listed token counts as found."""
+    title: str = ""
+    """Its short name, different from that of every other side."""
+    record: RunRecord | None = None
+    """The run; None for a file."""
     setting: Mapping[str, Any] = field(default_factory=dict)
     """Model contents, precision, device, versions; empty for a file."""
     note: str | None = None
 
     @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """The metrics of the run; empty for a file."""
+        return self.record.metrics if self.record else {}
+
+    @property
+    def spec(self) -> Mapping[str, Any] | None:
+        """The resolved spec of the run; None for a file."""
+        return self.record.spec if self.record else None
+
+    @property
     def judged(self) -> frozenset[int]:
         """Ids with a verdict."""
         return frozenset(one.id for one in self.tokens.values() if one.found is not None)
+
+    @property
+    def verified(self) -> list[TokenVerdict]:
+        """Tokens with a verdict of the probes."""
+        return [one for one in self.tokens.values() if one.glitch is not None]
+
+    @property
+    def sampled(self) -> list[TokenVerdict]:
+        """Tokens with a verdict of sampled attempts."""
+        return [one for one in self.tokens.values() if one.confirmed is not None]
+
+    @property
+    def unsampled_glitch(self) -> int:
+        """Number of glitch tokens by the probes without sampled attempts."""
+        return sum(bool(one.glitch) and one.confirmed is None for one in self.tokens.values())
 
     @property
     def lists_all(self) -> bool:
@@ -66,17 +111,15 @@ class Side:
         return frozenset(one.id for one in self.tokens.values() if one.found)
 
 
-def side_of_run(label: str, record: RunRecord, by: str) -> Side:
+def side_of_run(label: str, record: RunRecord) -> Side:
     """A run. If several steps examined a token, the last verdict counts.
 
     Args:
         label: The side's letter.
         record: The run.
-        by: `verdict` (of sampled attempts if there were any, else of the probes), `glitch` (of the
-            probes alone) or `confirmed` (of sampled attempts alone).
     """
-    tokens = {row.token.id: _verdict_of_row(row, by) for row in _last_facts(record)}
-    identity = record.identity
+    tokens = {row.token.id: _verdict_of_row(row) for row in _last_facts(record)}
+    identity, scope = record.identity, _scope(record)
     return Side(
         label=label,
         name=f"{identity.experiment} · {identity.name} {identity.key[:12]}#{identity.attempt}",
@@ -85,11 +128,43 @@ def side_of_run(label: str, record: RunRecord, by: str) -> Side:
         seen=frozenset(tokens),
         looked_at=len(tokens),
         vocabulary=record.model.vocabulary_size if record.model else None,
-        metrics=record.metrics,
-        spec=record.spec,
+        scope=scope,
+        chose=_chose(record.steps) and len(tokens) != scope,
+        title=identity.name,
+        record=record,
         setting=_setting(record),
         note=None if record.status == "FINISHED" else f"the run is {status_word(record.status)}",
     )
+
+
+def _scope(record: RunRecord) -> int | None:
+    """The number of tokens in the run's scope; the vocabulary's size if that is not known."""
+    model = record.model
+    if model is None:
+        return None
+    selected = (record.spec.get("tokens") or {}).get("categories") or ["normal"]
+    number = sum(model.categories.get(name, 0) for name in selected) - model.excluded
+    return number if number > 0 else model.vocabulary_size
+
+
+def _chose(steps: Sequence[StepRecord]) -> bool:
+    """Whether searches chose all the tokens that these steps examined."""
+    chosen: set[str] = set()
+    for step in steps:
+        if not any(timed.batch.token_facts for timed in step.batches):
+            continue
+        tokens = step.params.get("tokens")
+        source = tokens.get("from") if isinstance(tokens, Mapping) else None
+        if not (_searches(step) or source in chosen):
+            return False
+        chosen.add(step.id)
+    return bool(chosen)
+
+
+def _searches(step: StepRecord) -> bool:
+    strategy = STRATEGIES.get(step.strategy)
+    search = SEARCHES.get(step.params.get("search", ""))
+    return bool(strategy and strategy.searches) and not (search and search.selects)
 
 
 def _last_facts(record: RunRecord) -> Iterator[TokenRow]:
@@ -107,25 +182,20 @@ def _last_facts(record: RunRecord) -> Iterator[TokenRow]:
         yield TokenRow(token, (), *both)
 
 
-def _verdict_of_row(row: TokenRow, by: str) -> TokenVerdict:
-    confirmed = row.sampled.confirmed if row.sampled else None
-    glitch = row.verified.glitch if row.verified else None
+def _verdict_of_row(row: TokenRow) -> TokenVerdict:
     return TokenVerdict(
         id=row.token.id,
         text=row.token.text,
         verdict=row.verdict,
-        found=_selected(by, glitch, confirmed),
+        found=None,
+        shown=spelled_token(row.token),
+        glitch=row.glitch,
+        confirmed=row.confirmed,
         p=row.closest[1].p if row.closest else None,
         asr=row.sampled.asr if row.sampled else None,
         attempts=row.sampled.attempts if row.sampled else None,
         failures=row.sampled.failures if row.sampled else None,
     )
-
-
-def _selected(by: str, glitch: bool | None, confirmed: bool | None) -> bool | None:
-    if by == "glitch":
-        return glitch
-    return confirmed if by == "confirmed" or confirmed is not None else glitch
 
 
 def _setting(record: RunRecord) -> dict[str, Any]:
@@ -143,26 +213,29 @@ def _setting(record: RunRecord) -> dict[str, Any]:
     return setting | {"glitchrun": record.environment.get("glitchrun"), **packages}
 
 
-def side_of_file(label: str, imported: ImportedFile, by: str) -> Side:
+def side_of_file(label: str, imported: ImportedFile) -> Side:
     """An imported file. A file without verdicts counts as a list of findings.
 
     Args:
         label: The side's letter.
         imported: The file.
-        by: As for `side_of_run`.
     """
     source = imported.source
     bare = all(token.verdict == "listed" for token in imported.tokens)
     seen = frozenset(t.id for t in imported.tokens if bare or t.verdict != "listed")
     looked_at = None if bare else source.looked_at
+    vocabulary = _vocabulary(source.settings)
     return Side(
         label=label,
         name=f"{source.file} ({source.format})",
         kind="file",
-        tokens={token.id: _verdict_in_file(token, by, bare) for token in imported.tokens},
+        tokens={token.id: _verdict_in_file(token) for token in imported.tokens},
         seen=seen,
         looked_at=looked_at,
-        vocabulary=_vocabulary(source.settings),
+        vocabulary=vocabulary,
+        scope=vocabulary,
+        lists_findings=bare,
+        title=source.file,
         note=_note(bare, source.lists, looked_at, len(seen)),
     )
 
@@ -175,12 +248,16 @@ def _vocabulary(settings: Mapping[str, Any]) -> int | None:
     return size if isinstance(size, int) and size > 0 else None
 
 
-def _verdict_in_file(token: ImportedToken, by: str, bare: bool) -> TokenVerdict:
+def _verdict_in_file(token: ImportedToken) -> TokenVerdict:
+    text, visible = token.text, token.visible
     return TokenVerdict(
         id=token.id,
-        text=token.text if token.text is not None else token.visible,
+        text=text if text is not None else visible,
         verdict=token.verdict,
-        found=True if bare else _selected(by, token.glitch, token.confirmed),
+        found=None,
+        shown=spelled(text) if text is not None else visible or "?",
+        glitch=token.glitch,
+        confirmed=token.confirmed,
         p=token.p,
         asr=token.asr,
         attempts=token.attempts,
@@ -196,3 +273,52 @@ def _note(bare: bool, lists: str, looked_at: int | None, listed: int) -> str | N
     if looked_at is not None and looked_at > listed:
         return f"lists {listed:,} of the {looked_at:,} tokens examined"
     return None
+
+
+def with_verdicts(sides: Sequence[Side], by: str | None) -> tuple[str, list[Side]]:
+    """The kind of verdict that is compared, and the sides with `TokenVerdict.found` set to it.
+
+    Args:
+        sides: The sides.
+        by: `verdict` (of sampled attempts if there were any, else of the probes), `glitch` (of the
+            probes alone) or `confirmed` (of sampled attempts alone). None for `glitch` if a run has
+            glitch tokens without attempts while attempts confirm others, else `verdict`: confirmed
+            tokens are not compared with unsampled ones.
+    """
+    by = by or ("glitch" if _are_mixed(sides) else "verdict")
+    return by, [replace(side, tokens=_judged(side, by)) for side in _titled(sides)]
+
+
+def _are_mixed(sides: Sequence[Side]) -> bool:
+    runs = [side for side in sides if side.record]
+    return any(side.unsampled_glitch for side in runs) and any(side.sampled for side in sides)
+
+
+def _judged(side: Side, by: str) -> dict[int, TokenVerdict]:
+    if side.lists_findings:
+        return {i: replace(one, found=True) for i, one in side.tokens.items()}
+    return {i: replace(one, found=_selected(by, one)) for i, one in side.tokens.items()}
+
+
+def _selected(by: str, one: TokenVerdict) -> bool | None:
+    if by == "glitch":
+        return one.glitch
+    return one.confirmed if by == "confirmed" or one.confirmed is not None else one.glitch
+
+
+def _titled(sides: Sequence[Side]) -> list[Side]:
+    """The sides with short names that tell them apart."""
+    experiments = {side.record.identity.experiment for side in sides if side.record}
+    titles = [_title(side, len(experiments) > 1) for side in sides]
+    times = Counter(titles)
+    return [
+        replace(side, title=title if times[title] == 1 else f"{title} ({side.label})")
+        for side, title in zip(sides, titles, strict=True)
+    ]
+
+
+def _title(side: Side, several_experiments: bool) -> str:
+    if side.record is None or not several_experiments:
+        return side.title
+    identity = side.record.identity
+    return " · ".join(dict.fromkeys((identity.experiment, identity.name)))
