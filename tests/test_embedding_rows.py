@@ -73,7 +73,7 @@ def test_a_templates_ids_are_refused_before_anything_is_computed(
 
 
 @pytest.mark.parametrize("strategy", STEPS)
-def test_a_template_without_them_is_not(bare: Context, strategy: str) -> None:
+def test_a_template_without_such_ids_is_accepted(bare: Context, strategy: str) -> None:
     check(bare, strategy)
 
 
@@ -86,14 +86,14 @@ def test_a_template_without_them_is_not(bare: Context, strategy: str) -> None:
         ("check", {"prompts": ({"text": "The", "expected": "<|im_end|>"},)}),
     ],
 )
-def test_texts_of_the_spec_are_checked_too(
+def test_texts_of_the_spec_are_checked(
     bare: Context, strategy: str, params: dict[str, Any]
 ) -> None:
     with pytest.raises(PreflightError, match=r"'<\|im_end\|>' \(id"):
         check(bare, strategy, **params)
 
 
-def test_end_ids_are_checked_where_answers_are_sampled(folder: Path) -> None:
+def test_end_ids_are_checked_by_strategies_that_sample(folder: Path) -> None:
     ended = context(folder, template="raw")
     ended.backend.model.module.generation_config.eos_token_id = [1, len(ended.vocabulary) + 1]
     with pytest.raises(PreflightError, match="the set of stop ids contains"):
@@ -101,12 +101,12 @@ def test_end_ids_are_checked_where_answers_are_sampled(folder: Path) -> None:
     check(ended, "scan")
 
 
-def test_a_text_that_is_such_a_token_is_refused(bare: Context) -> None:
+def test_a_text_that_encodes_to_such_an_id_is_refused(bare: Context) -> None:
     with pytest.raises(RunError, match="this model's embedding has"):
         bare.tokens({"texts": ["<|im_end|>"]})
 
 
-def test_a_talk_does_not_begin(templated: Context, bare: Context) -> None:
+def test_a_chat_with_such_ids_does_not_start(templated: Context, bare: Context) -> None:
     settings = ChatSettings(SamplingParams(0.0, 1.0), 2, 0)
     with pytest.raises(PreflightError, match=r"'<\|im_start\|>' \(id"):
         ChatSession(templated.backend, templated.template, settings)

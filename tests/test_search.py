@@ -89,7 +89,7 @@ def test_every_search_is_tried() -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_no_token_twice_and_none_out_of_scope(name: str) -> None:
+def test_every_proposed_token_is_new_and_in_scope(name: str) -> None:
     found = everything(build_search(name, space(), CONFIGS[name]), 3)
     assert len(found) == len(set(found)) > 0
     assert 0 not in found  # id 0 is not in scope
@@ -98,12 +98,12 @@ def test_no_token_twice_and_none_out_of_scope(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["gradient", "low-norm", "random", "stratified", "surrogate", "screen", "cascade"]
 )
-def test_whole_vocabulary_is_reached(name: str) -> None:
+def test_a_search_reaches_the_whole_vocabulary(name: str) -> None:
     assert sorted(everything(build_search(name, space(), CONFIGS[name]), 3)) == list(range(1, 12))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_resuming_is_replaying(name: str) -> None:
+def test_replayed_verdicts_restore_the_search(name: str) -> None:
     whole = build_search(name, space(), CONFIGS[name])
     batches: list[list[int]] = []
     while batch := whole.propose(2):
@@ -115,13 +115,13 @@ def test_resuming_is_replaying(name: str) -> None:
     assert everything(resumed, 2) == [i for batch in batches[len(batches) // 2 :] for i in batch]
 
 
-def test_low_norm_ascends() -> None:
+def test_low_norm_proposes_ascending_norms() -> None:
     search = build_search("low-norm", space(), CONFIGS["low-norm"])
     norms = Words().norms[search.propose(11)].tolist()
     assert norms == sorted(norms)
 
 
-def test_screen_and_cascade_begin_with_the_worst_score() -> None:
+def test_screen_and_cascade_start_with_the_worst_score() -> None:
     for name in ("screen", "cascade"):
         assert build_search(name, space(), CONFIGS[name]).propose(3) == [11, 10, 9]
 
@@ -131,7 +131,7 @@ def test_random_depends_on_the_seed_alone() -> None:
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_range_category_and_pattern_take_what_they_name() -> None:
+def test_range_category_and_pattern_select_the_named_tokens() -> None:
     found = {name: build_search(name, space(), CONFIGS[name]).propose(99) for name in CONFIGS}
     assert found["range"] == [3, 4, 5, 6, 7, 8]
     assert found["category"] == [5, 6]
@@ -146,7 +146,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_parts_are_sampled_each_by_itself(name: str) -> None:
+def test_parts_are_sampled_independently(name: str) -> None:
     """A tenth, and no more than 20, of each of two parts of 300."""
     words = [("a" if i < 300 else "б") * (1 + i % 3) for i in range(600)]
 
@@ -167,7 +167,7 @@ def test_parts_are_sampled_each_by_itself(name: str) -> None:
     assert order(sample_rate=1.0, sample_size=300) == order() == list(range(600))
 
 
-def test_stratified_prefix_holds_every_large_stratum() -> None:
+def test_every_prefix_of_stratified_contains_each_large_stratum() -> None:
     words = [("a" if i % 2 else "б") * (1 + i % 3) for i in range(600)]
 
     class Many(Words):

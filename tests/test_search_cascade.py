@@ -1,7 +1,8 @@
-"""Cascades: what the audit proves, and that neither batches nor interruptions reach it."""
+"""Cascades: the bounds of the audit, which depend on neither batches nor interruptions."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ N = 6000
 
 
 def population(seed: int, sharpness: float) -> tuple[NDArray[np.bool_], Scores]:
-    """Tokens of which some 4 % are glitches, and scores that tell them apart more or less."""
+    """Tokens, about 4 % of them glitch tokens, and scores that separate them to a given degree."""
     rng = np.random.default_rng(seed)
     glitch = rng.random(N) < 0.04
     log_p = rng.normal(size=N) - sharpness * glitch
@@ -46,7 +47,7 @@ def verdicts(ids: Sequence[int], glitch: NDArray[np.bool_]) -> list[Verified]:
     return [Verified(Token(i, "x", "x", "normal", 1.0), probe, bool(glitch[i]), None) for i in ids]
 
 
-def looked_at(cascade: Cascade, glitch: NDArray[np.bool_], n: int) -> list[int]:
+def verified_by(cascade: Cascade, glitch: NDArray[np.bool_], n: int) -> list[int]:
     order: list[int] = []
     while ids := cascade.propose(n):
         order += ids
@@ -54,7 +55,7 @@ def looked_at(cascade: Cascade, glitch: NDArray[np.bool_], n: int) -> list[int]:
     return order
 
 
-def test_an_audit_knows_its_size_and_a_front_does_not() -> None:
+def test_the_size_of_an_audit_is_known_and_that_of_the_front_is_not() -> None:
     glitch, scores = population(0, 6.0)
     cascade = search(scores, 0)
     planned: list[int | None] = []
@@ -69,7 +70,7 @@ def test_an_audit_knows_its_size_and_a_front_does_not() -> None:
     assert verified["front"] > 0
 
 
-def test_bounds_hold_as_often_as_they_say() -> None:
+def test_bounds_hold_with_their_stated_confidence() -> None:
     rng = np.random.default_rng(0)
     rest, sample, hits = 3000, 400, 45
     drawn = hypergeom.rvs(rest, hits, sample, size=400, random_state=rng)
@@ -80,7 +81,7 @@ def test_bounds_hold_as_often_as_they_say() -> None:
     assert np.mean([audit.expected for audit in audits]) == pytest.approx(hits, rel=0.1)
 
 
-def test_bounds_where_everything_or_nothing_was_sampled() -> None:
+def test_bounds_of_a_full_and_of_an_empty_sample() -> None:
     assert Audit(50, 50, 3).most(0.05) == Audit(50, 50, 3).least(0.05) == 3
     assert Audit(50, 0, 0).most(0.05) == 50
     found = recall(7, Audit(50, 50, 3), 0.05, 0.95)
@@ -89,7 +90,7 @@ def test_bounds_where_everything_or_nothing_was_sampled() -> None:
     assert recall(0, Audit(50, 50, 0), 0.05, 0.95) is None
 
 
-def test_sample_sizes_are_the_smallest_that_do() -> None:
+def test_sample_sizes_are_minimal() -> None:
     size = sample_size(4000, 40, 0.05)
     assert Audit(4000, size, 0).most(0.05) <= 40 < Audit(4000, size - 1, 0).most(0.05)
 
@@ -106,18 +107,18 @@ def test_sample_sizes_are_the_smallest_that_do() -> None:
         (99, 0.99, 1),
     ],
 )
-def test_what_may_be_missed_is_counted_exactly(found: int, share: float, missed: int) -> None:
+def test_the_number_of_missed_tokens_is_exact(found: int, share: float, missed: int) -> None:
     assert most_missed(found, share) == missed
     assert found / (found + missed) >= share > found / (found + missed + 1)
 
 
 @pytest.mark.parametrize("sharpness", [6.0, 3.0])
-def test_the_recall_asked_for_is_reached(sharpness: float) -> None:
+def test_the_requested_recall_is_reached(sharpness: float) -> None:
     kept, verified = 0, []
     for seed in range(20):
         glitch, scores = population(seed, sharpness)
         cascade = search(scores, seed)
-        order = looked_at(cascade, glitch, 64)
+        order = verified_by(cascade, glitch, 64)
         assert len(order) == len(set(order))
         share = glitch[order].sum() / glitch.sum()
         reached = cascade.reached
@@ -132,11 +133,16 @@ def test_the_recall_asked_for_is_reached(sharpness: float) -> None:
     assert np.mean(verified) < (0.4 if sharpness > 5 else 0.9) * N
 
 
-def test_bounds_hold_wherever_a_budget_ends_the_search() -> None:
+def test_bounds_hold_wherever_the_budget_ends_the_search() -> None:
     glitch, scores = population(2, 2.0)
     whole = search(scores, 2)
-    order = looked_at(whole, glitch, 64)
-    front = next(n for n in range(64, len(order)) if _reached_after(order[:n], scores, glitch))
+    order = verified_by(whole, glitch, 64)
+    front = bisect_left(
+        range(len(order)),
+        True,
+        lo=64,
+        key=lambda n: _reached_after(order[:n], scores, glitch) is not None,
+    )
     wrong, cuts = 0, range(front, len(order), 251)
     for n in cuts:
         reached = _reached_after(order[:n], scores, glitch)
@@ -152,7 +158,7 @@ def test_bounds_hold_wherever_a_budget_ends_the_search() -> None:
 def _reached_after(
     order: Sequence[int], scores: Scores, glitch: NDArray[np.bool_], n: int = N
 ) -> Recall | None:
-    """What a search says that a budget ended after these verdicts, told of n at a time."""
+    """The recall of a search that a budget ends after these verdicts, passed n at a time."""
     cascade = search(scores, 2)
     for start in range(0, len(order), n):
         cascade.propose(n)
@@ -160,10 +166,10 @@ def _reached_after(
     return cascade.reached
 
 
-def test_a_screen_that_says_nothing_is_found_out() -> None:
+def test_an_uninformative_screen_is_detected() -> None:
     glitch, scores = population(1, 0.0)
     cascade = search(scores, 1)
-    order = looked_at(cascade, glitch, 64)
+    order = verified_by(cascade, glitch, 64)
     assert glitch[order].sum() / glitch.sum() >= 0.9
     assert cascade.reached is not None
     assert cascade.reached.low >= 0.9
@@ -173,41 +179,41 @@ def test_a_screen_that_says_nothing_is_found_out() -> None:
 def test_the_order_does_not_depend_on_the_batch(n: int) -> None:
     glitch, scores = population(3, 4.0)
     one, other = search(scores, 3), search(scores, 3)
-    assert looked_at(one, glitch, 64) == looked_at(other, glitch, n)
+    assert verified_by(one, glitch, 64) == verified_by(other, glitch, n)
     assert one.reached == other.reached
 
 
-def test_resuming_is_being_told_again() -> None:
+def test_replayed_verdicts_restore_the_cascade() -> None:
     glitch, scores = population(4, 4.0)
     whole = search(scores, 4)
-    order = looked_at(whole, glitch, 64)
+    order = verified_by(whole, glitch, 64)
     for cut in (0, 10, 64, 700, len(order)):
         again = search(scores, 4)
         again.update(verdicts(order[:cut], glitch))
-        assert order[:cut] + looked_at(again, glitch, 64) == order
+        assert order[:cut] + verified_by(again, glitch, 64) == order
         assert again.reached == whole.reached
 
 
-def test_what_was_found_may_outweigh_all_that_is_left() -> None:
+def test_a_cascade_ends_when_the_rest_cannot_lower_the_recall() -> None:
     glitch, scores = population(6, 0.0)
     glitch[:] = True  # nearly everything fails: the front never ends before the last tokens
     glitch[scores.log_p.argsort()[-1200:]] = False
     cascade = search(scores, 6, share=0.5)
-    order = looked_at(cascade, glitch, 64)
+    order = verified_by(cascade, glitch, 64)
     assert len(order) < N
     assert cascade.reached is not None
     assert 0.5 <= cascade.reached.low <= cascade.reached.estimate <= cascade.reached.high == 1.0
 
 
-def test_nothing_to_find_ends_without_a_recall() -> None:
+def test_without_glitch_tokens_there_is_no_recall() -> None:
     _, scores = population(5, 0.0)
     cascade = search(scores, 5)
-    order = looked_at(cascade, np.zeros(N, bool), 64)
+    order = verified_by(cascade, np.zeros(N, bool), 64)
     assert len(order) < N
     assert cascade.reached is None
 
 
-def test_scores_are_looked_at_as_the_definition_asks() -> None:
+def test_scores_are_ordered_by_the_definition_of_a_glitch_token() -> None:
     scores = Scores(np.array([-1.0, -9.0, -2.0]), np.array([8.0, 1.0, 8.0]))
     assert by_score([10, 11, 12], scores, limit=0.01) == [11, 12, 10]
     assert by_score([10, 11, 12], scores, limit=1.0) == [10, 12, 11]

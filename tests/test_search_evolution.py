@@ -58,14 +58,14 @@ def search(
         (increase, 1.0, 0.5, 0.0),
     ],
 )
-def test_gains_are_shares_of_what_there_was_to_gain(
+def test_gains_are_shares_of_the_possible_gain(
     gain: object, before: float, after: float, expected: float
 ) -> None:
     assert gain(before, after) == pytest.approx(expected)  # type: ignore[operator]
 
 
 @given(GENOMES, GENOMES, st.integers(0, 2**32))
-def test_a_child_is_a_head_and_a_tail(
+def test_a_child_joins_a_head_and_a_tail(
     first: tuple[int, ...], second: tuple[int, ...], seed: int
 ) -> None:
     child = crossover(first, second, (1, 5), np.random.default_rng(seed))
@@ -78,7 +78,7 @@ def test_a_child_is_a_head_and_a_tail(
 
 
 @given(st.data(), st.integers(1, 5), st.integers(0, 2**32))
-def test_a_fixed_length_stays(data: st.DataObject, length: int, seed: int) -> None:
+def test_a_fixed_length_is_kept(data: st.DataObject, length: int, seed: int) -> None:
     exactly = st.lists(st.integers(0, 9), min_size=length, max_size=length).map(tuple)
     first, second = data.draw(exactly), data.draw(exactly)
     rng = np.random.default_rng(seed)
@@ -102,13 +102,13 @@ def test_a_mutation_is_one_change(ids: tuple[int, ...], seed: int) -> None:
         assert len(rest) in (len(ids), len(ids) - 1)
 
 
-def test_every_kind_of_mutation_happens() -> None:
+def test_every_kind_of_mutation_occurs() -> None:
     rng = np.random.default_rng(1)
     lengths = {len(mutate((1, 2, 3), (1, 5), lambda: 9, rng)) for _ in range(200)}
     assert lengths == {2, 3, 4}
 
 
-def test_a_tournament_prefers_the_fit() -> None:
+def test_a_tournament_prefers_higher_fitness() -> None:
     ranked = [(i,) for i in range(10)]
     rng = np.random.default_rng(0)
     places = [tournament(ranked, 3, rng)[0] for _ in range(500)]
@@ -129,21 +129,21 @@ def test_mutation_schedules() -> None:
     assert mutation_rate(replace(settings, mutation="constant"), 11, 0) == 0.8
 
 
-def test_samples_are_of_the_pool_each_once() -> None:
+def test_samples_are_distinct_members_of_the_pool() -> None:
     chosen = sample_pool(POOL, 50, np.random.default_rng(0))
     assert len(set(chosen)) == 50
     assert set(chosen) < set(POOL)
     assert sample_pool(POOL[:5], 50, np.random.default_rng(0)) == list(POOL[:5])
 
 
-def test_seeded_sequences_favour_the_best_single() -> None:
+def test_seeded_sequences_favour_the_best_single_tokens() -> None:
     rng = np.random.default_rng(0)
     drawn = [token for _ in range(300) for token in seeded_sequence([9, 8, 7, 6, 5], SMALL, rng)]
     counts = [drawn.count(token) for token in (9, 8, 7)]
     assert counts == sorted(counts, reverse=True)
 
 
-def test_diversity_is_how_often_two_tokens_differ() -> None:
+def test_diversity_is_the_share_of_differing_tokens() -> None:
     assert diversity([(1, 1), (1,)]) == 0
     assert diversity([(1,), (2,)]) == pytest.approx(0.5)
 
@@ -155,7 +155,7 @@ def test_the_same_seed_gives_the_same_search(mutation: str) -> None:
     assert search(settings, seed=1)[2] != search(settings)[2]
 
 
-def test_a_search_that_is_told_again_goes_on_alike() -> None:
+def test_replayed_evaluations_restore_the_search() -> None:
     _, found, asked = search(SMALL)
     again = Evolution(POOL, SMALL, 0)
     again.learn({token: toward([token]) for token in again.singles(30)})
@@ -165,7 +165,7 @@ def test_a_search_that_is_told_again_goes_on_alike() -> None:
         assert again.update({ids: toward(ids) for ids in reversed(sequences)}) == generation
 
 
-def test_nothing_is_asked_twice_and_lengths_are_kept() -> None:
+def test_proposals_are_distinct_and_within_the_lengths() -> None:
     evolution, _, asked = search(SMALL)
     everything = [ids for sequences in asked for ids in sequences]
     assert len(set(everything)) == len(everything)
@@ -174,7 +174,7 @@ def test_nothing_is_asked_twice_and_lengths_are_kept() -> None:
     assert all(set(ids) <= set(POOL) for ids in everything)
 
 
-def test_the_best_never_gets_lost_and_stagnation_is_counted() -> None:
+def test_the_best_is_kept_and_stagnation_is_counted() -> None:
     evolution, found, _ = search(SMALL)
     best = [generation.best_fitness for generation in found]
     assert best == sorted(best)
@@ -197,7 +197,7 @@ def test_it_beats_random_search_at_the_same_number_of_evaluations() -> None:
     assert wins >= 9
 
 
-def test_fresh_blood_comes_after_stagnation() -> None:
+def test_new_random_sequences_follow_stagnation() -> None:
     settings = replace(SMALL, diversity_after=3, diversity_share=0.5, generations=12)
     evolution = Evolution(POOL, settings, 0)
     summaries = []
@@ -209,7 +209,7 @@ def test_fresh_blood_comes_after_stagnation() -> None:
     assert {birth.how for birth in evolution.births.values()} >= {"random", "injected"}
 
 
-def test_endings() -> None:
+def test_a_search_ends_by_fitness_patience_or_generations() -> None:
     assert search(replace(SMALL, generations=0))[0].ending == "generations"
     assert len(search(replace(SMALL, generations=4))[1]) == 5
     evolution, found, _ = search(replace(SMALL, early_stop=0.7))
@@ -221,13 +221,13 @@ def test_endings() -> None:
     assert found[-1].stagnant == 2
 
 
-def test_equal_fitness_goes_to_the_shorter_then_to_the_lower_ids() -> None:
+def test_ties_are_broken_by_length_then_by_ids() -> None:
     evolution = Evolution(POOL, SMALL, 0)
     evolution.fitness = {(3, 1): 0.5, (2,): 0.5, (1,): 0.5 + 1e-9, (9,): 0.6}
     assert evolution.ranked(evolution.fitness) == [(9,), (1,), (2,), (3, 1)]
 
 
-def test_the_fittest_leads_where_all_but_nothing_is_lacking() -> None:
+def test_the_order_distinguishes_fitness_values_close_to_one() -> None:
     evolution = Evolution(POOL, SMALL, 0)
     lacking = {(1,): 9e-8, (2, 2): 3e-9, (3, 3, 3): 2e-12, (4, 4): 0.0, (5,): 1.5}
     evolution.fitness = {ids: 1 - lack for ids, lack in lacking.items()}
@@ -235,7 +235,7 @@ def test_the_fittest_leads_where_all_but_nothing_is_lacking() -> None:
     assert found == [(4, 4), (3, 3, 3), (2, 2), (1,), (5,)]
 
 
-def test_ancestors_end_with_those_that_descend_from_none() -> None:
+def test_ancestry_ends_at_sequences_without_parents() -> None:
     evolution, found, _ = search(SMALL)
     line = evolution.ancestors(found[-1].best)
     assert line[0] == found[-1].best
@@ -247,7 +247,7 @@ def test_ancestors_end_with_those_that_descend_from_none() -> None:
         assert bool(birth.parents) == (birth.how in ("crossover", "mutation", "both"))
 
 
-def test_a_pool_of_one_token_comes_to_an_end() -> None:
+def test_a_search_of_a_one_token_pool_ends() -> None:
     evolution = Evolution([5], replace(SMALL, max_tokens=2), 0)
     while evolution.ending is None:
         evolution.update({ids: float(len(ids)) for ids in evolution.propose()})

@@ -51,7 +51,7 @@ def reaching(count: int) -> Context:
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 @pytest.mark.parametrize("search", SEARCHES)
-def test_a_search_verifies_all_of_a_small_scope(search: str, count: int) -> None:
+def test_a_search_verifies_the_whole_of_a_small_scope(search: str, count: int) -> None:
     context = reaching(count)
     given = {"search": search, "controls": 2, **NARROWED.get(search, {})}
     mine = STRATEGIES["mine"]
@@ -62,7 +62,7 @@ def test_a_search_verifies_all_of_a_small_scope(search: str, count: int) -> None
     assert sorted(fact.token.id for fact in facts) == context.scope()
 
 
-def test_a_scan_of_nothing_ends() -> None:
+def test_a_scan_of_an_empty_scope_ends() -> None:
     scan = STRATEGIES["scan"]
     events = list(scan.run(scan.configure({"controls": 2}), reaching(0), []))
     assert not [event for event in events if isinstance(event, Batch)]
@@ -92,7 +92,7 @@ def planned(tmp_path: Path, step: str, *sets: str) -> Plan:
         ("strategy: mine, search: pattern, patterns: [zzzz]", [], 7, "patterns ['zzzz']"),
     ],
 )
-def test_empty_scope_reason_is_told_before_the_weights_are_loaded(
+def test_an_empty_scope_is_reported_before_the_weights_are_loaded(
     tmp_path: Path, step: str, sets: list[str], place: int, said: str
 ) -> None:
     (run,) = planned(tmp_path, step, *sets).runs

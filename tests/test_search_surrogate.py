@@ -109,12 +109,12 @@ def test_it_learns_from_output_embeddings_that_are_not_tied() -> None:
     assert share_found(p < 0.5, found) > 0.75
 
 
-def test_it_learns_the_form_of_texts() -> None:
+def test_it_learns_from_features_of_the_text() -> None:
     p = torch.tensor([0.01 if "字" in text else 0.9 for text in TEXTS])
     assert share_found(p < 0.5, mined(Surrogate(space(table())), oracle(p), 260)) > 0.75
 
 
-def test_probability_leads_where_no_glitch_was_found_yet() -> None:
+def test_probability_orders_tokens_before_the_first_glitch_token() -> None:
     """Five glitches among 1,190, at the low end of a slope that all verdicts show."""
     inputs = table()
     along = torch.nn.functional.normalize(inputs, dim=1)[:, 0]
@@ -123,14 +123,14 @@ def test_probability_leads_where_no_glitch_was_found_yet() -> None:
     assert share_found(p < limit, mined(Surrogate(space(inputs)), oracle(p, limit), 200)) >= 0.8
 
 
-def test_verdicts_that_say_nothing_leave_a_random_order() -> None:
+def test_uninformative_verdicts_leave_a_random_order() -> None:
     constant = oracle(torch.full((SIZE,), 0.9))
     found = [mined(Surrogate(space(table(), seed=s)), constant, SIZE) for s in (1, 1, 2)]
     assert found[0] == found[1] != found[2]
     assert sorted(found[0]) == list(range(SIZE - 10))
 
 
-def test_resuming_fits_where_the_first_run_fitted() -> None:
+def test_a_resumed_search_refits_at_the_same_points() -> None:
     inputs = table()
     verdicts = oracle(torch.sigmoid(-9 * inputs[:, 3]))
     whole = mined(Surrogate(space(inputs)), verdicts, 200, batch=8)
@@ -141,13 +141,13 @@ def test_resuming_fits_where_the_first_run_fitted() -> None:
         assert mined(resumed, verdicts, 200 - cut, batch=8) == whole[cut:]
 
 
-def test_refits_are_counted_and_grow_rarer() -> None:
+def test_refits_are_counted_and_become_rarer() -> None:
     search = Surrogate(space(table()))
     mined(search, oracle(torch.full((SIZE,), 0.9)), 640, batch=8)
     assert 25 < search.counters["refits"] < 40  # of 73 batches; (1 + 1/16) ** 38 = 10
 
 
-def test_features_are_centred_blocks_and_multiply_as_they_read() -> None:
+def test_features_are_centred_blocks_whose_products_match_their_rows() -> None:
     features = Features(space(table(), table(5)))
     rows = features.rows(np.arange(SIZE - 10))
     assert np.abs(rows.mean(axis=0)).max() < 1e-5
@@ -157,7 +157,7 @@ def test_features_are_centred_blocks_and_multiply_as_they_read() -> None:
 
 
 @pytest.mark.parametrize("n", [20, 80])
-def test_ridge_is_the_same_through_either_matrix_and_takes_the_likeliest_noise(n: int) -> None:
+def test_ridge_agrees_between_both_forms_and_maximizes_the_likelihood(n: int) -> None:
     rng = np.random.default_rng(n)
     rows = rng.normal(size=(n, 40))
     target = rows @ rng.normal(size=40) + rng.normal(size=n) * 3

@@ -65,7 +65,7 @@ def test_any_change_to_a_spec_gives_problems_or_an_experiment(seed: int, tmp_pat
     whole = {**plain(node), "extends": None}
     path = tmp_path / "spec.yaml"
     outcomes = {"loaded": 0, "refused": 0}
-    for _ in range(20):
+    for _ in range(30):
         document = json.loads(json.dumps(whole))
         for _ in range(random_.randint(1, 3)):
             document = mutated(document, random_)

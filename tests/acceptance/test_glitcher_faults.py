@@ -128,15 +128,15 @@ def repeating(token_id: int) -> list[int]:
 
 
 @pytest.mark.parametrize("token_id", [WORD, PIECE, BYTE, BREAK, BOS])
-def test_what_is_asked_about_is_the_tokens_id(token_id: int, run: dict[str, Any]) -> None:
+def test_probabilities_are_those_of_the_token_id(token_id: int, run: dict[str, Any]) -> None:
     """Faults 7, 8, 9: pieces with and without a space, parts of characters, one BOS."""
     (line,) = (line for line in lines(run, "scan") if line["token_id"] == token_id)
     expected = float(next_token(repeating(token_id))[token_id])
     assert line["probes"]["repeat"]["p"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_genome_is_its_ids(run: dict[str, Any]) -> None:
-    """Faults 9, 18: no sequence passes through text; a wanted token needs no impacts before."""
+def test_evolved_sequences_are_token_ids(run: dict[str, Any]) -> None:
+    """Faults 9, 18: no sequence is converted to text; a wanted token needs no measured impacts."""
     before = tokenizer().encode("[INST]").ids
     after = tokenizer().encode("[INST]The quick brown[/INST]").ids[len(before) :]
     (start,) = rows(run, "evo.baseline")
@@ -148,14 +148,14 @@ def test_a_genome_is_its_ids(run: dict[str, Any]) -> None:
         assert row["wanted_p"] == pytest.approx(float(p[310]), rel=1e-4)
 
 
-def test_no_row_of_the_vocabulary_is_skipped_folders_or_counted_twice(run: dict[str, Any]) -> None:
+def test_each_row_of_the_vocabulary_is_verified_once(run: dict[str, Any]) -> None:
     """Faults 5, 13, 20."""
     assert [line["token_id"] for line in lines(run, "scan")] == list(range(640))
     assert run["metrics"]["scan/verified"] == 640
     assert [line["token_id"] for line in lines(run, "asr")] == [WORD, PIECE, BYTE, BREAK]
 
 
-def test_what_text_would_not_keep_is_counted(run: dict[str, Any]) -> None:
+def test_tokens_not_presented_intact_are_counted(run: dict[str, Any]) -> None:
     kept = {line["token_id"]: line["presented_intact"] for line in lines(run, "scan")}
     assert kept[WORD]
     assert not kept[BYTE]
@@ -164,7 +164,7 @@ def test_what_text_would_not_keep_is_counted(run: dict[str, Any]) -> None:
         assert run["metrics"][f"{step}/not_intact"] > 0
 
 
-def test_a_threshold_of_nothing_does_not_confirm_everything(run: dict[str, Any]) -> None:
+def test_an_asr_threshold_of_zero_needs_a_failed_attempt(run: dict[str, Any]) -> None:
     """Fault 14."""
     confirmed = {line["token_id"]: line["confirmed"] for line in lines(run, "asr")}
     assert confirmed == {WORD: False, PIECE: True, BYTE: False, BREAK: False}
@@ -177,23 +177,23 @@ def test_the_model_is_loaded_once_for_all_steps(everything: Result) -> None:
     assert everything.stderr.count("loading ") == 1
 
 
-def test_a_system_text_is_not_dropped_in_silence(run: dict[str, Any]) -> None:
-    """A probe's own is counted, the spec's is refused."""
+def test_a_dropped_system_text_is_reported(run: dict[str, Any]) -> None:
+    """That of a probe is counted; that of the spec is refused."""
     assert record(run).notes["dropped_system"] == 640 + 4
     refused = apply("silent", f"system: Be brief.\n{SCAN}")
     assert refused.exit_code == 4
     assert "nowllm cannot carry a system text" in refused.stderr
 
 
-def test_tokens_are_verified_side_by_side(run: dict[str, Any]) -> None:
-    """One forward pass for many tokens, and none whose logits nobody looks at."""
+def test_tokens_are_verified_in_batches(run: dict[str, Any]) -> None:
+    """One forward pass serves many tokens, and every pass is used."""
     (scan, *_) = record(run).steps
     counters = [timed.batch.counters for timed in scan.batches]
     rechecked = sum(one.get("rechecked", 0) for one in counters)
     assert sum(one["forwards"] for one in counters) <= 3 * 640 / 32 + 2 * rechecked
 
 
-def test_a_run_resumed_after_its_tokens_still_tells_what_its_scope_leaves_out(
+def test_a_resumed_run_still_counts_its_categories(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     body = "steps: [{id: t, strategy: test, tokens: {ids: [300]}}, {id: p, strategy: predict, "
@@ -207,10 +207,10 @@ def test_a_run_resumed_after_its_tokens_still_tells_what_its_scope_leaves_out(
     assert model.categories == {"byte": 178, "normal": 459, "special": 3}
 
 
-def test_a_resumed_run_is_as_if_its_error_never_was(
+def test_a_run_resumed_after_an_error_equals_an_undisturbed_one(
     scanned: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Faults 6, 12, 13: an error swallowed, tokens counted again, a name that sets thresholds."""
+    """Faults 6, 12, 13: swallowed errors, tokens counted twice, thresholds by model name."""
     whole, calls = Judge.judge, []
 
     def failing(self: Judge, token_ids: Sequence[int]) -> Any:
@@ -229,7 +229,7 @@ def test_a_resumed_run_is_as_if_its_error_never_was(
     assert {one["token_id"] for one in lines(resumed, "scan") if one["glitch"]} == PLANTED
 
 
-def test_a_list_of_another_models_tokens_is_refused() -> None:
+def test_tokens_of_another_model_are_refused() -> None:
     """Fault 2: the ids in a file that names a wrong model."""
     body = f"steps: [{{id: t, strategy: test, tokens: {{file: {LEGACY}}}}}]\n"
     refused = apply("other", body)
@@ -237,8 +237,8 @@ def test_a_list_of_another_models_tokens_is_refused() -> None:
     assert "tokens are not those of" in refused.stderr
 
 
-def test_a_skipped_check_is_no_pass_anywhere() -> None:
-    """Section 5: without a known glitch token and a budget two of the seven prove nothing."""
+def test_a_skipped_check_does_not_count_as_passed() -> None:
+    """Two of the seven checks need a known glitch token and a memory budget."""
     (found,) = runs(apply("checks", "steps: [{id: ck, strategy: check, max_rank: 200}]\n"))
     outcomes = {row["check"]: row["outcome"] for row in rows(found, "ck.checks")}
     skipped = {name for name, outcome in outcomes.items() if outcome == "skip"}

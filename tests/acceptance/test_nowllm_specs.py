@@ -78,7 +78,7 @@ def tokens(run: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_every_spec_is_tried() -> None:
+def test_every_spec_has_shorter_settings() -> None:
     assert {f"nowllm-{name}" for name in SHORTER} == set(SPECS)
 
 
@@ -93,7 +93,7 @@ def test_a_spec_names_one_model_and_runs_in_int4(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SHORTER)
-def test_a_spec_runs_to_its_end(name: str, results: dict[str, Any]) -> None:
+def test_a_spec_finishes(name: str, results: dict[str, Any]) -> None:
     for run in results[name]["runs"]:
         assert run["status"] == "FINISHED"
         assert (Path(run["artifacts_dir"]) / "report.html").stat().st_size > 10_000
@@ -112,28 +112,26 @@ def test_mining_finds_planted_tokens_and_confirms_them(name: str, results: dict[
 
 
 @pytest.mark.parametrize("name", ["test", "test-enhanced"])
-def test_tokens_asked_about_get_the_verdicts_they_were_made_for(
-    name: str, results: dict[str, Any]
-) -> None:
+def test_planted_tokens_alone_are_flagged(name: str, results: dict[str, Any]) -> None:
     (run,) = results[name]["runs"]
     for row in tokens(run):
         verdict = row["glitch"] if row["step"] == "strict" else row["confirmed"]
         assert verdict == (row["token_id"] in PLANTED)
 
 
-def test_chat_predicts_what_raw_does_not(results: dict[str, Any]) -> None:
+def test_the_chat_format_improves_the_prediction(results: dict[str, Any]) -> None:
     (run,) = results["predict"]["runs"]
     assert run["metrics"]["predict/improvement"] > 0
 
 
-def test_memory_falls_with_the_quantization(results: dict[str, Any]) -> None:
+def test_quantization_reduces_the_size_of_the_weights(results: dict[str, Any]) -> None:
     sizes = [run["metrics"]["profile/weight_bytes"] for run in results["memory"]["runs"]]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == 3
 
 
 @pytest.mark.parametrize("name", sorted(SHORTER.keys() - {"memory"}))
-def test_weights_are_held_as_asked(name: str, results: dict[str, Any]) -> None:
+def test_weights_have_the_requested_quantization(name: str, results: dict[str, Any]) -> None:
     for run in results[name]["runs"]:
         held = read_run(Path(run["artifacts_dir"]).parent).model
         assert held is not None
@@ -146,7 +144,7 @@ def test_all_checks_pass_and_none_is_skipped(results: dict[str, Any]) -> None:
     assert run["metrics"]["check/passed"] == run["metrics"]["check/checks"] == 7
 
 
-def test_without_the_model_a_plan_says_what_to_do(in_empty_folder: Path) -> None:
+def test_a_plan_without_the_model_names_the_missing_folder(in_empty_folder: Path) -> None:
     words = ["plan", str(SPECS["nowllm-mine"])]
     done = CliRunner().invoke(main, words, env={"NOWLLM_PATH": str(in_empty_folder / "none")})
     assert done.exit_code == 4
@@ -154,6 +152,6 @@ def test_without_the_model_a_plan_says_what_to_do(in_empty_folder: Path) -> None
     assert "Traceback" not in done.output
 
 
-def test_the_ids_of_the_specs_are_ordinary_tokens_in_the_oracle() -> None:
+def test_the_ordinary_ids_are_not_planted() -> None:
     assert ORDINARY in oracle("float32").scope()
     assert not {ORDINARY, 310} & PLANTED
