@@ -14,7 +14,9 @@ import json
 import os
 import re
 import select
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any, BinaryIO, TextIO, cast
 
@@ -76,6 +78,25 @@ def styled(text: str, role: str, *, err: bool = False) -> str:
     """
     mark = _MARKS[role]
     return f"{mark}{text}{_END}" if _has_colour(err) else text
+
+
+def fitted(line: str, indent: int = 14) -> str:
+    """A line of a listing, wrapped to the width of the terminal; unchanged where there is none.
+
+    Further lines are indented by `indent` columns. Words, paths and keys are never broken.
+    """
+    width = shutil.get_terminal_size().columns
+    if len(line) <= width or not QuietStream(sys.stdout).isatty():
+        return line
+    start = len(line) - len(line.lstrip(" "))
+    room = {"width": width, "initial_indent": " " * start, "subsequent_indent": " " * indent}
+    return textwrap.fill(
+        line.lstrip(" "),
+        **room,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
 
 
 def _has_colour(err: bool) -> bool:

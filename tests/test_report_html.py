@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from glitchrun.behaviour.symptoms import symptom
 from glitchrun.events import Attempt, Entry
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report import write_report
@@ -297,7 +298,7 @@ def test_a_row_has_its_prompts_probes_and_answers(tmp_path: Path) -> None:
     timed = asr.batches[0]
     asr = replace(asr, batches=(replace(timed, batch=replace(timed.batch, prompts=sent)),))
     details = Page(render(run_of(tmp_path, check, asr))).data["details"]
-    assert details["steps"] == [["check", "asr"]]
+    assert [details["stepPairs"][place] for place in details["steps"]] == [["check", "asr"]]
     assert [(one["step"], one["probe"], one["sent"]) for one in details["prompts"]] == [
         ("check", "repeat", False),
         ("check", "explain", False),
@@ -307,13 +308,14 @@ def test_a_row_has_its_prompts_probes_and_answers(tmp_path: Path) -> None:
     first, second = details["probes"]
     assert (first["name"], first["results"]) == (
         "repeat",
-        [[None, None, None, 0.0, 7, 0, "float32", 1]],
+        [[None, None, None, 0.0, 7, 2]],
     )
-    assert second["results"] == [[0.125, 2, 1.0, 0.0, 3, 0, "float32", 1]]
+    assert second["results"] == [[0.125, 2, 1.0, 0.0, 3, 2]]
+    assert details["dtypes"] == ["float32"]
     assert details["outcomes"] == {"0": "x."}
     symptoms = details["symptoms"]
     assert [[*one[:4], symptoms[one[4]]] for one in details["attempts"]["0"]] == [
-        [0, 0, 0, "No⟨U+202E⟩\nidea", "long_other"],
+        [0, 0, 0, "No⟨U+202E⟩\nidea", symptom(" t7", "No\u202e\nidea")],
         [0, 1, 1, " t7", None],
     ]
 

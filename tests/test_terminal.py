@@ -21,7 +21,7 @@ from glitchrun.cli.status import _line
 from glitchrun.events import Batch
 from glitchrun.runner.progress import Display
 from glitchrun.runner.signals import Interrupt, Stopped
-from glitchrun.terminal import QuietStream, emit_json, say, styled, visible, visible_lines
+from glitchrun.terminal import QuietStream, emit_json, fitted, say, styled, visible, visible_lines
 from tests.support.commands import ENVIRONMENT
 from tests.support.records import Invented, write_run
 
@@ -221,6 +221,20 @@ def test_styled_text_is_coloured_on_a_terminal_that_wants_it(
     monkeypatch.setattr(sys, "stdout", _Terminal())
     say(f"{styled('failed', 'bad')} \x1b[31m")
     assert sys.stdout.getvalue() == f"{shown} \\x1b[31m\n"
+
+
+def test_a_line_is_wrapped_to_the_terminal_and_no_key_is_broken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = f"  step        mine  probes: strict  {'key' * 20}/{'path' * 10} end"
+    assert fitted(line) == line  # a pipe
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys, "stdout", _Terminal())
+    assert fitted(line).splitlines() == [
+        "  step        mine  probes: strict",
+        f"              {'key' * 20}/{'path' * 10}",
+        "              end",
+    ]
 
 
 def test_styled_text_is_plain_in_a_pipe_and_a_mark_from_outside_is_escaped() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from glitchrun.events import ProbeResult
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.attempt_rows import AttemptRow, attempts_by_token
-from glitchrun.report.formatting import spelled, spelled_token
+from glitchrun.report.formatting import spelled
 from glitchrun.report.token_rows import TokenRow
 from glitchrun.report.writing import rounded
 from glitchrun.spec.probes import PROBES, TOKEN
@@ -23,17 +23,26 @@ Attempts = Mapping[str, Mapping[int, Sequence[AttemptRow]]]
 
 
 def token_details(
-    record: RunRecord, rows: Sequence[TokenRow], attempts: Attempts
+    record: RunRecord, rows: Sequence[TokenRow], shown: Sequence[str], attempts: Attempts
 ) -> dict[str, Any]:
-    """JSON-ready data beside the columns of the table; lists have an item for each row."""
+    """JSON-ready data beside the columns of the table; lists have an item for each row. `shown`
+    is the column of the tokens' texts."""
     probes = dict.fromkeys(name for row in rows if row.verified for name in row.verified.probes)
+    dtypes: dict[str, int] = {}
+    steps: dict[tuple[str, str], int] = {}
     return {
-        "raw": {place: raw for place, row in enumerate(rows) if (raw := _raw(row)) is not None},
-        "steps": [[row.steps[0], row.steps[-1]] for row in rows],
-        "verified": [int(row.verified is not None) for row in rows],
+        "raw": {
+            place: row.token.text
+            for place, (row, text) in enumerate(zip(rows, shown, strict=True))
+            if text.replace("␣", " ") != row.token.text
+        },
+        "steps": [steps.setdefault((row.steps[0], row.steps[-1]), len(steps)) for row in rows],
+        "stepPairs": [*steps],
         "probes": [
-            {"name": name, "results": [_result(row, name) for row in rows]} for name in probes
+            {"name": name, "results": [_result(row, name, dtypes) for row in rows]}
+            for name in probes
         ],
+        "dtypes": [*dtypes],
         "prompts": [prompt for step in record.steps for prompt in _prompts(step)],
         "outcomes": {
             place: "".join("x" if failed else "." for failed in row.sampled.outcomes)
@@ -44,7 +53,7 @@ def token_details(
     }
 
 
-def attempts_of(record: RunRecord) -> Attempts:
+def attempts_by_step(record: RunRecord) -> Attempts:
     """The continuations that the steps kept."""
     return {step.id: found for step in record.steps if (found := attempts_by_token(step))}
 
@@ -54,14 +63,9 @@ def attempts_on(row: TokenRow, attempts: Attempts) -> Sequence[AttemptRow]:
     return attempts.get(row.steps[-1], {}).get(row.token.id, ()) if row.sampled else ()
 
 
-def _raw(row: TokenRow) -> str | None:
-    """The token's text; None where it is the shown text with spaces for ␣."""
-    text = row.token.text
-    return None if spelled_token(row.token).replace("␣", " ") == text else text
-
-
-def _result(row: TokenRow, probe: str) -> list[Any] | None:
-    """p, rank, entropy, gap, the most probable id, whether it passed, the dtype, intactness.
+def _result(row: TokenRow, probe: str, dtypes: dict[str, int]) -> list[Any] | None:
+    """p, rank, entropy, gap, the most probable id, and one number for passed (1), intact (2) and
+    the place of the dtype (times 4).
 
     The probe that decides has None for p, rank and entropy, which are in the table.
     """
@@ -70,12 +74,13 @@ def _result(row: TokenRow, probe: str) -> list[Any] | None:
         return None
     decides = row.closest is not None and row.closest[0] == probe
     numbers = (None, None, None) if decides else _numbers(found)
-    gap = rounded(found.gap, DIGITS)
-    return [*numbers, gap, found.argmax, int(found.passed), found.decided_in, int(found.intact)]
+    dtype = dtypes.setdefault(found.decided_in, len(dtypes))
+    marks = found.passed + 2 * found.intact + 4 * dtype
+    return [*numbers, rounded(found.gap, DIGITS), found.argmax, marks]
 
 
 def _numbers(found: ProbeResult) -> tuple[Any, Any, Any]:
-    return rounded(found.p, DIGITS), found.rank, rounded(found.entropy, DIGITS)
+    return rounded(found.p, DIGITS), found.rank, rounded(found.entropy, DIGITS + 1)
 
 
 def _prompts(step: StepRecord) -> list[dict[str, Any]]:

@@ -75,6 +75,8 @@ class TokenRow:
         """Name and result of the probe with the highest probability, which decides the verdict."""
         if not self.verified or not self.verified.probes:
             return None
+        if len(self.verified.probes) == 1:
+            return next(iter(self.verified.probes.items()))
         return max(self.verified.probes.items(), key=lambda item: _comparable(item[1].p))
 
     @property

@@ -16,7 +16,7 @@ from glitchrun.report.formatting import spelled, spelled_token
 from glitchrun.report.token_details import (
     DIGITS,
     Attempts,
-    attempts_of,
+    attempts_by_step,
     attempts_on,
     token_details,
 )
@@ -128,7 +128,7 @@ def token_table(record: RunRecord) -> str:
     Columns that are empty are left out, and those with one value for all tokens are under `folded`.
     """
     rows = most_interesting_first(token_rows(record))
-    attempts = attempts_of(record)
+    attempts = attempts_by_step(record)
     symptom = Column(
         "Symptom",
         "choice",
@@ -154,7 +154,7 @@ def token_table(record: RunRecord) -> str:
         "folded": [[label, _plain(value)] for label, value in folded],
         "count": len(rows),
         "severe": SEVERE,
-        "details": token_details(record, rows, attempts),
+        "details": token_details(record, rows, columns[0][1], attempts),
     }
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     # `<` and `&` only occur inside strings, where an escape has the same meaning: no text can close

@@ -26,7 +26,7 @@ const evidence = ({ columns, cells, folded, details }) => {
   const place = new Map(columns.map((column, c) => [column.label, c]));
   const common = new Map(folded);
   const texts = new Map(); // of the tokens by id
-  cells[place.get("Id")].forEach((id, row) => texts.set(id, cells[0][row]));
+  const entropies = columns[place.get("Entropy")]?.decimals ?? 3;
   // The text of a cell, of a hidden column too; null if there is none.
   const text = (label, row) => {
     if (!place.has(label)) return common.get(label) ?? null;
@@ -37,6 +37,13 @@ const evidence = ({ columns, cells, folded, details }) => {
     if (column.kind === "fixed") return value.toFixed(column.decimals);
     return value;
   };
+  for (const { results } of details.probes) {
+    results.forEach((result, row) => {
+      const answer = result && result[1] === null ? text("Answer", row) : null; // of the deciding probe
+      if (answer !== null) texts.set(result[4], answer);
+    });
+  }
+  cells[place.get("Id")].forEach((id, row) => texts.set(id, cells[0][row]));
   const shownNumber = (value) => typeof value === "number" ? digits(value) : value ?? "–";
   const quoted = (value) => make("bdi", { className: "token" }, ...marked(value));
 
@@ -51,23 +58,26 @@ const evidence = ({ columns, cells, folded, details }) => {
   };
 
   const probe = (name, result, row) => {
-    const [p, rank, entropy, gap, argmax, passed, dtype, intact] = result;
+    const [p, rank, entropy, gap, argmax, marks] = result;
+    const passed = marks % 2 === 1;
+    const intact = (marks >> 1) % 2 === 1;
+    const dtype = details.dtypes[marks >> 2];
     const decides = p === null && rank === null;
     const number = (value, label) => shownNumber(decides ? text(label, row) : value);
     const answer = passed ? null : decides ? text("Answer", row) : texts.get(argmax);
     const facts = [
       `p ${number(p, "p")}`,
       `rank ${grouped(decides ? text("Rank", row) ?? 0 : rank)}`,
-      `entropy ${number(entropy, "Entropy")} nats`,
+      `entropy ${decides ? number(null, "Entropy") : entropy.toFixed(entropies)} nats`,
       `gap ${shownNumber(gap)}`,
       `decided in ${dtype}`,
       intact ? "encoded as text, the prompt keeps the id" : "encoded as text, the prompt loses the id",
     ];
     const line = make("p", {}, facts.join(" · "));
-    const instead = make("p", {}, "Most probable token: ", answer == null ? "" : quoted(answer), ` id ${argmax}`);
+    const instead = make("p", {}, "Most probable token: ", ...(answer == null ? [] : [quoted(answer), ", "]), `id ${argmax}`);
     const head = make("h4", {}, `Probe ${name}: `,
       make("span", { className: passed ? "good" : "bad", textContent: passed ? "passed" : "failed" }));
-    return make("section", {}, head, prompt(details.steps[row][0], name, row), line, ...(passed ? [] : [instead]));
+    return make("section", {}, head, prompt(details.stepPairs[details.steps[row]][0], name, row), line, ...(passed ? [] : [instead]));
   };
 
   const samples = (row) => {
@@ -86,7 +96,7 @@ const evidence = ({ columns, cells, folded, details }) => {
       const items = said.map(([, number, yes, answer, symptom]) => make("li", { value: number + 1 },
         make("span", { className: yes ? "good" : "bad", textContent: yes ? "said it" : (details.symptoms[symptom] ?? "").replaceAll("_", " ") }),
         " ", answer === "" ? make("span", { className: "muted", textContent: "nothing" }) : make("bdi", { className: "said", textContent: answer })));
-      const asked = make("details", {}, make("summary", { textContent: `Probe ${name}` }), prompt(details.steps[row][1], name, row));
+      const asked = make("details", {}, make("summary", { textContent: `Probe ${name}` }), prompt(details.stepPairs[details.steps[row]][1], name, row));
       parts.push(asked, make("ol", {}, ...items));
     }
     return parts;

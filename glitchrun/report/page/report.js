@@ -32,7 +32,7 @@ const showTokens = (data) => {
       make("td", { className: "number", textContent: value === null ? "–" : value.toFixed(column.decimals) }),
     choice: (value, column) => {
       const text = value === null ? "–" : column.choices[value];
-      return make("td", { className: column.label === "Verdict" ? `verdict-${text}` : "", textContent: text });
+      return make("td", { className: column.label === "Verdict" ? `verdict-${text}` : "", textContent: text.replaceAll("_", " ") });
     },
     rate: (value) => {
       if (!value) return make("td", { className: "number", textContent: "–" });

@@ -24,9 +24,11 @@ const scatter = (place, { columns, cells, count, severe }, reveal) => {
   const verdict = cells[at("Verdict")];
   const measured = Array.from({ length: count }, (_, row) => row).filter((row) => p[row] !== null);
   if (measured.length < 3) return;
-  // All tokens below the threshold of severity and all that were sampled, and of the rest every nth.
-  const always = measured.filter((row) => p[row] < severe || !["passed", "near miss"].includes(verdicts[verdict[row]]));
-  const rest = measured.filter((row) => !(p[row] < severe) && ["passed", "near miss"].includes(verdicts[verdict[row]]));
+  // All severe tokens, all sampled ones and the controls; of the others every nth.
+  const plain = ["passed", "near miss", "glitch"];
+  const isPlain = (row) => plain.includes(verdicts[verdict[row]]) && !(p[row] < severe);
+  const always = measured.filter((row) => !isPlain(row));
+  const rest = measured.filter(isPlain);
   const every = Math.max(1, Math.ceil(rest.length / Math.max(500, MOST - always.length)));
   const rows = [...rest.filter((_, i) => i % every === 0), ...always.reverse()];
   const floor = Math.floor(Math.log10(Math.min(...rows.map((row) => p[row] || 1), severe)));
@@ -111,12 +113,13 @@ const scatter = (place, { columns, cells, count, severe }, reveal) => {
   };
 
   const drawn = rows.length < measured.length
-    ? `${grouped(rows.length)} of ${grouped(measured.length)} tokens are drawn: all below p = ${severe} and all that were found, sampled or drawn as controls, and one in ${every} of the others. `
+    ? `${grouped(rows.length)} of ${grouped(measured.length)} tokens are drawn: all below p = ${severe}, all that were sampled or drawn as controls, and one in ${every} of the others. `
     : "";
   const legend = verdicts.filter((name) => rows.some((row) => verdicts[verdict[row]] === name)).map((name) =>
     make("span", { className: `key point-${name.replaceAll(" ", "-")}` }, `${MARKS[name]} `, make("span", { className: "muted", textContent: name })));
-  select.addEventListener("change", draw);
-  const title = make("h3", {}, "Probability by ", select);
+  const printed = make("span", { className: "printed", textContent: axes[0].toLowerCase() });
+  select.addEventListener("change", () => { printed.textContent = select.value.toLowerCase(); draw(); });
+  const title = make("h3", {}, "Probability by ", select, printed);
   const hint = make("p", { className: "hint" }, `${drawn}A point names its token when the pointer is on it; a click opens the token.`);
   place.append(title, make("p", { className: "keys" }, ...legend), frame, info, hint);
   draw();
