@@ -89,13 +89,13 @@ def fitted(line: str, indent: int = 14) -> str:
     if len(line) <= width or not QuietStream(sys.stdout).isatty():
         return line
     start = len(line) - len(line.lstrip(" "))
-    room = {"width": width, "initial_indent": " " * start, "subsequent_indent": " " * indent}
     return textwrap.fill(
         line.lstrip(" "),
-        **room,
+        width,
+        initial_indent=" " * start,
+        subsequent_indent=" " * indent,
         break_long_words=False,
         break_on_hyphens=False,
-        drop_whitespace=True,
     )
 
 

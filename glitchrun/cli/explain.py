@@ -16,7 +16,7 @@ from glitchrun.report.attempt_rows import AttemptRow, attempts_of
 from glitchrun.report.formatting import counted
 from glitchrun.runner.lookup import find_run
 from glitchrun.spec.schema import fragments
-from glitchrun.terminal import say
+from glitchrun.terminal import fitted, say
 from glitchrun.vocabulary.text import visible, visible_token
 
 _SHOWN = 20
@@ -45,7 +45,7 @@ def command(run: str, metric: str, every: bool) -> None:
         say("  measured while loading the model; see environment.json")
         return
     for line in _lines(record, step, name, every):
-        say(line)
+        say(fitted(line))
 
 
 def _lines(record: RunRecord, step: StepRecord, name: str, every: bool) -> Iterator[str]:
