@@ -225,6 +225,18 @@ def test_batches_are_read_as_the_ledger_writes_them(tmp_path: Path) -> None:
     assert found == {"screen": 2, "verify": 4, "sample": 50}
 
 
+def test_steps_in_the_store_count_for_the_run_that_measured_them(tmp_path: Path) -> None:
+    uses = {"kind": "uses", "at": 5000, "step": "a", "key": "s", "attempt": 1, "extent": None}
+    stored = tmp_path / "steps" / "s" / "attempt-1"
+    stored.mkdir(parents=True)
+    text = json.dumps(LINES[0], separators=(",", ":")) + "\n"
+    (stored / "ledger.jsonl").write_text(text)
+    _ledger(tmp_path, "measured", lines=[{**uses, "reused": False}])
+    _ledger(tmp_path, "reused", lines=[{**uses, "reused": True}, *LINES[-2:]])
+    found = read_timings(tmp_path, "here")
+    assert [(one.run, one.kind, one.amount) for one in found] == [("measured", "screen", 2)]
+
+
 def test_interrupted_run_has_timings_and_other_machines_have_none(tmp_path: Path) -> None:
     _ledger(tmp_path, "interrupted", lines=LINES[:2])
     _ledger(tmp_path, "elsewhere", host="there", lines=LINES)

@@ -23,6 +23,7 @@ from glitchrun.ledger import (
     unreadable_lines,
 )
 from glitchrun.ledger.steps import StepStatus, step_status
+from glitchrun.ledger.timings import read_timings
 from glitchrun.plan.build import Plan, PlannedRun, build
 from glitchrun.plan.step_keys import StepKey
 from glitchrun.runner import gates
@@ -90,6 +91,7 @@ def apply(
         lambda key: None if options.fresh or again else existing_status(root, name, key),
         stored=lambda key: _stored(root, key, again, options),
         resolve=Resolver(),
+        timings=read_timings(root),
     )
     chosen = _chosen(plan, options)
     _check_fits(chosen)
