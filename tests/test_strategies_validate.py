@@ -13,6 +13,7 @@ from glitchrun.events import Batch, Measured, Sampled
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Thresholds
 from glitchrun.strategies.context import Context
+from glitchrun.strategies.validate.pacing import Pace
 from tests.support.engine import context
 from tests.support.oracle import PLANTED, oracle
 from tests.support.steps import all_events
@@ -53,6 +54,32 @@ def test_attempts_differ_from_each_other_and_repeat_with_their_seed(llama: Conte
     assert any(len(set(one)) == 2 for one in made)
     assert outcomes(llama) == made
     assert outcomes(replace(llama, spec=replace(llama.spec, seed=8))) != made
+
+
+def test_batches_follow_the_time_that_the_last_ones_took() -> None:
+    """From one token on, at most doubled, and no longer than `BATCH_SECONDS`."""
+    pace = Pace(50)
+    sizes = []
+    for seconds_per_token in [1.0] * 6 + [5.0] * 3 + [0.0] * 8:
+        sizes.append(pace.size)
+        pace.measure(pace.size, seconds_per_token * pace.size)
+    assert sizes == [1, 2, 4, 8, 15, 15, 15, 3, 3, 3, 3, 6, 12, 24, 48, 50, 50]
+    assert Pace(50, [(4, 4.0)]).size == 8
+    assert Pace(50, [(40, 4000.0)]).size == 1
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_sizes_of_batches_change_no_attempt(
+    sequential: bool, llama: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paced = events(llama, sequential=sequential)
+    monkeypatch.setattr(Pace, "size", 3)
+    fixed = events(llama, sequential=sequential)
+    assert [len(one.facts) for one in fixed if isinstance(one, Batch)] == [3, 1]
+    assert [len(one.facts) for one in paced if isinstance(one, Batch)][:1] == [1]
+    assert facts(fixed) == facts(paced)
+    measured = {"attempts_per_second": None}
+    assert metrics(fixed) | measured == metrics(paced) | measured
 
 
 @pytest.mark.parametrize("sequential", [False, True])

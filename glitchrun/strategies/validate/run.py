@@ -24,6 +24,7 @@ from glitchrun.strategies.false_alarms import (
     elsewhere_done,
 )
 from glitchrun.strategies.validate import Config
+from glitchrun.strategies.validate.pacing import Pace
 from glitchrun.strategies.validate.stopping import Stopping
 from glitchrun.verdicts import is_confirmed
 
@@ -35,13 +36,14 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     """Yields the attempts on a few tokens at a time, in the order in which they are named."""
     tokens = context.tokens(config.tokens)
     sampler = new_sampler(config, context, context.prompts(config.probes))
+    pace = _pace(config, context, sampler, history)
     batches = list(history)
     stage = Stage("sampling", len(tokens), work=_WORK)
     done = sum(len(batch.token_facts) for batch in history)
-    for batch in _sampled_in_order(config, context, sampler, tokens, done, stage):
+    for batch in _sampled_in_order(config, context, sampler, tokens, done, stage, pace):
         batches.append(batch)
         yield batch
-    yield from _sampled_controls(config, context, sampler, tokens, batches)
+    yield from _sampled_controls(config, context, sampler, tokens, batches, pace)
 
 
 def _sampled_in_order(
@@ -51,15 +53,23 @@ def _sampled_in_order(
     tokens: Sequence[Token],
     done: int,
     stage: Stage,
+    pace: Pace,
 ) -> Iterator[Batch]:
     """Samples the tokens of a stage, without the first `done`."""
     context.announce(stage)
-    rule = _stopping(config, context)
-    at_once = max(1, sampler.rows // (rule.needed(0, 0) if rule else config.repeats))
     while done < len(tokens):
-        chunk = tokens[done : done + at_once]
+        chunk = tokens[done : done + pace.size]
         done += len(chunk)
-        yield _sampled(config, context, sampler, chunk, done, stage)
+        batch = _sampled(config, context, sampler, chunk, done, stage)
+        pace.measure(len(chunk), batch.seconds)
+        yield batch
+
+
+def _pace(config: Config, context: Context, sampler: Sampler, history: Sequence[Batch]) -> Pace:
+    """The sizes of batches, whose attempts of a round are sampled side by side."""
+    rule = _stopping(config, context)
+    most = sampler.rows // (rule.needed(0, 0) if rule else config.repeats)
+    return Pace(most, [(len(batch.facts), batch.seconds) for batch in history if batch.facts])
 
 
 def _sampled_controls(
@@ -68,6 +78,7 @@ def _sampled_controls(
     sampler: Sampler,
     tokens: Sequence[Token],
     history: Sequence[Batch],
+    pace: Pace,
 ) -> Iterator[Batch]:
     if not config.controls:
         return
@@ -81,7 +92,7 @@ def _sampled_controls(
             continue
         stage = control_stage(len(matches), elsewhere=elsewhere, work=_WORK)
         controls = [context.vocabulary.token(match.token_id) for match in matches]
-        for batch in _sampled_in_order(config, context, sampler, controls, done, stage):
+        for batch in _sampled_in_order(config, context, sampler, controls, done, stage, pace):
             size = len(batch.facts)
             made = as_controls(batch, matches[done : done + size], elsewhere=elsewhere)
             done += size

@@ -1,0 +1,42 @@
+"""How many tokens are sampled in one batch, so that a kill loses little work on any machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+BATCH_SECONDS = 15.0
+"""What a batch should take. Tokens that fail every probe take several times as long as others, so
+single batches take longer."""
+_GROWTH = 2
+
+
+class Pace:
+    """Sizes of batches that follow the measured time of the batches before.
+
+    The first batch has one token. A batch has at most twice as many as the one before, and no more
+    than fit into `BATCH_SECONDS` at the slower rate of the last two. Sizes change no result: an
+    attempt depends on its token and number alone.
+    """
+
+    def __init__(self, most: int, measured: Iterable[tuple[int, float]] = ()) -> None:
+        """Starts from earlier batches.
+
+        Args:
+            most: Most tokens of a batch.
+            measured: Tokens and seconds of each batch so far, as of an interrupted run.
+        """
+        self.most = max(1, most)
+        self._measured = list(measured)
+
+    def measure(self, tokens: int, seconds: float) -> None:
+        """Adds a batch of some tokens and the time that it took."""
+        self._measured.append((tokens, seconds))
+
+    @property
+    def size(self) -> int:
+        """Tokens of the next batch: at least one, at most `most`."""
+        if not self._measured:
+            return 1
+        seconds_per_token = max(seconds / tokens for tokens, seconds in self._measured[-2:])
+        fitting = BATCH_SECONDS / seconds_per_token if seconds_per_token > 0 else self.most
+        return max(1, int(min(self.most, fitting, _GROWTH * self._measured[-1][0])))
