@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Path
 def names(folder: Path) -> dict[str, Any]:
     """What the page's example leaves behind, run as written."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     found: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch, chdir(folder):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -78,6 +78,17 @@ def test_tokens_are_the_lines_of_the_artifact(names: dict[str, Any]) -> None:
     assert list(verified["probes.repeat.p"]) == expected
     assert verified["asr"].isna().all()
     assert frame[frame["step"] == "asr"]["glitch"].isna().all()
+
+
+def test_attempts_are_the_lines_of_the_artifact(names: dict[str, Any]) -> None:
+    text = (names["run"].artifacts / "attempts.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    attempts = names["attempts"]
+    assert [list(ids) for ids in attempts["ids"]] == [line["ids"] for line in lines]
+    for name in ("step", "token_id", "probe", "attempt", "text", "said", "control"):
+        assert list(attempts[name]) == [line[name] for line in lines]
+    assert list(attempts["symptom"].fillna("")) == [line["symptom"] or "" for line in lines]
+    assert not names["failed"].empty
 
 
 def test_a_table_has_its_columns_and_a_missing_one_lists_the_others(names: dict[str, Any]) -> None:
