@@ -14,7 +14,8 @@ from glitchrun.cli.explain import _lines
 from glitchrun.events import Batch, Control, Entry, Screened
 from glitchrun.ledger.fold import Fold
 from glitchrun.ledger.record import Metric, StepRecord, TimedBatch
-from glitchrun.report.formatting import durations, points
+from glitchrun.report.formatting import durations, points, sizes
+from glitchrun.report.headline import headline
 from glitchrun.report.html import render
 from glitchrun.report.run_details import run_seconds, stage_seconds, timing
 from glitchrun.report.step_tables import step_tables
@@ -97,6 +98,29 @@ def test_the_time_between_two_sessions_is_a_pause(tmp_path: Path) -> None:
 )
 def test_durations_of_a_column_have_one_unit(values: list[float], texts: list[str]) -> None:
     assert durations(values) == texts
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([538_000_000, 1_290_000_000, None], ["0.538 GB", "1.29 GB", "–"]),
+        ([329_000, 64], ["329 kB", "0.0640 kB"]),
+        ([999, 0], ["999 B", "0 B"]),
+        ([], []),
+    ],
+)
+def test_sizes_of_a_table_have_one_unit(values: list[float | None], texts: list[str]) -> None:
+    assert sizes(values) == texts
+
+
+def test_tokens_below_one_per_cent_are_not_counted_where_all_glitch_tokens_are(
+    tmp_path: Path,
+) -> None:
+    record = run_of(tmp_path, step("scan", "scan", verified(1), verified(2, **GLITCH)))
+    assert "; 1 is below 0.01." in " ".join(headline(record).sentences)
+    strict = replace(record, spec={**record.spec, "thresholds": {"probability": 0.01}})
+    text = " ".join(headline(strict).sentences)
+    assert "1 (100 %) is severe, with a probability below 0.001." in text
 
 
 @pytest.mark.parametrize(

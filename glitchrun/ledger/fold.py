@@ -216,7 +216,7 @@ class Fold:
         if not is_sealed:
             _check_types(entry)
         self._time(entry)
-        if entry["kind"] == "session" and self.last_at is not None:
+        if entry["kind"] == "session" and self.loads and self.last_at is not None:
             self.paused += max(0, entry["at"] - self.last_at)
         self.last_at = entry["at"]
         getattr(self, f"_see_{entry['kind']}")(entry)

@@ -106,6 +106,15 @@ def size(value: float | None) -> str:
     return f"{value:.3g} TB"
 
 
+def sizes(values: Sequence[float | None]) -> list[str]:
+    """Bytes as the cells of one table, all in the unit of the largest; a dash for None."""
+    largest = max((abs(value) for value in values if value is not None), default=0)
+    number, unit = size(largest).split()
+    scale = largest / float(number) if largest else 1.0
+    exact = 1000 ** round(math.log(scale, 1000))
+    return [MISSING if value is None else f"{figure(value / exact)} {unit}" for value in values]
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as `4.2 s`, `3 min 05 s` or `2 h 10 min`; a dash for None."""
     if seconds is None:

@@ -9,7 +9,16 @@ from typing import Any
 from glitchrun.events import Batch, Sampled
 from glitchrun.ledger.command import apply_command
 from glitchrun.ledger.record import ModelRecord, RunRecord, StepRecord
-from glitchrun.report.formatting import MISSING, count, duration, durations, moment, share, size
+from glitchrun.report.formatting import (
+    MISSING,
+    count,
+    duration,
+    durations,
+    moment,
+    share,
+    size,
+    sizes,
+)
 from glitchrun.report.totals import NOTES, counters, is_about_tokens, not_finite, thresholds
 
 _STAGES = {"front": "verification", "audit": "verification of the audit"}
@@ -129,9 +138,10 @@ def memory(record: RunRecord) -> list[tuple[str, str, str, str]]:
         ("model weights", plan.get("weight_bytes"), model.bytes if model else None),
         ("peak", plan.get("total_bytes"), model.peak_bytes if model else None),
     ]
+    written = sizes([number for _, *numbers in found for number in numbers])
     rows = [
-        (name, size(planned), size(measured), _deviation(planned, measured))
-        for name, planned, measured in found
+        (name, written[2 * place], written[2 * place + 1], _deviation(planned, measured))
+        for place, (name, planned, measured) in enumerate(found)
     ]
     if plan:
         free = f"{size(plan.get('free_bytes'))} free on {plan.get('device')}: {plan.get('verdict')}"
@@ -151,7 +161,11 @@ def census(model: ModelRecord | None) -> list[tuple[str, str, str]]:
         return []
     by_size = sorted(model.census.items(), key=lambda item: -item[1])
     total = sum(model.census.values())
-    return [(dtype, size(part), share(part, total)) for dtype, part in by_size]
+    written = sizes([part for _, part in by_size])
+    return [
+        (dtype, text, share(part, total))
+        for (dtype, part), text in zip(by_size, written, strict=True)
+    ]
 
 
 def timing(record: RunRecord) -> Pairs:
@@ -170,11 +184,10 @@ def timing(record: RunRecord) -> Pairs:
         rows += [("starting, and writing the report", max(0.0, rest)), ("whole run", whole)]
     if record.paused_for:
         rows.append(("pauses between its sessions, not counted above", record.paused_for))
-    planned = record.plan.get("seconds")
-    if planned:
-        rows.append(("whole run, as planned: at most", planned[-1]))
     names, seconds = [name for name, _ in rows], [value for _, value in rows]
-    return list(zip(names, durations(seconds), strict=True))
+    planned = record.plan.get("seconds")
+    bound = [("whole run, as planned", f"at most {duration(planned[-1])}")] if planned else []
+    return [*bound, *zip(names, durations(seconds), strict=True)]
 
 
 def run_seconds(record: RunRecord) -> float | None:

@@ -328,12 +328,16 @@ def _about_severity(record: RunRecord, found: Severity) -> str:
     if not found.glitch or thresholds(record).probability <= SEVERE:
         return ""
     several = any(len(fact.probes) > 1 for fact in verdicts(record))
+    mild = (
+        f"; {found.mild:,} {'is' if found.mild == 1 else 'are'} below {MILD:g}"
+        if thresholds(record).probability > MILD  # else all are
+        else ""
+    )
     return (
         f"Of the {counted(found.glitch, 'glitch token')}, {found.severe:,} "
         f"({share(found.severe, found.glitch)}) "
         f"{'is' if found.severe == 1 else 'are'} severe, with a probability below "
-        f"{SEVERE:g}{' in every probe' if several else ''}; "
-        f"{found.mild:,} {'is' if found.mild == 1 else 'are'} below {MILD:g}."
+        f"{SEVERE:g}{' in every probe' if several else ''}{mild}."
     )
 
 
