@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from glitchrun.errors import ModelUnavailable, UsageError
-from glitchrun.ledger import ROOT, RunRecord, current_attempt, existing_status, read_run
+from glitchrun.ledger import ROOT, RunRecord, current_attempt, read_run
 from glitchrun.plan.build import build
 from glitchrun.runner.lookup import find_run, readable_runs
 from glitchrun.runner.resolved import Resolver
@@ -35,7 +35,7 @@ _MEANING = {
 def command(spec: Path, run: str | None, sets: tuple[str, ...], output: str) -> None:
     """Compares SPEC with RUN.
 
-    Without RUN, compares each cell of SPEC with the finished run that `apply` would reuse for it,
+    Without RUN, compares each cell of SPEC with the run that `apply` would skip or resume for it,
     or else with the newest run of its name.
     """
     experiment = load_experiment(spec, sets, require_env=True)
@@ -66,9 +66,9 @@ def _run_to_compare(cell: Cell, run: str | None, key: str | None) -> RunRecord |
     if run is not None:
         return find_run(run, ROOT)
     name = cell.spec.experiment
-    if key and existing_status(ROOT, name, key) == "FINISHED":
-        attempt = current_attempt(ROOT, name, key)
-        return read_run(attempt) if attempt else None
+    attempt = current_attempt(ROOT, name, key) if key else None
+    if attempt:  # the run that `apply` would skip or resume
+        return read_run(attempt)
     mine = [
         record
         for record in readable_runs(ROOT)
