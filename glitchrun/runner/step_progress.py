@@ -88,7 +88,8 @@ class StepProgress:
     def _take(self, batch: Batch, speeds: dict[str, _Speed]) -> None:
         stage = self.stage
         if stage is None or stage.name != batch.stage:
-            stage = Stage(batch.stage, batch.total, unit="items")
+            is_of_tokens = batch.token_facts or batch.screened or batch.is_of_controls
+            stage = Stage(batch.stage, batch.total, unit="tokens" if is_of_tokens else "items")
         elif batch.total is not None:
             stage = replace(stage, total=batch.total)
         self.begin(stage)
