@@ -134,7 +134,7 @@ def _symptoms(found: list[dict[str, str]]) -> list[str]:
         [code(one["step"]), code(one["symptom"]), *(escaped(one[name]) for name in names)]
         for one in found
     ]
-    head = ("Step", "Symptom", "What was said", "Continuations", "Share", "Tokens")
+    head = ("Step", "Symptom", "Meaning", "Continuations", "Share", "Tokens")
     return ["**What was said in the attempts**", grid(head, rows)]
 
 
