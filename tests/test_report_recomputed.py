@@ -162,7 +162,7 @@ def test_metrics(record: RunRecord, lines: list[Line]) -> None:
         expected = dict(metrics_of(of_step))
         timed = {name for name in made.metrics if name.endswith("_per_second")} | {"rechecked"}
         # Work, which is in the batches' counters.
-        timed |= {"resampled", "gradients", "screens", "search_seconds"}
+        timed |= {"resampled", "gradients", "screens", "search_seconds", "distinct"}
         assert made.metrics.keys() - timed == expected.keys()
         for name, value in expected.items():
             assert made.metrics[name].value == pytest.approx(value, rel=1e-6), (made.id, name)
