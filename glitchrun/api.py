@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,6 +198,7 @@ def apply(
     *,
     only: str | None = None,
     fresh: bool = False,
+    redo: Iterable[str] = (),
     root: str | os.PathLike[str] = ROOT,
 ) -> list[Run]:
     """Executes a spec as `glitchrun apply` does: runs that are finished are returned as they are.
@@ -209,11 +210,13 @@ def apply(
         spec: Path of the spec.
         set: Values to override, by path, such as `{"model.quantization": "int4"}`.
         only: Name of the one matrix cell to run.
-        fresh: Start a new attempt even where one is finished.
+        fresh: Start a new attempt even where one is finished, and measure every step again.
+        redo: Ids of steps to measure again in a new attempt, with the steps that read from them.
         root: Tracking root.
 
     Raises:
         InvalidSpec: the spec has problems; the message lists each with its line and remedy.
+        UsageError: `only` names no cell, or another option no step.
         PreflightError: the model or the tracking store is not available, or does not fit.
         RunError: a run failed. What it had finished is kept; the next call resumes it.
         Interrupted: Ctrl-C or SIGTERM; the next call resumes the run.
@@ -222,9 +225,10 @@ def apply(
     experiment = load_experiment(Path(spec), sets, require_env=True)
     require("torch", "transformers", "mlflow", "rich")
     from glitchrun.runner import apply as runner
+    from glitchrun.runner.options import Options
     from glitchrun.runner.progress import Display
 
-    options = runner.Options(only=only, fresh=fresh)
+    options = Options(only=only, fresh=fresh, redo=frozenset(redo))
     applied = runner.apply(experiment, Path(root).resolve(), options, Display())
     if applied.exit_code in (130, 143):
         raise Interrupted(applied.exit_code)

@@ -14,7 +14,7 @@ from glitchrun.cli import environment_checks
 from glitchrun.cli.doctor import command as doctor
 from glitchrun.cli.plan import command as plan
 from glitchrun.cli.plan import rough_duration
-from glitchrun.errors import DoesNotFit
+from glitchrun.errors import DoesNotFit, UsageError
 from glitchrun.report.formatting import size
 from tests.support import raw_checkpoints as raw
 
@@ -47,11 +47,17 @@ def test_text_names_runs_sizes_and_work(spec: Path) -> None:
     assert "experiment planned" in result.output
     assert "232 parameters" in result.output
     assert "memory  fits" in result.output
-    assert "mine (mine): at most 6 tokens, 6 prompts, 2 gradients" in result.output
-    assert "asr (validate): likely 2 tokens, 30 continuations, 540 generated" in result.output
+    assert "mine (mine), start: at most 6 tokens, 6 prompts, 2 gradients" in result.output
+    assert "asr (validate), start: likely 2 tokens, 30 continuations," in result.output
     assert "The bound assumes that all 6 tokens of mine are glitch tokens." in result.output
     assert result.output.endswith("1 run: 1 to start\n")
     assert max(map(len, result.output.splitlines())) <= 80
+
+
+def test_redo_of_an_unknown_step_is_refused(spec: Path) -> None:
+    result = _plan(str(spec), "--redo", "min")
+    assert isinstance(result.exception, UsageError)
+    assert "it has: asr, mine" in str(result.exception)
 
 
 def test_json_is_one_document(spec: Path) -> None:

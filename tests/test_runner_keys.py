@@ -16,15 +16,14 @@ from glitchrun.errors import ExitCode, ModelUnavailable, RunError
 from glitchrun.ledger import Journal, find_runs
 from glitchrun.ledger.record import RunRecord
 from glitchrun.plan.build import Plan, PlannedRun, build
-from glitchrun.runner import apply as runner
-from glitchrun.runner import execute
-from glitchrun.runner.apply import Applied, Options, apply
-from glitchrun.runner.progress import Display
+from glitchrun.runner.apply import Applied, apply
+from glitchrun.runner.options import Options
 from glitchrun.runner.resolved import Resolver
 from glitchrun.spec.loading import load_experiment
 from glitchrun.strategies import listed
-from tests.support import tiny_models
+from tests.support import quiet, tiny_models
 from tests.support.oracle import FOLDER as ORACLE
+from tests.support.quiet import Quiet
 
 SPEC = """\
 apiVersion: glitchrun/v1
@@ -38,34 +37,9 @@ steps:
 MATRIX = "matrix: {axes: {model.quantization: [none, bfloat16]}}\n"
 
 
-class Quiet(Display):
-    """Shows nothing; calls `heard` with each line."""
-
-    def __init__(self, heard: Callable[[str], None] = lambda line: None) -> None:
-        super().__init__()
-        self.console.quiet = True
-        self.say = heard  # type: ignore[method-assign]
-
-
-class NoTracker:
-    """Delivers nothing."""
-
-    failure = None
-    deleted = False
-
-    def __init__(self, *_: Any) -> None: ...
-    def open(self, record: RunRecord) -> None: ...
-    def update(self, record: RunRecord) -> None: ...
-    def close(self, record: RunRecord) -> None: ...
-
-
 @pytest.fixture(autouse=True)
-def without_store_and_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take seconds per run, and other tests cover them."""
-    monkeypatch.setattr(execute, "MlflowTracker", NoTracker)
-    monkeypatch.setattr(execute, "write_report", lambda record: None)
-    monkeypatch.setattr(runner, "ensure_store", lambda uri, root: None)
-    monkeypatch.setattr(runner, "_undelivered", lambda record, session: None)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet.without_store_and_report(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from glitchrun.cli.plan import redo_option
 from glitchrun.errors import GlitchrunError, UsageError, require
 from glitchrun.ledger import ROOT, RunRecord
 from glitchrun.runner.lookup import find_cells
+from glitchrun.runner.options import Options
 from glitchrun.spec.loading import load_experiment
 from glitchrun.terminal import QuietStream, emit_json, say, terminal_width
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--set", "sets", multiple=True, metavar="K=V", help="Override a value of the spec.")
 @click.option("--only", metavar="NAME", help="Run only the matrix cell of this name.")
 @click.option("--fresh", is_flag=True, help="Start a new attempt, even of a finished run.")
+@redo_option
 @click.option("--keep-going", is_flag=True, help="Continue with the next run after a failure.")
 @click.option("--yes", is_flag=True, help="Start several runs without confirmation.")
 @click.option("--live", is_flag=True, help="Draw genetic searches in the terminal.")
@@ -42,6 +45,7 @@ def command(
     sets: tuple[str, ...],
     only: str | None,
     fresh: bool,
+    redo: tuple[str, ...],
     keep_going: bool,
     yes: bool,
     live: bool,
@@ -59,9 +63,9 @@ def command(
         # OpenMP reads it when torch is imported. By default its idle threads spin and occupy the
         # cores they wait for: on two busy cores, passive waiting was 3 times as fast.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        from glitchrun.runner.apply import Options, apply
+        from glitchrun.runner.apply import apply
 
-        options = Options(only=only, fresh=fresh, keep_going=keep_going)
+        options = Options(only=only, fresh=fresh, redo=frozenset(redo), keep_going=keep_going)
         with _display(live, gui, _confirm_all if yes else _ask) as (display, confirm):
             applied = apply(experiment, ROOT.resolve(), options, display, confirm)
     (_print_json if output == "json" else _print_text)(applied)

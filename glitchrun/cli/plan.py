@@ -9,15 +9,13 @@ from pathlib import Path
 import click
 
 from glitchrun.errors import DoesNotFit, ExitCode
-from glitchrun.ledger import ROOT, existing_status
-from glitchrun.ledger.steps import step_status
-from glitchrun.ledger.timings import read_timings
-from glitchrun.plan.build import Plan, PlannedRun, build
+from glitchrun.ledger import ROOT
+from glitchrun.plan.build import Plan, PlannedRun, PlannedStep
 from glitchrun.plan.duration import Duration
 from glitchrun.plan.memory_estimate import MemoryEstimate
 from glitchrun.plan.work import StepWork
 from glitchrun.report.formatting import counted, size
-from glitchrun.runner.resolved import Resolver
+from glitchrun.runner.options import Options, make_plan
 from glitchrun.spec.loading import load_experiment
 from glitchrun.spec.strategy import Work
 from glitchrun.terminal import emit_json, say, styled, visible
@@ -36,16 +34,30 @@ _WIDTH = 80
 _UNITS = ((86_400, "days"), (3600, "h"), (60, "min"))
 
 
+redo_option = click.option(
+    "--redo",
+    multiple=True,
+    metavar="STEP",
+    help="Measure this step again, and the steps that read from it.",
+)
+
+
 @click.command("plan")
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--set", "sets", multiple=True, metavar="K=V", help="Override a value of the spec.")
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
+@redo_option
 @click.option("--exit-code", is_flag=True, help="Exit with 10 if a run would start or resume.")
 @click.pass_context
 def command(
-    context: click.Context, spec: Path, sets: tuple[str, ...], output: str, exit_code: bool
+    context: click.Context,
+    spec: Path,
+    sets: tuple[str, ...],
+    output: str,
+    redo: tuple[str, ...],
+    exit_code: bool,
 ) -> None:
     """Shows which runs of SPEC would start, resume or be skipped, and what they need.
 
@@ -54,15 +66,8 @@ def command(
     """
     experiment = load_experiment(spec, sets, require_env=True)
     first = experiment.cells[0].spec
-    name = first.experiment
-    plan = build(
-        experiment,
-        lambda key: existing_status(ROOT, name, key),
-        stored=lambda key: step_status(ROOT, key.key, key.extent),
-        fetch=False,
-        resolve=Resolver(),
-        timings=read_timings(ROOT),
-    )
+    options = Options(redo=frozenset(redo))
+    plan = make_plan(experiment, ROOT, options, fetch=False)
     if output == "json":
         emit_json(plan.to_json())
     else:
@@ -116,8 +121,9 @@ def _run_lines(run: PlannedRun) -> Iterator[str]:
         return
     if run.estimate is not None:
         yield from _memory_lines(run.estimate)
+    planned = {step.key.id: step for step in run.steps}
     for work in run.work:
-        yield from _step_lines(run, work)
+        yield from _step_lines(run, work, planned.get(work.step))
     if run.time is not None:
         yield from _time_lines(run, run.time)
 
@@ -158,18 +164,25 @@ def _memory_lines(memory: MemoryEstimate) -> Iterator[str]:
     yield from _wrapped("  batch   ", f"{batch}; up to {memory.largest_batch:,} would fit")
 
 
-def _step_lines(run: PlannedRun, work: StepWork) -> Iterator[str]:
-    label, name = "  step    ", f"{work.step} ({work.strategy})"
+def _step_lines(run: PlannedRun, work: StepWork, planned: PlannedStep | None) -> Iterator[str]:
+    """A step, its action, and its work unless it is reused."""
+    label, action = "  step    ", planned.action if planned else "start"
+    origin = f" from {planned.origin}" if planned and planned.origin else ""
+    name = f"{work.step} ({work.strategy}), {action}{origin}"
+    if action == "reuse":
+        yield from _wrapped(label, name)
+        return
+    name += ": "
     if work.tokens is None:
-        yield from _wrapped(label, f"{name}: no upper bound known")
+        yield from _wrapped(label, f"{name}no upper bound known")
         return
     seconds = run.time.steps.get(work.step) if run.time else None
     time = f"; likely {rough_duration(seconds)}" if seconds is not None else ""
     most = f"at most {_amounts(work)}"
     if work.likely is None or _amounts(work.likely) == _amounts(work):
-        yield from _wrapped(label, f"{name}: {most}{time}")
+        yield from _wrapped(label, f"{name}{most}{time}")
     else:
-        yield from _wrapped(label, f"{name}: likely {_amounts(work.likely)}{time}")
+        yield from _wrapped(label, f"{name}likely {_amounts(work.likely)}{time}")
         yield from _wrapped("          ", most)
     if work.caveat:
         yield from _wrapped("          ", work.caveat)

@@ -30,6 +30,8 @@ _MAX_NAMED = 5
 """Most token ids that a message names."""
 Action = Literal["start", "resume", "skip", "blocked"]
 StepAction = Literal["start", "resume", "reuse"]
+ANEW = "ANEW"
+"""In place of a status: the user asks for a new attempt, whatever there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,8 @@ def build(
 
     Args:
         experiment: Each cell becomes a run, in order.
-        existing: Status of the latest attempt with a given key (FINISHED, FAILED, ...), or None.
+        existing: Status of the latest attempt with a given key (FINISHED, FAILED, ...), None if
+            there is none, or `ANEW`.
         stored: What the store has of the step with a given key.
         fetch: Whether to download hub models that are not on this machine. Otherwise such a run is
             planned with an empty key and no estimate.
@@ -343,8 +346,10 @@ def _action(
         return "blocked", refusal
     if memory.verdict == "no" and not reuses:
         return "blocked", _why_blocked(memory)
-    if status is None and reuses:
+    if status in (None, ANEW) and reuses:
         return "start", "every step is finished; the model is not loaded"
+    if status == ANEW:
+        return "start", "a new attempt, as the options ask"
     if status is None:
         return "start", "never run"
     if status == "DAMAGED":

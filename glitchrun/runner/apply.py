@@ -17,40 +17,22 @@ from glitchrun.errors import (
 from glitchrun.ledger import (
     RunRecord,
     current_attempt,
-    existing_status,
     mark_killed,
     read_run,
     unreadable_lines,
 )
-from glitchrun.ledger.steps import StepStatus, step_status
-from glitchrun.ledger.timings import read_timings
-from glitchrun.plan.build import Plan, PlannedRun, build
-from glitchrun.plan.step_keys import StepKey
+from glitchrun.plan.build import Plan, PlannedRun
 from glitchrun.runner import gates
 from glitchrun.runner.execute import execute
 from glitchrun.runner.models import Models
+from glitchrun.runner.options import Options, make_plan
 from glitchrun.runner.progress import Display
-from glitchrun.runner.resolved import Resolver
 from glitchrun.runner.session import Outcome, Session
 from glitchrun.runner.signals import Interrupt, Stopped, listening
 from glitchrun.spec.types import Experiment
 from glitchrun.tracking.address import tracking_uri
 from glitchrun.tracking.store import ensure_store
 from glitchrun.tracking.sync import close_dead_runs, sync
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of the command line."""
-
-    only: str | None = None
-    """Name of the only cell to run; None for all."""
-    fresh: bool = False
-    """Whether to start new attempts."""
-    redo: frozenset[str] = frozenset()
-    """Ids of steps to measure again, with the steps that read from them."""
-    keep_going: bool = False
-    """Whether to continue with the next run after a failure."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +65,7 @@ def apply(
         GlitchrunError: nothing was started, because a check failed.
         Interrupted: a signal came between two runs.
     """
-    name = experiment.cells[0].spec.experiment
-    # With --fresh, earlier attempts are not read: one of them may be damaged.
-    again = _redone(experiment, options)
-    plan = build(
-        experiment,
-        lambda key: None if options.fresh or again else existing_status(root, name, key),
-        stored=lambda key: _stored(root, key, again, options),
-        resolve=Resolver(),
-        timings=read_timings(root),
-    )
+    plan = make_plan(experiment, root, options)
     chosen = _chosen(plan, options)
     _check_fits(chosen)
     uri = tracking_uri(experiment.cells[0].spec.tracking.uri, root)
@@ -120,25 +93,6 @@ def apply(
             return _execute_all(chosen, session, options)
         except Stopped as stopped:  # between two runs
             raise Interrupted(stopped.exit_code) from None
-
-
-def _stored(root: Path, key: StepKey, again: frozenset[str], options: Options) -> StepStatus | None:
-    if options.fresh or again.intersection((key.id, *key.reads)):
-        return None
-    return step_status(root, key.key, key.extent)
-
-
-def _redone(experiment: Experiment, options: Options) -> frozenset[str]:
-    """The ids of the steps to measure again, checked against the spec.
-
-    Raises:
-        UsageError: an id names no step.
-    """
-    known = {step.id for cell in experiment.cells for step in cell.spec.steps}
-    if unknown := sorted(options.redo - known):
-        names = ", ".join(sorted(known))
-        raise UsageError(f"--redo {unknown[0]!r} names no step of this spec; it has: {names}")
-    return options.redo
 
 
 def _chosen(plan: Plan, options: Options) -> list[PlannedRun]:

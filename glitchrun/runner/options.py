@@ -1,0 +1,76 @@
+"""The options that `plan` and `apply` share, and the plan that follows from them. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from glitchrun.errors import UsageError
+from glitchrun.ledger import existing_status
+from glitchrun.ledger.steps import StepStatus, step_status
+from glitchrun.ledger.timings import read_timings
+from glitchrun.plan.build import ANEW, Plan, build
+from glitchrun.plan.step_keys import StepKey
+from glitchrun.runner.resolved import Resolver
+from glitchrun.spec.types import Experiment
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the command line."""
+
+    only: str | None = None
+    """Name of the only cell to run; None for all."""
+    fresh: bool = False
+    """Whether to start new attempts."""
+    redo: frozenset[str] = frozenset()
+    """Ids of steps to measure again, with the steps that read from them."""
+    keep_going: bool = False
+    """Whether to continue with the next run after a failure."""
+
+
+def make_plan(
+    experiment: Experiment,
+    root: Path,
+    options: Options,
+    *,
+    fetch: bool = True,
+) -> Plan:
+    """The plan of an experiment under these options.
+
+    Args:
+        experiment: The experiment.
+        root: Tracking root.
+        options: Options of the command line.
+        fetch: Whether to download models, see `plan.build.build`.
+
+    Raises:
+        UsageError: an option names a step that the spec does not have.
+        GlitchrunError: a model or a recorded run cannot be read.
+    """
+    _check_ids("--redo", sorted(options.redo), experiment)
+    name = experiment.cells[0].spec.experiment
+    # With --fresh, earlier attempts are not read: one of them may be damaged.
+    anew = options.fresh or options.redo
+    return build(
+        experiment,
+        lambda key: ANEW if anew else existing_status(root, name, key),
+        stored=lambda key: _stored(root, key, options),
+        fetch=fetch,
+        resolve=Resolver(),
+        timings=read_timings(root),
+    )
+
+
+def _stored(root: Path, key: StepKey, options: Options) -> StepStatus | None:
+    if options.fresh or options.redo.intersection((key.id, *key.reads)):
+        return None
+    return step_status(root, key.key, key.extent)
+
+
+def _check_ids(option: str, ids: Sequence[str], experiment: Experiment) -> None:
+    known = {step.id for cell in experiment.cells for step in cell.spec.steps}
+    if unknown := [one for one in ids if one not in known]:
+        names = ", ".join(sorted(known))
+        raise UsageError(f"{option} {unknown[0]!r} names no step of this spec; it has: {names}")

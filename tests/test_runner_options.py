@@ -1,0 +1,105 @@
+"""`--redo`, `--until` and `--limit`: what is measured again, and what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from glitchrun.cli.plan import command as plan
+from glitchrun.events import Verified
+from glitchrun.ledger import find_runs, read_run
+from glitchrun.ledger.record import RunRecord
+from glitchrun.runner.apply import apply
+from glitchrun.runner.options import Options, make_plan
+from glitchrun.spec.loading import load_experiment
+from glitchrun.strategies.verdicts import Judge
+from tests.support import quiet
+from tests.support.oracle import FOLDER as ORACLE
+from tests.support.quiet import Quiet
+
+SPEC = f"""\
+apiVersion: glitchrun/v1
+kind: Experiment
+metadata: {{name: options}}
+model: {{path: {ORACLE}, device: cpu}}
+steps:
+  - {{id: some, strategy: test, tokens: {{ids: [300, 310, 320]}}}}
+  - {{id: mine, strategy: mine, search: random, iterations: 4, batch_size: 4}}
+  - {{id: again, strategy: test, tokens: {{from: mine, select: all}}}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet.without_store_and_report(monkeypatch)
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The ids of the tokens that the model is asked about, in order."""
+    asked: list[int] = []
+    judge = Judge.judge
+
+    def counted(self: Judge, ids: Sequence[int]) -> list[Verified]:
+        asked.extend(ids)
+        return judge(self, ids)
+
+    monkeypatch.setattr(Judge, "judge", counted)
+    return asked
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    path = tmp_path / "spec.yaml"
+    path.write_text(SPEC)
+    return path
+
+
+def ran(spec: Path, heard: list[str] | None = None, **options: Any) -> RunRecord:
+    said = (lambda line: None) if heard is None else heard.append
+    root = spec.parent / "mlruns"
+    (outcome,) = apply(load_experiment(spec), root, Options(**options), Quiet(said)).outcomes
+    return outcome.record
+
+
+def actions(spec: Path, **options: Any) -> dict[str, str]:
+    made = make_plan(load_experiment(spec), spec.parent / "mlruns", Options(**options))
+    return {step.key.id: step.action for step in made.runs[0].steps}
+
+
+def attempts(record: RunRecord) -> dict[str, tuple[int, bool]]:
+    return {step.id: (step.attempt, step.reused) for step in record.steps}
+
+
+def test_redone_step_and_its_readers_are_measured_again(spec: Path, judged: list[int]) -> None:
+    first = ran(spec)
+    assert len(judged) == 3 + 16 + 16
+    judged.clear()
+    redo = frozenset(["mine"])
+    assert actions(spec, redo=redo) == {"some": "reuse", "mine": "start", "again": "start"}
+    second = ran(spec, redo=redo)
+    assert len(judged) == 16 + 16
+    assert attempts(second) == {"some": (1, True), "mine": (2, False), "again": (2, False)}
+    assert (second.identity.key, second.identity.attempt) == (first.identity.key, 2)
+    old = read_run(first.folder)
+    assert attempts(old) == {"some": (1, False), "mine": (1, False), "again": (1, False)}
+    assert [run.status for run in find_runs(spec.parent / "mlruns")] == ["FINISHED"] * 2
+    judged.clear()
+    assert ran(spec).folder == second.folder
+    assert judged == []
+
+
+def test_plan_says_where_a_step_comes_from(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran(spec)
+    monkeypatch.chdir(spec.parent)
+    spec.write_text(SPEC.replace("iterations: 4, batch_size: 4", "iterations: 5, batch_size: 4"))
+    lines = CliRunner().invoke(plan, [str(spec)]).output.splitlines()
+    shown = [line.removeprefix("  step    ") for line in lines if line.startswith("  step ")]
+    assert shown[0] == "some (test), reuse from options"
+    assert shown[1].startswith("mine (mine), resume from options: at most 20 tokens")
+    assert shown[2].startswith("again (test), start: at most 20 tokens")
