@@ -10,11 +10,17 @@ import pytest
 from click.testing import CliRunner
 
 from glitchrun.cli.plan import command as plan
+from glitchrun.errors import ExitCode, UsageError
 from glitchrun.events import Verified
 from glitchrun.ledger import find_runs, read_run
+from glitchrun.ledger.command import apply_command
 from glitchrun.ledger.record import RunRecord
+from glitchrun.probing.frozen_suffix import Screener
+from glitchrun.report.headline import headline
 from glitchrun.runner.apply import apply
-from glitchrun.runner.options import Options, make_plan
+from glitchrun.runner.options import Options, adjusted, make_plan
+from glitchrun.runner.signals import Interrupt, Stopped
+from glitchrun.spec.adjusting import read_until
 from glitchrun.spec.loading import load_experiment
 from glitchrun.strategies.verdicts import Judge
 from tests.support import quiet
@@ -103,3 +109,87 @@ def test_plan_says_where_a_step_comes_from(spec: Path, monkeypatch: pytest.Monke
     assert shown[0] == "some (test), reuse from options"
     assert shown[1].startswith("mine (mine), resume from options: at most 20 tokens")
     assert shown[2].startswith("again (test), start: at most 20 tokens")
+
+
+def stopped(
+    spec: Path, judged: list[int], count: int, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """Applies the spec, with a Ctrl-C once `count` tokens are verified. Returns what is said."""
+    lines: list[str] = []
+
+    def check(self: Interrupt) -> None:
+        if len(judged) >= count:
+            raise Stopped(ExitCode.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupt, "check", check)
+        assert ran(spec, lines).status == "KILLED"
+    judged.clear()
+    return lines
+
+
+def test_search_ends_early_with_what_there_is(
+    spec: Path, judged: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = stopped(spec, judged, 3 + 8, monkeypatch)
+    assert "apply with --until mine=8" in lines[-1]
+    early = ran(spec, lines, until={"mine": 10})
+    assert "mine: ends after 8 verifications, the last whole round before 10" in lines
+    assert len(judged) == 8  # the step `again` reads them
+    assert [len(step.batches) for step in early.steps][1] == 2
+    assert early.spec["steps"][1]["budget"] == 8
+    sentence = "The user ended the search of step mine early, after 8 verifications"
+    assert headline(early).notices == (f"{sentence} (--until mine=10).",)
+    assert apply_command(early) == f"glitchrun apply {spec} --until mine=10"
+    judged.clear()
+    whole = ran(spec)  # goes on with the search of the run that was stopped
+    assert len(judged) == 8 + 16
+    assert whole.identity.key != early.identity.key
+    assert headline(whole).notices == ()
+
+
+def test_cascade_ends_early_without_a_pass_of_the_model(
+    spec: Path, judged: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = SPEC[: SPEC.index("steps:")]
+    spec.write_text(f"{head}steps:\n  - {{id: mine, strategy: mine, search: cascade}}\n")
+    ran(spec)
+    judged.clear()
+    monkeypatch.delattr(Screener, "screen")
+    early = ran(spec, until={"mine": 21})
+    assert judged == []
+    assert early.metrics["mine/glitch"].n == 21
+
+
+@pytest.mark.parametrize(
+    ("until", "message"),
+    [
+        ({"some": 2}, "is no search"),
+        ({"mine": 3}, "fewer than one round"),
+        ({"other": 8}, "it has: again, mine, some"),
+    ],
+)
+def test_until_that_does_not_suit_the_step_is_refused(
+    spec: Path, until: dict[str, int], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        adjusted(load_experiment(spec), Options(until=until))
+
+
+def test_until_is_refused_where_controls_follow_the_search(spec: Path) -> None:
+    spec.write_text(SPEC.replace("batch_size: 4", "batch_size: 4, controls: 2"))
+    with pytest.raises(UsageError, match="controls"):
+        adjusted(load_experiment(spec), Options(until={"mine": 8}))
+
+
+def test_until_beyond_the_end_of_a_search_changes_nothing(spec: Path) -> None:
+    experiment = load_experiment(spec)
+    same, notes = adjusted(experiment, Options(until={"mine": 20}))
+    assert same == experiment
+    assert notes == ["mine: ends after 16 verifications anyway"]
+
+
+@pytest.mark.parametrize("text", ["mine", "mine=", "mine=0", "=3", "mine=3.5"])
+def test_until_of_another_form_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="STEP=N"):
+        read_until([text])

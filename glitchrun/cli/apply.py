@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from glitchrun.cli.plan import redo_option
+from glitchrun.cli.plan import redo_option, until_option
 from glitchrun.errors import GlitchrunError, UsageError, require
 from glitchrun.ledger import ROOT, RunRecord
 from glitchrun.runner.lookup import find_cells
 from glitchrun.runner.options import Options
+from glitchrun.spec.adjusting import read_until
 from glitchrun.spec.loading import load_experiment
 from glitchrun.terminal import QuietStream, emit_json, say, terminal_width
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--only", metavar="NAME", help="Run only the matrix cell of this name.")
 @click.option("--fresh", is_flag=True, help="Start a new attempt, even of a finished run.")
 @redo_option
+@until_option
 @click.option("--keep-going", is_flag=True, help="Continue with the next run after a failure.")
 @click.option("--yes", is_flag=True, help="Start several runs without confirmation.")
 @click.option("--live", is_flag=True, help="Draw genetic searches in the terminal.")
@@ -46,6 +48,7 @@ def command(
     only: str | None,
     fresh: bool,
     redo: tuple[str, ...],
+    until: tuple[str, ...],
     keep_going: bool,
     yes: bool,
     live: bool,
@@ -65,7 +68,13 @@ def command(
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from glitchrun.runner.apply import apply
 
-        options = Options(only=only, fresh=fresh, redo=frozenset(redo), keep_going=keep_going)
+        options = Options(
+            only=only,
+            fresh=fresh,
+            redo=frozenset(redo),
+            until=read_until(until),
+            keep_going=keep_going,
+        )
         with _display(live, gui, _confirm_all if yes else _ask) as (display, confirm):
             applied = apply(experiment, ROOT.resolve(), options, display, confirm)
     (_print_json if output == "json" else _print_text)(applied)

@@ -15,7 +15,8 @@ from glitchrun.plan.duration import Duration
 from glitchrun.plan.memory_estimate import MemoryEstimate
 from glitchrun.plan.work import StepWork
 from glitchrun.report.formatting import counted, size
-from glitchrun.runner.options import Options, make_plan
+from glitchrun.runner.options import Options, adjusted, make_plan
+from glitchrun.spec.adjusting import read_until
 from glitchrun.spec.loading import load_experiment
 from glitchrun.spec.strategy import Work
 from glitchrun.terminal import emit_json, say, styled, visible
@@ -42,6 +43,14 @@ redo_option = click.option(
 )
 
 
+until_option = click.option(
+    "--until",
+    multiple=True,
+    metavar="STEP=N",
+    help="End the search of this step early, after N verifications.",
+)
+
+
 @click.command("plan")
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--set", "sets", multiple=True, metavar="K=V", help="Override a value of the spec.")
@@ -49,6 +58,7 @@ redo_option = click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
 @redo_option
+@until_option
 @click.option("--exit-code", is_flag=True, help="Exit with 10 if a run would start or resume.")
 @click.pass_context
 def command(
@@ -57,6 +67,7 @@ def command(
     sets: tuple[str, ...],
     output: str,
     redo: tuple[str, ...],
+    until: tuple[str, ...],
     exit_code: bool,
 ) -> None:
     """Shows which runs of SPEC would start, resume or be skipped, and what they need.
@@ -66,7 +77,10 @@ def command(
     """
     experiment = load_experiment(spec, sets, require_env=True)
     first = experiment.cells[0].spec
-    options = Options(redo=frozenset(redo))
+    options = Options(redo=frozenset(redo), until=read_until(until))
+    experiment, notes = adjusted(experiment, options)
+    for note in notes:
+        say(note, err=True)
     plan = make_plan(experiment, ROOT, options, fetch=False)
     if output == "json":
         emit_json(plan.to_json())

@@ -11,21 +11,22 @@ from typing import Any
 from glitchrun.ledger.record import RunRecord
 from glitchrun.spec.nodes import REDACTED, path_text
 
-_SET = re.compile(r"\(--set (.*)\)\Z", re.DOTALL)
+_OPTION = re.compile(r"\((--set|--until) (.*)\)\Z", re.DOTALL)
 _VARIABLE = re.compile(r"\(environment variable (\w+)\)\Z")
 
 
 def apply_command(record: RunRecord) -> str:
     """The shell command that applies the spec of a run again.
 
-    It starts with the environment variables that the spec read and includes the `--set` overrides
-    and, in a matrix, `--only`. A secret variable is shown as `NAME=...`, to be filled in.
+    It starts with the environment variables that the spec read and includes the options that
+    changed the spec and, in a matrix, `--only`. A secret variable is shown as `NAME=...`, to be
+    filled in.
     """
     identity = record.identity
-    found = (_SET.search(origin) for origin in record.origins.values())
-    overrides = dict.fromkeys(match[1] for match in found if match)
+    found = (_OPTION.search(origin) for origin in record.origins.values())
+    options = dict.fromkeys(match.groups() for match in found if match)
     words = ["glitchrun", "apply", identity.spec_path]
-    words += [word for override in overrides for word in ("--set", override)]
+    words += [word for option in options for word in option]
     if identity.assignments:
         words += ["--only", identity.name]
     return " ".join([*_assignments(record), shlex.join(words)])

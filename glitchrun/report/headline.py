@@ -25,6 +25,7 @@ _STOPPED = {
     "DAMAGED": "The run's ledger is damaged: the numbers cover its intact part.",
     "FAILED": "The run failed: the numbers cover what had finished by then.",
 }
+_UNTIL = re.compile(r"\((--until .*)\)\Z")
 _PLACE = re.compile(r"\{([\w.]+)(?:\|([^|{}]*)\|([^|{}]*))?\}")
 
 
@@ -78,7 +79,21 @@ def _notices(record: RunRecord) -> tuple[str, ...]:
         f"{repair}."
         for repair in record.repairs
     ]
+    found += [_ended_early(record, place) for place in range(len(record.steps))]
     return tuple(filter(None, found))
+
+
+def _ended_early(record: RunRecord, place: int) -> str | None:
+    """That the user ended the search of a step; None where it ended by itself."""
+    step = record.steps[place]
+    option = _UNTIL.search(record.origins.get(f"steps[{place}].budget", ""))
+    done = sum(len(timed.batch.token_facts) for timed in step.batches)
+    if option is None or not step.finished or done < (step.params["budget"] or 0):
+        return None
+    return (
+        f"The user ended the search of step {step.id} early, after {done:,} verifications "
+        f"({option[1]})."
+    )
 
 
 def declared_headline(step: StepRecord) -> Mapping[str, Any] | None:

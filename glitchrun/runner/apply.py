@@ -25,7 +25,7 @@ from glitchrun.plan.build import Plan, PlannedRun
 from glitchrun.runner import gates
 from glitchrun.runner.execute import execute
 from glitchrun.runner.models import Models
-from glitchrun.runner.options import Options, make_plan
+from glitchrun.runner.options import Options, adjusted, make_plan
 from glitchrun.runner.progress import Display
 from glitchrun.runner.session import Outcome, Session
 from glitchrun.runner.signals import Interrupt, Stopped, listening
@@ -65,6 +65,9 @@ def apply(
         GlitchrunError: nothing was started, because a check failed.
         Interrupted: a signal came between two runs.
     """
+    experiment, notes = adjusted(experiment, options)
+    for note in notes:
+        display.say(note)
     plan = make_plan(experiment, root, options)
     chosen = _chosen(plan, options)
     _check_fits(chosen)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
 import socket
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing
@@ -25,7 +26,7 @@ from glitchrun.events import Artifact, Batch, Event
 from glitchrun.ledger import Journal, RunRecord, current_attempt, hold, run_folder
 from glitchrun.ledger.files import now
 from glitchrun.ledger.record import ModelRecord, StepRecord
-from glitchrun.ledger.steps import StepFold, StepJournal
+from glitchrun.ledger.steps import StepFold, StepJournal, verified
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.plan.build import PlannedRun
 from glitchrun.plan.step_keys import StepKey
@@ -158,10 +159,28 @@ class _Run:
             store.use(self._measured(context))
             self._journal.append("uses", **self._steps.reference(key, store.facts, reused=False))
             self._journal.follow(step.id, store.facts)
-            self._run(step, context, store)
+            try:
+                self._run(step, context, store)
+            except Stopped as stopped:
+                if not stopped.at_once:
+                    self._say_how_to_go_on(step, store)
+                raise
             store.use(self._measured(context))
             store.finish(key.extent)
         return store.facts
+
+    def _say_how_to_go_on(self, step: Step, store: StepJournal) -> None:
+        """After Ctrl-C in a search: how to continue it, and how to end it with what there is."""
+        strategy = STRATEGIES[step.strategy]
+        done = verified(timed.batch for timed in store.facts.batches)
+        count = strategy.stop_at(strategy.configure(step.params), done)
+        if count:
+            cell = f" --only {shlex.quote(self._planned.cell.name)}" if self._session.parent else ""
+            self._session.display.say(
+                f"{step.id}: stopped after {done:,} verifications. To continue the search, apply "
+                "again. To end it here and go on with the next step, apply with "
+                f"--until {step.id}={count}{cell}"
+            )
 
     def _run(self, step: Step, context: Context, store: StepJournal) -> None:
         strategy = STRATEGIES[step.strategy]

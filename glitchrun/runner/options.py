@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from glitchrun.errors import UsageError
@@ -13,6 +13,7 @@ from glitchrun.ledger.timings import read_timings
 from glitchrun.plan.build import ANEW, Plan, build
 from glitchrun.plan.step_keys import StepKey
 from glitchrun.runner.resolved import Resolver
+from glitchrun.spec.adjusting import ended_early
 from glitchrun.spec.types import Experiment
 
 
@@ -26,8 +27,21 @@ class Options:
     """Whether to start new attempts."""
     redo: frozenset[str] = frozenset()
     """Ids of steps to measure again, with the steps that read from them."""
+    until: Mapping[str, int] = field(default_factory=dict)
+    """Verifications after which searches end early, by the id of the step."""
     keep_going: bool = False
     """Whether to continue with the next run after a failure."""
+
+
+def adjusted(experiment: Experiment, options: Options) -> tuple[Experiment, list[str]]:
+    """The experiment that the options make of it, and messages about the changes.
+
+    Raises:
+        UsageError: an option names a step that the spec does not have, or does not suit it.
+    """
+    _check_ids("--redo", sorted(options.redo), experiment)
+    _check_ids("--until", list(options.until), experiment)
+    return ended_early(experiment, options.until, options.only)
 
 
 def make_plan(
@@ -40,16 +54,14 @@ def make_plan(
     """The plan of an experiment under these options.
 
     Args:
-        experiment: The experiment.
+        experiment: The experiment, as `adjusted` returns it.
         root: Tracking root.
         options: Options of the command line.
         fetch: Whether to download models, see `plan.build.build`.
 
     Raises:
-        UsageError: an option names a step that the spec does not have.
         GlitchrunError: a model or a recorded run cannot be read.
     """
-    _check_ids("--redo", sorted(options.redo), experiment)
     name = experiment.cells[0].spec.experiment
     # With --fresh, earlier attempts are not read: one of them may be damaged.
     anew = options.fresh or options.redo

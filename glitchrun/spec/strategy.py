@@ -184,6 +184,11 @@ class Strategy:
         of the step key, so that a larger budget continues from a smaller one's verdicts."""
         return None, ()
 
+    def stop_at(self, config: Any, count: int) -> int | None:
+        """The most verifications, up to `count`, after which a search can end and a longer one
+        continue from there; None where there is no such number."""
+        return None
+
     def metrics(
         self, config: Any, batches: Sequence[Batch], measured: Sequence[Measured]
     ) -> Iterator[Measured]:

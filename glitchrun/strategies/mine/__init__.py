@@ -120,6 +120,11 @@ class Mine(Strategy):
             return None, ()
         return config.limit, ("budget", "iterations")
 
+    def stop_at(self, config: Config, count: int) -> int | None:
+        if not self.limits(config)[1]:
+            return None
+        return count if SEARCHES[config.search].ends_itself else count - count % self.round(config)
+
     def round(self, config: Config) -> int:
         """The number of tokens that a round of the search verifies."""
         # The gradient search verifies no more than the neighbours that it considers.
