@@ -74,9 +74,14 @@ def wait_for(condition: Callable[[], bool], process: Command[str]) -> None:
         time.sleep(0.02)
 
 
+def step_ledgers(project: Path) -> list[Path]:
+    """The ledgers of steps, the one that was written last at the end."""
+    found = project.glob("mlruns/steps/*/attempt-1/ledger.jsonl")
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+
+
 def batches(project: Path) -> int:
-    path = ledger(project)
-    return path.read_bytes().count(b'"kind":"batch"') if path else 0
+    return sum(path.read_bytes().count(b'"kind":"batch"') for path in step_ledgers(project))
 
 
 def test_run_writes_the_files_of_the_contract(uninterrupted: dict[str, Any]) -> None:
@@ -163,8 +168,7 @@ def test_killed_run_is_resumed_to_the_same_result(
 
 
 def batches_of(result: dict[str, Any]) -> int:
-    path = Path(only_run(result)["artifacts_dir"]).parent / "ledger.jsonl"
-    return path.read_bytes().count(b'"kind":"batch"')
+    return batches(Path(only_run(result)["artifacts_dir"]).parents[5])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -216,8 +220,7 @@ def test_full_disk_is_reported_and_loses_nothing(
 ) -> None:
     process = start(project, "apply", "spec.yaml")
     wait_for(lambda: batches(project) >= 3, process)
-    path = ledger(project)
-    assert path
+    path = step_ledgers(project)[-1]
     limit = path.stat().st_size + 2000
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
     _, err = process.communicate(timeout=120)
@@ -231,22 +234,23 @@ def test_damaged_ledger_is_reported_and_repaired(project: Path) -> None:
     short = SPEC.replace("iterations: 30", "iterations: 2").replace("120", "8")
     (project / "spec.yaml").write_text(short)
     first = applied(project, "spec.yaml")
-    path = ledger(project)
-    assert path
+    path = step_ledgers(project)[0]
+    run_ledger = ledger(project)
+    assert run_ledger
     right = tokens(first)
     lines = path.read_bytes().splitlines(keepends=True)
     last = max(place for place, line in enumerate(lines) if b'"kind":"batch"' in line)
     path.write_bytes(
         b"".join([*lines[:last], lines[last].replace(b"0.", b"1.", 1), *lines[last + 1 :]])
     )
-    (path.parent / "run.json").unlink()
+    (run_ledger.parent / "run.json").unlink()
     assert f"ledger.jsonl:{last + 1}: it was altered" in invoked(project, "status").stderr
     repaired = invoked(project, "apply", "spec.yaml")
     assert repaired.exit_code == 0, repaired.stderr
     assert f"ledger.jsonl:{last + 1}: it was altered" in repaired.stderr
     assert "kept in ledger.damaged-1.jsonl" in repaired.stderr
     assert tokens(first) == right
-    assert "ledger was damaged" in (path.parent / "artifacts" / "report.html").read_text()
+    assert "ledger was damaged" in (run_ledger.parent / "artifacts" / "report.html").read_text()
     assert "nothing to do" in invoked(project, "apply", "spec.yaml").stderr
 
 
