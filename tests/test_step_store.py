@@ -1,0 +1,358 @@
+"""Steps are measured once: edits of a spec, shared cells, interruptions, and older run folders."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glitchrun.errors import ExitCode, RunError
+from glitchrun.events import Sampled, Token, batch_to_json
+from glitchrun.ledger import Journal, current_attempt, existing_status, read_run
+from glitchrun.ledger.record import RunIdentity, RunRecord
+from glitchrun.ledger.steps import attempt_folder, attempts, read_step
+from glitchrun.model import loading
+from glitchrun.plan.build import build
+from glitchrun.report.token_files import write_tokens
+from glitchrun.runner import apply as runner
+from glitchrun.runner import execute
+from glitchrun.runner.apply import Applied, Options, apply
+from glitchrun.runner.resolved import Resolver
+from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.strategy import STRATEGIES
+from glitchrun.strategies.validate import run as sampling
+from glitchrun.strategies.verdicts import Judge
+from tests.support.oracle import FOLDER as ORACLE
+from tests.support.records import Invented, write_run
+from tests.test_runner_keys import NoTracker, Quiet
+
+HEAD = f"""\
+apiVersion: glitchrun/v1
+kind: Experiment
+metadata: {{name: NAME}}
+model: {{path: {ORACLE}, device: cpu}}
+tokens: {{categories: [normal]}}
+"""
+MINE = "{id: mine, strategy: mine, search: random, iterations: 6, batch_size: 8}"
+ASR = "{id: asr, strategy: validate, tokens: {from: mine}, attempts: 2, max_new_tokens: 4}"
+SCAN = "{id: scan, strategy: scan}"
+
+
+@dataclass
+class Work:
+    """What reached the model."""
+
+    verified: list[int] = field(default_factory=list)
+    sampled: list[int] = field(default_factory=list)
+    loaded: int = 0
+
+    def take(self) -> tuple[int, int, int]:
+        """Tokens verified, tokens sampled and models loaded since the last call."""
+        found = len(self.verified), len(self.sampled), self.loaded
+        self.verified.clear()
+        self.sampled.clear()
+        self.loaded = 0
+        return found
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Work:
+    """Counts the work, and leaves out MLflow and the report, which other tests cover."""
+    counted = Work()
+    judge, attempt, load = Judge.judge, sampling._attempts, loading.load
+
+    def judged(self: Judge, ids: Any) -> Any:
+        counted.verified += ids
+        return judge(self, ids)
+
+    def attempted(config: Any, context: Any, sampler: Any, tokens: list[Token]) -> Any:
+        counted.sampled += [token.id for token in tokens]
+        return attempt(config, context, sampler, tokens)
+
+    def loaded(*given: Any, **options: Any) -> Any:
+        counted.loaded += 1
+        return load(*given, **options)
+
+    monkeypatch.setattr(Judge, "judge", judged)
+    monkeypatch.setattr(sampling, "_attempts", attempted)
+    monkeypatch.setattr(loading, "load", loaded)
+    monkeypatch.setattr(execute, "MlflowTracker", NoTracker)
+    monkeypatch.setattr(execute, "write_report", lambda record: None)
+    monkeypatch.setattr(runner, "ensure_store", lambda uri, root: None)
+    monkeypatch.setattr(runner, "_undelivered", lambda record, session: None)
+    return counted
+
+
+def applied(
+    folder: Path,
+    *steps: str,
+    more: str = "",
+    name: str = "edits",
+    root: str = "mlruns",
+    **given: Any,
+) -> Applied:
+    """Applies a spec of these steps under `folder`."""
+    spec = folder / f"{name}.yaml"
+    lines = [f"  - {step}\n" for step in steps]
+    spec.write_text(f"{HEAD.replace('NAME', name)}{more}steps:\n{''.join(lines)}")
+    return apply(load_experiment(spec), folder / root, Options(**given), Quiet())
+
+
+def record(done: Applied) -> RunRecord:
+    (outcome,) = done.outcomes
+    assert outcome.record.status == "FINISHED", done
+    return outcome.record
+
+
+def tokens(run: RunRecord, folder: Path) -> bytes:
+    """tokens.jsonl of the run."""
+    folder.mkdir(exist_ok=True)
+    return write_tokens(run, folder)[0].read_bytes()
+
+
+def values(run: RunRecord) -> dict[str, float | None]:
+    """The metrics that do not depend on the clock."""
+    return {
+        name: metric.value
+        for name, metric in run.metrics.items()
+        if "second" not in name and not name.startswith("model/")
+    }
+
+
+def test_edits_of_a_spec_measure_new_questions_only(tmp_path: Path, work: Work) -> None:
+    first = record(applied(tmp_path, MINE))
+    assert work.take() == (48, 0, 1)
+    found = int(first.metrics["mine/glitch"].value or 0)
+    assert found > 1
+
+    appended = record(applied(tmp_path, MINE, ASR))
+    assert work.take() == (0, found, 1)
+    assert [step.reused for step in appended.steps] == [True, False]
+    assert appended.steps[0].origin == "edits"
+
+    renamed = MINE.replace("id: mine", "id: other"), ASR.replace("from: mine", "from: other")
+    again = record(applied(tmp_path, *renamed, name="renamed"))
+    assert work.take() == (0, 0, 0)
+    assert [step.id for step in again.steps] == ["other", "asr"]
+    assert again.model is not None
+    assert again.model.load_seconds == 0
+
+    record(applied(tmp_path, MINE, ASR.replace("attempts: 2", "attempts: 3")))
+    assert work.take() == (0, found, 1)
+
+    strict = record(applied(tmp_path, MINE, ASR, more="thresholds: {asr: 1.0}\n"))
+    assert work.take() == (0, 0, 0)
+    facts = [fact for timed in strict.steps[1].batches for fact in timed.batch.token_facts]
+    assert all(fact.confirmed == all(fact.outcomes) for fact in facts if isinstance(fact, Sampled))
+    assert strict.metrics["asr/confirmed"].value == sum(fact.flagged for fact in facts)
+
+    afresh = record(applied(tmp_path, MINE, ASR, more="thresholds: {asr: 1.0}\n", root="afresh"))
+    assert tokens(strict, tmp_path / "a") == tokens(afresh, tmp_path / "b")
+    assert values(strict) == values(afresh)
+
+
+def test_a_new_probability_judges_a_finished_scan_without_the_model(
+    tmp_path: Path, work: Work
+) -> None:
+    loose = record(applied(tmp_path, SCAN))
+    work.take()
+    strict = record(applied(tmp_path, SCAN, more="thresholds: {probability: 0.01}\n"))
+    assert work.take() == (0, 0, 0)
+    counts = [run.metrics["scan/glitch"].value or 0 for run in (loose, strict)]
+    assert counts[0] > counts[1] > 0
+    more = "thresholds: {probability: 0.01}\n"
+    afresh = record(applied(tmp_path, SCAN, more=more, root="afresh"))
+    assert tokens(strict, tmp_path / "a") == tokens(afresh, tmp_path / "b")
+    assert values(strict) == values(afresh)
+
+
+@pytest.mark.parametrize("search", ["random", "gradient, k: 16", "surrogate", "cascade"])
+def test_a_larger_budget_continues_from_a_smaller_one(
+    tmp_path: Path, work: Work, search: str
+) -> None:
+    def mine(budget: int) -> str:
+        size = "" if search == "cascade" else ", batch_size: 8"
+        return f"{{id: mine, strategy: mine, search: {search}, budget: {budget}{size}}}"
+
+    small = record(applied(tmp_path, mine(16)))
+    assert work.take() == (16, 0, 1)
+    large = record(applied(tmp_path, mine(32)))
+    assert work.take() == (16, 0, 1)
+    afresh = record(applied(tmp_path, mine(32), root="afresh"))
+    work.take()
+    assert tokens(large, tmp_path / "a") == tokens(afresh, tmp_path / "b")
+    assert values(large) == values(afresh)
+    assert tokens(read_run(small.folder), tmp_path / "c") == tokens(small, tmp_path / "d")
+    assert record(applied(tmp_path, mine(16))).folder == small.folder
+    other = record(applied(tmp_path, mine(24)))
+    assert work.take()[0] == 0  # the store has the first 24 of 32
+    assert other.metrics["mine/verified"].value == 24
+
+
+def test_part_of_a_round_does_not_continue_a_search_that_learns(tmp_path: Path, work: Work) -> None:
+    mine = "{id: mine, strategy: mine, search: surrogate, batch_size: 8, budget: BUDGET}"
+    applied(tmp_path, mine.replace("BUDGET", "12"))
+    assert work.take()[0] == 12
+    applied(tmp_path, mine.replace("BUDGET", "16"))
+    assert work.take()[0] == 16
+
+
+def test_cells_share_the_steps_before_the_axis(tmp_path: Path, work: Work) -> None:
+    axis = "matrix: {axes: {'steps[asr].attempts': [1, 2, 3]}}\n"
+    done = applied(tmp_path, MINE, ASR, more=axis)
+    verified, _, loaded = work.take()
+    assert (verified, loaded) == (48, 1)
+    assert [run.record.steps[0].reused for run in done.outcomes] == [False, True, True]
+    assert {run.record.metrics["mine/glitch"].value for run in done.outcomes} != {0}
+    spec = load_experiment(tmp_path / "edits.yaml")
+    plan = build(spec, lambda key: None, fetch=False, resolve=Resolver())
+    shared = [(run.steps[0].action, run.steps[0].origin) for run in plan.runs]
+    names = [run.cell.name for run in plan.runs]
+    assert shared == [("start", ""), ("reuse", names[0]), ("reuse", names[0])]
+
+
+def test_an_interrupted_step_is_continued_by_another_run(
+    tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge.judge
+
+    def fail(self: Judge, ids: Any) -> Any:
+        if len(work.verified) >= 24:
+            raise RunError("no luck")
+        return judge(self, ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Judge, "judge", fail)
+        assert applied(tmp_path, MINE).exit_code == ExitCode.ERROR
+    assert work.take()[0] == 24
+    other = record(applied(tmp_path, MINE, name="another"))
+    assert work.take()[0] == 24
+    first = record(applied(tmp_path, MINE))
+    assert work.take() == (0, 0, 0)
+    assert tokens(first, tmp_path / "a") == tokens(other, tmp_path / "b")
+
+
+def test_two_runs_that_want_one_step_measure_it_once(tmp_path: Path, work: Work) -> None:
+    done: dict[str, Applied] = {}
+
+    def go(name: str) -> None:
+        done[name] = applied(tmp_path, SCAN, name=name)
+
+    threads = [threading.Thread(target=go, args=(name,)) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    one, two = (record(done[name]) for name in ("one", "two"))
+    assert len(work.verified) == one.metrics["scan/verified"].value
+    assert sorted((one.steps[0].reused, two.steps[0].reused)) == [False, True]
+    assert tokens(one, tmp_path / "a") == tokens(two, tmp_path / "b")
+
+
+def test_fresh_and_redo_start_new_attempts_at_steps(tmp_path: Path, work: Work) -> None:
+    first = record(applied(tmp_path, MINE, ASR))
+    counts = work.take()
+    again = record(applied(tmp_path, MINE, ASR, fresh=True))
+    assert work.take()[:2] == counts[:2]
+    assert [step.attempt for step in again.steps] == [2, 2]
+    redone = record(applied(tmp_path, MINE, ASR, redo=frozenset(["asr"])))
+    assert work.take()[:2] == (0, counts[1])
+    assert [step.attempt for step in redone.steps] == [2, 3]
+    assert [step.attempt for step in read_run(first.folder).steps] == [1, 1]
+    contents = {tokens(run, tmp_path / "t") for run in (first, again, redone)}
+    assert len(contents) == 1
+
+
+def test_a_version_of_a_strategy_enters_its_key(
+    tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applied(tmp_path, SCAN)
+    count = work.take()[0]
+    monkeypatch.setattr(type(STRATEGIES["scan"]), "version", 2)
+    applied(tmp_path, SCAN)
+    assert work.take()[0] == count
+
+
+def test_a_step_that_is_damaged_or_lost_is_measured_again(tmp_path: Path, work: Work) -> None:
+    first = record(applied(tmp_path, MINE))
+    right = tokens(first, tmp_path / "a")
+    root, key = tmp_path / "mlruns", first.steps[0].key
+    ledger = attempt_folder(root, key, 1) / "ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    changed = lines[5].replace(b'"p":', b'"p":1', 1)
+    ledger.write_bytes(b"".join([*lines[:5], changed, *lines[6:]]))
+    found = read_run(first.folder)
+    assert found.status == "DAMAGED"
+    assert f"{ledger}:6: it was altered" in str(found.damage)
+    assert existing_status(root, "edits", first.identity.key) == "DAMAGED"
+    work.take()
+    mended = record(applied(tmp_path, MINE))
+    assert 0 < work.take()[0] < 48
+    assert tokens(mended, tmp_path / "b") == right
+    assert len(mended.repairs) == 1
+    ledger.unlink()
+    assert read_run(first.folder).status == "DAMAGED"
+    assert tokens(record(applied(tmp_path, MINE)), tmp_path / "c") == right
+    assert attempts(root, key)[-1] in (1, 2)
+
+
+def test_facts_are_stored_without_verdicts(tmp_path: Path, work: Work) -> None:
+    run = record(applied(tmp_path, MINE, ASR))
+    for step in run.steps:
+        folder = attempt_folder(tmp_path / "mlruns", step.key, step.attempt)
+        text = (folder / "ledger.jsonl").read_text()
+        assert '"kind":"batch"' in text
+        assert '"glitch":' not in text
+        assert '"confirmed":' not in text
+        head = json.loads(text.splitlines()[0])["step"]
+        assert head["key"] == step.key
+        assert head["made_of"]["params"].keys() >= {"probes"}
+
+
+def test_a_run_of_an_earlier_version_is_shown_and_continued(tmp_path: Path, work: Work) -> None:
+    """Its ledger contained the facts of its steps."""
+    whole = record(applied(tmp_path, MINE, ASR, root="whole"))
+    work.take()
+    root = tmp_path / "mlruns"
+    plan = build(load_experiment(tmp_path / "edits.yaml"), lambda key: None, resolve=Resolver())
+    key = plan.runs[0].key
+    folder = root / "runs" / "edits" / key / "attempt-1"
+    identity = RunIdentity(**{**_fields(whole.identity), "key": key})
+    with Journal.create(folder, identity, whole.spec, whole.origins) as journal:
+        journal.append("session", pid=1, host="here", plan={}, environment={})
+        journal.append("step", step="mine")
+        for timed in whole.steps[0].batches[:4]:
+            journal.append("batch", step="mine", **batch_to_json(timed.batch))
+        journal.append("ended", status="KILLED", error=None)
+    before = (folder / "ledger.jsonl").read_bytes()
+    assert sum(len(t.batch.facts) for t in read_run(folder).steps[0].batches) == 32
+    done = record(applied(tmp_path, MINE, ASR))
+    assert work.take()[0] == 16
+    assert done.identity.attempt == 2
+    assert tokens(done, tmp_path / "a") == tokens(whole, tmp_path / "b")
+    assert (folder / "ledger.jsonl").read_bytes() == before
+    assert current_attempt(root, "edits", key) == done.folder
+
+
+def _fields(identity: RunIdentity) -> dict[str, Any]:
+    return {name: getattr(identity, name) for name in identity.__dataclass_fields__}
+
+
+def test_a_finished_run_of_an_earlier_version_is_read_as_it_is(tmp_path: Path) -> None:
+    run = write_run(tmp_path, Invented())
+    assert run.status == "FINISHED"
+    assert {step.key for step in run.steps} == {""}
+    assert run.metrics["mine/glitch"].value
+
+
+def test_the_store_says_what_a_key_was_made_of(tmp_path: Path, work: Work) -> None:
+    run = record(applied(tmp_path, SCAN))
+    step = run.steps[0]
+    facts = read_step(attempt_folder(tmp_path / "mlruns", step.key, 1))
+    assert facts.document["strategy"] == "scan"
+    assert "seed" not in facts.document["made_of"]  # it changes nothing in a scan
+    assert facts.workers[0]["experiment"] == "edits"
