@@ -208,7 +208,8 @@ def attempts(root: Path, key: str) -> list[int]:
     """
     folder = step_folder(root, key)
     with file_access(folder):
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        paths = list(folder.iterdir()) if folder.is_dir() else []
+        names = [path.name for path in paths if (path / LEDGER).exists()]
     return sorted(int(found[1]) for name in names if (found := _ATTEMPT.fullmatch(name)))
 
 
