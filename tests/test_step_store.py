@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from glitchrun.errors import ExitCode, RunError
-from glitchrun.events import Sampled, Token, batch_to_json
+from glitchrun.events import Sampled, Token, Verified, batch_to_json
 from glitchrun.ledger import Journal, current_attempt, existing_status, read_run
 from glitchrun.ledger.record import RunIdentity, RunRecord
 from glitchrun.ledger.steps import attempt_folder, attempts, read_step
@@ -160,11 +160,13 @@ def test_a_new_probability_judges_a_finished_scan_without_the_model(
 ) -> None:
     loose = record(applied(tmp_path, SCAN))
     work.take()
-    strict = record(applied(tmp_path, SCAN, more="thresholds: {probability: 0.001}\n"))
+    facts = [fact for timed in loose.steps[0].batches for fact in timed.batch.token_facts]
+    found = sorted(fact.p for fact in facts if isinstance(fact, Verified) and fact.glitch)
+    more = f"thresholds: {{probability: {found[len(found) // 2]}}}\n"
+    strict = record(applied(tmp_path, SCAN, more=more))
     assert work.take() == (0, 0, 0)
     counts = [run.metrics["scan/glitch"].value or 0 for run in (loose, strict)]
     assert counts[0] > counts[1] > 0
-    more = "thresholds: {probability: 0.001}\n"
     afresh = record(applied(tmp_path, SCAN, more=more, root="afresh"))
     assert tokens(strict, tmp_path / "a") == tokens(afresh, tmp_path / "b")
     assert values(strict) == values(afresh)
@@ -239,10 +241,16 @@ def test_an_interrupted_step_is_continued_by_another_run(
 def test_two_runs_that_want_one_step_measure_it_once(tmp_path: Path, work: Work) -> None:
     done: dict[str, Applied] = {}
 
-    def go(name: str) -> None:
-        done[name] = applied(tmp_path, SCAN, name=name)
+    both = threading.Barrier(2)
 
-    threads = [threading.Thread(target=go, args=(name,)) for name in ("one", "two")]
+    def go(name: str, asr: float) -> None:
+        both.wait()
+        more = f"thresholds: {{asr: {asr}}}\n"  # another run, with the same step
+        done[name] = applied(tmp_path, SCAN, name=name, more=more)
+
+    threads = [
+        threading.Thread(target=go, args=given) for given in (("one", 0.25), ("two", 0.75))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
