@@ -6,13 +6,17 @@ other thresholds needs no new measurements.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from glitchrun.events import Batch, Control, Entry, ProbeResult, Sampled, Screened, Verified
 from glitchrun.spec.types import Thresholds
 
+_ROUNDING = {"bfloat16": 0.4, "float16": 0.05}
+"""How far rounding may move a log-probability, in nats: the margins of `probing.logit_statistics`
+for logits of up to 20."""
 _Fact = TypeVar("_Fact", bound=Verified | Sampled | Control | Screened | Entry)
 
 
@@ -27,6 +31,31 @@ def is_confirmed(outcomes: Sequence[bool], limit: float) -> bool:
     At least one attempt must have failed: every share reaches a threshold of 0.
     """
     return any(outcomes) and sum(outcomes) / len(outcomes) >= limit
+
+
+def near_limit(batches: Iterable[Batch], limit: float) -> int:
+    """How many tokens a rounding error of narrow arithmetic could move across `limit`.
+
+    A step re-evaluates them in float32 while it runs, so this is 0 for the limit that was in force
+    then. Facts of a finished step that are judged by another limit may contain some.
+
+    Args:
+        batches: Verdicts on tokens.
+        limit: `thresholds.probability`.
+    """
+    facts = (fact for batch in batches for fact in batch.token_facts)
+    return sum(
+        any(_is_near(result, limit) for result in fact.probes.values())
+        for fact in facts
+        if isinstance(fact, Verified) and fact.failed
+    )
+
+
+def _is_near(result: ProbeResult, limit: float) -> bool:
+    within = _ROUNDING.get(result.decided_in)
+    if within is None or not result.p > 0:
+        return False
+    return abs(math.log(result.p) - math.log(limit)) < within
 
 
 def judged(batch: Batch, thresholds: Thresholds) -> Batch:

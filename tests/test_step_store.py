@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,14 @@ from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.strategies.validate import run as sampling
 from glitchrun.strategies.verdicts import Judge
 from tests.support.oracle import FOLDER as ORACLE
+from tests.support.quiet import NoTracker, Quiet
 from tests.support.records import Invented, write_run
-from tests.test_runner_keys import NoTracker, Quiet
 
 HEAD = f"""\
 apiVersion: glitchrun/v1
 kind: Experiment
 metadata: {{name: NAME}}
-model: {{path: {ORACLE}, device: cpu}}
+model: {{path: {ORACLE}, device: cpu, quantization: float32}}
 tokens: {{categories: [normal]}}
 """
 MINE = "{id: mine, strategy: mine, search: random, iterations: 6, batch_size: 8}"
@@ -93,12 +94,14 @@ def applied(
     more: str = "",
     name: str = "edits",
     root: str = "mlruns",
+    quantization: str = "float32",
     **given: Any,
 ) -> Applied:
     """Applies a spec of these steps under `folder`."""
     spec = folder / f"{name}.yaml"
     lines = [f"  - {step}\n" for step in steps]
-    spec.write_text(f"{HEAD.replace('NAME', name)}{more}steps:\n{''.join(lines)}")
+    head = HEAD.replace("NAME", name).replace("float32", quantization)
+    spec.write_text(f"{head}{more}steps:\n{''.join(lines)}")
     return apply(load_experiment(spec), folder / root, Options(**given), Quiet())
 
 
@@ -112,6 +115,13 @@ def tokens(run: RunRecord, folder: Path) -> bytes:
     """tokens.jsonl of the run."""
     folder.mkdir(exist_ok=True)
     return write_tokens(run, folder)[0].read_bytes()
+
+
+def lines(run: RunRecord, folder: Path) -> list[Any]:
+    """The lines of tokens.jsonl, with floats as exact as batches of other sizes give them."""
+    text = tokens(run, folder).decode()
+    parse: Any = lambda number: float(f"{float(number):.4g}")  # noqa: E731
+    return [json.loads(line, parse_float=parse) for line in text.splitlines()]
 
 
 def values(run: RunRecord) -> dict[str, float | None]:
@@ -162,7 +172,9 @@ def test_a_new_probability_judges_a_finished_scan_without_the_model(
     work.take()
     facts = [fact for timed in loose.steps[0].batches for fact in timed.batch.token_facts]
     found = sorted(fact.p for fact in facts if isinstance(fact, Verified) and fact.glitch)
-    more = f"thresholds: {{probability: {found[len(found) // 2]}}}\n"
+    gaps = {after / before: (after * before) ** 0.5 for before, after in pairwise(found)}
+    limit = gaps[max(gaps)]  # far from every token: none is a near-tie
+    more = f"thresholds: {{probability: {limit}}}\n"
     strict = record(applied(tmp_path, SCAN, more=more))
     assert work.take() == (0, 0, 0)
     counts = [run.metrics["scan/glitch"].value or 0 for run in (loose, strict)]
@@ -186,13 +198,26 @@ def test_a_larger_budget_continues_from_a_smaller_one(
     assert work.take() == (16, 0, 1)
     afresh = record(applied(tmp_path, mine(32), root="afresh"))
     work.take()
-    assert tokens(large, tmp_path / "a") == tokens(afresh, tmp_path / "b")
+    assert lines(large, tmp_path / "a") == lines(afresh, tmp_path / "b")
     assert values(large) == values(afresh)
     assert tokens(read_run(small.folder), tmp_path / "c") == tokens(small, tmp_path / "d")
     assert record(applied(tmp_path, mine(16))).folder == small.folder
     other = record(applied(tmp_path, mine(24)))
     assert work.take()[0] == 0  # the store has the first 24 of 32
     assert other.metrics["mine/verified"].value == 24
+
+
+def test_near_ties_at_a_new_threshold_are_counted(tmp_path: Path, work: Work) -> None:
+    first = record(applied(tmp_path, SCAN, quantization="bfloat16"))
+    assert "near_threshold" not in first.notes
+    facts = [fact for timed in first.steps[0].batches for fact in timed.batch.token_facts]
+    near = next(fact.p for fact in facts if isinstance(fact, Verified) and fact.glitch)
+    more = f"thresholds: {{probability: {near}}}\n"
+    strict = record(applied(tmp_path, SCAN, more=more, quantization="bfloat16"))
+    assert strict.notes["near_threshold"] > 0
+    again = {"redo": frozenset(["scan"])}
+    redone = record(applied(tmp_path, SCAN, more=more, quantization="bfloat16", **again))
+    assert "near_threshold" not in redone.notes
 
 
 def test_part_of_a_round_does_not_continue_a_search_that_learns(tmp_path: Path, work: Work) -> None:
@@ -248,9 +273,7 @@ def test_two_runs_that_want_one_step_measure_it_once(tmp_path: Path, work: Work)
         more = f"thresholds: {{asr: {asr}}}\n"  # another run, with the same step
         done[name] = applied(tmp_path, SCAN, name=name, more=more)
 
-    threads = [
-        threading.Thread(target=go, args=given) for given in (("one", 0.25), ("two", 0.75))
-    ]
+    threads = [threading.Thread(target=go, args=given) for given in (("one", 0.25), ("two", 0.75))]
     for thread in threads:
         thread.start()
     for thread in threads:

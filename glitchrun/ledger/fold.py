@@ -263,6 +263,9 @@ class Fold:
         self.views[entry["step"]] = view
         self.ends.pop(entry["step"], None)
 
+    def _see_counted(self, entry: Mapping[str, Any]) -> None:
+        self.notes[entry["name"]] = self.notes.get(entry["name"], 0) + entry["count"]
+
     def _see_step(self, entry: Mapping[str, Any]) -> None:
         self.starts.setdefault(entry["step"], entry["at"])
 

@@ -49,6 +49,7 @@ from glitchrun.spec.types import Step
 from glitchrun.strategies.context import Context, check_embedding_rows
 from glitchrun.strategies.prompt_lengths import PromptLengths
 from glitchrun.tracking.tracker import MlflowTracker
+from glitchrun.verdicts import near_limit
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.token_features import row_norms
 
@@ -151,6 +152,13 @@ class _Run:
         self._journal.append("uses", **self._steps.reference(key, facts, reused=True))
         origin = f" from {facts.origin}" if facts.origin else ""
         self._session.display.say(f"{key.id}: reused{origin}")
+        batches = (timed.batch for timed in self._record_of(key).batches)
+        if count := near_limit(batches, self._spec.thresholds.probability):
+            self._journal.append("counted", name="near_threshold", count=count)
+            self._session.display.say(
+                f"{key.id}: {count} verdicts lie within rounding of thresholds.probability; "
+                f"--redo {key.id} re-evaluates them in float32"
+            )
 
     def _measure(self, step: Step, key: StepKey, path: str) -> StepFold:
         context = replace(self._loaded(), path=path, earlier=self._earlier(key))
