@@ -200,6 +200,7 @@ def apply(
     fresh: bool = False,
     redo: Iterable[str] = (),
     until: Mapping[str, int] | None = None,
+    limit: int | None = None,
     root: str | os.PathLike[str] = ROOT,
 ) -> list[Run]:
     """Executes a spec as `glitchrun apply` does: runs that are finished are returned as they are.
@@ -214,6 +215,7 @@ def apply(
         fresh: Start a new attempt even where one is finished, and measure every step again.
         redo: Ids of steps to measure again in a new attempt, with the steps that read from them.
         until: Verifications after which searches end early, by the id of the step.
+        limit: Most items that each step examines, for a smoke run; None for no such limit.
         root: Tracking root.
 
     Raises:
@@ -230,7 +232,7 @@ def apply(
     from glitchrun.runner.options import Options
     from glitchrun.runner.progress import Display
 
-    options = Options(only=only, fresh=fresh, redo=frozenset(redo), until=until or {})
+    options = Options(only=only, fresh=fresh, redo=frozenset(redo), until=until or {}, limit=limit)
     applied = runner.apply(experiment, Path(root).resolve(), options, Display())
     if applied.exit_code in (130, 143):
         raise Interrupted(applied.exit_code)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,15 @@ from glitchrun.ledger.command import apply_command
 from glitchrun.ledger.record import RunRecord
 from glitchrun.probing.frozen_suffix import Screener
 from glitchrun.report.headline import headline
+from glitchrun.runner.apply import _chosen as chosen
 from glitchrun.runner.apply import apply
 from glitchrun.runner.options import Options, adjusted, make_plan
 from glitchrun.runner.signals import Interrupt, Stopped
 from glitchrun.spec.adjusting import read_until
 from glitchrun.spec.loading import load_experiment
+from glitchrun.strategies.predict import FORMATS
 from glitchrun.strategies.verdicts import Judge
+from glitchrun.tracking.params_and_tags import run_tags
 from tests.support import quiet
 from tests.support.oracle import FOLDER as ORACLE
 from tests.support.quiet import Quiet
@@ -193,3 +198,73 @@ def test_until_beyond_the_end_of_a_search_changes_nothing(spec: Path) -> None:
 def test_until_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="STEP=N"):
         read_until([text])
+
+
+LIMITED = f"""\
+apiVersion: glitchrun/v1
+kind: Experiment
+metadata: {{name: smoke}}
+model: {{path: {ORACLE}, device: cpu}}
+steps:
+  - {{id: scan, strategy: scan, controls: 9}}
+  - {{id: listed, strategy: test, tokens: {{ids: [300, 310, 320, 330]}}, controls: 9}}
+  - {{id: walk, strategy: mine, search: gradient, batch_size: 2, controls: 9}}
+  - {{id: range, strategy: mine, search: range, ranges: [[400, 500]]}}
+  - {{id: cascade, strategy: mine, search: cascade}}
+  - {{id: asr, strategy: validate, tokens: {{from: [scan, range], select: all}}, attempts: 1}}
+  - {{id: classes, strategy: classify, tokens: {{from: scan, select: all}}, tests: []}}
+  - {{id: next, strategy: predict, prompts: [{{text: a}}, {{text: b}}, {{text: c}}, {{text: d}}]}}
+  - {{id: sequences, strategy: genetic, base_text: a b, population: 6}}
+  - {{id: works, strategy: check, checks: [verification], glitch: [400, 401, 402, 403]}}
+  - {{id: costs, strategy: profile, workload: {{repeats: 5}}}}
+"""
+
+
+def test_smoke_run_examines_at_most_n_items_per_step(spec: Path, judged: list[int]) -> None:
+    spec.write_text(LIMITED)
+    whole, limited = (
+        make_plan(adjusted(load_experiment(spec), options)[0], spec.parent, options).runs[0]
+        for options in (Options(), Options(limit=3))
+    )
+    assert limited.cell.name == "smoke, limit=3"
+    assert not {key.key for key in whole.keys} & {key.key for key in limited.keys}
+    assert whole.key != limited.key
+    record = ran(spec, limit=3)
+    assert record.status == "FINISHED"
+    steps = {step.id: [timed.batch for timed in step.batches] for step in record.steps}
+    for name, most in {work.step: work.tokens for work in limited.work}.items():
+        facts = [fact for batch in steps[name] for fact in batch.token_facts]
+        assert len(facts) <= 3, name
+        assert all(len(batch.controls) <= 3 for batch in steps[name]), name
+        assert sum(len(batch.facts) for batch in steps[name] if batch.token_facts) <= (most or 0)
+    screened = [fact for batch in steps["cascade"] for fact in batch.screened]
+    assert sum(len(fact.token_ids) for fact in screened) == 3
+    assert all(
+        400 <= fact.token.id <= 500 for batch in steps["range"] for fact in batch.token_facts
+    )
+    assert len([fact for batch in steps["asr"] for fact in batch.token_facts]) == 3
+    tables = Counter(
+        (step, row.table) for step, batches in steps.items() for b in batches for row in b.entries
+    )
+    assert len(judged) == 7 * 3  # scan, listed, walk and its controls, range, cascade, works
+    assert tables["classes", "categories"] == 3
+    assert tables["next", "prompts"] == 3 * len(FORMATS)
+    assert tables["sequences", "impacts"] == 3
+    assert tables["sequences", "generations"] == 1 + 3
+    assert tables["costs", "speed"] == 2 * 3
+    assert headline(record).notices == ("Smoke run: at most 3 items per step.",)
+    assert record.spec["limit"] == 3
+    assert run_tags(record)["glitchrun.limit"] == "3"
+    assert apply_command(record) == f"glitchrun apply {spec} --limit 3"
+
+
+def test_cell_of_a_smoke_run_is_named_either_way(spec: Path) -> None:
+    spec.write_text(SPEC + "matrix: {axes: {seed: [1, 2]}}\n")
+    for only in ("seed=2", "seed=2, limit=4"):
+        options = Options(only=only, until={"mine": 8}, limit=4)
+        changed, _ = adjusted(load_experiment(spec), options)
+        assert [cell.name for cell in changed.cells] == ["seed=1, limit=4", "seed=2, limit=4"]
+        plan = make_plan(changed, spec.parent, options)
+        assert [run.cell.name for run in chosen(plan, options)] == ["seed=2, limit=4"]
+        with pytest.raises(UsageError, match="give 1 or more"):
+            adjusted(load_experiment(spec), replace(options, limit=0))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from glitchrun.cli.plan import redo_option, until_option
+from glitchrun.cli.plan import limit_option, redo_option, until_option
 from glitchrun.errors import GlitchrunError, UsageError, require
 from glitchrun.ledger import ROOT, RunRecord
 from glitchrun.runner.lookup import find_cells
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--fresh", is_flag=True, help="Start a new attempt, even of a finished run.")
 @redo_option
 @until_option
+@limit_option
 @click.option("--keep-going", is_flag=True, help="Continue with the next run after a failure.")
 @click.option("--yes", is_flag=True, help="Start several runs without confirmation.")
 @click.option("--live", is_flag=True, help="Draw genetic searches in the terminal.")
@@ -49,6 +50,7 @@ def command(
     fresh: bool,
     redo: tuple[str, ...],
     until: tuple[str, ...],
+    limit: int | None,
     keep_going: bool,
     yes: bool,
     live: bool,
@@ -73,6 +75,7 @@ def command(
             fresh=fresh,
             redo=frozenset(redo),
             until=read_until(until),
+            limit=limit,
             keep_going=keep_going,
         )
         with _display(live, gui, _confirm_all if yes else _ask) as (display, confirm):

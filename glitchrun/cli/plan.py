@@ -51,6 +51,14 @@ until_option = click.option(
 )
 
 
+limit_option = click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="A smoke run: every step examines N items at most.",
+)
+
+
 @click.command("plan")
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--set", "sets", multiple=True, metavar="K=V", help="Override a value of the spec.")
@@ -59,6 +67,7 @@ until_option = click.option(
 )
 @redo_option
 @until_option
+@limit_option
 @click.option("--exit-code", is_flag=True, help="Exit with 10 if a run would start or resume.")
 @click.pass_context
 def command(
@@ -68,6 +77,7 @@ def command(
     output: str,
     redo: tuple[str, ...],
     until: tuple[str, ...],
+    limit: int | None,
     exit_code: bool,
 ) -> None:
     """Shows which runs of SPEC would start, resume or be skipped, and what they need.
@@ -77,7 +87,7 @@ def command(
     """
     experiment = load_experiment(spec, sets, require_env=True)
     first = experiment.cells[0].spec
-    options = Options(redo=frozenset(redo), until=read_until(until))
+    options = Options(redo=frozenset(redo), until=read_until(until), limit=limit)
     experiment, notes = adjusted(experiment, options)
     for note in notes:
         say(note, err=True)

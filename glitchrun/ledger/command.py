@@ -11,7 +11,7 @@ from typing import Any
 from glitchrun.ledger.record import RunRecord
 from glitchrun.spec.nodes import REDACTED, path_text
 
-_OPTION = re.compile(r"\((--set|--until) (.*)\)\Z", re.DOTALL)
+_OPTION = re.compile(r"\((--set|--until|--limit) (.*)\)\Z", re.DOTALL)
 _VARIABLE = re.compile(r"\(environment variable (\w+)\)\Z")
 
 

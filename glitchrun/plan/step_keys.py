@@ -12,6 +12,7 @@ from typing import Any
 
 from glitchrun.spec.digest import (
     digest,
+    limit_setting,
     packages_of,
     prompt_settings,
     scope_setting,
@@ -90,6 +91,7 @@ def _step_key(
         "params": _with_facts(params, earlier),
         "resolved": {n: fact for n, fact in resolved.items() if scoped or n != "scope"},
         **({"machine": dict(machine)} if strategy.measures_machine else {}),
+        **limit_setting(spec),
         "packages": packages_of(spec, [step]),
     }
     document = {"strategy": step.strategy, "version": strategy.version, "made_of": made_of}

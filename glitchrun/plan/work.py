@@ -76,8 +76,10 @@ def step_work(
     found = []
     for step in spec.steps:
         strategy = STRATEGIES[step.strategy]
-        config = strategy.configure(step.params)
+        config = _limited(strategy.configure(step.params), spec.limit)
         size = (scopes or {}).get(step.id, vocab)
+        if spec.limit is not None and strategy.takes_scope(config):
+            size = min(size, spec.limit)
         work = strategy.work(config, earlier, size)
         expected = Expectation(dict(likely), size, glitch_share(spec.thresholds.probability))
         usual = work if work.tokens is None else strategy.likely_work(config, work, expected)
@@ -92,6 +94,13 @@ def step_work(
             )
         )
     return tuple(found)
+
+
+def _limited(config: Any, limit: int | None) -> Any:
+    """The Config, whose `tokens` name no more than `limit`; see `named_tokens`."""
+    if limit is None or not isinstance(getattr(config, "tokens", None), Mapping):
+        return config
+    return replace(config, tokens={**config.tokens, "limit": limit})
 
 
 def workloads(spec: Spec, work: Sequence[StepWork] = ()) -> tuple[Workload, ...]:
@@ -209,7 +218,9 @@ def usual_length(limit: int, mean: int) -> int:
 
 
 def named_tokens(source: Mapping[str, Any], earlier: Mapping[str, int | None], vocab: int) -> int:
-    """The most tokens that a step's `tokens` can name, limited to the vocabulary's size."""
+    """The most tokens that a step's `tokens` can name, limited to the vocabulary's size and, in a
+    smoke run, to `limit`."""
+    vocab = min(vocab, source.get("limit", vocab))
     if "file" in source:
         named = _tokens_in_file(source["file"])
         return vocab if named is None else min(vocab, named)

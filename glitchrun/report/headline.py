@@ -73,7 +73,12 @@ def headline(record: RunRecord) -> Headline:
 
 
 def _notices(record: RunRecord) -> tuple[str, ...]:
-    found = [_STOPPED.get(record.status), f"Reason: {record.error}" if record.error else None]
+    limit = record.spec.get("limit")
+    found = [
+        f"Smoke run: at most {counted(limit, 'item')} per step." if limit else None,
+        _STOPPED.get(record.status),
+        f"Reason: {record.error}" if record.error else None,
+    ]
     found += [
         "The ledger was damaged when the run was resumed. The lost part was computed again: "
         f"{repair}."

@@ -29,6 +29,7 @@ from glitchrun.runner.options import Options, adjusted, make_plan
 from glitchrun.runner.progress import Display
 from glitchrun.runner.session import Outcome, Session
 from glitchrun.runner.signals import Interrupt, Stopped, listening
+from glitchrun.spec.adjusting import limited_name
 from glitchrun.spec.types import Experiment
 from glitchrun.tracking.address import tracking_uri
 from glitchrun.tracking.store import ensure_store
@@ -101,7 +102,10 @@ def apply(
 def _chosen(plan: Plan, options: Options) -> list[PlannedRun]:
     if options.only is None:
         return list(plan.runs)
-    chosen = [run for run in plan.runs if run.cell.name == options.only]
+    wanted = options.cell
+    if options.limit is not None:
+        wanted = limited_name(wanted or "", options.limit)
+    chosen = [run for run in plan.runs if run.cell.name == wanted]
     if not chosen:
         names = ", ".join(repr(run.cell.name) for run in plan.runs)
         raise UsageError(f"--only {options.only!r} names no run of this spec; it has: {names}")

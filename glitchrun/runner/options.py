@@ -13,7 +13,7 @@ from glitchrun.ledger.timings import read_timings
 from glitchrun.plan.build import ANEW, Plan, build
 from glitchrun.plan.step_keys import StepKey
 from glitchrun.runner.resolved import Resolver
-from glitchrun.spec.adjusting import ended_early
+from glitchrun.spec.adjusting import ended_early, limited, limited_name
 from glitchrun.spec.types import Experiment
 
 
@@ -29,8 +29,17 @@ class Options:
     """Ids of steps to measure again, with the steps that read from them."""
     until: Mapping[str, int] = field(default_factory=dict)
     """Verifications after which searches end early, by the id of the step."""
+    limit: int | None = None
+    """Most items that each step examines, in a smoke run; None for no such limit."""
     keep_going: bool = False
     """Whether to continue with the next run after a failure."""
+
+    @property
+    def cell(self) -> str | None:
+        """The cell that `only` names; its name in a smoke run is understood too."""
+        if self.only is None or self.limit is None:
+            return self.only
+        return self.only.removesuffix(limited_name("", self.limit))
 
 
 def adjusted(experiment: Experiment, options: Options) -> tuple[Experiment, list[str]]:
@@ -41,7 +50,10 @@ def adjusted(experiment: Experiment, options: Options) -> tuple[Experiment, list
     """
     _check_ids("--redo", sorted(options.redo), experiment)
     _check_ids("--until", list(options.until), experiment)
-    return ended_early(experiment, options.until, options.only)
+    if options.limit is not None and options.limit < 1:
+        raise UsageError(f"limit {options.limit}: give 1 or more")
+    changed, notes = ended_early(experiment, options.until, options.cell)
+    return (changed if options.limit is None else limited(changed, options.limit)), notes
 
 
 def make_plan(

@@ -1,4 +1,4 @@
-"""Parameters that options of `apply` change for one run: `--until STEP=N`."""
+"""What options of `apply` change in a spec for one run: `--until STEP=N` and `--limit N`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _until(cell: Cell, step_id: str, asked: int) -> tuple[Cell, list[str]]:
             f"last round, or its budget is no multiple of its batch size; --set steps.{step_id}."
             "budget=N starts it again with another budget"
         )
-    if not count:
+    if count < 1:
         raise UsageError(f"{option}: fewer than one round of the search")
     most = strategy.limits(config)[0]
     if most is not None and count >= most:
@@ -78,6 +78,40 @@ def _until(cell: Cell, step_id: str, asked: int) -> tuple[Cell, list[str]]:
     rounded = "" if count == asked else f", the last whole round before {asked:,}"
     said = f"{step_id}: ends after {count:,} verifications{rounded}"
     return replace(cell, spec=with_parameters(spec, place, {"budget": count}, option)), [said]
+
+
+def limited(experiment: Experiment, limit: int) -> Experiment:
+    """The experiment as a smoke run, in which every step examines at most `limit` items.
+
+    The names of its cells say so. They are the names of its runs, which so stay apart from those of
+    the whole experiment.
+    """
+    cells = (
+        replace(cell, name=limited_name(cell.name, limit), spec=_limited(cell.spec, limit))
+        for cell in experiment.cells
+    )
+    return replace(experiment, cells=tuple(cells))
+
+
+def limited_name(name: str, limit: int) -> str:
+    """The name of a cell as a smoke run."""
+    return f"{name}, limit={limit}"
+
+
+def _limited(spec: Spec, limit: int) -> Spec:
+    option = f"--limit {limit}"
+    for place, step in enumerate(spec.steps):
+        strategy = STRATEGIES[step.strategy]
+        changes = strategy.limited(strategy.configure(step.params), limit)
+        if changes:
+            spec = with_parameters(spec, place, changes, option)
+    origin = replace(spec.origins["steps"], via=option)
+    return replace(
+        spec,
+        limit=limit,
+        document={**spec.document, "limit": limit},
+        origins={**spec.origins, "limit": origin},
+    )
 
 
 def with_parameters(spec: Spec, place: int, changes: Mapping[str, Any], option: str) -> Spec:

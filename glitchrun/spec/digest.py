@@ -46,6 +46,7 @@ def results_digest(spec: Spec) -> str:
             "tokens": scope_setting(spec.tokens),
             "thresholds": asdict(spec.thresholds),
             "steps": [step_setting(step) for step in spec.steps],
+            **limit_setting(spec),
             **({"versions": raised} if raised else {}),
             **({"packages": packages} if packages else {}),
         }
@@ -153,6 +154,11 @@ def _measures(*documents: Mapping[str, Any]) -> bool:
     """Whether a step of them measures the machine."""
     steps = (step for document in documents for step in document.get("steps", ()))
     return measures_machine(step["strategy"] for step in steps)
+
+
+def limit_setting(spec: Spec) -> dict[str, int]:
+    """The limit of a smoke run; empty for any other, so that its keys do not change."""
+    return {} if spec.limit is None else {"limit": spec.limit}
 
 
 def scope_setting(tokens: TokenScope) -> Any:

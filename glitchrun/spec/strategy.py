@@ -189,6 +189,12 @@ class Strategy:
         continue from there; None where there is no such number."""
         return None
 
+    def limited(self, config: Any, most: int) -> dict[str, Any]:
+        """The parameters of a smoke run, in which a step examines at most `most` items, where they
+        differ. `Context.scope` and `Context.tokens` limit the tokens themselves."""
+        controls = getattr(config, "controls", 0)
+        return {"controls": most} if controls > most else {}
+
     def metrics(
         self, config: Any, batches: Sequence[Batch], measured: Sequence[Measured]
     ) -> Iterator[Measured]:

@@ -125,6 +125,8 @@ class Spec:
     document: Mapping[str, Any] = None  # type: ignore[assignment]
     """The resolved document as plain data, secrets replaced by `<redacted>`: the content of
     spec.resolved.yaml."""
+    limit: int | None = None
+    """In a smoke run, the most items that each step examines; see `apply --limit`."""
     origins: Mapping[str, Origin] = None  # type: ignore[assignment]
     """Origin of each value by its path, such as `thresholds.asr` or `steps[0].k`."""
 

@@ -68,17 +68,25 @@ class Context:
             what = f"the prompt of probe {name} in template {self.template.name}"
             yield what, (*prompt.prefix_ids, *prompt.suffix_ids)
 
-    def scope(self) -> list[int]:
-        """Ids of the tokens that the spec's `tokens` selects, ascending."""
-        return in_scope(self.vocabulary, self.spec.tokens)
+    def scope(self, *, whole: bool = False) -> list[int]:
+        """Ids of the tokens that the spec's `tokens` selects, ascending.
+
+        In a smoke run these are the first ones, up to its limit; with `whole` all of them.
+        """
+        ids = in_scope(self.vocabulary, self.spec.tokens)
+        return ids if whole else ids[: self.spec.limit]
 
     def excluded(self, categories: Sequence[str]) -> frozenset[int]:
         """Tokens of the categories that `tokens.exclude` removes from the scope."""
         return excluded_from(self.vocabulary, self.spec.tokens, categories)
 
-    def tokens(self, source: Mapping[str, Any], name: str = "tokens") -> list[Token]:
+    def tokens(
+        self, source: Mapping[str, Any], name: str = "tokens", *, whole: bool = False
+    ) -> list[Token]:
         """The tokens that a step's `tokens` (or the parameter `name`) names, in that order, without
         repetitions.
+
+        In a smoke run these are the first ones, up to its limit; with `whole` all of them.
 
         Raises:
             RunError: a text is not one token, an id is outside the vocabulary, or a file cannot be
@@ -98,7 +106,8 @@ class Context:
             steps = [source["from"]] if isinstance(source["from"], str) else source["from"]
             select = source.get("select", "glitch")
             ids = [one for step in steps for one in self._found_by(step, select)]
-        return [self._token(token_id) for token_id in dict.fromkeys(ids)]
+        tokens = [self._token(token_id) for token_id in dict.fromkeys(ids)]
+        return tokens if whole else tokens[: self.spec.limit]
 
     def _in_file(self, path: Path) -> list[int]:
         tokenizer = self.backend.model.tokenizer

@@ -149,6 +149,7 @@ def run_tags(record: RunRecord) -> dict[str, str]:
         "glitchrun.seed": str(record.spec.get("seed", 0)),
         "glitchrun.spec": record.identity.spec_path,
         "glitchrun.version": str(record.environment.get("glitchrun", "")),
+        "glitchrun.limit": str(record.spec.get("limit", "")),
         GATES: gates_outcome(record),
         DESCRIPTION: run_description(record),
     }

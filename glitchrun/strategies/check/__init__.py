@@ -64,6 +64,14 @@ class Check(Strategy):
     measures_machine = True
     test_cases = "checks"
 
+    def limited(self, config: Config, most: int) -> dict[str, Any]:
+        # Known glitch tokens and controls are verified together: half of the items each.
+        glitch = config.glitch[: -(-most // 2)]
+        left, controls = most - len(glitch), config.controls
+        fewer = min(controls, left) if isinstance(controls, int) else list(controls[:left])
+        prompts = list(config.prompts[:most])
+        return {"glitch": list(glitch), "controls": fewer, "prompts": prompts}
+
     def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
         controls = config.controls if isinstance(config.controls, int) else len(config.controls)
         tokens = len(config.glitch) + controls

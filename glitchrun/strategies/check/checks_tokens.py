@@ -49,7 +49,7 @@ Labels = list[tuple[str, tuple[str, ...], Sequence[int]]]
 def _labelled(config: Config, context: Context) -> Labels:
     given: Mapping[str, Sequence[int]] = config.labelled or {}
     return [
-        (f"labelled {name}", (name,), [token.id for token in context.tokens({"ids": ids})])
+        (f"labelled {name}", (name,), [one.id for one in context.tokens({"ids": ids}, whole=True)])
         for name, ids in given.items()
     ]
 

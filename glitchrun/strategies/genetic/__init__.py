@@ -115,6 +115,10 @@ class Genetic(Strategy):
     def steering(self, config: Config) -> frozenset[str]:
         return frozenset()
 
+    def limited(self, config: Config, most: int) -> dict[str, Any]:
+        asked = {"generations": config.generations, "impact_tokens": config.impact_tokens}
+        return {name: most for name, n in asked.items() if isinstance(n, str) or n > most}
+
     def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
         pool = vocab if config.pool is None else named_tokens(config.pool, earlier, vocab)
         asked = config.impact_tokens

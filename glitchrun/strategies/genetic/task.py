@@ -109,9 +109,9 @@ def _pool(config: Config, context: Context, wanted: int | None) -> list[int]:
         RunError: no token is left.
     """
     if config.pool is None:
-        ids = context.scope()
+        ids = context.scope(whole=True)
     else:
-        ids = sorted(token.id for token in context.tokens(config.pool, "pool"))
+        ids = sorted(token.id for token in context.tokens(config.pool, "pool", whole=True))
     pattern = re.compile(config.pool_pattern or "")
     text = context.vocabulary.text
     kept = [

@@ -125,6 +125,10 @@ class Mine(Strategy):
             return None
         return count if SEARCHES[config.search].ends_itself else count - count % self.round(config)
 
+    def limited(self, config: Config, most: int) -> dict[str, Any]:
+        shorter = config.budget is None or config.budget > most
+        return super().limited(config, most) | ({"budget": most} if shorter else {})
+
     def round(self, config: Config) -> int:
         """The number of tokens that a round of the search verifies."""
         # The gradient search verifies no more than the neighbours that it considers.

@@ -50,7 +50,7 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     for batch in judged_controls(context, judge, config.controls, batches):
         batches.append(batch)
         yield batch
-    yield _left(search, context, batches)
+    yield _left(search, config, context, batches)
     if isinstance(search, Cascade):
         yield from _recall(search, batches)
 
@@ -77,7 +77,7 @@ def _go_on(
     done = Counter[str]()
     for batch in history:
         done[batch.stage] += len(batch.token_facts)
-    size = search.size if isinstance(search, Ordered) else len(context.scope())
+    size = search.size if isinstance(search, Ordered) else len(_scope(config, context))
     limit = size if config.limit is None else min(size, config.limit)
     while (left := limit - done.total()) > 0 and not controls_done(history):
         start = time.perf_counter()
@@ -107,10 +107,10 @@ def _stage(config: Config, search: Search, done: Mapping[str, int], left: int) -
     return Stage(name, most) if is_known else Stage(name, None, most=most)
 
 
-def _left(search: Search, context: Context, batches: Sequence[Batch]) -> Measured:
+def _left(search: Search, config: Config, context: Context, batches: Sequence[Batch]) -> Measured:
     """The number of tokens that the search did not reach within its budget."""
     done = sum(len(batch.token_facts) for batch in batches)
-    size = search.size if isinstance(search, Ordered) else len(context.scope())
+    size = search.size if isinstance(search, Ordered) else len(_scope(config, context))
     return Measured("left", size - done, size)
 
 
@@ -132,7 +132,7 @@ def space(config: Config, context: Context, batches: Sequence[Batch]) -> Space:
     """The input of a search. `batches` contain the scores of the screen, if there is one."""
     model, prompt = context.backend.model, _prompt(config, context)
     return Space(
-        ids=torch.tensor(context.scope(), dtype=torch.long),
+        ids=torch.tensor(_scope(config, context), dtype=torch.long),
         embeddings=model.output_embeddings,
         input_embeddings=model.input_embeddings,
         vocabulary=context.vocabulary,
@@ -141,6 +141,12 @@ def space(config: Config, context: Context, batches: Sequence[Batch]) -> Space:
         limit=context.spec.thresholds.probability,
         scores=_scores(batches) if SEARCHES[config.search].screened else None,
     )
+
+
+def _scope(config: Config, context: Context) -> list[int]:
+    """The tokens that the search may choose from. In a smoke run, `budget` limits the tokens
+    verified, and a screen scores no more than those."""
+    return context.scope(whole=not SEARCHES[config.search].screened)
 
 
 def _entropy_gradient(context: Context, prompt: Prompt, token_id: int) -> tuple[float, Tensor]:

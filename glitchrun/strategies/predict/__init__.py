@@ -46,6 +46,9 @@ class Predict(Strategy):
     def steering(self, config: Config) -> frozenset[str]:
         return frozenset()
 
+    def limited(self, config: Config, most: int) -> dict[str, Any]:
+        return {"prompts": list(config.prompts[:most])} if len(config.prompts) > most else {}
+
     def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
         # One pass for the distribution. For each spelling of the expected text one for each further
         # token, of which there are no more than bytes, and one for a space.

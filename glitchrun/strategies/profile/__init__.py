@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from glitchrun.spec.strategy import Strategy, TextLength, Work, Workload, read_fragment
 from glitchrun.strategies.prompt_lengths import PromptLengths
@@ -45,6 +46,11 @@ class Profile(Strategy):
 
     def steering(self, config: Config) -> frozenset[str]:
         return frozenset()
+
+    def limited(self, config: Config, most: int) -> dict[str, Any]:
+        asked = {"batch_size": config.timed.batch_size, "repeats": config.timed.repeats}
+        fewer = {name: most for name, number in asked.items() if number > most}
+        return {"workload": {**(config.workload or {}), **fewer}} if fewer else {}
 
     def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
         # Each pass runs once more to warm up; generating starts from a pass over the prompts.

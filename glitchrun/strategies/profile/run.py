@@ -69,7 +69,7 @@ class _Timer:
         self._load = workload
         self._warm: set[str] = set()
         generator = torch.Generator().manual_seed(context.spec.seed)
-        scope = torch.tensor(context.scope() or range(len(context.vocabulary)))
+        scope = torch.tensor(context.scope(whole=True) or range(len(context.vocabulary)))
         shape = (workload.batch_size, workload.prompt_tokens)
         self._ids = scope[torch.randint(len(scope), shape, generator=generator)]
 
