@@ -101,6 +101,11 @@ class Run:
         return self.record.spec
 
     @property
+    def tags(self) -> dict[str, str]:
+        """The tags of the spec, and those that `glitchrun tag` set or removed."""
+        return self.record.tags
+
+    @property
     def metrics(self) -> dict[str, float | None]:
         """Every metric by its full name, such as `asr/confirmed`; None where it is undefined."""
         return {name: metric.value for name, metric in self.record.metrics.items()}

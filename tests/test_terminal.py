@@ -278,6 +278,10 @@ def test_run_name_cannot_add_a_line_to_status() -> None:
         "failed_checks": 0,
         "delivered": True,
         "repairs": [],
+        "age": 60,
+        "bytes": 1000,
+        "step_bytes": 0,
+        "tags": {"a": HOSTILE},
     }
     assert visible(_line(row)) == _line(row)
 

@@ -41,6 +41,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "schema": ("glitchrun.cli.schema:command", "Print the JSON Schema of a spec."),
     "sync": ("glitchrun.cli.sync:command", "Deliver runs to MLflow that it does not have."),
+    "tag": ("glitchrun.cli.tag:command", "Set or remove tags of a run, also in MLflow."),
+    "rm": ("glitchrun.cli.rm:command", "Remove a run, also in MLflow."),
+    "gc": ("glitchrun.cli.gc:command", "Remove measured steps that no run refers to."),
     "ui": ("glitchrun.cli.ui:command", "Open the MLflow UI, on this machine only."),
     "doctor": ("glitchrun.cli.doctor:command", "Check that this machine has what a run needs."),
 }

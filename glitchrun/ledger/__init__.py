@@ -8,6 +8,7 @@ ROOT/runs/EXPERIMENT/KEY/           one folder for all attempts with the same re
                                     a checksum
         ledger.damaged-1.jsonl      a damaged ledger, kept as it was found
         delivered.json              the run's ids in MLflow
+        tags.json                   the tags that `glitchrun tag` set
         artifacts/                  spec.yaml, tokens.jsonl, report.html, ...
 
 record.py     the run as read back: what MLflow, the report and `status` are made from
@@ -17,6 +18,8 @@ fold.py       entries to a record
 read.py       folder to record
 journal.py    appends entries, repairs a ledger when a run is resumed
 folders.py    finds the folders of runs and attempts
+tags.py       tags.json
+garbage.py    the steps that no run refers to; sizes and removal of folders
 lock.py       locks between processes
 files.py      durable reading and writing
 command.py    the command line that repeats a run

@@ -16,6 +16,7 @@ from typing import BinaryIO
 LEDGER = "ledger.jsonl"
 IDENTITY = "run.json"
 DELIVERED = "delivered.json"
+TAGS = "tags.json"
 
 _LONGEST_NAME = 255
 """Most bytes in the name of a file on common file systems."""

@@ -25,6 +25,7 @@ from glitchrun.ledger.record import (
     model_from_json,
 )
 from glitchrun.ledger.steps import Extent, StepFold, attempt_folder, read_step, within
+from glitchrun.ledger.tags import read_tags
 from glitchrun.spec.types import Thresholds
 from glitchrun.verdicts import judged
 
@@ -133,6 +134,7 @@ class Fold:
             gates=self.gates,
             notes=self._counters(),
             delivered_to=read_delivered(self.folder),
+            tagged=read_tags(self.folder),
             error=damage or self.error,
             origins=self.origins,
             damage=damage,

@@ -193,6 +193,8 @@ class RunRecord:
     """Counters by name, such as tokens not presented intact or rechecked in float32."""
     delivered_to: Mapping[str, str] = field(default_factory=dict)
     """MLflow's `run_id` and `experiment_id` after delivery, `ending` once it is complete."""
+    tagged: Mapping[str, str] = field(default_factory=dict)
+    """The tags that `glitchrun tag` set; an empty value removes a tag, also one of the spec's."""
     error: str | None = None
     """Why the run failed, in one line."""
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -219,6 +221,12 @@ class RunRecord:
     def artifacts(self) -> Path:
         """The folder of the artifacts."""
         return self.folder / "artifacts"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags of the spec, and those that were set later."""
+        found = {name: str(text) for name, text in self.identity.tags.items()} | dict(self.tagged)
+        return {name: text for name, text in found.items() if text or name not in self.tagged}
 
     @property
     def ending(self) -> str:

@@ -128,6 +128,14 @@ def duration(seconds: float | None) -> str:
     return f"{hours:,} h {minutes:02d} min"
 
 
+def age(seconds: float) -> str:
+    """A time that has passed, in its largest unit: `40 s`, `12 min`, `3 h` or `5 d`."""
+    for unit, size, most in (("s", 1, 60), ("min", 60, 60), ("h", 3600, 48)):
+        if seconds < most * size:
+            return f"{max(0, int(seconds // size))} {unit}"
+    return f"{int(seconds // 86_400):,} d"
+
+
 def durations(values: Sequence[float]) -> list[str]:
     """Seconds as the cells of one column, all in the unit of the largest."""
     largest = max(values, default=0.0)

@@ -253,7 +253,7 @@ def provenance(record: RunRecord) -> Pairs:
         ("Run key", f"{identity.key}, attempt {identity.attempt}"),
         *((f"Digest of {name}", digest) for name, digest in identity.digests.items()),
         *_flat(record.environment),
-        *((f"Tag {name}", str(value)) for name, value in identity.tags.items()),
+        *((f"Tag {name}", text) for name, text in record.tags.items()),
         *([("MLflow run", delivered)] if delivered else []),
     ]
 

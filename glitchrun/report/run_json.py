@@ -53,6 +53,7 @@ def run_json(record: RunRecord) -> dict[str, Any]:
         "environment": dict(record.environment),
         "assignments": dict(identity.assignments),
         "digests": dict(identity.digests),
+        "tags": record.tags,
         "spec": dict(record.spec),
         "artifacts_dir": str(record.artifacts),
     }

@@ -5,7 +5,8 @@ metric point. So a delivery may be killed anywhere, and the next one completes i
 
 1. `begin` finds or creates experiment, parent run and run, and sets the params.
 2. `advance` logs tags and metric points; the tracker repeats it while the run grows.
-3. `complete` logs model metrics, dataset, files and status, and updates parent and experiment.
+3. `complete` logs model metrics, dataset, files and status, removes tags, and updates parent
+   and experiment.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from glitchrun.tracking.params_and_tags import (
     LEFT_OUT,
     PARENT,
     birth_tags,
+    later_tags,
     model_name,
     run_params,
     run_tags,
@@ -130,7 +132,9 @@ def complete(record: RunRecord, target: Target, store: Store) -> Delivered:
     """
     client, run_id = store.client, target.run.info.run_id
     metrics, at = model_metrics(record), last_change(record)
-    mlflow_run.log_changed(client.get_run(run_id), metrics, at, store)
+    now = client.get_run(run_id)
+    mlflow_run.log_changed(now, metrics, at, store)
+    mlflow_run.set_tags(now, later_tags(record), store)
     store.exclusively(lambda: _log_dataset(record, run_id, store))
     for file, folder in _files(record.artifacts):
         client.log_artifact(run_id, str(file), folder)

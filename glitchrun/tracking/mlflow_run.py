@@ -107,7 +107,7 @@ def find_run(
     found = store.client.search_runs([experiment_id], wanted, run_view_type=ViewType.ALL)
     if found:
         return min(found, key=lambda run: (is_deleted(run), run.info.start_time, run.info.run_id))
-    known = _run_by_id(known_id, store) if known_id else None
+    known = run_by_id(known_id, store) if known_id else None
     if known is None or known.info.experiment_id != experiment_id or LEDGER in known.data.tags:
         return None
     if any(known.data.tags.get(name) != tags[name] for name in (KEY, ATTEMPT)):
@@ -117,7 +117,8 @@ def find_run(
     return known
 
 
-def _run_by_id(run_id: str, store: Store) -> Any | None:
+def run_by_id(run_id: str, store: Store) -> Any | None:
+    """The MLflow run with an id, which may be deleted; None if the store has none."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -167,6 +168,22 @@ def set_status(run: Any, status: str, ended_at: int | None, store: Store) -> Non
             store.client.update_run(run.info.run_id, status=RUNNING)
     elif (status, ended_at) != (run.info.status, run.info.end_time):
         store.client.set_terminated(run.info.run_id, status, ended_at)
+
+
+def set_tags(run: Any, tags: Mapping[str, str], store: Store) -> None:
+    """Sets the tags that differ, and deletes those whose text is empty.
+
+    Args:
+        run: The MLflow run, as it is now.
+        tags: From `later_tags`.
+        store: The open store.
+    """
+    present, run_id = run.data.tags, run.info.run_id
+    for name, text in tags.items():
+        if not text and name in present:
+            store.client.delete_tag(run_id, name)
+        elif text and present.get(name) != text:
+            store.client.set_tag(run_id, name, text)
 
 
 def log_changed(run: Any, values: Mapping[str, float], at: int, store: Store) -> None:

@@ -138,10 +138,10 @@ def birth_tags(record: RunRecord, ledger: str) -> dict[str, str]:
 def run_tags(record: RunRecord) -> dict[str, str]:
     """The tags of a run in its present state.
 
-    The spec's own tags keep their names. Tags with reserved names, which only specs of earlier
-    versions may have, are left out.
+    The tags of the spec and of `glitchrun tag` keep their names. Tags with reserved names, which
+    only specs of earlier versions may have, are left out.
     """
-    own = ((valid_name(name), str(value)) for name, value in record.identity.tags.items())
+    own = ((valid_name(name), text) for name, text in record.tags.items())
     found = {name: value for name, value in own if not is_reserved(name)}
     found |= {
         "glitchrun.model": model_name(record),
@@ -159,6 +159,20 @@ def run_tags(record: RunRecord) -> dict[str, str]:
     if (record.artifacts / _TABLE).exists():
         found["mlflow.loggedArtifacts"] = _tables(record)
     return {name: shortened(storable(text), MAX_TAG) for name, text in found.items() if text}
+
+
+def later_tags(record: RunRecord) -> dict[str, str]:
+    """The tags that `glitchrun tag` set, as MLflow stores them; those it removed are empty."""
+    return {
+        valid_name(name): shortened(storable(text), MAX_TAG)
+        for name, text in record.tagged.items()
+        if not is_reserved(name)
+    }
+
+
+def has_tags(present: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether a run's tags in MLflow are those of `later_tags`."""
+    return all(present.get(name, "") == text for name, text in wanted.items())
 
 
 def _tables(record: RunRecord) -> str:

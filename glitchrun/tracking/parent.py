@@ -16,6 +16,7 @@ from glitchrun.tracking.mlflow_run import (
     is_deleted,
     log_changed,
     parent_id,
+    run_by_id,
     set_status,
 )
 from glitchrun.tracking.params_and_tags import (
@@ -23,6 +24,7 @@ from glitchrun.tracking.params_and_tags import (
     DESCRIPTION,
     KEY,
     KIND,
+    LEDGER,
     MAX_TAG,
     PARENT,
     birth_tags,
@@ -83,6 +85,28 @@ def sum_up(record: RunRecord, parent: Any, experiment_id: str, store: Store) -> 
     log_changed(parent, best, max(ended, default=record.started_at), store)
     status = _status(children)
     set_status(parent, status, None if status == RUNNING else max(ended, default=None), store)
+
+
+def without_cell(record: RunRecord, parent_id: str, experiment_id: str, store: Store) -> bool:
+    """Updates the parent of a cell that was deleted. Returns whether the parent was deleted too,
+    because no other cell is left.
+
+    Args:
+        record: The deleted cell.
+        parent_id: MLflow's id of the parent.
+        experiment_id: MLflow's id.
+        store: The open store.
+    """
+    above = run_by_id(parent_id, store)
+    if above is None or is_deleted(above) or above.data.tags.get(KIND) != "matrix":
+        return False
+    if _children(parent_id, experiment_id, store):
+        sum_up(record, above, experiment_id, store)
+        return False
+    if LEDGER in above.data.tags:  # later cells must not take this run for one that a user deleted
+        store.client.delete_tag(parent_id, LEDGER)
+    store.client.delete_run(parent_id)
+    return True
 
 
 def _children(run_id: str, experiment_id: str, store: Store) -> list[Any]:

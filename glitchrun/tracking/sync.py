@@ -12,7 +12,7 @@ from glitchrun.ledger import RunRecord, is_held
 from glitchrun.tracking.address import delivery_uri
 from glitchrun.tracking.deliver import deliver
 from glitchrun.tracking.mlflow_run import ledger_id
-from glitchrun.tracking.params_and_tags import DELIVERED, LEDGER
+from glitchrun.tracking.params_and_tags import DELIVERED, LEDGER, has_tags, later_tags
 from glitchrun.tracking.store import Store, ensure_store, open_store, unavailable
 
 
@@ -79,10 +79,11 @@ def _to_store(
 
 
 def _deliver_one(
-    record: RunRecord, store: Store, complete: Mapping[str, str], restore: bool
+    record: RunRecord, store: Store, complete: Mapping[str, Mapping[str, str]], restore: bool
 ) -> Synced:
     try:
-        if complete.get(ledger_id(record, store.root)) == record.ending:
+        tags = complete.get(ledger_id(record, store.root), {})
+        if tags.get(DELIVERED) == record.ending and has_tags(tags, later_tags(record)):
             return Synced(record, "there already")
         return Synced(record, "delivered", deliver(record, store, restore=restore).run_id)
     except DeletedInMlflow as exc:
@@ -91,9 +92,9 @@ def _deliver_one(
         return Synced(record, "failed", str(exc))
 
 
-def _complete_runs(experiments: set[str], store: Store) -> dict[str, str]:
-    """How the runs that the store has completely had ended, by the id of the ledger."""
-    found: dict[str, str] = {}
+def _complete_runs(experiments: set[str], store: Store) -> dict[str, Mapping[str, str]]:
+    """The tags of the runs that the store has completely, by the id of the ledger."""
+    found: dict[str, Mapping[str, str]] = {}
     with unavailable(store.uri):
         known = [store.client.get_experiment_by_name(name) for name in sorted(experiments)]
         ids = [one.experiment_id for one in known if one and one.lifecycle_stage == "active"]
@@ -101,8 +102,7 @@ def _complete_runs(experiments: set[str], store: Store) -> dict[str, str]:
         while ids:
             page = store.client.search_runs(ids, f"tags.`{DELIVERED}` LIKE '%'", page_token=token)
             for run in page:
-                tags = run.data.tags
-                found[tags.get(LEDGER, "")] = tags[DELIVERED]
+                found[run.data.tags.get(LEDGER, "")] = run.data.tags
             token = page.token
             if not token:
                 break
