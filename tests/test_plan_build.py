@@ -183,6 +183,7 @@ def test_the_json_form_is_plain_and_complete(tmp_path: Path) -> None:
         "assignments",
         "memory",
         "work",
+        "steps",
         "seconds",
         "time",
         "fingerprint",

@@ -105,6 +105,17 @@ def test_redone_step_and_its_readers_are_measured_again(spec: Path, judged: list
     assert judged == []
 
 
+def test_plan_resumes_a_redone_step_that_was_interrupted(
+    spec: Path, judged: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran(spec)
+    judged.clear()
+    stopped(spec, judged, 8, monkeypatch, redo=frozenset(["mine"]))
+    assert actions(spec) == {"some": "reuse", "mine": "resume", "again": "reuse"}
+    assert attempts(ran(spec)) == {"some": (1, True), "mine": (2, False), "again": (1, True)}
+    assert len(judged) == 8
+
+
 def test_plan_says_where_a_step_comes_from(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran(spec)
     monkeypatch.chdir(spec.parent)
@@ -117,7 +128,7 @@ def test_plan_says_where_a_step_comes_from(spec: Path, monkeypatch: pytest.Monke
 
 
 def stopped(
-    spec: Path, judged: list[int], count: int, monkeypatch: pytest.MonkeyPatch
+    spec: Path, judged: list[int], count: int, monkeypatch: pytest.MonkeyPatch, **options: Any
 ) -> list[str]:
     """Applies the spec, with a Ctrl-C once `count` tokens are verified. Returns what is said."""
     lines: list[str] = []
@@ -128,7 +139,7 @@ def stopped(
 
     with monkeypatch.context() as patch:
         patch.setattr(Interrupt, "check", check)
-        assert ran(spec, lines).status == "KILLED"
+        assert ran(spec, lines, **options).status == "KILLED"
     judged.clear()
     return lines
 

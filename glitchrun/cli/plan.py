@@ -143,12 +143,13 @@ def _run_lines(run: PlannedRun) -> Iterator[str]:
     yield from _wrapped("        ", run.reason)
     if run.action == "skip":
         return
-    if run.estimate is not None:
+    loads = not run.steps or any(step.action != "reuse" for step in run.steps)
+    if run.estimate is not None and loads:
         yield from _memory_lines(run.estimate)
     planned = {step.key.id: step for step in run.steps}
     for work in run.work:
         yield from _step_lines(run, work, planned.get(work.step))
-    if run.time is not None:
+    if run.time is not None and loads:
         yield from _time_lines(run, run.time)
 
 

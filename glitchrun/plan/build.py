@@ -66,11 +66,11 @@ class PlannedStep:
         }
 
 
-Stored = Callable[[StepKey], StepStatus | None]
-"""What the store has of a step; None if nothing that `apply` may use."""
+Stored = Callable[[StepKey, str], StepStatus | None]
+"""What the store has of a step for the run with a key; None if nothing that `apply` may use."""
 
 
-def _nothing_stored(key: StepKey) -> StepStatus | None:
+def _nothing_stored(key: StepKey, run: str) -> StepStatus | None:
     return None
 
 
@@ -172,7 +172,7 @@ def build(
         experiment: Each cell becomes a run, in order.
         existing: Status of the latest attempt with a given key (FINISHED, FAILED, ...), None if
             there is none, or `ANEW`.
-        stored: What the store has of the step with a given key.
+        stored: What the store has of a step for the run with a given key.
         fetch: Whether to download hub models that are not on this machine. Otherwise such a run is
             planned with an empty key and no estimate.
         resolve: Returns the settings that a spec resolves to on its model.
@@ -274,7 +274,7 @@ def _plan(
     memory = estimate(header, model.quantization, workloads(cell.spec, work), device)
     refusal = _ids_outside_vocabulary(cell.spec, header.vocab) or resolved.refusal
     keys = step_keys(cell.spec, contents.fingerprint, resolved.facts, machine)
-    steps = tuple(_planned_step(key, stored, before) for key in keys)
+    steps = tuple(_planned_step(step, key, stored, before) for step in keys)
     reuses = all(step.action == "reuse" for step in steps)
     action, reason = _action(existing(key), refusal, memory, reuses)
     size = ModelSize(
@@ -293,14 +293,16 @@ def _plan(
     )
 
 
-def _planned_step(key: StepKey, stored: Stored, before: Sequence[PlannedRun]) -> PlannedStep:
+def _planned_step(
+    key: StepKey, run_key: str, stored: Stored, before: Sequence[PlannedRun]
+) -> PlannedStep:
     """A step that an earlier cell measures is reused from that cell."""
     for run in before:
         if run.action != "blocked" and any(
             (key.key, key.extent) == (step.key.key, step.key.extent) for step in run.steps
         ):
             return PlannedStep(key, "reuse", run.cell.name)
-    found = stored(key)
+    found = stored(key, run_key)
     if found is None:
         return PlannedStep(key, "start")
     return PlannedStep(key, "reuse" if found.state == "finished" else "resume", found.origin)

@@ -114,8 +114,9 @@ def _is_cell_of(run: RunRecord, text: str) -> bool:
     )
 
 
-def _matrix(run: RunRecord) -> tuple[str, AbstractSet[str]]:
-    return run.identity.experiment, run.identity.assignments.keys()
+def _matrix(run: RunRecord) -> tuple[str, AbstractSet[str], int | None]:
+    """Its experiment, its axes, and the limit of a smoke run."""
+    return run.identity.experiment, run.identity.assignments.keys(), run.spec.get("limit")
 
 
 def find_runs_of(experiment: str, root: Path) -> list[RunRecord]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from glitchrun.errors import UsageError
-from glitchrun.ledger import existing_status
+from glitchrun.ledger import current_attempt, existing_status, read_run
 from glitchrun.ledger.steps import StepStatus, step_status
 from glitchrun.ledger.timings import read_timings
 from glitchrun.plan.build import ANEW, Plan, build
@@ -77,20 +78,34 @@ def make_plan(
     name = experiment.cells[0].spec.experiment
     # With --fresh, earlier attempts are not read: one of them may be damaged.
     anew = options.fresh or options.redo
+
+    @cache
+    def used(key: str) -> dict[str, int]:
+        return {} if anew else _used(root, name, key)
+
     return build(
         experiment,
         lambda key: ANEW if anew else existing_status(root, name, key),
-        stored=lambda key: _stored(root, key, options),
+        stored=lambda step, key: _stored(root, step, options, used(key).get(step.key)),
         fetch=fetch,
         resolve=Resolver(),
         timings=read_timings(root),
     )
 
 
-def _stored(root: Path, key: StepKey, options: Options) -> StepStatus | None:
+def _used(root: Path, experiment: str, key: str) -> dict[str, int]:
+    """By step key, the attempts that an interrupted run uses already: it goes on with them, even
+    where an earlier one is finished, as after `--fresh`."""
+    attempt = current_attempt(root, experiment, key)
+    if attempt is None or existing_status(root, experiment, key) not in ("KILLED", "FAILED"):
+        return {}
+    return {step.key: step.attempt for step in read_run(attempt).steps if step.key}
+
+
+def _stored(root: Path, key: StepKey, options: Options, used: int | None) -> StepStatus | None:
     if options.fresh or options.redo.intersection((key.id, *key.reads)):
         return None
-    return step_status(root, key.key, key.extent)
+    return step_status(root, key.key, key.extent, used)
 
 
 def _check_ids(option: str, ids: Sequence[str], experiment: Experiment) -> None:
