@@ -16,8 +16,8 @@ from glitchrun.terminal import say, visible
 def command(yes: bool) -> None:
     """Removes what steps have measured and no run refers to.
 
-    These are steps of runs that `glitchrun rm` removed, or earlier attempts at a step. If a run
-    cannot be read, nothing is removed. Steps that a process works on stay.
+    These are mostly steps of runs that `glitchrun rm` removed. If a run cannot be read, nothing is
+    removed. Steps that a process works on stay.
     """
     require("filelock")
     root = ROOT.resolve()
