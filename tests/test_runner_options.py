@@ -277,5 +277,8 @@ def test_cell_of_a_smoke_run_is_named_either_way(spec: Path) -> None:
         assert [cell.name for cell in changed.cells] == ["seed=1, limit=4", "seed=2, limit=4"]
         plan = make_plan(changed, spec.parent, options)
         assert [run.cell.name for run in chosen(plan, options)] == ["seed=2, limit=4"]
+        origins = {path: str(one) for path, one in changed.cells[1].spec.origins.items()}
+        assert origins["steps[1].budget"].endswith("(--until mine=8)")
+        assert origins["limit"].endswith("(--limit 4)")
         with pytest.raises(UsageError, match="give 1 or more"):
             adjusted(load_experiment(spec), replace(options, limit=0))

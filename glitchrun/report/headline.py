@@ -93,7 +93,12 @@ def _ended_early(record: RunRecord, place: int) -> str | None:
     step = record.steps[place]
     option = _UNTIL.search(record.origins.get(f"steps[{place}].budget", ""))
     done = sum(len(timed.batch.token_facts) for timed in step.batches)
-    if option is None or not step.finished or done < (step.params["budget"] or 0):
+    if (
+        option is None
+        or record.spec.get("limit")
+        or not step.finished
+        or done < (step.params["budget"] or 0)
+    ):
         return None
     return (
         f"The user ended the search of step {step.id} early, after {done:,} verifications "

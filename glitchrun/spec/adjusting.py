@@ -100,6 +100,8 @@ def limited_name(name: str, limit: int) -> str:
 
 def _limited(spec: Spec, limit: int) -> Spec:
     option = f"--limit {limit}"
+    # The command that repeats the run needs every other option that the spec was made with.
+    others = {path: origin for path, origin in spec.origins.items() if origin.via}
     for place, step in enumerate(spec.steps):
         strategy = STRATEGIES[step.strategy]
         changes = strategy.limited(strategy.configure(step.params), limit)
@@ -110,7 +112,7 @@ def _limited(spec: Spec, limit: int) -> Spec:
         spec,
         limit=limit,
         document={**spec.document, "limit": limit},
-        origins={**spec.origins, "limit": origin},
+        origins={**spec.origins, **others, "limit": origin},
     )
 
 
