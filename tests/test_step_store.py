@@ -13,7 +13,7 @@ import pytest
 
 from glitchrun.errors import ExitCode, RunError
 from glitchrun.events import Sampled, Token, Verified, batch_to_json
-from glitchrun.ledger import Journal, current_attempt, existing_status, read_run
+from glitchrun.ledger import Journal, current_attempt, existing_status, ledger_file, read_run
 from glitchrun.ledger.record import RunIdentity, RunRecord
 from glitchrun.ledger.steps import attempt_folder, attempts, read_step
 from glitchrun.model import loading
@@ -387,3 +387,65 @@ def test_the_store_says_what_a_key_was_made_of(tmp_path: Path, work: Work) -> No
     assert facts.document["strategy"] == "scan"
     assert "seed" not in facts.document["made_of"]  # it changes nothing in a scan
     assert facts.workers[0]["experiment"] == "edits"
+
+
+def test_a_larger_budget_changes_nothing_in_the_run_with_the_smaller_one(
+    tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(1_000_000_000_000, 2_000_000_000_000, 1000))
+    monkeypatch.setattr(ledger_file, "now", lambda: next(clock))
+    mine = "{id: mine, strategy: mine, search: random, batch_size: 8, budget: BUDGET}"
+    small = record(applied(tmp_path, mine.replace("BUDGET", "16")))
+    before = small.steps[0].elapsed
+    assert before
+    large = record(applied(tmp_path, mine.replace("BUDGET", "32")))
+    assert read_run(small.folder).steps[0].elapsed == before
+    middle = record(applied(tmp_path, mine.replace("BUDGET", "24")))
+    elapsed = [run.steps[0].elapsed or 0 for run in (small, middle, large)]
+    assert elapsed == sorted(set(elapsed))
+
+
+def test_a_run_killed_at_the_end_of_a_step_has_measured_it_itself(
+    tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*given: Any) -> Any:
+        raise RunError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execute, "metrics", killed)
+        assert applied(tmp_path, MINE).exit_code == ExitCode.ERROR
+    assert work.take()[0] == 48
+    run = record(applied(tmp_path, MINE))
+    assert work.take() == (0, 0, 0)
+    assert not run.steps[0].reused
+    assert record(applied(tmp_path, MINE, ASR)).steps[0].reused
+
+
+def test_a_step_whose_ledger_lost_its_end_is_damaged(tmp_path: Path, work: Work) -> None:
+    mine = "{id: mine, strategy: mine, search: random, batch_size: 8, budget: BUDGET}"
+    applied(tmp_path, mine.replace("BUDGET", "16"))
+    large = record(applied(tmp_path, mine.replace("BUDGET", "32")))
+    root, step = tmp_path / "mlruns", large.steps[0]
+    ledger = attempt_folder(root, step.key, step.attempt) / "ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(b"".join(lines[:-1]))  # the end with a budget of 16 is still there
+    assert existing_status(root, "edits", large.identity.key) == "DAMAGED"
+    work.take()
+    record(applied(tmp_path, mine.replace("BUDGET", "32")))
+    assert work.take()[0] == 0
+
+
+def test_settings_that_mean_the_same_give_the_same_key(tmp_path: Path) -> None:
+    def keys(*steps: str, more: str = "") -> list[str]:
+        spec = tmp_path / "keys.yaml"
+        spec.write_text(f"{HEAD}{more}steps:\n" + "".join(f"  - {step}\n" for step in steps))
+        (run,) = build(load_experiment(spec), lambda key: None, resolve=Resolver()).runs
+        return [key.key for key in run.keys]
+
+    strict = "{id: scan, strategy: scan, probes: strict}"
+    assert keys(strict) == keys(strict.replace("strict", "[repeat, explain, question]"))
+    chosen = ASR.replace("from: mine", "from: mine, select: glitch")
+    assert keys(MINE, ASR) == keys(MINE, chosen)
+    assert keys(MINE, ASR) != keys(MINE, chosen.replace("glitch", "all"))
+    predict = "{id: predict, strategy: predict, prompts: [{text: hi}]}"
+    assert keys(predict) == keys(predict, more="seed: 77\n")

@@ -189,7 +189,7 @@ class Fold:
             ended_at=self.ends[name] if done else None,
             batches=view.batches(),
             metrics=dict(self.metrics.get(name, {})) if done else {},
-            elapsed=facts.elapsed / 1000 if facts else None,
+            elapsed=facts.elapsed_until(view.extent) / 1000 if facts else None,
             key=view.key,
             attempt=view.attempt,
             reused=view.reused,

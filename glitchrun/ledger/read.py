@@ -31,7 +31,7 @@ from glitchrun.ledger.identity import (
     read_run_document,
 )
 from glitchrun.ledger.record import RunIdentity, RunRecord, ending
-from glitchrun.ledger.steps import attempt_folder, is_intact
+from glitchrun.ledger.steps import Extent, attempt_folder, is_intact
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -76,7 +76,7 @@ def read_status(folder: Path) -> str:
     if head is None or head["seq"] != 1:  # lines without checksums are judged by their fields
         return read_run(folder).status
     status, endings = "RUNNING", set()
-    used: dict[str, Path] = {}
+    used: dict[str, tuple[Path, Extent]] = {}
     done: set[str] = set()
     for _, line in intact_lines(path, inspection.good_bytes):
         if line.startswith(b'{"kind":"session"'):
@@ -86,13 +86,14 @@ def read_status(folder: Path) -> str:
             if entry["kind"] == "step_done":
                 done.add(entry["step"])
                 continue
-            used[entry["step"]] = attempt_folder(folder.parents[3], entry["key"], entry["attempt"])
+            step = attempt_folder(folder.parents[3], entry["key"], entry["attempt"])
+            used[entry["step"]] = (step, entry["extent"])
             done.discard(entry["step"])
         elif line.startswith(b'{"kind":"ended"'):
             entry = json.loads(line)
             status = entry["status"]
             endings.add(ending(entry["status"], entry["at"]))
-    if not all(is_intact(step, done=name in done) for name, step in used.items()):
+    if not all(is_intact(*step, done=name in done) for name, step in used.items()):
         return DAMAGED
     return DAMAGED if _missing_end(folder, inspection, endings) else status
 

@@ -62,6 +62,10 @@ class StepFold:
     started_at: int | None = None
     elapsed: int = 0
     """Milliseconds of work, without the pauses between sessions."""
+    elapsed_at: list[int] = field(default_factory=list)
+    """`elapsed` after each batch."""
+    costs: dict[Extent, tuple[int, int]] = field(default_factory=dict)
+    """Number of batches, and `elapsed`, at each end."""
     workers: list[Mapping[str, Any]] = field(default_factory=list)
     """The run that each session worked for: `experiment`, `name`, `key` and `attempt`."""
     model: ModelRecord | None = None
@@ -86,6 +90,17 @@ class StepFold:
             raise KeyError(extent)
         return self.measured[found[0]]
 
+    def elapsed_until(self, extent: Extent) -> int:
+        """Milliseconds of work on what a run with this extent reads."""
+        found = self._end_for(extent)
+        if found is None:
+            return self.elapsed
+        at_end, elapsed = self.costs[found[0]]
+        read = len(within(self.batches, extent))
+        if read >= at_end:
+            return elapsed
+        return self.elapsed_at[read - 1] if read else 0
+
     def _end_for(self, extent: Extent) -> tuple[Extent] | None:
         """The end that a run with this extent uses: its own, or one at which nothing was left."""
         if extent in self.ends:
@@ -108,6 +123,10 @@ class StepFold:
             return ""
         worker = self.workers[0]
         return " · ".join(dict.fromkeys((worker["experiment"], worker["name"])))
+
+    def measured_for(self, run: RunIdentity) -> bool:
+        """Whether some of the work was done for this run."""
+        return _worker(run) in self.workers
 
     def see(self, entry: Mapping[str, Any]) -> None:
         """Adds one entry.
@@ -137,6 +156,7 @@ class StepFold:
 
     def _see_batch(self, entry: Mapping[str, Any]) -> None:
         self.batches.append(TimedBatch(entry["at"], batch_from_json(entry)))
+        self.elapsed_at.append(self.elapsed)
 
     def _see_measured(self, entry: Mapping[str, Any]) -> None:
         self._pending.append(Measured(entry["name"], entry["value"], entry["n"]))
@@ -145,12 +165,18 @@ class StepFold:
         extent = entry["extent"]
         self.ends[extent] = entry["at"]
         self.sizes[extent] = verified(timed.batch for timed in within(self.batches, extent))
+        self.costs[extent] = (len(self.batches), self.elapsed)
         self.measured[extent] = list(self._pending)
         self._pending.clear()
 
     def _see_damaged(self, entry: Mapping[str, Any]) -> None:
         kept = f"; all of it is kept in {entry['kept']}" if entry["kept"] else ""
         self.repairs.append(f"{entry['what']}{kept}")
+
+
+def _worker(run: RunIdentity) -> dict[str, Any]:
+    names = ("experiment", "name", "key", "attempt")
+    return {name: getattr(run, name) for name in names}
 
 
 def _is_known_kind(kind: str) -> bool:
@@ -293,12 +319,14 @@ def _read_unchanged(folder: Path, *state: int) -> StepFold:
     return _read(folder)[0]
 
 
-def is_intact(folder: Path, *, done: bool) -> bool:
-    """Whether the ledger of an attempt at a step is there and undamaged, without reading its facts.
+def is_intact(folder: Path, extent: Extent, *, done: bool) -> bool:
+    """Whether the ledger of an attempt at a step is there and undamaged. Its facts are read only if
+    the step has no end at this very extent.
 
     Args:
         folder: The attempt's folder.
-        done: Whether a run has recorded the end of the step, which the ledger must then contain.
+        extent: The extent of a run that uses it.
+        done: Whether that run has recorded the end of the step, which the ledger must then contain.
 
     Raises:
         RunError: the ledger cannot be read, or a newer glitchrun wrote it.
@@ -310,8 +338,11 @@ def is_intact(folder: Path, *, done: bool) -> bool:
         inspection = inspect(path, _is_known_kind)
     if inspection.damage is not None or inspection.chain.head is None:
         return False
-    lines = intact_lines(path, inspection.good_bytes)
-    return not done or any(line.startswith(b'{"kind":"step_done"') for _, line in lines)
+    if not done:
+        return True
+    lines = (line for _, line in intact_lines(path, inspection.good_bytes))
+    ends = (json.loads(line) for line in lines if line.startswith(b'{"kind":"step_done"'))
+    return any(end["extent"] == extent for end in ends) or read_step(folder).finished(extent)
 
 
 def _read(folder: Path) -> tuple[StepFold, Inspection]:
@@ -380,8 +411,7 @@ class StepJournal:
             run: The run.
             at: When it began, in milliseconds since the epoch; None for now.
         """
-        names = ("experiment", "name", "key", "attempt")
-        self._append("session", at, run={name: getattr(run, name) for name in names})
+        self._append("session", at, run=_worker(run))
 
     def use(self, model: ModelRecord) -> None:
         """Stores what is known of the model, when the work begins and, with its peak memory, when

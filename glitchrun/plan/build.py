@@ -298,7 +298,7 @@ def _planned_step(
 ) -> PlannedStep:
     """A step that an earlier cell measures is reused from that cell."""
     for run in before:
-        if run.action != "blocked" and any(
+        if run.action in ("start", "resume") and any(
             (key.key, key.extent) == (step.key.key, step.key.extent) for step in run.steps
         ):
             return PlannedStep(key, "reuse", run.cell.name)

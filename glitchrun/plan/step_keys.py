@@ -18,12 +18,15 @@ from glitchrun.spec.digest import (
     scope_setting,
     step_setting,
 )
+from glitchrun.spec.probes import probe_names
 from glitchrun.spec.schema import TOKEN_SOURCES
 from glitchrun.spec.strategy import STRATEGIES, Strategy
 from glitchrun.spec.types import Spec, Step
 
 KEY_LENGTH = 16
 """Hex digits of a step key, and of a run's key."""
+_FOUND = "glitch"
+"""The default of `select`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ def _step_key(
         for name, value in step_setting(step).items()
         if name not in ("id", "strategy", *limits)
     }
+    if "probes" in params:
+        params["probes"] = list(probe_names(params["probes"]))
     sources = _sources(params)
     draws = bool(getattr(config, "controls", 0))
     scoped = strategy.takes_scope(config) or draws
@@ -123,7 +128,12 @@ def _with_facts(params: Mapping[str, Any], earlier: Mapping[str, StepKey]) -> di
         source = params.get(name, {}).get("from", [])
         if source:
             steps = [source] if isinstance(source, str) else source
-            made[name] = {**params[name], "from": [earlier[step].facts for step in steps]}
+            select = params[name].get("select", _FOUND)
+            made[name] = {
+                **params[name],
+                "select": select,
+                "from": [earlier[step].facts for step in steps],
+            }
     return made
 
 
@@ -138,7 +148,7 @@ def _selecting(params: Mapping[str, Any], spec: Spec, draws: bool) -> frozenset[
     selects = [
         strategy_of(spec, step).verdict
         for name in TOKEN_SOURCES
-        if params.get(name, {}).get("select", "glitch") != "all"
+        if params.get(name, {}).get("select", _FOUND) != "all"
         for step in _sources({name: params.get(name, {})})
     ]
     if draws or None in selects:

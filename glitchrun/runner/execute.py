@@ -149,8 +149,9 @@ class _Run:
         self._conclude(step, key, facts)
 
     def _reuse(self, key: StepKey, facts: StepFold) -> None:
-        self._journal.append("uses", **self._steps.reference(key, facts, reused=True))
-        origin = f" from {facts.origin}" if facts.origin else ""
+        own = facts.measured_for(self._journal.record.identity)  # and was killed right after
+        self._journal.append("uses", **self._steps.reference(key, facts, reused=not own))
+        origin = f" from {facts.origin}" if facts.origin and not own else ""
         self._session.display.say(f"{key.id}: reused{origin}")
         batches = (timed.batch for timed in self._record_of(key).batches)
         if count := near_limit(batches, self._spec.thresholds.probability):

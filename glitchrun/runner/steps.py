@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 from glitchrun.events import Measured
 from glitchrun.ledger import Journal, RunRecord, latest_attempt, read_run, run_document
-from glitchrun.ledger.lock import hold, wait_and_hold
+from glitchrun.ledger.lock import wait_and_hold
 from glitchrun.ledger.record import RunIdentity, StepRecord
 from glitchrun.ledger.steps import (
     StepFold,
@@ -27,6 +28,9 @@ from glitchrun.runner.session import Session
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Spec, Step
 from glitchrun.tracking.address import shown
+
+_COPY = "copy"
+"""Name of the folder of a copied step until it is complete."""
 
 
 def open_journal(folder: Path, planned: PlannedRun, session: Session) -> Journal:
@@ -59,7 +63,7 @@ def open_journal(folder: Path, planned: PlannedRun, session: Session) -> Journal
     )
     attempt = folder / f"attempt-{identity.attempt}"
     if former is not None:
-        _copy_facts(former, planned, session.root)
+        _copy_facts(former, planned, session)
     if starts:
         return Journal.create(attempt, identity, spec.document, _origins(spec))
     journal = Journal(attempt, run_document(identity, spec.document, _origins(spec)))
@@ -78,25 +82,35 @@ def _of_earlier_version(attempt: Path) -> RunRecord | None:
     return record if any(step.batches and not step.key for step in record.steps) else None
 
 
-def _copy_facts(record: RunRecord, planned: PlannedRun, root: Path) -> None:
+def _copy_facts(record: RunRecord, planned: PlannedRun, session: Session) -> None:
     """Copies the facts of a run to the store of steps, where it lacks them."""
     keys = {key.id: key for key in planned.keys}
     for step in record.steps:
         key = keys[step.id]
-        if not step.batches or attempts(root, key.key):
+        if not step.batches or attempts(session.root, key.key):
             continue
-        with (
-            hold(step_folder(root, key.key)),
-            StepJournal.create(attempt_folder(root, key.key, 1), key.document) as store,
+        with wait_and_hold(
+            step_folder(session.root, key.key), lambda owner: session.interrupt.check()
         ):
-            store.begin(record.identity, step.started_at)
-            for timed in step.batches:
-                store.add(timed.batch, timed.at)
-            if step.ended_at is not None:
-                for name in _only_measured(step):
-                    metric = step.metrics[name]
-                    store.add(Measured(name, metric.value, metric.n), step.ended_at)
-                store.finish(key.extent, step.ended_at)
+            if not attempts(session.root, key.key):  # another process may have begun the step
+                _copy_step(record, step, key, session.root)
+
+
+def _copy_step(record: RunRecord, step: StepRecord, key: StepKey, root: Path) -> None:
+    """Copies the facts of one step. A copy that is interrupted does not count."""
+    folder = step_folder(root, key.key) / _COPY
+    if folder.exists():
+        shutil.rmtree(folder)
+    with StepJournal.create(folder, key.document) as store:
+        store.begin(record.identity, step.started_at)
+        for timed in step.batches:
+            store.add(timed.batch, timed.at)
+        if step.ended_at is not None:
+            for name in _only_measured(step):
+                metric = step.metrics[name]
+                store.add(Measured(name, metric.value, metric.n), step.ended_at)
+            store.finish(key.extent, step.ended_at)
+    folder.rename(attempt_folder(root, key.key, 1))
 
 
 def _only_measured(step: StepRecord) -> list[str]:

@@ -46,6 +46,9 @@ class Predict(Strategy):
     def steering(self, config: Config) -> frozenset[str]:
         return frozenset()
 
+    def uses_seed(self, config: Config) -> bool:
+        return False
+
     def limited(self, config: Config, most: int) -> dict[str, Any]:
         return {"prompts": list(config.prompts[:most])} if len(config.prompts) > most else {}
 
