@@ -94,6 +94,8 @@ class Fold:
     environment: Mapping[str, Any] = field(default_factory=dict)
     gates: tuple[GateResult, ...] = ()
     notes: dict[str, int] = field(default_factory=dict)
+    counted: dict[tuple[str, str], int] = field(default_factory=dict)
+    """What the run counted in steps that it reuses, by step and name."""
     error: str | None = None
     starts: dict[str, int] = field(default_factory=dict)
     ends: dict[str, int] = field(default_factory=dict)
@@ -151,6 +153,8 @@ class Fold:
 
     def _counters(self) -> dict[str, int]:
         counted = Counter(self.notes)
+        for (_, name), count in self.counted.items():
+            counted[name] += count
         for view in self.views.values():
             for timed in view.batches():
                 counted.update(timed.batch.counters)
@@ -266,7 +270,7 @@ class Fold:
         self.ends.pop(entry["step"], None)
 
     def _see_counted(self, entry: Mapping[str, Any]) -> None:
-        self.notes[entry["name"]] = self.notes.get(entry["name"], 0) + entry["count"]
+        self.counted[entry["step"], entry["name"]] = entry["count"]
 
     def _see_step(self, entry: Mapping[str, Any]) -> None:
         self.starts.setdefault(entry["step"], entry["at"])

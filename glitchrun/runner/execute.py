@@ -155,7 +155,7 @@ class _Run:
         self._session.display.say(f"{key.id}: reused{origin}")
         batches = (timed.batch for timed in self._record_of(key).batches)
         if count := near_limit(batches, self._spec.thresholds.probability):
-            self._journal.append("counted", name="near_threshold", count=count)
+            self._journal.append("counted", step=key.id, name="near_threshold", count=count)
             self._session.display.say(
                 f"{key.id}: {count} verdicts lie within rounding of thresholds.probability; "
                 f"--redo {key.id} re-evaluates them in float32"
