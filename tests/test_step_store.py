@@ -18,6 +18,7 @@ from glitchrun.ledger.record import RunIdentity, RunRecord
 from glitchrun.ledger.steps import attempt_folder, attempts, read_step
 from glitchrun.model import loading
 from glitchrun.plan.build import build
+from glitchrun.report.summary import summary_lines
 from glitchrun.report.token_files import write_tokens
 from glitchrun.runner import apply as runner
 from glitchrun.runner import execute
@@ -27,6 +28,7 @@ from glitchrun.spec.loading import load_experiment
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.strategies.validate import run as sampling
 from glitchrun.strategies.verdicts import Judge
+from glitchrun.tracking.params_and_tags import run_tags
 from tests.support.oracle import FOLDER as ORACLE
 from tests.support.quiet import NoTracker, Quiet
 from tests.support.records import Invented, write_run
@@ -142,7 +144,10 @@ def test_edits_of_a_spec_measure_new_questions_only(tmp_path: Path, work: Work) 
     appended = record(applied(tmp_path, MINE, ASR))
     assert work.take() == (0, found, 1)
     assert [step.reused for step in appended.steps] == [True, False]
-    assert appended.steps[0].origin == "edits"
+    assert appended.steps[0].origin == f"edits {first.identity.key[:8]}#1"
+    assert appended.steps[0].own_seconds == 0 < appended.steps[0].seconds
+    assert run_tags(appended)["glitchrun.reused"].startswith("mine from edits ")
+    assert "reused from edits" in "\n".join(summary_lines(appended))
 
     renamed = MINE.replace("id: mine", "id: other"), ASR.replace("from: mine", "from: other")
     again = record(applied(tmp_path, *renamed, name="renamed"))

@@ -52,6 +52,8 @@ def _lines(record: RunRecord, step: StepRecord, name: str, every: bool) -> Itera
     meaning = fragments()[step.strategy]["x-metrics"].get(name, {}).get("description", "")
     yield f"  meaning     {meaning}"
     yield f"  step        {step.id} ({step.strategy}) {json.dumps(dict(step.params))}"
+    if step.reused:
+        yield f"  reused      from {step.origin}, step {step.key}#{step.attempt}"
     yield f"  seed        {record.spec.get('seed', 0)}"
     yield from _thresholds(record)
     yield f"  template    {record.model.template_rule}" if record.model else "  template    ?"

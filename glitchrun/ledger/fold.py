@@ -194,6 +194,7 @@ class Fold:
             batches=view.batches(),
             metrics=dict(self.metrics.get(name, {})) if done else {},
             elapsed=facts.elapsed_until(view.extent) / 1000 if facts else None,
+            spent=facts.spent[self.identity.key, self.identity.attempt] / 1000 if facts else None,
             key=view.key,
             attempt=view.attempt,
             reused=view.reused,

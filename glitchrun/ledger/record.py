@@ -96,7 +96,9 @@ class StepRecord:
     reused: bool = False
     """Whether all of it had been measured before, for another run."""
     origin: str = ""
-    """The run for which it was measured first, as `EXPERIMENT · NAME`."""
+    """The run for which it was measured first, as `EXPERIMENT · NAME KEY#N`."""
+    spent: float | None = None
+    """The part of `elapsed` that this run spent; None if all of it."""
 
     @property
     def seconds(self) -> float:
@@ -117,6 +119,19 @@ class StepRecord:
         """Finished items and total of each stage so far, by name; in records of earlier versions
         those of the whole step, under an empty name."""
         return {one.batch.stage: (one.batch.done, one.batch.total) for one in self.batches}
+
+    @property
+    def own_seconds(self) -> float:
+        """The part of `seconds` that this run spent; the rest was spent by the runs whose facts it
+        reuses."""
+        return self.seconds if self.spent is None else min(self.spent, self.seconds)
+
+    @property
+    def state(self) -> str:
+        """`finished`, `reused from RUN`, `stopped` or `not started`."""
+        if self.finished:
+            return f"reused from {self.origin}" if self.reused else "finished"
+        return "stopped" if self.started_at else "not started"
 
     @property
     def finished(self) -> bool:

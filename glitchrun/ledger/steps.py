@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -66,6 +67,8 @@ class StepFold:
     """`elapsed` after each batch."""
     costs: dict[Extent, tuple[int, int]] = field(default_factory=dict)
     """Number of batches, and `elapsed`, at each end."""
+    spent: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """The same milliseconds by the key and attempt of the run that spent them."""
     workers: list[Mapping[str, Any]] = field(default_factory=list)
     """The run that each session worked for: `experiment`, `name`, `key` and `attempt`."""
     model: ModelRecord | None = None
@@ -118,11 +121,12 @@ class StepFold:
 
     @property
     def origin(self) -> str:
-        """The run that measured the first facts: `EXPERIMENT · NAME`."""
+        """The run that measured the first facts: `EXPERIMENT · NAME KEY#N`."""
         if not self.workers:
             return ""
         worker = self.workers[0]
-        return " · ".join(dict.fromkeys((worker["experiment"], worker["name"])))
+        names = " · ".join(dict.fromkeys((worker["experiment"], worker["name"])))
+        return f"{names} {worker['key'][:8]}#{worker['attempt']}"
 
     def measured_for(self, run: RunIdentity) -> bool:
         """Whether some of the work was done for this run."""
@@ -137,9 +141,11 @@ class StepFold:
             TypeError: a field has another type, or is unknown.
             ValueError: a field has an invalid value.
         """
-        if entry["kind"] == "session" or self._last is None:
-            self._last = entry["at"]
-        self.elapsed += max(0, entry["at"] - self._last)
+        if self.workers and self._last is not None and entry["kind"] != "session":
+            worker = self.workers[-1]
+            spent = max(0, entry["at"] - self._last)
+            self.spent[worker["key"], worker["attempt"]] += spent
+            self.elapsed += spent
         self._last = entry["at"]
         getattr(self, f"_see_{entry['kind']}")(entry)
 
@@ -267,7 +273,7 @@ class StepStatus:
     state: Literal["finished", "partial", "damaged"]
     attempt: int
     origin: str
-    """The run for which it was measured first, as `EXPERIMENT · NAME`."""
+    """The run for which it was measured first, as `EXPERIMENT · NAME KEY#N`."""
 
 
 def step_status(

@@ -102,12 +102,11 @@ def _model(model: ModelRecord | None) -> Pairs:
 
 def step_row(step: StepRecord) -> dict[str, Any]:
     """A step's row in the table of steps: id, strategy, params, state, count, seconds."""
-    state = "finished" if step.finished else "stopped" if step.started_at else "not started"
     return {
         "id": step.id,
         "strategy": step.strategy,
         "params": [(key, _text(value)) for key, value in step.params.items()],
-        "state": state,
+        "state": step.state,
         "count": step_count(step),
         "seconds": duration(step.seconds) if step.batches else MISSING,
     }
@@ -176,14 +175,19 @@ def timing(record: RunRecord) -> Pairs:
         rows.append(("loading the model", record.loading_seconds))
     for step in record.steps:
         if step.batches:
-            rows.append((f"step {step.id}", step.seconds))
-            rows += [(f"– {name}", seconds) for name, seconds in stage_seconds(step).items()]
+            rows.append((f"step {step.id}", step.own_seconds))
+            stages = {} if step.reused else stage_seconds(step)
+            rows += [(f"– {name}", seconds) for name, seconds in stages.items()]
     whole = run_seconds(record)
     if whole is not None:
-        rest = whole - record.loading_seconds - sum(step.seconds for step in record.steps)
+        rest = whole - record.loading_seconds - sum(step.own_seconds for step in record.steps)
         rows += [("starting, and writing the report", max(0.0, rest)), ("whole run", whole)]
     if record.paused_for:
         rows.append(("pauses between its sessions, not counted above", record.paused_for))
+    for step in record.steps:
+        if step.seconds > step.own_seconds:
+            cost = step.seconds - step.own_seconds
+            rows.append((f"step {step.id} in {step.origin}, not counted above", cost))
     names, seconds = [name for name, _ in rows], [value for _, value in rows]
     planned = record.plan.get("seconds")
     bound = [("whole run, as planned", f"at most {duration(planned[-1])}")] if planned else []

@@ -70,6 +70,11 @@ def _step(step: StepRecord) -> dict[str, Any]:
         "total": step.batches[-1].batch.total if step.batches else None,
         "tokens": step.examined,
         "seconds": rounded(step.seconds),
+        "own_seconds": rounded(step.own_seconds),
+        "key": step.key,
+        "attempt": step.attempt,
+        "reused": step.reused,
+        "origin": step.origin,
     }
 
 

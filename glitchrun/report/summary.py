@@ -124,7 +124,7 @@ def _gate_lines(record: RunRecord) -> list[str]:
 def _work_lines(record: RunRecord) -> list[str]:
     lines = []
     for step in record.steps:
-        state = "" if step.finished else "  (not finished)"
+        state = f"  ({step.state})" if step.reused else "" if step.finished else "  (not finished)"
         lines.append(f"  step     {step.id} ({step.strategy}): {duration(step.seconds)}{state}")
     if record.model:
         weights, peak = size(record.model.bytes), size(record.model.peak_bytes)

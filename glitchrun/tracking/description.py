@@ -93,10 +93,9 @@ def _result(record: RunRecord) -> str:
 def _steps(record: RunRecord) -> str:
     rows = ["| step | strategy | items | time | state |", "|---|---|--:|--:|---|"]
     for step in record.steps:
-        state = "finished" if step.finished else "started" if step.batches else "not started"
         rows.append(
             f"| {step.id} | {step.strategy} | {step_count(step)} | {duration(step.seconds)} "
-            f"| {state} |"
+            f"| {step.state} |"
         )
     return "\n".join(rows)
 

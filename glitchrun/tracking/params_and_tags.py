@@ -25,6 +25,8 @@ LEDGER = "glitchrun.ledger"
 """Id of the ledger that a run is made from; the run is found again by it."""
 DELIVERED = "glitchrun.delivered"
 """How the run had ended when all of it, files included, was delivered. Set last."""
+REUSED = "glitchrun.reused"
+"""The steps that a run did not measure itself, and the runs that did."""
 GATES = "glitchrun.gates"
 """pass, fail or inconclusive over all gates of a run; absent if none was evaluated."""
 LEFT_OUT = "glitchrun.params_left_out"
@@ -151,6 +153,11 @@ def run_tags(record: RunRecord) -> dict[str, str]:
         "glitchrun.version": str(record.environment.get("glitchrun", "")),
         "glitchrun.limit": str(record.spec.get("limit", "")),
         GATES: gates_outcome(record),
+        REUSED: ", ".join(
+            f"{step.id} from {step.origin} ({step.key}#{step.attempt})"
+            for step in record.steps
+            if step.reused
+        ),
         DESCRIPTION: run_description(record),
     }
     for name, digest in record.identity.digests.items():

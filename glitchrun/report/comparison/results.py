@@ -174,7 +174,7 @@ def _listed(titles: Sequence[str]) -> str:
 
 def seconds(record: RunRecord) -> float:
     """Seconds that a run spent in loading the model and in its steps."""
-    return record.loading_seconds + sum(step.seconds for step in record.steps)
+    return record.loading_seconds + sum(step.own_seconds for step in record.steps)
 
 
 def gates_cell(record: RunRecord) -> str:
