@@ -9,6 +9,7 @@ from typing import Any
 
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.formatting import counted, figure
+from glitchrun.report.remembered import remembered
 from glitchrun.report.step_tables import StepColumn, StepTable, shown, step_tables
 from glitchrun.report.token_findings import findings
 from glitchrun.spec.schema import fragments
@@ -52,6 +53,7 @@ class Headline:
         return (*self.notices, *self.result, *self.caveats, *self.details)
 
 
+@remembered
 def headline(record: RunRecord) -> Headline:
     """The main result: confirmed tokens; else severe glitch tokens; else the metric that the last
     step with an `x-headline` declares; else no number."""

@@ -11,6 +11,7 @@ from glitchrun.events import SEVERE, Sampled
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.alarms import alarm_sentence, alarms
 from glitchrun.report.formatting import counted, figure, percent, quoted, share
+from glitchrun.report.remembered import remembered
 from glitchrun.report.token_rows import (
     TokenRow,
     facts_by_token,
@@ -53,6 +54,7 @@ class Findings:
     details: tuple[str, ...] = ()
 
 
+@remembered
 def findings(record: RunRecord) -> Findings:
     """Confirmed tokens; else severe glitch tokens; else glitch tokens; else no number."""
     found, sampled = severity(record), samples(record)

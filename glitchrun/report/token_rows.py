@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from glitchrun.events import Control, ProbeResult, Sampled, Token, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.report.remembered import remembered
 from glitchrun.vocabulary.character_groups import READABLE, kind_of
 from glitchrun.vocabulary.text import visible_token
 
@@ -113,6 +114,7 @@ def controls_elsewhere(step: StepRecord) -> list[Control]:
     return [control for timed in step.batches for control in timed.batch.controls_elsewhere]
 
 
+@remembered
 def facts_by_token(step: StepRecord) -> dict[int, tuple[Verified | None, Sampled | None]]:
     """The last verdict and the last sampling of each token of a step, in order of appearance."""
     found: dict[int, tuple[Verified | None, Sampled | None]] = {}
@@ -126,6 +128,7 @@ def facts_by_token(step: StepRecord) -> dict[int, tuple[Verified | None, Sampled
     return found
 
 
+@remembered
 def token_rows(record: RunRecord) -> list[TokenRow]:
     """One row for each step and verified token, in order of first appearance.
 

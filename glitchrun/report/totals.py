@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from glitchrun.events import SEVERE, Sampled, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.report.remembered import remembered
 from glitchrun.report.token_rows import TokenRow, facts_by_token
 from glitchrun.spec.schema import fragments
 from glitchrun.spec.types import Thresholds
@@ -50,6 +51,7 @@ KINDS = (*EMITTED, "unknown")
 """Kinds of answer; `unknown` in records that do not state it."""
 
 
+@remembered
 def is_about_tokens(record: RunRecord) -> bool:
     """Whether the run has verdicts on tokens, or steps that would give them."""
     if any(timed.batch.token_facts for step in record.steps for timed in step.batches):
@@ -63,6 +65,7 @@ def thresholds(record: RunRecord) -> Thresholds:
     return Thresholds(**(record.spec.get("thresholds") or {}))
 
 
+@remembered
 def verdicts(record: RunRecord) -> list[Verified]:
     """The run's verdicts, one for each token: that of the last step that verified it."""
     found = {
@@ -74,6 +77,7 @@ def verdicts(record: RunRecord) -> list[Verified]:
     return list(found.values())
 
 
+@remembered
 def samples(record: RunRecord) -> list[Sampled]:
     """The run's samples, one for each token: those of the last step that sampled it."""
     found = {
@@ -145,6 +149,7 @@ class Severity:
     """Kinds of answer to the glitch tokens, counted."""
 
 
+@remembered
 def severity(record: RunRecord) -> Severity:
     """Counts of the run's verdicts."""
     found = verdicts(record)
@@ -179,6 +184,7 @@ class Band:
         return self.high <= SEVERE
 
 
+@remembered
 def bands(record: RunRecord) -> list[Band]:
     """Failures by decade of probability, the most severe first; empty without failures.
 
