@@ -205,7 +205,7 @@ def test_the_page_shows_the_setup_and_how_to_reproduce_it(page: Page, record: Ru
         "git checkout 0123456789abcdef0123456789abcdef01234567",
         f"results-{record.identity.key}",
         "transformers",
-        "538 MB",
+        "0.538 GB",
         "near-ties of verdicts, re-evaluated in float32",
         "tokens presented by id that encoding the prompt as text would change",
     ):

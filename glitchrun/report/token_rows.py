@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from glitchrun.events import Control, ProbeResult, Sampled, Token, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
@@ -23,7 +24,7 @@ VERDICTS = {
 """Every verdict and its meaning, the most interesting first."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: cached properties need a dictionary
 class TokenRow:
     """A token with the verdict of the step that verified it and the samples of the step that
     validated it."""
@@ -50,7 +51,7 @@ class TokenRow:
         """The text that the model gave instead; None if it repeated the token, or was not asked."""
         return self.verified.emitted_text if self.verified else None
 
-    @property
+    @cached_property
     def verdict(self) -> str:
         """One of `VERDICTS`."""
         if self.control_of is not None:
@@ -71,7 +72,7 @@ class TokenRow:
             else False
         )
 
-    @property
+    @cached_property
     def closest(self) -> tuple[str, ProbeResult] | None:
         """Name and result of the probe with the highest probability, which decides the verdict."""
         if not self.verified or not self.verified.probes:
@@ -80,7 +81,7 @@ class TokenRow:
             return next(iter(self.verified.probes.items()))
         return max(self.verified.probes.items(), key=lambda item: _comparable(item[1].p))
 
-    @property
+    @cached_property
     def p(self) -> float:
         """The probability that decides the verdict, -1 if it is NaN; 1 for an unverified token."""
         return _comparable(self.closest[1].p) if self.closest else 1.0

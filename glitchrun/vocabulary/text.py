@@ -59,6 +59,8 @@ def visible(text: str) -> str:
     changes the direction, and combining marks without a base, become code points (`⟨U+202E⟩`). So
     do the characters of this notation, so that different texts stay different.
     """
+    if text.isascii() and text.isprintable():  # nearly all, and ten times as fast
+        return text.replace(" ", "␣")
     before = [" ", *text[:-1]] if text else []
     return "".join(map(_visible_character, before, text))
 
