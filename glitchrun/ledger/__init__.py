@@ -1,17 +1,19 @@
-"""The append-only record of a run on disk.
+"""The append-only records of runs and of the steps that they share.
 
+ROOT/steps/KEY/attempt-1/           what a step measured, see steps.py
 ROOT/runs/EXPERIMENT/KEY/           one folder for all attempts with the same results digest
     lock, owner.json                the lock of the process that executes the run
     attempt-1/                      `--fresh` starts the next one
         run.json                    identity and resolved spec; repeated in the ledger's first line
         ledger.jsonl                append-only, one JSON object a line, each with its number and
-                                    a checksum
+                                    a checksum; refers to steps (up to format 2 it had their facts)
         ledger.damaged-1.jsonl      a damaged ledger, kept as it was found
         delivered.json              the run's ids in MLflow
         tags.json                   the tags that `glitchrun tag` set
         artifacts/                  spec.yaml, tokens.jsonl, report.html, ...
 
 record.py     the run as read back: what MLflow, the report and `status` are made from
+steps.py      the store of steps
 identity.py   run.json and delivered.json
 checksums.py  numbers and checksums of the lines; finds damage
 fold.py       entries to a record
