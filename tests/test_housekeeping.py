@@ -13,7 +13,8 @@ from glitchrun.cli import main
 from glitchrun.ledger import hold, read_run
 from glitchrun.ledger.files import LEDGER, TAGS
 from glitchrun.ledger.record import RunRecord
-from glitchrun.ledger.steps import StepJournal, attempt_folder, step_folder
+from glitchrun.ledger.step_journal import StepJournal
+from glitchrun.ledger.steps import attempt_folder, step_folder
 from glitchrun.report.formatting import age
 from glitchrun.report.run_details import provenance
 from glitchrun.tracking.sync import sync

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from glitchrun.errors import ExitCode, RunError
-from glitchrun.events import Sampled, Token, Verified, batch_to_json
+from glitchrun.events import Artifact, Sampled, Token, Verified, batch_to_json
 from glitchrun.ledger import Journal, current_attempt, existing_status, ledger_file, read_run
 from glitchrun.ledger.record import RunIdentity, RunRecord
 from glitchrun.ledger.steps import attempt_folder, attempts, read_step
@@ -454,3 +454,22 @@ def test_settings_that_mean_the_same_give_the_same_key(tmp_path: Path) -> None:
     assert keys(MINE, ASR) != keys(MINE, chosen.replace("glitch", "all"))
     predict = "{id: predict, strategy: predict, prompts: [{text: hi}]}"
     assert keys(predict) == keys(predict, more="seed: 77\n")
+
+
+def test_files_of_a_step_are_in_every_run_that_uses_it(
+    tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = type(STRATEGIES["scan"])
+    run = kind.run
+
+    def with_file(*given: Any) -> Any:
+        yield from run(*given)
+        yield Artifact("notes/scan.txt", "seen")
+
+    monkeypatch.setattr(kind, "run", with_file)
+    first = record(applied(tmp_path, SCAN))
+    other = record(applied(tmp_path, SCAN, more="thresholds: {asr: 0.9}\n"))
+    assert work.take()[2] == 1
+    assert other.steps[0].reused
+    for found in (first, other):
+        assert (found.artifacts / "notes" / "scan.txt").read_text() == "seen"

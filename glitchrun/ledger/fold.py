@@ -47,6 +47,7 @@ class StepView:
     """Why the facts cannot be read; None if they were."""
     _raw: list[TimedBatch] = field(default_factory=list)
     _judged: list[TimedBatch] = field(default_factory=list)
+    _counted: Counter[str] = field(default_factory=Counter)
 
     def batches(self) -> tuple[TimedBatch, ...]:
         """The batches with verdicts. Only those that are new since the last call are judged."""
@@ -55,10 +56,18 @@ class StepView:
         for place, timed in enumerate(within(self.facts.batches, self.extent)):
             if place < len(self._raw) and self._raw[place] is timed:
                 continue
+            for former in self._raw[place:]:
+                self._counted.subtract(former.batch.counters)
             del self._raw[place:], self._judged[place:]
             self._raw.append(timed)
             self._judged.append(TimedBatch(timed.at, judged(timed.batch, self.thresholds)))
+            self._counted.update(timed.batch.counters)
         return tuple(self._judged)
+
+    def counters(self) -> Counter[str]:
+        """The counters of the batches, summed."""
+        self.batches()
+        return self._counted
 
     def damage(self, name: str, done: bool) -> str | None:
         """What is wrong with the facts of step `name`; None if nothing is.
@@ -156,8 +165,7 @@ class Fold:
         for (_, name), count in self.counted.items():
             counted[name] += count
         for view in self.views.values():
-            for timed in view.batches():
-                counted.update(timed.batch.counters)
+            counted.update(view.counters())
         return dict(counted)
 
     def _step_repairs(self) -> list[str]:

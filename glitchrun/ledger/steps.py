@@ -19,16 +19,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from glitchrun.errors import RunError, file_access
-from glitchrun.events import Batch, Measured, batch_from_json, batch_to_json
+from glitchrun.events import Batch, Measured, batch_from_json
 from glitchrun.ledger.checksums import (
-    Chain,
     Damage,
     Inspection,
     described,
@@ -36,8 +34,7 @@ from glitchrun.ledger.checksums import (
     intact_lines,
     newer_format,
 )
-from glitchrun.ledger.files import LEDGER, now, sync_folder, write_atomically
-from glitchrun.ledger.ledger_file import THEN, LedgerFile
+from glitchrun.ledger.files import LEDGER
 from glitchrun.ledger.record import ModelRecord, RunIdentity, TimedBatch, model_from_json
 
 STEPS = "steps"
@@ -130,7 +127,7 @@ class StepFold:
 
     def measured_for(self, run: RunIdentity) -> bool:
         """Whether some of the work was done for this run."""
-        return _worker(run) in self.workers
+        return worker_of(run) in self.workers
 
     def see(self, entry: Mapping[str, Any]) -> None:
         """Adds one entry.
@@ -180,7 +177,7 @@ class StepFold:
         self.repairs.append(f"{entry['what']}{kept}")
 
 
-def _worker(run: RunIdentity) -> dict[str, Any]:
+def worker_of(run: RunIdentity) -> dict[str, Any]:
     names = ("experiment", "name", "key", "attempt")
     return {name: getattr(run, name) for name in names}
 
@@ -316,13 +313,13 @@ def read_step(folder: Path) -> StepFold:
     try:
         found = (folder / LEDGER).stat()
     except OSError:
-        return _read(folder)[0]
+        return inspect_step(folder)[0]
     return _read_unchanged(folder, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 @lru_cache(maxsize=16)
 def _read_unchanged(folder: Path, *state: int) -> StepFold:
-    return _read(folder)[0]
+    return inspect_step(folder)[0]
 
 
 def is_intact(folder: Path, extent: Extent, *, done: bool) -> bool:
@@ -351,7 +348,12 @@ def is_intact(folder: Path, extent: Extent, *, done: bool) -> bool:
     return any(end["extent"] == extent for end in ends) or read_step(folder).finished(extent)
 
 
-def _read(folder: Path) -> tuple[StepFold, Inspection]:
+def inspect_step(folder: Path) -> tuple[StepFold, Inspection]:
+    """What an attempt at a step measured, and how much of its ledger is intact.
+
+    Raises:
+        RunError: see `read_step`.
+    """
     path = folder / LEDGER
     if not path.exists():
         raise RunError(f"{folder}: the facts of this step are missing; restore the folder")
@@ -372,92 +374,3 @@ def _read(folder: Path) -> tuple[StepFold, Inspection]:
     if inspection.damage is not None:
         fold.damage = described(path, inspection, inspection.damage)
     return fold, inspection
-
-
-class StepJournal:
-    """Appends what a step measures to its ledger. The step's lock must be held."""
-
-    def __init__(self, folder: Path) -> None:
-        """Opens the ledger of an attempt; a damaged one is kept and continued from its intact part.
-
-        Raises:
-            RunError: the step's files cannot be read, written or repaired.
-        """
-        self.facts, inspection = _read(folder)
-        self.repaired: str | None = None
-        """The damage found on opening, in one line; None for an intact ledger."""
-        self._file = LedgerFile(folder, inspection)
-        if inspection.damage is not None:
-            self._note_damage(inspection)
-
-    @classmethod
-    def create(cls, folder: Path, document: Mapping[str, Any]) -> Self:
-        """Creates an attempt's folder and opens its ledger.
-
-        Args:
-            folder: The attempt's folder.
-            document: What identifies the step: `key`, `strategy`, `version`, and `made_of`, the
-                data that the key is a digest of.
-
-        Raises:
-            RunError: the folder cannot be written.
-        """
-        with file_access(folder, "cannot be written", then=THEN):
-            folder.mkdir(parents=True, exist_ok=True)
-            line = Chain(lambda kind: False).head_line(now(), "step", document)
-            write_atomically(folder / LEDGER, line)
-            for above in (folder.parent, folder.parent.parent, folder.parent.parent.parent):
-                sync_folder(above)
-        return cls(folder)
-
-    def begin(self, run: RunIdentity, at: int | None = None) -> None:
-        """Begins a session of work for a run.
-
-        Args:
-            run: The run.
-            at: When it began, in milliseconds since the epoch; None for now.
-        """
-        self._append("session", at, run=_worker(run))
-
-    def use(self, model: ModelRecord) -> None:
-        """Stores what is known of the model, when the work begins and, with its peak memory, when
-        it ends."""
-        self._append("model", None, model=asdict(model))
-
-    def add(self, event: Batch | Measured, at: int | None = None) -> None:
-        """Stores a batch or a metric; `at` as for `begin`."""
-        if isinstance(event, Batch):
-            self._append("batch", at, **batch_to_json(event, verdicts=False))
-        else:
-            self._append("measured", at, **asdict(event))
-
-    def finish(self, extent: Extent, at: int | None = None) -> None:
-        """Marks the step as finished for runs with this extent; `at` as for `begin`."""
-        self._append("step_done", at, extent=extent)
-
-    def _append(self, kind: str, at: int | None, **fields: Any) -> None:
-        when = {} if at is None else {"at": at}
-        self.facts.see(self._file.append(kind, when | fields))
-
-    def _note_damage(self, inspection: Inspection) -> None:
-        damage, good, kept = inspection.damage, inspection.chain.lines, self._file.kept
-        assert damage is not None
-        if inspection.chain.head is None:
-            document = {"key": self.facts.folder.parent.name, "strategy": "", "made_of": {}}
-            self._file.write(self._file.chain.head_line(now(), "step", document))
-        self.facts.damage = None
-        what = f"{LEDGER}:{damage.line}: {damage.what}"
-        self._append("damaged", None, line=damage.line, what=what, kept=kept.name if kept else None)
-        going_on = f"the step continues after line {good}" if good else "the step starts again"
-        self.repaired = f"{self.facts.folder}/{self.facts.repairs[-1]}; {going_on}"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()

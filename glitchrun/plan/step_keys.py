@@ -85,7 +85,8 @@ def _step_key(
         params["probes"] = list(probe_names(params["probes"]))
     sources = _sources(params)
     draws = bool(getattr(config, "controls", 0))
-    scoped = strategy.takes_scope(config) or draws
+    measures = strategy.measures_machine
+    scoped = strategy.takes_scope(config) or draws or measures
     thresholds = strategy.steering(config) | _selecting(params, spec, draws and bool(sources))
     made_of = {
         "model": fingerprint,
@@ -95,7 +96,8 @@ def _step_key(
         "thresholds": {n: v for n, v in asdict(spec.thresholds).items() if n in thresholds},
         "params": _with_facts(params, earlier),
         "resolved": {n: fact for n, fact in resolved.items() if scoped or n != "scope"},
-        **({"machine": dict(machine)} if strategy.measures_machine else {}),
+        # Such steps also report the revision, and draw their workload from the scope.
+        **({"machine": {**machine, "revision": spec.model.revision}} if measures else {}),
         **limit_setting(spec),
         "packages": packages_of(spec, [step]),
     }

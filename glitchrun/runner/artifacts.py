@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,8 @@ from glitchrun.events import Artifact
 from glitchrun.ledger import RunRecord
 from glitchrun.spec.types import Experiment
 
+FILES = "artifacts"
+"""The folder of the files of a step, in that of its attempt."""
 _PACKAGES = (
     "torch",
     "transformers",
@@ -45,15 +48,26 @@ def write_inputs(record: RunRecord, experiment: Experiment) -> None:
     (folder / "environment.json").write_text(text, encoding="utf-8")
 
 
-def write_artifact(record: RunRecord, artifact: Artifact) -> None:
-    """Writes a file that a step yielded.
+def write_artifact(artifact: Artifact, *folders: Path) -> None:
+    """Writes a file that a step yielded, into each of the folders.
 
     Raises:
         OSError: the file cannot be written.
     """
-    path = record.artifacts / artifact.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(artifact.text, encoding="utf-8")
+    for folder in folders:
+        path = folder / artifact.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(artifact.text, encoding="utf-8")
+
+
+def copy_artifacts(step: Path, record: RunRecord) -> None:
+    """Copies the files that a reused step yielded; `step` is the folder of its attempt.
+
+    Raises:
+        OSError: a file cannot be read or written.
+    """
+    if (step / FILES).is_dir():
+        shutil.copytree(step / FILES, record.artifacts, dirs_exist_ok=True)
 
 
 def environment(spec_path: Path) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from glitchrun.events import Artifact, Batch, Event
 from glitchrun.ledger import Journal, RunRecord, current_attempt, hold, run_folder
 from glitchrun.ledger.files import now
 from glitchrun.ledger.record import ModelRecord, StepRecord
-from glitchrun.ledger.steps import StepFold, StepJournal, verified
+from glitchrun.ledger.step_journal import StepJournal
+from glitchrun.ledger.steps import StepFold, verified
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.plan.build import PlannedRun
 from glitchrun.plan.step_keys import StepKey
@@ -36,7 +37,13 @@ from glitchrun.prompts.detect import detect
 from glitchrun.prompts.template import Template
 from glitchrun.report import write_report
 from glitchrun.runner import gates
-from glitchrun.runner.artifacts import environment, write_artifact, write_inputs
+from glitchrun.runner.artifacts import (
+    FILES,
+    copy_artifacts,
+    environment,
+    write_artifact,
+    write_inputs,
+)
 from glitchrun.runner.lengths import beyond_training, too_long
 from glitchrun.runner.models import check_unchanged
 from glitchrun.runner.resolved import empty_scope_reason
@@ -151,6 +158,7 @@ class _Run:
     def _reuse(self, key: StepKey, facts: StepFold) -> None:
         own = facts.measured_for(self._journal.record.identity)  # and was killed right after
         self._journal.append("uses", **self._steps.reference(key, facts, reused=not own))
+        copy_artifacts(facts.folder, self._journal.record)
         origin = f" from {facts.origin}" if facts.origin and not own else ""
         self._session.display.say(f"{key.id}: reused{origin}")
         batches = (timed.batch for timed in self._record_of(key).batches)
@@ -209,7 +217,7 @@ class _Run:
     def _store(self, event: Event, store: StepJournal) -> None:
         """Writes an event to the disk, then passes the record to the tracker."""
         if isinstance(event, Artifact):
-            write_artifact(self._journal.record, event)
+            write_artifact(event, self._journal.record.artifacts, store.facts.folder / FILES)
             return
         store.add(event)
         if isinstance(event, Batch):
