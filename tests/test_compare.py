@@ -31,6 +31,12 @@ from tests.support.reporting import rows, run_of, sampled, step, verified
 LEGACY = Path(__file__).parent / "data" / "legacy"
 
 
+@pytest.fixture(autouse=True)
+def unlimited_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a pipe; pytest-xdist sets the width of its workers."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Runs of the same 200 tokens in float32, int8 and int4, with different verdicts."""
