@@ -178,6 +178,7 @@ class StepFold:
 
 
 def worker_of(run: RunIdentity) -> dict[str, Any]:
+    """What a step's ledger says of a run that it was measured for."""
     names = ("experiment", "name", "key", "attempt")
     return {name: getattr(run, name) for name in names}
 
