@@ -54,7 +54,7 @@ class PlannedStep:
     key: StepKey
     action: StepAction
     origin: str = ""
-    """The run that measured the step, or what there is of it, first."""
+    """The run that measured the step, or a part of it, first."""
 
     def to_json(self) -> dict[str, Any]:
         """The step as data, see `Plan.to_json`."""

@@ -30,7 +30,7 @@ EMITTED = {
 NOTES = {
     "not_intact": "tokens presented by id that encoding the prompt as text would change",
     "rechecked": "near-ties of verdicts, re-evaluated in float32",
-    "near_threshold": "verdicts within rounding of thresholds.probability, not re-evaluated",
+    "near_threshold": "near-ties at thresholds.probability that were not re-evaluated",
     "resampled": "near-ties in sampling, drawn again in a separate forward pass",
     "walk_ties": "search steps with several equally good tokens",
     "batch_halvings": "times the batch was halved because memory ran out",

@@ -165,7 +165,7 @@ class _Run:
         if count := near_limit(batches, self._spec.thresholds.probability):
             self._journal.append("counted", step=key.id, name="near_threshold", count=count)
             self._session.display.say(
-                f"{key.id}: {count} verdicts lie within rounding of thresholds.probability; "
+                f"{key.id}: {count} near-ties at thresholds.probability; "
                 f"--redo {key.id} re-evaluates them in float32"
             )
 
@@ -187,7 +187,7 @@ class _Run:
         return store.facts
 
     def _say_how_to_go_on(self, step: Step, store: StepJournal) -> None:
-        """After Ctrl-C in a search: how to continue it, and how to end it with what there is."""
+        """After Ctrl-C in a search: how to continue it, and how to end it here."""
         strategy = STRATEGIES[step.strategy]
         done = verified(timed.batch for timed in store.facts.batches)
         count = strategy.stop_at(strategy.configure(step.params), done)
