@@ -21,10 +21,9 @@ from glitchrun.errors import (
     require,
 )
 from glitchrun.ledger import ROOT, RunRecord
-from glitchrun.report.attempt_rows import FIELDS as ATTEMPT_FIELDS
-from glitchrun.report.attempt_rows import attempt_lines
 from glitchrun.report.step_tables import step_tables
-from glitchrun.report.token_files import token_lines
+from glitchrun.report.token_files import FIELDS as ATTEMPT_FIELDS
+from glitchrun.report.token_files import attempt_lines, token_lines
 from glitchrun.runner.lookup import find_run, readable_runs
 from glitchrun.spec.loading import load_experiment
 from glitchrun.spec.problems import InvalidSpec

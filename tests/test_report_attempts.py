@@ -13,9 +13,10 @@ from glitchrun.api import Run
 from glitchrun.cli import explain, main
 from glitchrun.events import Attempt, Control, Sampled
 from glitchrun.ledger.record import Metric, RunRecord
-from glitchrun.report.attempt_rows import FIELDS, attempts_by_token, symptom_rows, write_attempts
 from glitchrun.report.html import render
 from glitchrun.report.markdown import markdown
+from glitchrun.report.severity_tables import symptom_rows
+from glitchrun.report.token_files import FIELDS, attempts_by_token, write_attempts
 from tests.support.reporting import run_of, sampled, step
 
 SAID = {

@@ -12,9 +12,8 @@ import pytest
 
 from glitchrun.events import Control, Entry
 from glitchrun.ledger.record import GateResult, RunRecord
-from glitchrun.report.junit import junit
+from glitchrun.report.machine_readable import junit, run_json
 from glitchrun.report.markdown import markdown
-from glitchrun.report.run_json import run_json
 from glitchrun.report.token_rows import token_rows
 from tests.support.records import Invented, write_run
 from tests.support.reporting import run_of, sampled, step, verified

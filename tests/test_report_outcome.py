@@ -16,9 +16,9 @@ from glitchrun.events import Entry
 from glitchrun.ledger import ROOT
 from glitchrun.ledger.record import GateResult, RunRecord
 from glitchrun.report.html import render
+from glitchrun.report.machine_readable import run_json
 from glitchrun.report.markdown import markdown
 from glitchrun.report.outcome import outcome
-from glitchrun.report.run_json import run_json
 from glitchrun.report.summary import summary_lines
 from glitchrun.tracking.experiment import _view_state, _view_tag
 from glitchrun.tracking.params_and_tags import run_tags

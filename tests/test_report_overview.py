@@ -22,9 +22,9 @@ from glitchrun.report.formatting import (
 )
 from glitchrun.report.headline import headline
 from glitchrun.report.html import render
+from glitchrun.report.machine_readable import run_json
 from glitchrun.report.markdown import markdown
 from glitchrun.report.run_details import step_count
-from glitchrun.report.run_json import run_json
 from glitchrun.report.summary import summary_lines
 from glitchrun.report.token_rows import most_interesting_first, token_rows
 from glitchrun.report.totals import counters, not_finite, severity, tallies

@@ -16,7 +16,7 @@ import pytest
 from glitchrun.events import Control, Measured, ProbeResult, Sampled, Token, Verified
 from glitchrun.ledger.record import Metric, RunRecord, StepRecord
 from glitchrun.report.html import render
-from glitchrun.report.run_json import run_json
+from glitchrun.report.machine_readable import run_json
 from glitchrun.report.summary import summary_lines
 from glitchrun.report.token_files import write_tokens
 from glitchrun.spec.strategy import STRATEGIES

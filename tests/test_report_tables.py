@@ -11,10 +11,10 @@ import pytest
 
 from glitchrun.events import Batch, Entry, batch_from_json, batch_to_json
 from glitchrun.ledger.record import Metric, RunRecord
-from glitchrun.report import headline, page_sections, step_tables, totals
+from glitchrun.report import headline, html, step_tables, totals
 from glitchrun.report.html import render
+from glitchrun.report.machine_readable import run_json
 from glitchrun.report.markdown import markdown
-from glitchrun.report.run_json import run_json
 from glitchrun.report.step_tables import StepColumn, write_tables
 from glitchrun.report.summary import summary_lines
 from glitchrun.report.token_files import write_tokens
@@ -58,7 +58,7 @@ def answer(prompt: str, outcome: str, **cells: Any) -> Entry:
 
 @pytest.fixture
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRecord:
-    for module in (headline, page_sections, step_tables, totals):
+    for module in (headline, html, step_tables, totals):
         monkeypatch.setattr(module, "fragments", lambda: DECLARED)
     asked = step(
         "ask", "ask", answer("The quick ", "pass"), answer(HOSTILE, "fail", p=float("nan"))
@@ -130,10 +130,10 @@ def test_the_page_shows_tables_and_nothing_about_tokens(record: RunRecord) -> No
 
 
 def test_a_long_table_counts_its_omitted_rows(record: RunRecord) -> None:
-    rows = [answer(f"row {place}", "pass") for place in range(page_sections.SHOWN + 7)]
+    rows = [answer(f"row {place}", "pass") for place in range(html.SHOWN + 7)]
     page = render(replace(record, steps=(step("ask", "ask", *rows),)))
     assert "7 more rows are in <code>tables/ask.answers.json</code>" in page
-    assert f">row {page_sections.SHOWN}<" not in page
+    assert f">row {html.SHOWN}<" not in page
 
 
 def test_json_and_markdown_have_the_tables(record: RunRecord) -> None:

@@ -93,7 +93,7 @@ def command(
 
 def _write_page(by: str, sides: list[Side], pairs: list[Pair], path: Path | None) -> None:
     require("jinja2", "matplotlib")
-    from glitchrun.report.comparison.page import as_html
+    from glitchrun.report.comparison.output import as_html
 
     text = as_html(by, sides, pairs)
     if path is None and QuietStream(sys.stdout).isatty():

@@ -12,8 +12,8 @@ from glitchrun.errors import UsageError
 from glitchrun.events import Batch, Entry, Sampled, TokenFact, Verified
 from glitchrun.ledger import ROOT, RunRecord
 from glitchrun.ledger.record import StepRecord
-from glitchrun.report.attempt_rows import AttemptRow, attempts_of
 from glitchrun.report.formatting import counted
+from glitchrun.report.token_files import AttemptRow, attempts_of
 from glitchrun.runner.lookup import find_run
 from glitchrun.spec.schema import fragments
 from glitchrun.terminal import fitted, say

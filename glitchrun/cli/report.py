@@ -50,13 +50,13 @@ def _text(record: RunRecord, form: str) -> str:
 
         return render(record)
     if form == "junit":
-        from glitchrun.report.junit import junit
+        from glitchrun.report.machine_readable import junit
 
         return junit(record)
     if form == "md":
         from glitchrun.report.markdown import markdown
 
         return markdown(record)
-    from glitchrun.report.run_json import run_json
+    from glitchrun.report.machine_readable import run_json
 
     return json.dumps(run_json(record), indent=2, allow_nan=False) + "\n"

@@ -1,13 +1,12 @@
 """Reports of a run, made from its record alone, without the model.
 
 token_rows.py, totals.py, alarms.py   what the facts of a run add up to
-token_files.py, step_tables.py        tokens.jsonl, tokens.json and the tables that steps record
-attempt_rows.py                       what was said in each attempt, its symptom, attempts.jsonl
-headline.py                           the main result, in a number and sentences
+token_files.py, step_tables.py        tokens.jsonl, tokens.json, attempts.jsonl, tables of steps
+outcome.py, headline.py               how a run ended; its main result, in a number and sentences
 run_details.py, severity_tables.py    how a run was made; how badly tokens fail: as labelled text
 summary.py, markdown.py               the report for the terminal and for pull requests
-html.py, page_sections.py, token_table.py, page/   report.html
-run_json.py, junit.py                 the report for machines
+html.py, token_table.py, page/        report.html
+machine_readable.py                   the report as JSON and as JUnit XML
 figures/                              the figures, for the page and as PNG files
 comparison/                           `compare`: runs and imported files side by side
 imported.py                           the file that `import` writes
@@ -32,11 +31,10 @@ def write_report(record: RunRecord) -> list[Path]:
         MissingExtra: jinja2 or matplotlib is not installed.
         OSError: A file cannot be written.
     """
-    from glitchrun.report.attempt_rows import write_attempts
     from glitchrun.report.figures import write_plots
     from glitchrun.report.html import write_html
     from glitchrun.report.step_tables import write_tables
-    from glitchrun.report.token_files import write_tokens
+    from glitchrun.report.token_files import write_attempts, write_tokens
 
     folder = record.artifacts
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,9 +9,9 @@ from typing import Any
 
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.formatting import counted, figure
-from glitchrun.report.remembered import remembered
 from glitchrun.report.step_tables import StepColumn, StepTable, shown, step_tables
 from glitchrun.report.token_findings import findings
+from glitchrun.report.token_rows import remembered
 from glitchrun.spec.schema import fragments
 
 DIGITS = 3

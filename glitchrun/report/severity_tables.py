@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from glitchrun.behaviour.rates import wilson
+from glitchrun.behaviour.symptoms import MEANINGS
 from glitchrun.events import SEVERE
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.alarms import Alarms, alarms
-from glitchrun.report.attempt_rows import symptom_rows
 from glitchrun.report.formatting import (
     MISSING,
     count,
@@ -18,6 +19,7 @@ from glitchrun.report.formatting import (
     spelled,
     spelled_token,
 )
+from glitchrun.report.token_files import attempts_by_token
 from glitchrun.report.token_rows import TokenRow
 from glitchrun.report.totals import (
     DECADES,
@@ -162,3 +164,29 @@ def _pattern(found: Pattern) -> dict[str, Any]:
         "tokens": count(found.tokens),
         "severe": count(found.severe),
     }
+
+
+def symptom_rows(record: RunRecord) -> list[dict[str, str]]:
+    """How often a step's own tokens had each symptom, as text: one row per step and symptom that
+    occurs, the most frequent first, then a row for the continuations that contain the token."""
+    found = []
+    for step in record.steps:
+        rows = [row for some in attempts_by_token(step).values() for row in some if not row.control]
+        tokens: dict[str | None, set[int]] = {}
+        counts = Counter(row.symptom for row in rows)
+        for row in rows:
+            tokens.setdefault(row.symptom, set()).add(row.token.id)
+        found += [
+            {
+                "step": step.id,
+                "symptom": name or "said",
+                "meaning": MEANINGS[name] if name else "the token itself",
+                "continuations": count(number),
+                "share": share(number, len(rows)),
+                "tokens": count(len(tokens[name])),
+            }
+            for name, number in sorted(
+                counts.items(), key=lambda item: (item[0] is None, -item[1], item[0])
+            )
+        ]
+    return found

@@ -1,13 +1,16 @@
-"""tokens.jsonl, with a line for each step and token, and tokens.json, the MLflow table of them."""
+"""tokens.jsonl, with a line for each step and token, tokens.json, the MLflow table of them, and
+attempts.jsonl, with a line for what was said in each attempt."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glitchrun.events import Control, ProbeResult, Sampled, Verified
-from glitchrun.ledger.record import RunRecord
+from glitchrun.behaviour.symptoms import symptom
+from glitchrun.events import Attempt, Control, ProbeResult, Sampled, Token, Verified
+from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.token_rows import (
     TokenRow,
     controls_elsewhere,
@@ -136,3 +139,85 @@ COLUMNS: dict[str, Callable[[TokenRow], Any]] = {
     "control_of": lambda row: row.control_of,
 }
 """Columns of tokens.json. p, rank and entropy are of the probe with the highest probability."""
+
+
+# What was said in the attempts
+
+
+FIELDS = ("step", "token_id", "probe", "attempt", "text", "ids", "said", "symptom", "control")
+"""The fields of a line of attempts.jsonl, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """A continuation with its symptom."""
+
+    token: Token
+    attempt: Attempt
+    symptom: str | None
+    """A key of `SYMPTOMS`; None if the model said the token."""
+    control: bool = False
+    """Whether the step examined the token as a control only."""
+
+
+def attempts_by_token(step: StepRecord) -> dict[int, tuple[AttemptRow, ...]]:
+    """The attempts on each token of a step by token id, by probe and then by number.
+
+    The step's own tokens come first, then its controls. Empty for steps that sample nothing, and
+    for steps recorded by a version that did not keep what was said.
+    """
+    facts = [(sampled, False) for _, sampled in facts_by_token(step).values()]
+    own = {fact.token.id for fact, _ in facts if fact}
+    drawn = (*controls_of(step), *controls_elsewhere(step))
+    facts += [
+        (control.fact, True)
+        for control in drawn
+        if isinstance(control.fact, Sampled) and control.token.id not in own
+    ]
+    return {
+        fact.token.id: attempts_of(fact, control=is_control)
+        for fact, is_control in facts
+        if fact and fact.continuations
+    }
+
+
+def attempts_of(fact: Sampled, *, control: bool = False) -> tuple[AttemptRow, ...]:
+    """The attempts on one token, by probe and then by number."""
+    return tuple(
+        AttemptRow(
+            fact.token, one, None if one.said else symptom(fact.token.text, one.text), control
+        )
+        for one in fact.continuations
+    )
+
+
+def attempt_lines(record: RunRecord) -> Iterator[dict[str, Any]]:
+    """The lines of attempts.jsonl, by step, token, probe and number."""
+    for step in record.steps:
+        for rows in attempts_by_token(step).values():
+            for row in rows:
+                one = row.attempt
+                said = (one.probe, one.number, one.text, one.ids, one.said)
+                cells = (step.id, row.token.id, *said, row.symptom, row.control)
+                yield dict(zip(FIELDS, cells, strict=True))
+
+
+def write_attempts(record: RunRecord, folder: Path) -> list[Path]:
+    """Writes attempts.jsonl if the run kept attempts. Equal records give equal bytes.
+
+    Returns:
+        Its path, if it was written.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    lines = attempt_lines(record)
+    first = next(lines, None)
+    if first is None:
+        return []
+    path = folder / "attempts.jsonl"
+    with replacing(path) as file:
+        file.write(to_json(first) + "\n")
+        for line in lines:
+            file.write(to_json(line) + "\n")
+    return [path]

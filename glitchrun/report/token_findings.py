@@ -11,13 +11,13 @@ from glitchrun.events import SEVERE, Sampled
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.alarms import alarm_sentence, alarms
 from glitchrun.report.formatting import counted, figure, percent, quoted, share
-from glitchrun.report.remembered import remembered
 from glitchrun.report.token_rows import (
     TokenRow,
     facts_by_token,
     found_tokens,
     is_readable,
     named_tokens,
+    remembered,
     token_rows,
     worst_first,
 )

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
+from typing import TypeVar
 
 from glitchrun.events import Control, ProbeResult, Sampled, Token, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
-from glitchrun.report.remembered import remembered
 from glitchrun.vocabulary.character_groups import READABLE, kind_of
 from glitchrun.vocabulary.text import visible_token
+
+_Record = TypeVar("_Record")
+_Result = TypeVar("_Result")
+_LAST = 8
+"""Results kept by function: the steps of one run, seldom more."""
+
+
+def remembered(function: Callable[[_Record], _Result]) -> Callable[[_Record], _Result]:
+    """The function, which computes nothing for an object that is among the last ones it was given.
+
+    Records are frozen, but cannot be hashed. They are compared by identity. Callers must not change
+    the result.
+    """
+    last: deque[tuple[_Record, _Result]] = deque(maxlen=_LAST)
+
+    @wraps(function)
+    def wrapper(record: _Record) -> _Result:
+        for known, result in tuple(last):
+            if known is record:
+                return result
+        result = function(record)
+        last.append((record, result))
+        return result
+
+    return wrapper
+
 
 VERDICTS = {
     "confirmed": "sampled; its ASR is at least thresholds.asr",

@@ -10,8 +10,7 @@ from itertools import pairwise
 
 from glitchrun.events import SEVERE, Sampled, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
-from glitchrun.report.remembered import remembered
-from glitchrun.report.token_rows import TokenRow, facts_by_token
+from glitchrun.report.token_rows import TokenRow, facts_by_token, remembered
 from glitchrun.spec.schema import fragments
 from glitchrun.spec.types import Thresholds
 

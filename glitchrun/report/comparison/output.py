@@ -1,4 +1,4 @@
-"""A comparison as text for a terminal, as Markdown for a pull request, or as JSON."""
+"""A comparison as text for a terminal, as Markdown, as an HTML page, or as JSON."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from glitchrun.report.comparison import Column, Section
+from glitchrun.report.comparison.figures import drawings
 from glitchrun.report.comparison.pairs import MatchedToken, Pair
-from glitchrun.report.comparison.sections import Column, Section
+from glitchrun.report.comparison.sections import sections
 from glitchrun.report.comparison.sides import Side, TokenVerdict
+from glitchrun.report.figures.style import style
 from glitchrun.report.formatting import code, grid, prose
+from glitchrun.report.html import render_page
 from glitchrun.report.writing import rounded
 
 _UNLIMITED = 10_000
@@ -22,6 +26,8 @@ _LEAST = 24
 """Width to which a column of text may shrink before its table is split."""
 _HEAD = 12
 """Width over which the label of a column of numbers is wrapped."""
+_SHOWN = 500
+"""Rows of a table of tokens that differ on the page, and as many that do not."""
 _Cells = tuple[Column, list[str]]
 """A column with its cells as text."""
 
@@ -159,6 +165,29 @@ def _markdown(section: Section) -> Iterator[str]:
     yield grid(head, rows, [column.kind == "number" for column in section.columns])
     if section.hidden:
         yield f"… and {section.hidden:,} more (`--all` lists them)."
+
+
+def as_html(by: str, sides: Sequence[Side], pairs: Sequence[Pair]) -> str:
+    """The comparison as a page.
+
+    Args:
+        by: The kind of verdict that is compared.
+        sides: Two or more sides.
+        pairs: Every two of the sides.
+
+    Raises:
+        MissingExtra: jinja2 or matplotlib is not installed.
+    """
+    experiments = {side.record.identity.experiment: None for side in sides if side.record}
+    with style():
+        return render_page(
+            "comparison.html.j2",
+            drawings(sides, pairs),
+            noun="runs" if all(side.record for side in sides) else "runs and files",
+            title=", ".join(experiments) or "result files",
+            legend=[(side.label, side.title, side.name) for side in sides],
+            sections=list(sections(by, sides, pairs, _SHOWN, equal_rows=True)),
+        )
 
 
 def as_json(sides: Sequence[Side], pairs: Sequence[Pair], by: str) -> dict[str, Any]:

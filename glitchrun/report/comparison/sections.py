@@ -7,12 +7,12 @@ figure. `comparison.output` writes sections as text or Markdown, `comparison.pag
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from glitchrun.ledger.record import RunRecord
-from glitchrun.report.comparison.pairs import FOUND_BY_BOTH, Counts, Pair, disputed, undisputed
+from glitchrun.report.comparison import Column, Section
+from glitchrun.report.comparison.pairs import Pair
 from glitchrun.report.comparison.results import (
     cells_of,
     gates_cell,
@@ -21,48 +21,12 @@ from glitchrun.report.comparison.results import (
     results,
     seconds,
 )
-from glitchrun.report.comparison.sides import Side, TokenVerdict
+from glitchrun.report.comparison.sides import Side
+from glitchrun.report.comparison.token_sections import sections_of_many, sections_of_two
 from glitchrun.report.formatting import (
-    MISSING,
-    count,
     counted,
-    figure,
     in_one_unit,
-    percent,
-    share,
 )
-
-_BY = {
-    "verdict": "A found token is one that the sampled attempts confirm; if there were no attempts, "
-    "one that the probes call a glitch token.",
-    "glitch": "A found token is one that the probes call a glitch token.",
-    "confirmed": "A found token is one that the sampled attempts confirm.",
-}
-_SURELY = 1e-4
-"""Probabilities of an overlap below this are not shown as numbers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a table."""
-
-    label: str
-    kind: str = "text"
-    """`text`, `key` (never broken), `token`, or `number` (aligned to the right)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A title with sentences and a table under it."""
-
-    title: str
-    sentences: tuple[str, ...] = ()
-    columns: tuple[Column, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-    hidden: int = 0
-    """Rows that are left out and that `--all` lists."""
-    equal: tuple[bool, ...] = ()
-    """For each row whether all sides agree on it; empty where that means nothing."""
 
 
 def sections(
@@ -85,14 +49,10 @@ def sections(
     yield _compared(sides)
     about_tokens = [pair for pair in pairs if pair.left.tokens and pair.right.tokens]
     if len(about_tokens) == 1:
-        yield _agreement(by, about_tokens[0])
-        yield from _overlap(about_tokens[0])
-        yield from _differences(about_tokens[0], shown, equal_rows)
-        yield from _asr(about_tokens[0], shown)
+        yield from sections_of_two(by, about_tokens[0], shown, equal_rows)
     elif about_tokens:
         with_tokens = [side for side in sides if side.tokens]
-        yield _matrix(by, with_tokens, about_tokens, shown)
-        yield from _disputed(with_tokens, shown, equal_rows)
+        yield from sections_of_many(by, with_tokens, about_tokens, shown, equal_rows)
     yield from _metrics(sides, equal_rows)
     yield from _changes(sides, pairs)
 
@@ -146,245 +106,6 @@ def _results_table(
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-# Two sides
-
-
-def _agreement(by: str, pair: Pair) -> Section:
-    counts, left, right = pair.counts, pair.left.label, pair.right.label
-    sentences = [
-        f"Both have a verdict on {counted(counts.n, 'token')}.",
-        *_kappa(counts),
-        _meaning(by, (pair.left, pair.right)),
-        *(_unsampled(by, side) for side in (pair.left, pair.right)),
-    ]
-    if pair.other_texts:
-        sentences.append(
-            f"{counted(pair.other_texts, 'id')} listed by both left out: the texts differ."
-        )
-    if pair.p_distance is not None:
-        factor = f"{10**pair.p_distance:.3g}"
-        sentences.append(
-            "Their probabilities are equal, or nearly so (median)."
-            if factor == "1"
-            else f"Their probabilities differ by a factor of {factor} (median)."
-        )
-    rows = (
-        (f"{left} found", count(counts.both), count(counts.only_left)),
-        (f"{left} did not", count(counts.only_right), count(counts.neither)),
-    )
-    head = (
-        Column("", "key"),
-        Column(f"{right} found", "number"),
-        Column(f"{right} did not", "number"),
-    )
-    title, shown = "Agreement", tuple(filter(None, sentences))
-    return Section(title, shown, head, rows) if counts.n else Section(title, shown)
-
-
-def _meaning(by: str, sides: Sequence[Side]) -> str:
-    return _BY[by if any(side.sampled for side in sides) else "glitch"]
-
-
-def _unsampled(by: str, side: Side) -> str:
-    """A warning about a side whose found tokens are of two kinds; else empty."""
-    if by != "verdict" or not (side.unsampled_glitch and side.sampled):
-        return ""
-    confirmed = sum(bool(one.confirmed) for one in side.sampled)
-    return (
-        f"{side.label}: {counted(confirmed, 'token')} confirmed; "
-        f"{side.unsampled_glitch:,} by the probes alone."
-    )
-
-
-def _kappa(counts: Counts) -> Iterator[str]:
-    if counts.agreement is None or counts.by_chance is None:
-        return
-    yield f"They agree on {percent(counts.agreement)} of them."
-    if counts.kappa is None:
-        yield (
-            "Cohen's kappa is not defined: each side gives all these tokens the same verdict, so "
-            "agreement cannot be distinguished from chance."
-        )
-        return
-    yield (
-        f"Cohen's kappa is {figure(counts.kappa)} (0: chance, 1: complete agreement). Random "
-        f"verdicts in the same proportions would agree on {percent(counts.by_chance)}."
-    )
-
-
-def _overlap(pair: Pair) -> Iterator[Section]:
-    if not (pair.left.chose and pair.right.chose):
-        return
-    sentences = ["By chance: expected overlap of two random sets of these sizes (hypergeometric)."]
-    if pair.scope is None:
-        sentences.append(f"{_sizes(pair)}: give the number of tokens in scope with --scope.")
-    sentences += [
-        f"The number of tokens that {side.label} examined is not known: a token missing from its "
-        "findings may never have been examined."
-        for side in (pair.left, pair.right)
-        if side.looked_at is None
-    ]
-    expected = in_one_unit([one.expected for one in pair.overlaps])[1]
-    rows = tuple(
-        (
-            one.what,
-            count(one.left),
-            count(one.right),
-            count(one.scope),
-            f"{'at least ' * one.at_least}{one.observed:,}",
-            mean,
-            f"< {_SURELY:.4f}" if one.p_more < _SURELY else f"{one.p_more:.4f}",
-            one.reading,
-        )
-        for one, mean in zip(pair.overlaps, expected, strict=True)
-    )
-    numbers = (pair.left.label, pair.right.label, "Of", "Shared", "By chance", "P(as many or more)")
-    columns = (Column(""), *(Column(label, "number") for label in numbers), Column("Reading"))
-    yield Section("Overlap and chance", tuple(sentences), columns, rows)
-
-
-def _sizes(pair: Pair) -> str:
-    known = [side.vocabulary for side in (pair.left, pair.right) if side.vocabulary]
-    if len(known) < 2:
-        return "The vocabulary's size is not known"
-    return (
-        f"The vocabularies have {known[0]:,} and {known[1]:,} entries, so one id may be two "
-        "different tokens"
-    )
-
-
-def _differences(pair: Pair, shown: int | None, equal_rows: bool) -> Iterator[Section]:
-    rows = [(both.left, both.right) for both in pair.differences]
-    same = [(both.left, both.right) for both in pair.matched if both.agree] if equal_rows else []
-    if rows or same:
-        title = counted(len(rows), "verdict that differs", "verdicts that differ")
-        title = title if rows else "No verdict differs"
-        yield _token_section(title, (pair.left, pair.right), rows, shown, same)
-
-
-def _asr(pair: Pair, shown: int | None) -> Iterator[Section]:
-    if not pair.asr:
-        return
-    rows = [(both.left, both.right) for both in pair.asr_apart]
-    title = "Attack success rates"
-    sentence = (
-        f"Both sampled {counted(len(pair.asr), 'token')}. For {len(rows):,} of them the 95 % "
-        "intervals (Wilson) do not overlap, which is a conservative test of a difference."
-    )
-    if rows:
-        yield _token_section(title, (pair.left, pair.right), rows, shown, (), sentence)
-    else:
-        yield Section(title, (sentence,))
-
-
-# More than two sides
-
-
-def _matrix(by: str, sides: Sequence[Side], pairs: Sequence[Pair], shown: int | None) -> Section:
-    """A row for each two sides."""
-    chance = any(pair.left.chose and pair.right.chose for pair in pairs)
-    cells: dict[str, Callable[[Pair], str]] = {
-        "Judged by both": lambda pair: count(pair.counts.n),
-        "Agree (%)": lambda pair: _percent(pair.counts.agreement),
-        "Kappa": lambda pair: MISSING if pair.counts.kappa is None else f"{pair.counts.kappa:.4f}",
-        "Found by both": lambda pair: count(pair.counts.both),
-        "Only by the first": lambda pair: count(pair.counts.only_left),
-        "Only by the second": lambda pair: count(pair.counts.only_right),
-    }
-    if chance:
-        cells["Shared finds by chance"] = _by_chance
-    columns = (Column("Pair", "key"), *(Column(label, "number") for label in cells))
-    rows = tuple(
-        (f"{pair.left.label}, {pair.right.label}", *(cell(pair) for cell in cells.values()))
-        for pair in pairs[:shown]
-    )
-    sentences = [
-        _meaning(by, sides),
-        "Kappa is 0 for agreement by chance and 1 for complete agreement.",
-    ]
-    sentences += filter(None, (_unsampled(by, side) for side in sides))
-    return Section("Agreement", tuple(sentences), columns, rows, hidden=len(pairs) - len(rows))
-
-
-def _percent(value: float | None) -> str:
-    return MISSING if value is None else f"{100 * value:.2f}"
-
-
-def _by_chance(pair: Pair) -> str:
-    found = [one for one in pair.overlaps if one.what == FOUND_BY_BOTH]
-    return f"{found[0].expected:.2f}" if found else MISSING
-
-
-def _disputed(sides: Sequence[Side], shown: int | None, equal_rows: bool) -> Iterator[Section]:
-    rows = disputed(sides)
-    same = undisputed(sides) if equal_rows else []
-    if rows or same:
-        title = f"{counted(len(rows), 'token')} with different verdicts"
-        title = title if rows else "No verdict differs"
-        yield _token_section(title, sides, rows, shown, same)
-
-
-# Any number of sides
-
-
-def _token_section(
-    title: str,
-    sides: Sequence[Side],
-    found: Sequence[Sequence[TokenVerdict]],
-    shown: int | None,
-    same: Sequence[Sequence[TokenVerdict]] = (),
-    *sentences: str,
-) -> Section:
-    """A table with a row for each token: its text, its id and the verdict of each side.
-
-    Args:
-        title: The section's title.
-        sides: The sides.
-        found: The tokens that differ.
-        shown: Most rows of these, and of those that do not differ.
-        same: Tokens that do not differ.
-        sentences: Sentences above the table.
-    """
-    listed = [*found[:shown], *same[:shown]]
-    differing = len(found[:shown])
-    left_out = len(same) - (len(listed) - differing)
-    if left_out:
-        sentences += (f"{counted(left_out, 'token')} without a difference left out.",)
-    columns = [Column("Token", "token"), Column("Id", "number")]
-    cells = [
-        [next((one.shown for one in row if one.shown != "?"), "?") for row in listed],
-        [str(row[0].id) for row in listed],
-    ]
-    probabilities = iter(in_one_unit([one.p for row in listed for one in row], "probability")[1])
-    by_row = [[next(probabilities) for _ in row] for row in listed]
-    for place, side in enumerate(sides):
-        columns += [
-            Column(f"{side.label} verdict"),
-            Column(f"{side.label} p", "number"),
-            Column(f"{side.label} ASR", "number"),
-        ]
-        cells += [
-            [row[place].verdict for row in listed],
-            [row[place] for row in by_row],
-            [_asr_cell(row[place]) for row in listed],
-        ]
-    kept = [place for place, column in enumerate(cells) if any(cell != MISSING for cell in column)]
-    return Section(
-        title,
-        sentences,
-        tuple(columns[place] for place in kept),
-        tuple(zip(*(cells[place] for place in kept), strict=True)),
-        hidden=len(found) - differing,
-        equal=tuple(place >= differing for place in range(len(listed))) if same else (),
-    )
-
-
-def _asr_cell(one: TokenVerdict) -> str:
-    if one.attempts and one.failures is not None:
-        return f"{one.failures}/{one.attempts}"
-    return MISSING if one.asr is None else share(one.asr, 1)
 
 
 def _metrics(sides: Sequence[Side], every_row: bool) -> Iterator[Section]:
