@@ -12,12 +12,8 @@ from torch import Tensor
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.fast.buffers import KVCache, Workspace, empty_cache
-from glitchrun.probing.fast.forward import (
-    cached_logits,
-    freeze_cache,
-    frozen_suffix_logits,
-    shared_prefix_logits,
-)
+from glitchrun.probing.fast.forward import cached_logits, shared_prefix_logits
+from glitchrun.probing.fast.frozen import freeze_cache, frozen_suffix_logits
 from glitchrun.probing.fast.llama_layout import LlamaLayout
 from glitchrun.probing.logit_statistics import Statistics, check_finite, from_columns
 

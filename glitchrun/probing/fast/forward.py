@@ -1,16 +1,13 @@
-"""The three forward passes over the Llama layout.
+"""The forward passes over the Llama layout whose suffixes are run as a whole.
 
 `cached_logits` appends to a KV cache, for sampling and for verification on a CPU.
 `shared_prefix_logits` keeps nothing and needs GPU kernels, for verification on a GPU.
-`frozen_suffix_logits` runs two positions per token, for screening.
 
 What makes them fast: only positions behind the shared prefix are run, and in the last layer only
 the last position continues once its keys and values are known.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +26,7 @@ from glitchrun.probing.fast.layers import (
     rotation_of,
     split_heads,
 )
-from glitchrun.probing.fast.llama_layout import AttentionLayout, LayerLayout, LlamaLayout, RmsNorm
+from glitchrun.probing.fast.llama_layout import AttentionLayout, LayerLayout, LlamaLayout
 
 # 1. Behind a KV cache -------------------------------------------------------------------------
 
@@ -37,30 +34,50 @@ from glitchrun.probing.fast.llama_layout import AttentionLayout, LayerLayout, Ll
 def cached_logits(layout: LlamaLayout, ids: Tensor, cache: KVCache, workspace: Workspace) -> Tensor:
     """Appends ids `(B, S)` to a cache; returns next-token logits `(B, V)` in `workspace.dtype`."""
     rows, steps = ids.shape
-    x = F.embedding(ids.flatten(), layout.embedding).to(workspace.dtype)  # (B * S, H)
+    x = embed(layout, ids, workspace)  # (B * S, H)
     positions = torch.arange(cache.length, cache.length + steps, device=x.device)
     rotation = rotation_of(layout, positions, x)
     *body, final = enumerate(layout.layers)
     for index, layer in body:
-        _attend_cached(layer, x, rotation, cache, index, workspace)
+        attend_cached(layer, x, rotation, cache, index, workspace)
         add_mlp(layer, x, workspace)
-    x = _last_layer(final, x.view(rows, steps, -1), rotation, cache, workspace)  # (B, H)
+    last = attend_last(final[1], x.view(rows, steps, -1), rotation, cache, final[0], workspace)
+    add_mlp(final[1], last, workspace)
     cache.length += steps
+    return head_logits(layout, last, workspace)
+
+
+def embed(layout: LlamaLayout, ids: Tensor, workspace: Workspace) -> Tensor:
+    """Returns the residual stream `(B * S, H)` before the first layer, for ids `(B, S)`."""
+    return F.embedding(ids.flatten(), layout.embedding).to(workspace.dtype)
+
+
+def head_logits(layout: LlamaLayout, x: Tensor, workspace: Workspace) -> Tensor:
+    """Returns logits `(B, V)` of the residual stream `(B, H)` behind the last layer."""
     return project(layout.head, rms_norm(x, layout.norm, workspace), workspace)
 
 
-def _last_layer(
-    final: tuple[int, LayerLayout],
+def attend_last(
+    layer: LayerLayout,
     x: Tensor,
     rotation: Rotation,
     cache: KVCache,
+    index: int,
     workspace: Workspace,
 ) -> Tensor:
-    """The last layer for `(B, S, H)`; positions before the last only give keys and values.
+    """Attention of the last layer; positions before the last only give keys and values.
 
-    Returns `(B, H)`.
+    Args:
+        layer: The last layer.
+        x: The residual stream, `(B, S, H)`.
+        rotation: Cosines and sines of the S positions.
+        cache: Keys and values of the positions before; these are appended to it.
+        index: The layer's place in the cache.
+        workspace: Scratch memory.
+
+    Returns:
+        The residual stream of the last positions, `(B, H)`.
     """
-    index, layer = final
     rows, steps, _ = x.shape
     normed = rms_norm(x.flatten(0, 1), layer.norm, workspace)
     keys_values = _append(layer.attention, normed, rotation, cache, index, workspace)
@@ -69,11 +86,10 @@ def _last_layer(
     queries = project(layer.attention.q, last_normed, workspace)
     rotation = (rotation[0][-1:], rotation[1][-1:])
     _add_attention(layer.attention, last, queries, rotation, keys_values, workspace)
-    add_mlp(layer, last, workspace)
     return last
 
 
-def _attend_cached(
+def attend_cached(
     layer: LayerLayout,
     x: Tensor,
     rotation: Rotation,
@@ -81,7 +97,17 @@ def _attend_cached(
     index: int,
     workspace: Workspace,
 ) -> None:
-    """Adds attention to the residual stream `(B * S, H)`."""
+    """Adds a layer's attention to the residual stream `(B * S, H)`.
+
+    Args:
+        layer: The layer.
+        x: The residual stream, changed in place.
+        rotation: Cosines and sines of the S positions.
+        cache: Keys and values of the positions before; these are appended to it. The caller
+            increments its length once every layer has run.
+        index: The layer's place in the cache.
+        workspace: Scratch memory.
+    """
     attention = layer.attention
     normed = rms_norm(x, layer.norm, workspace)
     keys_values = _append(attention, normed, rotation, cache, index, workspace)
@@ -168,7 +194,7 @@ def shared_prefix_logits(
         `(B, V)`, in `workspace.dtype`.
     """
     rows, steps = ids.shape
-    x = F.embedding(ids.flatten(), layout.embedding).to(workspace.dtype)  # (B * S, H)
+    x = embed(layout, ids, workspace)  # (B * S, H)
     positions = torch.arange(prefix.length, prefix.length + steps, device=x.device)
     rotation = rotation_of(layout, positions, x)
     final = len(layout.layers) - 1
@@ -183,7 +209,7 @@ def shared_prefix_logits(
         )
         add_projected(layer.attention.o, mixed, x, workspace)
         add_mlp(layer, x, workspace)
-    return project(layout.head, rms_norm(x, layout.norm, workspace), workspace)
+    return head_logits(layout, x, workspace)
 
 
 def _last_of_rows(x: Tensor, rows: int) -> Tensor:
@@ -224,129 +250,3 @@ def _attend_shared(
         workspace.get("mixed", *queries.shape),
     )
     return mixed
-
-
-# 3. With a frozen suffix ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class FrozenCache:
-    """What all rows of a screen share: prefix, frozen suffix and last id."""
-
-    last: int
-    """The suffix's last id."""
-    prefix_length: int
-    keys_values: list[tuple[Tensor, Tensor]]
-    """For each layer, keys and values of the prefix and of the frozen suffix,
-    `(num_kv_heads, T, D)`."""
-
-    @property
-    def positions(self) -> tuple[int, int]:
-        """The positions of the token and of the last id."""
-        return self.prefix_length, self.keys_values[0][0].shape[1] + 1
-
-
-def freeze_cache(cache: KVCache, prefix_length: int, last: int) -> FrozenCache:
-    """Averages a cache of prefix, calibration token and suffix over its rows.
-
-    Args:
-        cache: One row per calibration token; without the last id of the suffix.
-        prefix_length: Positions before the token.
-        last: The last id of the suffix.
-    """
-    keys_values = [
-        (_frozen(keys, prefix_length, cache.length), _frozen(values, prefix_length, cache.length))
-        for keys, values in zip(cache.keys, cache.values, strict=True)
-    ]
-    return FrozenCache(last, prefix_length, keys_values)
-
-
-def _frozen(buffer: Tensor, prefix_length: int, length: int) -> Tensor:
-    mean = buffer[:, :, prefix_length + 1 : length].mean(dim=0)
-    return torch.cat([buffer[0, :, :prefix_length], mean], dim=1)  # (num_kv_heads, T, D)
-
-
-def frozen_suffix_logits(
-    layout: LlamaLayout, frozen: FrozenCache, tokens: Tensor, workspace: Workspace
-) -> Tensor:
-    """Returns approximate next-token logits `(B, V)` for tokens `(B,)`.
-
-    Only the token and the last id are run. The keys and values of all other positions are the same
-    for every row, so attention to them is one product for the whole batch.
-    """
-    ids = torch.stack([tokens, torch.full_like(tokens, frozen.last)], dim=1)
-    x = F.embedding(ids.flatten(), layout.embedding).to(workspace.dtype)  # (2B, H)
-    positions = torch.tensor(frozen.positions, device=tokens.device)
-    rotation = rotation_of(layout, positions, x)
-    for index, layer in enumerate(layout.layers):
-        normed = rms_norm(x, layer.norm, workspace)
-        mixed = _attend_frozen(layer.attention, normed, rotation, frozen, index, workspace)
-        add_projected(layer.attention.o, mixed, x, workspace)
-        add_mlp(layer, x, workspace)
-    last = x.view(len(tokens), 2, -1)[:, 1].contiguous()
-    return project(layout.head, rms_norm(last, layout.norm, workspace), workspace)
-
-
-def _attend_frozen(
-    attention: AttentionLayout,
-    normed: Tensor,
-    rotation: Rotation,
-    frozen: FrozenCache,
-    index: int,
-    workspace: Workspace,
-) -> Tensor:
-    """Attention of `(2B, H)` to the frozen positions and to the two of its own row.
-
-    Returns `(2B, num_heads * D)`. In the letters of the products, b is the row, q the query, k the
-    key, g the KV head, h the query head of that KV head, and d the dimension.
-    """
-    num_kv_heads, head_dim = attention.num_kv_heads, attention.head_dim
-    rows, per_kv_head = len(normed) // 2, attention.num_heads // num_kv_heads
-    size = (rows, 2, num_kv_heads, -1, head_dim)  # b q g h d
-    queries = _rotated_heads(attention.q, attention.q_norm, normed, rotation, workspace, head_dim)
-    own_keys = _rotated_heads(attention.k, attention.k_norm, normed, rotation, workspace, head_dim)
-    own_values = project(attention.v, normed, workspace).view(size)[:, :, :, 0]  # b k g d
-    keys, values = frozen.keys_values[index]
-    split = queries.view(size)
-    # g, b * q * h, d: one product with the frozen keys per KV head
-    flat = split.permute(2, 0, 1, 3, 4).reshape(num_kv_heads, -1, head_dim)
-    to_frozen = (flat @ keys.transpose(1, 2)).view(num_kv_heads, rows, 2, per_kv_head, -1)
-    to_own = torch.einsum("bqghd,bkgd->gbqhk", split, own_keys.view(size)[:, :, :, 0])
-    scores = torch.cat([to_frozen, to_own], dim=-1) * attention.scale
-    _mask_scores(scores, frozen, attention.window)
-    weights = scores.softmax(dim=-1)
-    frozen_weights, own_weights = weights[..., :-2], weights[..., -2:]
-    mixed = (frozen_weights.flatten(1, 3) @ values).view(num_kv_heads, rows, 2, per_kv_head, -1)
-    mixed = mixed + torch.einsum("gbqhk,bkgd->gbqhd", own_weights, own_values)
-    return mixed.permute(1, 2, 0, 3, 4).reshape(2 * rows, -1)
-
-
-def _rotated_heads(
-    linear: object,
-    norm: RmsNorm | None,
-    normed: Tensor,
-    rotation: Rotation,
-    workspace: Workspace,
-    head_dim: int,
-) -> Tensor:
-    """Projects `(2B, H)` to `(B, 2, heads, D)`, applies the norm of each head, and rotates."""
-    x = project(linear, normed, workspace).view(len(normed) // 2, 2, -1, head_dim)
-    if norm is not None:
-        x = rms_norm(x, norm, workspace, "heads")
-    return rotate(x, rotation, torch.empty_like(x))
-
-
-def _mask_scores(scores: Tensor, frozen: FrozenCache, window: int | None) -> None:
-    """Masks scores `(num_kv_heads, B, 2, heads, T + 2)` in place.
-
-    The token attends to what is before it and to itself, the last id to everything, both only
-    within the window.
-    """
-    token, last = frozen.positions
-    shared = [p for p in range(last) if p != token]
-    keys = torch.tensor([*shared, token, last], device=scores.device)
-    for query, own in enumerate((token, last)):
-        hidden = keys > own
-        if window is not None:
-            hidden |= keys <= own - window
-        scores[:, :, query].masked_fill_(hidden, -torch.inf)

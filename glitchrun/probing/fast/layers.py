@@ -156,7 +156,12 @@ def add_mlp(layer: LayerLayout, x: Tensor, workspace: Workspace) -> None:
     mlp, normed = layer.mlp, rms_norm(x, layer.mlp_norm, workspace)
     if isinstance(mlp, ExpertsLayout):
         _add_experts(mlp, normed, x)
-        return
+    else:
+        add_gated(mlp, normed, x, workspace)
+
+
+def add_gated(mlp: MlpLayout, normed: Tensor, x: Tensor, workspace: Workspace) -> None:
+    """Adds a gated MLP of `normed` `(N, H)` to the residual stream x `(N, H)`."""
     size = mlp.intermediate_size
     gate = project(mlp.gate, normed, workspace, workspace.get("inner", len(x), size))
     up = project(mlp.up, normed, workspace, workspace.get("up", len(x), size))
@@ -177,13 +182,27 @@ def _add_experts(mlp: ExpertsLayout, x: Tensor, total: Tensor) -> None:
 
     Each position sums its experts in the order of their numbers, whatever else is in the batch.
     """
-    probabilities = F.linear(x, mlp.router.to(x.dtype)).float().softmax(dim=-1)  # (N, E)
-    weights, expert_ids = probabilities.topk(mlp.top_k, dim=-1)  # (N, K)
-    weights = weights / weights.sum(dim=-1, keepdim=True)
+    weights, expert_ids = route(mlp.router, mlp.top_k, x)
     if _can_group(mlp, x):
         _add_experts_grouped(mlp, x, weights, expert_ids, total)
     else:
         _add_experts_in_turn(mlp, x, weights, expert_ids, total)
+
+
+def route(router: Tensor, top_k: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Selects the experts of each position.
+
+    Args:
+        router: `(E, H)`.
+        top_k: Number of experts per position, K.
+        x: `(N, H)`, behind the norm.
+
+    Returns:
+        The experts' weights, float32, and their numbers: `(N, K)` each.
+    """
+    probabilities = F.linear(x, router.to(x.dtype)).float().softmax(dim=-1)  # (N, E)
+    weights, expert_ids = probabilities.topk(top_k, dim=-1)
+    return weights / weights.sum(dim=-1, keepdim=True), expert_ids
 
 
 def _add_experts_in_turn(
