@@ -91,7 +91,7 @@ def attend_frozen(
         layer: The layer.
         x: The residual stream of each row's token and last id, changed in place.
         rotation: Cosines and sines of these two positions.
-        frozen: Keys and values of the other positions.
+        frozen: Keys and values of the other positions, `(num_kv_heads, T, D)` for each layer.
         index: The layer's place in `frozen`.
         workspace: Scratch memory.
     """
