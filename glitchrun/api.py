@@ -21,9 +21,11 @@ from glitchrun.errors import (
     require,
 )
 from glitchrun.ledger import ROOT, RunRecord
+from glitchrun.report.exporting import export
 from glitchrun.report.step_tables import step_tables
 from glitchrun.report.token_files import FIELDS as ATTEMPT_FIELDS
 from glitchrun.report.token_files import attempt_lines, token_lines
+from glitchrun.report.writing import write_document
 from glitchrun.runner.lookup import find_run, readable_runs
 from glitchrun.spec.loading import load_experiment
 from glitchrun.spec.problems import InvalidSpec
@@ -155,6 +157,29 @@ class Run:
                 return _frame(table.rows, [column.name for column in table.columns])
         names = ", ".join(f"{table.step}.{table.name}" for table in found) or "none"
         raise UsageError(f"{self!r} has no table {step}.{name}; it has: {names}")
+
+    def export(
+        self,
+        form: str,
+        file: str | os.PathLike[str],
+        where: str | None = None,
+        step: str | None = None,
+    ) -> Path:
+        """Writes the tokens found, as `glitchrun export` does, without its checks of the model.
+
+        Args:
+            form: A format, such as `suppress-tokens` or `parquet`.
+            file: The file to write.
+            where: `confirmed`, `severe` or `glitch`; None as for the command.
+            step: The step whose verdicts count; None for all.
+
+        Raises:
+            UsageError: the format or the step does not exist, or the run has no such verdicts.
+            RunError: the file cannot be written.
+        """
+        path = Path(file)
+        write_document(path, export(self.record, form, where, step).content, "file")
+        return path
 
 
 def load_run(run: str | os.PathLike[str], root: str | os.PathLike[str] = ROOT) -> Run:

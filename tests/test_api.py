@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Path
 def names(folder: Path) -> dict[str, Any]:
     """What the page's example leaves behind, run as written."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     found: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch, chdir(folder):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -65,6 +65,8 @@ def test_the_page_runs_as_written(names: dict[str, Any]) -> None:
     assert set(names["glitch"]["glitch"]) == {True}
     assert set(names["confirmed"]["confirmed"]) == {True}
     assert len(names["confirmed"]) == run.metrics["asr/confirmed"] > 0
+    exported = json.loads((names["run"].folder.parents[4] / "suppress.json").read_text())
+    assert exported["suppress_tokens"] == sorted(names["confirmed"]["token_id"])
 
 
 def test_tokens_are_the_lines_of_the_artifact(names: dict[str, Any]) -> None:

@@ -31,6 +31,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "glitchrun.cli.compare:command",
         "Compare runs and imported results.",
     ),
+    "export": (
+        "glitchrun.cli.export:command",
+        "Write the tokens of a run for other programs.",
+    ),
     "import": (
         "glitchrun.cli.import_:command",
         "Import results of glitcher and GlitchMiner.",

@@ -54,7 +54,7 @@ def _is_written_through(path: Path) -> bool:
     return is_open_file or (path.exists() and not path.is_file())
 
 
-def write_document(path: Path, text: str, option: str) -> None:
+def write_document(path: Path, text: str | bytes, option: str) -> None:
     """Writes a file that the user named with `option`.
 
     Raises:
@@ -65,7 +65,10 @@ def write_document(path: Path, text: str, option: str) -> None:
         folder = path.parent
         raise UsageError(f"{option} {path}: the folder {folder} does not exist; create it first")
     with file_access(path, "cannot be written"), replacing(path) as file:
-        file.write(text)
+        if isinstance(text, bytes):
+            file.buffer.write(text)
+        else:
+            file.write(text)
 
 
 def to_json(value: Any) -> str:

@@ -1,0 +1,284 @@
+"""Lists of a run's glitch tokens, in the formats of the programs that use them.
+
+`EXPORTS` is the table of formats. A format takes the tokens and returns the bytes of the file; the
+command line and the documentation read the table.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from glitchrun.errors import UsageError, require
+from glitchrun.ledger.record import RunRecord
+from glitchrun.report.formatting import counted
+from glitchrun.report.token_rows import TokenRow, token_rows, worst_first
+from glitchrun.report.writing import rounded, to_json
+from glitchrun.vocabulary.character_groups import READABLE, kind_of
+from glitchrun.vocabulary.text import visible_token
+
+WHERE = ("confirmed", "severe", "glitch")
+"""The verdicts by which tokens are selected."""
+_LEAST_BIAS = -100
+"""The least bias that OpenAI's API accepts; vLLM clamps to it."""
+_MOST_BIASES = 1024
+"""Entries of `logit_bias` that vLLM accepts in one request (`MAX_NUM_LOGIT_BIAS_TOKENS`)."""
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
+"""First characters that make spreadsheets read a cell as a formula (OWASP, CSV injection)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportFormat:
+    """A format of an exported list."""
+
+    description: str
+    """What the file contains and who reads it, for `--help` and the documentation."""
+    write: Callable[[Sequence[TokenRow]], bytes]
+    bans: bool = False
+    """Whether a model that uses the list never generates its tokens. Special tokens are left out:
+    without its end-of-text token, a model would not stop."""
+    as_text: bool = False
+    """Whether the list gives tokens by their text alone. Tokens that their text does not encode to
+    are left out."""
+    binary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """An exported list."""
+
+    content: bytes
+    tokens: int
+    where: str
+    """One of `WHERE`."""
+    notes: tuple[str, ...]
+    """What was left out, and what the reader of the list should know."""
+
+
+def export(
+    record: RunRecord, form: str, where: str | None = None, step: str | None = None
+) -> Export:
+    """A list of the tokens that a run found.
+
+    Args:
+        record: The run.
+        form: A name of `EXPORTS`.
+        where: One of `WHERE`; None for `confirmed` if the run sampled attempts, else `glitch`.
+        step: The step whose verdicts count; None for all, so that a token counts if any step
+            found it.
+
+    Raises:
+        UsageError: There is no such format, verdict or step, or the run has no verdicts of this
+            kind.
+        MissingExtra: A package that the format needs is not installed.
+    """
+    for value, known in ((form, (*EXPORTS,)), (where, (None, *WHERE))):
+        if value not in known:
+            raise UsageError(f"{value!r} is none of {', '.join(filter(None, known))}")
+    written = EXPORTS[form]
+    rows = [row for row in token_rows(_of_step(record, step)) if row.control_of is None]
+    where = where or ("confirmed" if any(row.sampled for row in rows) else "glitch")
+    _require_verdicts(record, rows, where)
+    found: dict[int, TokenRow] = {}
+    for row in worst_first(row for row in rows if _selected(row, where)):
+        found.setdefault(row.token.id, row)
+    kept = [row for row in found.values() if _fits(row, written)]
+    return Export(written.write(kept), len(kept), where, tuple(_notes(form, found.values(), kept)))
+
+
+def _of_step(record: RunRecord, step: str | None) -> RunRecord:
+    if step is None:
+        return record
+    named = tuple(one for one in record.steps if one.id == step)
+    if not named:
+        known = ", ".join(one.id for one in record.steps)
+        raise UsageError(f"the run has no step {step!r}; it has: {known}")
+    return replace(record, steps=named)
+
+
+def _require_verdicts(record: RunRecord, rows: Sequence[TokenRow], where: str) -> None:
+    judged = [row.sampled if where == "confirmed" else row.verified for row in rows]
+    if any(judged):
+        return
+    run = record.identity.name
+    if where == "confirmed":
+        raise UsageError(
+            f"{run} sampled no attempts, so no token is confirmed; add a step of the strategy "
+            "validate, or select with --where glitch"
+        )
+    raise UsageError(f"{run} verified no tokens, so none is a glitch token; see --where confirmed")
+
+
+def _selected(row: TokenRow, where: str) -> bool:
+    if where == "confirmed":
+        return row.confirmed is True
+    if where == "glitch":
+        return row.glitch is True
+    return row.glitch is True and row.verified is not None and row.verified.severe
+
+
+def _fits(row: TokenRow, form: ExportFormat) -> bool:
+    if form.bans:
+        return row.token.category != "special"
+    return not form.as_text or row.token.category == "normal"
+
+
+def _notes(form: str, found: Iterable[TokenRow], kept: Sequence[TokenRow]) -> Iterable[str]:
+    written = EXPORTS[form]
+    left_out = len(list(found)) - len(kept)
+    if left_out and written.bans:
+        yield (
+            f"left out: {counted(left_out, 'special token')}; a model that cannot generate them "
+            "may not end its answers"
+        )
+    elif left_out:
+        yield f"left out: {counted(left_out, 'token')} whose text does not encode to the token"
+    plain = sum(kind_of(row.token.text, row.token.category) not in READABLE for row in kept)
+    if plain and written.bans:
+        yield (
+            f"{counted(plain, 'token')} of the list without a letter or digit, such as white "
+            "space and punctuation: without them a model writes other text than usual"
+        )
+    if form == "logit-bias" and len(kept) > _MOST_BIASES:
+        yield (
+            f"vLLM accepts {_MOST_BIASES:,} biases in a request; use --where severe or "
+            "--where confirmed for a shorter list"
+        )
+
+
+def _ids(rows: Sequence[TokenRow]) -> list[int]:
+    return sorted(row.token.id for row in rows)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value) + "\n").encode()
+
+
+def _suppress_tokens(rows: Sequence[TokenRow]) -> bytes:
+    return _json({"suppress_tokens": _ids(rows)})
+
+
+def _bad_words(rows: Sequence[TokenRow]) -> bytes:
+    return _json({"bad_words_ids": [[token_id] for token_id in _ids(rows)]})
+
+
+def _logit_bias(rows: Sequence[TokenRow]) -> bytes:
+    return _json({"logit_bias": {str(token_id): _LEAST_BIAS for token_id in _ids(rows)}})
+
+
+def _llama_cpp(rows: Sequence[TokenRow]) -> bytes:
+    return "".join(f"--logit-bias {token_id}-inf\n" for token_id in _ids(rows)).encode()
+
+
+def _texts(rows: Sequence[TokenRow]) -> bytes:
+    texts = dict.fromkeys(row.token.text for row in rows)
+    lines = ",\n".join(to_json(text) for text in texts)
+    return f"[\n{lines}\n]\n".encode("utf-8", "backslashreplace")
+
+
+_COLUMNS: dict[str, Callable[[TokenRow], Any]] = {
+    "token_id": lambda row: row.token.id,
+    "token": lambda row: row.token.text,
+    "token_repr": lambda row: visible_token(row.token),
+    "piece": lambda row: row.token.piece,
+    "category": lambda row: row.token.category,
+    "verdict": lambda row: row.verdict,
+    "glitch": lambda row: row.glitch,
+    "confirmed": lambda row: row.confirmed,
+    "severe": lambda row: row.verified.severe if row.verified else None,
+    "p": lambda row: rounded(row.closest[1].p) if row.closest else None,
+    "rank": lambda row: row.closest[1].rank if row.closest else None,
+    "entropy": lambda row: rounded(row.closest[1].entropy) if row.closest else None,
+    "asr": lambda row: rounded(row.sampled.asr) if row.sampled else None,
+    "asr_low": lambda row: rounded(row.sampled.asr_low) if row.sampled else None,
+    "asr_high": lambda row: rounded(row.sampled.asr_high) if row.sampled else None,
+    "attempts": lambda row: row.sampled.attempts if row.sampled else None,
+    "failures": lambda row: row.sampled.failures if row.sampled else None,
+    "emitted": lambda row: row.verified.emitted if row.verified else None,
+    "emitted_text": lambda row: row.answer,
+    "norm": lambda row: rounded(row.token.norm),
+    "presented_intact": lambda row: row.intact,
+    "steps": lambda row: " ".join(row.steps),
+}
+"""Columns of the tables. p, rank and entropy are of the probe with the highest probability."""
+
+
+def _csv(rows: Sequence[TokenRow]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for row in rows:
+        writer.writerow([_cell(value(row)) for value in _COLUMNS.values()])
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _cell(value: Any) -> Any:
+    """A cell that no spreadsheet reads as a formula: an apostrophe marks it as text."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    is_formula = isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA)
+    return f"'{value}" if is_formula else value
+
+
+def _parquet(rows: Sequence[TokenRow]) -> bytes:
+    require("pyarrow")
+    import pyarrow
+    from pyarrow import parquet
+
+    types = {"token_id": pyarrow.int64(), "rank": pyarrow.int64()}
+    types |= {name: pyarrow.int64() for name in ("attempts", "failures")}
+    types |= {name: pyarrow.bool_() for name in ("glitch", "confirmed", "severe")}
+    types |= {"presented_intact": pyarrow.bool_()}
+    types |= {
+        name: pyarrow.float64() for name in ("p", "entropy", "asr", "asr_low", "asr_high", "norm")
+    }
+    schema = pyarrow.schema([(name, types.get(name, pyarrow.string())) for name in _COLUMNS])
+    cells = [{name: _utf8(value(row)) for name, value in _COLUMNS.items()} for row in rows]
+    sink = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(cells, schema), sink)
+    return sink.getvalue()
+
+
+def _utf8(value: Any) -> Any:
+    """A value without lone surrogates, which UTF-8 cannot encode."""
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-8", "backslashreplace").decode()
+
+
+EXPORTS: Mapping[str, ExportFormat] = {
+    "suppress-tokens": ExportFormat(
+        "`suppress_tokens` of a generation_config.json, for `generate` of transformers",
+        _suppress_tokens,
+        bans=True,
+    ),
+    "bad-words": ExportFormat(
+        "`bad_words_ids` of a generation_config.json, for `generate` of transformers",
+        _bad_words,
+        bans=True,
+    ),
+    "logit-bias": ExportFormat(
+        "`logit_bias` of a request to OpenAI's API or vLLM, -100 for each token",
+        _logit_bias,
+        bans=True,
+    ),
+    "llama-cpp": ExportFormat(
+        "`--logit-bias` arguments of llama.cpp, one in a line", _llama_cpp, bans=True
+    ),
+    "csv": ExportFormat("a table with a row for each token, for spreadsheets", _csv),
+    "parquet": ExportFormat(
+        "the same table with types, for pandas and others", _parquet, binary=True
+    ),
+    "garak": ExportFormat(
+        "a JSON list of texts, for the probe `glitch` of garak", _texts, as_text=True
+    ),
+    "ids": ExportFormat(
+        "a JSON list of ids, which `tokens: {file: ...}` and `import` read",
+        lambda rows: _json(_ids(rows)),
+    ),
+}
+"""The formats by name."""
