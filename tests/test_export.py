@@ -107,6 +107,12 @@ def test_a_spreadsheet_reads_no_formula_and_import_reads_the_texts(
     assert not any(cell.startswith(("=", "+", "-", "@")) for row in rows for cell in row.values())
     assert (rows[0]["asr"], rows[0]["confirmed"], rows[0]["p"]) == ("1.0", "true", "1e-06")
     (tmp_path / "list.csv").write_bytes(content)
+    found = read(tmp_path / "list.csv")
+    assert [token.text for token in found.tokens] == ["=1+1", ' a"\n', "</s>", " t8", "�"]
+    assert found.verdicts == {"confirmed": 1, "unconfirmed": 2, "glitch": 2}
+    (tmp_path / "garak.json").write_bytes(export(record, "garak", "glitch").content)
+    texts = [token.text for token in read(tmp_path / "garak.json").tokens]
+    assert texts == ["=1+1", ' a"\n', " t8"]
 
 
 def test_a_table_has_types(record: RunRecord) -> None:

@@ -87,6 +87,11 @@ def test_every_format_has_an_example() -> None:
         ("tokens_of_ids.json", {"listed": 2}, 0),
         ("tokens.jsonl", {"confirmed": 1, "unconfirmed": 1, "passed": 1}, 0),
         ("tokens_table.json", {"confirmed": 1, "passed": 1}, 0),
+        ("magikarp.jsonl", {"glitch": 1, "passed": 1, "filtered": 1}, 0),
+        ("glitchprober.csv", {"glitch": 2}, 0),
+        ("tokens.csv", {"confirmed": 1, "passed": 1}, 0),
+        ("ids.txt", {"listed": 2}, 0),
+        ("texts.json", {"listed": 2}, 0),
     ],
 )
 def test_verdicts_and_duplicates(name: str, verdicts: dict[str, int], duplicates: int) -> None:
@@ -158,6 +163,34 @@ def test_both_methods_of_a_comparison_are_kept() -> None:
     assert (token.glitch, token.confirmed, token.asr) == (True, False, 0.4)
 
 
+def test_magikarps_verdicts_are_by_its_largest_probability() -> None:
+    found = legacy("magikarp.jsonl")
+    glitch, passed, filtered = found.tokens
+    assert (glitch.id, glitch.text, glitch.p, glitch.glitch) == (8673, "/\\", 0.0004, True)
+    assert glitch.said["magikarp"] == "strong_verified"
+    assert glitch.said["indicators"] == {"E_{in} L2 Norm": 0.11, "E_{out} Cosine Distance": 0.02}
+    assert (passed.p, passed.glitch) == (0.99, False)
+    assert (filtered.p, filtered.glitch, filtered.selected) == (0.002, None, False)
+    assert found.left_out == {"entries that were not verified": 1, "generated texts": 5}
+    assert found.source.settings["vocab_size"] == 4
+
+
+def test_cells_of_a_table_have_types() -> None:
+    first, second = legacy("tokens.csv").tokens
+    assert (first.id, first.p, first.asr, first.failures) == (8673, 1e-6, 1.0, 5)
+    assert (second.text, second.confirmed, second.glitch) == (" ==", None, False)
+
+
+def test_texts_without_ids_are_numbered_below_zero(tmp_path: Path) -> None:
+    assert [(token.id, token.text) for token in legacy("texts.json").tokens] == [
+        (-1, " been"),
+        (-2, "/\\"),
+    ]
+    found = read(written(tmp_path, "token,p\n been,0.5\nx,\n been,\n", "texts.csv"))
+    assert [token.text for token in found.tokens] == [" been", "x"]
+    assert (found.entries, found.duplicates) == (3, 1)
+
+
 def test_errors_of_tests_are_not_findings() -> None:
     tests = legacy("classified_tokens.json").tokens[0].said["tests"]
     assert tests["email_extraction_test"] == "error, counted as a finding"
@@ -221,6 +254,17 @@ def test_an_entry_that_contradicts_an_earlier_one_is_counted(tmp_path: Path) -> 
         ("[1,\n 2,,]", "line 2, column 4: is not JSON"),
         ("\n", "it is empty"),
         ("hello", "none of the formats"),
+        ("token_id,p\n1,0.5\n2,x\n", r"line 3\.p: expected a number, got 'x'"),
+        ("token_id,p\n1,0.5\n\n2,0.5,1\n", "line 4: 3 cells beside 2 columns"),
+        ("index\n1\n-1\n", r"line 3\.token_id: expected a whole number from 0"),
+        ("token_id,glitch\n1,maybe\n", r"line 2\.glitch: expected true or false, got 'maybe'"),
+        (f"token_id,token\n1,{'x' * 200_000}\n", "line 2: is not CSV .field larger than"),
+        ("1\n2\nthree\n", "line 3: expected a token id, got 'three'"),
+        ("1\n" + "9" * 5000, "line 2: expected a token id"),
+        (
+            '{"i": 1, "raw_vocab": "a", "category": "OK", "verification": [{"max_prob": 2}]}\n#',
+            r"line 1\.max_prob: expected a number from 0 to 1",
+        ),
     ],
 )
 def test_malformed_files_are_refused_with_the_place(
@@ -250,7 +294,7 @@ def test_hostile_numbers_and_brackets_end_in_a_message(tmp_path: Path, text: str
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_no_change_to_a_file_ends_in_a_traceback(path: Path, tmp_path: Path) -> None:
     """Values of every kind put anywhere are read, or refused with the file's name."""
-    if path.suffix == ".txt":
+    if path.suffix in (".txt", ".csv"):
         return
     source = random.Random(path.name)
     lines = path.suffix == ".jsonl"

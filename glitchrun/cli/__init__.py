@@ -37,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "import": (
         "glitchrun.cli.import_:command",
-        "Import results of glitcher and GlitchMiner.",
+        "Import results of other tools, and lists.",
     ),
     "list": (
         "glitchrun.cli.listing:command",

@@ -42,7 +42,7 @@ from glitchrun.terminal import emit, say
     help="Leave out every text and path; ids, verdicts and numbers stay.",
 )
 def command(file: Path, model: str, output: Path, mismatches: str, redact: bool) -> None:
-    """Converts FILE, a result file of glitcher, GlitchMiner or glitchrun, to a list of tokens.
+    """Converts FILE, results of glitchrun or another tool or a plain list, to a list of tokens.
 
     Checks ids against the model's tokenizer, and drops and counts duplicates. The output keeps
     verdicts and measurements; `tokens: {file: ...}` in a spec and `compare` read it.

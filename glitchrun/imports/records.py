@@ -24,6 +24,7 @@ class ImportedToken:
     """One token of a result file. What the file does not contain is None."""
 
     id: int
+    """Below 0 for a token that the file names by its text alone."""
     place: str
     """Where in the file: `results[3]`, `line 12`."""
     text: str | None = None

@@ -63,7 +63,7 @@ def parse(path: Path) -> ResultFile:
         raise RunError(f"{path}: cannot be read as a list of tokens: it is empty")
     if _name(path).endswith(".jsonl") or text.lstrip().startswith("#"):
         return _lines(path, digest, text)
-    if text.lstrip()[0] not in '{["':
+    if text.lstrip()[0] not in "{[":
         return ResultFile(path.name, digest, "text", text)
     try:
         return ResultFile(path.name, digest, "json", json.loads(text))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from glitchrun.errors import UsageError, require
+from glitchrun.imports.formats.lists import FORMULA
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.formatting import counted
 from glitchrun.report.token_rows import TokenRow, token_rows, worst_first
@@ -27,8 +28,6 @@ _LEAST_BIAS = -100
 """The least bias that OpenAI's API accepts; vLLM clamps to it."""
 _MOST_BIASES = 1024
 """Entries of `logit_bias` that vLLM accepts in one request (`MAX_NUM_LOGIT_BIAS_TOKENS`)."""
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
-"""First characters that make spreadsheets read a cell as a formula (OWASP, CSV injection)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +219,7 @@ def _cell(value: Any) -> Any:
     """A cell that no spreadsheet reads as a formula: an apostrophe marks it as text."""
     if isinstance(value, bool):
         return str(value).lower()
-    is_formula = isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA)
+    is_formula = isinstance(value, str) and value.lstrip(" ").startswith(FORMULA)
     return f"'{value}" if is_formula else value
 
 

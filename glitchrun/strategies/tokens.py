@@ -41,7 +41,7 @@ def read_fitting_ids(path: Path, tokenizer: Tokenizer, rows: int, model: str) ->
         raise vocabulary_fit.misfit_error(
             str(path), found.source.claimed_model, model, fits, remedy
         )
-    taken = _selected(found)
+    taken = [fit.token.id for fit in fits if fit.token.selected]
     if len(taken) < len(found.tokens):
         logger.warning(
             "%s: using %s of its %s tokens: those confirmed, flagged as glitches, or only listed",

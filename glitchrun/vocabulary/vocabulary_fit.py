@@ -8,11 +8,11 @@ own glitch_tokens.json names Llama-3.2-1B for ids of Mistral's vocabulary, and i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glitchrun.errors import RunError
 from glitchrun.imports import ImportedToken
-from glitchrun.prompts.tokenizer import Tokenizer, decode_inside
+from glitchrun.prompts.tokenizer import Tokenizer, decode_inside, encode
 from glitchrun.vocabulary.text import visible
 
 FITS = {
@@ -21,7 +21,7 @@ FITS = {
     "weak": "the text is equal, but contains U+FFFD, which represents any bytes",
     "unchecked": "the file has no text",
     "different": "the text is a different one",
-    "outside": "the vocabulary has no such id",
+    "outside": "the vocabulary has no such id, or no token with the text of an entry without id",
 }
 """The ways in which an id and its text can fit a vocabulary."""
 MISFITS = ("different", "outside")
@@ -42,13 +42,41 @@ class Fit:
     """The decoded text of the id; empty outside the vocabulary."""
 
 
+def with_ids(
+    tokens: Sequence[ImportedToken], tokenizer: Tokenizer, rows: int
+) -> list[ImportedToken]:
+    """The tokens, with the id of its text for each that the file names by its text alone.
+
+    If several ids have the text, it is the id to which the tokenizer encodes the text, or else the
+    lowest. A token whose text no id has keeps its number below 0.
+    """
+    texts = {token.text for token in tokens if token.id < 0}
+    if not texts:
+        return [*tokens]
+    found: dict[str, list[int]] = {}
+    for token_id, text in enumerate(decode_inside(tokenizer, [*range(min(rows, len(tokenizer)))])):
+        if text in texts:
+            found.setdefault(text, []).append(token_id)
+    chosen = {text: _usual(ids, encode(tokenizer, text)) for text, ids in found.items()}
+    return [
+        replace(token, id=chosen.get(token.text or "", token.id)) if token.id < 0 else token
+        for token in tokens
+    ]
+
+
+def _usual(ids: Sequence[int], encoded: Sequence[int]) -> int:
+    return encoded[0] if len(encoded) == 1 and encoded[0] in ids else ids[0]
+
+
 def check_fit(tokens: Sequence[ImportedToken], tokenizer: Tokenizer, rows: int) -> list[Fit]:
     """How each token fits a vocabulary of `rows` entries.
 
-    Case and line breaks count. A leading space does not, because tools that decode a SentencePiece
-    entry alone lose it: `▁been` and `been` give the same text.
+    Tokens without an id get that of their text first (`with_ids`). Case and line breaks count. A
+    leading space does not, because tools that decode a SentencePiece entry alone lose it: `▁been`
+    and `been` give the same text.
     """
-    inside = [token.id for token in tokens if token.id < rows]
+    tokens = with_ids(tokens, tokenizer, rows)
+    inside = [token.id for token in tokens if 0 <= token.id < rows]
     here = dict(zip(inside, decode_inside(tokenizer, inside), strict=True))
     alone = dict(zip(inside, _alone(tokenizer, inside), strict=True))
     pieces = {row: piece for piece, row in tokenizer.get_vocab().items() if row in here}
@@ -107,6 +135,8 @@ def misfit_error(
 def _difference(fit: Fit) -> str:
     token = fit.token
     text = token.visible if token.text is None else visible(token.text)
+    if token.id < 0:
+        return f"{token.place}: «{text}» is no token here"
     there = f"id {token.id}" if text is None else f"id {token.id} is «{text}» in the file"
     here = "not in this vocabulary" if fit.fit == "outside" else f"«{visible(fit.here)}» here"
     return f"{token.place}: {there}, {here}"

@@ -59,7 +59,9 @@ def _with_verdict(item: Mapping[str, Any], place: str) -> ImportedToken:
 
 def _is_bare(document: ResultFile) -> bool:
     data = document.data if document.kind == "json" else None
-    return isinstance(data, list) and bool(data) and not any(isinstance(x, list) for x in data)
+    if not isinstance(data, list) or all(isinstance(item, str) for item in data):
+        return False
+    return not any(isinstance(item, list) for item in data)
 
 
 def _has_tokens(document: ResultFile) -> bool:
