@@ -233,15 +233,49 @@ def test_scope_is_requested_if_the_vocabulary_is_unknown() -> None:
     assert "The vocabulary's size is not known: give the number of tokens" in text
 
 
-def test_ids_of_different_vocabularies_are_not_compared(tmp_path: Path) -> None:
+def test_tokens_of_different_vocabularies_are_matched_by_text(tmp_path: Path) -> None:
     left = listed(tmp_path, "a.json", (1, "been", True), (2, "MT", True), (3, " x", False))
     right = listed(tmp_path, "b.json", (1, " been", True), (2, "ций", True), (3, "835", False))
-    done = compared(left, right)
-    assert done.exit_code == 2
-    assert "2 of 3 ids that both list have different texts (2 is «MT» and «ций»" in done.stderr
+    (pair,) = document(left, right)["pairs"]
+    assert (pair["matched_by"], pair["tokens"]) == ("text", 0)
     right = listed(tmp_path, "b.json", (1, " been", True), (2, "ций", True), (3, "x", True))
     (pair,) = document(left, right)["pairs"]
-    assert (pair["tokens"], pair["other_texts"]) == (2, 1)
+    assert (pair["matched_by"], pair["tokens"], pair["other_texts"]) == ("id", 2, 1)
+
+
+def test_what_is_not_matched_by_text_is_counted(tmp_path: Path) -> None:
+    def side(name: str, start: int, *tokens: tuple[str, bool]) -> Path:
+        return listed(
+            tmp_path, name, *((start + n, text, found) for n, (text, found) in enumerate(tokens))
+        )
+
+    shared = [(f" w{n}", n < 3) for n in range(10)]
+    left = side("a.json", 0, *shared, ("only", True), ("\ufffd", True), ("x", True), ("x", False))
+    right = side("b.json", 1, *((text, n < 2) for n, (text, _) in enumerate(shared)), ("y", True))
+    (pair,) = (compared_pair := document(left, right))["pairs"]
+    assert (pair["matched_by"], pair["tokens"]) == ("text", 10)
+    assert (pair["both"], pair["only_left"], pair["only_right"], pair["neither"]) == (2, 1, 0, 7)
+    assert pair["unmatched"] == {"left": 1, "right": 1}
+    assert [side["unmatchable"] for side in compared_pair["sides"]] == [3, 0]
+    (overlap,) = pair["overlaps"]
+    assert (overlap["scope"], overlap["left"], overlap["right"]) == (10, 3, 2)
+    assert overlap["expected"] == 0.6
+    (different,) = pair["differences"]
+    assert (different["token_id"], different["right_token_id"]) == (2, 3)
+    text = compared(left, right).stdout
+    assert "Not listed by the other side: 1 of the 11 tokens of A and 1 of the 11 tokens" in text
+    assert "A: 3 tokens left out whose text does not identify the token" in text
+    assert document(left, right, "--match", "id")["pairs"][0]["matched_by"] == "id"
+
+
+def test_a_list_of_texts_is_compared_by_text(tmp_path: Path) -> None:
+    left = listed(tmp_path, "a.json", (5, " been", True), (6, "MT", False))
+    (tmp_path / "texts.json").write_text('["MT", " been", "other"]')
+    (pair,) = document(left, tmp_path / "texts.json")["pairs"]
+    assert (pair["both"], pair["only_right"], pair["unmatched"]) == (1, 1, {"left": 0, "right": 1})
+    third = listed(tmp_path, "b.json", (1, " been", False))
+    text = compared(left, tmp_path / "texts.json", third).stdout
+    assert "tokens are matched by their text" in text
 
 
 @pytest.mark.parametrize(

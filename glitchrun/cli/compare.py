@@ -38,6 +38,14 @@ _SHOWN = 20
     metavar="N",
     help="How many tokens could have been examined. Default: the scope of the runs.",
 )
+@click.option(
+    "--match",
+    "how",
+    type=click.Choice(["auto", "id", "text"]),
+    default="auto",
+    show_default=True,
+    help="How tokens of two sides are matched: by id, or by text where the vocabularies differ.",
+)
 @click.option("--all", "every", is_flag=True, help="List every token and metric.")
 @click.option(
     "-o",
@@ -57,6 +65,7 @@ def command(
     runs: tuple[str, ...],
     by: str | None,
     scope: int | None,
+    how: str,
     every: bool,
     output: str,
     path: Path | None,
@@ -68,6 +77,7 @@ def command(
     alone, selects all its runs.
     """
     require("scipy", "rich")
+    from glitchrun.report.comparison.matching import matched
     from glitchrun.report.comparison.output import as_json, as_markdown, as_text
     from glitchrun.report.comparison.pairs import all_pairs
     from glitchrun.report.comparison.sections import sections
@@ -79,7 +89,7 @@ def command(
     if not 2 <= len(found) <= len(ascii_uppercase):
         raise UsageError(f"compare takes 2 to {len(ascii_uppercase)} runs, got {len(found)}")
     sides = [_side(label, one) for label, one in zip(ascii_uppercase, found, strict=False)]
-    by, sides = with_verdicts(sides, by)
+    by, sides = with_verdicts(matched(sides, how), by)
     pairs = all_pairs(sides, scope)
     if output == "json":
         emit_json(as_json(sides, pairs, by))

@@ -213,6 +213,7 @@ def _side(side: Side) -> dict[str, Any]:
         "scope": side.scope,
         "vocabulary": side.vocabulary,
         "note": side.note,
+        "unmatchable": side.unmatchable,
         "metrics": {name: rounded(metric.value) for name, metric in side.metrics.items()},
         "setting": dict(side.setting),
     }
@@ -230,6 +231,8 @@ def _pair(pair: Pair) -> dict[str, Any]:
         "agreement_by_chance": rounded(counts.by_chance),
         "kappa": rounded(counts.kappa),
         "other_texts": pair.other_texts,
+        "matched_by": "text" if pair.left.by_text else "id",
+        "unmatched": dict(zip(("left", "right"), pair.unmatched, strict=True)),
         "p_distance": rounded(pair.p_distance),
         "overlaps": [
             {
@@ -254,6 +257,7 @@ def _both(both: MatchedToken) -> dict[str, Any]:
     text = both.left.text if both.left.text is not None else both.right.text
     return {
         "token_id": both.left.id,
+        "right_token_id": both.right.id,
         "token": text,
         "left": _judged(both.left),
         "right": _judged(both.right),

@@ -15,13 +15,11 @@ from scipy.stats import hypergeom
 
 from glitchrun.behaviour.rates import Rate, wilson
 from glitchrun.errors import UsageError
+from glitchrun.report.comparison.matching import same_text, without_counterpart
 from glitchrun.report.comparison.sides import Side, TokenVerdict
 from glitchrun.spec.digest import Change, changed_paths
-from glitchrun.vocabulary.text import visible
 
 FOUND_BY_BOTH = "found by both"
-_QUOTED = 3
-"""Differing texts quoted in the message about different vocabularies."""
 _TAIL = 0.025
 """An overlap differs from chance if either tail is below this: 5 % in both together."""
 
@@ -157,6 +155,12 @@ class Pair:
     """Ids that both sides list with different texts; excluded from every figure."""
 
     @property
+    def unmatched(self) -> tuple[int, int]:
+        """For each side, the number of its tokens that the other side does not list."""
+        left, right = self.left.tokens, self.right.tokens
+        return without_counterpart(left, right), without_counterpart(right, left)
+
+    @property
     def counts(self) -> Counts:
         """The matched tokens by verdict of both sides."""
         found = [(both.left.found, both.right.found) for both in self.matched]
@@ -201,12 +205,15 @@ class Pair:
     def overlaps(self) -> list[Overlap]:
         """Overlaps of the examined and found tokens of both sides.
 
-        Empty unless both sides chose their tokens: ids that the specs name, and scans of the whole
-        scope, overlap by design.
+        Empty unless both sides chose their tokens, or are matched by text: ids that the specs name,
+        and scans of the whole scope, overlap by design. If they are matched by text, the tokens
+        with both verdicts are the universe, unless the scope is given.
         """
-        if not (self.left.chose and self.right.chose):
+        chose = self.left.chose and self.right.chose
+        if not (chose or self.left.by_text):
             return []
-        overlaps = [] if self.scope is None else list(_overlaps(self.left, self.right, self.scope))
+        known = chose and self.scope is not None
+        overlaps = list(_overlaps(self.left, self.right, self.scope or 0)) if known else []
         counts = self.counts
         if counts.n:
             left, right = counts.both + counts.only_left, counts.both + counts.only_right
@@ -261,38 +268,14 @@ def pair(left: Side, right: Side, scope: int | None = None) -> Pair:
             sides, which is exact if it contains the other.
 
     Raises:
-        UsageError: The sides use different vocabularies, or `scope` is smaller than the number of
-            tokens that a side examined.
+        UsageError: `scope` is smaller than the number of tokens that a side examined.
     """
     common = [
         MatchedToken(left.tokens[i], right.tokens[i]) for i in left.tokens if i in right.tokens
     ]
-    same = [both for both in common if _same_text(both)]
-    other = [both for both in common if not _same_text(both)]
-    if len(other) * 2 > len(common):
-        raise UsageError(_different_vocabularies(left, right, other, len(common)))
+    same = [both for both in common if left.by_text or same_text(both.left, both.right)]
     matched = sorted((both for both in same if both.judged), key=lambda both: both.left.id)
-    return Pair(left, right, _scope(left, right, scope), tuple(matched), len(other))
-
-
-def _same_text(both: MatchedToken) -> bool:
-    """Tools that decode a SentencePiece entry alone lose its space; tables have visible text."""
-    left, right = both.left.text, both.right.text
-    if left is None or right is None or left == right:
-        return True
-    return left.strip(" ") == right.strip(" ") or visible(left) == right or left == visible(right)
-
-
-def _different_vocabularies(left: Side, right: Side, other: Sequence[MatchedToken], n: int) -> str:
-    quoted = ", ".join(
-        f"{b.left.id} is «{visible(b.left.text or '')}» and «{visible(b.right.text or '')}»"
-        for b in other[:_QUOTED]
-    )
-    return (
-        f"{left.name} and {right.name} use different vocabularies: {len(other)} of {n} ids that "
-        f"both list have different texts ({quoted}); check which model produced each, for a file "
-        "with glitchrun import --model"
-    )
+    return Pair(left, right, _scope(left, right, scope), tuple(matched), len(common) - len(same))
 
 
 def _scope(left: Side, right: Side, asked: int | None) -> int | None:
@@ -301,6 +284,8 @@ def _scope(left: Side, right: Side, asked: int | None) -> int | None:
         if asked < most:
             raise UsageError(f"--scope {asked}: a side examined {most:,} tokens; give more")
         return asked
+    if left.by_text:  # how many texts are tokens of both vocabularies is not known
+        return None
     sizes = {side.vocabulary for side in (left, right) if side.vocabulary}
     if len(sizes) != 1:
         return None

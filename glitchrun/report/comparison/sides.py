@@ -49,8 +49,9 @@ class Side:
     kind: str
     """run or file."""
     tokens: Mapping[int, TokenVerdict]
+    """By id, or by the keys of `matching.matched`."""
     seen: frozenset[int]
-    """Ids of the examined tokens that are listed."""
+    """Keys of the examined tokens that are listed."""
     looked_at: int | None
     """Number of examined tokens, listed or not; None if a file of findings does not state it."""
     vocabulary: int | None
@@ -69,6 +70,10 @@ class Side:
     setting: Mapping[str, Any] = field(default_factory=dict)
     """Model contents, precision, device, versions; empty for a file."""
     note: str | None = None
+    by_text: bool = False
+    """Whether the keys of `tokens` and `seen` stand for texts, not ids."""
+    unmatchable: int = 0
+    """Number of tokens that were left out because their text does not identify them."""
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -82,8 +87,8 @@ class Side:
 
     @property
     def judged(self) -> frozenset[int]:
-        """Ids with a verdict."""
-        return frozenset(one.id for one in self.tokens.values() if one.found is not None)
+        """Keys of the tokens with a verdict."""
+        return frozenset(key for key, one in self.tokens.items() if one.found is not None)
 
     @property
     def verified(self) -> list[TokenVerdict]:
@@ -107,8 +112,8 @@ class Side:
 
     @property
     def found(self) -> frozenset[int]:
-        """Ids that the side calls glitch tokens."""
-        return frozenset(one.id for one in self.tokens.values() if one.found)
+        """Keys of the tokens that the side calls glitch tokens."""
+        return frozenset(key for key, one in self.tokens.items() if one.found)
 
 
 def side_of_run(label: str, record: RunRecord) -> Side:

@@ -69,6 +69,7 @@ def sections_of_many(
 def _agreement(by: str, pair: Pair) -> Section:
     counts, left, right = pair.counts, pair.left.label, pair.right.label
     sentences = [
+        *_matching(pair),
         f"Both have a verdict on {counted(counts.n, 'token')}.",
         *_kappa(counts),
         _meaning(by, (pair.left, pair.right)),
@@ -96,6 +97,30 @@ def _agreement(by: str, pair: Pair) -> Section:
     )
     title, shown = "Agreement", tuple(filter(None, sentences))
     return Section(title, shown, head, rows) if counts.n else Section(title, shown)
+
+
+def _matching(pair: Pair) -> Iterator[str]:
+    """What was matched by text, and what was not."""
+    if not pair.left.by_text:
+        return
+    alone = [
+        f"{number:,} of the {counted(len(side.tokens), 'token')} of {side.label}"
+        for side, number in zip((pair.left, pair.right), pair.unmatched, strict=True)
+    ]
+    yield (
+        "The vocabularies differ, so tokens are matched by their text. "
+        f"Not listed by the other side: {' and '.join(alone)}."
+    )
+    for side in (pair.left, pair.right):
+        yield from _unmatchable(side)
+
+
+def _unmatchable(side: Side) -> Iterator[str]:
+    if side.unmatchable:
+        yield (
+            f"{side.label}: {counted(side.unmatchable, 'token')} left out whose text does not "
+            "identify the token (parts of characters, and texts of several tokens)."
+        )
 
 
 def _meaning(by: str, sides: Sequence[Side]) -> str:
@@ -130,10 +155,10 @@ def _kappa(counts: Counts) -> Iterator[str]:
 
 
 def _overlap(pair: Pair) -> Iterator[Section]:
-    if not (pair.left.chose and pair.right.chose):
+    if not pair.overlaps and not (pair.left.chose and pair.right.chose):
         return
     sentences = ["By chance: expected overlap of two random sets of these sizes (hypergeometric)."]
-    if pair.scope is None:
+    if pair.scope is None and pair.left.chose and pair.right.chose:
         sentences.append(f"{_sizes(pair)}: give the number of tokens in scope with --scope.")
     sentences += [
         f"The number of tokens that {side.label} examined is not known: a token missing from its "
@@ -161,6 +186,8 @@ def _overlap(pair: Pair) -> Iterator[Section]:
 
 
 def _sizes(pair: Pair) -> str:
+    if pair.left.by_text:
+        return "The number of texts that are tokens of both vocabularies is not known"
     known = [side.vocabulary for side in (pair.left, pair.right) if side.vocabulary]
     if len(known) < 2:
         return "The vocabulary's size is not known"
@@ -199,7 +226,8 @@ def _asr(pair: Pair, shown: int | None) -> Iterator[Section]:
 
 def _matrix(by: str, sides: Sequence[Side], pairs: Sequence[Pair], shown: int | None) -> Section:
     """A row for each two sides."""
-    chance = any(pair.left.chose and pair.right.chose for pair in pairs)
+    by_text = any(pair.left.by_text for pair in pairs)
+    chance = by_text or any(pair.left.chose and pair.right.chose for pair in pairs)
     cells: dict[str, Callable[[Pair], str]] = {
         "Judged by both": lambda pair: count(pair.counts.n),
         "Agree (%)": lambda pair: _percent(pair.counts.agreement),
@@ -210,12 +238,17 @@ def _matrix(by: str, sides: Sequence[Side], pairs: Sequence[Pair], shown: int | 
     }
     if chance:
         cells["Shared finds by chance"] = _by_chance
+    if by_text:
+        cells["Listed by the first alone"] = lambda pair: count(pair.unmatched[0])
+        cells["Listed by the second alone"] = lambda pair: count(pair.unmatched[1])
     columns = (Column("Pair", "key"), *(Column(label, "number") for label in cells))
     rows = tuple(
         (f"{pair.left.label}, {pair.right.label}", *(cell(pair) for cell in cells.values()))
         for pair in pairs[:shown]
     )
     sentences = [
+        *(["The vocabularies differ, so tokens are matched by their text."] if by_text else []),
+        *(line for side in sides for line in _unmatchable(side)),
         _meaning(by, sides),
         "Kappa is 0 for agreement by chance and 1 for complete agreement.",
     ]
@@ -228,7 +261,7 @@ def _percent(value: float | None) -> str:
 
 
 def _by_chance(pair: Pair) -> str:
-    found = [one for one in pair.overlaps if one.what == FOUND_BY_BOTH]
+    found = [one for one in pair.overlaps if one.what.startswith(FOUND_BY_BOTH)]
     return f"{found[0].expected:.2f}" if found else MISSING
 
 
@@ -267,11 +300,12 @@ def _token_section(
     left_out = len(same) - (len(listed) - differing)
     if left_out:
         sentences += (f"{counted(left_out, 'token')} without a difference left out.",)
-    columns = [Column("Token", "token"), Column("Id", "number")]
-    cells = [
-        [next((one.shown for one in row if one.shown != "?"), "?") for row in listed],
-        [str(row[0].id) for row in listed],
-    ]
+    columns = [Column("Token", "token")]
+    cells = [[next((one.shown for one in row if one.shown != "?"), "?") for row in listed]]
+    for place, side in enumerate(sides if sides[0].by_text else sides[:1]):
+        columns.append(Column(f"{side.label} id" if side.by_text else "Id", "number"))
+        ids = [row[place].id for row in listed]
+        cells.append([MISSING if token_id < 0 else str(token_id) for token_id in ids])
     probabilities = iter(in_one_unit([one.p for row in listed for one in row], "probability")[1])
     by_row = [[next(probabilities) for _ in row] for row in listed]
     for place, side in enumerate(sides):
