@@ -18,6 +18,7 @@ from glitchrun.ledger.record import RunIdentity, RunRecord
 from glitchrun.ledger.steps import attempt_folder, attempts, read_step
 from glitchrun.model import loading
 from glitchrun.plan.build import build
+from glitchrun.probing.sampling import Sampler
 from glitchrun.report.summary import summary_lines
 from glitchrun.report.token_files import write_tokens
 from glitchrun.runner import apply as runner
@@ -26,7 +27,6 @@ from glitchrun.runner.apply import Applied, Options, apply
 from glitchrun.runner.resolved import Resolver
 from glitchrun.spec.loading import load_experiment
 from glitchrun.spec.strategy import STRATEGIES
-from glitchrun.strategies.validate import run as sampling
 from glitchrun.strategies.verdicts import Judge
 from glitchrun.tracking.params_and_tags import run_tags
 from tests.support.oracle import FOLDER as ORACLE
@@ -50,11 +50,11 @@ class Work:
     """What reached the model."""
 
     verified: list[int] = field(default_factory=list)
-    sampled: list[int] = field(default_factory=list)
+    sampled: list[tuple[int, int]] = field(default_factory=list)
     loaded: int = 0
 
     def take(self) -> tuple[int, int, int]:
-        """Tokens verified, tokens sampled and models loaded since the last call."""
+        """Tokens verified, attempts sampled and models loaded since the last call."""
         found = len(self.verified), len(self.sampled), self.loaded
         self.verified.clear()
         self.sampled.clear()
@@ -66,22 +66,23 @@ class Work:
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     """Counts the work, and leaves out MLflow and the report, which other tests cover."""
     counted = Work()
-    judge, attempt, load = Judge.judge, sampling._attempts, loading.load
+    judge, attempt, load = Judge.judge, Sampler.attempt, loading.load
 
     def judged(self: Judge, ids: Any) -> Any:
         counted.verified += ids
         return judge(self, ids)
 
-    def attempted(config: Any, context: Any, sampler: Any, tokens: list[Token]) -> Any:
-        counted.sampled += [token.id for token in tokens]
-        return attempt(config, context, sampler, tokens)
+    def attempted(self: Sampler, tokens: list[Token], numbers: list[range]) -> Any:
+        for token, some in zip(tokens, numbers, strict=True):
+            counted.sampled += [(token.id, number) for number in some]
+        return attempt(self, tokens, numbers)
 
     def loaded(*given: Any, **options: Any) -> Any:
         counted.loaded += 1
         return load(*given, **options)
 
     monkeypatch.setattr(Judge, "judge", judged)
-    monkeypatch.setattr(sampling, "_attempts", attempted)
+    monkeypatch.setattr(Sampler, "attempt", attempted)
     monkeypatch.setattr(loading, "load", loaded)
     monkeypatch.setattr(execute, "MlflowTracker", NoTracker)
     monkeypatch.setattr(execute, "write_report", lambda record: None)
@@ -126,6 +127,12 @@ def lines(run: RunRecord, folder: Path) -> list[Any]:
     return [json.loads(line, parse_float=parse) for line in text.splitlines()]
 
 
+def said(run: RunRecord) -> list[Any]:
+    """The continuations of every token, in their order."""
+    facts = (fact for step in run.steps for timed in step.batches for fact in timed.batch.facts)
+    return [fact.continuations for fact in facts if isinstance(fact, Sampled)]
+
+
 def values(run: RunRecord) -> dict[str, float | None]:
     """The metrics that do not depend on the clock."""
     return {
@@ -142,7 +149,7 @@ def test_edits_of_a_spec_measure_new_questions_only(tmp_path: Path, work: Work) 
     assert found > 1
 
     appended = record(applied(tmp_path, MINE, ASR))
-    assert work.take() == (0, found, 1)
+    assert work.take() == (0, 2 * found, 1)
     assert [step.reused for step in appended.steps] == [True, False]
     assert appended.steps[0].origin == f"edits {first.identity.key[:8]}#1"
     assert appended.steps[0].own_seconds == 0 < appended.steps[0].seconds
@@ -156,8 +163,10 @@ def test_edits_of_a_spec_measure_new_questions_only(tmp_path: Path, work: Work) 
     assert again.model is not None
     assert again.model.load_seconds == 0
 
-    record(applied(tmp_path, MINE, ASR.replace("attempts: 2", "attempts: 3")))
+    more = record(applied(tmp_path, MINE, ASR.replace("attempts: 2", "attempts: 3")))
+    assert {number for _, number in work.sampled} == {2}
     assert work.take() == (0, found, 1)
+    assert more.notes["reused_attempts"] == 2 * found
 
     strict = record(applied(tmp_path, MINE, ASR, more="thresholds: {asr: 1.0}\n"))
     assert work.take() == (0, 0, 0)
@@ -168,6 +177,32 @@ def test_edits_of_a_spec_measure_new_questions_only(tmp_path: Path, work: Work) 
     afresh = record(applied(tmp_path, MINE, ASR, more="thresholds: {asr: 1.0}\n", root="afresh"))
     assert tokens(strict, tmp_path / "a") == tokens(afresh, tmp_path / "b")
     assert values(strict) == values(afresh)
+
+
+@pytest.mark.parametrize("more", ["", ", sequential: true, error_rate: 0.3"])
+def test_steps_of_the_same_question_share_attempts(tmp_path: Path, work: Work, more: str) -> None:
+    """Other tokens, other numbers of attempts, and rounds that end early."""
+
+    def asr(ids: str, attempts: int, more: str = more) -> str:
+        short = ASR.replace("from: mine", f"ids: [{ids}]")
+        return short.replace("attempts: 2", f"attempts: {attempts}")[:-1] + more + "}"
+
+    record(applied(tmp_path, asr("20, 21, 22, 23", 3, "")))
+    assert work.take() == (0, 12, 1)
+    edited = record(applied(tmp_path, asr("24, 22, 21, 25, 20", 5)))
+    asked = list(work.sampled)
+    assert {number for token, number in asked if token in (20, 21, 22)} <= {3, 4}
+    assert 0 in {number for token, number in asked if token == 24}
+    work.take()
+    afresh = record(applied(tmp_path, asr("24, 22, 21, 25, 20", 5), root="afresh"))
+    assert tokens(edited, tmp_path / "a") == tokens(afresh, tmp_path / "b")
+    assert said(edited) == said(afresh)
+    ignored = ("asr/attempts_per_second", "asr/resampled")
+    kept = [{n: v for n, v in values(run).items() if n not in ignored} for run in (edited, afresh)]
+    assert kept[0] == kept[1]
+    other = asr("20, 21", 3).replace("max_new_tokens: 4", "max_new_tokens: 5")
+    work.take()
+    assert not record(applied(tmp_path, other)).notes.get("reused_attempts")
 
 
 def test_a_new_probability_judges_a_finished_scan_without_the_model(

@@ -27,6 +27,7 @@ from typing import Any, Literal
 from glitchrun.errors import RunError, file_access
 from glitchrun.events import Batch, Measured, batch_from_json
 from glitchrun.ledger.checksums import (
+    Chain,
     Damage,
     Inspection,
     described,
@@ -262,6 +263,25 @@ def current_step(root: Path, key: str, extent: Extent) -> StepFold | None:
     if newest is None and failure is not None:
         raise failure
     return newest
+
+
+def stored_steps(root: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """The folder of every attempt at a step, and what its step key was made of, newest first.
+
+    Ledgers without a readable first line are left out.
+
+    Raises:
+        RunError: the store cannot be read.
+    """
+    with file_access(root / STEPS):
+        ledgers = [(path.stat().st_mtime_ns, path) for path in root.glob(f"{STEPS}/*/*/{LEDGER}")]
+    for _, path in sorted(ledgers, reverse=True):
+        if not _ATTEMPT.fullmatch(path.parent.name):
+            continue
+        with file_access(path), path.open("rb") as file:
+            first = file.readline()
+        if Chain(_is_known_kind).objection(first) is None:
+            yield path.parent, json.loads(first)["step"]
 
 
 @dataclass(frozen=True, slots=True)

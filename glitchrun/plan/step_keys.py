@@ -114,6 +114,24 @@ def _step_key(
     )
 
 
+def question(document: Mapping[str, Any]) -> str | None:
+    """Digest of what can change what the model says in one attempt of a step; None where the facts
+    of its strategy are not attempts. Steps of the same question share their attempts.
+
+    Args:
+        document: What the step key was made of, `StepKey.document`.
+    """
+    strategy = STRATEGIES.get(document["strategy"])
+    if strategy is None or not strategy.asks:
+        return None
+    made_of = dict(document["made_of"])
+    for selecting in ("tokens", "thresholds", "limit"):
+        made_of.pop(selecting, None)
+    made_of["params"] = {n: v for n, v in made_of["params"].items() if n not in strategy.asks}
+    made_of["resolved"] = {n: v for n, v in made_of["resolved"].items() if n != "scope"}
+    return digest({**document, "made_of": made_of, "key": None})
+
+
 def _sources(params: Mapping[str, Any]) -> list[str]:
     """The steps from which a step takes tokens."""
     found: list[str] = []

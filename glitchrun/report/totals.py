@@ -42,6 +42,8 @@ NOTES = {
     "distinct": "distinct continuations of a token and prompt",
     "drawn": "sampled tokens of text, in all attempts",
     "rows": "rows of the forward passes of sampling",
+    "reused_attempts": "attempts that other steps had sampled before",
+    "reused_tokens": "tokens with such attempts",
     "controls": "control tokens",
     "refits": "fits of the surrogate",
 }

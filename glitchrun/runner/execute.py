@@ -3,7 +3,7 @@
 1. check that the model's files are those that were planned;
 2. lock the run's folder, and open its ledger or create it;
 3. for each step: reuse what the store of steps has of it (`runner/steps.py`), or
-   a. load the model unless it is loaded, detect its template, check the lengths of prompts;
+   a. load the model unless it is loaded (`runner/preparation.py`);
    b. run the step: every batch is written to the step's ledger, then shown and delivered;
    c. compute the step's metrics with the run's thresholds;
 4. evaluate the gates, write the report, and deliver the rest.
@@ -19,22 +19,17 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from glitchrun.errors import ExitCode, GlitchrunError, PreflightError, file_access
+from glitchrun.errors import ExitCode, GlitchrunError, file_access
 from glitchrun.events import Artifact, Batch, Event
 from glitchrun.ledger import Journal, RunRecord, current_attempt, hold, run_folder
 from glitchrun.ledger.files import now
 from glitchrun.ledger.record import ModelRecord, StepRecord
 from glitchrun.ledger.step_journal import StepJournal
 from glitchrun.ledger.steps import StepFold, verified
-from glitchrun.model.loaded import LoadedModel
 from glitchrun.plan.build import PlannedRun
 from glitchrun.plan.step_keys import StepKey
-from glitchrun.probing.backend_selection import best_backend
-from glitchrun.probing.frozen_suffix import refuse_unscreened
-from glitchrun.prompts.detect import detect
-from glitchrun.prompts.template import Template
 from glitchrun.report import write_report
 from glitchrun.runner import gates
 from glitchrun.runner.artifacts import (
@@ -44,21 +39,20 @@ from glitchrun.runner.artifacts import (
     write_artifact,
     write_inputs,
 )
-from glitchrun.runner.lengths import beyond_training, too_long
 from glitchrun.runner.models import check_unchanged
-from glitchrun.runner.resolved import empty_scope_reason
 from glitchrun.runner.session import Outcome, Session
 from glitchrun.runner.signals import Stopped
 from glitchrun.runner.steps import Steps, metrics, open_journal
-from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Step
-from glitchrun.strategies.context import Context, check_embedding_rows
-from glitchrun.strategies.prompt_lengths import PromptLengths
 from glitchrun.tracking.tracker import MlflowTracker
 from glitchrun.verdicts import near_limit
-from glitchrun.vocabulary import Vocabulary
-from glitchrun.vocabulary.token_features import row_norms
+
+if (
+    TYPE_CHECKING
+):  # imports torch and transformers, which a run that reuses every step does not need
+    from glitchrun.runner.preparation import Prepared
+    from glitchrun.strategies.context import Context
 
 
 def execute(planned: PlannedRun, session: Session) -> Outcome:
@@ -107,8 +101,7 @@ class _Run:
         self._journal = journal
         self._tracker = MlflowTracker(session.tracking_uri, session.root)
         self._steps = Steps(planned, session, journal)
-        self._context: Context | None = None
-        self._beyond: tuple[str, ...] = ()
+        self._model: Prepared | None = None
 
     def execute(self) -> Outcome:
         self._tracker.open(self._journal.record)
@@ -130,10 +123,10 @@ class _Run:
         self._session.interrupt.check()
         for key in self._planned.keys:
             self._step(key)
-            if self._context is not None:
+            if self._model is not None:
                 self._session.models.check_files()
-        if self._context is not None:
-            self._journal.append("model", model=asdict(self._measured(self._context)))
+        if self._model is not None:
+            self._journal.append("model", model=asdict(self._measured(self._model)))
         results = gates.evaluate(self._spec.gates, self._journal.record.metrics, self._spec.origins)
         self._journal.append("gates", gates=[asdict(result) for result in results])
 
@@ -170,10 +163,16 @@ class _Run:
             )
 
     def _measure(self, step: Step, key: StepKey, path: str) -> StepFold:
-        context = replace(self._loaded(), path=path, earlier=self._earlier(key))
+        prepared = self._prepared()
+        context = replace(
+            prepared.context,
+            path=path,
+            earlier=self._earlier(key),
+            known=self._steps.known(key),
+        )
         with self._steps.journal(key) as store:
             store.begin(self._journal.record.identity)
-            store.use(self._measured(context))
+            store.use(self._measured(prepared))
             self._journal.append("uses", **self._steps.reference(key, store.facts, reused=False))
             self._journal.follow(step.id, store.facts)
             try:
@@ -182,7 +181,7 @@ class _Run:
                 if not stopped.at_once:
                     self._say_how_to_go_on(step, store)
                 raise
-            store.use(self._measured(context))
+            store.use(self._measured(prepared))
             store.finish(key.extent)
         return store.facts
 
@@ -227,88 +226,26 @@ class _Run:
         for metric in metrics(step, key, facts, self._record_of(key)):
             self._journal.append("measured", step=step.id, **asdict(metric))
         self._journal.append("step_done", step=step.id)
-        self._tracker.update(self._journal.record)
+        if not self._record_of(key).reused:  # else delivered with what comes next
+            self._tracker.update(self._journal.record)
 
     def _record_of(self, key: StepKey) -> StepRecord:
         return next(known for known in self._journal.record.steps if known.id == key.id)
 
-    def _loaded(self) -> Context:
+    def _prepared(self) -> Prepared:
         """The loaded model; it is loaded when the first step needs it."""
-        if self._context is None:
-            self._context = self._load()
+        if self._model is None:
+            from glitchrun.runner.preparation import prepare  # imports torch and transformers
+
+            self._model = prepare(self._planned, self._session)
+            self._journal.append("model", model=asdict(self._measured(self._model)))
             self._session.interrupt.check()
-        return self._context
+        return self._model
 
-    def _load(self) -> Context:
-        model = self._session.models.get(self._spec.model, self._planned.fingerprint)
-        tokenizer = model.tokenizer
-        spec = self._spec
-        template = detect(
-            spec.template, tokenizer, model.config, spec.model.path, spec.template_variables
-        )
-        self._session.display.say(f"template: {template.name} ({template.rule})")
-        vocabulary = Vocabulary(tokenizer, row_norms(model.input_embeddings))
-        if refusal := empty_scope_reason(spec, vocabulary):
-            raise PreflightError(refusal)
-        self._check_lengths(model, template)
-        backend, self._engine = best_backend(model)
-        self._session.display.say(f"engine: {self._engine}")
-        searches = (str(step.params.get("search")) for step in spec.steps)
-        if any(name in SEARCHES and SEARCHES[name].screened for name in searches):
-            refuse_unscreened(backend)
-        context = Context(
-            spec=self._spec,
-            backend=backend,
-            vocabulary=vocabulary,
-            template=template,
-            free_bytes=self._session.models.free_bytes(),
-            earlier={},
-            estimate=self._planned.estimate.to_json() if self._planned.estimate else None,
-            results=self._planned.digests["results"],
-        )
-        check_embedding_rows(context, self._spec.steps)
-        self._journal.append("model", model=asdict(self._measured(context)))
-        return context
-
-    def _check_lengths(self, model: LoadedModel, template: Template) -> None:
-        """Refuses texts longer than the model's positions; warns of those longer than trained."""
-        limit = model.positions
-        if limit is None:
-            return
-        given = PromptLengths(self._spec, template, model.tokenizer, model.config)
-        if limit.fixed and (reason := too_long(given, limit)):
-            raise PreflightError(reason)
-        self._beyond = beyond_training(given, limit)
-        for note in self._beyond:
-            self._session.display.say(f"warning: {note}")
-
-    def _measured(self, context: Context) -> ModelRecord:
-        model: LoadedModel = context.backend.model
-        return ModelRecord(
-            load_seconds=0.0 if self._session.models.reused else model.load_seconds,
-            bytes=model.bytes,
-            peak_bytes=self._session.models.peak_bytes(),
-            device=str(model.device),
-            dtype=model.dtype,
-            quantization=model.quantization,
-            architecture=model.architecture,
-            vocabulary_size=model.vocab_size,
-            census=model.bytes_by_dtype,
-            unquantized=model.unquantized,
-            template=context.template.name,
-            template_rule=context.template.rule,
-            engine=self._engine,
-            tokenizer=model.tokenizer_note,
-            excluded=len(context.excluded(context.spec.tokens.categories)),
-            categories=self._categories(context.vocabulary),
-            beyond_training=self._beyond,
-        )
-
-    def _categories(self, vocabulary: Vocabulary) -> dict[str, int]:
-        """Vocabulary rows by category, if a step has results about tokens."""
+    def _measured(self, prepared: Prepared) -> ModelRecord:
         steps = self._journal.record.steps
         facts = (timed.batch.token_facts for step in steps for timed in step.batches)
-        return vocabulary.tally(wanted=any(facts))
+        return prepared.measured(with_categories=any(facts))
 
     def _earlier(self, key: StepKey) -> dict[str, Sequence[Batch]]:
         """The batches of the steps that a step reads, by step id."""

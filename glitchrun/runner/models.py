@@ -7,18 +7,21 @@ import resource
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 from glitchrun.checkpoint import resolve
 from glitchrun.checkpoint.headers import read_header
 from glitchrun.errors import ModelUnavailable
-from glitchrun.model.load_progress import Report, ignore
-from glitchrun.model.loaded import LoadedModel
+from glitchrun.events import Stage
 from glitchrun.plan.build import fingerprint_now
 from glitchrun.report.formatting import size
 from glitchrun.spec.types import ModelSpec
+
+if TYPE_CHECKING:
+    from glitchrun.model.load_progress import Report
+    from glitchrun.model.loaded import LoadedModel
 
 
 def check_unchanged(spec: ModelSpec, fingerprint: str | None) -> None:
@@ -56,6 +59,10 @@ def _file_state(path: Path) -> tuple[int, ...]:
 
 def _unseen(name: str) -> AbstractContextManager[Report]:
     """An activity that is not shown."""
+
+    def ignore(stage: Stage, done: int) -> None:
+        """Shows nothing."""
+
     return nullcontext(ignore)
 
 
@@ -121,6 +128,8 @@ class Models:
 
     def _drop(self) -> None:
         """Frees the model in memory before the next one is loaded."""
+        import torch
+
         self._model = None
         self._peak = 0
         gc.collect()
@@ -131,6 +140,8 @@ class Models:
     def free_bytes(self) -> int:
         """Free memory on the device of the model, in bytes."""
         if self._model is not None and self._model.device.type == "cuda":
+            import torch
+
             free, _ = torch.cuda.mem_get_info(self._model.device)
             return int(free)
         return int(psutil.virtual_memory().available)
@@ -146,5 +157,7 @@ class Models:
 
     def _peak_since(self) -> int:
         if self._model is not None and self._model.device.type == "cuda":
+            import torch
+
             return int(torch.cuda.max_memory_allocated(self._model.device))
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

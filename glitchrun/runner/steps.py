@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from glitchrun.events import Measured
+from glitchrun.errors import RunError
+from glitchrun.events import Control, Measured, Sampled
 from glitchrun.ledger import Journal, RunRecord, latest_attempt, read_run, run_document
 from glitchrun.ledger.lock import wait_and_hold
 from glitchrun.ledger.record import RunIdentity, StepRecord
@@ -21,9 +22,10 @@ from glitchrun.ledger.steps import (
     current_step,
     read_step,
     step_folder,
+    stored_steps,
 )
 from glitchrun.plan.build import PlannedRun
-from glitchrun.plan.step_keys import StepKey
+from glitchrun.plan.step_keys import StepKey, question
 from glitchrun.runner.session import Session
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Spec, Step
@@ -193,6 +195,26 @@ class Steps:
             self._session.redone[key.key] = number
         return StepJournal.create(attempt_folder(self._root, key.key, number), key.document)
 
+    def known(self, key: StepKey) -> dict[int, Sampled]:
+        """By token, the most attempts that steps with the same question have sampled.
+
+        Raises:
+            RunError: the store cannot be read.
+        """
+        wanted = question(key.document)
+        found: dict[int, Sampled] = {}
+        if wanted is None or self._session.fresh or key.id in self._anew:
+            return found
+        for folder, document in stored_steps(self._root):
+            if question(document) != wanted:
+                continue
+            with suppress(RunError):  # a damaged step is reported where it is used
+                for fact in _sampled(read_step(folder)):
+                    before = found.get(fact.token.id)
+                    if before is None or before.attempts < fact.attempts:
+                        found[fact.token.id] = fact
+        return found
+
     def reference(self, key: StepKey, facts: StepFold, *, reused: bool) -> dict[str, Any]:
         """The fields of the entry by which a run refers to a step."""
         return {
@@ -202,6 +224,15 @@ class Steps:
             "extent": key.extent,
             "reused": reused,
         }
+
+
+def _sampled(facts: StepFold) -> Iterator[Sampled]:
+    """The samples of a step and its controls that contain what was said."""
+    for timed in facts.batches:
+        for fact in timed.batch.facts:
+            one = fact.fact if isinstance(fact, Control) else fact
+            if isinstance(one, Sampled) and one.continuations:
+                yield one
 
 
 def metrics(step: Step, key: StepKey, facts: StepFold, record: StepRecord) -> Iterator[Measured]:

@@ -146,6 +146,9 @@ class Strategy:
     """Whether device and memory limits decide the results, and so belong to the run key."""
     searches: ClassVar[bool] = False
     """Whether it chooses tokens under a budget, which the report then explains."""
+    asks: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that decide which attempts the step asks for, but not what the model says in one.
+    Steps that differ in nothing else share their attempts, see `Context.known`; empty for none."""
     samples_attempts: ClassVar[bool] = False
     """Whether its steps confirm glitch tokens by sampled attempts."""
     test_cases: ClassVar[str | None] = None

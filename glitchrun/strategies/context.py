@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from glitchrun.errors import PreflightError, RunError
-from glitchrun.events import Batch, Stage, Token
+from glitchrun.events import Batch, Sampled, Stage, Token
 from glitchrun.probing.backend import Backend
 from glitchrun.prompts.render import Prompt, render
 from glitchrun.prompts.template import Template, stop_ids
@@ -45,6 +45,8 @@ class Context:
     results: str = ""
     """The plan's digest of everything that decides results, files of tokens included; empty without
     a plan."""
+    known: Mapping[int, Sampled] = field(default_factory=dict)
+    """By token id, the attempts that other steps with the same question have sampled."""
     announce: Callable[[Stage], None] = _ignore
     """Shows the stage that begins or continues; it changes no result."""
 

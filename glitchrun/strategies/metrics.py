@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from glitchrun.behaviour.rates import wilson
-from glitchrun.events import Batch, Measured, Sampled, Verified
+from glitchrun.events import Batch, Control, Measured, Sampled, Verified
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.mine import Config as MineConfig
 from glitchrun.strategies.scan import Config as ScanConfig
@@ -54,7 +54,9 @@ def of_sampling(
     yield Measured("attempts", attempts, n)
     yield Measured("attempts_saved", config.repeats * n - attempts, n)
     yield Measured("stopped_early", sum(fact.attempts < config.repeats for fact in facts), n)
-    yield Measured("attempts_per_second", attempts / seconds if seconds else None, attempts)
+    sampled = attempts - _count("reused_attempts", [b for b in batches if not b.is_of_controls])
+    rate = sampled / seconds if sampled and seconds else None
+    yield Measured("attempts_per_second", rate, sampled)
     for name in ("resampled", "not_intact"):
         yield Measured(name, _count(name, batches), n)
     yield _distinct(config, batches)
@@ -119,10 +121,23 @@ def _gaps(batches: Sequence[Batch]) -> Mapping[int, float]:
 
 def _distinct(config: ValidateConfig, batches: Sequence[Batch]) -> Measured:
     """The share of distinct continuations, counted per token and prompt."""
-    made, distinct = _count("continuations", batches), _count("distinct", batches)
+    said = [fact.continuations for batch in batches for fact in _sampled(batch)]
+    if all(said):
+        made = sum(map(len, said))
+        distinct = sum(len({(one.probe, one.ids) for one in some}) for some in said)
+    else:  # a record of an earlier version
+        made, distinct = _count("continuations", batches), _count("distinct", batches)
     # Continuations of different rounds are not compared.
     known = made and not config.sequential
     return Measured("distinct", distinct / made if known else None, made)
+
+
+def _sampled(batch: Batch) -> Iterator[Sampled]:
+    """The samples of a batch, also those on controls."""
+    for fact in batch.facts:
+        one = fact.fact if isinstance(fact, Control) else fact
+        if isinstance(one, Sampled):
+            yield one
 
 
 def _count(name: str, batches: Sequence[Batch]) -> int:

@@ -73,6 +73,7 @@ class Validate(Strategy):
     metrics_code = "glitchrun.strategies.metrics:of_sampling"
     verdict = "asr"
     batch_size_changes_results = False
+    asks = frozenset(("tokens", "attempts", "controls", "sequential", "error_rate"))
     samples_attempts = True
 
     def steering(self, config: Config) -> frozenset[str]:

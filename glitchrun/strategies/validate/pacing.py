@@ -26,11 +26,12 @@ class Pace:
             measured: Tokens and seconds of each batch so far, as of an interrupted run.
         """
         self.most = max(1, most)
-        self._measured = list(measured)
+        self._measured = [one for one in measured if one[0]]
 
     def measure(self, tokens: int, seconds: float) -> None:
-        """Adds a batch of some tokens and the time that it took."""
-        self._measured.append((tokens, seconds))
+        """Adds a batch of some tokens and the time that it took; nothing for no tokens."""
+        if tokens:
+            self._measured.append((tokens, seconds))
 
     @property
     def size(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from glitchrun.behaviour.rates import wilson
@@ -58,18 +58,30 @@ def _sampled_in_order(
     """Samples the tokens of a stage, without the first `done`."""
     context.announce(stage)
     while done < len(tokens):
-        chunk = tokens[done : done + pace.size]
+        chunk = _next_tokens(tokens[done:], context, pace)
         done += len(chunk)
         batch = _sampled(config, context, sampler, chunk, done, stage)
-        pace.measure(len(chunk), batch.seconds)
+        pace.measure(*_paced(batch))
         yield batch
+
+
+def _next_tokens(tokens: Sequence[Token], context: Context, pace: Pace) -> Sequence[Token]:
+    """The tokens of the next batch. The pace counts those whose attempts are not known yet."""
+    unknown = [place for place, token in enumerate(tokens) if token.id not in context.known]
+    end = unknown[pace.size] if len(unknown) > pace.size else len(tokens)
+    return tokens[: min(end, pace.most)]
+
+
+def _paced(batch: Batch) -> tuple[int, float]:
+    """How many tokens of a batch were sampled for it, and its seconds."""
+    return len(batch.facts) - batch.counters.get("reused_tokens", 0), batch.seconds
 
 
 def _pace(config: Config, context: Context, sampler: Sampler, history: Sequence[Batch]) -> Pace:
     """The sizes of batches, whose attempts of a round are sampled side by side."""
     rule = _stopping(config, context)
     most = sampler.rows // (rule.needed(0, 0) if rule else config.repeats)
-    return Pace(most, [(len(batch.facts), batch.seconds) for batch in history if batch.facts])
+    return Pace(most, [_paced(batch) for batch in history])
 
 
 def _sampled_controls(
@@ -131,7 +143,8 @@ def _sampled(
     stage: Stage,
 ) -> Batch:
     start = time.perf_counter()
-    sampled = _attempts(config, context, sampler, tokens)
+    known = {token.id: context.known[token.id] for token in tokens if token.id in context.known}
+    sampled, reused = _attempts(config, context, sampler, tokens, known)
     ids = [token.id for token in tokens]
     tokenizer = context.backend.model.tokenizer
     kept = [intact(prompt, ids, tokenizer) for prompt in sampler.prompts.values()]
@@ -147,6 +160,8 @@ def _sampled(
     sampler.counters.clear()
     if config.sequential:  # continuations of different rounds are not compared
         counters.pop("distinct", None)
+    if reused:
+        counters |= {"reused_attempts": reused, "reused_tokens": len(known)}
     counters["not_intact"] = sum(not fact.intact for fact in facts)
     if lacking := sum(prompt.dropped_system is not None for prompt in sampler.prompts.values()):
         counters["dropped_system"] = lacking * len(tokens)
@@ -170,28 +185,59 @@ def _stopping(config: Config, context: Context) -> Stopping | None:
 
 
 def _attempts(
-    config: Config, context: Context, sampler: Sampler, tokens: Sequence[Token]
-) -> list[tuple[tuple[bool, ...], tuple[Attempt, ...]]]:
-    """Each token's outcomes and continuations, sampled in rounds if they may stop early.
+    config: Config,
+    context: Context,
+    sampler: Sampler,
+    tokens: Sequence[Token],
+    known: Mapping[int, Sampled],
+) -> tuple[list[tuple[tuple[bool, ...], tuple[Attempt, ...]]], int]:
+    """Each token's outcomes and continuations, and how many of the attempts were known.
 
-    A round samples only attempts without which the rule cannot stop. So the attempts of a token do
-    not depend on its batch.
+    With `sequential` they are made in rounds. A round makes only attempts without which the rule
+    cannot stop. So the attempts of a token depend neither on its batch nor on what is known.
     """
     rule = _stopping(config, context)
-    if rule is None:
-        return sampler.attempt(tokens, config.repeats)
-    outcomes: list[tuple[bool, ...]] = [()] * len(tokens)
-    said: list[tuple[Attempt, ...]] = [()] * len(tokens)
+    made = [_Made() for _ in tokens]
+    reused = 0
     while True:
-        needed = [rule.needed(len(some), sum(some)) for some in outcomes]
-        going = [row for row, more in enumerate(needed) if more]
-        if not going:
-            return list(zip(outcomes, map(partial(_by_probe, sampler), said), strict=True))
-        numbers = [range(len(outcomes[row]), len(outcomes[row]) + needed[row]) for row in going]
-        found = sampler.attempt([tokens[row] for row in going], numbers)
-        for row, (failed, attempts) in zip(going, found, strict=True):
-            outcomes[row] += failed
-            said[row] += attempts
+        asked: list[tuple[int, range]] = []  # the row of each token that needs more, and which
+        for row, (token, one) in enumerate(zip(tokens, made, strict=True)):
+            before = one.size
+            needed = rule.needed(before, sum(one.outcomes)) if rule else config.repeats - before
+            if token.id in known:
+                one.take(known[token.id], before + needed)
+                reused += one.size - before
+            if before + needed > one.size:
+                asked.append((row, range(one.size, before + needed)))
+            elif needed:  # from what is known alone: the rule may need more
+                asked.append((row, range(0)))
+        if not asked:
+            by_probe = partial(_by_probe, sampler)
+            return [(one.outcomes, by_probe(one.said)) for one in made], reused
+        sampling = [(row, numbers) for row, numbers in asked if numbers]
+        if sampling:
+            found = sampler.attempt([tokens[row] for row, _ in sampling], [n for _, n in sampling])
+            for (row, _), (failed, said) in zip(sampling, found, strict=True):
+                made[row].outcomes += failed
+                made[row].said += said
+
+
+@dataclass(slots=True)
+class _Made:
+    """The attempts made on a token so far."""
+
+    outcomes: tuple[bool, ...] = ()
+    said: tuple[Attempt, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return len(self.outcomes)
+
+    def take(self, known: Sampled, end: int) -> None:
+        """Adds the known attempts up to number `end`."""
+        start = self.size
+        self.outcomes += known.outcomes[start:end]
+        self.said += tuple(one for one in known.continuations if start <= one.number < self.size)
 
 
 def _by_probe(sampler: Sampler, attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:

@@ -1,0 +1,121 @@
+"""Loads the model of a run, and prepares what its steps share: template, vocabulary, backend.
+
+This imports torch and transformers. `execute` imports it when the first step needs the model, so
+that a run which reuses every step starts without them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from glitchrun.errors import PreflightError
+from glitchrun.ledger.record import ModelRecord
+from glitchrun.model.loaded import LoadedModel
+from glitchrun.plan.build import PlannedRun
+from glitchrun.probing.backend_selection import best_backend
+from glitchrun.probing.frozen_suffix import refuse_unscreened
+from glitchrun.prompts.detect import detect
+from glitchrun.prompts.template import Template
+from glitchrun.runner.lengths import beyond_training, too_long
+from glitchrun.runner.models import Models
+from glitchrun.runner.resolved import empty_scope_reason
+from glitchrun.runner.session import Session
+from glitchrun.spec.searches import SEARCHES
+from glitchrun.spec.types import Spec
+from glitchrun.strategies.context import Context, check_embedding_rows
+from glitchrun.strategies.prompt_lengths import PromptLengths
+from glitchrun.vocabulary import Vocabulary
+from glitchrun.vocabulary.token_features import row_norms
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run's model, ready for its steps."""
+
+    context: Context
+    models: Models
+    engine: str
+    """The forward pass that runs the model, and the reason."""
+    beyond_training: tuple[str, ...]
+    """A warning for each step whose texts are longer than the model was trained for."""
+
+    def measured(self, *, with_categories: bool) -> ModelRecord:
+        """What is known of the model, with the peak memory so far.
+
+        Args:
+            with_categories: Whether a step has results about tokens, so that the number of
+                vocabulary rows in each category is wanted.
+        """
+        model: LoadedModel = self.context.backend.model
+        context = self.context
+        return ModelRecord(
+            load_seconds=0.0 if self.models.reused else model.load_seconds,
+            bytes=model.bytes,
+            peak_bytes=self.models.peak_bytes(),
+            device=str(model.device),
+            dtype=model.dtype,
+            quantization=model.quantization,
+            architecture=model.architecture,
+            vocabulary_size=model.vocab_size,
+            census=model.bytes_by_dtype,
+            unquantized=model.unquantized,
+            template=context.template.name,
+            template_rule=context.template.rule,
+            engine=self.engine,
+            tokenizer=model.tokenizer_note,
+            excluded=len(context.excluded(context.spec.tokens.categories)),
+            categories=context.vocabulary.tally(wanted=with_categories),
+            beyond_training=self.beyond_training,
+        )
+
+
+def prepare(planned: PlannedRun, session: Session) -> Prepared:
+    """Loads the model of a run unless it is loaded.
+
+    Raises:
+        PreflightError: the spec does not suit the model: no token is in scope, or a prompt is
+            longer than the model's positions.
+        ModelUnavailable: the model cannot be loaded, or is not the one that was planned with.
+    """
+    spec, say = planned.cell.spec, session.display.say
+    model = session.models.get(spec.model, planned.fingerprint)
+    tokenizer = model.tokenizer
+    template = detect(
+        spec.template, tokenizer, model.config, spec.model.path, spec.template_variables
+    )
+    say(f"template: {template.name} ({template.rule})")
+    vocabulary = Vocabulary(tokenizer, row_norms(model.input_embeddings))
+    if refusal := empty_scope_reason(spec, vocabulary):
+        raise PreflightError(refusal)
+    warnings = _check_lengths(spec, model, template)
+    for warning in warnings:
+        say(f"warning: {warning}")
+    backend, engine = best_backend(model)
+    say(f"engine: {engine}")
+    searches = (str(step.params.get("search")) for step in spec.steps)
+    if any(name in SEARCHES and SEARCHES[name].screened for name in searches):
+        refuse_unscreened(backend)
+    context = Context(
+        spec=spec,
+        backend=backend,
+        vocabulary=vocabulary,
+        template=template,
+        free_bytes=session.models.free_bytes(),
+        earlier={},
+        estimate=planned.estimate.to_json() if planned.estimate else None,
+        results=planned.digests["results"],
+    )
+    check_embedding_rows(context, spec.steps)
+    return Prepared(context, session.models, engine, warnings)
+
+
+def _check_lengths(spec: Spec, model: LoadedModel, template: Template) -> tuple[str, ...]:
+    """Refuses texts longer than the model's positions; returns warnings of those longer than it was
+    trained for."""
+    limit = model.positions
+    if limit is None:
+        return ()
+    given = PromptLengths(spec, template, model.tokenizer, model.config)
+    if limit.fixed and (reason := too_long(given, limit)):
+        raise PreflightError(reason)
+    return tuple(beyond_training(given, limit))
