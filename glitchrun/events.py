@@ -86,7 +86,7 @@ class Verified:
     @property
     def presented_intact(self) -> bool:
         """Whether every probe would keep the token's id when encoded as text."""
-        return all(result.intact for result in self.probes.values())
+        return False not in [result.intact for result in self.probes.values()]
 
     @property
     def failed(self) -> bool:
@@ -94,7 +94,7 @@ class Verified:
 
         A token that failed is no glitch token if its probability exceeds the threshold.
         """
-        return not any(result.passed for result in self.probes.values())
+        return True not in [result.passed for result in self.probes.values()]
 
     @property
     def p(self) -> float:

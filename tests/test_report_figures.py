@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from glitchrun.events import Control, Entry
-from glitchrun.ledger.record import StepRecord, TimedBatch
+from glitchrun.ledger.record import RunRecord, StepRecord, TimedBatch
 from glitchrun.report.figures import drawings, failures, put_title, write_plots
 from glitchrun.report.figures.discovery import draw_discovery
 from glitchrun.report.figures.generations import draw_ancestry, draw_fitness
 from glitchrun.report.figures.next_token import draw_before_after
-from glitchrun.report.figures.style import label
+from glitchrun.report.figures.style import label, style
 from glitchrun.report.figures.verdict_histograms import draw_entropy, draw_norms, draw_rank
 from tests.support.invented_facts import WEIRD
 from tests.support.records import Invented, write_run
@@ -36,6 +36,11 @@ def test_figures_without_data_are_left_out(tmp_path: Path) -> None:
     assert drawings(run_of(tmp_path, step("mine", "mine"))) == []
 
 
+def plots(record: RunRecord, folder: Path) -> list[Path]:
+    with style():
+        return write_plots(drawings(record), folder)
+
+
 def test_hostile_labels_are_drawn_without_a_warning(tmp_path: Path) -> None:
     texts = [*WEIRD, "$x^{2$", "日本語", "คำ", "שלום", "\U0001f469\u200d\U0001f4bb", "a" * 200]
     mine = [verified(i, text=text, **GLITCH) for i, text in enumerate(texts)]
@@ -43,7 +48,7 @@ def test_hostile_labels_are_drawn_without_a_warning(tmp_path: Path) -> None:
     record = run_of(tmp_path, step("mine", "mine", *mine), step("asr", "validate", *tokens))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        paths = write_plots(record, tmp_path)
+        paths = plots(record, tmp_path)
     assert len(paths) == 6
 
 
@@ -134,7 +139,7 @@ def test_one_token_can_be_drawn(tmp_path: Path) -> None:
         step("mine", "mine", verified(1, **GLITCH)),
         step("asr", "validate", sampled(1, 1)),
     )
-    assert len(write_plots(record, tmp_path)) == 6
+    assert len(plots(record, tmp_path)) == 6
 
 
 @pytest.mark.parametrize("count", [failures.LABELLED, failures.LABELLED + 1])
@@ -151,8 +156,8 @@ def test_asr_names_tokens_only_if_they_are_few(tmp_path: Path, count: int) -> No
 
 def test_equal_records_give_equal_plots(tmp_path: Path) -> None:
     record = write_run(tmp_path, Invented(tokens=40))
-    first = [path.read_bytes() for path in write_plots(record, tmp_path)]
-    assert [path.read_bytes() for path in write_plots(record, tmp_path)] == first
+    first = [path.read_bytes() for path in plots(record, tmp_path)]
+    assert [path.read_bytes() for path in plots(record, tmp_path)] == first
 
 
 def test_entropy_medians_are_by_verdict(tmp_path: Path) -> None:
@@ -249,7 +254,7 @@ def test_two_searches_share_the_figures_and_hostile_texts_are_drawn(tmp_path: Pa
     record = run_of(tmp_path, evolved(*lines), replace(evolved(born("1", 0)), id="other"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        names = [path.stem for path in write_plots(record, tmp_path)]
+        names = [path.stem for path in plots(record, tmp_path)]
     assert names == ["fitness", "ancestry", "next_token"]
 
 
@@ -257,4 +262,4 @@ def test_many_searches_of_one_line_each_have_room(tmp_path: Path) -> None:
     steps = [replace(evolved(born("1", 0)), id=f"step{number}") for number in range(5)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        write_plots(run_of(tmp_path, *steps), tmp_path)
+        plots(run_of(tmp_path, *steps), tmp_path)

@@ -305,14 +305,15 @@ def test_tallies_count_every_token_once(tmp_path: Path) -> None:
 def test_the_table_joins_verdict_and_samples(tmp_path: Path) -> None:
     mine = step("mine", "mine", verified(1), verified(2, **GLITCH), verified(3, **NEAR))
     asr = step("asr", "validate", sampled(2, 2), sampled(9, 5))
-    rows = token_rows(run_of(tmp_path, mine, asr))
+    record = run_of(tmp_path, mine, asr)
+    rows = token_rows(record)
     assert [(row.token.id, row.verdict, row.steps) for row in rows] == [
         (1, "passed", ("mine",)),
         (2, "unconfirmed", ("mine", "asr")),
         (3, "near miss", ("mine",)),
         (9, "confirmed", ("asr",)),
     ]
-    assert [row.token.id for row in most_interesting_first(rows)] == [9, 2, 3, 1]
+    assert [row.token.id for row in most_interesting_first(record)] == [9, 2, 3, 1]
 
 
 def test_a_second_validation_has_rows_of_its_own(tmp_path: Path) -> None:

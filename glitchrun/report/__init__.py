@@ -31,17 +31,24 @@ def write_report(record: RunRecord) -> list[Path]:
         MissingExtra: jinja2 or matplotlib is not installed.
         OSError: A file cannot be written.
     """
-    from glitchrun.report.figures import write_plots
-    from glitchrun.report.html import write_html
+    from glitchrun.report.figures import drawings, write_plots
+    from glitchrun.report.figures.style import style
+    from glitchrun.report.html import render
     from glitchrun.report.step_tables import write_tables
     from glitchrun.report.token_files import write_attempts, write_tokens
+    from glitchrun.report.writing import replacing
 
     folder = record.artifacts
     folder.mkdir(parents=True, exist_ok=True)
-    return [
+    paths = [
         *write_tokens(record, folder),
         *write_attempts(record, folder),
         *write_tables(record, folder),
-        *write_plots(record, folder),
-        write_html(record, folder / "report.html"),
     ]
+    with style():
+        drawn = drawings(record)
+        page = render(record, drawn)
+        paths += write_plots(drawn, folder)  # last: it writes titles into the figures
+    with replacing(folder / "report.html") as file:
+        file.write(page)
+    return [*paths, folder / "report.html"]

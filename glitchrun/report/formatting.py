@@ -20,7 +20,8 @@ _C0 = (
     "FS", "GS", "RS", "US", "SP", "DEL",
 )
 # fmt: on
-_NAMES = {0x2400 + place: f"⟨{name}⟩" for place, name in enumerate(_C0)}
+_NAMES = {chr(0x2400 + place): f"⟨{name}⟩" for place, name in enumerate(_C0)}
+_PICTURES = re.compile(f"[{''.join(_NAMES)}]")
 
 
 _BYTES = (("B", 1.0), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9))
@@ -210,12 +211,16 @@ def moment(milliseconds: int | None) -> str:
 
 def spelled(text: str) -> str:
     """`visible(text)` with control characters by name, `⟨LF⟩` for `␊`, which few fonts have."""
-    return visible(text).translate(_NAMES)
+    return _named(visible(text))
+
+
+def _named(text: str) -> str:
+    return _PICTURES.sub(lambda picture: _NAMES[picture[0]], text)
 
 
 def spelled_token(token: Token) -> str:
     """`visible_token(token)` with control characters by name."""
-    return visible_token(token).translate(_NAMES)
+    return _named(visible_token(token))
 
 
 def quoted(token: Token) -> str:

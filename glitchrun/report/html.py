@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from glitchrun.report.step_tables import StepColumn, StepTable, step_tables
 from glitchrun.report.token_rows import VERDICTS
 from glitchrun.report.token_table import token_table
 from glitchrun.report.totals import MILD, Severity, is_about_tokens, severity, tallies, thresholds
-from glitchrun.report.writing import replacing
 from glitchrun.spec.schema import fragments
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.vocabulary.text import visible
@@ -44,24 +43,16 @@ _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _QUOTED = re.compile("«(.*?)»(?!»)")
 
 
-def write_html(record: RunRecord, path: Path) -> Path:
-    """Writes report.html and returns its path. The file appears whole or not at all.
-
-    Raises:
-        MissingExtra: jinja2 or matplotlib is not installed.
-        OSError: The file cannot be written.
-    """
-    with replacing(path) as file:
-        file.write(render(record))
-    return path
-
-
-def render(record: RunRecord) -> str:
+def render(record: RunRecord, drawn: Sequence[Drawing] | None = None) -> str:
     """The report as one HTML page.
 
     Its content security policy forbids requests, and scripts and styles other than its own, which
     it allows by hash. Text of the run is escaped; control, bidi and invisible characters are
     spelled out.
+
+    Args:
+        record: The run.
+        drawn: Its figures without titles, if they are drawn already.
 
     Raises:
         MissingExtra: jinja2 or matplotlib is not installed.
@@ -69,7 +60,7 @@ def render(record: RunRecord) -> str:
     with style():
         return render_page(
             "report.html.j2",
-            drawings(record),
+            drawings(record) if drawn is None else drawn,
             **sections(record),
             with_tokens=_with_tokens,
             tokens=_markup()(token_table(record)),

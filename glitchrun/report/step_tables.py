@@ -242,11 +242,10 @@ def write_tables(record: RunRecord, folder: Path) -> list[Path]:
         with replacing(path) as file:
             file.writelines(
                 mlflow_table(
-                    (column.name for column in table.columns),
-                    (
-                        [_plain(row.get(column.name), column) for column in table.columns]
-                        for row in table.rows
-                    ),
+                    {
+                        column.name: [_plain(row.get(column.name), column) for row in table.rows]
+                        for column in table.columns
+                    }
                 )
             )
         paths.append(path)

@@ -3,13 +3,13 @@ attempts.jsonl, with a line for what was said in each attempt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from glitchrun.behaviour.symptoms import symptom
-from glitchrun.events import Attempt, Control, ProbeResult, Sampled, Token, Verified
+from glitchrun.events import Attempt, Control, Sampled, Token, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.token_rows import (
     TokenRow,
@@ -17,9 +17,15 @@ from glitchrun.report.token_rows import (
     controls_of,
     facts_by_token,
     most_interesting_first,
-    token_rows,
 )
-from glitchrun.report.writing import mlflow_table, replacing, rounded, to_json
+from glitchrun.report.writing import (
+    Encoded,
+    all_rounded,
+    json_rows,
+    mlflow_table,
+    replacing,
+    to_json,
+)
 from glitchrun.vocabulary.text import visible, visible_token
 
 
@@ -34,13 +40,9 @@ def write_tokens(record: RunRecord, folder: Path) -> tuple[Path, Path]:
     """
     lines, table = folder / "tokens.jsonl", folder / "tokens.json"
     with replacing(lines) as file:
-        for line in token_lines(record):
-            file.write(to_json(line) + "\n")
-    rows = most_interesting_first(token_rows(record))
+        file.writelines(f"{line}\n" for line in json_rows(_fields(_lines(record), _encoded_probes)))
     with replacing(table) as file:
-        file.writelines(
-            mlflow_table(COLUMNS, ([cell(row) for cell in COLUMNS.values()] for row in rows))
-        )
+        file.writelines(mlflow_table(_table_columns(most_interesting_first(record))))
     return lines, table
 
 
@@ -49,96 +51,146 @@ def token_lines(record: RunRecord) -> Iterator[dict[str, Any]]:
 
     Every line has every field; a field is None if the step did not measure it.
     """
-    for step in record.steps:
-        drawn = (*controls_of(step), *controls_elsewhere(step))
-        controls = {control.token.id: control for control in drawn}
-        for token_id, (verified, sampled) in facts_by_token(step).items():
-            yield _line(step.id, verified, sampled, controls.pop(token_id, None))
-        for control in controls.values():
-            yield _control_line(step.id, control)
+    fields = _fields(_lines(record), _probes)
+    for cells in zip(*fields.values(), strict=True):
+        yield dict(zip(fields, cells, strict=True))
 
 
-def _control_line(step: str, control: Control) -> dict[str, Any]:
-    """The line of a token that the step examined as a control only. It has no verdict."""
-    verified = control.fact if isinstance(control.fact, Verified) else None
-    sampled = control.fact if isinstance(control.fact, Sampled) else None
-    line = _line(step, verified, sampled, control)
-    return line | {"glitch": None, "confirmed": None}
+class _Line(NamedTuple):
+    """What a step knows about a token."""
+
+    step: str
+    token: Token
+    verified: Verified | None
+    sampled: Sampled | None
+    control: Control | None
+    own: bool = True
+    """False for a token that the step examined as a control only. It has no verdict."""
 
 
-def _line(
-    step: str, verified: Verified | None, sampled: Sampled | None, control: Control | None
-) -> dict[str, Any]:
-    fact = verified or sampled
-    assert fact is not None
-    token = fact.token
+def _lines(record: RunRecord) -> list[_Line]:
+    return [line for step in record.steps for line in _lines_of(step)]
+
+
+def _lines_of(step: StepRecord) -> Iterator[_Line]:
+    drawn = (*controls_of(step), *controls_elsewhere(step))
+    controls = {control.token.id: control for control in drawn}
+    for token_id, (verified, sampled) in facts_by_token(step).items():
+        token = (verified or sampled).token  # type: ignore[union-attr]
+        yield _Line(step.id, token, verified, sampled, controls.pop(token_id, None))
+    for control in controls.values():
+        verified = control.fact if isinstance(control.fact, Verified) else None
+        sampled = control.fact if isinstance(control.fact, Sampled) else None
+        yield _Line(step.id, control.token, verified, sampled, control, own=False)
+
+
+_Probes = Callable[[Sequence[Verified | None]], Sequence[Any]]
+
+
+def _fields(lines: Sequence[_Line], probes: _Probes) -> dict[str, Sequence[Any]]:
+    """The fields of tokens.jsonl, by name, each of them for all lines: a vocabulary has many.
+
+    Args:
+        lines: The lines.
+        probes: What makes the field `probes` of verdicts.
+    """
+    tokens = [line.token for line in lines]
+    verified = [line.verified for line in lines]
+    sampled = [line.sampled for line in lines]
+    controls = [line.control for line in lines]
     return {
-        "step": step,
-        "token_id": token.id,
-        "token": token.text,
-        "piece": token.piece,
-        "category": token.category,
-        "norm": rounded(token.norm),
-        "presented_intact": TokenRow(token, (step,), verified, sampled).intact,
-        "probes": _probes(verified) if verified else None,
-        "glitch": verified.glitch if verified else None,
-        "emitted": verified.emitted if verified else None,
-        "attempts": sampled.attempts if sampled else None,
-        "failures": sampled.failures if sampled else None,
-        "asr": rounded(sampled.asr) if sampled else None,
-        "asr_low": rounded(sampled.asr_low) if sampled else None,
-        "asr_high": rounded(sampled.asr_high) if sampled else None,
-        "confirmed": sampled.confirmed if sampled else None,
-        "emitted_text": verified.emitted_text if verified else None,
-        "control_of": control.of if control else None,
-        "control_alike": control.alike if control else None,
-        "control_elsewhere": control.elsewhere if control else None,
-        "false_alarm": control.alarm if control else None,
+        "step": [line.step for line in lines],
+        "token_id": [token.id for token in tokens],
+        "token": [token.text for token in tokens],
+        "piece": [token.piece for token in tokens],
+        "category": [token.category for token in tokens],
+        "norm": all_rounded(token.norm for token in tokens),
+        "presented_intact": [
+            (not one or one.presented_intact) and (not other or other.intact)
+            for one, other in zip(verified, sampled, strict=True)
+        ],
+        "probes": probes(verified),
+        "glitch": [one.verified.glitch if one.verified and one.own else None for one in lines],
+        "emitted": [one.emitted if one else None for one in verified],
+        "attempts": [one.attempts if one else None for one in sampled],
+        "failures": [one.failures if one else None for one in sampled],
+        "asr": all_rounded(one.asr if one else None for one in sampled),
+        "asr_low": all_rounded(one.asr_low if one else None for one in sampled),
+        "asr_high": all_rounded(one.asr_high if one else None for one in sampled),
+        "confirmed": [one.sampled.confirmed if one.sampled and one.own else None for one in lines],
+        "emitted_text": [one.emitted_text if one else None for one in verified],
+        "control_of": [one.of if one else None for one in controls],
+        "control_alike": [one.alike if one else None for one in controls],
+        "control_elsewhere": [one.elsewhere if one else None for one in controls],
+        "false_alarm": [one.alarm if one else None for one in controls],
     }
 
 
-def _probes(verified: Verified) -> dict[str, dict[str, Any]]:
-    return {name: _probe(result) for name, result in verified.probes.items()}
+def _probes(verified: Sequence[Verified | None]) -> list[dict[str, dict[str, Any]] | None]:
+    """The field `probes`: the results by probe; None without a verdict."""
+    columns = _results(verified)
+    rows = (dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True))
+    return [{name: next(rows) for name in one.probes} if one else None for one in verified]
 
 
-def _probe(result: ProbeResult) -> dict[str, Any]:
+def _encoded_probes(verified: Sequence[Verified | None]) -> list[Encoded | None]:
+    """The field `probes` as JSON."""
+    rows = iter(json_rows(_results(verified)))
+    names = {name: to_json(name) for one in verified if one for name in one.probes}
+    return [
+        Encoded(f"{{{','.join([f'{names[name]}:{next(rows)}' for name in one.probes])}}}")
+        if one
+        else None
+        for one in verified
+    ]
+
+
+def _results(verified: Sequence[Verified | None]) -> dict[str, Sequence[Any]]:
+    """The fields of all results of all probes, by name."""
+    results = [result for one in verified if one for result in one.probes.values()]
     return {
-        "p": rounded(result.p),
-        "rank": result.rank,
-        "entropy": rounded(result.entropy),
-        "argmax": result.argmax,
-        "gap": rounded(result.gap),
-        "pass": result.passed,
-        "decided_in": result.decided_in,
+        "p": all_rounded(result.p for result in results),
+        "rank": [result.rank for result in results],
+        "entropy": all_rounded(result.entropy for result in results),
+        "argmax": [result.argmax for result in results],
+        "gap": all_rounded(result.gap for result in results),
+        "pass": [result.passed for result in results],
+        "decided_in": [result.decided_in for result in results],
     }
 
 
-# MLflow's view groups by the first column and compares the second; it drops leading spaces and
-# shows line breaks as blanks, hence the visible form of the token.
-COLUMNS: dict[str, Callable[[TokenRow], Any]] = {
-    "token_repr": lambda row: visible_token(row.token),
-    "verdict": lambda row: row.verdict,
-    "step": lambda row: ", ".join(row.steps),
-    "token_id": lambda row: row.token.id,
-    "category": lambda row: row.token.category,
-    "glitch": lambda row: row.glitch,
-    "p": lambda row: rounded(row.closest[1].p) if row.closest else None,
-    "rank": lambda row: row.closest[1].rank if row.closest else None,
-    "entropy": lambda row: rounded(row.closest[1].entropy) if row.closest else None,
-    "probe": lambda row: row.closest[0] if row.closest else None,
-    "asr": lambda row: rounded(row.sampled.asr) if row.sampled else None,
-    "asr_low": lambda row: rounded(row.sampled.asr_low) if row.sampled else None,
-    "asr_high": lambda row: rounded(row.sampled.asr_high) if row.sampled else None,
-    "attempts": lambda row: row.sampled.attempts if row.sampled else None,
-    "failures": lambda row: row.sampled.failures if row.sampled else None,
-    "confirmed": lambda row: row.confirmed,
-    "emitted": lambda row: row.verified.emitted if row.verified else None,
-    "emitted_repr": lambda row: None if row.answer is None else visible(row.answer),
-    "norm": lambda row: rounded(row.token.norm),
-    "presented_intact": lambda row: row.intact,
-    "control_of": lambda row: row.control_of,
-}
-"""Columns of tokens.json. p, rank and entropy are of the probe with the highest probability."""
+def _table_columns(rows: Sequence[TokenRow]) -> dict[str, Sequence[Any]]:
+    """The columns of tokens.json; p, rank and entropy are of the probe with the highest p.
+
+    MLflow's view groups by the first column and compares the second; it drops leading spaces and
+    shows line breaks as blanks, hence the visible form of the token.
+    """
+    tokens = [row.token for row in rows]
+    sampled = [row.sampled for row in rows]
+    closest = [row.closest[1] if row.closest else None for row in rows]
+    return {
+        "token_repr": [visible_token(token) for token in tokens],
+        "verdict": [row.verdict for row in rows],
+        "step": [", ".join(row.steps) for row in rows],
+        "token_id": [token.id for token in tokens],
+        "category": [token.category for token in tokens],
+        "glitch": [row.glitch for row in rows],
+        "p": all_rounded(result.p if result else None for result in closest),
+        "rank": [result.rank if result else None for result in closest],
+        "entropy": all_rounded(result.entropy if result else None for result in closest),
+        "probe": [row.closest[0] if row.closest else None for row in rows],
+        "asr": all_rounded(one.asr if one else None for one in sampled),
+        "asr_low": all_rounded(one.asr_low if one else None for one in sampled),
+        "asr_high": all_rounded(one.asr_high if one else None for one in sampled),
+        "attempts": [one.attempts if one else None for one in sampled],
+        "failures": [one.failures if one else None for one in sampled],
+        "confirmed": [row.confirmed for row in rows],
+        "emitted": [row.verified.emitted if row.verified else None for row in rows],
+        "emitted_repr": [None if row.answer is None else visible(row.answer) for row in rows],
+        "norm": all_rounded(token.norm for token in tokens),
+        "presented_intact": [row.intact for row in rows],
+        "control_of": [row.control_of for row in rows],
+    }
 
 
 # What was said in the attempts

@@ -93,11 +93,7 @@ class TokenRow:
     @property
     def passed(self) -> bool:
         """Whether any probe passed."""
-        return (
-            any(result.passed for result in self.verified.probes.values())
-            if self.verified
-            else False
-        )
+        return self.verified is not None and not self.verified.failed
 
     @cached_property
     def closest(self) -> tuple[str, ProbeResult] | None:
@@ -129,7 +125,8 @@ class TokenRow:
     def decided_in(self) -> str:
         """The dtypes in which the probes were decided."""
         results = self.verified.probes.values() if self.verified else ()
-        return ", ".join(sorted({result.decided_in for result in results}))
+        dtypes = {result.decided_in for result in results}
+        return dtypes.pop() if len(dtypes) == 1 else ", ".join(sorted(dtypes))
 
 
 def controls_of(step: StepRecord) -> list[Control]:
@@ -196,10 +193,15 @@ def _place_sample(rows: list[TokenRow], places: Iterable[int], step: str, sample
         rows.append(TokenRow(sampled.token, (step,), None, sampled))
 
 
-def most_interesting_first(rows: Iterable[TokenRow]) -> list[TokenRow]:
-    """Rows by verdict, in the order of `VERDICTS`, then by descending ASR and ascending p."""
-    order = {verdict: place for place, verdict in enumerate(VERDICTS)}
+@remembered
+def most_interesting_first(record: RunRecord) -> list[TokenRow]:
+    """The rows of `token_rows` by verdict, in the order of `VERDICTS`, then by descending ASR and
+    ascending p."""
+    return _ordered(token_rows(record))
 
+
+def _ordered(rows: Iterable[TokenRow]) -> list[TokenRow]:
+    order = {verdict: place for place, verdict in enumerate(VERDICTS)}
     return sorted(
         rows, key=lambda row: (order[row.verdict], -row.asr, row.p if row.closest else 0.0)
     )
@@ -208,9 +210,8 @@ def most_interesting_first(rows: Iterable[TokenRow]) -> list[TokenRow]:
 def found_tokens(rows: Iterable[TokenRow]) -> list[TokenRow]:
     """The tokens found, the most interesting first; each token once."""
     first: dict[int, TokenRow] = {}
-    for row in most_interesting_first(rows):
-        if row.verdict in ("confirmed", "glitch"):
-            first.setdefault(row.token.id, row)
+    for row in _ordered(row for row in rows if row.verdict in ("confirmed", "glitch")):
+        first.setdefault(row.token.id, row)
     return list(first.values())
 
 

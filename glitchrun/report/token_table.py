@@ -6,17 +6,16 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from glitchrun.events import SEVERE, ProbeResult
+from glitchrun.events import SEVERE, Sampled
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.formatting import spelled, spelled_token
 from glitchrun.report.token_files import AttemptRow, attempts_by_token
-from glitchrun.report.token_rows import VERDICTS, TokenRow, most_interesting_first, token_rows
-from glitchrun.report.writing import rounded
+from glitchrun.report.token_rows import VERDICTS, TokenRow, most_interesting_first
+from glitchrun.report.writing import all_rounded, rounded
 from glitchrun.spec.probes import PROBES, TOKEN
 
 DIGITS = 3
@@ -41,88 +40,107 @@ class Column:
     digits), fixed (a fixed number of decimals) or rate (cells are failures, attempts and both
     bounds)."""
     meaning: str
-    cell: Callable[[TokenRow], Any]
+    cells: Sequence[Any]
     in_details: bool = False
     """Whether only opened rows show it. It can be filtered by all the same."""
 
 
 _VERDICTS = tuple(VERDICTS)
-COLUMNS = (
-    Column("Token", "token", "Decoded text, or its bytes.", lambda row: spelled_token(row.token)),
-    Column(
-        "Piece", "token", "Vocabulary entry.", lambda row: spelled(row.token.piece), in_details=True
-    ),
-    Column("Id", "id", "Token id.", lambda row: row.token.id),
-    Column("Verdict", "choice", "See the legend.", lambda row: row.verdict),
-    Column(
-        "ASR",
-        "rate",
-        "Failed attempts of all attempts, with Wilson's 95 % interval.",
-        lambda row: _rate(row),
-    ),
-    Column(
-        "p",
-        "number",
-        "Probability of the token where the probe asks for it.",
-        lambda row: _closest(row, "p"),
-    ),
-    Column(
-        "Rank", "integer", "Rank of the token there, from 1.", lambda row: _closest(row, "rank")
-    ),
-    Column(
-        "Entropy",
-        "fixed",
-        "Entropy of the next token there, in nats.",
-        lambda row: _closest(row, "entropy"),
-    ),
-    Column(
-        "Instead",
-        "choice",
-        "Kind of answer given instead of the token.",
-        lambda row: row.verified.emitted if row.verified else None,
-    ),
-    Column(
-        "Answer",
-        "token",
-        "The answer given instead of the token.",
-        lambda row: None if row.answer is None else spelled(row.answer),
-    ),
-    Column("Category", "choice", "Kind of vocabulary entry.", lambda row: row.token.category),
-    Column(
-        "Norm",
-        "fixed",
-        "L2 norm of the input embedding.",
-        lambda row: row.token.norm,
-    ),
-    Column(
-        "Probe",
-        "choice",
-        "The probe with the highest probability; p, rank and entropy are its.",
-        lambda row: row.closest[0] if row.closest else None,
-        in_details=True,
-    ),
-    Column(
-        "Decided in",
-        "choice",
-        "Dtype in which the verdict was decided.",
-        lambda row: row.decided_in or None,
-        in_details=True,
-    ),
-    Column(
-        "Intact",
-        "choice",
-        "Whether the prompt, encoded as text, keeps the token's id.",
-        lambda row: "yes" if row.intact else "no",
-        in_details=True,
-    ),
-    Column("Steps", "choice", "Steps that examined the token.", lambda row: ", ".join(row.steps)),
-    Column(
-        "Control of",
-        "id",
-        "Id of the token that this one is a control for.",
-        lambda row: row.control_of,
-    ),
-)
+
+
+def _columns(rows: Sequence[TokenRow], attempts: Attempts) -> list[Column]:
+    """Each column for all rows: a vocabulary has many."""
+    tokens = [row.token for row in rows]
+    verified = [row.verified for row in rows]
+    closest = [row.closest for row in rows]
+    answers = [row.answer for row in rows]
+    return [
+        Column("Token", "token", "Decoded text, or its bytes.", [*map(spelled_token, tokens)]),
+        Column("Piece", "token", "Vocabulary entry.", [spelled(one.piece) for one in tokens], True),
+        Column("Id", "id", "Token id.", [token.id for token in tokens]),
+        Column("Verdict", "choice", "See the legend.", [row.verdict for row in rows]),
+        Column(
+            "ASR",
+            "rate",
+            "Failed attempts of all attempts, with Wilson's 95 % interval.",
+            [row.sampled and _rate(row.sampled) for row in rows],
+        ),
+        Column(
+            "p",
+            "number",
+            "Probability of the token where the probe asks for it.",
+            all_rounded((one[1].p if one else None for one in closest), DIGITS),
+        ),
+        Column(
+            "Rank",
+            "integer",
+            "Rank of the token there, from 1.",
+            [one[1].rank if one else None for one in closest],
+        ),
+        Column(
+            "Entropy",
+            "fixed",
+            "Entropy of the next token there, in nats.",
+            [one[1].entropy if one else None for one in closest],
+        ),
+        Column(
+            "Instead",
+            "choice",
+            "Kind of answer given instead of the token.",
+            [one.emitted if one else None for one in verified],
+        ),
+        Column(
+            "Answer",
+            "token",
+            "The answer given instead of the token.",
+            [None if answer is None else spelled(answer) for answer in answers],
+        ),
+        Column(
+            "Category", "choice", "Kind of vocabulary entry.", [token.category for token in tokens]
+        ),
+        Column(
+            "Norm", "fixed", "L2 norm of the input embedding.", [token.norm for token in tokens]
+        ),
+        Column(
+            "Probe",
+            "choice",
+            "The probe with the highest probability; p, rank and entropy are its.",
+            [one[0] if one else None for one in closest],
+            True,
+        ),
+        Column(
+            "Decided in",
+            "choice",
+            "Dtype in which the verdict was decided.",
+            [row.decided_in or None for row in rows],
+            True,
+        ),
+        Column(
+            "Intact",
+            "choice",
+            "Whether the prompt, encoded as text, keeps the token's id.",
+            ["yes" if row.intact else "no" for row in rows],
+            True,
+        ),
+        Column(
+            "Steps",
+            "choice",
+            "Steps that examined the token.",
+            [", ".join(row.steps) for row in rows],
+        ),
+        Column(
+            "Control of",
+            "id",
+            "Id of the token that this one is a control for.",
+            [row.control_of for row in rows],
+        ),
+        Column(
+            "Symptom",
+            "choice",
+            "The most frequent kind of answer in the failed attempts.",
+            [_symptom(row, attempts) for row in rows],
+        ),
+    ]
 
 
 _ALWAYS = ("Token", "Id", "Verdict")
@@ -134,39 +152,39 @@ def token_table(record: RunRecord) -> str:
 
     Columns that are empty are left out, and those with one value for all tokens are under `folded`.
     """
-    rows = most_interesting_first(token_rows(record))
+    rows = most_interesting_first(record)
     attempts = attempts_by_step(record)
-    symptom = Column(
-        "Symptom",
-        "choice",
-        "The most frequent kind of answer in the failed attempts.",
-        partial(_symptom, attempts=attempts),
-    )
-    columns = [(one, [one.cell(row) for row in rows]) for one in (*COLUMNS, symptom)]
-    values = [{*map(repr, cells)} - {"None"} for _, cells in columns]
-    kept = [
-        (column, cells)
-        for (column, cells), found in zip(columns, values, strict=True)
-        if column.label in _ALWAYS or len(found) > 1 or (found and len(rows) == 1)
-    ]
-    folded = [
-        (column.label, next(cell for cell in cells if cell is not None))
-        for (column, cells), found in zip(columns, values, strict=True)
-        if column.label not in _ALWAYS and len(found) == 1 and len(rows) > 1
-    ]
-    shown = [_column(column, cells) for column, cells in kept]
+    columns = _columns(rows, attempts)
+    shown = [_head_and_cells(one) for one in columns if _is_shown(one)]
+    alike = [one for one in columns if not _is_shown(one)] if len(rows) > 1 else []
+    values = [(one.label, _first(one.cells)) for one in alike]
     data = {
         "columns": [head for head, _ in shown],
         "cells": [cells for _, cells in shown],
-        "folded": [[label, _plain(value)] for label, value in folded],
+        "folded": [[label, _plain(value)] for label, value in values if value is not None],
         "count": len(rows),
         "severe": SEVERE,
-        "details": token_details(record, rows, columns[0][1], attempts),
+        "details": token_details(record, rows, columns[0].cells, attempts),
     }
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     # `<` and `&` only occur inside strings, where an escape has the same meaning: no text can close
     # the script element.
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _is_shown(column: Column) -> bool:
+    """Whether two of its cells have different values, or it is the only one of the table."""
+    if column.label in _ALWAYS:
+        return True
+    first = _first(column.cells)
+    if len(column.cells) == 1:
+        return first is not None
+    return any(cell != first for cell in column.cells if cell is not None)
+
+
+def _first(cells: Sequence[Any]) -> Any:
+    """The first cell that is not empty; None if all are."""
+    return next((cell for cell in cells if cell is not None), None)
 
 
 def _plain(value: Any) -> Any:
@@ -176,8 +194,9 @@ def _plain(value: Any) -> Any:
     return rounded(value, DIGITS) if isinstance(value, float) else value
 
 
-def _column(column: Column, cells: list[Any]) -> tuple[dict[str, Any], list[Any]]:
+def _head_and_cells(column: Column) -> tuple[dict[str, Any], Sequence[Any]]:
     head: dict[str, Any] = {"label": column.label, "kind": column.kind, "title": column.meaning}
+    cells = column.cells
     if column.in_details:
         head["inDetails"] = True
     if column.kind == "choice":
@@ -203,21 +222,13 @@ def _choices(cells: Sequence[str | None]) -> list[str]:
 
 
 def _symptom(row: TokenRow, attempts: Attempts) -> str | None:
+    if not row.sampled:
+        return None
     found = Counter(one.symptom for one in attempts_on(row, attempts) if one.symptom)
     return min(found, key=lambda name: (-found[name], name)) if found else None
 
 
-def _closest(row: TokenRow, name: str) -> float | None:
-    if not row.closest:
-        return None
-    value = getattr(row.closest[1], name)
-    return value if isinstance(value, int) or name == "entropy" else rounded(value, DIGITS)
-
-
-def _rate(row: TokenRow) -> list[Any] | None:
-    fact = row.sampled
-    if not fact:
-        return None
+def _rate(fact: Sampled) -> list[Any]:
     return [fact.failures, fact.attempts, rounded(fact.asr_low, 3), rounded(fact.asr_high, 3)]
 
 
@@ -232,13 +243,14 @@ def token_details(
     probes = dict.fromkeys(name for row in rows if row.verified for name in row.verified.probes)
     dtypes: dict[str, int] = {}
     steps: dict[tuple[str, str], int] = {}
+    places = [steps.setdefault((row.steps[0], row.steps[-1]), len(steps)) for row in rows]
     return {
         "raw": {
             place: row.token.text
             for place, (row, text) in enumerate(zip(rows, shown, strict=True))
             if text.replace("␣", " ") != row.token.text
         },
-        "steps": [steps.setdefault((row.steps[0], row.steps[-1]), len(steps)) for row in rows],
+        "steps": places if len(steps) > 1 else [],
         "stepPairs": [*steps],
         "probes": [
             {"name": name, "results": [_result(row, name, dtypes) for row in rows]}
@@ -265,24 +277,21 @@ def attempts_on(row: TokenRow, attempts: Attempts) -> Sequence[AttemptRow]:
     return attempts.get(row.steps[-1], {}).get(row.token.id, ()) if row.sampled else ()
 
 
-def _result(row: TokenRow, probe: str, dtypes: dict[str, int]) -> list[Any] | None:
-    """p, rank, entropy, gap, the most probable id, and one number for passed (1), intact (2) and
-    the place of the dtype (times 4).
+def _result(row: TokenRow, probe: str, dtypes: dict[str, int]) -> list[Any] | int | None:
+    """Marks, gap, the most probable id and, unless the table has them because the probe decides,
+    p, rank and entropy. The marks alone if the token is the most probable one.
 
-    The probe that decides has None for p, rank and entropy, which are in the table.
+    The marks are the sum of 1 for passed, 2 for intact, and 4 times the place of the dtype.
     """
     found = row.verified.probes.get(probe) if row.verified else None
     if found is None:
         return None
-    decides = row.closest is not None and row.closest[0] == probe
-    numbers = (None, None, None) if decides else _numbers(found)
-    dtype = dtypes.setdefault(found.decided_in, len(dtypes))
-    marks = found.passed + 2 * found.intact + 4 * dtype
-    return [*numbers, rounded(found.gap, DIGITS), found.argmax, marks]
-
-
-def _numbers(found: ProbeResult) -> tuple[Any, Any, Any]:
-    return rounded(found.p, DIGITS), found.rank, rounded(found.entropy, DIGITS + 1)
+    marks = found.passed + 2 * found.intact + 4 * dtypes.setdefault(found.decided_in, len(dtypes))
+    answer = [marks, rounded(found.gap, DIGITS), found.argmax]
+    if row.closest is not None and row.closest[0] == probe:
+        return marks if not found.gap and found.argmax == row.token.id else answer
+    p, entropy = rounded(found.p, DIGITS), rounded(found.entropy, DIGITS + 1)
+    return [*answer, p, found.rank, entropy]
 
 
 def _prompts(step: StepRecord) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from heapq import nsmallest
 from itertools import pairwise
 
 from glitchrun.events import SEVERE, Sampled, Verified
@@ -110,19 +111,23 @@ def tallies(record: RunRecord) -> list[Tally]:
 
 
 def _tallies_of(step: StepRecord) -> list[Tally]:
-    by_category: dict[str, list[TokenRow]] = {}
-    for verified, sampled in facts_by_token(step).values():
-        row = TokenRow((verified or sampled).token, (step.id,), verified, sampled)  # type: ignore[union-attr]
-        by_category.setdefault(row.token.category, []).append(row)
-    found = [_tally(step.id, category, rows) for category, rows in by_category.items()]
+    verified: dict[str, list[Verified]] = {}
+    sampled: dict[str, list[Sampled]] = {}
+    for verdict, samples in facts_by_token(step).values():
+        if verdict:
+            verified.setdefault(verdict.token.category, []).append(verdict)
+        if samples:
+            sampled.setdefault(samples.token.category, []).append(samples)
+    found = [
+        _tally(step.id, category, verified.get(category, []), sampled.get(category, []))
+        for category in dict.fromkeys((*verified, *sampled))
+    ]
     return sorted(found, key=lambda tally: (-tally.verified - tally.sampled, tally.category))
 
 
-def _tally(step: str, category: str, rows: list[TokenRow]) -> Tally:
-    verified = [row for row in rows if row.verified]
-    glitch = sum(row.verified.glitch for row in verified if row.verified)
-    passed = sum(row.passed for row in verified)
-    sampled = [row.sampled for row in rows if row.sampled]
+def _tally(step: str, category: str, verified: list[Verified], sampled: list[Sampled]) -> Tally:
+    glitch = sum(fact.glitch for fact in verified)
+    passed = sum(not fact.failed for fact in verified)
     return Tally(
         step=step,
         category=category,
@@ -155,11 +160,12 @@ def severity(record: RunRecord) -> Severity:
     """Counts of the run's verdicts."""
     found = verdicts(record)
     glitch = [fact for fact in found if fact.glitch]
+    probabilities = [fact.p for fact in glitch]
     return Severity(
         verified=len(found),
         glitch=len(glitch),
-        severe=sum(fact.severe for fact in glitch),
-        mild=sum(fact.p < MILD for fact in glitch),
+        severe=sum(p < SEVERE for p in probabilities),
+        mild=sum(p < MILD for p in probabilities),
         near_miss=sum(fact.failed and not fact.glitch for fact in found),
         emitted=_by_kind(glitch),
     )
@@ -191,14 +197,16 @@ def bands(record: RunRecord) -> list[Band]:
 
     The probability of a token is the largest over its probes.
     """
-    failed = [fact for fact in verdicts(record) if fact.failed]
+    failed = [(fact.p, fact) for fact in verdicts(record) if fact.failed]
     tried = {fact.token.id: fact for fact in samples(record)}
     pairs = pairwise(DECADES)
     return [_band(low, high, failed, tried) for low, high in pairs] if failed else []
 
 
-def _band(low: float, high: float, failed: list[Verified], tried: Mapping[int, Sampled]) -> Band:
-    inside = [fact for fact in failed if low <= fact.p < high or fact.p == high == 1]
+def _band(
+    low: float, high: float, failed: list[tuple[float, Verified]], tried: Mapping[int, Sampled]
+) -> Band:
+    inside = [fact for p, fact in failed if low <= p < high or p == high == 1]
     sampled = [tried[fact.token.id] for fact in inside if fact.token.id in tried]
     return Band(
         low=low,
@@ -251,15 +259,15 @@ def _patterns_of(step: StepRecord) -> list[Pattern]:
 def most_severe(record: RunRecord, count: int) -> list[TokenRow]:
     """The `count` glitch tokens with the lowest probabilities below `MILD`, with their samples."""
     tried = {fact.token.id: fact for fact in samples(record)}
-    found = [fact for fact in verdicts(record) if fact.glitch and fact.p < MILD]
-    found.sort(key=lambda fact: (fact.p, fact.token.id))
-    return [TokenRow(fact.token, (), fact, tried.get(fact.token.id)) for fact in found[:count]]
+    found = ((fact.p, fact.token.id, fact) for fact in verdicts(record) if fact.glitch)
+    least = nsmallest(count, (one for one in found if one[0] < MILD))
+    return [TokenRow(fact.token, (), fact, tried.get(key)) for _, key, fact in least]
 
 
 def not_finite(record: RunRecord) -> int:
     """Number of probes with a NaN or infinite result."""
     return sum(
-        not all(math.isfinite(value) for value in (result.p, result.entropy, result.gap))
+        not math.isfinite(result.p + result.entropy + result.gap)
         for fact in verdicts(record)
         for result in fact.probes.values()
     )

@@ -77,8 +77,44 @@ def to_json(value: Any) -> str:
     Raises:
         ValueError: `value` contains NaN or an infinity.
     """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _encoded(value, ",")
+
+
+def _encoded(value: Any, separator: str) -> str:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(separator, ":"))
+    if text.isascii() and "\x7f" not in text:
+        return text
     return _ESCAPED.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+
+
+class Encoded(str):
+    """Text that is JSON already, as a cell of `json_rows`."""
+
+    __slots__ = ()
+
+
+def json_rows(columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Each row of a table as a JSON object.
+
+    Args:
+        columns: The cells of each column, by its name. `Encoded` cells are not encoded again.
+
+    Raises:
+        ValueError: A cell is NaN or an infinity.
+    """
+    names = ",".join(to_json(name).replace("%", "%%") + ":%s" for name in columns)
+    cells = map(_json_cells, columns.values())
+    return [f"{{{names % row}}}" for row in zip(*cells, strict=True)]
+
+
+def _json_cells(values: Sequence[Any]) -> Sequence[str]:
+    """Each value as JSON. A column is encoded at once, in a tenth of the time."""
+    kinds = {*map(type, values)}
+    if Encoded in kinds:
+        return ["null" if value is None else value for value in values]
+    if not kinds or kinds & {dict, list, tuple}:
+        return [to_json(value) for value in values]
+    return _encoded(values, "\n")[1:-1].split("\n")  # JSON has no line breaks within a value
 
 
 def rounded(value: float | None, digits: int = DIGITS) -> float | None:
@@ -86,6 +122,15 @@ def rounded(value: float | None, digits: int = DIGITS) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.{digits}g}")
+
+
+def all_rounded(values: Iterable[float | None], digits: int = DIGITS) -> list[float | None]:
+    """`rounded` of each value."""
+    form = f"%.{digits}g"
+    return [
+        float(form % value) if value is not None and math.isfinite(value) else None
+        for value in values
+    ]
 
 
 def rounded_floats(value: Any) -> Any:
@@ -97,9 +142,13 @@ def rounded_floats(value: Any) -> Any:
     return rounded(value) if isinstance(value, float) else value
 
 
-def mlflow_table(columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
-    """Pieces of a JSON file in the format of MLflow's table view, one row on a line."""
+def mlflow_table(columns: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    """Pieces of a JSON file in the format of MLflow's table view, one row on a line.
+
+    Args:
+        columns: The cells of each column, by its name.
+    """
     yield f'{{"columns":{to_json(list(columns))},"data":['
-    for place, row in enumerate(rows):
-        yield f"{',' if place else ''}\n{to_json(row)}"
+    cells = zip(*map(_json_cells, columns.values()), strict=True)
+    yield ",".join(f"\n[{','.join(row)}]" for row in cells)
     yield "\n]}\n"

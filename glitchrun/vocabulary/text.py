@@ -11,6 +11,8 @@ from functools import cache
 
 from glitchrun.events import Token
 
+# ASCII and Latin letters; the letters of byte-level BPE are among them.
+_PLAIN = re.compile("[ -~\xa1-\xac\xae-\u024f]*")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"})
 # Letters, marks and symbols without ink: Hangul fillers, Khmer vowels, blank Braille, joiner.
@@ -59,7 +61,7 @@ def visible(text: str) -> str:
     changes the direction, and combining marks without a base, become code points (`⟨U+202E⟩`). So
     do the characters of this notation, so that different texts stay different.
     """
-    if text.isascii() and text.isprintable():  # nearly all, and ten times as fast
+    if _PLAIN.fullmatch(text):  # nearly all, and ten times as fast
         return text.replace(" ", "␣")
     before = [" ", *text[:-1]] if text else []
     return "".join(map(_visible_character, before, text))

@@ -7,12 +7,12 @@ returns a `Drawing`, or None if there is nothing to draw.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.figures import failures, verdict_histograms
-from glitchrun.report.figures.style import Drawing, style
+from glitchrun.report.figures.style import Drawing
 from glitchrun.spec.registry import imported
 from glitchrun.spec.strategy import STRATEGIES
 
@@ -54,8 +54,8 @@ def put_title(drawing: Drawing) -> None:
     drawing.figure.suptitle(drawing.title, x=0.01, ha="left", fontsize=11)
 
 
-def write_plots(record: RunRecord, folder: Path) -> list[Path]:
-    """Writes `folder/plots/NAME.png` for every figure that the record has data for.
+def write_plots(drawn: Iterable[Drawing], folder: Path) -> list[Path]:
+    """Writes `folder/plots/NAME.png` for each figure, with its title. Needs `style.style`.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -63,11 +63,10 @@ def write_plots(record: RunRecord, folder: Path) -> list[Path]:
     plots = folder / "plots"
     plots.mkdir(parents=True, exist_ok=True)
     paths = []
-    with style():
-        for drawing in drawings(record):
-            path = plots / f"{drawing.name}.png"
-            put_title(drawing)
-            # Without the matplotlib version in its metadata, equal records give equal files.
-            drawing.figure.savefig(path, dpi=DPI, metadata={"Software": None})
-            paths.append(path)
+    for drawing in drawn:
+        path = plots / f"{drawing.name}.png"
+        put_title(drawing)
+        # Without the matplotlib version in its metadata, equal records give equal files.
+        drawing.figure.savefig(path, dpi=DPI, metadata={"Software": None})
+        paths.append(path)
     return paths

@@ -39,10 +39,11 @@ const evidence = ({ columns, cells, folded, details }) => {
   };
   for (const { results } of details.probes) {
     results.forEach((result, row) => {
-      const answer = result && result[1] === null ? text("Answer", row) : null; // of the deciding probe
-      if (answer !== null) texts.set(result[4], answer);
+      const answer = result?.length === 3 ? text("Answer", row) : null; // of the deciding probe
+      if (answer !== null) texts.set(result[2], answer);
     });
   }
+  const steps = (row) => details.stepPairs[details.steps[row] ?? 0];
   cells[place.get("Id")].forEach((id, row) => texts.set(id, cells[0][row]));
   const shownNumber = (value) => typeof value === "number" ? digits(value) : value ?? "–";
   const quoted = (value) => make("bdi", { className: "token" }, ...marked(value));
@@ -58,11 +59,12 @@ const evidence = ({ columns, cells, folded, details }) => {
   };
 
   const probe = (name, result, row) => {
-    const [p, rank, entropy, gap, argmax, marks] = result;
+    const own = typeof result === "number"; // the token is the most probable one
+    const [marks, gap, argmax, p, rank, entropy] = own ? [result, 0, cells[place.get("Id")][row]] : result;
     const passed = marks % 2 === 1;
     const intact = (marks >> 1) % 2 === 1;
     const dtype = details.dtypes[marks >> 2];
-    const decides = p === null && rank === null;
+    const decides = own || result.length === 3; // its numbers are in the table
     const number = (value, label) => shownNumber(decides ? text(label, row) : value);
     const answer = passed ? null : decides ? text("Answer", row) : texts.get(argmax);
     const facts = [
@@ -77,7 +79,7 @@ const evidence = ({ columns, cells, folded, details }) => {
     const instead = make("p", {}, "Most probable token: ", ...(answer == null ? [] : [quoted(answer), ", "]), `id ${argmax}`);
     const head = make("h4", {}, `Probe ${name}: `,
       make("span", { className: passed ? "good" : "bad", textContent: passed ? "passed" : "failed" }));
-    return make("section", {}, head, prompt(details.stepPairs[details.steps[row]][0], name, row), line, ...(passed ? [] : [instead]));
+    return make("section", {}, head, prompt(steps(row)[0], name, row), line, ...(passed ? [] : [instead]));
   };
 
   const samples = (row) => {
@@ -96,7 +98,7 @@ const evidence = ({ columns, cells, folded, details }) => {
       const items = said.map(([, number, yes, answer, symptom]) => make("li", { value: number + 1 },
         make("span", { className: yes ? "good" : "bad", textContent: yes ? "said it" : (details.symptoms[symptom] ?? "").replaceAll("_", " ") }),
         " ", answer === "" ? make("span", { className: "muted", textContent: "nothing" }) : make("bdi", { className: "said", textContent: answer })));
-      const asked = make("details", {}, make("summary", { textContent: `Probe ${name}` }), prompt(details.stepPairs[details.steps[row]][1], name, row));
+      const asked = make("details", {}, make("summary", { textContent: `Probe ${name}` }), prompt(steps(row)[1], name, row));
       parts.push(asked, make("ol", {}, ...items));
     }
     return parts;
@@ -112,7 +114,7 @@ const evidence = ({ columns, cells, folded, details }) => {
       .map(([label, value]) => label === "Piece"
         ? make("span", {}, "piece ", quoted(value))
         : make("span", { textContent: `${label.toLowerCase()} ${shownNumber(value)}` }));
-    const asked = details.probes.flatMap(({ name, results }) => results[row] ? [probe(name, results[row], row)] : []);
+    const asked = details.probes.flatMap(({ name, results }) => results[row] !== null ? [probe(name, results[row], row)] : []);
     return make("div", { className: "evidence" }, actions, make("p", { className: "facts" }, ...about), ...asked, ...samples(row));
   };
 };
