@@ -14,7 +14,15 @@ from scipy.stats import hypergeom
 from glitchrun.events import ProbeResult, Token, Verified
 from glitchrun.search.base import Scores, Space
 from glitchrun.search.cascade import Cascade, by_score
-from glitchrun.search.recall import Audit, Recall, most_missed, recall, sample_size
+from glitchrun.search.recall import (
+    Audit,
+    Recall,
+    at_most,
+    cheapest_sample,
+    most_missed,
+    recall,
+    sample_size,
+)
 
 N = 6000
 
@@ -28,9 +36,9 @@ def population(seed: int, sharpness: float) -> tuple[NDArray[np.bool_], Scores]:
 
 
 def search(scores: Scores, seed: int, share: float = 0.9) -> Cascade:
-    table = torch.zeros(N, 1)
+    table = torch.zeros(len(scores.gap), 1)
     space = Space(
-        ids=torch.arange(N),
+        ids=torch.arange(len(table)),
         embeddings=table,
         input_embeddings=table,
         vocabulary=None,  # type: ignore[arg-type]
@@ -81,6 +89,13 @@ def test_bounds_hold_with_their_stated_confidence() -> None:
     assert np.mean([audit.expected for audit in audits]) == pytest.approx(hits, rel=0.1)
 
 
+def test_probabilities_are_those_of_the_hypergeometric_distribution() -> None:
+    for rest, glitches, sample in ((50, 7, 20), (48_000, 78, 1944), (3000, 900, 2500), (9, 9, 4)):
+        for hits in (-1, 0, 1, 3, 70, 750, 2400):
+            expected = hypergeom.cdf(hits, rest, glitches, sample)
+            assert at_most(hits, rest, glitches, sample) == pytest.approx(expected, rel=1e-6)
+
+
 def test_bounds_of_a_full_and_of_an_empty_sample() -> None:
     assert Audit(50, 50, 3).most(0.05) == Audit(50, 50, 3).least(0.05) == 3
     assert Audit(50, 0, 0).most(0.05) == 50
@@ -91,8 +106,37 @@ def test_bounds_of_a_full_and_of_an_empty_sample() -> None:
 
 
 def test_sample_sizes_are_minimal() -> None:
-    size = sample_size(4000, 40, 0.05)
+    size = sample_size(360, 4000, 0.9, 0.05)  # 40 may be missed
     assert Audit(4000, size, 0).most(0.05) <= 40 < Audit(4000, size - 1, 0).most(0.05)
+    size = sample_size(360, 4000, 0.9, 0.05, hits=2)
+    assert Audit(4000, size, 2).most(0.05) - 2 <= 40 < Audit(4000, size - 1, 2).most(0.05) - 2
+
+
+def test_an_audit_is_larger_where_hits_are_likely_and_its_failure_is_expensive() -> None:
+    least = sample_size(1600, 45_000, 0.9, 0.04)
+    clean = cheapest_sample(1600, 45_000, 0.9, 0.04, missed=1, failure=4000)
+    likely = cheapest_sample(1600, 45_000, 0.9, 0.04, missed=60, failure=4000)
+    costly = cheapest_sample(1600, 45_000, 0.9, 0.04, missed=60, failure=40_000)
+    assert least == clean < likely < costly < 45_000
+    assert cheapest_sample(1, 500, 0.9, 0.04, missed=0, failure=0) == 481  # none may be missed
+    assert cheapest_sample(900, 50, 0.9, 0.04, missed=9, failure=0) == 0  # all may be missed
+
+
+def test_an_audit_cannot_show_more_than_its_sample() -> None:
+    """One token more is missed than allowed, at random places: a claim without a hit is wrong."""
+    rng = np.random.default_rng(0)
+    seen, missed, size = 40, 11, 1000  # of 51, 40 are less than 80 %
+    glitch, wrong = np.zeros(size, bool), 0
+    log_p = rng.normal(size=size)
+    log_p[:seen] -= 20  # the screen sees these perfectly, and the others not at all
+    for seed in range(60):
+        glitch[:] = np.arange(size) < seen
+        glitch[seen + rng.choice(size - seen, missed, replace=False)] = True
+        cascade = search(Scores(log_p, -log_p), seed, share=0.8)
+        order = verified_by(cascade, glitch, 64)
+        assert cascade.reached is not None
+        wrong += cascade.reached.low > glitch[order].sum() / glitch.sum()
+    assert wrong <= 6  # 5 % each; more than 6 of 60 has a probability of 3 %
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Self
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from glitchrun.events import Verified
 from glitchrun.search.base import Parameters, Scores, Space
 from glitchrun.search.ordered import Ordered
-from glitchrun.search.recall import Audit, Recall, most_missed, recall, sample_size
+from glitchrun.search.recall import Audit, Recall, cheapest_sample, recall
 
 _BLOCK = 64
 """Tokens by which the front grows before its yield is checked again."""
@@ -22,10 +22,11 @@ _SHARE = 0.1
 """The same as a share of the front; the larger of the two counts."""
 _EDGE = 0.05
 """Yield (hits / tokens) below which the first front ends; halved for each further front."""
-_AUDIT = 0.05
-"""Share of the rest that an audit takes if the smallest sufficient sample is smaller."""
-_SAFETY = 3
-"""Upper bound on such an audit, as a multiple of the smallest sufficient sample."""
+_FIRST = 0.8
+"""Share of the error probability that the first audit gets. Each later one gets half of what is
+left."""
+_NEXT_FRONT = 0.25
+"""Guess of the tokens that a further front adds, as a share of the front so far."""
 
 
 class Cascade:
@@ -36,9 +37,9 @@ class Cascade:
     2. The audit: verify a uniform random sample of the rest. Its hits bound the number missed.
     3. If the bound is too wide, repeat with a lower yield and a larger audit.
 
-    Each round gets half of the remaining error probability, so the bounds of all rounds hold
-    together (union bound). Where fronts end and how large audits are depends only on verdicts in
-    the front, and audits follow one random order fixed by the seed: each is a uniform sample.
+    Audits share the error probability, so the bounds of all rounds hold together (union bound).
+    Where fronts end and how large audits are depends only on verdicts in the front, and audits
+    follow one random order fixed by the seed: each is a uniform sample.
     """
 
     def __init__(self, space: Space, share: float, confidence: float) -> None:
@@ -57,6 +58,8 @@ class Cascade:
         self._sample: list[int] | None = None
         """The audit of this round; None during the front. It is empty where the required recall is
         reached even if all remaining tokens are glitch tokens."""
+        self._place = 0
+        """Tokens of this stage before this place are verified."""
 
     @classmethod
     def build(cls, space: Space, config: Parameters) -> Self:
@@ -64,7 +67,7 @@ class Cascade:
         return cls(space, config.recall, config.confidence)
 
     def propose(self, n: int) -> list[int]:
-        while not (open_ := self._open()) and self._advance():
+        while not (open_ := self._open(max(n, 1))) and self._advance():
             pass
         return open_[:n]
 
@@ -75,7 +78,10 @@ class Cascade:
     def stage(self) -> tuple[str, int | None]:
         """The stage of the last proposal, front or audit, and how many more tokens it verifies;
         None for a front, whose end depends on its verdicts."""
-        return ("front", None) if self._sample is None else ("audit", len(self._open()))
+        if self._sample is None:
+            return "front", None
+        self._open(1)  # moves `_place`
+        return "audit", len(self._sample) - self._place
 
     @property
     def reached(self) -> Recall | None:
@@ -92,58 +98,73 @@ class Cascade:
         if len(self._found) == len(self._front):
             every = any(self._found.values())
             return Recall(1.0, 1.0, 1.0, self.confidence) if every else None
-        waits = bool(self._open())
-        end = self._end
-        if self._sample is None and waits:
-            end = next(n for n, token_id in enumerate(self._front) if token_id not in self._found)
+        waits, end, number = bool(self._open(1)), self._end, self._round
+        if self._sample is None:  # a front that a budget ended is one more round
+            number += 1
+            if waits:
+                end = next(n for n, i in enumerate(self._front) if i not in self._found)
         aside = (token_id for token_id in self._random if self._rank[token_id] >= end)
         sample = list(takewhile(self._found.__contains__, aside))
         if not sample and (self._sample is None or waits):
             return None
         audit = Audit(len(self._front) - end, len(sample), self._hits(sample))
-        alpha = self._alpha if self._sample is not None else self._alpha / 2
-        return recall(self._hits(self._front[:end]), audit, alpha, self.confidence)
+        found = self._hits(self._front[:end])
+        return recall(found, audit, self._alpha(number), self.confidence)
 
-    @property
-    def _alpha(self) -> float:
-        return (1 - self.confidence) / 2**self._round
+    def _alpha(self, number: int) -> float:
+        """Error probability of the audit of a round, from 1."""
+        share = _FIRST if number == 1 else (1 - _FIRST) / 2 ** (number - 1)
+        return (1 - self.confidence) * share
 
-    def _open(self) -> list[int]:
-        """The unverified tokens of this stage, in its order."""
-        stage = self._front[: self._end] if self._sample is None else self._sample
-        return [token_id for token_id in stage if token_id not in self._found]
+    def _open(self, n: int) -> list[int]:
+        """The next n unverified tokens of this stage, in its order."""
+        stage, end = self._front, self._end
+        if self._sample is not None:
+            stage, end = self._sample, len(self._sample)
+        while self._place < end and stage[self._place] in self._found:
+            self._place += 1
+        waiting = islice(stage, self._place, end)
+        return list(islice((i for i in waiting if i not in self._found), n))
 
     def _advance(self) -> bool:
         """Begins the next stage; returns whether there is one."""
         if self._sample is not None:
             if self._settled():
                 return False
-            self._sample = None
+            self._sample, self._place = None, self._end
             self._end = min(self._end + _BLOCK, len(self._front))
         elif self._end < len(self._front) and not self._exhausted():
             self._end = min(self._end + _BLOCK, len(self._front))
         elif self._end < len(self._front):
             self._round += 1
-            self._sample = self._drawn()
+            self._sample, self._place = self._drawn(), 0
         else:
             return False
         return True
 
     def _exhausted(self) -> bool:
         """Whether the yield at the end of the front is low."""
-        window = max(_WINDOW, int(_SHARE * self._end))
-        if self._end < window:
-            return False
-        hits = self._hits(self._front[self._end - window : self._end])
-        return hits < _EDGE / 2**self._round * window
+        window = self._window()
+        limit = _EDGE / 2**self._round * len(window)
+        return len(window) >= _WINDOW and self._hits(window) < limit
+
+    def _window(self) -> list[int]:
+        """The tokens at the end of the front over which the yield is taken."""
+        size = max(_WINDOW, int(_SHARE * self._end))
+        return self._front[max(0, self._end - size) : self._end]
 
     def _drawn(self) -> list[int]:
-        rest = len(self._front) - self._end
-        found = max(1, self._hits(self._front[: self._end]))
-        least = sample_size(rest, most_missed(found, self._share), self._alpha)
-        size = min(_SAFETY * least, max(least, int(_AUDIT * rest)), rest)
+        """The sample of this round. Its size depends on verdicts of the front only."""
+        size = cheapest_sample(
+            max(1, self._hits(self._front[: self._end])),
+            len(self._front) - self._end,
+            self._share,
+            self._alpha(self._round),
+            missed=max(1, self._hits(self._window())),
+            failure=_NEXT_FRONT * self._end,
+        )
         aside = (i for i in self._random if self._rank[i] >= self._end)
-        return [token_id for token_id, _ in zip(aside, range(size), strict=False)]
+        return list(islice(aside, size))
 
     def _settled(self) -> bool:
         reached = self._recall()

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-from scipy.stats import hypergeom
+_MOST_HITS = 16
+"""Hits that the size of an audit may allow for, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Audit:
         low, high = self.hits, self.rest - (self.sample - self.hits)
         while low < high:
             middle = (low + high + 1) // 2
-            if hypergeom.cdf(self.hits, self.rest, middle, self.sample) >= alpha:
+            if at_most(self.hits, self.rest, middle, self.sample) >= alpha:
                 low = middle
             else:
                 high = middle - 1
@@ -40,7 +41,7 @@ class Audit:
         low, high = self.hits, self.rest - (self.sample - self.hits)
         while low < high:
             middle = (low + high) // 2
-            if hypergeom.sf(self.hits - 1, self.rest, middle, self.sample) >= alpha:
+            if 1 - at_most(self.hits - 1, self.rest, middle, self.sample) >= alpha:
                 high = middle
             else:
                 low = middle + 1
@@ -50,6 +51,33 @@ class Audit:
     def expected(self) -> float:
         """Unbiased estimate of the glitch tokens in `rest`."""
         return self.hits * self.rest / self.sample if self.sample else 0.0
+
+
+def at_most(hits: int, rest: int, glitches: int, sample: int) -> float:
+    """The probability of at most `hits` glitch tokens in a sample of `rest` tokens.
+
+    The hypergeometric distribution, summed from its last term down: as exact as
+    scipy.stats.hypergeom.cdf, and tens of times as fast for one value.
+    """
+    least = max(0, sample - (rest - glitches))
+    k = min(hits, glitches, sample)
+    if k < least:
+        return 0.0
+    term = math.exp(
+        _log_choose(glitches, k)
+        + _log_choose(rest - glitches, sample - k)
+        - _log_choose(rest, sample)
+    )
+    total = 0.0
+    while k >= least and term > total * 1e-17:
+        total += term
+        term *= k * (rest - glitches - sample + k) / ((glitches - k + 1) * (sample - k + 1))
+        k -= 1
+    return min(total, 1.0)
+
+
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +118,49 @@ def most_missed(found: int, share: float) -> int:
     return int(found * (1 - exact) / exact)
 
 
-def sample_size(rest: int, allowed: int, alpha: float) -> int:
-    """The smallest sample of `rest` that, without a hit, bounds the missed tokens by `allowed`."""
-    low, high = 0, rest
+def sample_size(found: int, rest: int, share: float, alpha: float, hits: int = 0) -> int:
+    """The smallest sample of `rest` tokens that shows a recall of `share`.
+
+    Args:
+        found: Glitch tokens outside of `rest`; at least 1.
+        rest: Tokens left out.
+        share: The recall to show.
+        alpha: Error probability of the bound.
+        hits: Glitch tokens in the sample.
+    """
+    allowed = hits + most_missed(found + hits, share)
+    low, high = min(hits, rest), rest
     while low < high:
         middle = (low + high) // 2
-        if Audit(rest, middle, 0).most(alpha) <= allowed:
+        if Audit(rest, middle, hits).most(alpha) <= allowed:
             high = middle
         else:
             low = middle + 1
     return low
+
+
+def cheapest_sample(
+    found: int, rest: int, share: float, alpha: float, missed: int, failure: float
+) -> int:
+    """The size of sample with the least expected cost in verifications.
+
+    A larger sample still suffices if it has some hits; a smaller one costs less if it has none.
+
+    Args:
+        found: Glitch tokens outside of `rest`; at least 1.
+        rest: Tokens left out.
+        share: The recall to show.
+        alpha: Error probability of the bound.
+        missed: Guess of the glitch tokens in `rest`. It affects only the cost.
+        failure: Cost of a sample that does not suffice, in verifications, besides itself.
+    """
+    cheapest, least = rest, math.inf
+    for hits in range(_MOST_HITS):
+        size = sample_size(found, rest, share, alpha, hits)
+        if size >= min(rest, least):
+            break
+        insufficient = 1 - at_most(hits, rest, min(missed, rest), size)
+        cost = size + insufficient * (size + failure)
+        if cost < least:
+            cheapest, least = size, cost
+    return cheapest

@@ -28,9 +28,9 @@ _HITS_EACH = 2
 """Tokens in the front of a cascade per glitch token: 1.6 to 2.5 on SmolLM2 (docs/engine.md)."""
 _FRONT_END = 150
 """Further tokens at the end of a front, where few are glitch tokens."""
-_AUDIT_SHARE, _AUDIT_SAFETY = 0.05, 3
-"""Share of the rest that a cascade audits, and its limit as a multiple of the smallest sample that
-suffices; as in `glitchrun.search.cascade`."""
+_FIRST_AUDIT = 0.8
+"""Share of the error probability that a cascade's first audit gets, as in
+`glitchrun.search.cascade`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +196,9 @@ def usual_cascade(scope: int, glitches: int, recall: float, confidence: float) -
     allowed = int(glitches * (1 - exact) / exact)
     if allowed >= rest:
         return front
-    alpha = (1 - confidence) / 2
+    alpha = (1 - confidence) * _FIRST_AUDIT
     least = (1 - alpha ** (1 / (allowed + 1))) * (rest - allowed / 2)
-    audit = min(_AUDIT_SAFETY * least, max(least, _AUDIT_SHARE * rest), rest)
-    return front + math.ceil(audit)
+    return front + math.ceil(min(least, rest))
 
 
 def _few_found(recall: float) -> str:
