@@ -7,8 +7,9 @@ The first table follows a sequence of edits on the stand-in for nowllm-0829 (32,
 counts what reached the model after each: tokens verified, continuations sampled, models loaded. It
 fails if an edit repeats work, or if the tokens.jsonl of an edited spec differs from a fresh run's.
 
-The second table is the time of a new threshold on the whole vocabulary of SmolLM2. The facts are
-invented, as no model takes part in reading them. With `--profile` its profile is written to FILE.
+The second table is the time of a new threshold on the whole vocabulary of SmolLM2, and of the list
+of runs then. The facts are invented, as no model takes part in reading them. With `--profile` the
+profile of the second new threshold is written to FILE.
 """
 
 from __future__ import annotations
@@ -265,25 +266,29 @@ def new_threshold(folder: Path, profile: str | None) -> None:
     spec.write_text(yaml.safe_dump(document, sort_keys=False))
     with in_folder(folder):
         count = invent_scan(spec, folder / "mlruns")
-    options = ["-m", "cProfile", "-o", str(Path(profile).resolve())] if profile else []
-    table = Table("thresholds.probability", "tokens", "seconds", "CPU seconds")
-    for limit in ("0.5", "0.01"):
-        command = [sys.executable, *options, "-m", "glitchrun", "apply", str(spec)]
-        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        done = subprocess.run(
-            [*command, "--set", f"thresholds.probability={limit}"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        seconds = time.perf_counter() - start
-        if done.returncode or "engine:" in done.stderr:
-            raise click.ClickException(f"{done.stderr}{done.stdout}")
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        table.add_row(limit, f"{count:,}", f"{seconds:.1f}", f"{cpu:.1f}")
+    profiled = ["-m", "cProfile", "-o", str(Path(profile).resolve())] if profile else []
+    table = Table("command", "tokens", "seconds", "CPU seconds")
+    apply = ["apply", str(spec), "--set"]
+    for options, arguments in (
+        ([], [*apply, "thresholds.probability=0.5"]),
+        (profiled, [*apply, "thresholds.probability=0.01"]),
+        ([], ["status"]),
+    ):
+        seconds, cpu = timed([sys.executable, *options, "-m", "glitchrun", *arguments], folder)
+        shown = " ".join(arg for arg in arguments if arg not in (str(spec), "--set"))
+        table.add_row(shown, f"{count:,}", f"{seconds:.1f}", f"{cpu:.1f}")
     out.print(table)
+
+
+def timed(command: list[str], folder: Path) -> tuple[float, float]:
+    """Seconds and CPU seconds of a command that must not load a model."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - start
+    if done.returncode or "engine:" in done.stderr:
+        raise click.ClickException(f"{done.stderr}{done.stdout}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 @click.command(help=__doc__)

@@ -11,9 +11,19 @@ from typing import Any
 
 import pytest
 
+from glitchrun.cli.status import _row
 from glitchrun.errors import ExitCode, RunError
 from glitchrun.events import Artifact, Sampled, Token, Verified, batch_to_json
-from glitchrun.ledger import Journal, current_attempt, existing_status, ledger_file, read_run
+from glitchrun.ledger import (
+    Journal,
+    current_attempt,
+    existing_status,
+    find_runs,
+    ledger_file,
+    read_run,
+    step_fold,
+    steps,
+)
 from glitchrun.ledger.record import RunIdentity, RunRecord
 from glitchrun.ledger.steps import attempt_folder, attempts, read_step
 from glitchrun.model import loading
@@ -245,6 +255,32 @@ def test_a_larger_budget_continues_from_a_smaller_one(
     other = record(applied(tmp_path, mine(24)))
     assert work.take()[0] == 0  # the store has the first 24 of 32
     assert other.metrics["mine/verified"].value == 24
+
+
+def test_the_list_of_runs_reads_no_facts(
+    tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = record(applied(tmp_path, MINE, ASR))
+    expected = _row(read_run(done.folder)) | {"age": 0}
+    assert expected["steps"][0] == {
+        "id": "mine",
+        "finished": True,
+        "stage": "verification",
+        "done": 48,
+        "total": 48,
+    }
+
+    def refuse(entry: Any) -> None:
+        raise AssertionError("a batch was read")
+
+    steps._read_unchanged.cache_clear()
+    monkeypatch.setattr(step_fold, "batch_from_json", refuse)
+    (found,) = find_runs(tmp_path / "mlruns")
+    assert _row(found) | {"age": 0} == expected
+    assert found.metrics == done.metrics
+    assert found.notes == done.notes
+    with pytest.raises(AssertionError, match="a batch was read"):
+        list(found.steps[0].batches)
 
 
 def test_near_ties_at_a_new_threshold_are_counted(tmp_path: Path, work: Work) -> None:

@@ -86,13 +86,13 @@ def _status(run: RunRecord) -> str:
 
 def _progress(run: RunRecord, step_id: str) -> dict[str, Any]:
     step = next(step for step in run.steps if step.id == step_id)
-    last = step.batches[-1].batch if step.batches else None
+    stage, done, total = step.progress or ("", 0, None)
     return {
         "id": step.id,
         "finished": step.finished,
-        "stage": last.stage if last else "",
-        "done": last.done if last else 0,
-        "total": last.total if last else None,
+        "stage": stage,
+        "done": done,
+        "total": total,
     }
 
 

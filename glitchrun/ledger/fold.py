@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,8 +15,10 @@ from glitchrun.events import Batch, batch_from_json
 from glitchrun.ledger.identity import parse_time, read_delivered
 from glitchrun.ledger.record import (
     GateResult,
+    LaterBatches,
     Metric,
     ModelRecord,
+    Progress,
     RunIdentity,
     RunRecord,
     StepRecord,
@@ -24,7 +26,8 @@ from glitchrun.ledger.record import (
     ending,
     model_from_json,
 )
-from glitchrun.ledger.steps import Extent, StepFold, attempt_folder, read_step, within
+from glitchrun.ledger.step_fold import Extent, StepFold, within
+from glitchrun.ledger.steps import attempt_folder, read_step
 from glitchrun.ledger.tags import read_tags
 from glitchrun.spec.types import Thresholds
 from glitchrun.verdicts import judged
@@ -43,8 +46,14 @@ class StepView:
     reused: bool
     thresholds: Thresholds
     facts: StepFold | None = None
+    followed: bool = False
+    """Whether a journal adds to the facts."""
     missing: str | None = None
     """Why the facts cannot be read; None if they were."""
+    counters: Mapping[str, int] | None = None
+    """The counters of the batches, summed, if the run's ledger has them."""
+    progress: Progress | None = None
+    """Where the step ended, if the run's ledger has it."""
     _raw: list[TimedBatch] = field(default_factory=list)
     _judged: list[TimedBatch] = field(default_factory=list)
     _counted: Counter[str] = field(default_factory=Counter)
@@ -64,8 +73,14 @@ class StepView:
             self._counted.update(timed.batch.counters)
         return tuple(self._judged)
 
-    def counters(self) -> Counter[str]:
+    def later(self) -> Sequence[TimedBatch]:
+        """The batches, read and judged when they are asked for if nothing is added to them."""
+        return self.batches() if self.followed else LaterBatches(self.batches)
+
+    def counted(self) -> Mapping[str, int]:
         """The counters of the batches, summed."""
+        if self.counters is not None:
+            return self.counters
         self.batches()
         return self._counted
 
@@ -165,7 +180,7 @@ class Fold:
         for (_, name), count in self.counted.items():
             counted[name] += count
         for view in self.views.values():
-            counted.update(view.counters())
+            counted.update(view.counted())
         return dict(counted)
 
     def _step_repairs(self) -> list[str]:
@@ -199,7 +214,8 @@ class Fold:
             params=params,
             started_at=facts.started_at if facts else None,
             ended_at=self.ends[name] if done else None,
-            batches=view.batches(),
+            batches=view.later(),
+            ended=view.progress if done else None,
             metrics=dict(self.metrics.get(name, {})) if done else {},
             elapsed=facts.elapsed_until(view.extent) / 1000 if facts else None,
             spent=facts.spent[self.identity.key, self.identity.attempt] / 1000 if facts else None,
@@ -211,7 +227,8 @@ class Fold:
 
     def follow(self, step: str, facts: StepFold) -> None:
         """Reads a step from `facts`, to which a journal adds, and not from the disk."""
-        self.views[step].facts, self.views[step].missing = facts, None
+        view = self.views[step]
+        view.facts, view.followed, view.missing = facts, True, None
 
     def see(self, entry: Mapping[str, Any], *, is_sealed: bool = True) -> None:
         """Adds one entry.
@@ -296,6 +313,10 @@ class Fold:
 
     def _see_step_done(self, entry: Mapping[str, Any]) -> None:
         self.ends[entry["step"]] = entry["at"]
+        view = self.views.get(entry["step"])
+        if view is not None and "counters" in entry:
+            view.counters = entry["counters"]
+            view.progress = tuple(entry["progress"]) if entry["progress"] else None
 
     def _see_gates(self, entry: Mapping[str, Any]) -> None:
         self.gates = tuple(GateResult(**gate) for gate in entry["gates"])

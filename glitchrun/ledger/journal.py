@@ -20,7 +20,7 @@ from glitchrun.ledger.identity import (
 from glitchrun.ledger.ledger_file import THEN, LedgerFile
 from glitchrun.ledger.read import read_fold
 from glitchrun.ledger.record import RunIdentity, RunRecord
-from glitchrun.ledger.steps import StepFold
+from glitchrun.ledger.step_fold import StepFold
 
 
 class Journal:

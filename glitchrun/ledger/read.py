@@ -31,7 +31,8 @@ from glitchrun.ledger.identity import (
     read_run_document,
 )
 from glitchrun.ledger.record import RunIdentity, RunRecord, ending
-from glitchrun.ledger.steps import Extent, attempt_folder, is_intact
+from glitchrun.ledger.step_fold import Extent
+from glitchrun.ledger.steps import attempt_folder, is_intact
 
 
 def read_run(folder: Path) -> RunRecord:

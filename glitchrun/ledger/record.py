@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from glitchrun.events import Batch
 
@@ -74,6 +74,38 @@ class TimedBatch:
     batch: Batch
 
 
+class LaterBatches(Sequence[TimedBatch]):
+    """Batches that are read when somebody asks for one of them."""
+
+    def __init__(self, read: Callable[[], Sequence[TimedBatch]]) -> None:
+        self._read = read
+        self._found: Sequence[TimedBatch] | None = None
+
+    def _batches(self) -> Sequence[TimedBatch]:
+        if self._found is None:
+            self._found = self._read()
+        return self._found
+
+    @overload
+    def __getitem__(self, place: int) -> TimedBatch: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[TimedBatch]: ...
+    def __getitem__(self, place: int | slice) -> TimedBatch | Sequence[TimedBatch]:
+        return self._batches()[place]
+
+    def __len__(self) -> int:
+        return len(self._batches())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+Progress = tuple[str, int, int | None]
+"""A stage, its finished items, and their total if it is known."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepRecord:
     """A step of a run: its configuration, batches and metrics."""
@@ -83,7 +115,7 @@ class StepRecord:
     params: Mapping[str, Any]
     started_at: int | None = None
     ended_at: int | None = None
-    batches: tuple[TimedBatch, ...] = ()
+    batches: Sequence[TimedBatch] = ()
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     """Without the step's id: `glitch`, `verified`, `tokens_per_second`."""
     elapsed: float | None = None
@@ -99,6 +131,17 @@ class StepRecord:
     """The run for which it was measured first, as `EXPERIMENT · NAME KEY#N`."""
     spent: float | None = None
     """The part of `elapsed` that this run spent; None if all of it."""
+
+    ended: Progress | None = None
+    """Where the step ended, if it is known without the batches."""
+
+    @property
+    def progress(self) -> Progress | None:
+        """The stage of the last batch; None before the first."""
+        if self.ended is not None or not self.batches:
+            return self.ended
+        last = self.batches[-1].batch
+        return last.stage, last.done, last.total
 
     @property
     def seconds(self) -> float:

@@ -14,7 +14,8 @@ from glitchrun.ledger.checksums import Chain, Inspection
 from glitchrun.ledger.files import LEDGER, now, sync_folder, write_atomically
 from glitchrun.ledger.ledger_file import THEN, LedgerFile
 from glitchrun.ledger.record import ModelRecord, RunIdentity
-from glitchrun.ledger.steps import Extent, inspect_step, worker_of
+from glitchrun.ledger.step_fold import Extent, within, worker_of
+from glitchrun.ledger.steps import inspect_step
 
 
 class StepJournal:
@@ -76,7 +77,8 @@ class StepJournal:
 
     def finish(self, extent: Extent, at: int | None = None) -> None:
         """Marks the step as finished for runs with this extent; `at` as for `begin`."""
-        self._append("step_done", at, extent=extent)
+        count = len(within(self.facts.batches, extent))
+        self._append("step_done", at, extent=extent, batches=count)
 
     def _append(self, kind: str, at: int | None, **fields: Any) -> None:
         when = {} if at is None else {"at": at}

@@ -15,6 +15,7 @@ import gc
 import os
 import shlex
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, replace
@@ -26,8 +27,8 @@ from glitchrun.events import Artifact, Batch, Event
 from glitchrun.ledger import Journal, RunRecord, current_attempt, hold, run_folder
 from glitchrun.ledger.files import now
 from glitchrun.ledger.record import ModelRecord, StepRecord
+from glitchrun.ledger.step_fold import StepFold, verified
 from glitchrun.ledger.step_journal import StepJournal
-from glitchrun.ledger.steps import StepFold, verified
 from glitchrun.plan.build import PlannedRun
 from glitchrun.plan.step_keys import StepKey
 from glitchrun.report import write_report
@@ -225,9 +226,18 @@ class _Run:
     def _conclude(self, step: Step, key: StepKey, facts: StepFold) -> None:
         for metric in metrics(step, key, facts, self._record_of(key)):
             self._journal.append("measured", step=step.id, **asdict(metric))
-        self._journal.append("step_done", step=step.id)
+        self._journal.append("step_done", step=step.id, **self._summary(key))
         if not self._record_of(key).reused:  # else delivered with what comes next
             self._tracker.update(self._journal.record)
+
+    def _summary(self, key: StepKey) -> dict[str, Any]:
+        """What `status` and similar readers of the run show of a step, so that they need not read
+        its facts."""
+        record = self._record_of(key)
+        counted: Counter[str] = Counter()
+        for timed in record.batches:
+            counted.update(timed.batch.counters)
+        return {"counters": dict(counted), "progress": record.progress}
 
     def _record_of(self, key: StepKey) -> StepRecord:
         return next(known for known in self._journal.record.steps if known.id == key.id)

@@ -14,9 +14,9 @@ from glitchrun.events import Control, Measured, Sampled
 from glitchrun.ledger import Journal, RunRecord, latest_attempt, read_run, run_document
 from glitchrun.ledger.lock import wait_and_hold
 from glitchrun.ledger.record import RunIdentity, StepRecord
+from glitchrun.ledger.step_fold import StepFold
 from glitchrun.ledger.step_journal import StepJournal
 from glitchrun.ledger.steps import (
-    StepFold,
     attempt_folder,
     attempts,
     current_step,
