@@ -212,6 +212,7 @@ def worker_of(run: RunIdentity) -> dict[str, Any]:
 
 
 def is_known_kind(kind: str) -> bool:
+    """Whether this version can read entries of a kind."""
     return hasattr(StepFold, f"_see_{kind}")
 
 
