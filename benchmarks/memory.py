@@ -71,7 +71,7 @@ def measured(name: str, quantization: str, batches: int) -> dict[str, Any]:
     context = Context(
         spec=spec,
         backend=backend,
-        vocabulary=Vocabulary(model.tokenizer, row_norms(model.input_embeddings)),
+        vocabulary=Vocabulary(model.tokenizer, row_norms(model.embedding_blocks())),
         template=detect(spec.template, model.tokenizer, model.config, spec.model.path),
         free_bytes=psutil.virtual_memory().available,
         earlier={},

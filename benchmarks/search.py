@@ -149,7 +149,7 @@ def context_of(spec_path: Path) -> Context:
     return Context(
         spec=spec,
         backend=best_backend(model)[0],
-        vocabulary=Vocabulary(model.tokenizer, row_norms(model.input_embeddings)),
+        vocabulary=Vocabulary(model.tokenizer, row_norms(model.embedding_blocks())),
         template=detect(spec.template, model.tokenizer, model.config, spec.model.path),
         free_bytes=1 << 31,
         earlier={},

@@ -142,6 +142,14 @@ def read_safetensors(path: Path) -> dict[str, TensorInfo]:
 
     Raises ModelUnavailable where the file cannot be read, is cut short, or its header is unsound.
     """
+    return {name: info for name, (info, _) in tensor_offsets(path).items()}
+
+
+def tensor_offsets(path: Path) -> dict[str, tuple[TensorInfo, int]]:
+    """The tensors of one safetensors file with the offset of their first byte in it, by name.
+
+    Raises ModelUnavailable as `read_safetensors` does.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -151,8 +159,9 @@ def read_safetensors(path: Path) -> dict[str, TensorInfo]:
     entries = _parse(path, raw)
     entries.pop("__metadata__", None)
     spans = {name: _span(path, name, entry) for name, entry in entries.items()}
-    _check_cover(path, spans, size - _LENGTH.size - len(raw))
-    return {name: info for name, (info, _, _) in spans.items()}
+    start = _LENGTH.size + len(raw)
+    _check_cover(path, spans, size - start)
+    return {name: (info, start + begin) for name, (info, begin, _) in spans.items()}
 
 
 def _raw_header(path: Path, size: int, prefix: bytes, read: Any) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 
 from glitchrun.errors import ModelUnavailable
 from glitchrun.plan.positions import Positions, positions
+
+_BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,8 @@ class LoadedModel:
     """Class name, such as `MixtralForCausalLM`."""
     tokenizer_note: str = ""
     """For a GGUF file: the pre-tokenizer of the rebuilt tokenizer and where its name comes from."""
+    residency: str = "resident"
+    """`resident`, or `streamed` for a `model.streamed.StreamedModel`."""
 
     @property
     def input_embeddings(self) -> torch.Tensor:
@@ -76,6 +80,15 @@ class LoadedModel:
     def vocab_size(self) -> int:
         """Rows of the input embedding; may exceed the tokenizer's size."""
         return int(self.input_embeddings.shape[0])
+
+    @property
+    def hidden_size(self) -> int:
+        """Columns of the input embedding."""
+        return int(self.input_embeddings.shape[1])
+
+    def embedding_blocks(self) -> Iterator[torch.Tensor]:
+        """Yields the input embedding in blocks of rows, `(R, H)` each, without a copy."""
+        yield from self.input_embeddings.split(_BLOCK_ROWS)
 
     @property
     def positions(self) -> Positions | None:

@@ -91,7 +91,7 @@ def load(
         peak = watch_peak(device)
         module = _module(target, header, spec, device)
         _check_forward(module, header, spec, folder)
-    _add_generation_config(module, folder)
+    add_generation_config(module, folder)
     held = bytes_by_dtype(module)
     is_quantized = spec.quantization in SCHEMES or header.prequantized
     stored = f"{header.prequantized} (as stored)" if header.prequantized else None
@@ -228,7 +228,7 @@ def _check_forward(module: Any, header: Header, spec: ModelSpec, folder: Path) -
         module(input_ids=ids, use_cache=False)
 
 
-def _add_generation_config(module: Any, folder: Path) -> None:
+def add_generation_config(module: Any, folder: Path) -> None:
     """Add the generation settings: only they list all end-of-text tokens of newer chat models."""
     path = folder / "generation_config.json"
     if not path.is_file():

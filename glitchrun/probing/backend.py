@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glitchrun.errors import RunError
 from glitchrun.model.loaded import LoadedModel
-from glitchrun.probing.logit_statistics import Statistics, check_finite, measure
+from glitchrun.probing.logit_statistics import Statistics, check_finite, measure, scores
 from glitchrun.probing.model_cache import CacheMode, select_rows
 from glitchrun.probing.model_call import Float32Arithmetic, ModelCall, model_errors
 
@@ -57,6 +57,22 @@ class Backend:
     def arithmetic(self) -> torch.dtype:
         """The dtype in which passes compute unless they are asked for float32."""
         return self.model.compute_dtype
+
+    @property
+    def pass_rows(self) -> int | None:
+        """Rows that a pass over a streamed model takes at most, without padding; None for any other
+        model."""
+        return None
+
+    @property
+    def screen_rows(self) -> int | None:
+        """Rows of a screen's pass over a streamed model; None for any other model."""
+        return None
+
+    @property
+    def trial(self) -> Backend:
+        """The backend on which to try what the model can do: this one, or that of a small model."""
+        return self
 
     # 1. Verification: one pass behind a prefix ------------------------------------------------
 
@@ -108,6 +124,18 @@ class Backend:
         with self._arithmetic(float32):
             logits, _ = self._call(row)
         return check_finite(logits[0].float())
+
+    @torch.no_grad()
+    def statistics_alone(self, prompts: Tensor, targets: Tensor) -> Statistics:
+        """Returns statistics of whole prompts, each computed alone in float32.
+
+        Args:
+            prompts: Token ids, `(B, T)`.
+            targets: The target id of each prompt, `(B,)`.
+        """
+        rows = [self.logits_alone(ids, float32=True) for ids in prompts.tolist()]
+        logits = torch.stack(rows)
+        return measure(logits, targets.to(logits.device))
 
     # 2. Sampling: a cache that grows ----------------------------------------------------------
 
@@ -219,6 +247,20 @@ class Backend:
         last = torch.full((len(tokens), 1), frozen.last)
         logits, _ = self.step(last, BatchState(past.ids, cache))
         return logits
+
+    @torch.no_grad()
+    def screen_scores(self, frozen: Any, tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Returns log-probability and gap of the first `count` tokens; see `scores`.
+
+        Args:
+            frozen: What `freeze` returned.
+            tokens: Token ids, `(B,)`; those after the first `count` fill the batch.
+            count: Tokens whose scores are returned.
+
+        Returns:
+            `(count,)` each.
+        """
+        return scores(self.screen(frozen, tokens)[:count], tokens[:count])
 
     # 4. Gradients -----------------------------------------------------------------------------
 

@@ -16,11 +16,13 @@ from torch import Tensor
 from glitchrun.boundary import first_line, foreign_errors
 from glitchrun.errors import PreflightError, RunError
 from glitchrun.model.loaded import LoadedModel
+from glitchrun.model.streamed import StreamedModel
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.fast.llama_layout import OtherLayoutError, recognize
 from glitchrun.probing.fast_backend import FastBackend
 from glitchrun.probing.memory_limits import is_out_of_memory
 from glitchrun.probing.model_cache import CacheMode
+from glitchrun.probing.streamed_backend import streamed_backend
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +45,16 @@ def best_backend(model: LoadedModel) -> tuple[Backend, str]:
         PreflightError: The model is not a causal language model.
         RunError: Its forward pass fails on a few tokens.
     """
+    if isinstance(model, StreamedModel):
+        trial, reason = _try_fast(model.trial, _plain_logits(model.trial, _TYPICAL))
+        backend = streamed_backend(model, trial, reason)
+        return backend, f"streamed: a small model of its kind has the {reason}"
     reference = _plain_logits(model, _TYPICAL)
     fast, reason = _try_fast(model, reference)
     if fast is not None:
         return fast, f"fast: {reason}"
-    backend, note = _select_cache_mode(model, reference)
-    return backend, f"generic: {reason}{note}"
+    generic, note = _select_cache_mode(model, reference)
+    return generic, f"generic: {reason}{note}"
 
 
 def generic_backend(model: LoadedModel) -> Backend:

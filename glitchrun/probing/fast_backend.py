@@ -49,9 +49,7 @@ class FastBackend(Backend):
 
     @property
     def arithmetic(self) -> torch.dtype:
-        if self.device.type == "cpu" and not _has_bfloat16_units():
-            return torch.float32
-        return self.model.compute_dtype
+        return arithmetic_on(self.device, self.model.compute_dtype)
 
     @torch.no_grad()
     def last_logits(
@@ -125,6 +123,13 @@ class FastBackend(Backend):
     def _workspace(self, float32: bool) -> Workspace:
         dtype = torch.float32 if float32 else self.arithmetic
         return self._workspaces.setdefault(dtype, Workspace(dtype, self.device, self._kernels))
+
+
+def arithmetic_on(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Returns the arithmetic of passes over weights of a dtype, written out as here."""
+    if device.type == "cpu" and not _has_bfloat16_units():
+        return torch.float32
+    return dtype
 
 
 def load_kernels(layout: LlamaLayout, device: torch.device) -> ModuleType | None:

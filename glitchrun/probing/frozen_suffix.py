@@ -21,8 +21,6 @@ from glitchrun.prompts.render import Prompt
 
 CALIBRATION = 64
 """Tokens over which the frozen keys and values are averaged."""
-_ROWS_MEASURED = 16
-"""Rows measured at a time on a CPU: some megabytes, which stay in the cache and on the heap."""
 _DIGITS = 4
 """Decimals kept of scores, which only order tokens. A rounded score does not depend on the batch,
 unless it lies on the edge between two."""
@@ -46,7 +44,7 @@ class Screener:
         refuse_unscreened(backend)
         self._backend = backend
         positions = len(prompt.prefix_ids) + 1 + len(prompt.suffix_ids)
-        self.rows = screening_rows(backend.model, positions, free_bytes)
+        self.rows = backend.screen_rows or screening_rows(backend.model, positions, free_bytes)
         """Rows of every pass."""
         drawn = np.random.default_rng(seed).permutation(np.asarray(scope))[:CALIBRATION]
         self._frozen = backend.freeze(
@@ -66,12 +64,10 @@ class Screener:
         return log_p, [value for _, part in scored for value in part]
 
     def _score(self, chunk: Sequence[int]) -> tuple[list[float], list[float]]:
-        padded = torch.tensor([*chunk, *[chunk[0]] * (self.rows - len(chunk))])
-        logits = self._backend.screen(self._frozen, padded)[: len(chunk)]  # (B, V)
-        own = logits.gather(1, padded[: len(chunk), None].to(logits.device))[:, 0]
-        parts = logits.split(_ROWS_MEASURED if logits.device.type == "cpu" else self.rows)
-        total = torch.cat([part.logsumexp(dim=1) for part in parts])
-        return _rounded(own - total), _rounded(logits.amax(dim=1) - own)
+        rows = len(chunk) if self._backend.screen_rows else self.rows
+        padded = torch.tensor([*chunk, *[chunk[0]] * (rows - len(chunk))])
+        log_p, gap = self._backend.screen_scores(self._frozen, padded, len(chunk))
+        return _rounded(log_p), _rounded(gap)
 
 
 def _rounded(column: Tensor) -> list[float]:
@@ -84,7 +80,7 @@ def refuse_unscreened(backend: Backend) -> None:
     Raises:
         RunError: Says why, and which search to use instead.
     """
-    reason = why_not_screenable(backend)
+    reason = why_not_screenable(backend.trial)
     if reason is not None:
         raise RunError(
             f"search: screen and cascade cannot screen {backend.model.architecture}: {reason}; use "

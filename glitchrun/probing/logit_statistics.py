@@ -121,6 +121,22 @@ def _entropy(p: Tensor) -> Tensor:
     return -(p + 1e-6).log_().mul_(p).sum(dim=-1)
 
 
+def scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns each target's log-probability in nats and its gap (largest logit minus its own).
+
+    Args:
+        logits: `(B, V)`.
+        targets: Target ids, `(B,)`.
+
+    Returns:
+        `(B,)` each.
+    """
+    own = logits.gather(1, targets[:, None].to(logits.device))[:, 0]
+    parts = logits.split(_CPU_ROWS if logits.device.type == "cpu" else len(logits))
+    total = torch.cat([part.logsumexp(dim=1) for part in parts])
+    return own - total, logits.amax(dim=1) - own
+
+
 def measure(logits: Tensor, targets: Tensor) -> Statistics:
     """Returns the statistics of logits `(B, V)` for target ids `(B,)`."""
     on_cpu = logits.device.type == "cpu"

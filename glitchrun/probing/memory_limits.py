@@ -84,7 +84,7 @@ def row_bytes(model: LoadedModel, positions: int, *, grows: bool = False) -> int
     # On a CPU the fast backend widens narrow weights and computes in float32.
     stored = torch.finfo(model.compute_dtype).bits // 8
     element_bytes = 4 if model.device.type == "cpu" else stored
-    hidden = model.input_embeddings.shape[1]
+    hidden = model.hidden_size
     heads = _first(config, "num_attention_heads", "num_heads") or 1
     num_kv_heads = _first(config, "num_key_value_heads") or heads
     head_dim = _first(config, "head_dim") or -(-hidden // heads)

@@ -11,7 +11,7 @@ from torch import Tensor
 from glitchrun.events import ProbeResult
 from glitchrun.plan.batch_sizes import RECHECK_BATCH
 from glitchrun.probing.backend import Backend
-from glitchrun.probing.logit_statistics import ROUNDING, Statistics, measure
+from glitchrun.probing.logit_statistics import ROUNDING, Statistics
 from glitchrun.probing.memory_limits import prepare_retry
 from glitchrun.prompts.render import Prompt
 
@@ -53,13 +53,17 @@ class Verifier:
         self.counters["rechecked"] += len(near_ties)
         if arithmetic != torch.float32 and near_ties:
             again = [token_ids[i] for i in near_ties]
-            rows = RECHECK_BATCH.get(self.backend.device.type, RECHECK_BATCH["cpu"])
+            rows = self.backend.pass_rows or RECHECK_BATCH.get(
+                self.backend.device.type, RECHECK_BATCH["cpu"]
+            )
             rechecked = self._run(prompt, again, rows, torch.float32)
             for i, result in zip(near_ties, rechecked, strict=True):
                 results[i] = result
             near_ties = [i for i in near_ties if results[i][1]]
-        for i in near_ties:
-            results[i] = (self._verify_alone(prompt, token_ids[i]), False)
+        if near_ties:
+            settled = self._verify_alone(prompt, [token_ids[i] for i in near_ties])
+            for i, decided in zip(near_ties, settled, strict=True):
+                results[i] = (decided, False)
         return [result for result, _ in results]
 
     def _run(
@@ -96,17 +100,18 @@ class Verifier:
         self, prompt: Prompt, chunk: Sequence[int], rows: int, dtype: torch.dtype
     ) -> Statistics:
         targets = torch.tensor(chunk, device=self.backend.device)
-        suffixes = _suffixes(prompt, chunk, rows)
+        padded = len(chunk) if self.backend.pass_rows else rows
+        suffixes = _suffixes(prompt, chunk, padded)
         self.counters["forwards"] += 1
         return self.backend.statistics(
             prompt.prefix_ids, suffixes, targets, float32=dtype == torch.float32
         )
 
-    def _verify_alone(self, prompt: Prompt, token_id: int) -> ProbeResult:
-        self.counters["forwards"] += 1
-        logits = self.backend.logits_alone(prompt.ids(token_id), float32=True)  # (V,)
-        target = torch.tensor([token_id], device=logits.device)
-        return next(_results(measure(logits[None], target), torch.float32))
+    def _verify_alone(self, prompt: Prompt, token_ids: Sequence[int]) -> list[ProbeResult]:
+        self.counters["forwards"] += len(token_ids)
+        prompts = torch.tensor([prompt.ids(token_id) for token_id in token_ids])  # (B, T)
+        found = self.backend.statistics_alone(prompts, torch.tensor(token_ids))
+        return list(_results(found, torch.float32))
 
 
 def _suffixes(prompt: Prompt, chunk: Sequence[int], rows: int) -> Tensor:

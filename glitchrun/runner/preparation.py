@@ -84,7 +84,7 @@ def prepare(planned: PlannedRun, session: Session) -> Prepared:
         spec.template, tokenizer, model.config, spec.model.path, spec.template_variables
     )
     say(f"template: {template.name} ({template.rule})")
-    vocabulary = Vocabulary(tokenizer, row_norms(model.input_embeddings))
+    vocabulary = Vocabulary(tokenizer, row_norms(model.embedding_blocks()))
     if refusal := empty_scope_reason(spec, vocabulary):
         raise PreflightError(refusal)
     warnings = _check_lengths(spec, model, template)

@@ -7,7 +7,7 @@ cosine to the mean. The text features describe the form of a token's text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -30,13 +30,18 @@ _TEXTS_AT_ONCE = 8192
 _JOINTS = frozenset("_-./\\:")
 
 
-def row_norms(weight: Tensor, chunk: int = _CHUNK) -> Tensor:
+def row_norms(weight: Tensor | Iterable[Tensor], chunk: int = _CHUNK) -> Tensor:
     """L2 norm of each row of an embedding `(V, H)`: float32 `(V,)` on the CPU.
 
     Converts `chunk` rows at a time, so that there is never a second copy of the embedding.
+
+    Args:
+        weight: The embedding, or blocks of its rows `(R, H)`, of which one is needed at a time.
+        chunk: Rows converted at a time.
     """
-    parts = [rows.detach().float().norm(dim=1).cpu() for rows in weight.split(chunk)]
-    return torch.cat(parts)
+    blocks = [weight] if isinstance(weight, Tensor) else weight
+    parts = (part for block in blocks for part in block.split(chunk))
+    return torch.cat([rows.detach().float().norm(dim=1).cpu() for rows in parts])
 
 
 def to_mean(table: Tensor) -> Tensor:

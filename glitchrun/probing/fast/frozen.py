@@ -47,13 +47,26 @@ def freeze_cache(cache: KVCache, prefix_length: int, last: int) -> FrozenCache:
         last: The last id of the suffix.
     """
     keys_values = [
-        (_frozen(keys, prefix_length, cache.length), _frozen(values, prefix_length, cache.length))
+        (
+            mean_suffix(keys, prefix_length, cache.length),
+            mean_suffix(values, prefix_length, cache.length),
+        )
         for keys, values in zip(cache.keys, cache.values, strict=True)
     ]
     return FrozenCache(last, prefix_length, keys_values)
 
 
-def _frozen(buffer: Tensor, prefix_length: int, length: int) -> Tensor:
+def mean_suffix(buffer: Tensor, prefix_length: int, length: int) -> Tensor:
+    """Returns keys or values of the prefix, and the mean of those behind the token.
+
+    Args:
+        buffer: Those of one layer, `(B, num_kv_heads, capacity, D)`.
+        prefix_length: Positions before the token.
+        length: Positions that are filled.
+
+    Returns:
+        `(num_kv_heads, length - 1, D)`.
+    """
     mean = buffer[:, :, prefix_length + 1 : length].mean(dim=0)
     return torch.cat([buffer[0, :, :prefix_length], mean], dim=1)  # (num_kv_heads, T, D)
 

@@ -6,12 +6,14 @@ scratch memory of a `Workspace` is reused by every layer.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glitchrun.plan.batch_sizes import WIDENED_BYTES
 from glitchrun.probing.fast.buffers import Workspace
 from glitchrun.probing.fast.llama_layout import (
     AttentionLayout,
@@ -22,8 +24,6 @@ from glitchrun.probing.fast.llama_layout import (
     RmsNorm,
 )
 
-_WIDENED_ROWS = 16384
-"""Rows of a narrow matrix widened at a time: a whole head of 250,000 rows would take a gigabyte."""
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines of the positions of a pass, `(S, D)` each."""
@@ -126,8 +126,7 @@ def project(linear: Any, x: Tensor, workspace: Workspace, out: Tensor | None = N
 
 def _multiply_widened(weight: Tensor, x: Tensor, workspace: Workspace, out: Tensor) -> None:
     """Writes `x` times `weight` `(R, K)`, widened some rows at a time, to `out` `(N, R)`."""
-    for start in range(0, len(weight), _WIDENED_ROWS):
-        part = weight[start : start + _WIDENED_ROWS]
+    for start, part in _blocks(weight):
         wide = workspace.get("weight", *part.shape).copy_(part)
         if len(part) == len(weight):
             torch.mm(x, wide.t(), out=out)
@@ -135,15 +134,23 @@ def _multiply_widened(weight: Tensor, x: Tensor, workspace: Workspace, out: Tens
             out[:, start : start + len(part)] = x @ wide.t()
 
 
+def _blocks(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Blocks of the rows of a narrow matrix `(R, K)`, each with its first row."""
+    rows = max(1, WIDENED_BYTES // (4 * weight.shape[1]))
+    return ((start, weight[start : start + rows]) for start in range(0, len(weight), rows))
+
+
 def add_projected(linear: Any, x: Tensor, total: Tensor, workspace: Workspace) -> None:
     """Adds a linear layer of `(N, K)` to `total` `(N, R)`."""
     if not isinstance(linear, nn.Linear):
         total.add_(linear(x))
         return
-    weight = linear.weight
-    if weight.dtype != x.dtype:
-        weight = workspace.get("weight", *weight.shape).copy_(weight)
-    total.addmm_(x, weight.t())
+    if linear.weight.dtype == x.dtype:
+        total.addmm_(x, linear.weight.t())
+    else:
+        for start, part in _blocks(linear.weight):
+            wide = workspace.get("weight", *part.shape).copy_(part)
+            total[:, start : start + len(part)].addmm_(x, wide.t())
     if linear.bias is not None:
         total.add_(linear.bias.to(x.dtype))
 

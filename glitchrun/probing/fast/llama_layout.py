@@ -106,21 +106,26 @@ class LlamaLayout:
     """Linear layer from H to V."""
 
 
-def recognize(module: Any) -> LlamaLayout:
+def recognize(module: Any, *, empty: bool = False) -> LlamaLayout:
     """Returns the parts of a causal model of transformers that has the Llama layout.
 
     A model that fits may still compute something else: `backend_selection` compares the logits.
+
+    Args:
+        module: The model.
+        empty: Whether its weights are on the device `meta`, to be filled layer by layer.
 
     Raises:
         OtherLayoutError: The model has another layout.
     """
     decoder: Any = getattr(module, "model", None)
     _expect(decoder, {"embed_tokens", "layers", "norm", "rotary_emb"}, "the decoder")
-    _expect_one_device(module)
+    if not empty:
+        _expect_one_device(module)
     return LlamaLayout(
         embedding=decoder.embed_tokens.weight,
         rotary=decoder.rotary_emb,
-        layers=tuple(_layer(layer) for layer in decoder.layers),
+        layers=tuple(recognize_layer(layer) for layer in decoder.layers),
         norm=_norm(decoder.norm),
         head=module.get_output_embeddings(),
     )
@@ -141,7 +146,12 @@ def _expect(module: Any, names: set[str], what: str, optional: Iterable[str] = (
         raise OtherLayoutError(f"{what} has {', '.join(sorted(found)) or 'no known modules'}")
 
 
-def _layer(layer: Any) -> LayerLayout:
+def recognize_layer(layer: Any) -> LayerLayout:
+    """Returns the parts of one decoder layer.
+
+    Raises:
+        OtherLayoutError: The layer has another layout.
+    """
     _expect(layer, _LAYER, "a layer")
     return LayerLayout(
         norm=_norm(layer.input_layernorm),
@@ -216,6 +226,19 @@ def _mlp(module: Any) -> MlpLayout | ExpertsLayout:
     if not (hasattr(router, "top_k") and hasattr(experts, "gate_up_proj")):
         raise OtherLayoutError(f"{type(module).__name__} has experts of another kind")
     return ExpertsLayout(router.weight, experts, router.top_k, experts.act_fn)
+
+
+def linear(weight: Tensor) -> nn.Linear:
+    """Returns a linear layer of a weight `(R, K)`, which is not copied."""
+    layer = nn.Linear(1, 1, bias=False, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer
+
+
+def expert_of(experts: ExpertsLayout, gate: Tensor, up: Tensor, down: Tensor) -> MlpLayout:
+    """Returns one expert as an MLP of its own, from gate and up `(I, H)` and down `(H, I)`."""
+    act = experts.act
+    return MlpLayout(linear(gate), linear(up), linear(down), act, len(gate), _is_silu(act))
 
 
 def _is_silu(act: Callable[[Tensor], Tensor]) -> bool:

@@ -1,0 +1,220 @@
+"""The units in which the weights of a checkpoint are streamed: a layer, an expert, a block of rows.
+
+A pass over the model reads its units in order. Only the layout of Llama and Mixtral is read so, by
+the names of tensors; names of other families are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from glitchrun.checkpoint.headers import Header
+from glitchrun.checkpoint.safetensors_files import TensorInfo, tensor_offsets
+
+BLOCK_BYTES = 64 << 20
+"""Most bytes of an embedding's or a head's rows that are read at a time."""
+UnitKind = Literal["embedding", "layer", "expert", "norm", "head"]
+
+_LAYER = re.compile(
+    r"self_attn\.[qkvo]_proj\.(weight|bias)|self_attn\.[qk]_norm\.weight|[a-z_]*layernorm\.weight"
+    r"|mlp\.(gate|up|down)_proj\.(weight|bias)|mlp\.gate\.weight"
+)
+"""Names of a layer's tensors, below the number of the layer."""
+_EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(w[123]|(?:gate|up|down)_proj)\.weight")
+_FUSED = re.compile(r"mlp\.experts\.(gate_up|down)_proj")
+_EXPERT_PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+_COMPUTED = re.compile(r"rotary_emb\.inv_freq$")
+"""Stored by older versions of transformers, but computed instead of loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A tensor, or a part of one, in a weight file."""
+
+    info: TensorInfo
+    file: Path
+    offset: int
+    """Of its first byte in the file."""
+
+    def rows(self, start: int, end: int) -> Place:
+        """The rows from `start` to `end` of a tensor `(R, ...)`."""
+        rows, *rest = self.info.shape
+        each = self.info.nbytes // rows
+        info = TensorInfo(self.info.dtype, (end - start, *rest), (end - start) * each)
+        return Place(info, self.file, self.offset + start * each)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Tensors that are read together."""
+
+    kind: UnitKind
+    tensors: Mapping[str, Place]
+    """By the name of the parameter below the layer; of an expert `gate_proj`, `up_proj` and
+    `down_proj`; of other units `weight`."""
+    layer: int = 0
+    expert: int = 0
+    start: int = 0
+    """First row of a block of the embedding or the head."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the files."""
+        return sum(place.info.nbytes for place in self.tensors.values())
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return sum(place.info.numel for place in self.tensors.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """A checkpoint as units, in the order of a pass."""
+
+    embedding: tuple[Unit, ...]
+    layers: tuple[tuple[Unit, ...], ...]
+    """For each layer its unit, followed by those of its experts."""
+    norm: Unit
+    head: tuple[Unit, ...]
+
+    @property
+    def body(self) -> tuple[Unit, ...]:
+        """The units of all layers."""
+        return tuple(unit for layer in self.layers for unit in layer)
+
+    @property
+    def whole_head(self) -> Unit:
+        """The head as one unit."""
+        first, last = self.head[0].tensors["weight"], self.head[-1].tensors["weight"]
+        rows = self.head[-1].start + last.info.shape[0]
+        nbytes = rows * (first.info.nbytes // first.info.shape[0])
+        info = TensorInfo(first.info.dtype, (rows, *first.info.shape[1:]), nbytes)
+        return Unit("head", {"weight": Place(info, first.file, first.offset)})
+
+    @property
+    def largest_tensor(self) -> int:
+        """Elements of the largest tensor of a layer."""
+        return max(place.info.numel for unit in self.body for place in unit.tensors.values())
+
+    @property
+    def pass_bytes(self) -> int:
+        """Bytes that a pass reads: every tensor once, and a tied embedding again as the head."""
+        return self.headless_bytes + sum(unit.nbytes for unit in (self.norm, *self.head))
+
+    @property
+    def headless_bytes(self) -> int:
+        """Bytes that a pass reads which needs no logits."""
+        return sum(unit.nbytes for unit in (*self.embedding, *self.body))
+
+
+def why_not_streamable(header: Header) -> str | None:
+    """Why the weights of a checkpoint cannot be streamed; None if its names allow it."""
+    if header.format == "pickle":
+        return "pickled weights cannot be read tensor by tensor; convert them to safetensors"
+    if header.prequantized:
+        return (
+            f"the weights are quantized on disk ({header.prequantized}), which only a resident "
+            "model supports; use the original checkpoint with model.quantization: int4 or int8"
+        )
+    if header.adapter is not None:
+        return "an adapter is merged into a resident model; merge it into a checkpoint first"
+    if header.format == "gguf":
+        return (
+            None
+            if header.architecture in ("llama", "qwen2", "qwen3", "mistral")
+            else _other(header)
+        )
+    unknown = [rest for _, rest in _layer_names(header) if not _is_known(rest)]
+    stem = f"{header.prefix}norm.weight"
+    if unknown or stem not in header.tensors or not list(_layer_names(header)):
+        return _other(header, unknown[0] if unknown else "")
+    return None
+
+
+def _other(header: Header, tensor: str = "") -> str:
+    found = f" (it has {tensor})" if tensor else ""
+    return (
+        f"{header.architecture} does not have the layers of Llama or Mixtral{found}, the only ones "
+        "that are streamed"
+    )
+
+
+def _is_known(rest: str) -> bool:
+    return any(pattern.fullmatch(rest) for pattern in (_LAYER, _EXPERT, _FUSED))
+
+
+def _layer_names(header: Header) -> Iterator[tuple[str, str]]:
+    """The stored name of each tensor of a layer, and its name below the number of the layer."""
+    stack = f"{header.prefix}layers."
+    for name in header.tensors:
+        number, _, rest = name.removeprefix(stack).partition(".")
+        # Draft layers are stored after the others and never loaded.
+        is_layer = name.startswith(stack) and number.isdecimal()
+        if is_layer and int(number) < header.dims.num_layers and not _COMPUTED.search(rest):
+            yield name, rest.replace("block_sparse_moe.", "mlp.", 1)
+
+
+def stream_units(header: Header) -> Units:
+    """The units of a checkpoint that `why_not_streamable` does not refuse.
+
+    Raises ModelUnavailable where a file cannot be read.
+    """
+    places = {
+        name: Place(info, file, offset)
+        for file in header.files
+        for name, (info, offset) in tensor_offsets(file).items()
+    }
+    layers: list[dict[int, dict[str, Place]]] = [{} for _ in range(header.dims.num_layers)]
+    for name, rest in _layer_names(header):
+        layer = layers[int(name.removeprefix(f"{header.prefix}layers.").partition(".")[0])]
+        for expert, part, place in _parts(rest, places[name]):
+            layer.setdefault(expert, {})[part] = place
+    return Units(
+        embedding=_blocks("embedding", places[header.embedding]),
+        layers=tuple(tuple(_units(number, layer)) for number, layer in enumerate(layers)),
+        norm=Unit("norm", {"weight": places[f"{header.prefix}norm.weight"]}),
+        head=_blocks("head", places[header.head or header.embedding]),
+    )
+
+
+_NO_EXPERT = -1
+
+
+def _parts(rest: str, place: Place) -> Iterator[tuple[int, str, Place]]:
+    """The expert, the parameter and the place of each part of a stored tensor."""
+    if found := _EXPERT.fullmatch(rest):
+        yield int(found[1]), _EXPERT_PARTS.get(found[2], found[2]), place
+    elif found := _FUSED.fullmatch(rest):
+        experts, rows, columns = place.info.shape
+        flat = TensorInfo(place.info.dtype, (experts * rows, columns), place.info.nbytes)
+        stack, half = Place(flat, place.file, place.offset), rows // 2
+        for expert in range(experts):
+            start = expert * rows
+            if found[1] == "down":
+                yield expert, "down_proj", stack.rows(start, start + rows)
+            else:
+                yield expert, "gate_proj", stack.rows(start, start + half)
+                yield expert, "up_proj", stack.rows(start + half, start + rows)
+    else:
+        yield _NO_EXPERT, rest, place
+
+
+def _units(number: int, layer: dict[int, dict[str, Place]]) -> Iterator[Unit]:
+    yield Unit("layer", layer.pop(_NO_EXPERT, {}), number)
+    for expert in sorted(layer):
+        yield Unit("expert", layer[expert], number, expert)
+
+
+def _blocks(kind: UnitKind, place: Place) -> tuple[Unit, ...]:
+    """A matrix as blocks of rows."""
+    rows = place.info.shape[0]
+    each = max(1, BLOCK_BYTES // (place.info.nbytes // rows))
+    return tuple(
+        Unit(kind, {"weight": place.rows(start, min(start + each, rows))}, start=start)
+        for start in range(0, rows, each)
+    )

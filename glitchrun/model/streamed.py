@@ -1,0 +1,318 @@
+"""A model whose weights stay on disk, and the reader that brings them in layer by layer.
+
+1. `load_streamed` builds the model of transformers without weights (on torch's `meta` device), and
+   lists where each tensor is in the weight files.
+2. `StreamedModel.read` reads units of tensors in a thread of its own while the caller computes.
+   What is in memory at a time is bounded.
+3. `filled` puts the tensors of one layer into the empty model while a block runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Condition, Thread
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glitchrun.checkpoint.headers import read_header
+from glitchrun.checkpoint.resolve import Checkpoint
+from glitchrun.checkpoint.stream_units import Place, Unit, Units, stream_units, why_not_streamable
+from glitchrun.errors import ModelUnavailable, PreflightError
+from glitchrun.model import load_progress
+from glitchrun.model.architecture import Architecture, architecture
+from glitchrun.model.gguf_conversion import tokenizer_note
+from glitchrun.model.library_messages import quiet_libraries
+from glitchrun.model.load_progress import Report
+from glitchrun.model.loaded import LoadedModel
+from glitchrun.model.loading import add_generation_config, checkpoint_folder
+from glitchrun.model.memory_use import bytes_by_dtype
+from glitchrun.model.placement import pick_device
+from glitchrun.model.quantized_layers import SCHEMES, import_bitsandbytes
+from glitchrun.model.tokenizer_loading import load_tokenizer
+from glitchrun.plan.streaming import StreamPlan, held_bytes, stream_plan
+from glitchrun.plan.weight_bytes import load_dtype
+from glitchrun.spec.types import ModelSpec
+
+_TRIAL = {"hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 48}
+_TRIAL_VOCABULARY = 512
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedModel(LoadedModel):
+    """A causal language model without weights in memory; `module` is on torch's `meta` device."""
+
+    units: Units = field(kw_only=True)
+    plan: StreamPlan = field(kw_only=True)
+    trial: LoadedModel = field(kw_only=True)
+    """A small random model of the same class and settings. Its logits show whether the layers as
+    written out here compute what transformers does."""
+    held_bytes: int = field(kw_only=True)
+    """Bytes that one weight takes in memory."""
+    bytes_read: list[int] = field(default_factory=lambda: [0], kw_only=True)
+    """The bytes read from the weight files so far, as the only item."""
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.module.get_input_embeddings().weight.shape[0])
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.module.get_input_embeddings().weight.shape[1])
+
+    @property
+    def input_embeddings(self) -> Tensor:
+        """The input embedding `(V, H)`, read anew from the disk."""
+        return torch.cat([*self.embedding_blocks()])
+
+    @property
+    def output_embeddings(self) -> Tensor:
+        """The output matrix `(V, H)`, read anew from the disk."""
+        return torch.cat([tensors["weight"] for _, tensors in self.read(self.units.head)])
+
+    def embedding_blocks(self) -> Iterator[Tensor]:
+        """Yields the input embedding in blocks of rows, `(R, H)` each."""
+        return (tensors["weight"] for _, tensors in self.read(self.units.embedding))
+
+    def read(
+        self, units: Iterable[Unit], capacity: int | None = None
+    ) -> Iterator[tuple[Unit, dict[str, Tensor]]]:
+        """Yields each unit with its tensors in the dtype of the weights, such as rows `(R, H)`.
+
+        While the caller works on one unit, the next ones are read, as far as `capacity` bytes
+        allow. The caller must drop the tensors of a unit before it asks for the next one.
+
+        Raises:
+            ModelUnavailable: a file cannot be read, or is shorter than it was.
+        """
+        units, width = tuple(units), self.held_bytes
+        least = max(unit.numel for unit in units) * width
+        reader = _Reader(units, max(capacity or self.plan.capacity, least), width, self._convert)
+        for unit, tensors in reader:
+            self.bytes_read[0] += unit.nbytes
+            yield unit, tensors
+
+    def read_whole(self, unit: Unit) -> Tensor:
+        """Reads the only tensor of a unit: `(H,)`, or a block of rows `(R, H)`.
+
+        Raises:
+            ModelUnavailable: as `read` does.
+        """
+        self.bytes_read[0] += unit.nbytes
+        tensors = {name: read_tensor(place) for name, place in unit.tensors.items()}
+        self._convert(unit, tensors)
+        (tensor,) = tensors.values()
+        return tensor
+
+    def _convert(self, unit: Unit, tensors: dict[str, Tensor]) -> None:
+        """Gives stored tensors the dtype of the weights; int8 and int4 are dequantized again."""
+        scheme = SCHEMES.get(self.quantization)
+        for name, stored in tensors.items():
+            if stored.is_floating_point():
+                tensors[name] = stored.to(self.compute_dtype)
+        if scheme is None:
+            return
+        if unit.kind == "expert":  # a resident model quantizes gate and up as one matrix
+            both = torch.cat([tensors.pop("gate_proj"), tensors.pop("up_proj")])
+            gate, up = scheme.quantize(both[None]).matrix(0, torch.float32).chunk(2)
+            tensors |= {"gate_proj": gate, "up_proj": up}
+        for name, loaded in tensors.items():
+            is_linear = name.endswith("_proj.weight") or name == "down_proj"
+            if is_linear and loaded.dim() == 2:
+                tensors[name] = scheme.quantize(loaded[None]).matrix(0, torch.float32)
+
+
+def load_streamed(
+    spec: ModelSpec,
+    plan: StreamPlan | None = None,
+    cache: Path | None = None,
+    report: Report = load_progress.ignore,
+) -> StreamedModel:
+    """Prepares the model that `spec` describes for streaming.
+
+    `plan` says how much of it is in memory at a time; by default what the plan of a run would.
+
+    Raises:
+        ModelUnavailable: files are missing or damaged.
+        PreflightError: the model's layers cannot be streamed, or a device is missing.
+    """
+    device = pick_device(spec.device)
+    started = time.perf_counter()
+    folder = checkpoint_folder(spec, cache, report)
+    header = read_header(
+        Checkpoint("folder", folder, spec.path),
+        allow_pickle=spec.allow_pickle,
+        adapter=spec.adapter,
+    )
+    if reason := why_not_streamable(header):
+        raise PreflightError(f"model.residency: {spec.path!r} cannot be streamed: {reason}")
+    if spec.quantization in SCHEMES:
+        import_bitsandbytes()
+    units = stream_units(header)
+    with quiet_libraries():
+        target = architecture(folder, header, spec)
+        tokenizer = load_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
+        with torch.device("meta"):
+            module = target.model_class(target.config)
+        dtype = load_dtype(header, spec.quantization)
+        module.requires_grad_(False).eval().to(getattr(torch, dtype))
+        decoder = module.base_model
+        with torch.device(device):  # in float32; its tables are computed, not stored
+            decoder.rotary_emb = type(decoder.rotary_emb)(target.config)
+        trial = _trial(target, tokenizer)
+    add_generation_config(module, folder)
+    return StreamedModel(
+        module=module,
+        tokenizer=tokenizer,
+        config=module.config,
+        device=device,
+        dtype=dtype,
+        quantization=spec.quantization,
+        load_seconds=time.perf_counter() - started,
+        peak_bytes=0,
+        bytes_by_dtype=bytes_by_dtype(module),
+        unquantized=(),
+        architecture=header.architecture if header.composite else type(module).__name__,
+        tokenizer_note=tokenizer_note(folder),
+        residency="streamed",
+        units=units,
+        held_bytes=held_bytes(header, spec.quantization),
+        plan=plan or stream_plan(header, spec.quantization, units, device.type),
+        trial=trial,
+    )
+
+
+def _trial(target: Architecture, tokenizer: Any) -> LoadedModel:
+    """A small model of the same class with random weights: its settings scaled down."""
+    settings = target.config.to_dict()
+    head_dim = getattr(target.config, "head_dim", None) or (
+        target.config.hidden_size // target.config.num_attention_heads
+    )
+    small: dict[str, Any] = {name: size for name, size in _TRIAL.items() if name in settings}
+    heads, groups = 4, 2 if target.config.num_key_value_heads > 1 else 1
+    small |= {"num_attention_heads": heads, "num_key_value_heads": groups, "head_dim": head_dim}
+    small |= {"num_hidden_layers": 2, "vocab_size": _TRIAL_VOCABULARY, "pad_token_id": None}
+    for name in ("num_local_experts", "num_experts"):
+        if isinstance(settings.get(name), int):
+            small[name] = min(settings[name], 4)
+    if isinstance(settings.get("layer_types"), list):
+        small["layer_types"] = settings["layer_types"][:1] + settings["layer_types"][-1:]
+    for nested in ("quantization_config", "torch_dtype", "dtype"):
+        settings.pop(nested, None)
+    config = type(target.config)(**{**settings, **small})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = target.model_class(config).float().eval().requires_grad_(False)
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4.0)  # the usual initialization gives flat logits
+    cpu, kind = torch.device("cpu"), type(module).__name__
+    return LoadedModel(module, tokenizer, config, cpu, "float32", "none", 0.0, 0, {}, (), kind)
+
+
+@contextmanager
+def filled(layer: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    """Puts tensors into an empty layer while the block runs.
+
+    Args:
+        layer: A layer on the device `meta`.
+        tensors: By the name of the parameter, such as `(R, K)` for a linear layer. Shapes were
+            compared when the model was loaded.
+    """
+    empty: list[tuple[nn.Module, str, nn.Parameter]] = []
+    try:
+        for name, tensor in tensors.items():
+            path, _, own = name.rpartition(".")
+            part = layer.get_submodule(path)
+            empty.append((part, own, getattr(part, own)))
+            setattr(part, own, nn.Parameter(tensor, requires_grad=False))
+        yield layer
+    finally:
+        for part, own, parameter in empty:
+            setattr(part, own, parameter)
+
+
+# Reading --------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Reads units in order, in a thread of its own, at most `capacity` bytes ahead and in use."""
+
+    def __init__(self, units: tuple[Unit, ...], capacity: int, width: int, convert: Any) -> None:
+        self._units = units
+        self._room = capacity
+        self._width = width
+        self._convert = convert
+        self._changed = Condition()
+        self._closed = False
+        self._queue: SimpleQueue[dict[str, Tensor] | BaseException] = SimpleQueue()
+
+    def __iter__(self) -> Iterator[tuple[Unit, dict[str, Tensor]]]:
+        thread = Thread(target=self._run, name="weights", daemon=True)
+        thread.start()
+        try:
+            for unit in self._units:
+                found = self._queue.get()
+                if isinstance(found, BaseException):
+                    raise found
+                yield unit, found
+                found.clear()
+                self._give(unit.numel * self._width)
+        finally:
+            with self._changed:
+                self._closed = True
+                self._changed.notify()
+            thread.join()
+
+    def _run(self) -> None:
+        try:
+            for unit in self._units:
+                tensors = {}
+                for name, place in unit.tensors.items():
+                    if not self._take(place.info.numel * self._width):
+                        return
+                    tensors[name] = read_tensor(place)
+                self._convert(unit, tensors)
+                self._queue.put(tensors)
+        except (OSError, RuntimeError, ModelUnavailable) as error:
+            self._queue.put(error)
+
+    def _take(self, nbytes: int) -> bool:
+        """Waits for room; returns whether there is some, and not the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._room >= nbytes)
+            self._room -= nbytes
+            return not self._closed
+
+    def _give(self, nbytes: int) -> None:
+        with self._changed:
+            self._room += nbytes
+            self._changed.notify()
+
+
+def read_tensor(place: Place) -> Tensor:
+    """Reads a tensor `(R, ...)` into memory of its own.
+
+    Raises:
+        ModelUnavailable: the file ends before the tensor does, or cannot be read.
+    """
+    dtype: torch.dtype = getattr(torch, place.info.dtype)
+    tensor = torch.empty(place.info.shape, dtype=dtype)
+    into = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    try:
+        with place.file.open("rb", buffering=0) as file:
+            file.seek(place.offset)
+            while len(into):
+                count = file.readinto(into)
+                if not count:
+                    raise ModelUnavailable(f"{place.file}: it is shorter than its header says")
+                into = into[count:]
+    except OSError as error:
+        raise ModelUnavailable(f"{place.file}: cannot be read ({error.strerror})") from error
+    return tensor

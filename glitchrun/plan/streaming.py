@@ -1,0 +1,223 @@
+"""What a streamed model needs: tokens of a pass, bytes read, and memory.
+
+A pass brings many tokens through the model together, and reads every weight once. More tokens to a
+pass are fewer passes, but also more memory, and more work that a kill loses. So a pass takes as
+many tokens as memory allows, but no more than are needed for reading to take a small part of the
+time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from glitchrun.checkpoint.headers import Header
+from glitchrun.checkpoint.stream_units import Units
+from glitchrun.plan.batch_sizes import CACHE_HEADROOM, CHUNK_ROWS, LOGIT_BYTES, WIDENED_BYTES
+from glitchrun.plan.weight_bytes import ITEM_BYTES, QUANTIZED, active_parameters, load_dtype
+from glitchrun.spec.strategy import Workload
+
+READ_SPEED = 0.5e9
+"""Bytes read per second that are assumed: a slow solid-state disk."""
+_READ_SHARE = 0.02
+"""Share of a pass's computing that reading may take at that speed, if it were not done beside it.
+Longer passes would hardly be faster."""
+_FLOPS = {"cpu": 1.5e11, "cuda": 3e14}
+"""Floating-point operations per second assumed for that share."""
+_POSITIONS = 48
+"""Positions of a prompt behind its prefix, where the template does not tell."""
+_SCREENED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPlan:
+    """Sizes of the passes of a streamed model; in bytes unless a field says otherwise."""
+
+    stored_bytes: int
+    """Weights in the files that are read."""
+    pass_bytes: int
+    """Read in a pass: `stored_bytes`, and a tied embedding a second time, as the head."""
+    headless_bytes: int
+    """Read in a pass that computes no logits."""
+    capacity: int
+    """Weights in memory at a time."""
+    verify_tokens: int
+    """Tokens verified in a pass."""
+    screen_tokens: int
+    """Tokens screened in a pass."""
+    activation_bytes: int
+    """The activations of all tokens of a pass."""
+    scratch_bytes: int
+    """Everything else: the activations of one layer for some rows, widened weights, logits."""
+    holds_head: bool
+    """Whether the head is kept while it is used; else it is read again for each group of tokens."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Memory besides that of the process itself."""
+        return self.capacity + self.activation_bytes + self.scratch_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def held_bytes(header: Header, quantization: str) -> int:
+    """Bytes that a streamed weight takes in memory; int8 and int4 weights are dequantized."""
+    if quantization in QUANTIZED:
+        return ITEM_BYTES["float32"]
+    return ITEM_BYTES[load_dtype(header, quantization)]
+
+
+def stream_plan(
+    header: Header,
+    quantization: str,
+    units: Units,
+    kind: str,
+    *,
+    free: int | None = None,
+    positions: tuple[int, int] = (_POSITIONS, _POSITIONS),
+    tokens: int | None = None,
+) -> StreamPlan:
+    """Returns the sizes of passes.
+
+    Args:
+        header: The model's checkpoint.
+        quantization: As in the spec.
+        units: The checkpoint's units.
+        kind: Kind of device, cpu or cuda.
+        free: Bytes free besides the process itself; None for no limit.
+        positions: The most positions of a prompt's shared prefix, and of what follows it.
+        tokens: The most tokens that a step has for one pass; None where unknown.
+    """
+    sizes = _Sizes(header, held_bytes(header, quantization), units, kind, *positions)
+    capacity, scratch = sizes.capacity, sizes.scratch
+    holds_head = True
+    if free is not None:
+        if sizes.roomy_capacity + scratch < free // 3:
+            capacity = sizes.roomy_capacity
+        holds_head = units.whole_head.nbytes < free // 3
+    head = sizes.head if holds_head else 0
+    room = None if free is None else free - capacity - scratch
+    verify = sizes.tokens(sizes.row, room, tokens)
+    screen = sizes.tokens(sizes.screened_row, room, tokens)
+    activations = max(verify * sizes.row, screen * sizes.screened_row)
+    # The head is read when the layers' weights and most activations are freed.
+    beyond = max(0, head - capacity - activations * (sizes.suffix - 1) // sizes.suffix)
+    return StreamPlan(
+        stored_bytes=units.pass_bytes if header.head else units.headless_bytes + units.norm.nbytes,
+        pass_bytes=units.pass_bytes,
+        headless_bytes=units.headless_bytes,
+        capacity=capacity,
+        verify_tokens=verify,
+        screen_tokens=screen,
+        activation_bytes=activations,
+        scratch_bytes=scratch + beyond,
+        holds_head=holds_head,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    header: Header
+    held: int
+    units: Units
+    kind: str
+    prefix: int
+    suffix: int
+
+    @property
+    def width(self) -> int:
+        """Bytes per activation."""
+        return ITEM_BYTES["float32"] if self.kind == "cpu" else self.held
+
+    @property
+    def _largest(self) -> int:
+        parts = (*self.units.embedding, *self.units.body, *self.units.head)
+        return max(unit.numel for unit in parts) * self.held
+
+    @property
+    def capacity(self) -> int:
+        """The largest unit, and the largest tensor of the next one."""
+        return self._largest + self.units.largest_tensor * self.held
+
+    @property
+    def roomy_capacity(self) -> int:
+        """Two units: one is used while the next one is read."""
+        return 2 * self._largest
+
+    @property
+    def head(self) -> int:
+        """The whole head."""
+        return self.units.whole_head.numel * self.held
+
+    @property
+    def row(self) -> int:
+        """The activations of a token's positions in a pass."""
+        return self.suffix * self._position
+
+    @property
+    def screened_row(self) -> int:
+        """The same in a screen."""
+        return _SCREENED * self._position
+
+    @property
+    def _position(self) -> int:
+        dims = self.header.dims
+        streams = 2 if dims.num_experts else 1  # beside the residual stream, its norm
+        return streams * dims.hidden_size * self.width + 12 * dims.top_k
+
+    @property
+    def scratch(self) -> int:
+        """Activations of one layer for the rows of a chunk, with widened weights."""
+        dims, rows = self.header.dims, CHUNK_ROWS * self.suffix
+        heads = dims.num_heads * dims.head_dim
+        kv = dims.num_kv_heads * dims.head_dim
+        length = self.prefix + max(self.suffix, CACHE_HEADROOM)
+        attention = rows * (2 * dims.hidden_size + 4 * heads + 2 * kv)
+        attention += 2 * CHUNK_ROWS * length * (kv + heads)
+        mlp = rows * (2 * dims.hidden_size + 2 * dims.intermediate_size)
+        widened = WIDENED_BYTES if self.held < self.width else 0
+        return max(attention, mlp) * self.width + widened + 2 * LOGIT_BYTES
+
+    def tokens(self, row: int, room: int | None, most: int | None) -> int:
+        """Tokens of a pass whose activations take `row` bytes each, in `room` bytes."""
+        ratio = self.units.pass_bytes / READ_SPEED / _READ_SHARE
+        seconds = 2 * active_parameters(self.header) * self.suffix / _FLOPS[self.kind]
+        count = _rounded(ratio / seconds)
+        if most is not None:
+            count = min(count, _rounded(most))
+        if room is not None:
+            count = min(count, room // row // CHUNK_ROWS * CHUNK_ROWS)
+        return max(CHUNK_ROWS, count)
+
+
+def _rounded(count: float) -> int:
+    """A number of tokens as a whole number of chunks."""
+    return CHUNK_ROWS * max(1, -(-int(count) // CHUNK_ROWS))
+
+
+def passes(load: Workload, plan: StreamPlan, prompts: int, screens: int) -> tuple[int, int]:
+    """The passes over the weights that a step needs: whole ones, and those without the head.
+
+    Passes in which near-ties are evaluated again are not counted.
+
+    Args:
+        load: A forward pass of the step.
+        plan: Sizes of passes.
+        prompts: Prompts that the step verifies.
+        screens: Tokens that it screens.
+    """
+    rows = plan.verify_tokens if load.batch is None else min(load.batch, plan.verify_tokens)
+    whole = -(-prompts // rows) + -(-screens // plan.screen_tokens)
+    return whole, 1 if screens else 0
+
+
+def bytes_read(plan: StreamPlan, found: Sequence[tuple[int, int]]) -> int:
+    """Bytes that passes read, from what `passes` returned for each step."""
+    return sum(w * plan.pass_bytes + h * plan.headless_bytes for w, h in found)
+
+
+Residencies = Mapping[str, Mapping[str, Any]]
+"""Memory, bytes and time of both residencies, by name."""

@@ -1,0 +1,165 @@
+"""Streamed models give what resident ones give, and read what the plan says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from glitchrun.checkpoint import resolve
+from glitchrun.checkpoint.headers import read_header
+from glitchrun.checkpoint.stream_units import stream_units, why_not_streamable
+from glitchrun.errors import ModelUnavailable, PreflightError
+from glitchrun.model import load
+from glitchrun.model.streamed import StreamedModel, load_streamed
+from glitchrun.probing.backend import Backend
+from glitchrun.probing.backend_selection import best_backend
+from glitchrun.probing.streamed_backend import StreamedBackend
+from glitchrun.spec.types import ModelSpec
+from tests.support import tiny_models
+
+Build = Callable[..., Path]
+SHAPES: dict[str, tuple[Build, dict[str, Any]]] = {
+    "llama": (tiny_models.tiny_llama, {}),
+    "tied": (tiny_models.tiny_llama, {"tied": True, "dtype": torch.bfloat16}),
+    "mixtral": (tiny_models.tiny_mixtral, {}),
+    "shards": (tiny_models.tiny_mixtral, {"shard_size": "200KB", "dtype": torch.bfloat16}),
+    "qwen2": (tiny_models.tiny_qwen, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def mixtral_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.tiny_mixtral(tmp_path_factory.mktemp("models") / "mixtral")
+
+
+def both(folder: Path, quantization: str = "none") -> tuple[Backend, StreamedBackend]:
+    """The resident and the streamed backend of a checkpoint."""
+    spec = ModelSpec(str(folder), quantization=quantization)
+    streamed, why = best_backend(load_streamed(spec))
+    assert isinstance(streamed, StreamedBackend), why
+    return best_backend(load(spec))[0], streamed
+
+
+def ids(rows: int, length: int) -> torch.Tensor:
+    return torch.randint(0, 400, (rows, length), generator=torch.Generator().manual_seed(rows))
+
+
+@pytest.mark.parametrize(
+    ("shape", "quantization"),
+    [*((shape, "none") for shape in SHAPES), ("llama", "int8"), ("mixtral", "int4")],
+)
+def test_statistics_and_scores_equal_those_of_a_resident_model(
+    shape: str, quantization: str, tmp_path: Path
+) -> None:
+    build, settings = SHAPES[shape]
+    resident, streamed = both(build(tmp_path / "model", **settings), quantization)
+    suffixes, prefix = ids(70, 9), [3, 4, 5, 6]  # more rows than one chunk has
+    targets = suffixes[:, 0]
+    theirs = resident.statistics(prefix, suffixes, targets, float32=True)
+    ours = streamed.statistics(prefix, suffixes, targets, float32=True)
+    assert torch.equal(ours.argmax, theirs.argmax)
+    assert torch.allclose(ours.p, theirs.p, rtol=0, atol=1e-5)
+    assert torch.allclose(ours.gap, theirs.gap, rtol=0, atol=1e-4)
+    alone = streamed.statistics_alone(suffixes[:5], targets[:5])
+    wanted = resident.statistics_alone(suffixes[:5], targets[:5])
+    assert torch.allclose(alone.p, wanted.p, rtol=0, atol=1e-5)
+
+
+def test_screen_and_continuations_equal_those_of_a_resident_model(mixtral_folder: Path) -> None:
+    resident, streamed = both(mixtral_folder)
+    tokens = torch.arange(300)
+    frozen = [one.freeze([3, 4], [5, 6, 7], tokens[:64]) for one in (resident, streamed)]
+    theirs = resident.screen_scores(frozen[0], tokens, 290)
+    ours = streamed.screen_scores(frozen[1], tokens, 290)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.shape == (290,)
+        assert torch.allclose(one, other, rtol=0, atol=1e-5)
+    caches = [one.start([9, 8, 7], 4) for one in (resident, streamed)]
+    for part in ids(4, 3).split([2, 1], dim=1):
+        logits = []
+        for place, one in enumerate((resident, streamed)):
+            found, cache = one.step(part, caches[place])
+            caches[place] = one.select(cache, torch.tensor([0, 0, 3, 1]))
+            logits.append(found)
+        assert torch.allclose(logits[1], logits[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["tied", "shards"])
+def test_a_pass_reads_each_weight_once(shape: str, tmp_path: Path) -> None:
+    build, settings = SHAPES[shape]
+    folder = build(tmp_path / "model", **settings)
+    _, streamed = both(folder)
+    model = streamed.model
+    header = read_header(resolve(str(folder)))
+    stored = sum(info.nbytes for info in header.tensors.values())
+    table = header.tensors[header.embedding].nbytes
+    assert model.plan.stored_bytes == stored
+    assert model.plan.pass_bytes == stored + (table if shape == "tied" else 0)
+    before = model.bytes_read[0]
+    streamed.last_logits([1, 2], ids(130, 4))
+    assert model.bytes_read[0] - before == model.plan.pass_bytes
+    before = model.bytes_read[0]
+    streamed.freeze([1, 2], [3, 4], torch.arange(5))
+    assert model.bytes_read[0] - before == model.plan.headless_bytes
+
+
+def test_weights_in_memory_stay_within_the_capacity(mixtral_folder: Path) -> None:
+    model = load_streamed(ModelSpec(str(mixtral_folder)))
+    kinds = []
+    for unit, tensors in model.read(model.units.body):
+        kinds.append(unit.kind)
+        held = sum(tensor.nbytes for tensor in tensors.values())
+        assert held == unit.numel * model.held_bytes <= model.plan.capacity
+    assert kinds == 2 * (["layer"] + ["expert"] * 4)
+
+
+def test_reading_that_is_given_up_ends_its_thread(mixtral_folder: Path) -> None:
+    model = load_streamed(ModelSpec(str(mixtral_folder)))
+    for _ in model.read(model.units.body):
+        break
+    first = next(iter(model.read(model.units.body)))
+    assert first[0] == model.units.body[0]
+
+
+def test_a_file_that_was_cut_short_is_reported(tmp_path: Path) -> None:
+    folder = tiny_models.tiny_llama(tmp_path / "model")
+    _, streamed = both(folder)
+    file = folder / "model.safetensors"
+    with file.open("r+b") as stream:
+        stream.truncate(file.stat().st_size // 2)
+    with pytest.raises(ModelUnavailable, match="shorter than its header says"):
+        streamed.last_logits([1], ids(2, 3))
+
+
+def test_the_embedding_of_a_streamed_model_is_read_when_asked_for(llama_folder: Path) -> None:
+    model = load_streamed(ModelSpec(str(llama_folder)))
+    whole = load(ModelSpec(str(llama_folder)))
+    assert isinstance(model, StreamedModel)
+    assert torch.equal(model.input_embeddings, whole.input_embeddings)
+    assert torch.equal(model.output_embeddings, whole.output_embeddings)
+    assert (model.vocab_size, model.hidden_size) == tuple(whole.input_embeddings.shape)
+    assert model.positions == whole.positions
+    assert model.bytes == whole.bytes
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [(tiny_models.tiny_gpt2, "does not have the layers"), (tiny_models.tiny_qwen_moe, "differ")],
+)
+def test_other_layers_are_refused(build: Build, reason: str, tmp_path: Path) -> None:
+    folder = build(tmp_path / "model")
+    with pytest.raises(PreflightError, match=rf"model\.residency.*{reason}"):
+        best_backend(load_streamed(ModelSpec(str(folder))))
+
+
+def test_experts_are_read_one_by_one(mixtral_folder: Path) -> None:
+    header = read_header(resolve(str(mixtral_folder)))
+    units = stream_units(header)
+    assert why_not_streamable(header) is None
+    assert [unit.kind for unit in units.layers[1]] == ["layer"] + ["expert"] * 4
+    assert units.layers[1][3].expert == 2
+    assert units.layers[1][3].tensors["gate_proj"].info.shape == (128, 64)
