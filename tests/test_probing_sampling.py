@@ -89,18 +89,19 @@ def test_attempts_are_the_same_if_every_pass_must_have_one_shape(
         ) == BatchShape(99)
         return
     monkeypatch.setattr(batch_invariance, "is_batch_invariant", lambda *_: False)
-    sizes: set[int] = set()
+    sizes: list[int] = []
     whole = Backend.step
 
     def counted(self: Backend, ids: torch.Tensor, *rest: object, **options: bool) -> object:
-        sizes.add(len(ids))
+        sizes.append(len(ids))
         return whole(self, ids, *rest, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Backend, "step", counted)
-    together = _sampler(probed, 256).sample(tokens, 4)
-    turned = _sampler(probed, 7).sample(tokens[::-1], 4)[::-1]
-    assert together == turned
-    assert sizes == {64}
+    wide, narrow = _sampler(probed, 256), _sampler(probed, 7)
+    assert wide.sample(tokens, 4) == narrow.sample(tokens[::-1], 4)[::-1]
+    assert {*sizes} == {64}
+    passes = sum(sampler.counters["sampling_forwards"] for sampler in (wide, narrow))
+    assert len(sizes) == passes
 
 
 def test_a_range_of_attempts_equals_that_part_of_all(llama: Context) -> None:

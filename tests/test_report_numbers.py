@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from glitchrun.cli.explain import _lines
 from glitchrun.events import Batch, Control, Entry, Screened
 from glitchrun.ledger.fold import Fold
 from glitchrun.ledger.record import Metric, StepRecord, TimedBatch
-from glitchrun.report.formatting import durations, points, sizes
+from glitchrun.report.formatting import points
 from glitchrun.report.headline import headline
 from glitchrun.report.html import render
 from glitchrun.report.run_details import run_seconds, stage_seconds, timing
@@ -88,29 +89,18 @@ def test_the_time_between_two_sessions_is_a_pause(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "texts"),
+    ("plan", "text"),
     [
-        ([0.04, 4.2], ["0.04 s", "4.20 s"]),
-        ([4.2, 185.0], ["0 min 04 s", "3 min 05 s"]),
-        ([4.2, 7800.0], ["0 h 00 min", "2 h 10 min"]),
-        ([], []),
+        ({"time": {"likely": 185.0, "most": 7800.0}}, "likely 3 min 05 s, at most 2 h 10 min"),
+        ({"time": {"likely": None, "most": 7800.0}}, "at most 2 h 10 min"),
+        ({"seconds": [0.01, 90.0]}, "at most 90 s"),
     ],
 )
-def test_durations_of_a_column_have_one_unit(values: list[float], texts: list[str]) -> None:
-    assert durations(values) == texts
-
-
-@pytest.mark.parametrize(
-    ("values", "texts"),
-    [
-        ([538_000_000, 1_290_000_000, None], ["0.538 GB", "1.29 GB", "–"]),
-        ([329_000, 64], ["329 kB", "0.0640 kB"]),
-        ([999, 0], ["999 B", "0 B"]),
-        ([], []),
-    ],
-)
-def test_sizes_of_a_table_have_one_unit(values: list[float | None], texts: list[str]) -> None:
-    assert sizes(values) == texts
+def test_the_planned_time_is_likely_and_bound(
+    tmp_path: Path, plan: dict[str, Any], text: str
+) -> None:
+    record = replace(write_run(tmp_path), plan=plan)
+    assert dict(timing(record))["whole run, as planned"] == text
 
 
 def test_tokens_below_one_per_cent_are_not_counted_where_all_glitch_tokens_are(

@@ -226,6 +226,7 @@ def test_a_cascade_resumes_within_its_screen_and_after_it(
     done = batches(whole)
     assert [bool(batch.screened) for batch in done[:5]] == [True, True, True, True, False]
     assert sum(batch.counters.get("screens", 0) for batch in done) == len(llama.scope())
+    assert [batch.counters.get("screen_forwards") for batch in done[:5]] == [1, 1, 1, 1, None]
     _check_stages(done, len(llama.scope()))
     for cut in range(len(done) + 1):
         rest = run("mine", strict, history=done[:cut], **CASCADE)

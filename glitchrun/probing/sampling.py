@@ -186,6 +186,7 @@ class DecodeLoop:
         """Samples at most `shape.max_rows` empty continuations to their ends; returns those."""
         ids = [[one.token.id, *self.prompt.suffix_ids] for one in continuations]
         cache = self.backend.start(self.prompt.prefix_ids, self.shape.padded(len(ids)))
+        self.counters["sampling_forwards"] += 1
         logits, cache = self.backend.step(self._padded(ids), cache)  # (B, V)
         forks, finished = self._advance(logits, continuations)
         for batch in micro_batches(forks, self.shape.max_rows):
@@ -200,7 +201,7 @@ class DecodeLoop:
         unfinished = list(rows)
         for _ in range(1, self.max_new_tokens):
             ids = self._padded([one.ids[-1:] for one in rows])  # (B, 1)
-            self.counters["rows"] += len(ids)
+            self.counters.update(sampling_forwards=1, rows=len(ids))
             logits, cache = self.backend.step(ids, cache)
             forks, ended = self._advance(logits, rows)
             finished += ended
@@ -307,7 +308,7 @@ class Sampler:
         self.seed = seed
         self.counters: Counter[str] = Counter()
         """Work since the last clear: continuations, distinct (per token and prompt, in one call),
-        drawn, rows, resampled, batch_halvings."""
+        drawn, sampling_forwards, rows, resampled, batch_halvings."""
         self.distinct: set[tuple[int, tuple[int, ...]]] = set()
         """Token id and sampled ids of each distinct continuation of the prompt sampled last."""
         self._stop_rule = StopRule(decode, stop_ids, stop_text, match)

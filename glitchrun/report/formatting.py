@@ -107,15 +107,6 @@ def size(value: float | None) -> str:
     return f"{value:.3g} TB"
 
 
-def sizes(values: Sequence[float | None]) -> list[str]:
-    """Bytes as the cells of one table, all in the unit of the largest; a dash for None."""
-    largest = max((abs(value) for value in values if value is not None), default=0)
-    number, unit = size(largest).split()
-    scale = largest / float(number) if largest else 1.0
-    exact = 1000 ** round(math.log(scale, 1000))
-    return [MISSING if value is None else f"{figure(value / exact)} {unit}" for value in values]
-
-
 def duration(seconds: float | None) -> str:
     """Seconds as `4.2 s`, `3 min 05 s` or `2 h 10 min`; a dash for None."""
     if seconds is None:
@@ -137,17 +128,6 @@ def age(seconds: float) -> str:
     return f"{int(seconds // 86_400):,} d"
 
 
-def durations(values: Sequence[float]) -> list[str]:
-    """Seconds as the cells of one column, all in the unit of the largest."""
-    largest = max(values, default=0.0)
-    if largest < 99.95:
-        return [f"{value:.2f} s" for value in values]
-    whole = [round(value) for value in values]
-    if largest < 3600:
-        return [f"{value // 60} min {value % 60:02d} s" for value in whole]
-    return [f"{value // 3600:,} h {value // 60 % 60:02d} min" for value in whole]
-
-
 def points(value: float) -> str:
     """A difference of two shares in percentage points, with its sign: `+20.0`, `-0.5`."""
     text = f"{100 * value:+,.1f}"
@@ -159,11 +139,14 @@ def in_one_unit(values: Sequence[float | None], unit: str = "") -> tuple[str, li
 
     Args:
         values: The numbers; None becomes a dash.
-        unit: `share` (0.025 becomes `2.50` with the unit `%`), `bytes`, `s`, `probability`, or any
-            other unit, which stays.
+        unit: `share` (0.025 becomes `2.50` with the unit `%`), `bytes`, `s` (from 100 s on the
+            numbers are `3 min 05 s`, without a unit), `probability`, or any other unit, which
+            stays.
     """
     known = [abs(value) for value in values if value is not None and math.isfinite(value)]
     most = max(known, default=0.0)
+    if unit == "s" and most >= 99.95:
+        return "", [MISSING if value is None else _clock(value, most) for value in values]
     name, scale = _common_unit(unit, most)
     least = min((value for value in known if value), default=0.0) / scale
     if scale == 1 and all(value == int(value) for value in known):
@@ -184,6 +167,16 @@ def in_one_unit(values: Sequence[float | None], unit: str = "") -> tuple[str, li
     ]
 
 
+def _clock(seconds: float, most: float) -> str:
+    """Seconds in the unit of `most`: `0 min 04 s` or `2 h 10 min`."""
+    if not math.isfinite(seconds):
+        return str(seconds)
+    minutes, rest = divmod(round(seconds), 60)
+    if most < 3600:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
 def _magnitude(value: float) -> int:
     return math.floor(math.log10(value)) if value else 0
 
@@ -194,8 +187,6 @@ def _common_unit(unit: str, most: float) -> tuple[str, float]:
         return "%", 0.01
     if unit == "bytes":
         return next(((name, size) for name, size in _BYTES if most < 999.5 * size), ("TB", 1e12))
-    if unit == "s" and most >= 600:
-        return ("min", 60.0) if most < 36_000 else ("h", 3600.0)
     return ("" if unit == "probability" else unit), 1.0
 
 

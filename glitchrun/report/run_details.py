@@ -13,11 +13,10 @@ from glitchrun.report.formatting import (
     MISSING,
     count,
     duration,
-    durations,
+    in_one_unit,
     moment,
     share,
     size,
-    sizes,
 )
 from glitchrun.report.totals import NOTES, counters, is_about_tokens, not_finite, thresholds
 
@@ -137,7 +136,7 @@ def memory(record: RunRecord) -> list[tuple[str, str, str, str]]:
         ("model weights", plan.get("weight_bytes"), model.bytes if model else None),
         ("peak", plan.get("total_bytes"), model.peak_bytes if model else None),
     ]
-    written = sizes([number for _, *numbers in found for number in numbers])
+    written = _with_unit([number for _, *numbers in found for number in numbers], "bytes")
     rows = [
         (name, written[2 * place], written[2 * place + 1], _deviation(planned, measured))
         for place, (name, planned, measured) in enumerate(found)
@@ -160,7 +159,7 @@ def census(model: ModelRecord | None) -> list[tuple[str, str, str]]:
         return []
     by_size = sorted(model.census.items(), key=lambda item: -item[1])
     total = sum(model.census.values())
-    written = sizes([part for _, part in by_size])
+    written = _with_unit([part for _, part in by_size], "bytes")
     return [
         (dtype, text, share(part, total))
         for (dtype, part), text in zip(by_size, written, strict=True)
@@ -189,9 +188,25 @@ def timing(record: RunRecord) -> Pairs:
             cost = step.seconds - step.own_seconds
             rows.append((f"step {step.id} in {step.origin}, not counted above", cost))
     names, seconds = [name for name, _ in rows], [value for _, value in rows]
-    planned = record.plan.get("seconds")
-    bound = [("whole run, as planned", f"at most {duration(planned[-1])}")] if planned else []
-    return [*bound, *zip(names, durations(seconds), strict=True)]
+    return [*_planned(record.plan), *zip(names, _with_unit(seconds, "s"), strict=True)]
+
+
+def _planned(plan: Mapping[str, Any]) -> Pairs:
+    """The likely time of the run and its bound, as planned."""
+    time = plan.get("time") or {}
+    bounds = plan.get("seconds")  # plans of earlier versions have only these
+    most = time.get("most") or (bounds[-1] if bounds else None)
+    if most is None:
+        return []
+    likely = time.get("likely")
+    expected = "" if likely is None else f"likely {duration(likely)}, "
+    return [("whole run, as planned", f"{expected}at most {duration(most)}")]
+
+
+def _with_unit(values: Sequence[float | None], unit: str) -> list[str]:
+    """Numbers of one column in one unit, each with the unit behind it."""
+    name, texts = in_one_unit(values, unit)
+    return [text if text == MISSING else f"{text} {name}".rstrip() for text in texts]
 
 
 def run_seconds(record: RunRecord) -> float | None:

@@ -91,7 +91,7 @@ def _results_table(
     unit, spent = in_one_unit(times, "s")
     extra = {
         Column("Gates", "key"): [gates_cell(s.record) if s.record else "" for s in sides],
-        Column(f"Time ({unit})", "number"): spent if any(times) else [],
+        Column(f"Time ({unit})" if unit else "Time", "number"): spent if any(times) else [],
         Column("Note"): [side.note or "" for side in sides],
     }
     extra = {column: cells for column, cells in extra.items() if any(cells)}

@@ -174,7 +174,7 @@ def _screen(context: Context, prompt: Prompt, history: Sequence[Batch]) -> Itera
             facts,
             done,
             stage.total,
-            counters={"screens": len(ids)},
+            counters={"screens": len(ids), "screen_forwards": -(-len(ids) // screener.rows)},
             search_seconds=seconds,
             stage=stage.name,
         )
