@@ -38,6 +38,7 @@ FIELDS = [
     "control_alike",
     "control_elsewhere",
     "false_alarm",
+    "indicators",
 ]
 TOKEN = Token(7, " the", "Ġthe", "normal", 1 / 3)
 RESULT = ProbeResult(0.123456789, 3, 2.0, 11, 1.5, False, "float32", True)

@@ -25,6 +25,7 @@ class Words:
         rng = np.random.default_rng(0)
         self.norms = torch.tensor(rng.permutation(len(WORDS)) + 1.0)
         self.frequency_ranks = tuple(range(len(WORDS)))
+        self.pieces = tuple(WORDS)
 
     def ids(self, categories: Sequence[str]) -> list[int]:
         return [0] if "unused" in categories else []
@@ -73,6 +74,7 @@ def everything(search: Search, n: int) -> list[int]:
 CONFIGS = {
     "gradient": Config(search="gradient", k=4),
     "low-norm": Config(search="low-norm"),
+    "indicator": Config(search="indicator"),
     "random": Config(search="random"),
     "stratified": Config(search="stratified"),
     "surrogate": Config(search="surrogate"),
@@ -96,7 +98,8 @@ def test_every_proposed_token_is_new_and_in_scope(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["gradient", "low-norm", "random", "stratified", "surrogate", "screen", "cascade"]
+    "name",
+    ["gradient", "low-norm", "indicator", "random", "stratified", "surrogate", "screen", "cascade"],
 )
 def test_a_search_reaches_the_whole_vocabulary(name: str) -> None:
     assert sorted(everything(build_search(name, space(), CONFIGS[name]), 3)) == list(range(1, 12))
@@ -119,6 +122,17 @@ def test_low_norm_proposes_ascending_norms() -> None:
     search = build_search("low-norm", space(), CONFIGS["low-norm"])
     norms = Words().norms[search.propose(11)].tolist()
     assert norms == sorted(norms)
+
+
+def test_indicator_proposes_the_nearest_to_the_reference_rows_first() -> None:
+    made = space()
+    search = build_search("indicator", made, Config(search="indicator", own={"indicator": "auto"}))
+    rows = made.embeddings / made.embeddings.norm(dim=1, keepdim=True)
+    near = (rows[1:] @ rows[0]).argsort(descending=True) + 1  # row 0 is the unused one
+    assert search.propose(11) == near.tolist()
+    untied = space(input_embeddings=made.embeddings.clone())
+    order = build_search("indicator", untied, CONFIGS["indicator"]).propose(11)
+    assert order == sorted(order, key=lambda i: float(untied.vocabulary.norms[i]))
 
 
 def test_screen_and_cascade_start_with_the_worst_score() -> None:

@@ -220,6 +220,7 @@ class Fold:
             elapsed=facts.elapsed_until(view.extent) / 1000 if facts else None,
             spent=facts.spent[self.identity.key, self.identity.attempt] / 1000 if facts else None,
             key=view.key,
+            folder=facts.folder if facts else None,
             attempt=view.attempt,
             reused=view.reused,
             origin=facts.origin if facts else "",

@@ -131,6 +131,8 @@ class StepRecord:
     """The run for which it was measured first, as `EXPERIMENT · NAME KEY#N`."""
     spent: float | None = None
     """The part of `elapsed` that this run spent; None if all of it."""
+    folder: Path | None = None
+    """Folder of the attempt at the step; None in runs of earlier versions."""
 
     ended: Progress | None = None
     """Where the step ended, if it is known without the batches."""

@@ -90,6 +90,15 @@ class LoadedModel:
         """Yields the input embedding in blocks of rows, `(R, H)` each, without a copy."""
         yield from self.input_embeddings.split(_BLOCK_ROWS)
 
+    def head_blocks(self) -> Iterator[torch.Tensor]:
+        """Yields the output matrix in blocks of rows, `(R, H)` each, without a copy."""
+        yield from self.output_embeddings.split(_BLOCK_ROWS)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output matrix is the input embedding itself."""
+        return self.output_embeddings.data_ptr() == self.input_embeddings.data_ptr()
+
     @property
     def positions(self) -> Positions | None:
         """The limit of the length of a text; None where it is unknown."""

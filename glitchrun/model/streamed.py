@@ -80,6 +80,15 @@ class StreamedModel(LoadedModel):
         """Yields the input embedding in blocks of rows, `(R, H)` each."""
         return (tensors["weight"] for _, tensors in self.read(self.units.embedding))
 
+    def head_blocks(self) -> Iterator[Tensor]:
+        """Yields the output matrix in blocks of rows, `(R, H)` each."""
+        return (tensors["weight"] for _, tensors in self.read(self.units.head))
+
+    @property
+    def tied(self) -> bool:
+        both = zip(self.units.head, self.units.embedding, strict=False)
+        return all(head.tensors == embedding.tensors for head, embedding in both)
+
     def read(
         self, units: Iterable[Unit], capacity: int | None = None
     ) -> Iterator[tuple[Unit, dict[str, Tensor]]]:

@@ -92,7 +92,7 @@ def _step_key(
         "model": fingerprint,
         **prompt_settings(spec),
         **({"seed": spec.seed} if strategy.uses_seed(config) else {}),
-        **({"tokens": scope_setting(spec.tokens)} if scoped else {}),
+        **({"tokens": scope_setting(spec.tokens)} if scoped else _reference(spec, strategy)),
         "thresholds": {n: v for n, v in asdict(spec.thresholds).items() if n in thresholds},
         "params": _with_facts(params, earlier),
         "resolved": {n: fact for n, fact in resolved.items() if scoped or n != "scope"},
@@ -130,6 +130,12 @@ def question(document: Mapping[str, Any]) -> str | None:
     made_of["params"] = {n: v for n, v in made_of["params"].items() if n not in strategy.asks}
     made_of["resolved"] = {n: v for n, v in made_of["resolved"].items() if n != "scope"}
     return digest({**document, "made_of": made_of, "key": None})
+
+
+def _reference(spec: Spec, strategy: Strategy) -> dict[str, Any]:
+    """The named reference rows of the indicators, which a step that verifies tokens keeps."""
+    named = spec.tokens.unused is not None and "severe" in strategy.fragment["x-metrics"]
+    return {"unused": sorted(spec.tokens.unused or ())} if named else {}
 
 
 def _sources(params: Mapping[str, Any]) -> list[str]:

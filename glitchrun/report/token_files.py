@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from glitchrun.behaviour.symptoms import symptom
 from glitchrun.events import Attempt, Control, Sampled, Token, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.report.indicators import of_step
 from glitchrun.report.token_rows import (
     TokenRow,
     controls_elsewhere,
@@ -64,6 +65,7 @@ class _Line(NamedTuple):
     verified: Verified | None
     sampled: Sampled | None
     control: Control | None
+    indicators: dict[str, float | None] | None
     own: bool = True
     """False for a token that the step examined as a control only. It has no verdict."""
 
@@ -75,13 +77,16 @@ def _lines(record: RunRecord) -> list[_Line]:
 def _lines_of(step: StepRecord) -> Iterator[_Line]:
     drawn = (*controls_of(step), *controls_elsewhere(step))
     controls = {control.token.id: control for control in drawn}
+    found = of_step(step)
     for token_id, (verified, sampled) in facts_by_token(step).items():
         token = (verified or sampled).token  # type: ignore[union-attr]
-        yield _Line(step.id, token, verified, sampled, controls.pop(token_id, None))
+        values = found.of(token_id) if found else None
+        yield _Line(step.id, token, verified, sampled, controls.pop(token_id, None), values)
     for control in controls.values():
         verified = control.fact if isinstance(control.fact, Verified) else None
         sampled = control.fact if isinstance(control.fact, Sampled) else None
-        yield _Line(step.id, control.token, verified, sampled, control, own=False)
+        values = found.of(control.token.id) if found else None
+        yield _Line(step.id, control.token, verified, sampled, control, values, own=False)
 
 
 _Probes = Callable[[Sequence[Verified | None]], Sequence[Any]]
@@ -123,6 +128,7 @@ def _fields(lines: Sequence[_Line], probes: _Probes) -> dict[str, Sequence[Any]]
         "control_alike": [one.alike if one else None for one in controls],
         "control_elsewhere": [one.elsewhere if one else None for one in controls],
         "false_alarm": [one.alarm if one else None for one in controls],
+        "indicators": [line.indicators for line in lines],
     }
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glitchrun.errors import ExitCode, GlitchrunError, file_access
-from glitchrun.events import Artifact, Batch, Event
+from glitchrun.events import Artifact, Batch, Event, Verified
 from glitchrun.ledger import Journal, RunRecord, current_attempt, hold, run_folder
 from glitchrun.ledger.files import now
 from glitchrun.ledger.record import ModelRecord, StepRecord
@@ -32,6 +32,7 @@ from glitchrun.ledger.step_journal import StepJournal
 from glitchrun.plan.build import PlannedRun
 from glitchrun.plan.step_keys import StepKey
 from glitchrun.report import write_report
+from glitchrun.report.indicators import indicator_metrics, keep_indicators
 from glitchrun.runner import gates
 from glitchrun.runner.artifacts import (
     FILES,
@@ -183,8 +184,20 @@ class _Run:
                     self._say_how_to_go_on(step, store)
                 raise
             store.use(self._measured(prepared))
+            self._keep_indicators(prepared.context, store.facts)
             store.finish(key.extent)
         return store.facts
+
+    def _keep_indicators(self, context: Context, facts: StepFold) -> None:
+        """Writes the indicators of the verified tokens beside the step's ledger."""
+        verified = [
+            fact.token.id
+            for timed in facts.batches
+            for fact in (*timed.batch.token_facts, *(c.fact for c in timed.batch.controls))
+            if isinstance(fact, Verified)
+        ]
+        if verified and context.indicators is not None:
+            keep_indicators(facts.folder, context.indicators, verified)
 
     def _say_how_to_go_on(self, step: Step, store: StepJournal) -> None:
         """After Ctrl-C in a search: how to continue it, and how to end it here."""
@@ -224,7 +237,8 @@ class _Run:
             self._tracker.update(self._journal.record)
 
     def _conclude(self, step: Step, key: StepKey, facts: StepFold) -> None:
-        for metric in metrics(step, key, facts, self._record_of(key)):
+        record = self._record_of(key)
+        for metric in (*metrics(step, key, facts, record), *indicator_metrics(record)):
             self._journal.append("measured", step=step.id, **asdict(metric))
         self._journal.append("step_done", step=step.id, **self._summary(key))
         if not self._record_of(key).reused:  # else delivered with what comes next

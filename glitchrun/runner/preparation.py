@@ -25,6 +25,7 @@ from glitchrun.spec.types import Spec
 from glitchrun.strategies.context import Context, check_embedding_rows
 from glitchrun.strategies.prompt_lengths import PromptLengths
 from glitchrun.vocabulary import Vocabulary
+from glitchrun.vocabulary.indicators import Indicators
 from glitchrun.vocabulary.token_features import row_norms
 
 
@@ -104,6 +105,9 @@ def prepare(planned: PlannedRun, session: Session) -> Prepared:
         earlier={},
         estimate=planned.estimate.to_json() if planned.estimate else None,
         results=planned.digests["results"],
+        indicators=Indicators(
+            model.head_blocks, vocabulary, tied=model.tied, unused=spec.tokens.unused
+        ),
     )
     check_embedding_rows(context, spec.steps)
     return Prepared(context, session.models, engine, warnings)

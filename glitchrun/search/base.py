@@ -13,6 +13,7 @@ from torch import Tensor
 
 from glitchrun.events import Verified
 from glitchrun.vocabulary import Vocabulary
+from glitchrun.vocabulary.indicators import Indicators
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -44,6 +45,8 @@ class Space:
     """thresholds.probability: a token whose probability reaches it is no glitch token."""
     scores: Scores | None = None
     """The screen's scores of `ids`, if the search is `screened`."""
+    indicators: Indicators | None = None
+    """The indicators of the model; None to compute them from the embeddings."""
 
     @property
     def tied(self) -> bool:

@@ -162,11 +162,14 @@ def limit_setting(spec: Spec) -> dict[str, int]:
 
 
 def scope_setting(tokens: TokenScope) -> Any:
-    """The categories in scope, and the expressions that exclude tokens of them."""
+    """The categories in scope, the expressions that exclude tokens of them, and the ids of the
+    reference rows, if the spec names them."""
     categories = sorted(tokens.categories)
-    if not tokens.exclude:
+    if not tokens.exclude and tokens.unused is None:
         return categories
-    return {"categories": categories, "exclude": sorted(tokens.exclude)}
+    exclude = {"exclude": sorted(tokens.exclude)} if tokens.exclude else {}
+    unused = {} if tokens.unused is None else {"unused": sorted(tokens.unused)}
+    return {"categories": categories, **exclude, **unused}
 
 
 def step_setting(step: Step) -> dict[str, Any]:

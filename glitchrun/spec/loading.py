@@ -239,7 +239,7 @@ def build_spec(document: Document) -> Spec:
         system=data.get("system"),
         template_variables=data.get("template_variables") or None,
         seed=data.get("seed", 0),
-        tokens=TokenScope(**{name: tuple(value) for name, value in data.get("tokens", {}).items()}),
+        tokens=_scope(data.get("tokens", {})),
         steps=tuple(_step(step) for step in data["steps"]),
         thresholds=Thresholds(
             **{name: float(value) for name, value in data.get("thresholds", {}).items()}
@@ -250,6 +250,13 @@ def build_spec(document: Document) -> Spec:
         document=resolved,
         origins=_origins(document),
     )
+
+
+def _scope(tokens: Mapping[str, Any]) -> TokenScope:
+    named = dict(tokens)
+    unused = named.pop("unused", None)
+    lists = {name: tuple(value) for name, value in named.items()}
+    return TokenScope(**lists, unused=tuple(unused["ids"]) if unused else None)
 
 
 def _model(document: Document) -> dict[str, Any]:

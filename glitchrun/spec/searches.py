@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from glitchrun.spec.indicators import INDICATORS
 from glitchrun.spec.registry import Registry
 
 _ROUNDS = ("iterations", "batch_size")
@@ -81,6 +82,19 @@ _ALL = {
         "Verifies tokens by ascending norm of the input embedding.",
         "glitchrun.search.ordered:by_norm",
         judges=False,
+    ),
+    "indicator": SearchEntry(
+        "Verifies tokens by ascending value of an indicator, as Land and Bartolo do.",
+        "glitchrun.search.indicator:by_indicator",
+        judges=False,
+        parameters={
+            "indicator": {
+                "description": "The indicator. `auto`: the input norm, or for tied embeddings the "
+                "distance to the reference rows (`tokens.unused`).",
+                "enum": ["auto", *INDICATORS],
+                "default": "auto",
+            }
+        },
     ),
     "random": SearchEntry(
         "Verifies tokens in a random order, fixed by the seed: the baseline.",

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from glitchrun.spec.indicators import METRICS
 from glitchrun.spec.nodes import Document
 from glitchrun.spec.probes import PROBES
 from glitchrun.spec.problems import Problem
@@ -284,8 +285,11 @@ STRATEGIES = Registry("strategy", "glitchrun.strategies", Strategy, "glitchrun.s
 
 
 def read_fragment(path: Path) -> Mapping[str, Any]:
-    """The fragment in a JSON file."""
-    fragment: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """The fragment in a JSON file. A strategy that counts severe tokens also has the metrics of the
+    indicators."""
+    fragment: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if "severe" in fragment["x-metrics"]:
+        fragment["x-metrics"] |= METRICS
     return fragment
 
 

@@ -93,6 +93,8 @@ class TokenScope:
     categories: tuple[str, ...] = ("normal",)
     exclude: tuple[str, ...] | None = None
     """Regular expressions; a token whose text matches one of them anywhere is excluded."""
+    unused: tuple[int, ...] | None = None
+    """Ids of the reference rows of the indicators; None to find them."""
 
 
 @dataclass(frozen=True, slots=True)

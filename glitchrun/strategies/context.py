@@ -19,6 +19,7 @@ from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Spec, Step
 from glitchrun.strategies.tokens import read_fitting_ids
 from glitchrun.vocabulary import Vocabulary
+from glitchrun.vocabulary.indicators import Indicators
 from glitchrun.vocabulary.vocabulary import excluded_from, in_scope
 
 
@@ -47,6 +48,8 @@ class Context:
     a plan."""
     known: Mapping[int, Sampled] = field(default_factory=dict)
     """By token id, the attempts that other steps with the same question have sampled."""
+    indicators: Indicators | None = None
+    """The indicators of the model; None without a run."""
     announce: Callable[[Stage], None] = _ignore
     """Shows the stage that begins or continues; it changes no result."""
 

@@ -35,7 +35,9 @@ def _magikarp(document: ResultFile) -> Content:
     left_out["entries that were not verified"] = len(document.data) - len(verified)
     for line, row in verified:
         found = items(row["verification"], f"line {line}.verification")
-        left_out["generated texts"] += sum("output" in mapping(one, "test") for one in found)
+        left_out["generated texts"] += sum(
+            "output" in mapping(one, f"line {line}.verification") for one in found
+        )
     kept = settings(mapping(first.get("model_info") or {}, "line 1.model_info"))
     return Content(
         tokens=[_verified(row, f"line {line}", names) for line, row in verified],

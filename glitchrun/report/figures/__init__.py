@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from glitchrun.ledger.record import RunRecord, StepRecord
-from glitchrun.report.figures import failures, verdict_histograms
+from glitchrun.report.figures import failures, indicators, verdict_histograms
 from glitchrun.report.figures.style import Drawing
 from glitchrun.spec.registry import imported
 from glitchrun.spec.strategy import STRATEGIES
@@ -37,6 +37,8 @@ def _drawn(record: RunRecord) -> Iterator[Drawing | None]:
     yield verdict_histograms.draw_entropy(record)
     yield verdict_histograms.draw_rank(record)
     yield failures.draw_asr(record)
+    yield indicators.draw_indicator(record)
+    yield indicators.draw_pairs(record)
 
 
 def _of_strategies(record: RunRecord) -> dict[str, list[StepRecord]]:

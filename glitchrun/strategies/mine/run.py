@@ -140,6 +140,7 @@ def space(config: Config, context: Context, batches: Sequence[Batch]) -> Space:
         gradient=lambda token_id: _entropy_gradient(context, prompt, token_id),
         limit=context.spec.thresholds.probability,
         scores=_scores(batches) if SEARCHES[config.search].screened else None,
+        indicators=context.indicators,
     )
 
 
