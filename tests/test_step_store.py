@@ -34,7 +34,9 @@ from glitchrun.report.token_files import write_tokens
 from glitchrun.runner import apply as runner
 from glitchrun.runner import execute
 from glitchrun.runner.apply import Applied, Options, apply
+from glitchrun.runner.options import make_plan
 from glitchrun.runner.resolved import Resolver
+from glitchrun.runner.signals import Stopped
 from glitchrun.spec.loading import load_experiment
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.strategies.verdicts import Judge
@@ -372,6 +374,28 @@ def test_fresh_and_redo_start_new_attempts_at_steps(tmp_path: Path, work: Work) 
     assert [step.attempt for step in read_run(first.folder).steps] == [1, 1]
     contents = {tokens(run, tmp_path / "t") for run in (first, again, redone)}
     assert len(contents) == 1
+
+
+@pytest.mark.parametrize("option", [{"fresh": True}, {"redo": frozenset(["scan", "asr"])}])
+def test_an_interrupted_run_remembers_what_it_measures_again(
+    tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch, option: dict[str, Any]
+) -> None:
+    ids = ASR.replace("from: mine", "ids: [20, 21]")
+    applied(tmp_path, SCAN, ids)
+    verified, sampled, _ = work.take()
+
+    def fail(self: Judge, ids: Any) -> Any:
+        raise Stopped(ExitCode.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Judge, "judge", fail)
+        assert applied(tmp_path, SCAN, ids, **option).exit_code == ExitCode.SIGINT
+    experiment = load_experiment(tmp_path / "edits.yaml")
+    (planned,) = make_plan(experiment, tmp_path / "mlruns", Options()).runs
+    assert [step.action for step in planned.steps] == ["resume", "start"]
+    resumed = record(applied(tmp_path, SCAN, ids))
+    assert work.take()[:2] == (verified, sampled)
+    assert [step.attempt for step in resumed.steps] == [2, 2]
 
 
 def test_a_version_of_a_strategy_enters_its_key(

@@ -139,6 +139,8 @@ class Fold:
     """Milliseconds between the sessions."""
     last_at: int | None = None
     """Time of the last entry."""
+    anew: set[str] = field(default_factory=set)
+    """Steps of which nothing is reused."""
     views: dict[str, StepView] = field(default_factory=dict)
     """The steps in the store that the run uses, by step id."""
 
@@ -166,6 +168,7 @@ class Fold:
             damage=damage,
             repairs=(*self.repairs, *self._step_repairs()),
             loaded_in=sum(self.loads),
+            anew=frozenset(self.anew),
             paused_for=self.paused / 1000,
         )
 
@@ -278,6 +281,7 @@ class Fold:
         self.started_at = self.started_at or entry["at"]
         self.status, self.ended_at, self.error = "RUNNING", None, None
         self.plan, self.environment = entry["plan"], entry["environment"]
+        self.anew.update(entry.get("anew", ()))
 
     def _see_model(self, entry: Mapping[str, Any]) -> None:
         self.model = model_from_json(entry["model"])

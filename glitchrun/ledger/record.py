@@ -267,6 +267,8 @@ class RunRecord:
     """Seconds of loading the model, summed over all sessions; None if the record was not read from
     a ledger."""
 
+    anew: frozenset[str] = frozenset()
+    """The steps of which it reuses nothing, because `--fresh` or `--redo` began it."""
     paused_for: float = 0.0
     """Seconds between its sessions, in which nothing worked on the run."""
 

@@ -44,7 +44,7 @@ from glitchrun.runner.artifacts import (
 from glitchrun.runner.models import check_unchanged
 from glitchrun.runner.session import Outcome, Session
 from glitchrun.runner.signals import Stopped
-from glitchrun.runner.steps import Steps, metrics, open_journal
+from glitchrun.runner.steps import Steps, metrics, open_journal, steps_anew
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Step
 from glitchrun.tracking.tracker import MlflowTracker
@@ -74,6 +74,7 @@ def execute(planned: PlannedRun, session: Session) -> Outcome:
             host=socket.gethostname(),
             plan=planned.to_json(),
             environment=environment(session.experiment.path),
+            anew=sorted(steps_anew(planned.keys, session, journal.record)),
         )
         write_inputs(journal.record, session.experiment)
         return _Run(planned, session, journal).execute()

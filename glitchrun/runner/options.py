@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from glitchrun.errors import UsageError
-from glitchrun.ledger import current_attempt, existing_status, read_run
+from glitchrun.ledger import RunRecord, current_attempt, existing_status, read_run
 from glitchrun.ledger.steps import StepStatus, step_status
 from glitchrun.ledger.timings import read_timings
 from glitchrun.plan.build import ANEW, Plan, build
@@ -80,30 +80,38 @@ def make_plan(
     anew = options.fresh or options.redo
 
     @cache
-    def used(key: str) -> dict[str, int]:
-        return {} if anew else _used(root, name, key)
+    def interrupted(key: str) -> RunRecord | None:
+        return None if anew else _interrupted(root, name, key)
 
     return build(
         experiment,
         lambda key: ANEW if anew else existing_status(root, name, key),
-        stored=lambda step, key: _stored(root, step, options, used(key).get(step.key)),
+        stored=lambda step, key: _stored(root, step, options, interrupted(key)),
         fetch=fetch,
         resolve=Resolver(),
         timings=read_timings(root),
     )
 
 
-def _used(root: Path, experiment: str, key: str) -> dict[str, int]:
-    """By step key, the attempts that an interrupted run uses already: it goes on with them, even
-    where an earlier one is finished, as after `--fresh`."""
+def _interrupted(root: Path, experiment: str, key: str) -> RunRecord | None:
+    """The interrupted run that `apply` would resume; None if there is none."""
     attempt = current_attempt(root, experiment, key)
     if attempt is None or existing_status(root, experiment, key) not in ("KILLED", "FAILED"):
-        return {}
-    return {step.key: step.attempt for step in read_run(attempt).steps if step.key}
+        return None
+    return read_run(attempt)
 
 
-def _stored(root: Path, key: StepKey, options: Options, used: int | None) -> StepStatus | None:
+def _stored(
+    root: Path, key: StepKey, options: Options, resumed: RunRecord | None
+) -> StepStatus | None:
+    """What the store has of a step that the run would use. A resumed run goes on with the attempts
+    that it uses already, even where an earlier one is finished, as after `--fresh`."""
     if options.fresh or options.redo.intersection((key.id, *key.reads)):
+        return None
+    if resumed is None:
+        return step_status(root, key.key, key.extent)
+    used = next((step.attempt for step in resumed.steps if step.key == key.key), None)
+    if used is None and resumed.anew.intersection((key.id, *key.reads)):
         return None
     return step_status(root, key.key, key.extent, used)
 

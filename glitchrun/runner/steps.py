@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,7 @@ class Steps:
         self._session = session
         self._root = session.root
         self._journal = journal
-        self._anew = _with_readers(planned.keys, session.redo)
+        self._anew = steps_anew(planned.keys, session, journal.record)
 
     def finished(self, key: StepKey) -> StepFold | None:
         """The facts of a step that needs no more work; None for any other.
@@ -148,7 +148,7 @@ class Steps:
         number = self._used(key) or self._session.redone.get(key.key)
         if number is not None:
             return read_step(attempt_folder(self._root, key.key, number))
-        if self._session.fresh or key.id in self._anew:
+        if key.id in self._anew:
             return None
         return current_step(self._root, key.key, key.extent)
 
@@ -191,7 +191,7 @@ class Steps:
                 self._session.display.say(f"damaged: {journal.repaired}")
             return journal
         number = max(attempts(self._root, key.key), default=0) + 1
-        if self._session.fresh or key.id in self._anew:
+        if key.id in self._anew:
             self._session.redone[key.key] = number
         return StepJournal.create(attempt_folder(self._root, key.key, number), key.document)
 
@@ -203,7 +203,7 @@ class Steps:
         """
         wanted = question(key.document)
         found: dict[int, Sampled] = {}
-        if wanted is None or self._session.fresh or key.id in self._anew:
+        if wanted is None or key.id in self._anew:
             return found
         for folder, document in stored_steps(self._root):
             if question(document) != wanted:
@@ -250,6 +250,10 @@ def metrics(step: Step, key: StepKey, facts: StepFold, record: StepRecord) -> It
     return strategy.metrics(strategy.configure(step.params), batches, measured)
 
 
-def _with_readers(keys: tuple[StepKey, ...], redo: frozenset[str]) -> frozenset[str]:
-    """The steps to measure again, and those that read from them."""
-    return frozenset(key.id for key in keys if redo.intersection((key.id, *key.reads)))
+def steps_anew(keys: Sequence[StepKey], session: Session, record: RunRecord) -> frozenset[str]:
+    """The steps of which the run reuses nothing: those that this `apply` or the one that it resumes
+    measures again, and the steps that read from them."""
+    if session.fresh:
+        return frozenset(key.id for key in keys)
+    again = session.redo | record.anew
+    return frozenset(key.id for key in keys if again.intersection((key.id, *key.reads)))
