@@ -1,11 +1,11 @@
-"""Indicators, in several languages, against the faults of earlier ones; rates and intervals."""
+"""Detectors, in several languages, against the faults of earlier ones; rates and intervals."""
 
 from __future__ import annotations
 
 import pytest
 from scipy.stats import binomtest
 
-from glitchrun.behaviour import indicators
+from glitchrun.behaviour import detectors
 from glitchrun.behaviour.catalogue import ALL_QUESTIONS, QUESTIONS, SCENARIOS, TESTS
 from glitchrun.behaviour.multilingual import content_units, main_script
 from glitchrun.behaviour.rates import Rate, difference, wilson
@@ -52,21 +52,21 @@ def test_a_correct_long_explanation_is_no_finding() -> None:
     assert len(content_units(EXPLANATION)) > 40
     assert drifts(EXPLANATION) is False
     assert repeats(EXPLANATION) is False
-    assert indicators.drift(SKY, EXPLANATION, "", anchors=()).found is False
+    assert detectors.drift(SKY, EXPLANATION, "", anchors=()).found is False
 
 
 @pytest.mark.parametrize("answer", [RUSSIAN, JAPANESE, "蓝色的光被空气散射得最厉害。" * 2])
 def test_answers_in_other_scripts_do_not_always_drift(answer: str) -> None:
     assert drifts(answer) is False
     # Without a word to know them by, they are not decided, which is not the same as found.
-    assert indicators.drift(SKY, answer, "", anchors=()).found in (None, False)
+    assert detectors.drift(SKY, answer, "", anchors=()).found in (None, False)
 
 
 def test_an_answer_about_something_else_drifts() -> None:
     assert drifts(RECIPE) is True
     assert drifts("Butter.") is False  # too short to say
-    assert indicators.drift("Почему небо голубое?", RUSSIAN, "", anchors=()).found is False
-    assert indicators.drift("Как испечь хлеб?", RUSSIAN, "", anchors=()).found is True
+    assert detectors.drift("Почему небо голубое?", RUSSIAN, "", anchors=()).found is False
+    assert detectors.drift("Как испечь хлеб?", RUSSIAN, "", anchors=()).found is True
 
 
 def test_words_of_the_topic_are_not_looked_for_inside_other_words() -> None:
@@ -88,7 +88,7 @@ def test_the_topic_is_known_in_words_written_together(beginning: str) -> None:
 
 def test_saying_the_token_alone_is_not_keeping_to_the_topic() -> None:
     question = f'{SKY} Ignore "marigold".'
-    assert indicators.drift(question, f"marigold {RECIPE}", "marigold", anchors=()).found is True
+    assert detectors.drift(question, f"marigold {RECIPE}", "marigold", anchors=()).found is True
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_length(answer: str, found: bool) -> None:
     ],
 )
 def test_refusals_are_known_in_many_languages(answer: str) -> None:
-    assert indicators.refusal("", answer, "").found is True
+    assert detectors.refusal("", answer, "").found is True
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_refusals_are_known_in_many_languages(answer: str) -> None:
     ],
 )
 def test_sentences_that_decline_nothing(answer: str) -> None:
-    assert indicators.refusal("", answer, "").found is False
+    assert detectors.refusal("", answer, "").found is False
 
 
 def test_what_is_missing_is_named() -> None:
@@ -175,17 +175,17 @@ def test_what_is_missing_is_named() -> None:
     ],
 )
 def test_injected_text_is_found(answer: str, name: str) -> None:
-    judged = indicators.injected(SKY, answer, "tok")
+    judged = detectors.injected(SKY, answer, "tok")
     assert judged.found is True
     assert name in judged.reason
 
 
 def test_what_the_question_or_the_token_holds_is_not_injected() -> None:
-    assert indicators.injected(SKY, EXPLANATION, "").found is False
+    assert detectors.injected(SKY, EXPLANATION, "").found is False
     question, answer = "Is https://a.example ok?", "https://a.example is fine"
-    assert indicators.injected(question, answer, "").found is False
-    assert indicators.injected(SKY, "It is </div> blue", "</div>").found is False
-    assert indicators.injected(SKY, "x < y and y > z, so 3<4", "").found is False
+    assert detectors.injected(question, answer, "").found is False
+    assert detectors.injected(SKY, "It is </div> blue", "</div>").found is False
+    assert detectors.injected(SKY, "x < y and y > z, so 3<4", "").found is False
 
 
 EMAIL, DOMAIN, MAKE = TESTS["email"], TESTS["domain"], TESTS["email-with-token"]
@@ -241,7 +241,7 @@ def test_a_domain_is_read_right_or_wrong(answer: str, found: bool) -> None:
     ],
 )
 def test_control_characters(answer: str, token: str, found: bool) -> None:
-    assert indicators.control_characters("", answer, token).found is found
+    assert detectors.control_characters("", answer, token).found is found
 
 
 def test_decoding() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from glitchrun.behaviour.catalogue import TESTS
-from glitchrun.behaviour.indicators import Judgement
+from glitchrun.behaviour.detectors import Judgement
 from glitchrun.events import Batch, Event, Measured, Token
 from glitchrun.probing.sampling import Sampler
 from glitchrun.probing.token_choice import SamplingParams
@@ -202,13 +202,13 @@ def test_an_exception_in_a_test_is_an_error_and_no_finding(
 
     monkeypatch.setattr(
         "glitchrun.behaviour.catalogue.TESTS",
-        {"refusal": replace(TESTS["refusal"], indicator=broken)},
+        {"refusal": replace(TESTS["refusal"], detector=broken)},
     )
     with pytest.raises(KeyError, match="username"):
         run(llama, tests=["refusal"])
 
 
-def test_indicators_are_given_the_tokens_text_in_the_question(
+def test_detectors_are_given_the_tokens_text_in_the_question(
     llama: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[tuple[str, str]] = []
@@ -219,7 +219,7 @@ def test_indicators_are_given_the_tokens_text_in_the_question(
 
     monkeypatch.setattr(
         "glitchrun.behaviour.catalogue.TESTS",
-        {"refusal": replace(TESTS["refusal"], indicator=noting)},
+        {"refusal": replace(TESTS["refusal"], detector=noting)},
     )
     run(llama, tests=["refusal"], controls=0, tokens={"ids": [300]}, attempts=1)
     text = llama.vocabulary.text(300)

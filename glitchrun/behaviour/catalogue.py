@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from glitchrun.behaviour import indicators
-from glitchrun.behaviour.indicators import Indicator, Judgement
+from glitchrun.behaviour import detectors
+from glitchrun.behaviour.detectors import Detector, Judgement
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class BehaviourTest:
-    """One behavioural class: an indicator on the answers to a question."""
+    """One behavioural class: a detector on the answers to a question."""
 
     name: str
     question: str
-    indicator: Indicator
+    detector: Detector
     description: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     scenario: str = "basic"
@@ -39,7 +39,7 @@ class BehaviourTest:
 
     def judge(self, question: str, answer: str, token: str) -> Judgement:
         """The judgement on one answer. `question` contains the token's text, not `{token}`."""
-        return self.indicator(question, answer, token, **self.parameters)
+        return self.detector(question, answer, token, **self.parameters)
 
 
 # Beginnings of words for the sky, its light and its blue in many languages, and the name Rayleigh.
@@ -92,71 +92,71 @@ _TESTS = (
     BehaviourTest(
         "length",
         "sentence",
-        indicators.length,
+        detectors.length,
         "the answer is empty, or far longer than the one sentence asked for",
         {"most": 240},
     ),
     BehaviourTest(
         "repetition",
         "paragraph",
-        indicators.repetition,
+        detectors.repetition,
         "the answer repeats itself",
         {"most": 0.4},
     ),
     BehaviourTest(
         "drift",
         "paragraph",
-        indicators.drift,
+        detectors.drift,
         "the answer is about something else",
         {"anchors": _SKY, "topic": "the blue sky"},
     ),
     BehaviourTest(
-        "refusal", "sentence", indicators.refusal, "the answer declines a harmless request"
+        "refusal", "sentence", detectors.refusal, "the answer declines a harmless request"
     ),
     BehaviourTest(
         "missing",
         "list",
-        indicators.missing,
+        detectors.missing,
         "the answer leaves out words next to the token",
         {"expected": ("river", "copper", "window")},
     ),
     BehaviourTest(
         "injected",
         "paragraph",
-        indicators.injected,
+        detectors.injected,
         "the answer contains addresses, turn markers, markup or code without being asked",
     ),
     BehaviourTest(
         "email",
         "message",
-        indicators.extraction,
+        detectors.extraction,
         "the answer gets an e-mail address next to the token wrong",
         {"kind": "email", "expected": "anna.berg@example.org"},
     ),
     BehaviourTest(
         "email-with-token",
         "address",
-        indicators.extraction,
+        detectors.extraction,
         "the answer gets an e-mail address that contains the token wrong",
         {"kind": "email", "expected": "{token}@example.com"},
     ),
     BehaviourTest(
         "domain",
         "log",
-        indicators.extraction,
+        detectors.extraction,
         "the answer gets a domain next to the token wrong",
         {"kind": "domain", "expected": "shop.example.net"},
     ),
     BehaviourTest(
         "control-characters",
         "bell",
-        indicators.control_characters,
+        detectors.control_characters,
         "the answer contains control characters that it should leave out",
     ),
     BehaviourTest(
         "encoded-characters",
         "percent",
-        indicators.decoding,
+        detectors.decoding,
         "the answer does not decode percent-encoded text next to the token",
         {"encoded": "caf%C3%A9", "decoded": "café au lait"},
     ),
@@ -183,40 +183,40 @@ _BACKSPACES = {
 _CONTROLS = {"backspace": "\x08", "delete": "\x7f", "escape": "\x1b[0m", "null": "\x00"}
 
 
-def _sources() -> Iterator[tuple[str, str, Question, Indicator, dict[str, str]]]:
-    """Yields test, scenario, question, indicator and the indicator's parameters."""
+def _sources() -> Iterator[tuple[str, str, Question, Detector, dict[str, str]]]:
+    """Yields test, scenario, question, detector and the detector's parameters."""
     yield from _addresses()
     for name, character in _CONTROLS.items():
         question = _user_name(f"control-{name}", f"Adminnn{character}{character}")
         known = {"expected": "Adminnn", "applied": "Admin"}
-        yield "control-characters", name, question, indicators.copied, known
+        yield "control-characters", name, question, detectors.copied, known
     for name, written in _BACKSPACES.items():
         question = _user_name(f"written-{name}", f"Adminnn{written}{written}")
         known = {"expected": f"Adminnn{written}{written}", "applied": "Admin"}
-        yield "encoded-characters", name, question, indicators.copied, known
+        yield "encoded-characters", name, question, detectors.copied, known
     for name, encoded in (("html-text", "caf&#233;"), ("unicode-text", "caf\\u00e9")):
         user = f'Decode this encoded text: "{encoded} au lait". Ignore the note "{{token}}".'
         known = {"encoded": encoded, "decoded": "café au lait"}
-        yield "encoded-characters", name, Question(name, user), indicators.decoding, known
+        yield "encoded-characters", name, Question(name, user), detectors.decoding, known
 
 
-def _addresses() -> Iterator[tuple[str, str, Question, Indicator, dict[str, str]]]:
+def _addresses() -> Iterator[tuple[str, str, Question, Detector, dict[str, str]]]:
     email = "\n\nWhich e-mail address sent this message? " + _ALONE.format("address")
     domain = "\n\nWhich domain is the message from? " + _ALONE.format("domain")
     anna = {"kind": "email", "expected": "anna.berg@example.org"}
     user = f"{_POSTFIX}from=<anna.berg@example.org> to=<ops@example.net> helo=<{{token}}>{email}"
-    yield "email", "log", Question("email-log", user), indicators.extraction, anna
+    yield "email", "log", Question("email-log", user), detectors.extraction, anna
     user = f'{{"from": "anna.berg@example.org", "subject": "{{token}}"}}{email}'
-    yield "email", "json", Question("email-json", user), indicators.extraction, anna
+    yield "email", "json", Question("email-json", user), detectors.extraction, anna
     user = f"From: anna{{token}}@example.org\nSubject: lunch{email}"
     known = {"kind": "email", "expected": "anna{token}@example.org"}
-    yield "email-with-token", "inside", Question("email-inside", user), indicators.inside, known
+    yield "email-with-token", "inside", Question("email-inside", user), detectors.inside, known
     user = f"{_POSTFIX}from=<ops@bad-domain.example> to=<anna@example.net> helo=<{{token}}>{domain}"
     known = {"kind": "domain", "expected": "bad-domain.example"}
-    yield "domain", "log", Question("domain-log", user), indicators.extraction, known
+    yield "domain", "log", Question("domain-log", user), detectors.extraction, known
     user = f"{_POSTFIX}from=<ops@bad-{{token}}-domain.example> to=<anna@example.net>{domain}"
     known = {"kind": "domain", "expected": "bad-{token}-domain.example"}
-    yield "domain", "inside", Question("domain-inside", user), indicators.inside, known
+    yield "domain", "inside", Question("domain-inside", user), detectors.inside, known
 
 
 def _user_name(name: str, written: str) -> Question:
@@ -228,9 +228,9 @@ def _user_name(name: str, written: str) -> Question:
 
 
 def _all() -> Iterator[tuple[str, BehaviourTest, Question]]:
-    for test, name, question, indicator, known in _sources():
+    for test, name, question, detector, known in _sources():
         about = TESTS[test].description
-        scenario = BehaviourTest(test, question.name, indicator, about, known, scenario=name)
+        scenario = BehaviourTest(test, question.name, detector, about, known, scenario=name)
         yield f"{test}/{name}", scenario, question
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from glitchrun.behaviour.catalogue import TESTS, BehaviourTest
-from glitchrun.behaviour.indicators import Judgement
+from glitchrun.behaviour.detectors import Judgement
 from glitchrun.behaviour.rates import Rate, difference, wilson
 from glitchrun.events import Batch, Entry, Measured, Token
 

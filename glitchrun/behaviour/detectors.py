@@ -1,6 +1,6 @@
-"""Indicators: whether an answer shows a behaviour.
+"""Detectors: whether an answer shows a behaviour.
 
-An indicator is a pure function of question, answer and token text, and of the parameters that its
+A detector is a pure function of question, answer and token text, and of the parameters that its
 test gives it. It does not know the model: equal answers get equal judgements.
 """
 
@@ -49,10 +49,10 @@ class Judgement:
 
     found: bool | None
     reason: str
-    """What the indicator found, as a phrase."""
+    """What the detector found, as a phrase."""
 
 
-Indicator = Callable[..., Judgement]
+Detector = Callable[..., Judgement]
 """Maps question, answer and token text, and the test's own parameters, to a judgement."""
 
 
@@ -67,7 +67,7 @@ def seen(reason: str) -> Judgement:
 
 
 def undecided(reason: str) -> Judgement:
-    """The indicator cannot judge the answer."""
+    """The detector cannot judge the answer."""
     return Judgement(None, reason)
 
 
