@@ -15,9 +15,13 @@ from glitchrun.checkpoint.stream_units import stream_units, why_not_streamable
 from glitchrun.errors import ModelUnavailable, PreflightError
 from glitchrun.model import load
 from glitchrun.model.streamed import StreamedModel, load_streamed
+from glitchrun.plan.build import PlannedRun, Resolved, build
+from glitchrun.plan.residency import Residency
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.backend_selection import best_backend
 from glitchrun.probing.streamed_backend import StreamedBackend
+from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.problems import InvalidSpec
 from glitchrun.spec.types import ModelSpec
 from tests.support import tiny_models
 
@@ -163,3 +167,107 @@ def test_experts_are_read_one_by_one(mixtral_folder: Path) -> None:
     assert [unit.kind for unit in units.layers[1]] == ["layer"] + ["expert"] * 4
     assert units.layers[1][3].expert == 2
     assert units.layers[1][3].tensors["gate_proj"].info.shape == (128, 64)
+
+
+# The plan -------------------------------------------------------------------------------------
+
+SPEC = """
+apiVersion: glitchrun/v1
+kind: Experiment
+metadata: {name: streamed}
+model: {path: MODEL, residency: RESIDENCY, device: cpu}
+template: raw
+steps:
+  - {id: all, strategy: scan, probes: strict}
+  - {id: low, strategy: mine, search: low-norm, budget: 100}
+  - {id: worst, strategy: mine, search: screen, budget: 50}
+"""
+
+
+def planned(folder: Path, path: Path, residency: str, steps: str = "") -> PlannedRun:
+    """The plan of a spec on the model in `folder`."""
+    head, _, rest = SPEC.partition("steps:")
+    text = head + "steps:" + (steps or rest)
+    spec = path / "spec.yaml"
+    spec.write_text(text.replace("MODEL", str(folder)).replace("RESIDENCY", residency))
+    resolved = Resolved(scopes={"all": 400, "low": 400, "worst": 400}, positions=(10, 12))
+    (run,) = build(load_experiment(spec), lambda key: None, resolve=lambda *_: resolved).runs
+    return run
+
+
+def free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr("glitchrun.plan.devices.main_memory", lambda: (count, count, "test"))
+
+
+def residency_of(run: PlannedRun) -> Residency:
+    assert run.residency is not None
+    return run.residency
+
+
+def test_the_plan_counts_passes_and_bytes(mixtral_folder: Path, tmp_path: Path) -> None:
+    run = planned(mixtral_folder, tmp_path, "streamed")
+    found = residency_of(run)
+    assert found.chosen == "streamed"
+    assert found.stream is not None
+    assert found.stream.verify_tokens == 448  # the 400 tokens, in whole chunks of 64
+    # Each probe of a scan is a pass; by-order searches ignore batch_size; a screen is one pass for
+    # its calibration, one for the scores and one for the verdicts.
+    assert found.passes == {"all": (3, 0), "low": (1, 0), "worst": (2, 1)}
+    whole, headless = found.stream.pass_bytes, found.stream.headless_bytes
+    assert found.bytes_read() == 6 * whole + headless
+    data = run.to_json()["residency"]
+    assert data["streamed"]["bytes_read"] == 6 * whole + headless
+    assert data["streamed"]["passes"] == {"all": 3, "low": 1, "worst": 3}
+    assert data["resident"]["seconds"] > 0
+    assert data["streamed"]["seconds"] > 0
+
+
+def test_the_residency_changes_no_key(mixtral_folder: Path, tmp_path: Path) -> None:
+    runs = [planned(mixtral_folder, tmp_path, name) for name in ("auto", "resident", "streamed")]
+    assert len({run.key for run in runs}) == 1
+    assert len({tuple(step.key for step in run.keys) for run in runs}) == 1
+    assert len({run.digests["numerics"] for run in runs}) == 3
+
+
+def test_auto_streams_a_model_that_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_models.tiny_llama(tmp_path / "model", layers=40, hidden=512)  # 340 MB
+    free(monkeypatch, 2_000_000_000)
+    assert residency_of(planned(folder, tmp_path, "auto")).chosen == "resident"
+    free(monkeypatch, 1_150_000_000)
+    run = planned(folder, tmp_path, "auto")
+    assert residency_of(run).chosen == "streamed"
+    assert residency_of(run).reason == "the model does not fit into the free memory"
+    assert run.action == "start"
+    assert planned(folder, tmp_path, "resident").action == "blocked"
+
+
+@pytest.mark.parametrize(
+    ("step", "where", "reason"),
+    [
+        ("{strategy: mine, search: gradient}", "8:31", "needs gradients"),
+        ("{strategy: mine}", "8:14", "needs gradients"),
+        ("{strategy: profile}", "8:14", "measures the weights in memory"),
+    ],
+)
+def test_steps_that_need_the_whole_model_are_refused(
+    step: str, where: str, reason: str, llama_folder: Path, tmp_path: Path
+) -> None:
+    text = f"\n  - {step}\n"
+    with pytest.raises(InvalidSpec) as caught:
+        planned(llama_folder, tmp_path, "streamed", text)
+    (problem,) = caught.value.problems
+    assert problem.code == "GR314"
+    assert reason in problem.message
+    run = planned(llama_folder, tmp_path, "auto", text)
+    assert reason in residency_of(run).refusal
+    assert residency_of(run).chosen == "resident"
+
+
+def test_layers_of_other_kinds_are_refused_by_the_plan(tmp_path: Path) -> None:
+    folder = tiny_models.tiny_gpt2(tmp_path / "model")
+    run = planned(folder, tmp_path, "streamed")
+    assert run.action == "blocked"
+    assert "spec.yaml:5:" in run.reason
+    assert "the model cannot be streamed: GPT2LMHeadModel" in run.reason

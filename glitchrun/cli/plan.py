@@ -146,6 +146,7 @@ def _run_lines(run: PlannedRun) -> Iterator[str]:
     loads = not run.steps or any(step.action != "reuse" for step in run.steps)
     if run.estimate is not None and loads:
         yield from _memory_lines(run.estimate)
+        yield from _residency_lines(run)
     planned = {step.key.id: step for step in run.steps}
     for work in run.work:
         yield from _step_lines(run, work, planned.get(work.step))
@@ -187,6 +188,39 @@ def _memory_lines(memory: MemoryEstimate) -> Iterator[str]:
     yield from _wrapped("          ", f"besides the weights: {', '.join(buffers)}")
     batch = f"{counted(memory.batch, 'row')} in step {memory.step}"
     yield from _wrapped("  batch   ", f"{batch}; up to {memory.largest_batch:,} would fit")
+
+
+def _residency_lines(run: PlannedRun) -> Iterator[str]:
+    """Where the weights are; what both residencies need, if one of them is not simply fine."""
+    residency = run.residency
+    if residency is None or (residency.chosen == "resident" and not _is_asked(run)):
+        return
+    label = "  weights "
+    yield from _wrapped(label, f"{residency.chosen}: {residency.reason}")
+    plan = residency.stream
+    if residency.chosen == "streamed" and plan is not None:
+        passes = sum(sum(count) for count in residency.passes.values())
+        tokens = f"{plan.verify_tokens:,} tokens"
+        text = (
+            f"each pass reads {size(plan.pass_bytes)} for up to {tokens}; likely "
+            f"{counted(passes, 'pass', 'passes')}, {size(residency.bytes_read())}, and a pass for "
+            "each batch with near-ties. A kill loses one pass at most"
+        )
+        yield from _wrapped("          ", text)
+    for name, found in (("resident", residency.resident), ("streamed", residency.streamed)):
+        time = run.times.get(name)
+        if found is not None and time is not None:
+            seconds = "" if time.likely is None else f", likely {rough_duration(time.likely)}"
+            need = f"{name}: {size(found.total_bytes)} of memory ({found.verdict}){seconds}"
+            yield from _wrapped("          ", need)
+    if residency.refusal:
+        yield from _wrapped("          ", f"streamed: {residency.refusal}")
+
+
+def _is_asked(run: PlannedRun) -> bool:
+    """Whether the spec asks for a residency, or the resident model is a tight fit."""
+    asked = run.cell.spec.model.residency != "auto"
+    return asked or (run.estimate is not None and run.estimate.verdict != "fits")
 
 
 def _step_lines(run: PlannedRun, work: StepWork, planned: PlannedStep | None) -> Iterator[str]:

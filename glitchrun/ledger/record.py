@@ -215,6 +215,8 @@ class ModelRecord:
     """Vocabulary rows by category; empty if no step needed them."""
     beyond_training: tuple[str, ...] = ()
     """A warning for each step whose texts are longer than the model was trained for."""
+    residency: str = "resident"
+    """Where the weights were: `resident` in memory, or `streamed` from the disk."""
 
 
 STATUS_WORDS = {"KILLED": "INTERRUPTED"}

@@ -18,8 +18,9 @@ from glitchrun.ledger.steps import StepStatus
 from glitchrun.ledger.timings import Timing
 from glitchrun.plan.devices import device_memory
 from glitchrun.plan.duration import Duration, duration
-from glitchrun.plan.memory_estimate import MemoryEstimate, estimate
+from glitchrun.plan.memory_estimate import MemoryEstimate
 from glitchrun.plan.rates import ModelSize, Rates
+from glitchrun.plan.residency import Residency, choose
 from glitchrun.plan.step_keys import KEY_LENGTH, StepKey, step_keys
 from glitchrun.plan.work import StepWork, step_work, workloads
 from glitchrun.spec.digest import cosmetic_digest, measures_machine, numerics_digest, results_digest
@@ -45,6 +46,8 @@ class Resolved:
     """Why the run cannot start; None if it can."""
     scopes: Mapping[str, int] = field(default_factory=dict)
     """By step, the number of tokens in scope that it may examine, where that is known."""
+    positions: tuple[int, int] | None = None
+    """The most positions of a probe's shared prefix, and of what follows it; None where unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,10 @@ class PlannedRun:
     """Digests of the spec (results, numerics, cosmetic) and of what it resolves to (resolved)."""
     steps: tuple[PlannedStep, ...] = ()
     """Each step, and whether it is reused. Empty for a hub model that is not on this machine."""
+    residency: Residency | None = None
+    """Where the weights are; None for a hub model that is not on this machine yet."""
+    times: Mapping[str, Duration] = field(default_factory=dict)
+    """The duration with either residency."""
 
     @property
     def keys(self) -> tuple[StepKey, ...]:
@@ -123,6 +130,7 @@ class PlannedRun:
             "fingerprint": self.fingerprint,
             "digests": dict(self.digests),
             "steps": [step.to_json() for step in self.steps],
+            "residency": self.residency.to_json(self.times) if self.residency else None,
         }
 
 
@@ -148,7 +156,7 @@ class Plan:
 
         {"experiment", "runs": [{"name", "key", "action", "reason", "assignments", "memory",
         "work", "seconds", "time", "fingerprint", "digests", "steps": [{"id", "key", "action",
-        "from"}]}]}
+        "from"}], "residency"}]}
         """
         return {"experiment": self.experiment, "runs": [run.to_json() for run in self.runs]}
 
@@ -271,12 +279,18 @@ def _plan(
         # runs: the user wrote a matrix to see each cell.
         key = _key(key, cell.name)
     work = step_work(cell.spec, header.vocab, resolved.scopes)
-    memory = estimate(header, model.quantization, workloads(cell.spec, work), device)
-    refusal = _ids_outside_vocabulary(cell.spec, header.vocab) or resolved.refusal
+    loads = workloads(cell.spec, work)
+    residency = choose(cell.spec, header, device, loads, work, resolved.positions)
+    memory = residency.estimate
+    refusal = (
+        _ids_outside_vocabulary(cell.spec, header.vocab)
+        or resolved.refusal
+        or residency.refused(cell.spec)
+    )
     keys = step_keys(cell.spec, contents.fingerprint, resolved.facts, machine)
     steps = tuple(_planned_step(step, key, stored, before) for step in keys)
     reuses = all(step.action == "reuse" for step in steps)
-    action, reason = _action(existing(key), refusal, memory, reuses)
+    action, reason = _action(existing(key), refusal, residency, reuses)
     size = ModelSize(
         fingerprint=contents.fingerprint,
         quantization=model.quantization,
@@ -287,9 +301,12 @@ def _plan(
     )
     measured = {step.key.id for step in steps if step.action != "reuse"}
     left = [one for one in work if one.step in measured]
-    time = duration(header, memory, left, Rates(size, timings))
+    times = {"resident": duration(header, residency.resident, left, Rates(size, timings))}
+    if residency.stream is not None:
+        times["streamed"] = residency.duration(times["resident"])
+    time, found = times[residency.chosen], contents.fingerprint
     return PlannedRun(
-        cell, key, action, reason, memory, work, time, contents.fingerprint, digests, steps
+        *(cell, key, action, reason, memory, work, time, found, digests, steps, residency, times)
     )
 
 
@@ -340,14 +357,14 @@ def _key(*parts: str) -> str:
 
 
 def _action(
-    status: str | None, refusal: str | None, memory: MemoryEstimate, reuses: bool
+    status: str | None, refusal: str | None, residency: Residency, reuses: bool
 ) -> tuple[Action, str]:
     if status == "FINISHED":
         return "skip", "already finished; nothing that affects the results has changed"
     if refusal:
         return "blocked", refusal
-    if memory.verdict == "no" and not reuses:
-        return "blocked", _why_blocked(memory)
+    if residency.estimate.verdict == "no" and not reuses:
+        return "blocked", residency.why_blocked()
     if status in (None, ANEW) and reuses:
         return "start", "every step is finished; the model is not loaded"
     if status == ANEW:
@@ -376,17 +393,3 @@ def _ids_outside_vocabulary(spec: Spec, vocab: int) -> str | None:
         f"token ids outside the model's vocabulary, 0 to {vocab - 1}: {', '.join(ids[:_MAX_NAMED])}"
         f"{more}; correct them, or set model.path to the model that they belong to"
     )
-
-
-def _why_blocked(memory: MemoryEstimate) -> str:
-    if not memory.free_bytes:
-        if memory.memory_source.startswith("max_memory"):
-            return f"model.{memory.memory_source}"
-        return f"{memory.memory_source}; set model.device to an available device, or to auto"
-    need, free = memory.total_bytes / 1e9, memory.free_bytes / 1e9
-    remedy = (
-        f"lower batch_size of step {memory.step!r} to {memory.largest_batch}"
-        if memory.largest_batch
-        else "quantize further (model.quantization: int4), free memory, or use a larger device"
-    )
-    return f"needs {need:.1f} GB on {memory.device}, but only {free:.1f} GB are free: {remedy}"

@@ -82,9 +82,7 @@ def estimate(
         device: Where the model will be placed.
     """
     held = weights(header, quantization)
-    runtime = _RUNTIME[device.kind]
-    if device.kind == "cpu":
-        runtime += _ENTRY * header.vocab
+    runtime = process_bytes(header, device.kind)
     room = device.free - held.total - runtime
     passes = Passes(header, held, device.kind)
     planned = [(load, passes.rows(load, room)) for load in workloads]
@@ -109,7 +107,7 @@ def estimate(
         device=device.device,
         free_bytes=device.free,
         memory_source=device.source,
-        verdict=_verdict(total, device.free),
+        verdict=verdict(total, device.free),
         batch=count,
         step=load.step,
         largest_batch=passes.largest_batch(load, room),
@@ -126,7 +124,13 @@ def _largest(found: Sequence[Buffers]) -> Buffers:
     )
 
 
-def _verdict(total: int, free: int) -> str:
+def process_bytes(header: Header, kind: str) -> int:
+    """Bytes of the process itself with the vocabulary's texts; on a GPU of its context."""
+    return _RUNTIME[kind] + (_ENTRY * header.vocab if kind == "cpu" else 0)
+
+
+def verdict(total: int, free: int) -> str:
+    """`fits`, `tight` or `no`, for bytes needed and bytes free."""
     if total > free:
         return "no"
     return "tight" if total > _TIGHT * free else "fits"

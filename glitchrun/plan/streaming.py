@@ -8,15 +8,21 @@ time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from glitchrun.checkpoint.headers import Header
 from glitchrun.checkpoint.stream_units import Units
-from glitchrun.plan.batch_sizes import CACHE_HEADROOM, CHUNK_ROWS, LOGIT_BYTES, WIDENED_BYTES
+from glitchrun.plan.batch_sizes import (
+    CACHE_HEADROOM,
+    CHUNK_ROWS,
+    LOGIT_BYTES,
+    SAMPLE_BATCH,
+    WIDENED_BYTES,
+)
 from glitchrun.plan.weight_bytes import ITEM_BYTES, QUANTIZED, active_parameters, load_dtype
-from glitchrun.spec.strategy import Workload
+from glitchrun.spec.searches import SEARCHES
+from glitchrun.spec.strategy import Work, Workload
 
 READ_SPEED = 0.5e9
 """Bytes read per second that are assumed: a slow solid-state disk."""
@@ -198,7 +204,7 @@ def _rounded(count: float) -> int:
     return CHUNK_ROWS * max(1, -(-int(count) // CHUNK_ROWS))
 
 
-def passes(load: Workload, plan: StreamPlan, prompts: int, screens: int) -> tuple[int, int]:
+def whole_passes(load: Workload, plan: StreamPlan, work: Work) -> tuple[int, int]:
     """The passes over the weights that a step needs: whole ones, and those without the head.
 
     Passes in which near-ties are evaluated again are not counted.
@@ -206,18 +212,15 @@ def passes(load: Workload, plan: StreamPlan, prompts: int, screens: int) -> tupl
     Args:
         load: A forward pass of the step.
         plan: Sizes of passes.
-        prompts: Prompts that the step verifies.
-        screens: Tokens that it screens.
+        work: The step's work.
     """
-    rows = plan.verify_tokens if load.batch is None else min(load.batch, plan.verify_tokens)
-    whole = -(-prompts // rows) + -(-screens // plan.screen_tokens)
-    return whole, 1 if screens else 0
-
-
-def bytes_read(plan: StreamPlan, found: Sequence[tuple[int, int]]) -> int:
-    """Bytes that passes read, from what `passes` returned for each step."""
-    return sum(w * plan.pass_bytes + h * plan.headless_bytes for w, h in found)
-
-
-Residencies = Mapping[str, Mapping[str, Any]]
-"""Memory, bytes and time of both residencies, by name."""
+    is_ordered = load.search is not None and SEARCHES[load.search].ordered
+    batch = None if is_ordered or load.grows else load.batch
+    rows = plan.verify_tokens if batch is None else min(batch, plan.verify_tokens)
+    tokens = work.tokens or work.prompts
+    whole = -(-work.prompts // max(1, tokens)) * -(-tokens // rows)
+    whole += -(-work.screens // plan.screen_tokens)
+    if work.continuations:  # one pass for each position of a batch
+        batches = -(-work.continuations // (load.batch or SAMPLE_BATCH["cpu"]))
+        whole += batches * (1 + work.new_tokens // work.continuations)
+    return whole, 1 if work.screens else 0

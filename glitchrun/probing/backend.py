@@ -126,6 +126,11 @@ class Backend:
         return check_finite(logits[0].float())
 
     @torch.no_grad()
+    def logits_each(self, prefix: Sequence[int], suffixes: Tensor) -> Tensor:
+        """Returns next-token logits `(B, V)`, in float32, of suffixes `(B, S)` run one by one."""
+        return torch.cat([self.last_logits(prefix, row[None]) for row in suffixes])
+
+    @torch.no_grad()
     def statistics_alone(self, prompts: Tensor, targets: Tensor) -> Statistics:
         """Returns statistics of whole prompts, each computed alone in float32.
 

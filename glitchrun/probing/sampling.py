@@ -243,7 +243,7 @@ class DecodeLoop:
         rounding = _FLOAT32_ROUNDING if re_evaluates else 0.0
         chosen, near_ties = choose_tokens(logits, row_of, keys, position, self.params, rounding)
         again = [i for i, tied in enumerate(near_ties) if tied and re_evaluates]
-        alone = {row: self._logits_alone(rows[row]) for row in {row_of[i] for i in again}}
+        alone = self._logits_alone(rows, sorted({row_of[i] for i in again}))
         for i in again:
             (chosen[i],), _ = choose_tokens(
                 alone[row_of[i]], [0], [keys[i]], position, self.params, 0.0
@@ -251,10 +251,15 @@ class DecodeLoop:
         self.counters["resampled"] += len(again)
         return chosen
 
-    def _logits_alone(self, continuation: Continuation) -> Tensor:
-        """Logits `(1, V)` after a continuation, from one pass over it behind the prefix."""
-        ids = [continuation.token.id, *self.prompt.suffix_ids, *continuation.ids]
-        return self.backend.last_logits(self.prompt.prefix_ids, torch.tensor([ids]))
+    def _logits_alone(
+        self, rows: Sequence[Continuation], wanted: Sequence[int]
+    ) -> dict[int, Tensor]:
+        """Logits `(1, V)` after the wanted rows, from a pass over each alone behind the prefix."""
+        if not wanted:
+            return {}
+        ids = [[rows[row].token.id, *self.prompt.suffix_ids, *rows[row].ids] for row in wanted]
+        logits = self.backend.logits_each(self.prompt.prefix_ids, torch.tensor(ids))
+        return dict(zip(wanted, logits.split(1), strict=True))
 
     def _select(self, cache: Any, forks: Sequence[Fork]) -> Any:
         return self.backend.select(cache, self._padded([one.row for one in forks]))

@@ -21,18 +21,15 @@ from torch import Tensor
 
 from glitchrun.errors import PreflightError, RunError
 from glitchrun.model.streamed import StreamedModel, filled
-from glitchrun.plan.batch_sizes import CHUNK_ROWS, LOGIT_BYTES, SCREEN_BATCH
+from glitchrun.plan.batch_sizes import CHUNK_ROWS, LOGIT_BYTES
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.fast.buffers import KVCache, Workspace, empty_cache
-from glitchrun.probing.fast.forward import attend_cached, attend_last, embed, head_logits
-from glitchrun.probing.fast.frozen import FrozenCache, attend_frozen, mean_suffix
-from glitchrun.probing.fast.layers import add_gated, add_mlp, rms_norm, rotation_of, route
+from glitchrun.probing.fast.forward import embed, head_logits
+from glitchrun.probing.fast.frozen import FrozenCache
+from glitchrun.probing.fast.layers import add_mlp
 from glitchrun.probing.fast.llama_layout import (
     ExpertsLayout,
-    LayerLayout,
-    LlamaLayout,
     OtherLayoutError,
-    expert_of,
     linear,
     recognize,
     recognize_layer,
@@ -40,9 +37,8 @@ from glitchrun.probing.fast.llama_layout import (
 from glitchrun.probing.fast_backend import FastBackend, arithmetic_on
 from glitchrun.probing.logit_statistics import Statistics, check_finite, measure, scores
 from glitchrun.probing.model_cache import CacheMode
+from glitchrun.probing.streamed_rows import MLP_ROWS, Growing, Mixture, Rows, Screened, Suffixes
 
-_MLP_ROWS = 1024
-"""Positions whose MLP is computed together."""
 Consume = Callable[[int, Tensor], None]
 """Takes the first row of a group, and its logits `(G, V)` in the arithmetic of the pass."""
 
@@ -79,11 +75,11 @@ class StreamedBackend(Backend):
     def last_logits(
         self, prefix: Sequence[int], suffixes: Tensor, *, float32: bool = False
     ) -> Tensor:
-        return self._logits(_Suffixes(prefix, suffixes, CHUNK_ROWS), float32)
+        return self._logits(Suffixes(prefix, suffixes, CHUNK_ROWS), float32)
 
     @torch.no_grad()
     def logits_alone(self, ids: Sequence[int], *, float32: bool = False) -> Tensor:
-        return self._logits(_Suffixes((), torch.tensor([list(ids)]), 1), float32)[0]
+        return self._logits(Suffixes((), torch.tensor([list(ids)]), 1), float32)[0]
 
     @torch.no_grad()
     def statistics(
@@ -95,13 +91,17 @@ class StreamedBackend(Backend):
         float32: bool = False,
     ) -> Statistics:
         rows = suffixes[: len(targets)]
-        return self._statistics(_Suffixes(prefix, rows, CHUNK_ROWS), targets, float32)
+        return self._statistics(Suffixes(prefix, rows, CHUNK_ROWS), targets, float32)
+
+    @torch.no_grad()
+    def logits_each(self, prefix: Sequence[int], suffixes: Tensor) -> Tensor:
+        return self._logits(Suffixes(prefix, suffixes, 1), False)
 
     @torch.no_grad()
     def statistics_alone(self, prompts: Tensor, targets: Tensor) -> Statistics:
-        return self._statistics(_Suffixes((), prompts, 1), targets, float32=True)
+        return self._statistics(Suffixes((), prompts, 1), targets, float32=True)
 
-    def _statistics(self, rows: _Suffixes, targets: Tensor, float32: bool) -> Statistics:
+    def _statistics(self, rows: Suffixes, targets: Tensor, float32: bool) -> Statistics:
         parts: list[Statistics] = []
 
         def consume(start: int, logits: Tensor) -> None:
@@ -111,7 +111,7 @@ class StreamedBackend(Backend):
         columns = ([getattr(part, one.name) for part in parts] for one in fields(Statistics))
         return Statistics(*(torch.cat(column) for column in columns))
 
-    def _logits(self, rows: _Rows, float32: bool) -> Tensor:
+    def _logits(self, rows: Rows, float32: bool) -> Tensor:
         parts: list[Tensor] = []
         self._run(rows, float32, lambda _, logits: parts.append(logits.float()))
         return check_finite(torch.cat(parts))
@@ -123,12 +123,12 @@ class StreamedBackend(Backend):
         dtype = torch.float32 if float32 else self.arithmetic
         cache = empty_cache(self._layout, dtype, self.device)
         if prefix:
-            self._run(_Growing(torch.tensor([list(prefix)]), cache), float32, None)
+            self._run(Growing(torch.tensor([list(prefix)]), cache), float32, None)
         return cache.repeat(rows)
 
     @torch.no_grad()
     def step(self, ids: Tensor, cache: KVCache, *, float32: bool = False) -> tuple[Tensor, KVCache]:
-        return self._logits(_Growing(ids, cache), float32), cache
+        return self._logits(Growing(ids, cache), float32), cache
 
     @torch.no_grad()
     def select(self, cache: KVCache, rows: Tensor) -> KVCache:
@@ -140,13 +140,13 @@ class StreamedBackend(Backend):
     def freeze(self, prefix: Sequence[int], suffix: Sequence[int], tokens: Tensor) -> FrozenCache:
         body = torch.tensor(suffix[:-1], dtype=torch.long).expand(len(tokens), -1)
         ids = torch.cat([tokens[:, None], body], dim=1)
-        rows = _Suffixes(prefix, ids, len(tokens), keeps=True)
+        rows = Suffixes(prefix, ids, len(tokens), keeps=True)
         self._run(rows, False, None)
         return FrozenCache(suffix[-1], len(prefix), rows.kept)
 
     @torch.no_grad()
     def screen(self, frozen: Any, tokens: Tensor) -> Tensor:
-        return self._logits(_Screened(frozen, tokens), False)
+        return self._logits(Screened(frozen, tokens), False)
 
     @torch.no_grad()
     def screen_scores(self, frozen: Any, tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -156,7 +156,7 @@ class StreamedBackend(Backend):
             part = check_finite(logits.float())
             found.append(scores(part, tokens[start : start + len(part)]))
 
-        self._run(_Screened(frozen, tokens[:count]), False, consume)
+        self._run(Screened(frozen, tokens[:count]), False, consume)
         return torch.cat([log_p for log_p, _ in found]), torch.cat([gap for _, gap in found])
 
     def gradient(self, ids: Any, position: int, objective: Any) -> tuple[float, Tensor]:
@@ -167,13 +167,13 @@ class StreamedBackend(Backend):
 
     # A pass -----------------------------------------------------------------------------------
 
-    def _run(self, rows: _Rows, float32: bool, consume: Consume | None) -> None:
+    def _run(self, rows: Rows, float32: bool, consume: Consume | None) -> None:
         """Brings rows through the model; without `consume` no logits are computed."""
         model, units = self.model, self.model.units
         dtype = torch.float32 if float32 else self.arithmetic
         workspace = Workspace(dtype, self.device)
         rows.begin(self._embedded(rows.ids, workspace), self._layout, workspace)
-        mixture: _Mixture | None = None
+        mixture: Mixture | None = None
         for unit, tensors in model.read(units.body):
             if unit.kind == "expert":
                 assert mixture is not None
@@ -185,17 +185,17 @@ class StreamedBackend(Backend):
             self._consume_logits(rows.last(), workspace, consume)
 
     def _attend(
-        self, rows: _Rows, number: int, tensors: dict[str, Tensor], workspace: Workspace
-    ) -> _Mixture | None:
+        self, rows: Rows, number: int, tensors: dict[str, Tensor], workspace: Workspace
+    ) -> Mixture | None:
         """Attention of a layer, and its MLP; returns the experts that are still to be added."""
         moved = {name: tensor.to(self.device) for name, tensor in tensors.items()}
         with filled(self.model.module.model.layers[number], moved) as module:
             layer = recognize_layer(module)
             rows.attend(layer, number, number == len(self._layout.layers) - 1, workspace)
             if isinstance(layer.mlp, ExpertsLayout):
-                return _Mixture(layer, layer.mlp, rows.streams, workspace)
+                return Mixture(layer, layer.mlp, rows.streams, workspace)
             for x in rows.streams:
-                for part in x.split(_MLP_ROWS):
+                for part in x.split(MLP_ROWS):
                     add_mlp(layer, part, workspace)
         return None
 
@@ -232,180 +232,6 @@ class StreamedBackend(Backend):
                 columns = slice(unit.start, unit.start + len(tensors["weight"]))
                 logits[:, columns] = head_logits(block, part, workspace)
             consume(start, logits)
-
-
-# The rows of a pass ---------------------------------------------------------------------------
-
-
-class _Rows:
-    """Rows of equal shape that go through a pass together."""
-
-    ids: Tensor
-    """Every id whose embedding is needed."""
-    streams: list[Tensor]
-    """The residual streams `(M, H)` to which MLPs are added."""
-
-    def begin(
-        self, embedded: Callable[[Tensor], Tensor], layout: LlamaLayout, workspace: Workspace
-    ) -> None:
-        """Fills `streams`."""
-        raise NotImplementedError
-
-    def attend(self, layer: LayerLayout, number: int, is_last: bool, workspace: Workspace) -> None:
-        """Adds a layer's attention to `streams`."""
-        raise NotImplementedError
-
-    def last(self) -> Tensor:
-        """The residual stream `(N, H)` of the last position of each row."""
-        return self.streams[0]
-
-
-class _Suffixes(_Rows):
-    """Suffixes `(N, S)` behind one prefix, in chunks of rows."""
-
-    def __init__(
-        self, prefix: Sequence[int], suffixes: Tensor, chunk: int, *, keeps: bool = False
-    ) -> None:
-        self._prefix = torch.tensor([list(prefix)], dtype=torch.long)
-        self._suffixes = suffixes.cpu()
-        self._chunk = chunk
-        self._keeps = keeps
-        self.ids = torch.cat([self._prefix.flatten(), self._suffixes.flatten()])
-        self.kept: list[tuple[Tensor, Tensor]] = []
-        """For each layer, keys and values of the prefix and the mean of those behind the token."""
-
-    def begin(
-        self, embedded: Callable[[Tensor], Tensor], layout: LlamaLayout, workspace: Workspace
-    ) -> None:
-        self._layout = layout
-        x = _embedded_rows(embedded, self._suffixes, self._chunk)
-        length, steps = self._prefix.shape[1], self._suffixes.shape[1]
-        self.streams = [x, embedded(self._prefix)] if length else [x]
-        positions = torch.arange(length + steps, device=x.device)
-        self._rotations = [
-            rotation_of(layout, part, x) for part in (positions[:length], positions[length:])
-        ]
-
-    def attend(self, layer: LayerLayout, number: int, is_last: bool, workspace: Workspace) -> None:
-        (rows, steps), (x, *others) = self._suffixes.shape, self.streams
-        prefix = empty_cache(replace(self._layout, layers=(layer,)), x.dtype, x.device)
-        for before in others:
-            attend_cached(layer, before, self._rotations[0], prefix, 0, workspace)
-            prefix.length = len(before)
-        ends = []
-        for start in range(0, rows, self._chunk):
-            part = x[start * steps : (start + self._chunk) * steps]
-            cache = prefix.repeat(len(part) // steps)
-            if is_last:
-                shaped = part.view(-1, steps, x.shape[1])
-                ends.append(attend_last(layer, shaped, self._rotations[1], cache, 0, workspace))
-            else:
-                attend_cached(layer, part, self._rotations[1], cache, 0, workspace)
-            cache.length += steps
-            if self._keeps:
-                parts = (cache.keys[0], cache.values[0])
-                keys, values = (mean_suffix(one, prefix.length, cache.length) for one in parts)
-                self.kept.append((keys, values))
-        if is_last:
-            self.streams = [torch.cat(ends)]
-
-
-class _Screened(_Rows):
-    """Tokens `(N,)` with the last id of a prompt whose suffix is frozen."""
-
-    def __init__(self, frozen: FrozenCache, tokens: Tensor) -> None:
-        self._frozen = frozen
-        self.ids = torch.stack([tokens.cpu(), torch.full_like(tokens.cpu(), frozen.last)], dim=1)
-
-    def begin(
-        self, embedded: Callable[[Tensor], Tensor], layout: LlamaLayout, workspace: Workspace
-    ) -> None:
-        self._rows = SCREEN_BATCH["cpu"]
-        self.streams = [_embedded_rows(embedded, self.ids, self._rows)]
-        positions = torch.tensor(self._frozen.positions, device=workspace.device)
-        self._rotation = rotation_of(layout, positions, self.streams[0])
-
-    def attend(self, layer: LayerLayout, number: int, is_last: bool, workspace: Workspace) -> None:
-        for part in self.streams[0].split(2 * self._rows):
-            attend_frozen(layer, part, self._rotation, self._frozen, number, workspace)
-        if is_last:
-            (x,) = self.streams
-            self.streams = [x.view(len(self.ids), 2, -1)[:, 1].contiguous()]
-
-
-class _Growing(_Rows):
-    """Ids `(B, S)` that are appended to a cache of all layers."""
-
-    def __init__(self, ids: Tensor, cache: KVCache) -> None:
-        self.ids = ids.cpu()
-        self._cache = cache
-
-    def begin(
-        self, embedded: Callable[[Tensor], Tensor], layout: LlamaLayout, workspace: Workspace
-    ) -> None:
-        self.streams = [embedded(self.ids)]
-        start = self._cache.length
-        positions = torch.arange(start, start + self.ids.shape[1], device=workspace.device)
-        self._rotation = rotation_of(layout, positions, self.streams[0])
-
-    def attend(self, layer: LayerLayout, number: int, is_last: bool, workspace: Workspace) -> None:
-        (x,), (rows, steps) = self.streams, self.ids.shape
-        if not is_last:
-            attend_cached(layer, x, self._rotation, self._cache, number, workspace)
-            return
-        shaped = x.view(rows, steps, -1)
-        self.streams = [attend_last(layer, shaped, self._rotation, self._cache, number, workspace)]
-        self._cache.length += steps
-
-
-class _Mixture:
-    """The mixture of experts of one layer, to which one expert after the other is added."""
-
-    def __init__(
-        self,
-        layer: LayerLayout,
-        mlp: ExpertsLayout,
-        streams: Sequence[Tensor],
-        workspace: Workspace,
-    ) -> None:
-        self._mlp = mlp
-        self._streams = streams
-        self._normed = [torch.empty_like(x) for x in streams]
-        for x, normed in zip(streams, self._normed, strict=True):
-            for part, out in zip(x.split(_MLP_ROWS), normed.split(_MLP_ROWS), strict=True):
-                out.copy_(rms_norm(part, layer.mlp_norm, workspace))
-        chosen = [
-            [route(mlp.router, mlp.top_k, part) for part in normed.split(_MLP_ROWS)]
-            for normed in self._normed
-        ]
-        self._weights = [torch.cat([weights for weights, _ in parts]) for parts in chosen]
-        self._experts = [torch.cat([experts for _, experts in parts]) for parts in chosen]
-
-    def add(self, number: int, tensors: dict[str, Tensor], workspace: Workspace) -> None:
-        """Adds the output of one expert to the positions that are routed to it."""
-        names = ("gate_proj", "up_proj", "down_proj")
-        expert = expert_of(self._mlp, *(tensors[name].to(workspace.device) for name in names))
-        for place, x in enumerate(self._streams):
-            rows, slots = torch.where(self._experts[place] == number)
-            weights = self._weights[place][rows, slots, None].to(x.dtype)
-            for some, share in zip(rows.split(_MLP_ROWS), weights.split(_MLP_ROWS), strict=True):
-                if len(some):
-                    inner = self._normed[place][some]
-                    out = torch.zeros_like(inner)
-                    add_gated(expert, inner, out, workspace)
-                    x.index_add_(0, some, out.mul_(share))
-
-
-def _embedded_rows(embedded: Callable[[Tensor], Tensor], ids: Tensor, rows: int) -> Tensor:
-    """Embeddings `(N * S, H)` of ids `(N, S)`, some rows at a time."""
-    first = embedded(ids[:rows])
-    steps = ids.shape[1]
-    x = first.new_empty(len(ids) * steps, first.shape[1])
-    x[: len(first)] = first
-    for start in range(rows, len(ids), rows):
-        part = embedded(ids[start : start + rows])
-        x[start * steps : start * steps + len(part)] = part
-    return x
 
 
 def streamed_backend(model: StreamedModel, trial: FastBackend | None, reason: str) -> Backend:

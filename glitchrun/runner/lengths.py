@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from glitchrun.checkpoint.headers import Header
 from glitchrun.errors import PreflightError
 from glitchrun.plan.positions import Positions, positions
+from glitchrun.plan.work import parameters
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.tokenizer import Tokenizer
 from glitchrun.spec.strategy import STRATEGIES, TextLength
@@ -47,6 +48,28 @@ def refusal(spec: Spec, tokenizer: Tokenizer, header: Header) -> str | None:
     except PreflightError:
         return None
     return too_long(PromptLengths(spec, template, tokenizer, config), limit)
+
+
+def parts(spec: Spec, tokenizer: Tokenizer, header: Header) -> tuple[int, int] | None:
+    """The most positions of a probe's shared prefix, and of its token with what follows.
+
+    None if no step has probes, or the template cannot be detected before loading.
+    """
+    config = dict(header.config)
+    try:
+        template = detect(
+            spec.template, tokenizer, config, spec.model.path, spec.template_variables
+        )
+        prompts = PromptLengths(spec, template, tokenizer, config)
+        found = [
+            size
+            for step in spec.steps
+            if (probes := parameters(step).get("probes"))
+            for size in prompts.parts_of(probes)
+        ]
+    except PreflightError:
+        return None
+    return (max(p for p, _ in found), max(s for _, s in found)) if found else None
 
 
 def beyond_training(prompts: PromptLengths, limit: Positions) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import gc
 import resource
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from glitchrun.checkpoint.headers import read_header
 from glitchrun.errors import ModelUnavailable
 from glitchrun.events import Stage
 from glitchrun.plan.build import fingerprint_now
+from glitchrun.plan.streaming import StreamPlan
 from glitchrun.report.formatting import size
 from glitchrun.spec.types import ModelSpec
 
@@ -84,8 +86,18 @@ class Models:
         self.reused = False
         """Whether the last call of `get` returned a model that was in memory already."""
 
-    def get(self, spec: ModelSpec, fingerprint: str | None = None) -> LoadedModel:
+    def get(
+        self,
+        spec: ModelSpec,
+        fingerprint: str | None = None,
+        stream: StreamPlan | None = None,
+    ) -> LoadedModel:
         """The model of a spec, loaded unless it is in memory already.
+
+        Args:
+            spec: The model. Its weights stay on disk if `residency` is `streamed`.
+            fingerprint: Of its files in the plan; None to check nothing.
+            stream: Sizes of the passes of a streamed model.
 
         Raises:
             ModelUnavailable: its files are not those of the `fingerprint`, or changed while they
@@ -94,20 +106,27 @@ class Models:
         check_unchanged(spec, fingerprint)
         self.reused = self._model is not None and spec == self._spec
         if self._model is None or spec != self._spec:
-            from glitchrun.model.loading import load
-
             self._drop()
-            self._announce(f"loading {spec.path} ({spec.quantization})")
-            with self._activity("model") as report:
-                model = load(spec, report=report)
-                check_unchanged(spec, fingerprint)
-            self._model, self._spec = model, spec
+            self._model, self._spec = self._load(spec, fingerprint), spec
             self._files = {path: _file_state(path) for path in _weight_files(spec)}
-            self._announce(
-                f"loaded in {self._model.load_seconds:.1f} s: "
-                f"{size(self._model.bytes)} on {self._model.device}"
-            )
+        if stream is not None and spec.residency == "streamed":
+            self._model = replace(self._model, plan=stream)  # type: ignore[call-arg]
         return self._model
+
+    def _load(self, spec: ModelSpec, fingerprint: str | None) -> LoadedModel:
+        from glitchrun.model.loading import load
+        from glitchrun.model.streamed import load_streamed
+
+        streams = spec.residency == "streamed"
+        verb = "preparing" if streams else "loading"
+        self._announce(f"{verb} {spec.path} ({spec.quantization})")
+        model: LoadedModel
+        with self._activity("model") as report:
+            model = load_streamed(spec, report=report) if streams else load(spec, report=report)
+            check_unchanged(spec, fingerprint)
+        done = f"streaming {size(model.bytes)} from disk" if streams else f"{size(model.bytes)}"
+        self._announce(f"loaded in {model.load_seconds:.1f} s: {done} on {model.device}")
+        return model
 
     def check_files(self) -> None:
         """Checks that no weight file was overwritten in place since it was loaded.

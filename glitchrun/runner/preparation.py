@@ -6,7 +6,7 @@ that a run which reuses every step starts without them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glitchrun.errors import PreflightError
 from glitchrun.ledger.record import ModelRecord
@@ -67,6 +67,7 @@ class Prepared:
             excluded=len(context.excluded(context.spec.tokens.categories)),
             categories=context.vocabulary.tally(wanted=with_categories),
             beyond_training=self.beyond_training,
+            residency=model.residency,
         )
 
 
@@ -79,7 +80,11 @@ def prepare(planned: PlannedRun, session: Session) -> Prepared:
         ModelUnavailable: the model cannot be loaded, or is not the one that was planned with.
     """
     spec, say = planned.cell.spec, session.display.say
-    model = session.models.get(spec.model, planned.fingerprint)
+    residency = planned.residency
+    chosen = replace(spec.model, residency=residency.chosen if residency else "resident")
+    if residency and residency.chosen == "streamed":
+        say(f"streamed: {residency.reason}")
+    model = session.models.get(chosen, planned.fingerprint, residency.stream if residency else None)
     tokenizer = model.tokenizer
     template = detect(
         spec.template, tokenizer, model.config, spec.model.path, spec.template_variables

@@ -138,7 +138,7 @@ class _Question:
             self._check_lengths()
         except _Refused as refused:
             return Resolved(facts, str(refused))
-        return Resolved(facts, None, scopes)
+        return Resolved(facts, None, scopes, self._positions())
 
     def _facts(self) -> Iterator[tuple[str, Any]]:
         spec, get = self.spec, self.answers.get
@@ -175,6 +175,19 @@ class _Question:
 
         sizes = self.answers.get("scopes", settings, counted)
         return {params["id"]: size for (_, params), size in zip(scoped, sizes, strict=True)}
+
+    def _positions(self) -> tuple[int, int] | None:
+        """The most positions of a probe's shared prefix, and of what follows it, if the model may
+        be streamed."""
+        spec = self.spec
+        if spec.model.residency == "resident":
+            return None
+
+        def measured() -> tuple[int, int] | None:
+            return lengths.parts(spec, self._tokenizer, self.header)
+
+        found = self.answers.get("positions", [spec.document, str(spec.model.path)], measured)
+        return None if found is None else (found[0], found[1])
 
     def _check_lengths(self) -> None:
         """Raises _Refused where a text is longer than the model's positions."""

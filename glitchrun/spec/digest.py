@@ -27,7 +27,7 @@ from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.templates import FAMILIES
 from glitchrun.spec.types import Spec, Step, TokenScope
 
-NUMERICS = ("model.device", "model.max_memory", "execution")
+NUMERICS = ("model.device", "model.max_memory", "model.residency", "execution")
 COSMETIC = ("apiVersion", "kind", "metadata", "gates", "tracking", "matrix")
 Change = tuple[str, str, Any, Any]
 """Path, kind (results, numerics or cosmetic), old value, new value; None for absent."""
@@ -95,6 +95,7 @@ def numerics_digest(spec: Spec) -> str:
             "max_memory": dict(memory) if memory else None,
             "batch_sizes": batches,
             "engine": spec.engine,
+            **({} if spec.model.residency == "auto" else {"residency": spec.model.residency}),
         }
     )
 

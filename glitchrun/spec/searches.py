@@ -39,6 +39,9 @@ class SearchEntry:
     """Whether each round takes one gradient of the model."""
     ends_itself: bool = False
     """Whether it ends by its own rule and with its own batch sizes, not after `iterations`."""
+    ordered: bool = False
+    """Whether its order is fixed before it starts, so that any number of tokens may be verified
+    together."""
     judges: bool = True
     """Whether `thresholds.probability` decides which tokens it verifies."""
     selects: str = ""
@@ -70,6 +73,7 @@ _ALL = {
         "Scores every token in scope cheaply, then verifies the worst scores first.",
         "glitchrun.search.cascade:screened",
         screened=True,
+        ordered=True,
     ),
     "cascade": SearchEntry(
         "Screens, verifies the worst first, ends when a random audit shows the recall asked for.",
@@ -82,6 +86,7 @@ _ALL = {
         "Verifies tokens by ascending norm of the input embedding.",
         "glitchrun.search.ordered:by_norm",
         judges=False,
+        ordered=True,
     ),
     "indicator": SearchEntry(
         "Verifies tokens by ascending value of an indicator, as Land and Bartolo do.",
@@ -100,11 +105,13 @@ _ALL = {
         "Verifies tokens in a random order, fixed by the seed: the baseline.",
         "glitchrun.search.ordered:at_random",
         judges=False,
+        ordered=True,
     ),
     "stratified": SearchEntry(
         "A random order in which every stratum (norm, script, length) has its share at any point.",
         "glitchrun.search.ordered:stratified",
         judges=False,
+        ordered=True,
     ),
     "range": SearchEntry(
         "Verifies the token ids of the `ranges` given.",
@@ -113,6 +120,7 @@ _ALL = {
         needs=("ranges",),
         selects="glitchrun.search.ordered:in_ranges",
         judges=False,
+        ordered=True,
     ),
     "category": SearchEntry(
         "Verifies tokens of the `groups` given: writing systems and kinds of character.",
@@ -121,6 +129,7 @@ _ALL = {
         needs=("groups",),
         selects="glitchrun.search.ordered:in_groups",
         judges=False,
+        ordered=True,
     ),
     "pattern": SearchEntry(
         "Verifies tokens whose text one of the `patterns` given matches.",
@@ -129,6 +138,7 @@ _ALL = {
         needs=("patterns",),
         selects="glitchrun.search.ordered:matching",
         judges=False,
+        ordered=True,
     ),
 }
 

@@ -45,6 +45,7 @@ def semantic_problems(document: Document, *, partial: bool = False) -> list[Prob
     for index, step in _steps(document):
         problems += _token_source(document, index, step)
         problems += _parameters(document, index, step)
+        problems += _residency(document, index, step)
     if not partial:
         problems += _gates(document)
     return problems
@@ -102,6 +103,18 @@ def _named_tokens(document: Document, index: int, name: str, tokens: Any) -> Ite
     if isinstance(file, str) and not os.path.isfile(file):  # noqa: PTH113 - Path() costs more
         message = f"the token file {file!r} does not exist"
         yield document.problem("GR312", (*path, "file"), message)
+
+
+def _residency(document: Document, index: int, step: dict[str, Any]) -> Iterator[Problem]:
+    """A step that cannot run on a streamed model."""
+    model, strategy = document.data.get("model"), STRATEGIES.get(str(step.get("strategy")))
+    if not isinstance(model, dict) or model.get("residency") != "streamed" or strategy is None:
+        return
+    if reason := strategy.needs_resident(step):
+        path: Path_ = ("steps", index, "search" if "search" in step else "strategy")
+        message = f"this step needs a resident model, not model.residency: streamed: {reason}"
+        hint = "set model.residency: resident, or remove it"
+        yield document.problem("GR314", path, message, hint)
 
 
 def _reference(document: Document, index: int, path: Path_, wanted: str) -> Iterator[Problem]:

@@ -188,6 +188,13 @@ class Strategy:
         of the step key, so that a larger budget continues from a smaller one's verdicts."""
         return None, ()
 
+    def needs_resident(self, params: Mapping[str, Any]) -> str | None:
+        """Why the step cannot run on a streamed model; None if it can.
+
+        `params` are the parameters as written.
+        """
+        return None
+
     def stop_at(self, config: Any, count: int) -> int | None:
         """The most verifications, up to `count`, after which a search can end and a longer one
         continue from there; None where there is no such number."""

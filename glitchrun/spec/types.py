@@ -37,6 +37,9 @@ class ModelSpec:
     max_memory: Mapping[str, str | int] | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    residency: str = "auto"
+    """Where the weights are during the run: `resident` in memory, or `streamed` from the disk layer
+    by layer; `auto` streams a model that does not fit."""
     adapter: str | None = None
     """A folder in PEFT's format to merge into the weights, absolute like `path`. `none` ignores an
     adapter beside the weights; with None (the default) such an adapter is refused."""

@@ -68,11 +68,18 @@ class PromptLengths:
             place = render_slot(self._raw(), text + prefill, self.tokenizer)
         return len(place.prefix_ids) + len(place.suffix_ids)
 
+    def parts_of(self, probes: str | Sequence[str]) -> list[tuple[int, int]]:
+        """For each probe the tokens of the prefix, and of the token with what follows it."""
+        return [self._parts(PROBES[name]) for name in probe_names(probes)]
+
     def _probe(self, probe: Probe) -> int:
+        return sum(self._parts(probe))
+
+    def _parts(self, probe: Probe) -> tuple[int, int]:
         from glitchrun.prompts.render import render
 
         prompt = render(self.template, probe, self.tokenizer, self.spec.system)
-        return len(prompt.prefix_ids) + 1 + len(prompt.suffix_ids)
+        return len(prompt.prefix_ids), 1 + len(prompt.suffix_ids)
 
     def _expected(self, prompt: Mapping[str, Any]) -> int:
         """Tokens of the expected text that are run through the model: all but its last."""

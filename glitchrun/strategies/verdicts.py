@@ -28,14 +28,17 @@ class Judge:
         self._prompts = context.prompts(probes)
         if rows == "auto":
             longest = max(len(p.prefix_ids) + len(p.suffix_ids) + 1 for p in self._prompts.values())
-            rows = standard_rows(context.backend.model, longest, context.free_bytes)
+            rows = context.backend.pass_rows or standard_rows(
+                context.backend.model, longest, context.free_bytes
+            )
         limit = context.spec.thresholds.probability
         self._verifier = Verifier(context.backend, self._prompts, int(rows), limit)
 
     @property
     def rows(self) -> int:
         """Tokens per batch: those of one forward pass, or of several on a GPU."""
-        return self._verifier.rows * PASSES_PER_WRITE.get(self._context.backend.device.type, 1)
+        passes = PASSES_PER_WRITE.get(self._context.backend.device.type, 1)
+        return self._verifier.rows * (1 if self._context.backend.pass_rows else passes)
 
     def judge(self, token_ids: Sequence[int]) -> list[Verified]:
         """Verifies tokens with every probe. Returns their verdicts, in the order of the ids."""

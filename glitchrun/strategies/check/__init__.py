@@ -64,6 +64,9 @@ class Check(Strategy):
     measures_machine = True
     test_cases = "checks"
 
+    def needs_resident(self, params: Mapping[str, Any]) -> str | None:
+        return "it examines the weights in memory"
+
     def limited(self, config: Config, most: int) -> dict[str, Any]:
         # Known glitch tokens and controls are verified together: half of the items each.
         glitch = config.glitch[: -(-most // 2)]

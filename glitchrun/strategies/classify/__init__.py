@@ -86,6 +86,9 @@ class Classify(Strategy):
                 hint = f"add {name.split('/')[0]!r} to them"
                 yield document.problem("GR313", path, message, hint)
 
+    def needs_resident(self, params: Mapping[str, Any]) -> str | None:
+        return "it would read the whole model for every token of an answer"
+
     def steering(self, config: Config) -> frozenset[str]:
         return frozenset()
 

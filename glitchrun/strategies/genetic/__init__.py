@@ -109,6 +109,9 @@ class Genetic(Strategy):
             message = f"objective: {step['objective']} needs a 'wanted' token"
             yield document.problem("GR310", ("steps", index, "objective"), message)
 
+    def needs_resident(self, params: Mapping[str, Any]) -> str | None:
+        return "it would read the whole model for every few sequences"
+
     def takes_scope(self, config: Config) -> bool:
         return config.pool is None
 

@@ -112,6 +112,12 @@ class Mine(Strategy):
         judges = config.controls or SEARCHES[config.search].judges
         return frozenset(["probability"] if judges else [])
 
+    def needs_resident(self, params: Mapping[str, Any]) -> str | None:
+        search = SEARCHES.get(str(params.get("search", "gradient")))
+        if search is not None and search.gradients:
+            return "search: gradient needs gradients; use screen, cascade, surrogate or low-norm"
+        return None
+
     def limits(self, config: Config) -> tuple[int | None, tuple[str, ...]]:
         # A search that learns from whole rounds would go on differently after a part of one, and
         # controls are drawn once the search has ended.

@@ -32,7 +32,9 @@ _PASSES_PER_WRITE = 8
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
     """Yields one batch per round, until the budget is spent or the search ends."""
-    rows = "auto" if SEARCHES[config.search].ends_itself else config.batch_size
+    entry = SEARCHES[config.search]
+    together = entry.ends_itself or (entry.ordered and context.backend.pass_rows)
+    rows = "auto" if together else config.batch_size
     judge = Judge(context, config.probes, rows)
     batches = list(history)
     for batch in _screened(config, context, history):
@@ -164,7 +166,7 @@ def _screen(context: Context, prompt: Prompt, history: Sequence[Batch]) -> Itera
     stage = Stage("screen", len(scope))
     context.announce(stage)
     screener = Screener(context.backend, prompt, scope, context.spec.seed, context.free_bytes)
-    chunk_size = _PASSES_PER_WRITE * screener.rows
+    chunk_size = screener.rows * (1 if context.backend.screen_rows else _PASSES_PER_WRITE)
     while done < len(scope):
         ids = scope[done : done + chunk_size]
         log_p, gap = screener.screen(ids)

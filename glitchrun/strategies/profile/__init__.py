@@ -44,6 +44,9 @@ class Profile(Strategy):
     code = f"{__name__}.run:run"
     measures_machine = True
 
+    def needs_resident(self, params: Mapping[str, Any]) -> str | None:
+        return "it measures the weights in memory"
+
     def steering(self, config: Config) -> frozenset[str]:
         return frozenset()
 

@@ -18,14 +18,19 @@ class Pace:
     attempt depends on its token and number alone.
     """
 
-    def __init__(self, most: int, measured: Iterable[tuple[int, float]] = ()) -> None:
+    def __init__(
+        self, most: int, measured: Iterable[tuple[int, float]] = (), *, whole: bool = False
+    ) -> None:
         """Starts from earlier batches.
 
         Args:
             most: Most tokens of a batch.
             measured: Tokens and seconds of each batch so far, as of an interrupted run.
+            whole: Whether every batch takes the most tokens: a streamed model is read once for each
+                position of a batch, however many tokens it has.
         """
         self.most = max(1, most)
+        self._whole = whole
         self._measured = [one for one in measured if one[0]]
 
     def measure(self, tokens: int, seconds: float) -> None:
@@ -36,6 +41,8 @@ class Pace:
     @property
     def size(self) -> int:
         """Tokens of the next batch: at least one, at most `most`."""
+        if self._whole:
+            return self.most
         if not self._measured:
             return 1
         seconds_per_token = max(seconds / tokens for tokens, seconds in self._measured[-2:])

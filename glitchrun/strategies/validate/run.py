@@ -81,7 +81,8 @@ def _pace(config: Config, context: Context, sampler: Sampler, history: Sequence[
     """The sizes of batches, whose attempts of a round are sampled side by side."""
     rule = _stopping(config, context)
     most = sampler.rows // (rule.needed(0, 0) if rule else config.repeats)
-    return Pace(most, [_paced(batch) for batch in history])
+    whole = context.backend.pass_rows is not None
+    return Pace(most, [_paced(batch) for batch in history], whole=whole)
 
 
 def _sampled_controls(
