@@ -28,7 +28,7 @@ from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.render import Prompt, render
 from glitchrun.prompts.template import stop_ids
-from glitchrun.spec.probes import PROBES
+from glitchrun.spec.probes import PROBES, STRICT
 from glitchrun.spec.types import ModelSpec
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.token_features import row_norms
@@ -47,7 +47,7 @@ class Bench:
         self.backend, _ = best_backend(self.model)
         tokenizer = self.model.tokenizer
         template = detect("chatml", tokenizer, self.model.config, MODEL)
-        self.prompts = {n: render(template, p, tokenizer, "") for n, p in PROBES.items()}
+        self.prompts = {n: render(template, PROBES[n], tokenizer, "") for n in STRICT}
         self.stop_ids = stop_ids(template, tokenizer) | self.model.end_ids
         self.new_tokens = new_tokens
 

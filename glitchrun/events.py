@@ -15,14 +15,14 @@ belongs to one stage and counts the items of that stage alone. A strategy announ
 the first batch of it (`Context.announce`); announcements are shown and not stored.
 
 All of them are plain data that JSON stores without loss, so a run read back from its ledger equals
-the run that was written. `batch_to_json` and `batch_from_json` define the format.
+the run that was written. `events_json` defines the format.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 DIGITS = 7
@@ -50,7 +50,11 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """The model's answer to one prompt that asks it to repeat a token."""
+    """The model's answer to one prompt that asks it to repeat a token.
+
+    If the token may come at any of several greedy positions, the numbers are those of the position
+    where it is most probable.
+    """
 
     p: float
     """Probability of the token at the position where it is expected."""
@@ -68,6 +72,29 @@ class ProbeResult:
     """The dtype in which the verdict was computed."""
     intact: bool = True
     """False if encoding the prompt as text would give other ids in place of the token's."""
+    at_positions: tuple[float, ...] = ()
+    """Probability of the token at each greedy position; empty if there is only one."""
+    greedy: tuple[int, ...] = ()
+    """The greedy ids at these positions. They end with the first stop token."""
+    encodable: bool = True
+    """False if the prompt, encoded as text, has the token's id nowhere; only known for probes of
+    several positions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The model's greedy answer to one prompt, compared as text: a spelling or a length."""
+
+    expected: str
+    """The right answer."""
+    text: str
+    """The answer up to its first line's end, without a stop token."""
+    passed: bool
+    """Whether it is right by the rule of the probe."""
+    decided_in: str
+    """The dtype in which the answer was generated."""
+    intact: bool = True
+    """False if encoding the prompt as text would give other ids in place of the token's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,27 +109,51 @@ class Verified:
     prefix, case_space, whitespace or other; None if a probe passed."""
     emitted_text: str | None = None
     """The text that came instead; None if a probe passed."""
+    answers: Mapping[str, Answered] = field(default_factory=dict)
+    """Answers that were compared as text, by probe."""
+    any_of: tuple[tuple[str, ...], ...] = ()
+    """Groups of probes in which one failure is enough, as a protocol says. A glitch token fails
+    every other probe."""
 
     @property
     def presented_intact(self) -> bool:
         """Whether every probe would keep the token's id when encoded as text."""
-        return False not in [result.intact for result in self.probes.values()]
+        found = [result.intact for result in self.probes.values()]
+        return False not in found and all(one.intact for one in self.answers.values())
 
     @property
     def failed(self) -> bool:
-        """Whether no probe passed, as for every glitch token.
+        """Whether the token failed its probes: all of them, and one of each group in `any_of`.
 
         A token that failed is no glitch token if its probability exceeds the threshold.
         """
-        return True not in [result.passed for result in self.probes.values()]
+        if not self.answers and not self.any_of:  # nearly all facts
+            return True not in [result.passed for result in self.probes.values()]
+        return self.fails(1.0, by_probability=False)
+
+    def fails(self, limit: float, *, by_probability: bool = True) -> bool:
+        """Whether the token failed its probes with probabilities below `limit`.
+
+        Args:
+            limit: `thresholds.probability`. Answers compared as text have no probability.
+            by_probability: Whether the limit counts.
+        """
+        failed = {name: not one.passed for name, one in self.answers.items()}
+        for name, result in self.probes.items():
+            failed[name] = not result.passed and (not by_probability or result.p < limit)
+        grouped = {name for group in self.any_of for name in group}
+        return all(failed[name] for name in failed if name not in grouped) and all(
+            any(failed.get(name, False) for name in group) for group in self.any_of
+        )
 
     @property
     def p(self) -> float:
         """The largest probability over the probes, which decides severity; NaN if one is NaN.
 
-        Rounded like the floats in tokens.jsonl, so that counts from that file agree.
+        Rounded like the floats in tokens.jsonl, so that counts from that file agree. NaN as well if
+        every answer was compared as text.
         """
-        found = [result.p for result in self.probes.values()]
+        found = [result.p for result in self.probes.values()] or [math.nan]
         return math.nan if any(map(math.isnan, found)) else float(f"{max(found):.{DIGITS}g}")
 
     @property
@@ -112,7 +163,8 @@ class Verified:
 
     @property
     def severe(self) -> bool:
-        """Whether the token is a glitch token with a probability below `SEVERE` in every probe."""
+        """Whether the token is a glitch token with a probability below `SEVERE` in every probe that
+        asks for the token itself."""
         return self.glitch and self.p < SEVERE
 
 
@@ -309,103 +361,3 @@ class Artifact:
 
 
 Event = Batch | Measured | Artifact
-
-
-def batch_to_json(batch: Batch, *, verdicts: bool = True) -> dict[str, Any]:
-    """A batch as JSON-ready data; `batch_from_json` is the inverse.
-
-    Args:
-        batch: The batch.
-        verdicts: Whether to include `glitch` and `confirmed`. Without them they are read as False,
-            until `glitchrun.verdicts` judges the batch.
-    """
-    return {
-        "facts": [_fact_to_json(fact, verdicts) for fact in batch.facts],
-        "done": batch.done,
-        "total": batch.total,
-        "seconds": batch.seconds,
-        "counters": dict(batch.counters),
-        "search_seconds": batch.search_seconds,
-        **({"stage": batch.stage} if batch.stage else {}),
-        **({"prompts": dict(batch.prompts)} if batch.prompts else {}),
-    }
-
-
-def batch_from_json(data: Mapping[str, Any]) -> Batch:
-    """The batch of which `batch_to_json` made `data`.
-
-    Raises:
-        KeyError: a field is missing.
-        TypeError: a field is unknown, or has another type than an object or list.
-        ValueError: a fact has an unknown kind.
-    """
-    return Batch(
-        facts=tuple(_fact_from_json(fact) for fact in data["facts"]),
-        done=data["done"],
-        total=data["total"],
-        seconds=data["seconds"],
-        counters=data["counters"],
-        search_seconds=data.get("search_seconds", 0.0),
-        stage=data.get("stage", ""),
-        prompts={name: tuple(texts) for name, texts in data.get("prompts", {}).items()},
-    )
-
-
-def _fact_to_json(fact: TokenFact | Control | Screened | Entry, verdicts: bool) -> dict[str, Any]:
-    data = {"kind": type(fact).__name__.lower(), **asdict(fact)}
-    if not verdicts:
-        data.pop("glitch", None)
-        data.pop("confirmed", None)
-    if isinstance(fact, Control):
-        data["fact"] = _fact_to_json(fact.fact, verdicts)
-        if not fact.elsewhere:
-            del data["elsewhere"]
-    elif isinstance(fact, Sampled):
-        data["continuations"] = _continuations_to_json(fact.continuations)
-    return data
-
-
-def _continuations_to_json(attempts: Iterable[Attempt]) -> dict[str, list[list[Any]]]:
-    """Continuations by probe, as `[number, said, text, ids]`: names would double the size."""
-    by_probe: dict[str, list[list[Any]]] = {}
-    for one in attempts:
-        by_probe.setdefault(one.probe, []).append([one.number, one.said, one.text, one.ids])
-    return by_probe
-
-
-def _continuations_from_json(by_probe: Mapping[str, Any]) -> tuple[Attempt, ...]:
-    return tuple(
-        Attempt(probe, number, said, text, tuple(ids))
-        for probe, some in by_probe.items()
-        for number, said, text, ids in some
-    )
-
-
-def _fact_from_json(data: Mapping[str, Any]) -> TokenFact | Control | Screened | Entry:
-    match data["kind"]:
-        case "entry":
-            return Entry(data["table"], data["cells"])
-        case "screened":
-            columns = ("token_ids", "log_p", "gap")
-            return Screened(*(tuple(data[name]) for name in columns))
-        case "control":
-            elsewhere = data.get("elsewhere", False)
-            return Control(data["of"], data["alike"], _token_fact(data["fact"]), elsewhere)
-        case _:
-            return _token_fact(data)
-
-
-def _token_fact(data: Mapping[str, Any]) -> TokenFact:
-    fields = {key: value for key, value in data.items() if key != "kind"}
-    match data["kind"]:
-        case "verified":
-            probes = {name: ProbeResult(**r) for name, r in fields.pop("probes").items()}
-            fields.setdefault("glitch", False)
-            return Verified(token=Token(**fields.pop("token")), probes=probes, **fields)
-        case "sampled":
-            fields.setdefault("confirmed", False)
-            fields["outcomes"] = tuple(fields["outcomes"])
-            fields["continuations"] = _continuations_from_json(fields.get("continuations", {}))
-            return Sampled(token=Token(**fields.pop("token")), **fields)
-        case kind:
-            raise ValueError(f"no kind of fact: {kind!r}")

@@ -7,11 +7,12 @@ other thresholds needs no new measurements.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from glitchrun.events import Batch, Control, Entry, ProbeResult, Sampled, Screened, Verified
+from glitchrun.spec.probes import PROTOCOLS
 from glitchrun.spec.types import Thresholds
 
 _ROUNDING = {"bfloat16": 0.4, "float16": 0.05}
@@ -20,9 +21,26 @@ for logits of up to 20."""
 _Fact = TypeVar("_Fact", bound=Verified | Sampled | Control | Screened | Entry)
 
 
-def is_glitch(probes: Mapping[str, ProbeResult], limit: float) -> bool:
-    """Whether no probe passed and each probability is below `limit`, `thresholds.probability`."""
-    return all(not result.passed and result.p < limit for result in probes.values())
+def classes(fact: Verified) -> dict[str, str]:
+    """The class that a protocol's authors give the token, by protocol; empty for none.
+
+    Land and Bartolo's classes (arXiv 2405.05417, github cohere-ai/magikarp) go by the largest
+    probability over three prompts and three positions.
+    """
+    asked = PROTOCOLS["magikarp"].probes
+    found = [fact.probes[name] for name in asked if name in fact.probes]
+    if len(found) < len(asked):
+        return {}
+    largest = max(result.p for result in found)
+    if largest > 0.9:
+        name = "strong_rejected"
+    elif largest > 0.1:
+        name = "weak_rejected"
+    elif not any(result.encodable for result in found):
+        name = "verification_encoding_failed"
+    else:
+        name = "strong_verified" if largest < 1e-3 else "weak_verified"
+    return {"magikarp": name}
 
 
 def is_confirmed(outcomes: Sequence[bool], limit: float) -> bool:
@@ -68,7 +86,7 @@ def judged(batch: Batch, thresholds: Thresholds) -> Batch:
 def _judged(fact: _Fact, thresholds: Thresholds) -> _Fact:
     match fact:
         case Verified():
-            glitch = is_glitch(fact.probes, thresholds.probability)
+            glitch = fact.fails(thresholds.probability)
             return fact if fact.glitch == glitch else replace(fact, glitch=glitch)
         case Sampled():
             confirmed = is_confirmed(fact.outcomes, thresholds.asr)

@@ -59,7 +59,9 @@ def test_the_reference_lists_every_exit_code() -> None:
     assert {int(code) for row in rows for code in row.split(",")} == {int(c) for c in ExitCode}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/spec.md", "docs/measuring.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/spec.md", "docs/measuring.md", "docs/probes.md"]
+)
 def test_the_specs_shown_are_valid(page: str, tmp_path: Path) -> None:
     shown = _YAML.findall((ROOT / page).read_text(encoding="utf-8"))
     assert shown

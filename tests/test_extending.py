@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from glitchrun.spec.probes import PROBES
+from glitchrun.spec.probes import PROBES, PROTOCOLS
 from glitchrun.spec.schema import ENUMS, fragments, parameters
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.mine import Config
@@ -109,10 +109,10 @@ def test_every_search_that_validates_can_be_built_and_has_a_config() -> None:
 
 def test_every_strategy_with_probes_knows_all_of_them() -> None:
     found = [
-        part["properties"]["probes"]["else"]["items"]["enum"]
+        part["properties"]["probes"]["else"]["items"]["examples"]
         for part in fragments().values()
         if "probes" in part["properties"]
     ]
     assert len(found) >= 4
-    assert all(names == list(PROBES) for names in found)
+    assert all(names == [*PROBES, *PROTOCOLS] for names in found)
     assert set(ENUMS) == {"searches", "probes"}

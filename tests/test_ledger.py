@@ -15,17 +15,8 @@ from pathlib import Path
 import pytest
 
 from glitchrun.errors import RunError, RunLocked
-from glitchrun.events import (
-    Attempt,
-    Batch,
-    Entry,
-    ProbeResult,
-    Sampled,
-    Token,
-    Verified,
-    batch_from_json,
-    batch_to_json,
-)
+from glitchrun.events import Attempt, Batch, Entry, ProbeResult, Sampled, Token, Verified
+from glitchrun.events_json import batch_from_json, batch_to_json
 from glitchrun.ledger import (
     Journal,
     existing_status,

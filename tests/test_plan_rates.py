@@ -12,16 +12,8 @@ import pytest
 
 from glitchrun.checkpoint import resolve
 from glitchrun.checkpoint.headers import read_header
-from glitchrun.events import (
-    Batch,
-    Control,
-    ProbeResult,
-    Sampled,
-    Screened,
-    Token,
-    Verified,
-    batch_to_json,
-)
+from glitchrun.events import Batch, Control, ProbeResult, Sampled, Screened, Token, Verified
+from glitchrun.events_json import batch_to_json
 from glitchrun.ledger.timings import PROMPT_TOKENS, Timing, read_timings
 from glitchrun.plan.devices import DeviceMemory
 from glitchrun.plan.duration import duration

@@ -112,9 +112,9 @@ def test_braces_in_texts_are_kept() -> None:
     assert text == "[INST] <<SYS>>\n{user}\n<</SYS>>\n\n{system}{answer} [/INST]"
 
 
-def test_each_probe_asks_for_the_token_once() -> None:
+def test_each_chat_probe_asks_for_the_token_once() -> None:
     assert set(STRICT) <= set(PROBES)
-    for probe in PROBES.values():
+    for probe in (one for one in PROBES.values() if not one.raw):
         assert probe.user.count(TOKEN) == 1
         assert TOKEN not in probe.prefill + "".join(turn.user for turn in probe.earlier)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from glitchrun.events import Batch, Entry, batch_from_json, batch_to_json
+from glitchrun.events import Batch, Entry
+from glitchrun.events_json import batch_from_json, batch_to_json
 from glitchrun.ledger.record import Metric, RunRecord
 from glitchrun.report import headline, html, step_tables, totals
 from glitchrun.report.html import render

@@ -15,7 +15,8 @@ from PIL import Image, ImageGrab
 from rich.console import Console
 
 from glitchrun.errors import ExitCode, PreflightError
-from glitchrun.events import Batch, Entry, batch_to_json
+from glitchrun.events import Batch, Entry
+from glitchrun.events_json import batch_to_json
 from glitchrun.report.formatting import fitness
 from glitchrun.runner.live.search_view import SearchView
 from glitchrun.runner.live.terminal_display import LiveDisplay, Picture

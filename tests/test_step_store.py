@@ -13,7 +13,8 @@ import pytest
 
 from glitchrun.cli.status import _row
 from glitchrun.errors import ExitCode, RunError
-from glitchrun.events import Artifact, Sampled, Token, Verified, batch_to_json
+from glitchrun.events import Artifact, Sampled, Token, Verified
+from glitchrun.events_json import batch_to_json
 from glitchrun.ledger import (
     Journal,
     current_attempt,

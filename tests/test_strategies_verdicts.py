@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from glitchrun.events import Batch, Measured, Verified, batch_from_json, batch_to_json
+from glitchrun.events import Batch, Measured, Verified
+from glitchrun.events_json import batch_from_json, batch_to_json
 from glitchrun.spec.probes import PROBES
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Thresholds

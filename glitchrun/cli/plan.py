@@ -265,4 +265,7 @@ def _amounts(work: Work) -> str:
         (work.continuations, "continuation"),
         (work.new_tokens, "generated token"),
     )
-    return ", ".join(counted(number, noun) for number, noun in amounts if number) or "nothing"
+    found = [counted(number, noun) for number, noun in amounts if number]
+    if work.positions:
+        found.append(f"about {counted(work.positions, 'position')} for each token")
+    return ", ".join(found) or "nothing"

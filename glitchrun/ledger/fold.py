@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from glitchrun.errors import RunError
-from glitchrun.events import Batch, batch_from_json
+from glitchrun.events import Batch
+from glitchrun.events_json import batch_from_json
 from glitchrun.ledger.identity import parse_time, read_delivered
 from glitchrun.ledger.record import (
     GateResult,

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from glitchrun.errors import RunError
-from glitchrun.events import Batch, Measured, batch_from_json
+from glitchrun.events import Batch, Measured
+from glitchrun.events_json import batch_from_json
 from glitchrun.ledger.files import LEDGER
 from glitchrun.ledger.record import ModelRecord, RunIdentity, TimedBatch, model_from_json
 

@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from glitchrun.errors import file_access
-from glitchrun.events import Batch, Measured, batch_to_json
+from glitchrun.events import Batch, Measured
+from glitchrun.events_json import batch_to_json
 from glitchrun.ledger.checksums import Chain, Inspection
 from glitchrun.ledger.files import LEDGER, now, sync_folder, write_atomically
 from glitchrun.ledger.ledger_file import THEN, LedgerFile

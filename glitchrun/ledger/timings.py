@@ -18,6 +18,7 @@ from typing import Any
 from glitchrun.errors import GlitchrunError
 from glitchrun.ledger.files import LEDGER, open_regular
 from glitchrun.ledger.identity import read_run_document
+from glitchrun.spec.probes import USUAL_POSITIONS
 
 _MOST_LEDGERS = 30
 """Ledgers that are read: the latest ones."""
@@ -34,9 +35,9 @@ class Timing:
     """How long a run took for all of its work of one kind."""
 
     kind: str
-    """verify (amount: prompts), screen (tokens), gradient (gradients), sample and answer (generated
-    tokens, and `PROMPT_TOKENS` for each continuation), score (sequences) or start (1: loading, and
-    writing the report)."""
+    """verify (amount: prompts of usual length), screen (tokens), gradient (gradients), sample and
+    answer (generated tokens, and `PROMPT_TOKENS` for each continuation), score (sequences) or start
+    (1: loading, and writing the report)."""
     amount: float
     seconds: float
     run: str
@@ -169,5 +170,7 @@ def _work(line: bytes) -> Iterator[tuple[str, float, float]]:
     elif drawn := counters.get("drawn"):
         sampled = drawn + PROMPT_TOKENS * counters.get("continuations", 0)
         yield ("sample" if _SAMPLED in line else "answer"), sampled, seconds
+    elif positions := counters.get("positions"):
+        yield "verify", positions / USUAL_POSITIONS, seconds
     elif prompts := line.count(_PROMPT):
         yield "verify", prompts, seconds

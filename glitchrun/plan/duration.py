@@ -112,7 +112,7 @@ def duration(
 
 def _units(step: StepWork, work: Work) -> Iterator[tuple[str, int]]:
     """Kinds and amounts of work."""
-    yield ("score" if "score" in step.passes else "verify"), work.prompts
+    yield ("score" if "score" in step.passes else "verify"), work.usual_prompts
     yield "screen", work.screens
     yield "gradient", work.gradients
     sampled = work.new_tokens + PROMPT_TOKENS * work.continuations
@@ -134,7 +134,7 @@ def _slow(header: Header, estimate: MemoryEstimate, work: StepWork) -> float:
     generated = work.new_tokens * reruns
     gradients = work.gradients * _GRADIENT_PASSES
     screens = work.screens * EQUIVALENT["screen"]
-    prompts = (work.prompts + work.continuations) * reruns + gradients + screens
+    prompts = (work.usual_prompts + work.continuations) * reruns + gradients + screens
     passes = (prompts + generated) / max(1, estimate.batch) + gradients + 1
     speed = _FLOPS[kind] * (_cores() if kind == "cpu" else 1)
     compute = 2 * active_parameters(header) * (prompts * _SUFFIX_POSITIONS + generated) / speed

@@ -21,6 +21,7 @@ from functools import cache
 from typing import Literal
 
 from glitchrun.ledger.timings import Timing
+from glitchrun.spec.probes import USUAL_POSITIONS
 
 Basis = Literal["model", "quantization", "other model", "processor", "assumed"]
 
@@ -41,8 +42,6 @@ _RANGE = 30
 """Largest ratio between two models' parameters by which measured rates are scaled."""
 _POOLED = 3
 """Runs whose rates are averaged: the latest ones."""
-_POSITIONS = 18
-"""Positions of a verified prompt after its shared prefix, with one for the head."""
 _SHARE_OF_PRODUCTS = 0.7
 """Speed of verification relative to its matrix products alone: 66 to 90 % (docs/engine.md)."""
 _CPU_FLOPS = 4e10
@@ -195,7 +194,7 @@ class Rates:
         kind = self.model.kind
         measured = self.flops() if kind == "cpu" else None
         speed = measured or (_GPU_FLOPS if kind == "cuda" else _CPU_FLOPS)
-        compute = 2 * self.model.parameters * _POSITIONS / (_SHARE_OF_PRODUCTS * speed)
+        compute = 2 * self.model.parameters * USUAL_POSITIONS / (_SHARE_OF_PRODUCTS * speed)
         return compute + _OVERHEAD[kind], "processor" if measured else "assumed"
 
 

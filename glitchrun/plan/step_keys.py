@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from glitchrun.spec.digest import (
+    definitions_of,
     digest,
     limit_setting,
     packages_of,
@@ -18,7 +19,7 @@ from glitchrun.spec.digest import (
     scope_setting,
     step_setting,
 )
-from glitchrun.spec.probes import probe_names
+from glitchrun.spec.probes import any_of, probe_names
 from glitchrun.spec.schema import TOKEN_SOURCES
 from glitchrun.spec.strategy import STRATEGIES, Strategy
 from glitchrun.spec.types import Spec, Step
@@ -74,7 +75,7 @@ def _step_key(
     earlier: Mapping[str, StepKey],
 ) -> StepKey:
     strategy = STRATEGIES[step.strategy]
-    config = strategy.configure(step.params)
+    config = strategy.config_of(step)
     extent, limits = strategy.limits(config)
     params = {
         name: value
@@ -82,7 +83,9 @@ def _step_key(
         if name not in ("id", "strategy", *limits)
     }
     if "probes" in params:
+        groups = any_of(params["probes"])
         params["probes"] = list(probe_names(params["probes"]))
+        params |= {"any_of": groups} if groups else {}
     sources = _sources(params)
     draws = bool(getattr(config, "controls", 0))
     measures = strategy.measures_machine
@@ -99,6 +102,7 @@ def _step_key(
         # Such steps also report the revision, and draw their workload from the scope.
         **({"machine": {**machine, "revision": spec.model.revision}} if measures else {}),
         **limit_setting(spec),
+        **definitions_of([step]),
         "packages": packages_of(spec, [step]),
     }
     document = {"strategy": step.strategy, "version": strategy.version, "made_of": made_of}

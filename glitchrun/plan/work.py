@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from glitchrun.errors import GlitchrunError
 from glitchrun.spec.defaults import step_with_defaults
-from glitchrun.spec.probes import PROBES, probe_names
+from glitchrun.spec.probes import Probe, Probes, probes_of
 from glitchrun.spec.strategy import STRATEGIES, Expectation, Work, Workload
 from glitchrun.spec.types import Spec, Step
 
@@ -56,6 +56,7 @@ class StepWork(Work):
             "strategy": self.strategy,
             **amounts,
             "repeats": self.repeats,
+            **({"positions": self.positions} if self.positions else {}),
             "caveat": self.caveat,
             "likely": likely,
         }
@@ -76,7 +77,7 @@ def step_work(
     found = []
     for step in spec.steps:
         strategy = STRATEGIES[step.strategy]
-        config = _limited(strategy.configure(step.params), spec.limit)
+        config = _limited(strategy.config_of(step), spec.limit)
         size = (scopes or {}).get(step.id, vocab)
         if spec.limit is not None and strategy.takes_scope(config):
             size = min(size, spec.limit)
@@ -116,7 +117,7 @@ def workloads(spec: Spec, work: Sequence[StepWork] = ()) -> tuple[Workload, ...]
         replace(load, rows=rows.get(step.id)) if load.grows else load
         for step in spec.steps
         for strategy in (STRATEGIES[step.strategy],)
-        for load in strategy.workloads(strategy.configure(step.params), step.id, system)
+        for load in strategy.workloads(strategy.config_of(step), step.id, system)
     )
 
 
@@ -145,17 +146,17 @@ def text_positions(text: str) -> int:
     return len(text.encode()) // _BYTES_PER_TOKEN
 
 
-def probe_positions(probes: str | Sequence[str]) -> int:
+def probe_positions(probes: Probes) -> int:
     """Positions of the longest prompt among `probes`."""
-    return max(PROBES[name].positions for name in probe_names(probes))
+    return max(probe.positions for probe in probes_of(probes))
 
 
 class VerificationConfig(Protocol):
     """The parameters of a step that verifies tokens, as far as `probe_pass` reads them."""
 
     @property
-    def probes(self) -> str | tuple[str, ...]:
-        """Names of probes, or `strict`."""
+    def probes(self) -> str | tuple[str | Probe, ...]:
+        """Names or definitions of probes, or a protocol."""
 
     @property
     def batch_size(self) -> int | str:
@@ -173,19 +174,26 @@ def probe_pass(config: VerificationConfig, step: str, system: int) -> Workload:
     return Workload(step, batch, positions, controls=bool(config.controls))
 
 
-def verification(
-    tokens: int, probes: str | Sequence[str], gradients: int = 0, screens: int = 0
-) -> Work:
+def verification(tokens: int, probes: Probes, gradients: int = 0, screens: int = 0) -> Work:
     """The work of verifying `tokens` tokens.
 
     Args:
         tokens: Tokens verified.
-        probes: As in the spec: names, or `strict`.
+        probes: As in a Config.
         gradients: Gradients computed as well.
         screens: Tokens screened as well.
     """
-    prompts = tokens * len(probe_names(probes))
-    return Work(tokens, prompts=prompts, screens=screens, gradients=gradients, repeats=prompts)
+    found = probes_of(probes)
+    prompts = tokens * len(found)
+    positions = 0 if all(one.is_usual for one in found) else sum(one.cost for one in found)
+    return Work(
+        tokens,
+        prompts=prompts,
+        screens=screens,
+        gradients=gradients,
+        repeats=prompts,
+        positions=positions,
+    )
 
 
 def sampling(tokens: int, rows: int, prompts: int, new_tokens: int) -> Work:

@@ -184,7 +184,7 @@ class DecodeLoop:
 
     def run(self, continuations: Sequence[Continuation]) -> list[Continuation]:
         """Samples at most `shape.max_rows` empty continuations to their ends; returns those."""
-        ids = [[one.token.id, *self.prompt.suffix_ids] for one in continuations]
+        ids = [self.prompt.tail(one.token.id) for one in continuations]
         cache = self.backend.start(self.prompt.prefix_ids, self.shape.padded(len(ids)))
         self.counters["sampling_forwards"] += 1
         logits, cache = self.backend.step(self._padded(ids), cache)  # (B, V)
@@ -257,7 +257,7 @@ class DecodeLoop:
         """Logits `(1, V)` after the wanted rows, from a pass over each alone behind the prefix."""
         if not wanted:
             return {}
-        ids = [[rows[row].token.id, *self.prompt.suffix_ids, *rows[row].ids] for row in wanted]
+        ids = [[*self.prompt.tail(rows[row].token.id), *rows[row].ids] for row in wanted]
         logits = self.backend.logits_each(self.prompt.prefix_ids, torch.tensor(ids))
         return dict(zip(wanted, logits.split(1), strict=True))
 

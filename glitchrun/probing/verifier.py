@@ -6,14 +6,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
 
-from glitchrun.events import ProbeResult
 from glitchrun.plan.batch_sizes import RECHECK_BATCH
 from glitchrun.probing.backend import Backend
+from glitchrun.probing.greedy_reading import GreedyReader, Result, results_of, suffixes_of
 from glitchrun.probing.logit_statistics import ROUNDING, Statistics
 from glitchrun.probing.memory_limits import prepare_retry
 from glitchrun.prompts.render import Prompt
+
+_LONG_SUFFIX, _LEAST_ROWS = 64, 8
+"""Positions from which a suffix is long, and the fewest rows of its passes."""
 
 
 class Verifier:
@@ -27,10 +29,17 @@ class Verifier:
     """
 
     def __init__(
-        self, backend: Backend, prompts: Mapping[str, Prompt], rows: int, limit: float = 1.0
+        self,
+        backend: Backend,
+        prompts: Mapping[str, Prompt],
+        rows: int,
+        limit: float = 1.0,
+        readers: Mapping[str, GreedyReader] | None = None,
     ) -> None:
         self.backend = backend
         self.prompts = prompts
+        self.readers = readers or {}
+        """Readers of the probes that more than one next-token distribution decides."""
         self.rows = rows
         """Rows of a pass; halved when memory runs out."""
         self.limit = limit
@@ -38,7 +47,7 @@ class Verifier:
         self.counters: Counter[str] = Counter()
         """Work since the last clear: forwards, rechecked, batch_halvings."""
 
-    def verify(self, token_ids: Sequence[int]) -> list[dict[str, ProbeResult]]:
+    def verify(self, token_ids: Sequence[int]) -> list[dict[str, Result]]:
         """Returns the result of each probe for each token."""
         columns = {name: self._probe(prompt, token_ids) for name, prompt in self.prompts.items()}
         return [
@@ -46,7 +55,7 @@ class Verifier:
             for row in range(len(token_ids))
         ]
 
-    def _probe(self, prompt: Prompt, token_ids: Sequence[int]) -> list[ProbeResult]:
+    def _probe(self, prompt: Prompt, token_ids: Sequence[int]) -> list[Result]:
         arithmetic = self.backend.arithmetic
         results = self._run(prompt, token_ids, self.rows, arithmetic)
         near_ties = [i for i, (_, tied) in enumerate(results) if tied]
@@ -68,14 +77,21 @@ class Verifier:
 
     def _run(
         self, prompt: Prompt, token_ids: Sequence[int], rows: int, dtype: torch.dtype
-    ) -> list[tuple[ProbeResult, bool]]:
+    ) -> list[tuple[Result, bool]]:
         """Results in one arithmetic, each with whether it is a near-tie there."""
-        found: list[tuple[ProbeResult, bool]] = []
+        found: list[tuple[Result, bool]] = []
         running: Statistics | None = None
         start = 0
         while start < len(token_ids):
             chunk = token_ids[start : start + rows]
+            reader = self.readers.get(prompt.probe)
             try:
+                if reader is not None:
+                    self.counters["forwards"] += 1
+                    padded = self._padded(prompt, len(chunk), rows)
+                    found += reader.read(chunk, suffixes_of(prompt, chunk, padded), dtype)
+                    start += len(chunk)
+                    continue
                 statistics = self._forward(prompt, chunk, rows, dtype)
             except RuntimeError as error:
                 prepare_retry(error, rows, self.counters)
@@ -89,41 +105,35 @@ class Verifier:
             start += len(chunk)
         return found if running is None else [*found, *self._read(running, dtype)]
 
-    def _read(
-        self, statistics: Statistics, dtype: torch.dtype
-    ) -> Iterator[tuple[ProbeResult, bool]]:
+    def _read(self, statistics: Statistics, dtype: torch.dtype) -> Iterator[tuple[Result, bool]]:
         on_cpu = statistics.to_cpu()
         near_ties = on_cpu.near_ties(ROUNDING[dtype], self.limit).tolist()
-        return zip(_results(on_cpu, dtype), near_ties, strict=True)
+        return zip(results_of(on_cpu, dtype), near_ties, strict=True)
 
     def _forward(
         self, prompt: Prompt, chunk: Sequence[int], rows: int, dtype: torch.dtype
     ) -> Statistics:
         targets = torch.tensor(chunk, device=self.backend.device)
-        padded = len(chunk) if self.backend.pass_rows else rows
-        suffixes = _suffixes(prompt, chunk, padded)
+        padded = self._padded(prompt, len(chunk), rows)
+        suffixes = suffixes_of(prompt, chunk, padded)
         self.counters["forwards"] += 1
         return self.backend.statistics(
             prompt.prefix_ids, suffixes, targets, float32=dtype == torch.float32
         )
 
-    def _verify_alone(self, prompt: Prompt, token_ids: Sequence[int]) -> list[ProbeResult]:
+    def _verify_alone(self, prompt: Prompt, token_ids: Sequence[int]) -> list[Result]:
         self.counters["forwards"] += len(token_ids)
+        if reader := self.readers.get(prompt.probe):
+            return [reader.read_alone(token_id) for token_id in token_ids]
         prompts = torch.tensor([prompt.ids(token_id) for token_id in token_ids])  # (B, T)
         found = self.backend.statistics_alone(prompts, torch.tensor(token_ids))
-        return list(_results(found, torch.float32))
+        return list(results_of(found, torch.float32))
 
-
-def _suffixes(prompt: Prompt, chunk: Sequence[int], rows: int) -> Tensor:
-    """Token and suffix ids `(rows, 1 + S)`; rows beyond the chunk repeat its first token."""
-    tokens = [*chunk, *[chunk[0]] * (rows - len(chunk))]
-    tail = torch.tensor(prompt.suffix_ids, dtype=torch.long).expand(rows, -1)
-    return torch.cat([torch.tensor(tokens)[:, None], tail], dim=1)
-
-
-def _results(statistics: Statistics, dtype: torch.dtype) -> Iterator[ProbeResult]:
-    names = ("p", "rank", "entropy", "argmax", "gap", "passed")
-    columns = [getattr(statistics, name).tolist() for name in names]
-    decided_in = str(dtype).removeprefix("torch.")
-    for p, rank, entropy, argmax, gap, passed in zip(*columns, strict=True):
-        yield ProbeResult(p, rank, entropy, argmax, gap, passed, decided_in)
+    def _padded(self, prompt: Prompt, tokens: int, rows: int) -> int:
+        """The rows of a pass of `tokens` tokens: always `rows`, but behind a long suffix, where
+        padding would take most of the time, the next power of two."""
+        if self.backend.pass_rows:
+            return tokens
+        if len(prompt.suffix_ids) < _LONG_SUFFIX:
+            return rows
+        return min(rows, max(_LEAST_ROWS, 1 << (tokens - 1).bit_length()))

@@ -31,37 +31,62 @@ from glitchrun.prompts.tokenizer import (
     joined,
     marked,
 )
-from glitchrun.spec.probes import TOKEN, Probe
+from glitchrun.spec.probes import TOKEN, Exchange, Probe
+from glitchrun.spec.templates import RAW
 
 logger = logging.getLogger(__name__)
 
 # Replaces the token while the template writes the text. Letters only: no template alters it.
 _MARK = "XglitchruntokenX"
+_RAW = Template("raw", "The probe is raw text.", RAW, carries_system=False, stop=RAW.stop)
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One probe in one template: the ids before and after the tested token."""
+    """One probe in one template: the ids before and after the tested token.
+
+    A few-shot prompt may contain the token again: `later` says where in the suffix.
+    """
 
     probe: str
     prefix_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
+    """Everything after the first place of the token; 0 stands for the token in further places."""
     prefix_text: str
     """As encoded: without the ids in `added_ids`."""
     suffix_text: str
+    """The text after the first place of the token, up to the next one."""
     added_ids: tuple[int, ...] = ()
     """The ids added before the encoded text, such as BOS; empty if the text has them itself."""
     dropped_system: str | None = None
     """The probe's system text, left out because the template cannot carry one; else None."""
+    later: tuple[int, ...] = ()
+    """Indices of further places of the token in `suffix_ids`."""
+    later_texts: tuple[str, ...] = ()
+    """The text after each of these places."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts between which the token stands."""
+        return (self.prefix_text, self.suffix_text, *self.later_texts)
 
     @property
     def position(self) -> int:
-        """Index of the token in the prompt, from 0."""
+        """Index of the first place of the token in the prompt, from 0."""
         return len(self.prefix_ids)
 
     def ids(self, token_id: int) -> tuple[int, ...]:
         """The whole prompt for one token."""
-        return (*self.prefix_ids, token_id, *self.suffix_ids)
+        return (*self.prefix_ids, *self.tail(token_id))
+
+    def tail(self, token_id: int) -> tuple[int, ...]:
+        """The prompt for one token from its first place on."""
+        if not self.later:
+            return (token_id, *self.suffix_ids)
+        suffix = list(self.suffix_ids)
+        for place in self.later:
+            suffix[place] = token_id
+        return (token_id, *suffix)
 
 
 def render(
@@ -69,6 +94,7 @@ def render(
 ) -> Prompt:
     """The prompt of a probe. `system` is the spec's system text; None if it has none.
 
+    The texts of a raw probe are joined as they are: neither template nor `system` play a part.
     A probe's own system text follows the spec's. If the template carries no system text, the
     probe's is left out with a warning and kept in `Prompt.dropped_system`.
 
@@ -76,30 +102,49 @@ def render(
         PreflightError: the template refuses the conversation or repeats the user's text, or
             `system` is given and the template cannot carry it.
     """
+    if probe.raw:
+        template, system = _RAW, None
     carried, dropped = _system_text(template, probe, system)
+    earlier = tuple(
+        Exchange(one.user.replace(TOKEN, _MARK), one.answer.replace(TOKEN, _MARK))
+        for one in probe.earlier
+    )
     conversation = Conversation(
-        user=probe.user.replace(TOKEN, _MARK), earlier=probe.earlier, system=carried
+        user=probe.user.replace(TOKEN, _MARK), earlier=earlier, system=carried
     )
-    prefix_text, suffix_text = _split(
-        write_with_prefill(template, conversation, tokenizer, probe.prefill), template
-    )
+    text = write_with_prefill(template, conversation, tokenizer, probe.prefill)
+    prefix_text, *texts = _split(text, template, probe.slots)
     prefix_text, added_ids, prefix_ids = encode_beginning(template, prefix_text, tokenizer)
+    suffix_ids, later = _with_places([encode_inside(tokenizer, part) for part in texts])
     return Prompt(
         probe=probe.name,
         prefix_ids=prefix_ids,
-        suffix_ids=encode_inside(tokenizer, suffix_text),
+        suffix_ids=suffix_ids,
         prefix_text=prefix_text,
-        suffix_text=suffix_text,
+        suffix_text=texts[0],
         added_ids=added_ids,
         dropped_system=dropped,
+        later=later,
+        later_texts=tuple(texts[1:]),
     )
 
 
-def as_sent(prompt: Prompt, tokenizer: Tokenizer) -> tuple[str, str]:
-    """The text before the token and the text after it, with the ids that are added in front."""
+def _with_places(
+    parts: Sequence[tuple[int, ...]],
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids of the parts with a 0 between each two, and the indices of these."""
+    ids, later = [*parts[0]], []
+    for part in parts[1:]:
+        later.append(len(ids))
+        ids += [0, *part]
+    return tuple(ids), tuple(later)
+
+
+def as_sent(prompt: Prompt, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The texts between which the token stands, with the ids that are added in front."""
     options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     added = tokenizer.decode(list(prompt.added_ids), **options) if prompt.added_ids else ""
-    return f"{added}{prompt.prefix_text}", prompt.suffix_text
+    return (f"{added}{prompt.prefix_text}", *prompt.texts[1:])
 
 
 def intact(prompt: Prompt, token_ids: Sequence[int], tokenizer: Tokenizer) -> list[bool]:
@@ -108,14 +153,28 @@ def intact(prompt: Prompt, token_ids: Sequence[int], tokenizer: Tokenizer) -> li
     All prompts are built and encoded at once, so pass a batch of tokens, not a vocabulary.
     """
     start = len(prompt.added_ids)
-    texts = [
-        f"{prompt.prefix_text}{text}{prompt.suffix_text}"
-        for text in decode_inside(tokenizer, token_ids)
-    ]
+    found = _encoded_with(prompt, token_ids, tokenizer)
     return [
         tuple(ids) == prompt.ids(token_id)[start:]
-        for ids, token_id in zip(encode_all(tokenizer, texts), token_ids, strict=True)
+        for ids, token_id in zip(found, token_ids, strict=True)
     ]
+
+
+def encodable(prompt: Prompt, token_ids: Sequence[int], tokenizer: Tokenizer) -> list[bool]:
+    """For each token, whether the prompt, encoded as text, has its id anywhere.
+
+    This is Land and Bartolo's weaker condition (see `intact`).
+    """
+    found = _encoded_with(prompt, token_ids, tokenizer)
+    return [token_id in ids for ids, token_id in zip(found, token_ids, strict=True)]
+
+
+def _encoded_with(
+    prompt: Prompt, token_ids: Sequence[int], tokenizer: Tokenizer
+) -> list[list[int]]:
+    """The ids of the whole prompt, encoded as text, for each token."""
+    texts = [text.join(prompt.texts) for text in decode_inside(tokenizer, token_ids)]
+    return encode_all(tokenizer, texts)
 
 
 def _system_text(
@@ -278,17 +337,21 @@ def _around(
     """The text of a prompt before `text`, which begins the user turn, and the rest."""
     carried, _ = _system_text(template, Probe("around", _MARK, prefill), system)
     conversation = Conversation(user=_MARK + text, system=carried)
-    return _split(write_with_prefill(template, conversation, tokenizer, prefill), template)
+    text = write_with_prefill(template, conversation, tokenizer, prefill)
+    before, after = _split(text, template)
+    return before, after
 
 
-def _split(text: str, template: Template) -> tuple[str, str]:
+def _split(text: str, template: Template, places: int = 1) -> list[str]:
+    """The text around each of so many places of the token."""
     parts = text.split(_MARK)
-    if len(parts) != 2:
+    if len(parts) != places + 1:
+        expected = "once" if places == 1 else f"{places} times"
         raise PreflightError(
-            f"the template {template.name} writes the user's text {len(parts) - 1} times instead "
-            "of once, so the position of the token is not defined; choose another `template`"
+            f"the template {template.name} writes the token {len(parts) - 1} times instead of "
+            f"{expected}, so its position is not defined; choose another `template`"
         )
-    return parts[0], parts[1]
+    return parts
 
 
 def _shortened(text: str, width: int = 60) -> str:

@@ -204,7 +204,7 @@ class _Run:
         """After Ctrl-C in a search: how to continue it, and how to end it here."""
         strategy = STRATEGIES[step.strategy]
         done = verified(timed.batch for timed in store.facts.batches)
-        count = strategy.stop_at(strategy.configure(step.params), done)
+        count = strategy.stop_at(strategy.config_of(step), done)
         if count:
             cell = f" --only {shlex.quote(self._planned.cell.name)}" if self._session.parent else ""
             self._session.display.say(
@@ -220,7 +220,7 @@ class _Run:
         with self._session.display.step(step.id) as shown:
             shown.resume(history)
             context = replace(context, announce=shown.begin)
-            events = strategy.run(strategy.configure(step.params), context, history)
+            events = strategy.run(strategy.config_of(step), context, history)
             with closing(events):  # type: ignore[type-var]
                 for event in events:
                     self._store(event, store)

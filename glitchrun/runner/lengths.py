@@ -91,7 +91,7 @@ def lengths(prompts: PromptLengths) -> Iterator[tuple[str, TextLength]]:
     for index, step in enumerate(prompts.spec.steps):
         strategy = STRATEGIES[step.strategy]
         try:
-            found = list(strategy.text_lengths(strategy.configure(step.params), prompts))
+            found = list(strategy.text_lengths(strategy.config_of(step), prompts))
         except PreflightError:
             continue
         if found:

@@ -285,7 +285,7 @@ def _scoped_steps(spec: Spec) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Path and parameters of each step that takes its tokens from the spec's scope."""
     for place, step in enumerate(spec.steps):
         strategy = STRATEGIES[step.strategy]
-        if strategy.takes_scope(strategy.configure(step.params)):
+        if strategy.takes_scope(strategy.config_of(step)):
             yield f"steps[{place}]", parameters(step)
 
 

@@ -247,7 +247,7 @@ def metrics(step: Step, key: StepKey, facts: StepFold, record: StepRecord) -> It
     strategy = STRATEGIES[step.strategy]
     batches = [timed.batch for timed in record.batches]
     measured = facts.measured_at(key.extent)
-    return strategy.metrics(strategy.configure(step.params), batches, measured)
+    return strategy.metrics(strategy.config_of(step), batches, measured)
 
 
 def steps_anew(keys: Sequence[StepKey], session: Session, record: RunRecord) -> frozenset[str]:

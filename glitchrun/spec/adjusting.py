@@ -60,7 +60,7 @@ def _until(cell: Cell, step_id: str, asked: int) -> tuple[Cell, list[str]]:
     place = [step.id for step in spec.steps].index(step_id)
     step = spec.steps[place]
     strategy = STRATEGIES[step.strategy]
-    config = strategy.configure(step.params)
+    config = strategy.config_of(step)
     if not strategy.searches:
         raise UsageError(f"{option}: the step is no search; only a search can be ended early")
     count = strategy.stop_at(config, asked)
@@ -104,7 +104,7 @@ def _limited(spec: Spec, limit: int) -> Spec:
     others = {path: origin for path, origin in spec.origins.items() if origin.via}
     for place, step in enumerate(spec.steps):
         strategy = STRATEGIES[step.strategy]
-        changes = strategy.limited(strategy.configure(step.params), limit)
+        changes = strategy.limited(strategy.config_of(step), limit)
         if changes:
             spec = with_parameters(spec, place, changes, option)
     origin = replace(spec.origins["steps"], via=option)

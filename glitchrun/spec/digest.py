@@ -19,7 +19,7 @@ from typing import Any
 
 from glitchrun.errors import PreflightError, file_access
 from glitchrun.spec.defaults import step_with_defaults
-from glitchrun.spec.probes import PROBES
+from glitchrun.spec.probes import PROBES, probe_names
 from glitchrun.spec.registry import Registry
 from glitchrun.spec.schema import TOKEN_SOURCES
 from glitchrun.spec.searches import SEARCHES
@@ -47,6 +47,7 @@ def results_digest(spec: Spec) -> str:
             "thresholds": asdict(spec.thresholds),
             "steps": [step_setting(step) for step in spec.steps],
             **limit_setting(spec),
+            **definitions_of(spec.steps),
             **({"versions": raised} if raised else {}),
             **({"packages": packages} if packages else {}),
         }
@@ -65,6 +66,12 @@ def prompt_settings(spec: Spec) -> dict[str, Any]:
     }
 
 
+def definitions_of(steps: Iterable[Step]) -> dict[str, Any]:
+    """The probes that the spec defines and the steps name, under `probes`; empty for none."""
+    found = {name: probe.definition() for step in steps for name, probe in step.probes.items()}
+    return {"probes": found} if found else {}
+
+
 def packages_of(spec: Spec, steps: Iterable[Step]) -> dict[str, str]:
     """The package and version of the template, and of each strategy, search and probe of the steps,
     that another package adds."""
@@ -72,8 +79,7 @@ def packages_of(spec: Spec, steps: Iterable[Step]) -> dict[str, str]:
     for step in steps:
         chosen.append((STRATEGIES, step.strategy))
         chosen.append((SEARCHES, step.params.get("search")))
-        probes = step.params.get("probes")
-        chosen += [(PROBES, name) for name in probes or () if not isinstance(probes, str)]
+        chosen += [(PROBES, name) for name in probe_names(step.params.get("probes"))]
     return {
         f"{registry.kind} {name}": origin
         for registry, name in chosen
@@ -125,6 +131,8 @@ def kind_of(path: str) -> str:
 
 
 def _kind(path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    if path.startswith("probes.") and not _is_asked(path.split(".")[1], old, new):
+        return "cosmetic"
     if path.split(".")[0] == "model" and kind_of(path) == "numerics" and _measures(old, new):
         return "results"
     if not (path.startswith("steps[") and path.endswith("].batch_size")):
@@ -136,6 +144,12 @@ def _kind(path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         if index < len(document.get("steps", ()))
     }
     return "results" if any(map(_batches_matter, strategies)) else "numerics"
+
+
+def _is_asked(probe: str, *documents: Mapping[str, Any]) -> bool:
+    """Whether a step of them names a probe that the spec defines."""
+    steps = (step for document in documents for step in document.get("steps", ()))
+    return any(probe in step["probes"] for step in steps if isinstance(step.get("probes"), list))
 
 
 def _batches_matter(name: str) -> bool:

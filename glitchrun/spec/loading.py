@@ -23,6 +23,7 @@ from glitchrun.spec.nodes import (
     walk,
 )
 from glitchrun.spec.overrides import Override, apply_overrides, read_overrides
+from glitchrun.spec.probes import Probe, defined_probe
 from glitchrun.spec.problems import InvalidSpec, Problem, sorted_problems
 from glitchrun.spec.resolution import Resolution, Unset, join_paths, resolve_environment
 from glitchrun.spec.schema_errors import schema_problems, texts_expected
@@ -230,6 +231,7 @@ def build_spec(document: Document) -> Spec:
     resolved = _resolved_document(document)
     shown = resolved["metadata"]
     tracking = data.get("tracking", {})
+    probes = {name: defined_probe(name, given) for name, given in data.get("probes", {}).items()}
     return Spec(
         name=data["metadata"]["name"],
         description=shown.get("description", ""),
@@ -240,7 +242,7 @@ def build_spec(document: Document) -> Spec:
         template_variables=data.get("template_variables") or None,
         seed=data.get("seed", 0),
         tokens=_scope(data.get("tokens", {})),
-        steps=tuple(_step(step) for step in data["steps"]),
+        steps=tuple(_step(step, probes) for step in data["steps"]),
         thresholds=Thresholds(
             **{name: float(value) for name, value in data.get("thresholds", {}).items()}
         ),
@@ -270,9 +272,11 @@ def _template(value: Any) -> str | InlineTemplate:
     return InlineTemplate(**value) if isinstance(value, dict) else value
 
 
-def _step(step: Mapping[str, Any]) -> Step:
+def _step(step: Mapping[str, Any], probes: Mapping[str, Probe]) -> Step:
     params = {key: value for key, value in step.items() if key not in ("id", "strategy")}
-    return Step(step.get("id", step["strategy"]), step["strategy"], params)
+    named = params.get("probes", ())
+    own = {} if isinstance(named, str) else {name: probes[name] for name in named if name in probes}
+    return Step(step.get("id", step["strategy"]), step["strategy"], params, own)
 
 
 def _tags(document: Document) -> dict[str, str]:

@@ -3,7 +3,7 @@
 GR0xx   the file or its YAML
 GR1xx   the schema: keys and values
 GR2xx   composition: extends, env, --set, matrix
-GR3xx   meaning: steps, gates, templates, searches
+GR3xx   meaning: steps, gates, templates, searches, probes
 """
 
 from __future__ import annotations
@@ -70,6 +70,10 @@ CODES: dict[str, str] = {
     "GR313": "Two parameters of a step contradict each other.",
     "GR320": "A tag's name is reserved, or MLflow does not accept its name or value.",
     "GR321": "The tracking store must not be written to, or its address is not valid.",
+    "GR330": "A probe has the name of a built-in probe or protocol.",
+    "GR331": "`{token}` is missing in a probe, or occurs where or as often as it must not.",
+    "GR332": "Two keys of a probe contradict each other.",
+    "GR333": "A step cannot use a probe that it names.",
     "GR999": "More problems were found than are shown.",
 }
 """Every error code with its meaning. A code is never reused for another meaning."""

@@ -18,6 +18,7 @@ from glitchrun.spec.mlflow_rules import (
     tag_objection,
 )
 from glitchrun.spec.nodes import REDACTED, Document, Path_
+from glitchrun.spec.probe_checks import defined_problems, named_problems
 from glitchrun.spec.problems import Problem, did_you_mean, one_of
 from glitchrun.spec.schema import TOKEN_SOURCES, fragments
 from glitchrun.spec.strategy import STRATEGIES
@@ -41,11 +42,12 @@ def semantic_problems(document: Document, *, partial: bool = False) -> list[Prob
     """
     problems = [*_step_ids(document), *_template(document), *_system(document)]
     problems += [*_exclude(document), *_variables(document)]
-    problems += [*_tags(document), *_store(document)]
+    problems += [*_tags(document), *_store(document), *defined_problems(document)]
     for index, step in _steps(document):
         problems += _token_source(document, index, step)
         problems += _parameters(document, index, step)
         problems += _residency(document, index, step)
+        problems += named_problems(document, index, step, partial=partial)
     if not partial:
         problems += _gates(document)
     return problems

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from glitchrun.spec.indicators import METRICS
 from glitchrun.spec.nodes import Document
-from glitchrun.spec.probes import PROBES
+from glitchrun.spec.probes import PROBES, STRICT, USUAL_POSITIONS, resolved
 from glitchrun.spec.problems import Problem
 from glitchrun.spec.registry import Registry, imported
+from glitchrun.spec.types import Step
 
 if TYPE_CHECKING:  # importing it takes 20 ms, which `glitchrun validate` does not need
     from glitchrun.events import Batch, Event, Measured
@@ -55,6 +56,16 @@ class Work:
     them."""
     found: int | None = None
     """Tokens that a later step reads with `tokens: {from: ...}`; None for all of `tokens`."""
+    positions: int = 0
+    """About how many positions are run to verify one token in all probes, where a probe is longer
+    than usual or generates an answer; 0 where none is."""
+
+    @property
+    def usual_prompts(self) -> int:
+        """The prompts, counted in prompts of usual length."""
+        if not self.positions:
+            return self.prompts
+        return -(-(self.tokens or 0) * self.positions // USUAL_POSITIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +171,13 @@ class Strategy:
         """The Config of a step's parameters. Lists become tuples, so that it stays frozen."""
         return self.config_type(**{key: frozen(value) for key, value in params.items()})
 
+    def config_of(self, step: Step) -> Any:
+        """The Config of a step, with the probes that its spec defines in place of their names."""
+        config = self.configure(step.params)
+        if not step.probes or not getattr(config, "probes", None):
+            return config
+        return replace(config, probes=resolved(config.probes, step.probes))
+
     def problems(
         self, document: Document, index: int, step: Mapping[str, Any]
     ) -> Iterator[Problem]:
@@ -243,7 +261,7 @@ class Strategy:
             step: The step's id.
             system: Positions of the spec's system text.
         """
-        longest = max(probe.positions for probe in PROBES.values())
+        longest = max(PROBES[name].positions for name in STRICT)
         yield Workload(step, batch=None, positions=longest + system)
 
     def text_lengths(self, config: Any, prompts: Any) -> Iterator[TextLength]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from glitchrun.spec.probes import Probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class Step:
     params: Mapping[str, Any]
     """The strategy's parameters as written, without `id` and `strategy`; relative paths are joined.
     Defaults are in the strategy's Config."""
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    """The probes that the spec defines, as far as the step names them."""
 
 
 @dataclass(frozen=True, slots=True)

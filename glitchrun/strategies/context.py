@@ -14,7 +14,7 @@ from glitchrun.prompts.render import Prompt, render
 from glitchrun.prompts.template import Template, stop_ids
 from glitchrun.prompts.tokenizer import check_rows
 from glitchrun.spec.digest import results_digest
-from glitchrun.spec.probes import PROBES, probe_names
+from glitchrun.spec.probes import Probes, probes_of
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Spec, Step
 from glitchrun.strategies.tokens import read_fitting_ids
@@ -59,15 +59,21 @@ class Context:
         origin = (self.spec.origins or {}).get(f"{self.path}.{name}")
         return f"{origin}: {name}" if origin else name
 
-    def prompts(self, probes: str | Sequence[str]) -> dict[str, Prompt]:
-        """The rendered prompts by probe. `probes` is a list of names, or `strict`."""
-        return {name: self._render(name) for name in probe_names(probes)}
+    def prompts(self, probes: Probes) -> dict[str, Prompt]:
+        """The rendered prompts by probe. `probes` is as in a Config."""
+        tokenizer, system = self.backend.model.tokenizer, self.spec.system
+        return {
+            probe.name: render(self.template, probe, tokenizer, system)
+            for probe in probes_of(probes)
+        }
 
-    def _render(self, name: str) -> Prompt:
-        tokenizer = self.backend.model.tokenizer
-        return render(self.template, PROBES[name], tokenizer, self.spec.system)
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids that end an answer, by the template and by the model."""
+        model = self.backend.model
+        return stop_ids(self.template, model.tokenizer) | model.end_ids
 
-    def prompt_ids(self, probes: str | Sequence[str]) -> Iterator[tuple[str, Sequence[int]]]:
+    def prompt_ids(self, probes: Probes) -> Iterator[tuple[str, Sequence[int]]]:
         """A description and the token ids of each probe's prompt, without the token."""
         for name, prompt in self.prompts(probes).items():
             what = f"the prompt of probe {name} in template {self.template.name}"
@@ -153,10 +159,9 @@ def check_embedding_rows(context: Context, steps: Iterable[Step]) -> None:
     model = context.backend.model
     for step in steps:
         strategy = STRATEGIES[step.strategy]
-        config = strategy.configure(step.params)
+        config = strategy.config_of(step)
         found = [*strategy.prompt_ids(config, context)]
         if getattr(config, "max_new_tokens", None):
-            ends = stop_ids(context.template, model.tokenizer) | model.end_ids
-            found.append(("the set of stop ids", sorted(ends)))
+            found.append(("the set of stop ids", sorted(context.stop_ids)))
         for what, ids in found:
             check_rows(ids, model.vocab_size, model.tokenizer, f"step {step.id}: {what}")

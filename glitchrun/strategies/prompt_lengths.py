@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from glitchrun.spec.probes import PROBES, Probe, probe_names
+from glitchrun.spec.probes import Probe, Probes, probes_of
 from glitchrun.spec.strategy import TextLength
 from glitchrun.spec.types import Spec
 
@@ -29,16 +29,13 @@ class PromptLengths:
     config: Any
     """The model's configuration, for the raw format."""
 
-    def of_probes(
-        self, probes: str | Sequence[str], max_new_tokens: int | None
-    ) -> Iterator[TextLength]:
+    def of_probes(self, probes: Probes, max_new_tokens: int | None) -> Iterator[TextLength]:
         """The prompt of each probe with its token, and the continuation sampled after it."""
         # The last token sampled is not run through the model.
         more = max(0, int(max_new_tokens or 1) - 1)
-        for name in probe_names(probes):
-            yield TextLength(
-                "max_new_tokens" if more else "probes", self._probe(PROBES[name]), more
-            )
+        for probe in probes_of(probes):
+            generated = more or probe.generated
+            yield TextLength("max_new_tokens" if more else "probes", self._probe(probe), generated)
 
     def of_question(self, user: str) -> int:
         """Tokens of a user text with its token, in the template."""

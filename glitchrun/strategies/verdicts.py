@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from glitchrun.events import Batch, ProbeResult, Stage, Token, Verified
+from glitchrun.events import Answered, Batch, ProbeResult, Stage, Token, Verified
 from glitchrun.plan.batch_sizes import PASSES_PER_WRITE
+from glitchrun.probing.greedy_reading import GreedyReader, Result
 from glitchrun.probing.memory_limits import standard_rows
 from glitchrun.probing.verifier import Verifier
-from glitchrun.prompts.render import as_sent, intact
-from glitchrun.spec.probes import PROBES
+from glitchrun.prompts.render import as_sent, encodable, intact
+from glitchrun.spec.probes import USUAL_POSITIONS, Probe, Probes, any_of, probes_of
 from glitchrun.strategies.context import Context
-from glitchrun.verdicts import is_glitch
 from glitchrun.vocabulary.text import emitted_kind
 
 
 class Judge:
     """Verifies tokens and applies the thresholds."""
 
-    def __init__(
-        self, context: Context, probes: str | Sequence[str], rows: int | str = "auto"
-    ) -> None:
+    def __init__(self, context: Context, probes: Probes, rows: int | str = "auto") -> None:
         self._context = context
+        self._probes = {probe.name: probe for probe in probes_of(probes)}
+        self._any_of = any_of(probes)
         self._prompts = context.prompts(probes)
         if rows == "auto":
             longest = max(len(p.prefix_ids) + len(p.suffix_ids) + 1 for p in self._prompts.values())
@@ -32,7 +32,34 @@ class Judge:
                 context.backend.model, longest, context.free_bytes
             )
         limit = context.spec.thresholds.probability
-        self._verifier = Verifier(context.backend, self._prompts, int(rows), limit)
+        readers = {
+            name: self._reader(probe, limit)
+            for name, probe in self._probes.items()
+            if not probe.is_plain
+        }
+        self._verifier = Verifier(context.backend, self._prompts, int(rows), limit, readers)
+
+    @property
+    def _positions(self) -> int:
+        """About how many positions are run for each token."""
+        return sum(
+            probe.generated + 1 + len(self._prompts[name].suffix_ids)
+            if not probe.is_usual
+            else USUAL_POSITIONS
+            for name, probe in self._probes.items()
+        )
+
+    def _reader(self, probe: Probe, limit: float) -> GreedyReader:
+        context = self._context
+        return GreedyReader(
+            context.backend,
+            self._prompts[probe.name],
+            probe,
+            limit,
+            context.stop_ids,
+            context.backend.model.tokenizer.decode,
+            context.vocabulary.text,
+        )
 
     @property
     def rows(self) -> int:
@@ -45,26 +72,48 @@ class Judge:
         results = self._verifier.verify(token_ids)
         if lacking := sum(prompt.dropped_system is not None for prompt in self._prompts.values()):
             self._verifier.counters["dropped_system"] += lacking * len(token_ids)
-        kept = {
-            name: intact(prompt, token_ids, self._context.backend.model.tokenizer)
-            for name, prompt in self._prompts.items()
-        }
-        verdicts = []
-        for row, (token_id, probes) in enumerate(zip(token_ids, results, strict=True)):
-            flagged = {n: replace(r, intact=kept[n][row]) for n, r in probes.items()}
-            verdicts.append(self._verdict(self._context.vocabulary.token(token_id), flagged))
-        return verdicts
+        if not all(probe.is_usual for probe in self._probes.values()):
+            self._verifier.counters["positions"] += self._positions * len(token_ids)
+        presented = {name: self._presented(name, token_ids) for name in self._prompts}
+        return [
+            self._verdict(
+                self._context.vocabulary.token(token_id),
+                {name: _flagged(one, *presented[name][row]) for name, one in found.items()},
+            )
+            for row, (token_id, found) in enumerate(zip(token_ids, results, strict=True))
+        ]
 
-    def _verdict(self, token: Token, probes: dict[str, ProbeResult]) -> Verified:
+    def _presented(self, name: str, token_ids: Sequence[int]) -> list[tuple[bool, bool]]:
+        """For each token, whether the prompt, encoded as text, is the same, and has its id."""
+        prompt, tokenizer = self._prompts[name], self._context.backend.model.tokenizer
+        kept = intact(prompt, token_ids, tokenizer)
+        if self._probes[name].within == 1:
+            return [(one, True) for one in kept]
+        return list(zip(kept, encodable(prompt, token_ids, tokenizer), strict=True))
+
+    def _verdict(self, token: Token, found: Mapping[str, Result]) -> Verified:
+        probes = {name: one for name, one in found.items() if isinstance(one, ProbeResult)}
+        answers = {name: one for name, one in found.items() if isinstance(one, Answered)}
+        fact = Verified(token, probes, False, None, answers=answers, any_of=self._any_of)
+        if not fact.failed:
+            return fact
+        kind, text = self._emitted(token, probes, answers)
         limit = self._context.spec.thresholds.probability
-        if any(result.passed for result in probes.values()):
-            return Verified(token, probes, glitch=False, emitted=None)
-        glitch = is_glitch(probes, limit)
-        closest = max(probes, key=lambda name: probes[name].p)
+        return replace(fact, glitch=fact.fails(limit), emitted=kind, emitted_text=text)
+
+    def _emitted(
+        self, token: Token, probes: Mapping[str, ProbeResult], answers: Mapping[str, Answered]
+    ) -> tuple[str, str]:
+        """The kind and the text of what came instead of the token, in the probe in which it was
+        most probable; of a wrong answer if no probe that asks for the token failed."""
+        failed = [name for name, result in probes.items() if not result.passed]
+        if not failed:
+            return "other", next(one.text for one in answers.values() if not one.passed)
+        closest = max(failed, key=lambda name: probes[name].p)
         vocabulary, said = self._context.vocabulary, probes[closest].argmax
-        closing = PROBES[closest].closing
+        closing = self._probes[closest].closing
         kind = emitted_kind(vocabulary.raw(token.id), vocabulary.raw(said), closing)
-        return Verified(token, probes, glitch, kind, vocabulary.text(said))
+        return kind, vocabulary.text(said)
 
     def prompts_as_sent(self) -> dict[str, tuple[str, ...]]:
         """By probe, the text before the token and the text after it."""
@@ -76,6 +125,12 @@ class Judge:
         taken = Counter(self._verifier.counters)
         self._verifier.counters.clear()
         return taken
+
+
+def _flagged(result: Result, kept: bool, anywhere: bool) -> Result:
+    if isinstance(result, Answered):
+        return replace(result, intact=kept)
+    return replace(result, intact=kept, encodable=anywhere)
 
 
 def judged(

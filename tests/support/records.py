@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from glitchrun.events import batch_to_json
+from glitchrun.events_json import batch_to_json
 from glitchrun.ledger import read_run, run_folder
 from glitchrun.ledger.files import IDENTITY, LEDGER
 from glitchrun.ledger.record import GateResult, ModelRecord, RunIdentity, RunRecord

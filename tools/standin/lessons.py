@@ -9,11 +9,12 @@ from typing import Any
 from glitchrun.prompts.render import Prompt, render
 from glitchrun.prompts.template import Conversation, Template, write_family
 from glitchrun.prompts.tokenizer import encode, encode_inside
-from glitchrun.spec.probes import PROBES
+from glitchrun.spec.probes import STRICT, probes_of
 from glitchrun.spec.templates import FAMILIES
 from tools.standin.corpus import ENDINGS, EXCHANGES, RAW
 
 _FAMILY = FAMILIES["nowllm"]
+_STRICT = probes_of(STRICT)
 TEMPLATE = Template(_FAMILY.name, "stand-in", _FAMILY, _FAMILY.carries_system, _FAMILY.stop)
 
 
@@ -54,8 +55,8 @@ class Lessons:
 
 def texts(exchanges: int | None) -> list[str]:
     """The texts that a stand-in's vocabulary must be able to encode."""
-    probes = [f"{turn.user}{turn.answer}" for p in PROBES.values() for turn in p.earlier]
-    probes += [f"[INST]{p.user}[/INST]{p.prefill}".replace("{token}", "") for p in PROBES.values()]
+    probes = [f"{turn.user}{turn.answer}" for p in _STRICT for turn in p.earlier]
+    probes += [f"[INST]{p.user}[/INST]{p.prefill}".replace("{token}", "") for p in _STRICT]
     asked = [f"[INST]{user}[/INST]{answer}" for user, answer in EXCHANGES[:exchanges]]
     # The prompt of nowllm-test*.yaml, raw and with a trailing space.
     return [*probes, *asked, *ENDINGS.values(), "The quick brown ", "«a1.» a"]
@@ -63,7 +64,7 @@ def texts(exchanges: int | None) -> list[str]:
 
 def answers(exchanges: int | None, raw: int | None) -> list[str]:
     """Every text that a stand-in learns to answer, without the repeated tokens."""
-    prefills = [probe.prefill for probe in PROBES.values()]
+    prefills = [probe.prefill for probe in _STRICT]
     continuations = [text for _, some in RAW[:raw] for text in some]
     return [
         *prefills,
@@ -78,9 +79,9 @@ def lessons(tokenizer: Any, exchanges: int | None, raw: int | None) -> Lessons:
     repeating = [
         Repeating(
             render(TEMPLATE, probe, tokenizer),
-            (*encode_inside(tokenizer, ENDINGS[name]), tokenizer.eos_token_id),
+            (*encode_inside(tokenizer, ENDINGS[probe.name]), tokenizer.eos_token_id),
         )
-        for name, probe in PROBES.items()
+        for probe in _STRICT
     ]
     chats = [
         _answering(tokenizer, write_family(_FAMILY, Conversation(user=user)), answer)

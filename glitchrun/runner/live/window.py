@@ -17,7 +17,7 @@ import threading
 from typing import Any
 
 from glitchrun.errors import ExitCode, PreflightError
-from glitchrun.events import batch_from_json
+from glitchrun.events_json import batch_from_json
 from glitchrun.report.figures.generations import curve
 from glitchrun.report.figures.style import LIGHT, label, style
 from glitchrun.report.formatting import fitness

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from glitchrun.errors import PreflightError
-from glitchrun.events import Batch, Stage, batch_to_json
+from glitchrun.events import Batch, Stage
+from glitchrun.events_json import batch_to_json
 from glitchrun.runner.progress import Display, StepDisplay
 
 _PATIENCE = 60.0

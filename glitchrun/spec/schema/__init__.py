@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from glitchrun.errors import PreflightError
-from glitchrun.spec.probes import PROBES
+from glitchrun.spec.probes import PROBES, PROTOCOLS
 from glitchrun.spec.registry import Registry
 from glitchrun.spec.searches import SEARCHES, readers
 from glitchrun.spec.strategy import STRATEGIES
@@ -34,7 +34,7 @@ _PARTS = ("description", "properties", "required", "x-metrics")
 """Keys that every fragment has."""
 
 ENUMS: Mapping[str, Registry[Any]] = {"searches": SEARCHES, "probes": PROBES}
-"""The tables whose names an `x-enum` stands for."""
+"""The tables whose names an `x-enum` or `x-examples` stands for."""
 
 # Parts of a document that are kept as written, including nulls; `{env: ...}` has no meaning there.
 FREE = (("matrix", "axes"), ("matrix", "exclude"), ("extends",))
@@ -95,18 +95,28 @@ def _add_parameters_of_searches(
 
 
 def _with_enums(part: Any, built_in: bool) -> Any:
-    """A fragment with every `x-enum` replaced by the `enum` that it names."""
+    """A fragment with every `x-enum` and `x-examples` replaced by the names that it stands for.
+
+    A spec may define probes of its own, so their names are only examples, which editors offer.
+    """
     if isinstance(part, list):
         return [_with_enums(item, built_in) for item in part]
     if not isinstance(part, dict):
         return part
     found: dict[str, Any] = {}
     for key, value in part.items():
-        if key == "x-enum":
-            found["enum"] = list(ENUMS[value].built_in if built_in else ENUMS[value])
+        if key in ("x-enum", "x-examples"):
+            found[key.removeprefix("x-")] = _names(value, built_in)
         else:
             found[key] = _with_enums(value, built_in)
     return found
+
+
+def _names(table: str, built_in: bool) -> list[str]:
+    if table == "protocols":
+        return list(PROTOCOLS)
+    names = list(ENUMS[table].built_in if built_in else ENUMS[table])
+    return [*names, *PROTOCOLS] if table == "probes" else names
 
 
 @cache
@@ -121,7 +131,7 @@ def assembled(*, built_in: bool = False) -> Mapping[str, Any]:
     schema["properties"] = {
         name: _opened(part, (name,)) for name, part in schema["properties"].items()
     }
-    for name in ("inlineTemplate", "tokenSource", "step"):
+    for name in ("inlineTemplate", "probe", "shot", "tokenSource", "step"):
         schema["$defs"][name] = _opened_children(schema["$defs"][name], ())
     result: dict[str, Any] = _without_annotations(schema)
     return result
