@@ -65,9 +65,9 @@ class PromptLengths:
             place = render_slot(self._raw(), text + prefill, self.tokenizer)
         return len(place.prefix_ids) + len(place.suffix_ids)
 
-    def parts_of(self, probes: str | Sequence[str]) -> list[tuple[int, int]]:
+    def parts_of(self, probes: Probes) -> list[tuple[int, int]]:
         """For each probe the tokens of the prefix, and of the token with what follows it."""
-        return [self._parts(PROBES[name]) for name in probe_names(probes)]
+        return [self._parts(probe) for probe in probes_of(probes)]
 
     def _probe(self, probe: Probe) -> int:
         return sum(self._parts(probe))
