@@ -16,11 +16,15 @@ from glitchrun.ledger.record import StepRecord
 from glitchrun.report.figures import drawings
 from glitchrun.report.figures.style import style
 from glitchrun.report.indicators import FILE, auc, indicator_metrics, keep_indicators, of_step
+from glitchrun.report.step_tables import step_tables
 from glitchrun.spec.indicators import INDICATORS
 from glitchrun.spec.loading import load_experiment
+from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary import indicators as module
 from glitchrun.vocabulary.indicators import Indicators
+from glitchrun.vocabulary.relatives import longer_tokens
 from tests.support.commands import applied, invoked
+from tests.support.real_tokenizers import smollm2
 from tests.support.reporting import rows, run_of, step, verified
 
 ROWS, WIDTH = 60, 8
@@ -130,7 +134,10 @@ def scanned(tables: Any, tmp_path: Path) -> StepRecord:
         verified(i, p=1e-5 if i in severe else 0.5, passed=i not in severe, glitch=i in severe)
         for i in range(6, 58)
     ]
-    keep_indicators(tmp_path, found, list(range(6, 58)))
+    longer = {str(order[0]): {"count": 9, "tokens": [[order[1], " long"], [2, " other"]]}}
+    unreachable = {"count": 301, "tokens": [[3, " x", [[4, " "], [5, "x"]]]]}
+    related = {"longer": longer, "unreachable": unreachable}
+    keep_indicators(tmp_path, found, list(range(6, 58)), related)
     return replace(step("s", "scan", *facts), folder=tmp_path)
 
 
@@ -163,6 +170,32 @@ def test_lines_and_figures_show_the_indicators(scanned: StepRecord, tmp_path: Pa
     assert "AUC 0.75" in figures["indicator"].caption
     assert "2 unused or reserved entries and 1 bytes of no text" in figures["indicator"].caption
     assert "indicators" in figures
+
+
+def test_tables_show_related_tokens(scanned: StepRecord, tmp_path: Path) -> None:
+    tables = {one.name: one for one in step_tables(run_of(tmp_path / "run", scanned))}
+    first, second = tables["longer"].rows
+    assert (first["longer"], first["longer_p"], first["longer_verdict"]) == (
+        " long",
+        1e-5,
+        "glitch",
+    )
+    assert (second["longer_id"], second["longer_p"], second["of"]) == (2, None, 9)
+    (unreachable,) = tables["unreachable"].rows
+    assert (unreachable["encoded_as"], unreachable["ids"]) == ("« » «x»", "4, 5")
+    assert "300 more are not listed" in tables["unreachable"].description
+
+
+def test_related_tokens_are_found_in_the_vocabulary() -> None:
+    vocabulary = Vocabulary(smollm2(), torch.ones(49152))
+    assert vocabulary.encoded(28) == (28,)
+    token_id = vocabulary.find("PlaneProtection")
+    assert token_id is not None
+    found = longer_tokens(vocabulary, [token_id, 49151], first=())
+    longer = [vocabulary.text(one) for one in found[token_id].ids]
+    assert longer == ["ManagementPlaneProtection"]
+    letter = longer_tokens(vocabulary, [vocabulary.find("e") or 0], first={49000})
+    assert len(next(iter(letter.values())).ids) == 8
 
 
 SPEC = """\

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,6 +53,15 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class LongerTokens:
+    """The longer tokens that contain a token."""
+
+    count: int
+    tokens: tuple[tuple[int, str], ...]
+    """Id and text of some of them."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepIndicators:
     """The indicators of the tokens that a step verified."""
 
@@ -65,6 +74,12 @@ class StepIndicators:
     """By indicator, the value at or below which 2 % of the ordinary tokens are."""
     values: Mapping[int, tuple[float | None, ...]]
     """By token id, the values in the order of `INDICATORS`."""
+    longer: Mapping[int, LongerTokens] = field(default_factory=dict)
+    """By the id of a severe token, the longer tokens that contain it."""
+    unreachable: tuple[tuple[int, str, tuple[tuple[int, str], ...]], ...] = ()
+    """Id and text of unreachable tokens, each with the tokens that its text is encoded to."""
+    unreachable_count: int = 0
+    """The number of unreachable tokens of the vocabulary."""
 
     def of(self, token_id: int) -> dict[str, float | None] | None:
         """The indicators of a token by name; None for a token that the step did not verify."""
@@ -72,8 +87,16 @@ class StepIndicators:
         return None if found is None else dict(zip(INDICATORS, found, strict=True))
 
 
-def keep_indicators(folder: Path, indicators: Source, ids: Sequence[int]) -> None:
-    """Writes the indicators of tokens into the folder of a step's attempt.
+def keep_indicators(
+    folder: Path, indicators: Source, ids: Sequence[int], relatives: Mapping[str, Any]
+) -> None:
+    """Writes the indicators of tokens, and related tokens, into the folder of a step's attempt.
+
+    Args:
+        folder: The folder.
+        indicators: The indicators of the model.
+        ids: The tokens.
+        relatives: Related tokens, as `vocabulary.relatives.as_json` gives them.
 
     Raises:
         OSError: the file cannot be written.
@@ -91,6 +114,7 @@ def keep_indicators(folder: Path, indicators: Source, ids: Sequence[int]) -> Non
             name: [rounded(value) for value in values]
             for name, values in indicators.of(ids).items()
         },
+        **relatives,
     }
     write_atomically(folder / FILE, json.dumps(data) + "\n")
 
@@ -118,6 +142,15 @@ def _read(path: Path, changed: int) -> StepIndicators:
         reference=source if ids else "none found",
         thresholds=data["thresholds"],
         values=dict(rows),
+        longer={
+            int(token_id): LongerTokens(found["count"], tuple(map(tuple, found["tokens"])))
+            for token_id, found in data.get("longer", {}).items()
+        },
+        unreachable=tuple(
+            (token_id, text, tuple(map(tuple, instead)))
+            for token_id, text, instead in data.get("unreachable", {}).get("tokens", ())
+        ),
+        unreachable_count=data.get("unreachable", {}).get("count", 0),
     )
 
 

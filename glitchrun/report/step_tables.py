@@ -25,6 +25,7 @@ from glitchrun.report.formatting import (
     size,
     spelled,
 )
+from glitchrun.report.relatives import relatives_tables
 from glitchrun.report.writing import mlflow_table, replacing, rounded
 from glitchrun.spec.schema import fragments
 from glitchrun.vocabulary.text import visible
@@ -145,8 +146,14 @@ def _decimals(values: Sequence[float]) -> int:
 
 
 def step_tables(record: RunRecord) -> list[StepTable]:
-    """Every table with at least one row, by step, in the order of the strategy's declaration."""
-    return [table for step in record.steps for table in _of_step(step)]
+    """Every table with at least one row, by step, in the order of the strategy's declaration; then
+    those of tokens that are related by their text."""
+    tables = [table for step in record.steps for table in _of_step(step)]
+    for found in relatives_tables(record):
+        columns = _columns(found.columns, found.rows)
+        about = (found.step, found.name, found.title, found.description)
+        tables.append(StepTable(*about, columns, found.rows))
+    return tables
 
 
 def _of_step(step: StepRecord) -> Iterator[StepTable]:

@@ -192,13 +192,17 @@ class _Run:
     def _keep_indicators(self, context: Context, facts: StepFold) -> None:
         """Writes the indicators of the verified tokens beside the step's ledger."""
         verified = [
-            fact.token.id
+            fact
             for timed in facts.batches
             for fact in (*timed.batch.token_facts, *(c.fact for c in timed.batch.controls))
             if isinstance(fact, Verified)
         ]
         if verified and context.indicators is not None:
-            keep_indicators(facts.folder, context.indicators, verified)
+            from glitchrun.vocabulary.relatives import as_json  # imports torch
+
+            related = as_json(context.vocabulary, verified)
+            ids = [fact.token.id for fact in verified]
+            keep_indicators(facts.folder, context.indicators, ids, related)
 
     def _say_how_to_go_on(self, step: Step, store: StepJournal) -> None:
         """After Ctrl-C in a search: how to continue it, and how to end it here."""

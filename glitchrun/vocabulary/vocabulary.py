@@ -110,6 +110,10 @@ class Vocabulary:
         """A row's text, decoded inside a text."""
         return self.texts[token_id]
 
+    def encoded(self, token_id: int) -> tuple[int, ...]:
+        """The ids to which the tokenizer encodes a row's text, inside a text."""
+        return encode_inside(self._tokenizer, self.texts[token_id])
+
     def token(self, token_id: int) -> Token:
         """Everything about a row that is known without running the model."""
         return Token(
