@@ -310,6 +310,14 @@ def test_diff_uses_the_finished_run_with_the_same_key(
     monkeypatch.chdir(root.parent)
     result = CliRunner().invoke(diff, [str(spec)])
     assert result.output == f"differs: same as {first.identity.key}#1\n"
+    (weights,) = (project / "model").glob("*.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    retrained = CliRunner().invoke(diff, [str(spec), first.identity.key])
+    assert "  results (changes results: apply starts a new run)\n    contents" in retrained.output
+    old = first.identity.digests["model"]
+    assert f'contents of the model: "{old}" → "' in retrained.output
     shutil.rmtree(project / "model")
     without = CliRunner().invoke(diff, [str(spec)])
     assert "seed: 21 → 20" in without.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import click
 
 from glitchrun.errors import ModelUnavailable, UsageError
 from glitchrun.ledger import ROOT, RunRecord, current_attempt, read_run
-from glitchrun.plan.build import build
+from glitchrun.plan.build import PlannedRun, build
 from glitchrun.runner.lookup import find_run, readable_runs
 from glitchrun.runner.resolved import Resolver
 from glitchrun.spec.digest import changed_paths
@@ -23,6 +24,13 @@ _MEANING = {
     "numerics": "changes rounding or speed, not results: apply keeps the run",
     "cosmetic": "changes neither: apply keeps the run",
 }
+
+_CONTENTS = {
+    "model": "contents of the model",
+    "resolved": "template, probes or token files",
+}
+"""Digests of what a spec only names: it may change under the same name. Changes of the spec or of
+the model explain that it resolves to something else."""
 
 
 @click.command("diff")
@@ -39,17 +47,21 @@ def command(spec: Path, run: str | None, sets: tuple[str, ...], output: str) -> 
     or else with the newest run of its name.
     """
     experiment = load_experiment(spec, sets, require_env=True)
-    keys = {} if run is not None else _keys(experiment)
-    pairs = [(cell, _run_to_compare(cell, run, keys.get(cell.name))) for cell in experiment.cells]
-    found = [_difference(cell, record) for cell, record in pairs]
+    planned = _planned(experiment)
+    found = []
+    for cell in experiment.cells:
+        own = planned.get(cell.name)
+        record = _run_to_compare(cell, run, own.key if own and run is None else None)
+        digests = {**own.digests, "model": own.fingerprint} if own else {}
+        found.append(_difference(cell, record, digests))
     if output == "json":
         emit_json({"cells": found})
     else:
         say("\n".join(line for cell in found for line in _lines(cell)))
 
 
-def _keys(experiment: Experiment) -> dict[str, str]:
-    """The run keys by cell name; empty if the model is not available."""
+def _planned(experiment: Experiment) -> dict[str, PlannedRun]:
+    """What `apply` would do by cell name; empty if the model is not available."""
     try:
         plan = build(
             experiment,
@@ -59,7 +71,7 @@ def _keys(experiment: Experiment) -> dict[str, str]:
         )
     except ModelUnavailable:
         return {}
-    return {run.cell.name: run.key for run in plan.runs}
+    return {run.cell.name: run for run in plan.runs}
 
 
 def _run_to_compare(cell: Cell, run: str | None, key: str | None) -> RunRecord | None:
@@ -77,13 +89,18 @@ def _run_to_compare(cell: Cell, run: str | None, key: str | None) -> RunRecord |
     return mine[-1] if mine else None
 
 
-def _difference(cell: Cell, record: RunRecord | None) -> dict[str, Any]:
+def _difference(cell: Cell, record: RunRecord | None, digests: Mapping[str, str]) -> dict[str, Any]:
     if record is None:
         return {"cell": cell.name, "run": None, "changes": []}
     changes = [
         {"path": path, "kind": kind, "old": old, "new": new}
         for path, kind, old, new in changed_paths(record.spec, cell.spec.document)
     ]
+    for name, path in _CONTENTS.items():
+        old, new = record.identity.digests.get(name), digests.get(name)
+        explained = any(change["kind"] == "results" for change in changes)
+        if old and new and old != new and not (name == "resolved" and explained):
+            changes.append({"path": path, "kind": "results", "old": old, "new": new})
     run = f"{record.identity.key}#{record.identity.attempt}"
     return {"cell": cell.name, "run": run, "changes": changes}
 
