@@ -98,7 +98,7 @@ def test_a_run_without_verdicts_has_its_declared_metric_as_headline(record: RunR
     assert not totals.is_about_tokens(record)
     lines = "\n".join(summary_lines(record))
     assert "2.50 mean rank" in lines
-    assert "tables/ask.answers.json (2 rows)" in lines
+    assert "/tables/STEP.TABLE.json\n           ask.answers 2 rows" in lines
     assert "tokens.jsonl" not in lines
 
 
@@ -212,3 +212,11 @@ def test_numbers_of_a_column_share_their_unit_and_decimals(tmp_path: Path) -> No
         "same": ["–", "3", "3"],
     }
     assert [column.name for column in table.constant] == ["same"]
+
+
+def test_a_column_of_empty_texts_is_left_out(record: RunRecord) -> None:
+    rows = [answer(f"row {place}", "pass") for place in range(3)]
+    rows = [replace(row, cells={**row.cells, "note": ""}) for row in rows]
+    (table, *_) = step_tables.step_tables(replace(record, steps=(step("ask", "ask", *rows),)))
+    assert "note" in [column.name for column in table.columns]
+    assert "note" not in [column.name for column in (*table.filled, *table.constant)]

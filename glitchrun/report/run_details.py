@@ -290,10 +290,10 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Pairs:
 
 def _text(value: Any) -> str:
     """A value of a spec as a person would write it."""
-    if isinstance(value, str):
+    if isinstance(value, str) and value and value == value.strip():
         return value
     if value is None:
         return MISSING
-    if isinstance(value, Sequence | Mapping | bool):
+    if isinstance(value, str | Sequence | Mapping | bool):
         return json.dumps(value, ensure_ascii=False, default=str)
     return str(value)

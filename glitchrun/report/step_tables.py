@@ -78,11 +78,11 @@ class StepTable:
 
     @property
     def filled(self) -> tuple[StepColumn, ...]:
-        """The columns with at least one value."""
+        """The columns with at least one value that is not an empty text."""
         return tuple(
             column
             for column in self.columns
-            if any(row.get(column.name) is not None for row in self.rows)
+            if any(row.get(column.name) not in (None, "") for row in self.rows)
         )
 
     @property
@@ -115,7 +115,7 @@ class StepTable:
 
     def _values(self, column: StepColumn) -> list[Any]:
         cells = (row.get(column.name) for row in self.rows)
-        return [cell for cell in cells if cell is not None]
+        return [cell for cell in cells if cell is not None and cell != ""]
 
 
 def _is_number(cell: Any) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
+from contextlib import suppress
+from pathlib import Path
 
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.formatting import counted, duration, figure, percent, size
 from glitchrun.report.headline import DIGITS, headline
 from glitchrun.report.outcome import ROLES, gate_rule, outcome
 from glitchrun.report.run_details import scope
-from glitchrun.report.step_tables import step_tables
+from glitchrun.report.step_tables import FOLDER, step_tables
 from glitchrun.report.token_rows import (
     TokenRow,
     found_tokens,
@@ -44,8 +47,7 @@ def summary_lines(record: RunRecord, width: int | None = None) -> list[str]:
         *(line for text in beyond for line in _wrapped("  warning  ", text, width)),
         *_work_lines(record),
         *_scope_lines(record),
-        f"  report   {record.artifacts / 'report.html'}",
-        *_file_lines(record),
+        *_file_lines(record, width),
     ]
 
 
@@ -66,13 +68,19 @@ def _wrapped(label: str, text: str, width: int | None, indent: int = 0) -> list[
     return [line.replace("\xa0", " ") for line in lines]
 
 
-def _file_lines(record: RunRecord) -> list[str]:
-    tables = [
-        f"  table    {record.artifacts / table.path} ({counted(len(table.rows), 'row')})"
-        for table in step_tables(record)
+def _file_lines(record: RunRecord, width: int | None) -> list[str]:
+    """The paths of the files: from the working directory, if they are in it."""
+    folder = record.artifacts
+    with suppress(ValueError):
+        folder = folder.relative_to(Path.cwd())
+    tables = step_tables(record)
+    names = ", ".join(f"{one.step}.{one.name} {counted(len(one.rows), 'row')}" for one in tables)
+    lines = [
+        f"  report   {folder / 'report.html'}",
+        *([f"  tokens   {folder / 'tokens.jsonl'}"] if is_about_tokens(record) else []),
+        *([f"  tables   {folder / FOLDER}{os.sep}STEP.TABLE.json"] if tables else []),
     ]
-    tokens = [f"  tokens   {record.artifacts / 'tokens.jsonl'}"]
-    return [*tables, *(tokens if is_about_tokens(record) else ())]
+    return [*lines, *(_wrapped(" " * 11, names, width) if tables else [])]
 
 
 def _ending(record: RunRecord) -> str:

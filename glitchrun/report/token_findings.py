@@ -330,6 +330,9 @@ def _about_severity(record: RunRecord, found: Severity) -> str:
     if not found.glitch or thresholds(record).probability <= SEVERE:
         return ""
     several = any(len(fact.probes) > 1 for fact in verdicts(record))
+    below = f"with a probability below {SEVERE:g}{' in every probe' if several else ''}"
+    if found.severe == found.glitch > 1:
+        return f"All {found.glitch:,} glitch tokens are severe, {below}."
     mild = (
         f"; {found.mild:,} {'is' if found.mild == 1 else 'are'} below {MILD:g}"
         if thresholds(record).probability > MILD  # else all are
@@ -338,8 +341,7 @@ def _about_severity(record: RunRecord, found: Severity) -> str:
     return (
         f"Of the {counted(found.glitch, 'glitch token')}, {found.severe:,} "
         f"({share(found.severe, found.glitch)}) "
-        f"{'is' if found.severe == 1 else 'are'} severe, with a probability below "
-        f"{SEVERE:g}{' in every probe' if several else ''}{mild}."
+        f"{'is' if found.severe == 1 else 'are'} severe, {below}{mild}."
     )
 
 

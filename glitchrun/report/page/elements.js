@@ -18,12 +18,18 @@ const digits = (value) => {
 };
 const percent = (value) => `${Math.round(100 * value)}`;
 
-// On a narrow screen the cells of a table stand below each other, each with its column's name.
+// On a narrow screen the cells of a table stand below each other, each with its column's name; long
+// ones take a whole line.
+const LONG = 16;
 for (const table of document.querySelectorAll(".scroll > table")) {
   const names = [...table.querySelectorAll("thead tr > *")].map((head) => head.textContent);
   if (names.length < 4) continue;
   table.classList.add("stack");
   for (const row of table.tBodies[0].rows) {
-    [...row.cells].forEach((cell, c) => { cell.dataset.label = names[c]; });
+    [...row.cells].forEach((cell, c) => {
+      cell.dataset.label = names[c];
+      if (cell.textContent.length > LONG) cell.classList.add("long");
+      cell.append(make("span", { className: "value" }, ...cell.childNodes));
+    });
   }
 }
