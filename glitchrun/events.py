@@ -170,7 +170,7 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What the model said in one attempt on a token, with one probe."""
+    """The continuation of one probe in one attempt on a token."""
 
     probe: str
     number: int
@@ -291,8 +291,8 @@ class Batch:
     """Name of the stage; empty in records of earlier versions, where `done` and `total` count the
     items of the whole step."""
     prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By probe, the texts between which the token stands in the prompt as sent, special tokens
-    included. Only in the first batch of a stage."""
+    """By probe, the texts before and after the token in the whole prompt, special tokens included.
+    Only in the first batch of a stage."""
 
     @property
     def token_facts(self) -> tuple[TokenFact, ...]:
@@ -334,7 +334,7 @@ class Stage:
     total: int | None
     """Items of the stage; None if not known in advance."""
     unit: str = "tokens"
-    """What an item is, in the plural; empty if nothing is counted."""
+    """Name of the counted items, in the plural; empty if nothing is counted."""
     most: int | None = None
     """Upper bound of the items if `total` is None; None if no bound is known either."""
     work: str = ""

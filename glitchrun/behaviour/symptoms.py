@@ -29,7 +29,7 @@ _QUOTES = '"`´“”„‟«»‹›「」『』《》〈〉'
 _END = re.compile(
     rf"[\n{_QUOTES}]|(?<![^\W_])['‘’]|['‘’](?![^\W_])|[.!?](?=\s|$)|[。！？]",
 )
-"""Where the answer itself ends: at a line break, a quotation mark or the end of a sentence. An
+"""The end of the answer itself: at a line break, a quotation mark or the end of a sentence. An
 apostrophe between letters is none of these."""
 _RUNS = re.compile(r"(.{1,7}?)\1{3,}|(.{8,80}?)\2{2,}")
 """A unit that follows itself at least three times, or twice if it has at least 8 characters."""
@@ -86,8 +86,8 @@ class Answer:
 
     @property
     def bare_cores(self) -> set[str]:
-        """What may be meant as the token, without case and white space: the answer itself, with
-        and without punctuation around it, and the first line."""
+        """Candidates for the token in an answer, without case and white space: the answer itself,
+        with and without the punctuation around it, and its first line."""
         line, core = self.text.strip().partition("\n")[0], self.core
         found = {bare(core), bare(_without_punctuation(core)), bare(line)}
         return {one for one in found if one and "\ufffd" not in one}

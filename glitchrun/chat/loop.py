@@ -1,4 +1,5 @@
-"""Reads lines, answers them, and carries out lines that begin with `/`."""
+"""The loop of `glitchrun chat`: answers lines of text, and executes lines that begin with `/`.
+`cli/chat.py` calls `run_chat`, and provides the reader and the display."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ _DEFAULT_ROWS = 10
 
 
 class ChatOutput(Protocol):
-    """Where the user reads."""
+    """The display of a conversation."""
 
     def text(self, text: str) -> None:
         """Shows a piece of an answer as it arrives."""
@@ -31,7 +32,7 @@ class ChatOutput(Protocol):
         """Shows a line of a command's output; an empty one ends an answer."""
 
     def note(self, line: str) -> None:
-        """Shows a remark beside the output."""
+        """Shows a remark that is not part of the output."""
 
 
 def run_chat(

@@ -13,7 +13,7 @@ from glitchrun.checkpoint.safetensors_files import TensorInfo, read_safetensors
 from glitchrun.errors import ModelUnavailable
 
 NO_ADAPTER = "none"
-"""The value of `model.adapter` that leaves out an adapter beside the weights."""
+"""The value of `model.adapter` that ignores an adapter in the folder of the weights."""
 _WEIGHTS = "adapter_model.safetensors"
 _PICKLED_WEIGHTS = "adapter_model.bin"
 _NOT_WEIGHT_CHANGES = {
@@ -49,7 +49,8 @@ class Adapter:
 
 
 def refuse_adapter_beside(folder: Path) -> None:
-    """Raises ModelUnavailable for an adapter beside the weights; `model.adapter` is not set."""
+    """Raises ModelUnavailable if the folder of the weights contains an adapter. To be called only
+    if `model.adapter` is not set."""
     if (folder / ADAPTER_CONFIG).is_file():
         raise ModelUnavailable(
             f"{folder}: there is an adapter ({ADAPTER_CONFIG}) beside the weights. State which "

@@ -132,7 +132,8 @@ def _confirm_all(plan: Plan) -> None:
 
 
 def _ask(plan: Plan) -> None:
-    """Asks before several runs are started from a terminal; scripts are not asked."""
+    """Asks for confirmation before several runs are started from a terminal. Scripts are not
+    asked."""
     waiting = _waiting(plan)
     if len(waiting) > 1 and _is_terminal(sys.stdin) and _is_terminal(sys.stderr):
         names = "\n".join(f"  {run.action}  {run.cell.name}" for run in waiting)

@@ -88,7 +88,7 @@ def _more(hidden: int) -> Iterator[str]:
 
 
 def _legend(facts: Sequence[TokenFact]) -> Iterator[str]:
-    """What the letters and quotations behind sampled tokens mean."""
+    """The legend of the letters and quotations after sampled tokens."""
     sampled = [fact for fact in facts if isinstance(fact, Sampled)]
     if not sampled:
         return
@@ -114,7 +114,7 @@ _RECALL = ("recall", "recall_low", "recall_high")
 
 
 def _about_audit(step: StepRecord) -> Iterator[str]:
-    """What a cascade verified in the order of its screen, and what in its audits."""
+    """How many tokens a cascade verified in its front and in its audits."""
     stages = [timed.batch.stage for timed in step.batches if timed.batch.token_facts]
     rounds = sum(
         stage == "audit" != before for before, stage in zip(["", *stages], stages, strict=False)

@@ -74,8 +74,9 @@ def _write_new(path: Path, text: str) -> None:
 
 
 def _schema_file(folder: Path) -> Path:
-    """Where an editor is to find the schema: in the nearest folder `schemas` above the spec that
-    has it, or else one of the working directory, or of a spec's that lies elsewhere."""
+    """The path of the schema for the first line of the spec. It is in the nearest folder `schemas`
+    above the spec that contains it, or else in `schemas` of the working directory, or of the spec's
+    folder if the spec is elsewhere."""
     folder, here = folder.absolute(), Path.cwd()
     for above in (folder, *folder.parents):
         if (above / PUBLISHED_AT).is_file():

@@ -116,7 +116,7 @@ def _line(row: dict[str, Any], tone: str = "pass") -> str:
 
 
 def _verdict(row: dict[str, Any]) -> str:
-    """What the gates and the checks say, in a word or two; empty without either."""
+    """The outcome of gates and checks in a word or two; empty without either."""
     if row["failed_checks"] and row["gates"] != "fail":
         return "checks fail"
     return f"gates {row['gates']}" if row["gates"] else ""

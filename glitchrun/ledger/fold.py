@@ -120,7 +120,7 @@ class Fold:
     gates: tuple[GateResult, ...] = ()
     notes: dict[str, int] = field(default_factory=dict)
     counted: dict[tuple[str, str], int] = field(default_factory=dict)
-    """What the run counted in steps that it reuses, by step and name."""
+    """Counters that the run adds for steps that it reuses, by step and name."""
     error: str | None = None
     starts: dict[str, int] = field(default_factory=dict)
     ends: dict[str, int] = field(default_factory=dict)

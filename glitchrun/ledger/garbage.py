@@ -35,7 +35,7 @@ class Garbage:
     size: int
     """Bytes."""
     what: str
-    """What it contains, in a few words."""
+    """Its contents in a few words."""
     is_held: bool = False
     """Whether a process works on the step, which then stays."""
 

@@ -323,7 +323,7 @@ def ending(status: str, ended_at: int | None) -> str:
 
 
 def model_from_json(data: Mapping[str, Any]) -> ModelRecord:
-    """The record of which `dataclasses.asdict` and JSON made `data`.
+    """The record that `dataclasses.asdict` and JSON wrote as `data`.
 
     Raises:
         KeyError: a field is missing.

@@ -52,7 +52,7 @@ class StepFold:
     repairs: list[str] = field(default_factory=list)
     damage: str | None = None
     _batches: list[TimedBatch | bytes] = field(default_factory=list)
-    """A batch that nobody has asked for is a line of the ledger."""
+    """A batch stays a line of the ledger until it is requested."""
     _unread: int = 0
     """The batches from this one on may be lines."""
     _within: dict[Extent, int] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class StepFold:
 
     @property
     def batches(self) -> Sequence[TimedBatch]:
-        """What was measured, without verdicts.
+        """The batches of facts, without verdicts.
 
         Raises:
             RunError: this version cannot read a batch.
@@ -93,7 +93,7 @@ class StepFold:
         return self.measured[found[0]]
 
     def elapsed_until(self, extent: Extent) -> int:
-        """Milliseconds of work on what a run with this extent reads."""
+        """Milliseconds that the facts took to measure which a run with this extent reads."""
         found = self._end_for(extent)
         if found is None:
             return self.elapsed
@@ -207,7 +207,7 @@ class StepFold:
 
 
 def worker_of(run: RunIdentity) -> dict[str, Any]:
-    """What a step's ledger says of a run that it was measured for."""
+    """The entries of a step's ledger about a run that it was measured for."""
     names = ("experiment", "name", "key", "attempt")
     return {name: getattr(run, name) for name in names}
 

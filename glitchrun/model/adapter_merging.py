@@ -98,7 +98,7 @@ def _targets(tensors: dict[str, torch.Tensor]) -> list[str]:
 
 
 def _check_complete(found: Any, wrapped: Any, adapter: Adapter) -> None:
-    """Refuse an adapter of which tensors would be ignored or initialized at random."""
+    """Refuses an adapter if some of its tensors would be ignored or initialized at random."""
     unused = sorted(found.unexpected_keys)
     lacking = sorted(
         name

@@ -1,10 +1,10 @@
 """Builds the tokenizer of a GGUF file from its metadata.
 
-transformers can build one too. But it silently uses GPT-2's pre-tokenizer for names that it does
-not know, splits control and user-defined tokens that are not spelled in the byte alphabet (such as
-DeepSeek's), and ignores `ignore_merges` and `add_space_prefix`. So a byte-level vocabulary (`gpt2`)
-is built here; those of SentencePiece (`llama`, `t5`, `gemma4`) come from transformers. Both are
-compared with the file before they are used.
+transformers also builds one, but it silently uses GPT-2's pre-tokenizer for names that it does not
+know, splits control and user-defined tokens that are not spelled in the byte alphabet (such as
+DeepSeek's), and ignores `ignore_merges` and `add_space_prefix`. Byte-level vocabularies (`gpt2`)
+are therefore built here; those of SentencePiece (`llama`, `t5`, `gemma4`) come from transformers.
+Both are compared with the file before they are used.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _MAX_NAMED = 5
 Action = Literal["start", "resume", "skip", "blocked"]
 StepAction = Literal["start", "resume", "reuse"]
 ANEW = "ANEW"
-"""In place of a status: the user asks for a new attempt, whatever there is."""
+"""Replaces a status if the user asks for a new attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Resolved:
     """Settings of a run that depend on both the spec and the model's tokenizer or name."""
 
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Whatever else decides the results beside the spec and the model's contents, as plain data by
-    name. Settings that follow from those two are not listed, so that keys do not change."""
+    """Settings that decide the results in addition to the spec and the model's contents, as plain
+    data by name. Settings that follow from those two are not listed, so that keys do not change."""
     refusal: str | None = None
     """Why the run cannot start; None if it can."""
     scopes: Mapping[str, int] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class PlannedStep:
 
 
 Stored = Callable[[StepKey, str], StepStatus | None]
-"""What the store has of a step for the run with a key; None if nothing that `apply` may use."""
+"""The stored part of a step that the run with this key may use; None if there is none."""
 
 
 def _nothing_stored(key: StepKey, run: str) -> StepStatus | None:

@@ -1,7 +1,8 @@
 """How long a run takes: a likely time and a bound.
 
 The likely time is the likely work of each step at the rates in `glitchrun.plan.rates`. The bound is
-the most work at half the speed that runs of this model measured, or at a low speed where none did.
+the largest possible work, at half the speed that earlier runs of this model measured or, without
+such runs, at the speed of a slow machine.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ class MemoryEstimate:
     """By part: embeddings, head, linear, experts, routers, other, scales."""
     weight_bytes: int
     loading_bytes: int
-    """Needed beside the weights while they are loaded: two layers in 16 bits, and the whole model
-    in 16 bits if an adapter is merged before the model is quantized."""
+    """Needed in addition to the weights while they are loaded: two layers in 16 bits, and the whole
+    model in 16 bits if an adapter is merged before the model is quantized."""
     kv_cache_bytes: int
     activation_bytes: int
     """Activations of one layer over the batch, the logits, and what is computed from them."""

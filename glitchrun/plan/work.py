@@ -248,7 +248,8 @@ def expected_tokens(source: Mapping[str, Any], expected: Expectation) -> int:
 
 
 def only_if_found(source: Mapping[str, Any], tokens: int) -> str | None:
-    """When a step comes near its bounds that reads the finds of other steps, for `Work.caveat`."""
+    """The caveat of a step that reads the tokens found by other steps: when it would come near its
+    bounds."""
     if "from" not in source or source.get("select") == "all":
         return None
     names = " and ".join(_steps(source))

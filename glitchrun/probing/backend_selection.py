@@ -87,9 +87,9 @@ def _try_fast(model: LoadedModel, reference: Logits) -> tuple[FastBackend | None
 
 
 def _fast_difference(fast: FastBackend, reference: Logits) -> float:
-    """How far its logits differ. If its kernels fail, it continues without them.
-
-    Kernels are compiled at their first call, which needs a C compiler and Python's headers.
+    """The largest difference between its logits and the reference. If its kernels fail, it
+    continues without them. Kernels are compiled at their first call, which needs a C compiler and
+    Python's headers.
     """
     if not fast.has_kernels:
         return _compare_fast(fast, reference)
@@ -137,7 +137,7 @@ def _select_cache_mode(model: LoadedModel, reference: Logits) -> tuple[Backend, 
 
 
 def _cache_fault(backend: Backend, reference: Logits, short_reference: Logits) -> str | None:
-    """What is wrong with the backend's cache mode; None if it gives the reference logits."""
+    """Why the backend's cache mode is wrong; None if it gives the reference logits."""
     try:
         if backend.cache_mode is not CacheMode.NONE and not backend.returns_cache():
             return "it returns no cache"

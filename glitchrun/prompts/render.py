@@ -67,7 +67,7 @@ class Prompt:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The texts between which the token stands."""
+        """The texts before and after the token."""
         return (self.prefix_text, self.suffix_text, *self.later_texts)
 
     @property
@@ -141,7 +141,7 @@ def _with_places(
 
 
 def as_sent(prompt: Prompt, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """The texts between which the token stands, with the ids that are added in front."""
+    """The texts before and after the token, and the ids that are prepended."""
     options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     added = tokenizer.decode(list(prompt.added_ids), **options) if prompt.added_ids else ""
     return (f"{added}{prompt.prefix_text}", *prompt.texts[1:])

@@ -112,9 +112,8 @@ def decode_runs_inside(tokenizer: Tokenizer, runs: Sequence[Sequence[int]]) -> l
 
 
 def leading_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids that the tokenizer itself puts in front of a text: a BOS, GLM's `[gMASK] <sop>`.
-
-    What it puts behind a text (an EOS) is no part of a prompt that goes on.
+    """The ids that the tokenizer prepends to a text: a BOS, GLM's `[gMASK] <sop>`. Ids that it
+    appends (an EOS) are left out, because a prompt continues.
     """
     for text in ("a", "1", "the"):
         bare = encode(tokenizer, text)

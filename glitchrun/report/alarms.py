@@ -42,7 +42,7 @@ class KindAlarms:
 
 @dataclass(frozen=True, slots=True)
 class Alarms:
-    """How many of its controls a step flagged, beside its candidates."""
+    """How many controls of a step are false alarms, and how many of its candidates were found."""
 
     step: str
     flagged: int

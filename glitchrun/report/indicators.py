@@ -31,7 +31,7 @@ class _Reference(Protocol):
 
 
 class Source(Protocol):
-    """What is used of `vocabulary.indicators.Indicators`, which needs torch."""
+    """The part of `vocabulary.indicators.Indicators` that is used here. That module needs torch."""
 
     @property
     def main(self) -> str:

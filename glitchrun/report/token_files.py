@@ -58,7 +58,7 @@ def token_lines(record: RunRecord) -> Iterator[dict[str, Any]]:
 
 
 class _Line(NamedTuple):
-    """What a step knows about a token."""
+    """The results of one step for one token: a line of tokens.jsonl."""
 
     step: str
     token: Token

@@ -48,9 +48,10 @@ class Findings:
     number: int | None
     unit: str
     result: tuple[str, ...] = ()
-    """How many of how many, which ones, and how much of the scope is covered."""
+    """The number of tokens found and examined, the most severe of them, and the share of the scope
+    that is covered."""
     caveats: tuple[str, ...] = ()
-    """What limits the result: intervals, false alarms, tokens that were missed."""
+    """Limits of the result: intervals, false alarms, missed tokens."""
     details: tuple[str, ...] = ()
 
 

@@ -250,8 +250,8 @@ class _Run:
             self._tracker.update(self._journal.record)
 
     def _summary(self, key: StepKey) -> dict[str, Any]:
-        """What `status` and similar readers of the run show of a step, so that they need not read
-        its facts."""
+        """A summary of a step for `status` and similar readers, which then need not read its
+        facts."""
         record = self._record_of(key)
         counted: Counter[str] = Counter()
         for timed in record.batches:

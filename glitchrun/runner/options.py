@@ -104,8 +104,8 @@ def _interrupted(root: Path, experiment: str, key: str) -> RunRecord | None:
 def _stored(
     root: Path, key: StepKey, options: Options, resumed: RunRecord | None
 ) -> StepStatus | None:
-    """What the store has of a step that the run would use. A resumed run goes on with the attempts
-    that it uses already, even where an earlier one is finished, as after `--fresh`."""
+    """The stored part of a step that the run would use. A resumed run continues with the attempts
+    that it already uses, even if an earlier one is finished, as after `--fresh`."""
     if options.fresh or options.redo.intersection((key.id, *key.reads)):
         return None
     if resumed is None:

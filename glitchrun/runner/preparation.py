@@ -41,7 +41,7 @@ class Prepared:
     """A warning for each step whose texts are longer than the model was trained for."""
 
     def measured(self, *, with_categories: bool) -> ModelRecord:
-        """What is known of the model, with the peak memory so far.
+        """The record of the model, with the peak memory so far.
 
         Args:
             with_categories: Whether a step has results about tokens, so that the number of

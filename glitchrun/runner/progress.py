@@ -88,7 +88,7 @@ class Display:
         return StepDisplay(StepProgress(name))
 
     def _left_behind(self, shown: StepDisplay) -> RenderableType | None:
-        """What stays in the terminal after a step; None for nothing."""
+        """The line that stays in the terminal after a step; None for no line."""
         return None
 
     @property

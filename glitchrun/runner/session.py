@@ -1,4 +1,4 @@
-"""What the runs of one `apply` share, and how each of them ended."""
+"""The state that the runs of one `apply` share, and the outcome of each run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run takes from the store of steps, and the ledgers that it opens."""
+"""The steps of a run: what it reuses from the store of steps, and the ledgers that it writes."""
 
 from __future__ import annotations
 
@@ -196,7 +196,8 @@ class Steps:
         return StepJournal.create(attempt_folder(self._root, key.key, number), key.document)
 
     def known(self, key: StepKey) -> dict[int, Sampled]:
-        """By token, the most attempts that steps with the same question have sampled.
+        """For each token, the largest number of attempts that any step with the same question has
+        sampled.
 
         Raises:
             RunError: the store cannot be read.

@@ -1,4 +1,5 @@
-"""The protocol of a search, and what it receives."""
+"""The protocol of a search, and its inputs. `strategies/mine/run.py` drives searches: it calls
+`propose`, verifies the tokens, and calls `update` with the verdicts."""
 
 from __future__ import annotations
 

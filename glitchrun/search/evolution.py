@@ -28,7 +28,8 @@ _FROM_THE_BEST = 0.25
 
 
 class _Purpose(IntEnum):
-    """What a generator is for; its key is the seed, this number and the generation."""
+    """Purposes of random generators. A generator's key is the seed, this number and the
+    generation."""
 
     SINGLES = 0
     START = 1

@@ -1,6 +1,5 @@
-"""What an evolution consists of: settings, first sequences, selection, crossover and mutation.
-
-Pure functions: each random one takes its generator.
+"""The operators of an evolution: settings, first sequences, selection, crossover and mutation. They
+are pure functions; each random one takes its generator.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class EvolutionSettings:
     mutation_end: float = 0.1
     """Mutation rate of the last generation, unless the rate is constant; low, to refine."""
     seed_ratio: float = 0.7
-    """Share of the first population that is made of tokens which were effective alone."""
+    """Share of the first population that consists of tokens that were effective alone."""
     seed_top: int = 20
     """How many of the most effective single tokens seed sequences and mutations."""
     diversity_after: int = 10

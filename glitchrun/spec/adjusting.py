@@ -1,4 +1,4 @@
-"""What options of `apply` change in a spec for one run: `--until STEP=N` and `--limit N`."""
+"""Changes of a spec for one run by options of `apply`: `--until STEP=N` and `--limit N`."""
 
 from __future__ import annotations
 

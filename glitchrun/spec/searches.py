@@ -22,7 +22,7 @@ _SAMPLE = ("sample_rate", "sample_size")
 
 @dataclass(frozen=True, slots=True)
 class SearchEntry:
-    """What the rest of the program knows of one search."""
+    """The declaration of one search, which the schema, the plan and `mine` read."""
 
     description: str
     """One sentence, for `glitchrun list searches`."""

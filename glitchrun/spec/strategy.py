@@ -1,4 +1,5 @@
-"""What a strategy is: the one object that the rest of the program asks about a kind of step.
+"""The declaration of a strategy: the one object that tells the rest of the program about a kind of
+step.
 
 A strategy is a subclass of `Strategy`. `STRATEGIES` lists the instances by their names in the spec:
 the built-in ones from `glitchrun/strategies/`, and those that other packages offer under the entry
@@ -50,7 +51,8 @@ class Work:
     """Prompts and continuations that may be near-ties and then run once more. A few per cent of
     this bound were seen."""
     caveat: str | None = None
-    """When the step comes near these bounds, if it usually stays far below them."""
+    """The condition under which the step comes near these bounds, if it usually stays far below
+    them."""
     rows: int | None = None
     """Continuations of one prompt: a batch has no more rows. None where only the batch size bounds
     them."""

@@ -39,7 +39,7 @@ def draw(
 def draw_elsewhere(
     context: Context, batches: Sequence[Batch], *, mutual: bool = False
 ) -> list[MatchedControl]:
-    """Further controls, of other scripts, for the scripts whose own controls say little.
+    """Additional controls from other scripts, for scripts whose own controls are not informative.
 
     Where most ordinary tokens of a script raise the alarm, either the check does not suit it or the
     model hardly knows it; controls of the script cannot tell which. So each of them gets another

@@ -31,7 +31,7 @@ _TINY = 1e-6
 
 
 class Entries(Protocol):
-    """What is used of a `Vocabulary`."""
+    """The part of a `Vocabulary` that is used here."""
 
     norms: Tensor | Sequence[float]
 

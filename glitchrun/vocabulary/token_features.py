@@ -1,8 +1,8 @@
 """Numeric features of tokens that need no forward pass: from the embedding and from the text.
 
-The indicators are those of Land & Bartolo 2024, "Fishing for Magikarp: Automatically Detecting
-Under-trained Tokens in Large Language Models" (arXiv 2405.05417, section 2.2), the row norm and the
-cosine to the mean. The text features describe the form of a token's text.
+The indicators are those of Land and Bartolo 2024, "Fishing for Magikarp" (arXiv 2405.05417, section
+2.2), and the cosine to the mean. `vocabulary/indicators.py` and `search/features.py` call them. The
+text features describe the form of a token's text, for the surrogate search.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 17)
 _CASES = ("none", "lower", "upper", "title", "mixed")
 _TEXTS_AT_ONCE = 8192
 """Texts whose features are Python numbers at a time, which take ten times the memory of arrays."""
-_JOINTS = frozenset("_-./\\:")
+_SEPARATORS = frozenset("_-./\\:")
 
 
 def row_norms(weight: Tensor | Iterable[Tensor], chunk: int = _CHUNK) -> Tensor:
@@ -97,8 +97,8 @@ def text_features(texts: Sequence[str]) -> NDArray[np.float32]:
     """Features `(N, F)` of N texts, for a model to learn from.
 
     They are one-hot vectors of character group, length class and case; shares of kinds of
-    characters; and whether the text has a leading or trailing space, digits, joints (`_`, `.`) or
-    inner capitals.
+    characters; and whether the text has a leading or trailing space, digits, separators (`_`, `.`)
+    or inner capitals.
     """
     if not texts:
         return np.empty((0, len(_features(""))), dtype=np.float32)
@@ -121,7 +121,7 @@ def _features(text: str) -> list[float]:
         text[:1].isspace(),
         text[-1:].isspace(),
         any(map(str.isdigit, text)),
-        not _JOINTS.isdisjoint(bare),
+        not _SEPARATORS.isdisjoint(bare),
         any(a.islower() and b.isupper() for a, b in pairwise(bare)),
     ]
 

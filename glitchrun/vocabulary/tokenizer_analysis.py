@@ -1,4 +1,5 @@
-"""What a tokenizer reveals of its entries: the contexts that produce one, and its frequency rank.
+"""Facts about the entries of a tokenizer: the contexts in which it produces one, and their
+frequency ranks.
 
 The text before a token decides how it is split. Llama 3's tokenizer encodes `.get` as one token
 alone and after a letter, and as two after a quote; it encodes `'s` as one token alone, and as two

@@ -21,7 +21,7 @@ COSTS = {"gradients": "gradient", "screens": "screen"}
 
 @dataclass(frozen=True, slots=True)
 class DiscoveryCurve:
-    """What a step had found and spent after each token."""
+    """Tokens found and work done by a step, after each token."""
 
     step: StepRecord
     points: tuple[tuple[int, float, int, int], ...]
@@ -95,7 +95,7 @@ def _panels(drawn: Any, curves: list[DiscoveryCurve]) -> None:
 
 
 def _cost(curve: DiscoveryCurve) -> str:
-    """What a step found and what it spent, in units that all searches share."""
+    """Tokens found and work done by a step, in units that all searches share."""
     verified, seconds, found, severe = curve.points[-1]
     spent = [counted(verified, "verification")] + [
         counted(curve.counters[name], one) for name, one in COSTS.items()

@@ -169,7 +169,7 @@ def _joined(*, built_in: bool = False) -> dict[str, Any]:
 
 
 def _branch(name: str, fragment: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a step's schema that holds where its strategy is `name`."""
+    """The part of a step's schema that applies if its strategy is `name`."""
     return {
         "if": {"required": ["strategy"], "properties": {"strategy": {"const": name}}},
         "then": {

@@ -1,4 +1,5 @@
-"""`profile`: what a model costs: loading, bytes, peak memory and speed, beside the plan."""
+"""`profile` measures a model's loading time, bytes, peak memory and speed, and compares them with
+the plan."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from glitchrun.strategies.prompt_lengths import PromptLengths
 
 @dataclass(frozen=True, slots=True)
 class TimedWork:
-    """What is timed: a pass over prompts, and continuing them token by token."""
+    """The timed work: a pass over prompts, and their continuation token by token."""
 
     prompt_tokens: int = 128
     """Tokens of each prompt: as long as the longest probe."""

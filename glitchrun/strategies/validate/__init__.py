@@ -56,7 +56,7 @@ class Config:
 
     @property
     def repeats(self) -> int:
-        """Attempts made at most: greedy ones are all the same, and prove no more than one."""
+        """Largest number of attempts: greedy attempts are all the same, so one is enough."""
         return self.attempts if self.temperature else 1
 
 
