@@ -107,7 +107,7 @@ def failing() -> list[int]:
 
 def planned(name: str, quantization: str) -> Any:
     from glitchrun.plan.build import build
-    from glitchrun.spec.loading import load_experiment
+    from glitchrun.spec.experiment_loading import load_experiment
 
     STEPS["validate"]["tokens"]["ids"] = failing()
     document = {

@@ -36,10 +36,10 @@ from rich.table import Table
 from glitchrun.events import Batch, ProbeResult, Sampled, Token, Verified
 from glitchrun.ledger.record import RunIdentity
 from glitchrun.ledger.step_journal import StepJournal
-from glitchrun.ledger.steps import STEPS, attempt_folder, read_step
+from glitchrun.ledger.step_store import STEPS, attempt_folder, read_step
 from glitchrun.model.tokenizer_loading import tokenizer_of
 from glitchrun.runner.options import Options, make_plan
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[1]

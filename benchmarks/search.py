@@ -38,12 +38,12 @@ from glitchrun.search import Search, Space, build_search
 from glitchrun.search.base import Scores
 from glitchrun.search.features import indicators
 from glitchrun.search.ordered import Ordered
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.context import Context
+from glitchrun.strategies.judging import Judge
 from glitchrun.strategies.mine import Config
 from glitchrun.strategies.mine.run import space as space_of
-from glitchrun.strategies.verdicts import Judge
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.token_features import row_norms
 

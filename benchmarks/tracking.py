@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from glitchrun.report import write_report
 from glitchrun.tracking.address import tracking_uri
 from glitchrun.tracking.deliver import deliver
-from glitchrun.tracking.metrics import points
+from glitchrun.tracking.metric_series import points
 from glitchrun.tracking.params_and_tags import run_tags
 from glitchrun.tracking.store import ensure_store, open_store
 from glitchrun.tracking.tracker import MlflowTracker

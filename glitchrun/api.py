@@ -27,7 +27,7 @@ from glitchrun.report.token_files import FIELDS as ATTEMPT_FIELDS
 from glitchrun.report.token_files import attempt_lines, token_lines
 from glitchrun.report.writing import write_document
 from glitchrun.runner.lookup import find_run, readable_runs
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.spec.problems import InvalidSpec
 
 if TYPE_CHECKING:

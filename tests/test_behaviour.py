@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from glitchrun.behaviour import detectors
 from glitchrun.behaviour.catalogue import ALL_QUESTIONS, QUESTIONS, SCENARIOS, TESTS
 from glitchrun.behaviour.multilingual import content_units, main_script
-from glitchrun.behaviour.rates import Rate, difference, wilson
+from glitchrun.behaviour.proportions import Proportion, difference, wilson
 from glitchrun.spec.strategy import STRATEGIES
 
 SKY = "In one short paragraph, explain why the sky looks blue."
@@ -353,5 +353,5 @@ def test_differences_are_newcombes(
 
 
 def test_equal_certain_rates_differ_by_nothing() -> None:
-    sure = Rate(1.0, 0.9, 1.0)
+    sure = Proportion(1.0, 0.9, 1.0)
     assert difference(sure, sure).low < 0 < difference(sure, sure).high

@@ -17,9 +17,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from glitchrun.chat.conversation import ChatSession, ChatSettings
 from glitchrun.chat.detokenizer import Detokenizer
 from glitchrun.chat.loop import COMMANDS, run_chat
-from glitchrun.chat.session import ChatSession, ChatSettings
 from glitchrun.cli import main
 from glitchrun.errors import UsageError
 from glitchrun.probing.backend import Backend

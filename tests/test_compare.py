@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.cells import cell_len
 
-from glitchrun.behaviour.rates import wilson
+from glitchrun.behaviour.proportions import wilson
 from glitchrun.cli import main
 from glitchrun.events import ProbeResult, Token
 from glitchrun.ledger import ROOT, RunRecord

@@ -11,7 +11,7 @@ import yaml
 
 from glitchrun.cli import COMMANDS, main
 from glitchrun.errors import ExitCode
-from glitchrun.spec.loading import check_files
+from glitchrun.spec.experiment_loading import check_files
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

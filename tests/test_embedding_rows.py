@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from glitchrun.chat.session import ChatSession, ChatSettings
+from glitchrun.chat.conversation import ChatSession, ChatSettings
 from glitchrun.cli import main
 from glitchrun.errors import ExitCode, PreflightError, RunError, UsageError
 from glitchrun.model import load_tokenizer

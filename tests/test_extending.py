@@ -35,7 +35,7 @@ import torch
 from types import SimpleNamespace
 from glitchrun.plan.work import step_work, workloads
 from glitchrun.search import build_search
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.spec.probes import probe_names
 from glitchrun.strategies.mine import Config
 

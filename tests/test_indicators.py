@@ -17,8 +17,8 @@ from glitchrun.report.figures import drawings
 from glitchrun.report.figures.style import style
 from glitchrun.report.indicators import FILE, auc, indicator_metrics, keep_indicators, of_step
 from glitchrun.report.step_tables import step_tables
+from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.spec.indicators import INDICATORS
-from glitchrun.spec.loading import load_experiment
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary import indicators as module
 from glitchrun.vocabulary.indicators import Indicators

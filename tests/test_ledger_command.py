@@ -12,7 +12,7 @@ from glitchrun.ledger.command import apply_command
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.html import render
 from glitchrun.report.markdown import markdown
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
 from tests.support.records import write_run
 
 SPEC = """\

@@ -20,7 +20,7 @@ from glitchrun.runner.lengths import (
     refusal,
     too_long,
 )
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.strategies.prompt_lengths import PromptLengths
 from tests.support import tiny_models
 from tests.support.commands import run

@@ -15,7 +15,7 @@ from glitchrun.errors import ModelUnavailable
 from glitchrun.plan import build as module
 from glitchrun.plan.build import Plan, build
 from glitchrun.plan.devices import DeviceMemory
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.spec.types import Experiment
 from tests.support import raw_checkpoints as raw
 

@@ -17,11 +17,11 @@ from glitchrun.plan.work import step_work
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.render import intact, render
 from glitchrun.spec.digest import changed_paths, results_digest
-from glitchrun.spec.loading import check_files, load_experiment
+from glitchrun.spec.experiment_loading import check_files, load_experiment
 from glitchrun.spec.probes import PROBES, PROTOCOLS, any_of, defined_probe, probe_names, probes_of
 from glitchrun.spec.types import Spec, Thresholds
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.verdicts import Judge
+from glitchrun.strategies.judging import Judge
 from glitchrun.verdicts import judged
 from tests.support.engine import context, one_at_a_time
 from tests.support.real_tokenizers import mistral, smollm2

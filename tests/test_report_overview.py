@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from glitchrun.behaviour.rates import wilson
+from glitchrun.behaviour.proportions import wilson
 from glitchrun.events import Batch, Control, Entry, Screened
 from glitchrun.ledger.record import Metric, StepRecord, TimedBatch
 from glitchrun.report.formatting import (
@@ -29,7 +29,7 @@ from glitchrun.report.summary import summary_lines
 from glitchrun.report.token_rows import most_interesting_first, token_rows
 from glitchrun.report.totals import counters, not_finite, severity, tallies
 from glitchrun.tracking.description import run_description
-from glitchrun.tracking.metrics import points
+from glitchrun.tracking.metric_series import points
 from tests.support.records import Invented, write_run
 from tests.support.reporting import rows, run_of, sampled, step, verified
 

@@ -13,7 +13,7 @@ from glitchrun.plan.build import Plan, build
 from glitchrun.runner import resolved_cache
 from glitchrun.runner.resolved import Resolver
 from glitchrun.runner.resolved_cache import Answers
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
 from tests.support.oracle import FOLDER
 
 SPEC = """\

@@ -19,7 +19,7 @@ from glitchrun.plan.build import Plan, PlannedRun, build
 from glitchrun.runner.apply import Applied, apply
 from glitchrun.runner.options import Options
 from glitchrun.runner.resolved import Resolver
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.strategies import listed
 from tests.support import quiet, tiny_models
 from tests.support.oracle import FOLDER as ORACLE

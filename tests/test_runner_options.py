@@ -24,9 +24,9 @@ from glitchrun.runner.apply import apply
 from glitchrun.runner.options import Options, adjusted, make_plan
 from glitchrun.runner.signals import Interrupt, Stopped
 from glitchrun.spec.adjusting import read_until
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
+from glitchrun.strategies.judging import Judge
 from glitchrun.strategies.predict import FORMATS
-from glitchrun.strategies.verdicts import Judge
 from glitchrun.tracking.params_and_tags import run_tags
 from tests.support import quiet
 from tests.support.oracle import FOLDER as ORACLE

@@ -13,7 +13,7 @@ import pytest
 from glitchrun.events import Batch, Verified
 from glitchrun.plan.build import Plan, build
 from glitchrun.runner.resolved import Resolver
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import TokenScope

@@ -9,7 +9,7 @@ import pytest
 
 from glitchrun.errors import UsageError
 from glitchrun.spec.digest import changed_paths
-from glitchrun.spec.loading import check_files, load_experiment
+from glitchrun.spec.experiment_loading import check_files, load_experiment
 from glitchrun.spec.problems import InvalidSpec, Problem
 from glitchrun.spec.types import Experiment, InlineTemplate, Spec
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from glitchrun.spec.digest import changed_paths, cosmetic_digest, numerics_digest, results_digest
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.spec.types import Spec
 
 TEXT = """\

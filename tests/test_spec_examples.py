@@ -15,7 +15,7 @@ import pytest
 
 from glitchrun.ledger.record import Metric
 from glitchrun.runner.gates import evaluate
-from glitchrun.spec.loading import check_files, load_experiment
+from glitchrun.spec.experiment_loading import check_files, load_experiment
 from glitchrun.spec.problems import CODES
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ import pytest
 
 from glitchrun.errors import GlitchrunError
 from glitchrun.plan.build import build
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.spec.problems import InvalidSpec
 from glitchrun.spec.schema import closed, parameters
 from tests.support.oracle import FOLDER

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from glitchrun.spec.loading import check_files
+from glitchrun.spec.experiment_loading import check_files
 from glitchrun.spec.problem_formats import as_github, as_json, as_sarif, as_text, visible
 from glitchrun.spec.problems import CODES, Problem
 

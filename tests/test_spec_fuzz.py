@@ -12,7 +12,7 @@ import yaml
 
 from glitchrun.errors import UsageError
 from glitchrun.spec.digest import results_digest
-from glitchrun.spec.loading import check_files, load_experiment
+from glitchrun.spec.experiment_loading import check_files, load_experiment
 from glitchrun.spec.nodes import plain, walk
 from glitchrun.spec.problem_formats import as_text
 from glitchrun.spec.problems import CODES, InvalidSpec

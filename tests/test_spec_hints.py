@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from glitchrun.spec.loading import check_files
+from glitchrun.spec.experiment_loading import check_files
 from glitchrun.spec.schema import closed
 
 HEAD = """\

@@ -23,10 +23,10 @@ from glitchrun.ledger import (
     ledger_file,
     read_run,
     step_fold,
-    steps,
+    step_store,
 )
 from glitchrun.ledger.record import RunIdentity, RunRecord
-from glitchrun.ledger.steps import attempt_folder, attempts, read_step
+from glitchrun.ledger.step_store import attempt_folder, attempts, read_step
 from glitchrun.model import loading
 from glitchrun.plan.build import build
 from glitchrun.probing.sampling import Sampler
@@ -38,9 +38,9 @@ from glitchrun.runner.apply import Applied, Options, apply
 from glitchrun.runner.options import make_plan
 from glitchrun.runner.resolved import Resolver
 from glitchrun.runner.signals import Stopped
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.spec.strategy import STRATEGIES
-from glitchrun.strategies.verdicts import Judge
+from glitchrun.strategies.judging import Judge
 from glitchrun.tracking.params_and_tags import run_tags
 from tests.support.oracle import FOLDER as ORACLE
 from tests.support.quiet import NoTracker, Quiet
@@ -276,7 +276,7 @@ def test_the_list_of_runs_reads_no_facts(
     def refuse(entry: Any) -> None:
         raise AssertionError("a batch was read")
 
-    steps._read_unchanged.cache_clear()
+    step_store._read_unchanged.cache_clear()
     monkeypatch.setattr(step_fold, "batch_from_json", refuse)
     (found,) = find_runs(tmp_path / "mlruns")
     assert _row(found) | {"age": 0} == expected

@@ -20,7 +20,7 @@ from glitchrun.plan.residency import Residency
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.backend_selection import best_backend
 from glitchrun.probing.streamed_backend import StreamedBackend
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.spec.problems import InvalidSpec
 from glitchrun.spec.types import ModelSpec
 from tests.support import tiny_models

@@ -15,7 +15,7 @@ from glitchrun.ledger.record import Metric
 from glitchrun.report import write_report
 from glitchrun.tracking.deliver import deliver
 from glitchrun.tracking.experiment import VIEW_TAG, table_view
-from glitchrun.tracking.metrics import SERIES, points
+from glitchrun.tracking.metric_series import SERIES, points
 from tests.support.records import START, Invented, write_matrix, write_run
 from tests.support.reporting import run_of, step, verified
 from tests.support.stores import counts, new_root, open_root, query

@@ -209,7 +209,7 @@ def test_own_defects_are_not_reported_as_mlflow_errors() -> None:
     exec("def fail():\n    return {}['runs']", space)
     with pytest.raises(TrackingUnavailable, match="KeyError: 'runs'"), unavailable("sqlite:///x"):
         space["fail"]()
-    own: dict[str, Any] = {"__name__": "glitchrun.tracking.metrics"}
+    own: dict[str, Any] = {"__name__": "glitchrun.tracking.metric_series"}
     exec("def fail():\n    return {}['runs']", own)
     with pytest.raises(KeyError), unavailable("sqlite:///x"):
         own["fail"]()

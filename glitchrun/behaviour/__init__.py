@@ -3,7 +3,7 @@
     catalogue.py      the questions, and the tests on their answers, as data
     detectors.py      functions that judge an answer
     multilingual.py   content units of a text in any script, and phrases of refusal
-    rates.py          rates, and differences of rates, with intervals
+    proportions.py    rates, and differences of rates, with intervals
 
 Needs the standard library only.
 """

@@ -1,6 +1,6 @@
 """A conversation with the model of a spec.
 
-    session.py      ChatSession: turns, what ended them, the next-token table, the KV cache
+    conversation.py ChatSession: turns, what ended them, the next-token table, the KV cache
     detokenizer.py  ids to text as they arrive
     loop.py         reads lines, answers them, and carries out `/` commands
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from glitchrun.chat.session import ChatSession
+from glitchrun.chat.conversation import ChatSession
 from glitchrun.errors import UsageError
 from glitchrun.prompts.tokenizer import decode_inside
 from glitchrun.vocabulary.text import visible

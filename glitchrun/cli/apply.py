@@ -17,7 +17,7 @@ from glitchrun.ledger import ROOT, RunRecord
 from glitchrun.runner.lookup import find_cells
 from glitchrun.runner.options import Options
 from glitchrun.spec.adjusting import read_until
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.terminal import QuietStream, emit_json, say, terminal_width
 
 if TYPE_CHECKING:

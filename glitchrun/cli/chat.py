@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 import click
 
 from glitchrun.errors import DoesNotFit, ExitCode, UsageError, require
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.spec.semantics import LEAST_TEMPERATURE
 from glitchrun.spec.types import Experiment
 from glitchrun.terminal import emit, say
 
 if TYPE_CHECKING:
-    from glitchrun.chat.session import ChatSession
+    from glitchrun.chat.conversation import ChatSession
     from glitchrun.plan.build import PlannedRun
 
 
@@ -64,8 +64,8 @@ def command(
     experiment = load_experiment(spec, sets, require_env=True)
     require("torch", "transformers")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see `apply`
+    from glitchrun.chat.conversation import ChatSettings
     from glitchrun.chat.loop import run_chat
-    from glitchrun.chat.session import ChatSettings
     from glitchrun.probing.token_choice import SamplingParams
 
     run = _run(experiment, only)
@@ -101,7 +101,7 @@ def _run(experiment: Experiment, only: str | None) -> PlannedRun:
 
 
 def _session(run: PlannedRun, settings: object) -> ChatSession:
-    from glitchrun.chat.session import ChatSession
+    from glitchrun.chat.conversation import ChatSession
     from glitchrun.probing.backend_selection import generic_backend
     from glitchrun.prompts.detect import detect
     from glitchrun.runner.models import Models

@@ -15,7 +15,7 @@ from glitchrun.plan.build import PlannedRun, build
 from glitchrun.runner.lookup import find_run, readable_runs
 from glitchrun.runner.resolved import Resolver
 from glitchrun.spec.digest import changed_paths
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.spec.types import Cell, Experiment
 from glitchrun.terminal import emit_json, say
 

@@ -12,7 +12,7 @@ import click
 
 from glitchrun.cli.schema import PUBLISHED_AT
 from glitchrun.errors import UsageError
-from glitchrun.spec.loading import check_files
+from glitchrun.spec.experiment_loading import check_files
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.yaml_scalars import resolve
 from glitchrun.terminal import say

@@ -17,7 +17,7 @@ from glitchrun.plan.work import StepWork
 from glitchrun.report.formatting import counted, size
 from glitchrun.runner.options import Options, adjusted, make_plan
 from glitchrun.spec.adjusting import read_until
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.spec.strategy import Work
 from glitchrun.terminal import emit_json, say, styled, visible
 from glitchrun.tracking.address import check_store, tracking_uri

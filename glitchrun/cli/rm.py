@@ -10,7 +10,7 @@ import click
 from glitchrun.errors import RunLocked, TrackingUnavailable, UsageError, require
 from glitchrun.ledger import ROOT, RunRecord, find_runs, hold, is_held
 from glitchrun.ledger.garbage import folder_size, remove_folder, used_only_by
-from glitchrun.ledger.steps import attempt_folder
+from glitchrun.ledger.step_store import attempt_folder
 from glitchrun.report.formatting import counted, size
 from glitchrun.runner.lookup import find_run
 from glitchrun.terminal import say, visible

@@ -14,11 +14,11 @@ from glitchrun.ledger import ROOT, RunRecord, is_held
 from glitchrun.ledger.files import now
 from glitchrun.ledger.garbage import folder_size, used_steps
 from glitchrun.ledger.record import status_word
-from glitchrun.ledger.steps import attempt_folder
+from glitchrun.ledger.step_store import attempt_folder
 from glitchrun.report.formatting import age, moment, size
 from glitchrun.report.outcome import ROLES, check_rows, gates_outcome, outcome
 from glitchrun.runner.lookup import readable_runs, report_damage
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.terminal import emit_json, fitted, say, styled, visible
 
 

@@ -54,7 +54,7 @@ def command(spec: Path | None, port: int, no_open: bool) -> None:
 
 
 def _from_spec(spec: Path) -> tuple[str | None, str]:
-    from glitchrun.spec.loading import load_experiment
+    from glitchrun.spec.experiment_loading import load_experiment
 
     first = load_experiment(spec, require_env=True).cells[0].spec
     return first.tracking.uri, first.experiment

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from glitchrun.errors import ExitCode
-from glitchrun.spec.loading import check_files
+from glitchrun.spec.experiment_loading import check_files
 from glitchrun.spec.problem_formats import as_github, as_json, as_sarif, as_text
 from glitchrun.spec.spec_files import find_files
 from glitchrun.terminal import emit, say, visible

@@ -1,6 +1,6 @@
 """The append-only records of runs and of the steps that they share.
 
-ROOT/steps/KEY/attempt-1/           what a step measured, see steps.py
+ROOT/steps/KEY/attempt-1/           what a step measured, see step_store.py
 ROOT/runs/EXPERIMENT/KEY/           one folder for all attempts with the same results digest
     lock, owner.json                the lock of the process that executes the run
     attempt-1/                      `--fresh` starts the next one
@@ -13,7 +13,7 @@ ROOT/runs/EXPERIMENT/KEY/           one folder for all attempts with the same re
         artifacts/                  spec.yaml, tokens.jsonl, report.html, ...
 
 record.py     the run as read back: what MLflow, the report and `status` are made from
-steps.py      the store of steps
+step_store.py the store of steps
 identity.py   run.json and delivered.json
 checksums.py  numbers and checksums of the lines; finds damage
 fold.py       entries to a record

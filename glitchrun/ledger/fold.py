@@ -28,7 +28,7 @@ from glitchrun.ledger.record import (
     model_from_json,
 )
 from glitchrun.ledger.step_fold import Extent, StepFold, within
-from glitchrun.ledger.steps import attempt_folder, read_step
+from glitchrun.ledger.step_store import attempt_folder, read_step
 from glitchrun.ledger.tags import read_tags
 from glitchrun.spec.types import Thresholds
 from glitchrun.verdicts import judged

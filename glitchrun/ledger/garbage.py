@@ -20,7 +20,7 @@ from glitchrun.ledger.files import LEDGER, open_regular
 from glitchrun.ledger.folders import find_runs, unreadable_lines
 from glitchrun.ledger.lock import hold, is_held
 from glitchrun.ledger.record import RunRecord
-from glitchrun.ledger.steps import STEPS, attempt_folder, attempts
+from glitchrun.ledger.step_store import STEPS, attempt_folder, attempts
 
 _REMOVED = ".removed-"
 StepRef = tuple[str, int]

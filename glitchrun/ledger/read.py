@@ -32,7 +32,7 @@ from glitchrun.ledger.identity import (
 )
 from glitchrun.ledger.record import RunIdentity, RunRecord, ending
 from glitchrun.ledger.step_fold import Extent
-from glitchrun.ledger.steps import attempt_folder, is_intact
+from glitchrun.ledger.step_store import attempt_folder, is_intact
 
 
 def read_run(folder: Path) -> RunRecord:

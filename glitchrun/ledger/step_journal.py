@@ -16,7 +16,7 @@ from glitchrun.ledger.files import LEDGER, now, sync_folder, write_atomically
 from glitchrun.ledger.ledger_file import THEN, LedgerFile
 from glitchrun.ledger.record import ModelRecord, RunIdentity
 from glitchrun.ledger.step_fold import Extent, within, worker_of
-from glitchrun.ledger.steps import inspect_step
+from glitchrun.ledger.step_store import inspect_step
 
 
 class StepJournal:

@@ -14,7 +14,7 @@ from glitchrun.checkpoint.headers import Header, read_header
 from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.errors import ModelUnavailable
 from glitchrun.ledger.record import status_word
-from glitchrun.ledger.steps import StepStatus
+from glitchrun.ledger.step_store import StepStatus
 from glitchrun.ledger.timings import Timing
 from glitchrun.plan.devices import device_memory
 from glitchrun.plan.duration import Duration, duration

@@ -30,7 +30,7 @@ class _Reference(Protocol):
     source: str
 
 
-class Source(Protocol):
+class IndicatorSource(Protocol):
     """The part of `vocabulary.indicators.Indicators` that is used here. That module needs torch."""
 
     @property
@@ -88,7 +88,7 @@ class StepIndicators:
 
 
 def keep_indicators(
-    folder: Path, indicators: Source, ids: Sequence[int], relatives: Mapping[str, Any]
+    folder: Path, indicators: IndicatorSource, ids: Sequence[int], relatives: Mapping[str, Any]
 ) -> None:
     """Writes the indicators of tokens, and related tokens, into the folder of a step's attempt.
 

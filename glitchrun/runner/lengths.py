@@ -1,4 +1,6 @@
-"""Checks that the longest text of each step fits into the model's positions."""
+"""Checks that the longest text of each step fits into the model's positions. `refusal` works from
+the checkpoint's headers, before the model is loaded; `too_long` and `beyond_training` check the
+loaded model."""
 
 from __future__ import annotations
 

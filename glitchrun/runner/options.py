@@ -9,7 +9,7 @@ from pathlib import Path
 
 from glitchrun.errors import UsageError
 from glitchrun.ledger import RunRecord, current_attempt, existing_status, read_run
-from glitchrun.ledger.steps import StepStatus, step_status
+from glitchrun.ledger.step_store import StepStatus, step_status
 from glitchrun.ledger.timings import read_timings
 from glitchrun.plan.build import ANEW, Plan, build
 from glitchrun.plan.step_keys import StepKey

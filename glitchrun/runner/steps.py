@@ -16,7 +16,7 @@ from glitchrun.ledger.lock import wait_and_hold
 from glitchrun.ledger.record import RunIdentity, StepRecord
 from glitchrun.ledger.step_fold import StepFold
 from glitchrun.ledger.step_journal import StepJournal
-from glitchrun.ledger.steps import (
+from glitchrun.ledger.step_store import (
     attempt_folder,
     attempts,
     current_step,

@@ -13,7 +13,7 @@ torch. The code that runs a step is in `run.py`:
     scan, test     verification of every token in scope, or of given ones (run by listed.py)
     validate/      sampled attempts on each token
 
-Shared by several: context.py (what a step is given), verdicts.py (verification), false_alarms.py
+Shared by several: context.py (what a step is given), judging.py (verification), false_alarms.py
 (matched controls), prompt_lengths.py (how long prompts are, before the model is loaded).
 """
 

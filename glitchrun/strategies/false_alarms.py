@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from glitchrun.events import Batch, Control, Stage
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.verdicts import Judge, judged
+from glitchrun.strategies.judging import Judge, judged
 from glitchrun.vocabulary.character_groups import doubtful_groups, group_of
 from glitchrun.vocabulary.controls import MatchedControl, matched_controls
 

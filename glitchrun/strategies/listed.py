@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from glitchrun.events import Batch, Event, Stage
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.false_alarms import judged_controls, scanned_controls
+from glitchrun.strategies.judging import Judge, judged
 from glitchrun.strategies.scan import Config as ScanConfig
 from glitchrun.strategies.test import Config as TestConfig
-from glitchrun.strategies.verdicts import Judge, judged
 
 
 def scan(config: ScanConfig, context: Context, history: Sequence[Batch]) -> Iterator[Event]:

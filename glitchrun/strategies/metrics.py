@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from glitchrun.behaviour.rates import wilson
+from glitchrun.behaviour.proportions import wilson
 from glitchrun.events import Batch, Control, Measured, Sampled, Verified
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.mine import Config as MineConfig

@@ -7,7 +7,7 @@ deliver.py          one record to one MLflow run; repeating it changes nothing
 mlflow_run.py       finds a run by the id of its ledger or creates it; status and values
 experiment.py       the experiment: description, saved view and links
 parent.py           the parent run of a matrix
-metrics.py          series and final values as points
+metric_series.py    series and final values as points
 params_and_tags.py  what people compare and search runs by, within MLflow's limits
 description.py      the description of a run, in Markdown
 tracker.py          delivers a run while it is executed

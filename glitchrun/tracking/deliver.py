@@ -21,7 +21,7 @@ from glitchrun.errors import DeletedInMlflow
 from glitchrun.ledger import mark_delivered
 from glitchrun.ledger.record import RunRecord
 from glitchrun.tracking import experiment, mlflow_run, parent
-from glitchrun.tracking.metrics import Point, last_change, model_metrics, points
+from glitchrun.tracking.metric_series import Point, last_change, model_metrics, points
 from glitchrun.tracking.params_and_tags import (
     DELIVERED,
     LEFT_OUT,

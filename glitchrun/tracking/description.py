@@ -14,7 +14,7 @@ from glitchrun.report.run_details import step_count
 from glitchrun.report.token_rows import TokenRow, found_tokens, token_rows, worst_first
 from glitchrun.report.totals import NOTES
 from glitchrun.terminal import visible_lines
-from glitchrun.tracking.metrics import is_finite
+from glitchrun.tracking.metric_series import is_finite
 from glitchrun.vocabulary.text import visible, visible_token
 
 _TOKENS = 10

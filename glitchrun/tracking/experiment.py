@@ -21,7 +21,7 @@ from glitchrun.errors import DeletedInMlflow, TrackingUnavailable
 from glitchrun.ledger.record import RunRecord
 from glitchrun.tracking.address import shown
 from glitchrun.tracking.description import paragraphs
-from glitchrun.tracking.metrics import SERIES, column_order, columns, headline, points
+from glitchrun.tracking.metric_series import SERIES, column_order, columns, headline, points
 from glitchrun.tracking.params_and_tags import (
     DESCRIPTION,
     GATES,

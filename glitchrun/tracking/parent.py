@@ -8,7 +8,7 @@ from typing import Any
 
 from glitchrun.ledger.record import RunRecord
 from glitchrun.tracking.description import escaped
-from glitchrun.tracking.metrics import column_order, columns, headline
+from glitchrun.tracking.metric_series import column_order, columns, headline
 from glitchrun.tracking.mlflow_run import (
     RUNNING,
     create_run,

@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 
-from glitchrun.tracking.metrics import Point
+from glitchrun.tracking.metric_series import Point
 
 _MEGA = 1e6
 _QUERY = "index,utilization.gpu,memory.used,memory.total,power.draw"

@@ -10,7 +10,7 @@ from pathlib import Path
 from glitchrun.errors import DeletedInMlflow, TrackingUnavailable
 from glitchrun.ledger.record import RunRecord
 from glitchrun.tracking.deliver import Target, advance, begin, complete
-from glitchrun.tracking.metrics import Point
+from glitchrun.tracking.metric_series import Point
 from glitchrun.tracking.params_and_tags import valid_name
 from glitchrun.tracking.store import Store, open_store, unavailable
 from glitchrun.tracking.system_metrics import SystemSampler

@@ -1,8 +1,8 @@
 """Numeric features of tokens that need no forward pass: from the embedding and from the text.
 
 The indicators are those of Land and Bartolo 2024, "Fishing for Magikarp" (arXiv 2405.05417, section
-2.2), and the cosine to the mean. `vocabulary/indicators.py` and `search/features.py` call them. The
-text features describe the form of a token's text, for the surrogate search.
+2.2), and the cosine to the mean. `search/features.py` calls them. The text features describe the
+form of a token's text, for the surrogate search.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from glitchrun.cli import main
 from glitchrun.ledger import read_run
 from glitchrun.ledger.record import RunRecord
-from glitchrun.strategies.verdicts import Judge
+from glitchrun.strategies.judging import Judge
 from tests.support.oracle import FOLDER, PLANTED
 
 LEGACY = Path(__file__).parents[1] / "data" / "legacy" / "glitch_tokens.json"

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from glitchrun.cli import main
 from glitchrun.ledger import read_run
-from glitchrun.spec.loading import load_experiment
+from glitchrun.spec.experiment_loading import load_experiment
 from tests.support.oracle import FOLDER, PLANTED, oracle
 from tests.support.preloaded import without_figures
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from scipy.stats import hypergeom
 
-from glitchrun.behaviour.rates import Rate, wilson
+from glitchrun.behaviour.proportions import Proportion, wilson
 from glitchrun.errors import UsageError
 from glitchrun.report.comparison.matching import same_text, without_counterpart
 from glitchrun.report.comparison.sides import Side, TokenVerdict
@@ -124,19 +124,19 @@ class MatchedToken:
         return self.left.found is not None and self.right.found is not None
 
     @property
-    def intervals(self) -> tuple[Rate, Rate] | None:
+    def intervals(self) -> tuple[Proportion, Proportion] | None:
         """Wilson's 95 % intervals of both ASRs; None unless both sides count attempts."""
         left, right = _asr_interval(self.left), _asr_interval(self.right)
         return (left, right) if left and right else None
 
 
-def _asr_interval(one: TokenVerdict) -> Rate | None:
+def _asr_interval(one: TokenVerdict) -> Proportion | None:
     if not one.attempts or one.failures is None:
         return None
     return wilson(one.failures, one.attempts)
 
 
-def disjoint(left: Rate, right: Rate) -> bool:
+def disjoint(left: Proportion, right: Proportion) -> bool:
     """Whether the intervals of two rates share no point."""
     return left.high < right.low or right.high < left.low
 

@@ -12,10 +12,10 @@ from glitchrun.events import Batch, Sampled, Token, Verified
 from glitchrun.strategies.check import Config
 from glitchrun.strategies.check.outcomes import Checked, Finding, at_least, at_most, equals
 from glitchrun.strategies.context import Context
+from glitchrun.strategies.judging import Judge
 from glitchrun.strategies.validate import Config as ValidateConfig
 from glitchrun.strategies.validate.run import new_sampler
 from glitchrun.strategies.validate.run import run as validate
-from glitchrun.strategies.verdicts import Judge
 from glitchrun.vocabulary.controls import matched_controls
 
 COMMON = (" the", " and", " of", " is", " in")

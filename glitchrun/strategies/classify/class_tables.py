@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from glitchrun.behaviour.catalogue import TESTS, BehaviourTest
 from glitchrun.behaviour.detectors import Judgement
-from glitchrun.behaviour.rates import Rate, difference, wilson
+from glitchrun.behaviour.proportions import Proportion, difference, wilson
 from glitchrun.events import Batch, Entry, Measured, Token
 
 _EXCERPT = 160
@@ -15,7 +15,7 @@ _EXCERPT = 160
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class JudgedAnswer:
     """A sampled answer, and a test's judgement on it."""
 
     text: str
@@ -31,8 +31,8 @@ def category_row(token: Token, reason: str) -> Entry:
 def class_row(
     token: Token,
     test: BehaviourTest,
-    own: Sequence[Answer],
-    controls: Sequence[Sequence[Answer]],
+    own: Sequence[JudgedAnswer],
+    controls: Sequence[Sequence[JudgedAnswer]],
     confidence: float,
 ) -> Entry:
     """The rate at which one token shows a class, compared with that of its controls."""
@@ -55,7 +55,7 @@ def class_row(
 
 
 def answer_row(
-    token: Token, control_of: Token | None, test: BehaviourTest, answers: Sequence[Answer]
+    token: Token, control_of: Token | None, test: BehaviourTest, answers: Sequence[JudgedAnswer]
 ) -> Entry:
     """One token's answers to a test, with the first that shows the class, or else the first."""
     shown = next((one for one in answers if one.judgement.found), answers[0])
@@ -112,7 +112,7 @@ def _work(batches: Sequence[Batch], n: int) -> Iterator[Measured]:
     yield Measured("not_intact", total["not_intact"], n)
 
 
-def _rate(answers: Sequence[Answer], confidence: float) -> tuple[Rate | None, int]:
+def _rate(answers: Sequence[JudgedAnswer], confidence: float) -> tuple[Proportion | None, int]:
     """The share of decided answers that show a class, None where none is decided; their number."""
     decided = [one.judgement.found for one in answers if one.judgement.found is not None]
     if not decided:
@@ -120,7 +120,7 @@ def _rate(answers: Sequence[Answer], confidence: float) -> tuple[Rate | None, in
     return wilson(sum(decided), len(decided), confidence), len(decided)
 
 
-def _bounds(name: str, rate: Rate | None) -> dict[str, float | None]:
+def _bounds(name: str, rate: Proportion | None) -> dict[str, float | None]:
     low, high = f"{name}_low", f"{name}_high"
     if rate is None:
         return {name: None, low: None, high: None}

@@ -15,7 +15,7 @@ from glitchrun.prompts.template import stop_ids
 from glitchrun.spec.probes import TOKEN, Probe
 from glitchrun.strategies.classify import Config
 from glitchrun.strategies.classify.class_tables import (
-    Answer,
+    JudgedAnswer,
     answer_row,
     category_row,
     class_metrics,
@@ -24,7 +24,7 @@ from glitchrun.strategies.classify.class_tables import (
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.false_alarms import draw
 
-Judged = dict[tuple[int, str, str], list[Answer]]
+Judged = dict[tuple[int, str, str], list[JudgedAnswer]]
 """Answers by token, test and scenario."""
 _SPARE = 128
 """Positions assumed for a question when the batch size is chosen."""
@@ -114,7 +114,7 @@ class _Classifier:
                 question = ALL_QUESTIONS[name].user.replace(TOKEN, token.text)
                 for test in asking:
                     found[token.id, test.name, test.scenario] = [
-                        Answer(text, test.judge(question, text, token.text)) for text in texts
+                        JudgedAnswer(text, test.judge(question, text, token.text)) for text in texts
                     ]
         return found
 

@@ -23,8 +23,8 @@ from glitchrun.strategies.false_alarms import (
     controls_done,
     judged_controls,
 )
+from glitchrun.strategies.judging import Judge, judged
 from glitchrun.strategies.mine import Config
-from glitchrun.strategies.verdicts import Judge, judged
 
 _PASSES_PER_WRITE = 8
 """Forward passes of the screen between two entries of the ledger."""

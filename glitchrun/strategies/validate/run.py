@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from glitchrun.behaviour.rates import wilson
+from glitchrun.behaviour.proportions import wilson
 from glitchrun.events import Attempt, Batch, Event, Sampled, Stage, Token
 from glitchrun.probing.memory_limits import standard_rows
 from glitchrun.probing.sampling import Sampler

@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
+class Proportion:
     """A share with its confidence interval."""
 
     value: float
@@ -16,7 +16,7 @@ class Rate:
     high: float
 
 
-def wilson(found: int, n: int, confidence: float = 0.95) -> Rate:
+def wilson(found: int, n: int, confidence: float = 0.95) -> Proportion:
     """The share `found` / `n` with Wilson's score interval (Wilson 1927, JASA 22:209-212).
 
     Args:
@@ -31,10 +31,10 @@ def wilson(found: int, n: int, confidence: float = 0.95) -> Rate:
     # At 0 and 1 the bound equals the share; the formula would miss it by rounding.
     low = 0.0 if found == 0 else centre - half
     high = 1.0 if found == n else centre + half
-    return Rate(p, low, high)
+    return Proportion(p, low, high)
 
 
-def difference(one: Rate, other: Rate) -> Rate:
+def difference(one: Proportion, other: Proportion) -> Proportion:
     """The difference `one` - `other` with Newcombe's hybrid score interval.
 
     Method 10 of Newcombe 1998, "Interval estimation for the difference between independent
@@ -44,4 +44,4 @@ def difference(one: Rate, other: Rate) -> Rate:
     value = one.value - other.value
     low = value - hypot(one.value - one.low, other.high - other.value)
     high = value + hypot(one.high - one.value, other.value - other.low)
-    return Rate(value, low, high)
+    return Proportion(value, low, high)
