@@ -7,32 +7,90 @@ from pathlib import Path
 
 import click
 
-from glitchrun.errors import require
+from glitchrun.errors import UsageError, require
 from glitchrun.ledger import ROOT, RunRecord
 from glitchrun.report.writing import write_document
-from glitchrun.runner.lookup import find_run
+from glitchrun.runner.lookup import find_run, readable_runs
 from glitchrun.terminal import emit, say
 
 FORMATS = ("html", "json", "junit", "md")
 
 
 @click.command("report")
-@click.argument("run")
+@click.argument("runs", nargs=-1, metavar="RUN...")
+@click.option(
+    "--tag",
+    "tags",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A census of all finished runs with this tag. May be repeated: with all of these tags.",
+)
 @click.option("--format", "form", type=click.Choice(FORMATS), default="html", show_default=True)
 @click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Output file; `-` for standard output. Default: the run's artifacts for html, standard "
-    "output for other formats.",
+    help="Output file; `-` for standard output. Default: for html the run's artifacts, or "
+    "census.html; standard output for other formats.",
 )
-def command(run: str, form: str, output: Path | None) -> None:
+def command(runs: tuple[str, ...], tags: tuple[str, ...], form: str, output: Path | None) -> None:
     """Writes the report of RUN: a run's folder, the start of its key, its name, or `latest`.
 
-    The report is made from the ledger, so RUN may also be running or stopped.
+    The report is made from the ledger, so RUN may also be running or stopped. Several runs, such as
+    those of several models, give a census: a table of models and definitions.
     """
-    record = find_run(run, ROOT)
+    if len(runs) == 1 and not tags:
+        _write(find_run(runs[0], ROOT), form, output)
+        return
+    records = [find_run(run, ROOT) for run in runs]
+    records += _tagged(tags) if tags else []
+    if not records:
+        raise UsageError("report needs a RUN, or --tag KEY=VALUE for a census of several runs")
+    text = _census(records, form)
+    if form == "html" and output is None:
+        output = Path("census.html")
+    if output is None or str(output) == "-":
+        emit(text)
+        return
+    write_document(output, text, "-o")
+    say(output, err=form == "json")
+
+
+def _tagged(tags: tuple[str, ...]) -> list[RunRecord]:
+    """The newest finished attempt of each run that has all of the tags, oldest first."""
+    pairs = [tag.partition("=") for tag in tags]
+    for tag, (_, sign, _) in zip(tags, pairs, strict=True):
+        if not sign:
+            raise UsageError(f"--tag {tag}: write KEY=VALUE")
+    found = {
+        record.identity.key: record
+        for record in readable_runs(ROOT)
+        if record.status == "FINISHED"
+        and all(record.tags.get(name) == value for name, _, value in pairs)
+    }
+    if not found:
+        raise UsageError(f"no finished run has {' and '.join(tags)}; `glitchrun status` shows tags")
+    return [*found.values()]
+
+
+def _census(records: list[RunRecord], form: str) -> str:
+    if form == "junit":
+        raise UsageError("--format junit reports one run; a census has html, md and json")
+    if form == "html":
+        require("jinja2", "matplotlib", "scipy")
+    from glitchrun.report import census
+
+    if form == "html":
+        return census.census_page(records)
+    if form == "json":
+        return json.dumps(census.census_json(records), indent=2, allow_nan=False) + "\n"
+    from glitchrun.report.comparison.output import as_markdown
+
+    return as_markdown([census.census_section(records)])
+
+
+def _write(record: RunRecord, form: str, output: Path | None) -> None:
     text = _text(record, form)
     if form == "html" and output is None:
         output = record.artifacts / "report.html"
