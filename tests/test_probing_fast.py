@@ -47,9 +47,7 @@ def ids(rows: int, length: int, size: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("quantization", ["none", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("shape", LLAMA_LAYOUTS)
-def test_logits_are_those_of_transformers(
-    shape: str, quantization: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logits_are_those_of_transformers(shape: str, quantization: str, tmp_path: Path) -> None:
     model = loaded(LLAMA_LAYOUTS[shape](tmp_path / "model"), quantization)
     found, why = best_backend(model)
     assert isinstance(found, FastBackend)
@@ -59,9 +57,7 @@ def test_logits_are_those_of_transformers(
     theirs = generic.last_logits([3, 4, 5, 6], suffixes, float32=True)
     ours = found.last_logits([3, 4, 5, 6], suffixes, float32=True)
     assert torch.allclose(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
-    for units, arithmetic in ((False, torch.float32), (True, model.compute_dtype)):
-        monkeypatch.setattr(fast_backend, "_has_bfloat16_units", lambda units=units: units)
-        assert found.arithmetic == arithmetic
+    assert found.arithmetic == torch.float32  # it is small
 
 
 @pytest.mark.parametrize(
@@ -141,17 +137,13 @@ def test_a_fast_path_with_other_logits_is_not_used(
     assert backend_selection.TOLERANCE < 1e-4
 
 
-def test_bfloat16_arithmetic_gives_the_same_verdicts(
-    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fast_backend, "_has_bfloat16_units", lambda: False)
+def test_bfloat16_arithmetic_gives_the_same_verdicts(llama_folder: Path) -> None:
     probed = context(llama_folder, quantization="bfloat16")
     prompts, tokens = probed.prompts("strict"), list(range(4, 300, 7))
-    monkeypatch.setattr(fast_backend, "_has_bfloat16_units", lambda: False)
     wide = Verifier(probed.backend, prompts, rows=16).verify(tokens)
-    monkeypatch.setattr(fast_backend, "_has_bfloat16_units", lambda: True)
-    narrow = Verifier(probed.backend, prompts, rows=16)
-    assert probed.backend.arithmetic == torch.bfloat16
+    backend, _ = best_backend(probed.backend.model, "weights")
+    narrow = Verifier(backend, prompts, rows=16)
+    assert backend.arithmetic == torch.bfloat16
     found = narrow.verify(tokens)
     assert [r["repeat"].passed for r in found] == [r["repeat"].passed for r in wide]
     assert {r["repeat"].decided_in for r in wide} == {"float32"}

@@ -208,13 +208,22 @@ class Backend:
     # 3. The frozen-suffix screen --------------------------------------------------------------
 
     @torch.no_grad()
-    def freeze(self, prefix: Sequence[int], suffix: Sequence[int], tokens: Tensor) -> Any:
+    def freeze(
+        self,
+        prefix: Sequence[int],
+        suffix: Sequence[int],
+        tokens: Tensor,
+        *,
+        coarse: bool = False,
+    ) -> Any:
         """Returns a suffix's keys and values, except for its last id, averaged over some tokens.
 
         Args:
             prefix: Ids before the token; at least one.
             suffix: Ids after the token; at least one.
             tokens: Calibration token ids, `(C,)`.
+            coarse: Whether the screen may use a coarser arithmetic than that of `arithmetic`, if it
+                is faster.
 
         Raises:
             RunError: The model's cache does not contain every position.

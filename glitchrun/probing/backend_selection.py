@@ -17,6 +17,7 @@ from glitchrun.boundary import first_line, foreign_errors
 from glitchrun.errors import PreflightError, RunError
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.model.streamed import StreamedModel
+from glitchrun.probing.arithmetic import choose
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.fast.llama_layout import OtherLayoutError, recognize
 from glitchrun.probing.fast_backend import FastBackend
@@ -38,21 +39,25 @@ Logits = list[Tensor]
 """After each of several passes, `(B, V)`, float32 on the CPU."""
 
 
-def best_backend(model: LoadedModel) -> tuple[Backend, str]:
+def best_backend(model: LoadedModel, arithmetic: str = "auto") -> tuple[Backend, str]:
     """Returns the fast backend if its logits are the model's, else the generic one; and why.
+
+    Args:
+        model: The model to be run.
+        arithmetic: `execution.arithmetic` of the spec.
 
     Raises:
         PreflightError: The model is not a causal language model.
         RunError: Its forward pass fails on a few tokens.
     """
     if isinstance(model, StreamedModel):
-        trial, reason = _try_fast(model.trial, _plain_logits(model.trial, _TYPICAL))
-        backend = streamed_backend(model, trial, reason)
+        trial, reason = _try_fast(model.trial, _plain_logits(model.trial, _TYPICAL), arithmetic)
+        backend = streamed_backend(model, trial, reason, arithmetic)
         return backend, f"streamed: a small model of its kind has the {reason}"
     reference = _plain_logits(model, _TYPICAL)
-    fast, reason = _try_fast(model, reference)
+    fast, reason = _try_fast(model, reference, arithmetic)
     if fast is not None:
-        return fast, f"fast: {reason}"
+        return fast, f"fast: {reason}; {fast.chosen.why}"
     generic, note = _select_cache_mode(model, reference)
     return generic, f"generic: {reason}{note}"
 
@@ -70,10 +75,14 @@ def generic_backend(model: LoadedModel) -> Backend:
 # The fast backend -----------------------------------------------------------------------------
 
 
-def _try_fast(model: LoadedModel, reference: Logits) -> tuple[FastBackend | None, str]:
+def _try_fast(
+    model: LoadedModel, reference: Logits, arithmetic: str
+) -> tuple[FastBackend | None, str]:
     """The fast backend if it runs this model, and why it does or does not."""
     try:
-        fast = FastBackend(model, recognize(model.module))
+        layout = recognize(model.module)
+        chosen = choose(layout, model.compute_dtype, model.device, arithmetic)
+        fast = FastBackend(model, layout, chosen)
         difference = _fast_difference(fast, reference)
     except OtherLayoutError as error:
         return None, str(error)

@@ -3,35 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
 from glitchrun.model.loaded import LoadedModel
+from glitchrun.probing.arithmetic import Arithmetic, choose, converted
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.fast.buffers import KVCache, Workspace, empty_cache
 from glitchrun.probing.fast.forward import cached_logits, shared_prefix_logits
-from glitchrun.probing.fast.frozen import freeze_cache, frozen_suffix_logits
+from glitchrun.probing.fast.frozen import FrozenCache, freeze_cache, frozen_suffix_logits
 from glitchrun.probing.fast.llama_layout import LlamaLayout
 from glitchrun.probing.logit_statistics import Statistics, check_finite, from_columns
 
 _MIN_HALF_HEAD = 16
 """Triton multiplies matrices of at least 16 rows and columns."""
+_COPIES = 4
+"""A screen gets a copy of the weights in its own format if this many would fit into free memory."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class FrozenPrompt:
+    """A frozen suffix, and the weights to screen with."""
+
+    cache: FrozenCache
+    layout: LlamaLayout
+    dtype: torch.dtype
+    """The dtype of activations."""
 
 
 class FastBackend(Backend):
     """Runs a model of the Llama layout on plain tensors.
 
-    On a CPU without matrix units for bfloat16, narrow and quantized weights are widened one matrix
-    at a time and multiplied in float32. On two AVX-512 cores that was twice as fast as bfloat16,
-    and no near-tie has to be re-evaluated in another arithmetic.
+    On a CPU, narrow and quantized weights are widened one matrix at a time and multiplied in
+    float32 where that is faster, so that no near-tie has to be re-evaluated in another arithmetic.
     """
 
-    def __init__(self, model: LoadedModel, layout: LlamaLayout) -> None:
+    def __init__(
+        self, model: LoadedModel, layout: LlamaLayout, arithmetic: Arithmetic | None = None
+    ) -> None:
         super().__init__(model)
         self._layout = layout
+        self.chosen = arithmetic or choose(layout, model.compute_dtype, model.device)
+        """The arithmetic of passes and of screens."""
         self._kernels = load_kernels(layout, self.device)
         self._prefix_caches: dict[tuple[tuple[int, ...], bool], KVCache] = {}
         self._workspaces: dict[torch.dtype, Workspace] = {}
@@ -49,7 +67,7 @@ class FastBackend(Backend):
 
     @property
     def arithmetic(self) -> torch.dtype:
-        return arithmetic_on(self.device, self.model.compute_dtype)
+        return self.chosen.passes
 
     @torch.no_grad()
     def last_logits(
@@ -108,28 +126,46 @@ class FastBackend(Backend):
         return cache.select(rows.to(self.device))
 
     @torch.no_grad()
-    def freeze(self, prefix: Sequence[int], suffix: Sequence[int], tokens: Tensor) -> Any:
+    def freeze(
+        self,
+        prefix: Sequence[int],
+        suffix: Sequence[int],
+        tokens: Tensor,
+        *,
+        coarse: bool = False,
+    ) -> Any:
         body = torch.tensor(suffix[:-1], dtype=torch.long).expand(len(tokens), -1)
         ids = torch.cat([tokens[:, None], body], dim=1)
         _, cache = self.step(ids, self.start(prefix, len(tokens)))
-        return freeze_cache(cache, len(prefix), suffix[-1])
+        frozen = freeze_cache(cache, len(prefix), suffix[-1])
+        format_ = self.chosen.screen if coarse else _name(self.arithmetic)
+        if format_ == _name(self.arithmetic) or not self._has_room():
+            return FrozenPrompt(frozen, self._layout, self.arithmetic)
+        dtype = torch.bfloat16 if format_ == "bfloat16" else torch.float32
+        pairs = [(keys.to(dtype), values.to(dtype)) for keys, values in frozen.keys_values]
+        layout = self._layout if format_ == "float32" else converted(self._layout, format_)
+        return FrozenPrompt(replace(frozen, keys_values=pairs), layout, dtype)
+
+    def _has_room(self) -> bool:
+        """Whether there is room for a copy of the weights, which has at most two bytes for each."""
+        numel = sum(tensor.numel() for tensor in self.model.module.parameters())
+        return bool(_COPIES * 2 * numel < psutil.virtual_memory().available)
 
     @torch.no_grad()
     def screen(self, frozen: Any, tokens: Tensor) -> Tensor:
-        ids = tokens.to(self.device)
-        logits = frozen_suffix_logits(self._layout, frozen, ids, self._workspace(False))
+        ids, workspace = tokens.to(self.device), self._workspace_of(frozen.dtype)
+        logits = frozen_suffix_logits(frozen.layout, frozen.cache, ids, workspace)
         return check_finite(logits.float())
 
     def _workspace(self, float32: bool) -> Workspace:
-        dtype = torch.float32 if float32 else self.arithmetic
+        return self._workspace_of(torch.float32 if float32 else self.arithmetic)
+
+    def _workspace_of(self, dtype: torch.dtype) -> Workspace:
         return self._workspaces.setdefault(dtype, Workspace(dtype, self.device, self._kernels))
 
 
-def arithmetic_on(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Returns the arithmetic of passes over weights of a dtype, written out as here."""
-    if device.type == "cpu" and not _has_bfloat16_units():
-        return torch.float32
-    return dtype
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def load_kernels(layout: LlamaLayout, device: torch.device) -> ModuleType | None:
@@ -142,8 +178,3 @@ def load_kernels(layout: LlamaLayout, device: torch.device) -> ModuleType | None
     except ImportError:  # CUDA builds of torch for Linux include Triton; others may not
         return None
     return triton_kernels
-
-
-def _has_bfloat16_units() -> bool:
-    """Whether this CPU has matrix units for bfloat16 (AMX)."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))

@@ -48,7 +48,7 @@ class Screener:
         """Rows of every pass."""
         drawn = np.random.default_rng(seed).permutation(np.asarray(scope))[:CALIBRATION]
         self._frozen = backend.freeze(
-            prompt.prefix_ids, prompt.suffix_ids, torch.from_numpy(np.sort(drawn))
+            prompt.prefix_ids, prompt.suffix_ids, torch.from_numpy(np.sort(drawn)), coarse=True
         )
 
     def screen(self, token_ids: Sequence[int]) -> tuple[list[float], list[float]]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from glitchrun.errors import PreflightError, RunError
 from glitchrun.model.streamed import StreamedModel, filled
 from glitchrun.plan.batch_sizes import CHUNK_ROWS, LOGIT_BYTES
+from glitchrun.probing.arithmetic import choose
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.fast.buffers import KVCache, Workspace, empty_cache
 from glitchrun.probing.fast.forward import embed, head_logits
@@ -34,7 +35,7 @@ from glitchrun.probing.fast.llama_layout import (
     recognize,
     recognize_layer,
 )
-from glitchrun.probing.fast_backend import FastBackend, arithmetic_on
+from glitchrun.probing.fast_backend import FastBackend
 from glitchrun.probing.logit_statistics import Statistics, check_finite, measure, scores
 from glitchrun.probing.model_cache import CacheMode
 from glitchrun.probing.streamed_rows import MLP_ROWS, Growing, Mixture, Rows, Screened, Suffixes
@@ -46,12 +47,13 @@ Consume = Callable[[int, Tensor], None]
 class StreamedBackend(Backend):
     """Runs a `StreamedModel`; `trial` is the fast backend of its small stand-in."""
 
-    def __init__(self, model: StreamedModel, trial: FastBackend) -> None:
+    def __init__(self, model: StreamedModel, trial: FastBackend, arithmetic: str) -> None:
         self.model: StreamedModel = model
         self.device = model.device
         self.cache_mode = CacheMode.FULL
         self._trial = trial
         self._layout = recognize(model.module, empty=True)
+        self.chosen = choose(self._layout, model.compute_dtype, model.device, arithmetic)
 
     @property
     def trial(self) -> FastBackend:
@@ -59,7 +61,7 @@ class StreamedBackend(Backend):
 
     @property
     def arithmetic(self) -> torch.dtype:
-        return arithmetic_on(self.device, self.model.compute_dtype)
+        return self.chosen.passes
 
     @property
     def pass_rows(self) -> int | None:
@@ -137,7 +139,14 @@ class StreamedBackend(Backend):
     # The screen -------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def freeze(self, prefix: Sequence[int], suffix: Sequence[int], tokens: Tensor) -> FrozenCache:
+    def freeze(
+        self,
+        prefix: Sequence[int],
+        suffix: Sequence[int],
+        tokens: Tensor,
+        *,
+        coarse: bool = False,
+    ) -> FrozenCache:
         body = torch.tensor(suffix[:-1], dtype=torch.long).expand(len(tokens), -1)
         ids = torch.cat([tokens[:, None], body], dim=1)
         rows = Suffixes(prefix, ids, len(tokens), keeps=True)
@@ -234,13 +243,16 @@ class StreamedBackend(Backend):
             consume(start, logits)
 
 
-def streamed_backend(model: StreamedModel, trial: FastBackend | None, reason: str) -> Backend:
+def streamed_backend(
+    model: StreamedModel, trial: FastBackend | None, reason: str, arithmetic: str
+) -> Backend:
     """Returns the backend of a streamed model.
 
     Args:
         model: The model.
         trial: The fast backend of its stand-in; None if that does not have the Llama layout.
         reason: Why it does or does not.
+        arithmetic: `execution.arithmetic` of the spec.
 
     Raises:
         PreflightError: Its layers compute something else than those of Llama.
@@ -248,7 +260,7 @@ def streamed_backend(model: StreamedModel, trial: FastBackend | None, reason: st
     problem = reason
     if trial is not None:
         try:
-            return StreamedBackend(model, trial)
+            return StreamedBackend(model, trial, arithmetic)
         except OtherLayoutError as error:
             problem = str(error)
     raise PreflightError(

@@ -96,7 +96,7 @@ def prepare(planned: PlannedRun, session: Session) -> Prepared:
     warnings = _check_lengths(spec, model, template)
     for warning in warnings:
         say(f"warning: {warning}")
-    backend, engine = best_backend(model)
+    backend, engine = best_backend(model, spec.arithmetic)
     say(f"engine: {engine}")
     searches = (str(step.params.get("search")) for step in spec.steps)
     if any(name in SEARCHES and SEARCHES[name].screened for name in searches):

@@ -248,6 +248,7 @@ def build_spec(document: Document) -> Spec:
         ),
         gates=tuple(Gate(**gate) for gate in data.get("gates", ())),
         engine=data.get("execution", {}).get("engine", "local"),
+        arithmetic=data.get("execution", {}).get("arithmetic", "auto"),
         tracking=Tracking(tracking.get("uri"), tracking.get("experiment")),
         document=resolved,
         origins=_origins(document),

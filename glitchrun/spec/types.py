@@ -130,6 +130,8 @@ class Spec:
     thresholds: Thresholds = Thresholds()
     gates: tuple[Gate, ...] = ()
     engine: str = "local"
+    arithmetic: str = "auto"
+    """`execution.arithmetic`: `auto`, `float32` or `weights`."""
     tracking: Tracking = Tracking()
     document: Mapping[str, Any] = None  # type: ignore[assignment]
     """The resolved document as plain data, secrets replaced by `<redacted>`: the content of
