@@ -114,17 +114,15 @@ def by_seconds(seconds: Seconds, compute_dtype: torch.dtype, convertible: bool) 
 
 
 def matrix_shapes(layout: LlamaLayout) -> Counter[tuple[int, int]]:
-    """Returns how often each shape `(R, K)` is multiplied with in a pass.
-
-    The head counts as one more matrix. It is applied to fewer rows, but has more columns.
-    """
+    """Returns how often each shape `(R, K)` is multiplied with in a pass, without the head."""
     return Counter(shape for linear in _linears(layout) if (shape := _shape(linear)))
 
 
 def is_dense(layout: LlamaLayout) -> bool:
     """Returns whether every matrix of a pass is a plain linear layer without bias."""
     return all(
-        isinstance(linear, nn.Linear) and linear.bias is None for linear in _linears(layout)
+        isinstance(linear, nn.Linear) and linear.bias is None
+        for linear in (*_linears(layout), layout.head)
     ) and all(isinstance(layer.mlp, MlpLayout) for layer in layout.layers)
 
 
@@ -134,7 +132,6 @@ def _linears(layout: LlamaLayout) -> Iterator[Any]:
         yield from (attention.q, attention.k, attention.v, attention.o)
         if isinstance(mlp, MlpLayout):
             yield from (mlp.gate, mlp.up, mlp.down)
-    yield layout.head
 
 
 def _shape(linear: Any) -> tuple[int, int] | None:
@@ -225,21 +222,36 @@ def _fastest(product: Callable[[], object], rounds: int = 4) -> float:
 
 
 class Int8Rows:
-    """Rows of activations in int8, each with its own scale. The last ones are remembered, because
-    several matrices are multiplied with the same."""
+    """Rows of activations in int8, each with its own scale, and scratch memory of products.
+
+    The last rows are remembered, because several matrices are multiplied with the same.
+    """
 
     def __init__(self) -> None:
-        self._x: Tensor | None = None
-        self._version = -1
-        self._found: tuple[Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, int] | None = None
+        self._found: tuple[Tensor, Tensor]
+        self._buffers: dict[tuple[object, ...], Tensor] = {}
 
     def of(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns x `(N, K)` in int8, and the scale of each row, `(N, 1)`."""
-        if self._found is None or self._x is not x or self._version != int(x._version):
-            scale = x.abs().amax(dim=1, keepdim=True).div_(127).clamp_(min=1e-12)
-            self._found = (x / scale).round_().to(torch.int8), scale
-            self._x, self._version = x, int(x._version)
+        version = int(x._version)  # rises with every change in place
+        if self._last is None or self._last[0] is not x or self._last[1] != version:
+            wide = torch.abs(x, out=self.scratch(torch.float32, *x.shape))
+            scale = wide.amax(dim=1, keepdim=True).div_(127).clamp_(min=1e-12)
+            torch.div(x, scale, out=wide).round_()
+            self._found = self.scratch(torch.int8, *x.shape).copy_(wide), scale
+            self._last = x, version
         return self._found
+
+    def scratch(self, dtype: torch.dtype, rows: int, columns: int) -> Tensor:
+        """Returns a tensor `(rows, columns)` that the next one of its kind overwrites.
+
+        Fresh memory costs as much as the elementwise operation that fills it.
+        """
+        key = (dtype, rows, columns)
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty(rows, columns, dtype=dtype)
+        return self._buffers[key]
 
 
 class Int8Linear:
@@ -256,13 +268,16 @@ class Int8Linear:
     def __call__(self, x: Tensor) -> Tensor:
         """Returns `(N, R)` in float32 for x `(N, K)` in float32."""
         quantized, scale = self._rows.of(x)
-        return torch._int_mm(quantized, self._weight.t()).mul(scale).mul_(self._scale)
+        sums = self._rows.scratch(torch.int32, len(x), len(self._weight))
+        torch._int_mm(quantized, self._weight.t(), out=sums)
+        return torch.empty(sums.shape).copy_(sums).mul_(scale).mul_(self._scale)
 
 
 def converted(layout: LlamaLayout, format_: str) -> LlamaLayout:
     """Returns a dense layout whose matrices are copies in `int8` or `bfloat16`.
 
-    Embedding and norms stay the model's own.
+    Embedding and norms stay the model's own, and so does the head beside int8: with its rounding,
+    95 % of SmolLM2's severe tokens took a fifth more verifications, without it none more.
     """
     rows = Int8Rows()
 
@@ -284,4 +299,5 @@ def converted(layout: LlamaLayout, format_: str) -> LlamaLayout:
         )
         for layer in layout.layers
     )
-    return replace(layout, layers=layers, head=copy(layout.head))
+    head = layout.head if format_ == "int8" else copy(layout.head)
+    return replace(layout, layers=layers, head=head)
