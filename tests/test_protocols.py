@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from glitchrun.strategies.verdicts import Judge
 
 from glitchrun.behaviour.text_answers import expected_answer, is_right
 from glitchrun.events import Answered, Batch, ProbeResult, Token, Verified
@@ -16,15 +17,23 @@ from glitchrun.plan.step_keys import step_keys
 from glitchrun.plan.work import step_work
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.render import intact, render
+from glitchrun.report.agreement import agreements, definitions, shown
+from glitchrun.report.comparison.pairs import Counts
+from glitchrun.report.headline import headline
+from glitchrun.report.machine_readable import run_json
+from glitchrun.report.markdown import markdown
+from glitchrun.report.token_files import token_lines, write_tokens
+from glitchrun.report.totals import severity
 from glitchrun.spec.digest import changed_paths, results_digest
 from glitchrun.spec.experiment_loading import check_files, load_experiment
 from glitchrun.spec.probes import PROBES, PROTOCOLS, any_of, defined_probe, probe_names, probes_of
 from glitchrun.spec.types import Spec, Thresholds
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.judging import Judge
-from glitchrun.verdicts import judged
+from glitchrun.verdicts import classes, judged
 from tests.support.engine import context, one_at_a_time
 from tests.support.real_tokenizers import mistral, smollm2
+from tests.support.reporting import run_of, step
 
 DATA = json.loads((Path(__file__).parent / "data" / "magikarp_verdicts.json").read_text())
 HEAD = """\
@@ -313,3 +322,96 @@ def test_spec_probes_reach_the_config() -> None:
     own = defined_probe("own", {"user": "{token}"})
     assert probes_of(("repeat", own)) == (PROBES["repeat"], own)
     assert own.cost == PROBES["repeat"].cost
+
+
+# The report ---------------------------------------------------------------------------------------
+
+
+def named(token_id: int, probes: dict[str, ProbeResult], glitch: bool, **more: Any) -> Verified:
+    token = Token(token_id, f"t{token_id}", f"t{token_id}", "normal", 1.0)
+    return Verified(token, probes, glitch, "other" if glitch else None, **more)
+
+
+def chat(token_id: int, p: float) -> Verified:
+    return named(token_id, {"repeat": result(p, p > 0.1)}, p <= 0.1)
+
+
+def few_shot(token_id: int, p: float) -> Verified:
+    probes = {
+        name: result(p, p >= 0.01, at_positions=(p,), greedy=(3,))
+        for name in PROTOCOLS["magikarp"].probes
+    }
+    return named(token_id, probes, p < 0.01)
+
+
+def test_the_report_counts_the_same_tokens_by_each_definition(tmp_path: Path) -> None:
+    spelled = [
+        named(i, {"question": result(0.9, True)}, i != 0, any_of=(("question", "spelling"),),
+              answers={"spelling": Answered("t", "t" if i == 0 else "x", i == 0, "float32")})
+        for i in range(10)
+    ]  # fmt: skip
+    record = run_of(
+        tmp_path,
+        step("strict", "test", *[chat(i, 1e-4 if i < 4 else 0.5) for i in range(10)]),
+        step("magikarp", "test", *[few_shot(i, 1e-4 if i in (3, 4) else 0.5) for i in range(10)]),
+        step("letters", "test", *spelled),
+    )
+    whole = [one for one in definitions(record) if one.whole]
+    assert [(one.step, len(one.found), one.n) for one in whole] == [
+        ("strict", 4, 10),
+        ("magikarp", 2, 10),
+        ("letters", 9, 10),
+    ]
+    alone = {one.name: len(one.found) for one in definitions(record) if not one.whole}
+    assert alone["question alone"] == 0
+    assert alone["spelling alone"] == 9
+    pair = agreements(record)[0]
+    assert pair.counts == Counts(both=1, only_left=3, only_right=1, neither=5)
+    assert pair.overlap.expected == pytest.approx(0.8)
+    assert pair.counts.kappa == pytest.approx((0.6 - 0.56) / 0.44)
+    text = markdown(record)
+    assert "**Agreement of definitions**" in text
+    assert "Of the same 10 tokens, glitch tokens are 4 by" in text
+    lines = list(token_lines(record))
+    assert lines[10]["classes"] == {"magikarp": "weak_rejected"}
+    assert lines[13]["classes"] == {"magikarp": "strong_verified"}
+    assert lines[13]["probes"]["repeats"]["at_positions"] == [1e-4]
+    assert lines[21]["probes"]["spelling"] == {
+        "expected": "t", "answer": "x", "pass": False, "decided_in": "float32",
+    }  # fmt: skip
+    write_tokens(record, tmp_path)
+    assert [json.loads(line) for line in (tmp_path / "tokens.jsonl").open()] == lines
+
+
+def test_the_headline_leads_with_chat_and_shown(tmp_path: Path) -> None:
+    record = run_of(
+        tmp_path,
+        step("mine", "mine", *[chat(i, 1e-4 if i < 4 else 0.5) for i in range(10)]),
+        step("shown", "test", *[few_shot(i, 1e-4 if i == 3 else 0.5) for i in range(4)]),
+    )
+    assert definitions(record) == []
+    found = shown(record)
+    assert found is not None
+    assert (found.in_chat, found.even_shown) == (4, 1)
+    top = headline(record)
+    assert (top.number, top.unit) == (4, "tokens fail in chat, 1 of them even when shown")
+    assert top.result[0].startswith("4 tokens fail in chat, and 1 of them (25 %")
+    assert severity(record).glitch == 4  # the verdict in chat stays
+    assert run_json(record)["shown"] == {"in_chat": 4, "even_shown": 1}
+
+
+@pytest.mark.parametrize(
+    ("largest", "encodable", "name"),
+    [
+        (0.95, True, "strong_rejected"),
+        (0.5, False, "weak_rejected"),
+        (0.05, False, "verification_encoding_failed"),
+        (0.05, True, "weak_verified"),
+        (1e-4, True, "strong_verified"),
+    ],
+)
+def test_classes_of_magikarp(largest: float, encodable: bool, name: str) -> None:
+    fact = few_shot(1, largest)
+    probes = {key: replace(one, encodable=encodable) for key, one in fact.probes.items()}
+    assert classes(replace(fact, probes=probes)) == {"magikarp": name}
+    assert classes(chat(1, 0.5)) == {}

@@ -17,6 +17,7 @@ from glitchrun.errors import MissingExtra
 from glitchrun.events import SEVERE
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report import run_details
+from glitchrun.report.agreement import agreement_tables, shown
 from glitchrun.report.alarms import Alarms, alarms
 from glitchrun.report.figures import drawings
 from glitchrun.report.figures.style import LIGHT, Drawing, palette_css, style
@@ -239,6 +240,7 @@ def sections(record: RunRecord) -> dict[str, Any]:
         "tallies": tallies(record),
         "share": share,
         **severity_tables(record),
+        **agreement_tables(record),
         "legend": VERDICTS,
         "memory": run_details.memory(record),
         "census": run_details.census(record.model),
@@ -261,6 +263,7 @@ def _has_searched(step: StepRecord) -> bool:
 def _cards(record: RunRecord) -> list[tuple[str, str, str]]:
     """The key figures at the top of the page: label, number, and what it counts."""
     cards = [
+        *_shown_cards(record),
         *_verdict_cards(severity(record), thresholds(record).probability),
         *map(_alarm_card, alarms(record)),
     ]
@@ -288,6 +291,16 @@ def _verdict_cards(found: Severity, limit: float) -> list[tuple[str, str, str]]:
         *([severe] if limit > SEVERE else []),
         *([mild] if limit > MILD and found.mild < found.glitch else []),
         ("glitch", count(found.glitch), f"{share(found.glitch, found.verified)} of those verified"),
+    ]
+
+
+def _shown_cards(record: RunRecord) -> list[tuple[str, str, str]]:
+    both = shown(record)
+    if both is None:
+        return []
+    return [
+        ("fails in chat", count(both.in_chat), "glitch tokens when asked in chat"),
+        ("fails even when shown", count(both.even_shown), "glitch tokens by few-shot copying too"),
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from glitchrun.ledger.record import GateResult, RunRecord, StepRecord, status_word
+from glitchrun.report.agreement import agreement_json, shown
 from glitchrun.report.alarms import Alarms, alarms
 from glitchrun.report.formatting import figure
 from glitchrun.report.headline import headline
@@ -42,6 +43,8 @@ def run_json(record: RunRecord) -> dict[str, Any]:
         "severity": asdict(severity(record)),
         "bands": [asdict(band) for band in bands(record)],
         "probe_patterns": [asdict(pattern) for pattern in patterns(record)],
+        **({"agreement": found} if (found := agreement_json(record))["definitions"] else {}),
+        **({"shown": asdict(both)} if (both := shown(record)) else {}),
         "false_alarms": [_alarms(found) for found in alarms(record)],
         "steps": [_step(step) for step in record.steps],
         "tables": [_table(table) for table in step_tables(record)],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from glitchrun.ledger.record import RunRecord
+from glitchrun.report.agreement import agreement_tables
 from glitchrun.report.formatting import (
     MISSING,
     code,
@@ -45,6 +46,7 @@ def markdown(record: RunRecord) -> str:
         *map(escaped, top.details),
         *_gates(record),
         *_verdicts(record),
+        *_agreement(record),
         *_severity(record),
         *_tokens(token_rows(record)),
         *(part for table in step_tables(record) for part in _step_table(table)),
@@ -76,6 +78,27 @@ def _verdicts(record: RunRecord) -> list[str]:
     ]
     head = ("Step", "Category", "Verified", "Glitch", "Share", "Sampled", "Confirmed")
     return [grid(head, rows)] if rows else []
+
+
+def _agreement(record: RunRecord) -> list[str]:
+    """Counts by each definition, and the agreement of every two."""
+    found = agreement_tables(record)
+    if not found["definitions"]:
+        return []
+    names = ("found", "n", "share", "interval", "source")
+    rows = [
+        [code(one["step"]), escaped(one["name"]), *(escaped(one[name]) for name in names)]
+        for one in found["definitions"]
+    ]
+    head = ("Step", "Definition", "Glitch tokens", "Of", "Share", "95 % interval", "Source")
+    pairs = [[*map(escaped, one.values())] for one in found["agreements"]]
+    other = ("Definitions", "Both", "Only the first", "Only the second", "Neither", "By chance")
+    return [
+        "**Glitch tokens by definition**, of the same tokens",
+        grid(head, rows),
+        "**Agreement of definitions**",
+        grid((*other, "Reading", "Equal verdicts", "Cohen's kappa"), pairs),
+    ]
 
 
 def _severity(record: RunRecord) -> list[str]:

@@ -3,13 +3,13 @@ attempts.jsonl, with a line for what was said in each attempt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from glitchrun.behaviour.symptoms import symptom
-from glitchrun.events import Attempt, Control, Sampled, Token, Verified
+from glitchrun.events import Attempt, Control, ProbeResult, Sampled, Token, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.indicators import of_step
 from glitchrun.report.token_rows import (
@@ -27,6 +27,7 @@ from glitchrun.report.writing import (
     replacing,
     to_json,
 )
+from glitchrun.verdicts import classes
 from glitchrun.vocabulary.text import visible, visible_token
 
 
@@ -129,26 +130,62 @@ def _fields(lines: Sequence[_Line], probes: _Probes) -> dict[str, Sequence[Any]]
         "control_elsewhere": [one.elsewhere if one else None for one in controls],
         "false_alarm": [one.alarm if one else None for one in controls],
         "indicators": [line.indicators for line in lines],
+        **_classes(verified),
     }
+
+
+def _classes(verified: Sequence[Verified | None]) -> dict[str, Sequence[Any]]:
+    """The field `classes`; nothing where no protocol has any, as in most runs."""
+    found = [(classes(one) or None) if one else None for one in verified]
+    return {"classes": found} if any(found) else {}
 
 
 def _probes(verified: Sequence[Verified | None]) -> list[dict[str, dict[str, Any]] | None]:
     """The field `probes`: the results by probe; None without a verdict."""
     columns = _results(verified)
     rows = (dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True))
-    return [{name: next(rows) for name in one.probes} if one else None for one in verified]
+    return [
+        {name: next(rows) | _positions(result) for name, result in one.probes.items()}
+        | _answers(one)
+        if one
+        else None
+        for one in verified
+    ]
+
+
+def _positions(result: ProbeResult) -> dict[str, Any]:
+    """The probabilities at several greedy positions; nothing for one, as in most probes."""
+    return {"at_positions": all_rounded(result.at_positions)} if result.at_positions else {}
+
+
+def _answers(verified: Verified) -> dict[str, dict[str, Any]]:
+    """The answers that were compared as text, by probe."""
+    return {
+        name: {
+            "expected": answer.expected,
+            "answer": answer.text,
+            "pass": answer.passed,
+            "decided_in": answer.decided_in,
+        }
+        for name, answer in verified.answers.items()
+    }
 
 
 def _encoded_probes(verified: Sequence[Verified | None]) -> list[Encoded | None]:
     """The field `probes` as JSON."""
     rows = iter(json_rows(_results(verified)))
     names = {name: to_json(name) for one in verified if one for name in one.probes}
-    return [
-        Encoded(f"{{{','.join([f'{names[name]}:{next(rows)}' for name in one.probes])}}}")
-        if one
-        else None
-        for one in verified
-    ]
+    return [_encoded(one, names, rows) if one else None for one in verified]
+
+
+def _encoded(verified: Verified, names: Mapping[str, str], rows: Iterator[str]) -> Encoded:
+    parts = [f"{names[name]}:{next(rows)}" for name in verified.probes]
+    for place, result in enumerate(verified.probes.values()):
+        if result.at_positions:
+            parts[place] = f"{parts[place][:-1]},{to_json(_positions(result))[1:]}"
+    if verified.answers:
+        parts.append(to_json(_answers(verified))[1:-1])
+    return Encoded(f"{{{','.join(parts)}}}")
 
 
 def _results(verified: Sequence[Verified | None]) -> dict[str, Sequence[Any]]:

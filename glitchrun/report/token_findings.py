@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from glitchrun.behaviour.proportions import wilson
 from glitchrun.events import SEVERE, Sampled
 from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.report.agreement import shown, spread
 from glitchrun.report.alarms import alarm_sentence, alarms
 from glitchrun.report.formatting import counted, figure, percent, quoted, share
 from glitchrun.report.token_rows import (
@@ -65,11 +66,13 @@ def findings(record: RunRecord) -> Findings:
         return Findings(None, "no result")
     verified = _about_verdicts(record, found)
     covered, unaudited = _about_recall(record.steps)
-    first = _about_samples(record, sampled) if sampled else verified
+    both, several = shown(record), spread(record)
+    first = _about_samples(record, sampled) if sampled else several or verified
     last = covered[0] if covered else verified
     spelled_otherwise, nothing_like_it = _about_emitted(found)
     named = "" if sampled else _about_passed(record)
-    result = [first, _about_worst(record, sampled), named, *([last] if last != first else [])]
+    result = [both.sentence, first] if both else [first]
+    result += [_about_worst(record, sampled), named, *([last] if last != first else [])]
     caveats = [
         _about_intervals(record, sampled),
         *map(alarm_sentence, alarms(record)),
@@ -88,7 +91,8 @@ def findings(record: RunRecord) -> Findings:
         *map(_about_saved, record.steps),
     ]
     parts = (tuple(filter(None, part)) for part in (result, caveats, details))
-    return Findings(*_number(found, sampled), *parts)
+    number = (both.in_chat, both.unit) if both else _number(found, sampled)
+    return Findings(*number, *parts)
 
 
 def _number(found: Severity, sampled: Sequence[Sampled]) -> tuple[int, str]:
@@ -138,7 +142,10 @@ def _about_verdicts(record: RunRecord, found: Severity) -> str:
 
 def _probes(record: RunRecord) -> str:
     """The probes that a glitch token fails, in words."""
-    asked = {tuple(fact.probes) for fact in verdicts(record)}
+    groups = {fact.any_of for fact in verdicts(record)} - {()}
+    if groups:
+        return f"any of the probes {', '.join(next(iter(groups))[0])}"
+    asked = {(*fact.probes, *fact.answers) for fact in verdicts(record)}
     names = sorted({name for probes in asked for name in probes})
     if len(names) == 1:
         return f"the probe {names[0]}"

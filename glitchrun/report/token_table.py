@@ -256,6 +256,14 @@ def token_details(
             {"name": name, "results": [_result(row, name, dtypes) for row in rows]}
             for name in probes
         ],
+        "answers": {
+            place: [
+                [name, _shown(answer.text), answer.expected, int(answer.passed)]
+                for name, answer in row.verified.answers.items()
+            ]
+            for place, row in enumerate(rows)
+            if row.verified and row.verified.answers
+        },
         "dtypes": [*dtypes],
         "prompts": [prompt for step in record.steps for prompt in _prompts(step)],
         "outcomes": {

@@ -12,6 +12,7 @@ from itertools import pairwise
 from glitchrun.events import SEVERE, Sampled, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.token_rows import TokenRow, facts_by_token, remembered
+from glitchrun.spec.probes import PROBES
 from glitchrun.spec.schema import fragments
 from glitchrun.spec.types import Thresholds
 
@@ -69,16 +70,32 @@ def thresholds(record: RunRecord) -> Thresholds:
     return Thresholds(**(record.spec.get("thresholds") or {}))
 
 
+SHOWN = frozenset(name for name, probe in PROBES.built_in.items() if probe.raw)
+"""The built-in probes that show the token in examples, as raw text."""
+
+
 @remembered
 def verdicts(record: RunRecord) -> list[Verified]:
-    """The run's verdicts, one for each token: that of the last step that verified it."""
-    found = {
-        token_id: verified
-        for step in record.steps
-        for token_id, (verified, _) in facts_by_token(step).items()
-        if verified
-    }
+    """The run's verdicts, one for each token: that of the last step that verified it.
+
+    A step that shows the token in examples is a second definition: its verdict counts only where
+    there is no other.
+    """
+    found: dict[int, Verified] = {}
+    for step in record.steps:
+        for token_id, (verified, _) in facts_by_token(step).items():
+            if verified and not (token_id in found and is_shown(record, verified)):
+                found[token_id] = verified
     return list(found.values())
+
+
+def is_shown(record: RunRecord, fact: Verified) -> bool:
+    """Whether every probe of a verdict is raw text, such as those of `magikarp`: examples that
+    contain the token, instead of a question in chat."""
+    own = record.spec.get("probes") or {}
+    return not fact.answers and all(
+        name in SHOWN or own.get(name, {}).get("raw", False) for name in fact.probes
+    )
 
 
 @remembered
@@ -245,11 +262,13 @@ def patterns(record: RunRecord) -> list[Pattern]:
 
 def _patterns_of(step: StepRecord) -> list[Pattern]:
     found = [verified for verified, _ in facts_by_token(step).values() if verified]
-    if all(len(fact.probes) < 2 for fact in found):
+    if all(len(fact.probes) + len(fact.answers) < 2 for fact in found):
         return []
     groups: dict[tuple[tuple[str, bool], ...], list[Verified]] = {}
     for fact in found:
-        key = tuple((name, result.passed) for name, result in fact.probes.items())
+        passed = {name: result.passed for name, result in fact.probes.items()}
+        passed |= {name: answer.passed for name, answer in fact.answers.items()}
+        key = tuple(passed.items())
         groups.setdefault(key, []).append(fact)
     made = [
         Pattern(step.id, dict(key), len(facts), sum(fact.severe for fact in facts))

@@ -12,6 +12,7 @@ from glitchrun.plan.positions import Positions, positions
 from glitchrun.plan.work import parameters
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.tokenizer import Tokenizer
+from glitchrun.spec.probes import resolved
 from glitchrun.spec.strategy import STRATEGIES, TextLength
 from glitchrun.spec.types import Spec
 from glitchrun.strategies.prompt_lengths import PromptLengths
@@ -66,7 +67,7 @@ def parts(spec: Spec, tokenizer: Tokenizer, header: Header) -> tuple[int, int] |
         found = [
             size
             for step in spec.steps
-            if (probes := parameters(step).get("probes"))
+            if (probes := resolved(parameters(step).get("probes"), step.probes))
             for size in prompts.parts_of(probes)
         ]
     except PreflightError:

@@ -132,7 +132,7 @@ def _unusable(
                 yield document.problem("GR333", places.get(probe.name, path), message, hint)
     first, named = probes[0], str(step.get("search", "gradient"))
     search = SEARCHES.get(named) if strategy.searches else None
-    guided = search is not None and (search.screened or search.gradients)
+    guided = search is not None and (search.screened or search.gradients or search.regression)
     if guided and (first.is_text or first.slots > 1):
         why = f"asks for the {first.expect}" if first.is_text else "repeats the token"
         message = (

@@ -66,7 +66,7 @@ def _norms_caption(found: Groups) -> str:
 
 def draw_entropy(record: RunRecord) -> Drawing | None:
     """Histograms of the entropy of the next token where the probe asks for the token."""
-    found = groups(verdicts(record), lambda fact: closest(fact).entropy)
+    found = groups(_measured(record), lambda fact: closest(fact).entropy)
     if not found.all:
         return None
     with style():
@@ -84,7 +84,7 @@ def draw_entropy(record: RunRecord) -> Drawing | None:
 
 def draw_rank(record: RunRecord) -> Drawing | None:
     """Bars of the rank of each token, in bins that double in width: 1, 2–3, 4–7, ..."""
-    found = groups(verdicts(record), lambda fact: float(closest(fact).rank))
+    found = groups(_measured(record), lambda fact: float(closest(fact).rank))
     if not found.all:
         return None
     with style():
@@ -160,6 +160,11 @@ def groups(verified: Sequence[Verified], number: Callable[[Verified], float]) ->
         other=tuple(value for glitch, value in finite if not glitch),
         left_out=len(pairs) - len(finite),
     )
+
+
+def _measured(record: RunRecord) -> list[Verified]:
+    """The verdicts with a probability; answers compared as text have none."""
+    return [fact for fact in verdicts(record) if fact.probes]
 
 
 def closest(fact: Verified) -> ProbeResult:

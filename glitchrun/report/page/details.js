@@ -115,6 +115,11 @@ const evidence = ({ columns, cells, folded, details }) => {
         ? make("span", {}, "piece ", quoted(value))
         : make("span", { textContent: `${label.toLowerCase()} ${shownNumber(value)}` }));
     const asked = details.probes.flatMap(({ name, results }) => results[row] !== null ? [probe(name, results[row], row)] : []);
-    return make("div", { className: "evidence" }, actions, make("p", { className: "facts" }, ...about), ...asked, ...samples(row));
+    const compared = (details.answers[row] ?? []).map(([name, said, expected, passed]) => make("section", {},
+      make("h4", {}, `Probe ${name}: `,
+        make("span", { className: passed ? "good" : "bad", textContent: passed ? "passed" : "failed" })),
+      prompt(steps(row)[0], name, row),
+      make("p", {}, "Answer: ", quoted(said), ", expected: ", quoted(expected))));
+    return make("div", { className: "evidence" }, actions, make("p", { className: "facts" }, ...about), ...asked, ...compared, ...samples(row));
   };
 };
