@@ -372,6 +372,7 @@ def test_the_report_counts_the_same_tokens_by_each_definition(tmp_path: Path) ->
     text = markdown(record)
     assert "**Agreement of definitions**" in text
     assert "Of the same 10 tokens, glitch tokens are 4 by" in text
+    assert headline(record).unit == "definitions find 2 to 9 glitch tokens among the same 10 tokens"
     lines = list(token_lines(record))
     assert lines[10]["classes"] == {"magikarp": "weak_rejected"}
     assert lines[13]["classes"] == {"magikarp": "strong_verified"}

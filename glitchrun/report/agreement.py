@@ -179,6 +179,16 @@ def spread(record: RunRecord) -> str:
     return f"Of the same {whole[0].n:,} tokens, glitch tokens are {', '.join(parts)}."
 
 
+def spread_unit(record: RunRecord) -> tuple[int, str] | None:
+    """The number of definitions, and what they find; None if the run has only one."""
+    found = [len(one.found) for one in definitions(record) if one.whole]
+    if not found:
+        return None
+    low, high, n = min(found), max(found), definitions(record)[0].n
+    between = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return len(found), f"definitions find {between} glitch tokens among the same {n:,} tokens"
+
+
 @dataclass(frozen=True, slots=True)
 class Shown:
     """The tokens that fail in chat and were then shown to the model in examples."""

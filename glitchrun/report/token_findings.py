@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from glitchrun.behaviour.proportions import wilson
 from glitchrun.events import SEVERE, Sampled
 from glitchrun.ledger.record import RunRecord, StepRecord
-from glitchrun.report.agreement import shown, spread
+from glitchrun.report.agreement import shown, spread, spread_unit
 from glitchrun.report.alarms import alarm_sentence, alarms
 from glitchrun.report.formatting import counted, figure, percent, quoted, share
 from glitchrun.report.token_rows import (
@@ -67,12 +67,19 @@ def findings(record: RunRecord) -> Findings:
     verified = _about_verdicts(record, found)
     covered, unaudited = _about_recall(record.steps)
     both, several = shown(record), spread(record)
-    first = _about_samples(record, sampled) if sampled else several or verified
+    first = _about_samples(record, sampled) if sampled else verified
     last = covered[0] if covered else verified
     spelled_otherwise, nothing_like_it = _about_emitted(found)
     named = "" if sampled else _about_passed(record)
-    result = [both.sentence, first] if both else [first]
-    result += [_about_worst(record, sampled), named, *([last] if last != first else [])]
+    result = [
+        both.sentence if both else "",
+        first,
+        _about_worst(record, sampled),
+        named,
+        *([last] if last != first else []),
+    ]
+    if several and not sampled:
+        result = [several]
     caveats = [
         _about_intervals(record, sampled),
         *map(alarm_sentence, alarms(record)),
@@ -91,11 +98,14 @@ def findings(record: RunRecord) -> Findings:
         *map(_about_saved, record.steps),
     ]
     parts = (tuple(filter(None, part)) for part in (result, caveats, details))
-    number = (both.in_chat, both.unit) if both else _number(found, sampled)
-    return Findings(*number, *parts)
+    return Findings(*_number(record, found, sampled), *parts)
 
 
-def _number(found: Severity, sampled: Sequence[Sampled]) -> tuple[int, str]:
+def _number(record: RunRecord, found: Severity, sampled: Sequence[Sampled]) -> tuple[int, str]:
+    if both := shown(record):
+        return both.in_chat, both.unit
+    if (several := spread_unit(record)) and not sampled:
+        return several
     if sampled:
         confirmed = sum(fact.confirmed for fact in sampled)
         return confirmed, "confirmed glitch token" + ("" if confirmed == 1 else "s")
