@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from glitchrun.strategies.verdicts import Judge
 
 from glitchrun.behaviour.text_answers import expected_answer, is_right
 from glitchrun.events import Answered, Batch, ProbeResult, Token, Verified
