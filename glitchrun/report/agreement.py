@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from glitchrun.behaviour.proportions import Rate, wilson
+from glitchrun.behaviour.proportions import Proportion, wilson
 from glitchrun.events import SEVERE, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.comparison.pairs import Counts, Overlap
@@ -36,7 +36,7 @@ class Definition:
     """Tokens that were verified."""
 
     @property
-    def rate(self) -> Rate:
+    def rate(self) -> Proportion:
         """The share of the tokens, with Wilson's 95 % interval."""
         return wilson(len(self.found), self.n)
 
