@@ -125,10 +125,10 @@ def _about_samples(record: RunRecord, sampled: Sequence[Sampled]) -> str:
     number = f"{attempts[0]}" if len(attempts) == 1 else f"{attempts[0]} to {attempts[-1]}"
     level = thresholds(record).asr
     least = percent(level) if level else "one"
-    return (
-        f"{sum(fact.confirmed for fact in sampled):,} of {counted(len(sampled), 'sampled token')} "
-        f"failed at least {least} of their attempts ({number} each; thresholds.asr = {level:g})."
-    )
+    confirmed = sum(fact.confirmed for fact in sampled)
+    tried = counted(len(sampled), "sampled token")
+    which = f"All {tried}" if confirmed == len(sampled) > 1 else f"{confirmed:,} of {tried}"
+    return f"{which} failed at least {least} of their attempts ({number} each; thresholds.asr = {level:g})."
 
 
 def _about_verdicts(record: RunRecord, found: Severity) -> str:
@@ -140,7 +140,7 @@ def _about_verdicts(record: RunRecord, found: Severity) -> str:
         ", at any probability (thresholds.probability = 1)"
         if level >= 1
         else f" with a probability below {level:g} (thresholds.probability), and "
-        f"{counted(found.near_miss, 'near miss', 'near misses')} failed with a higher one"
+        f"{f'{found.near_miss:,}' if found.near_miss else 'none'} failed with a higher one"
     )
     size = record.model.vocabulary_size if record.model else 0
     whole = f" ({share(found.verified, size)} of the vocabulary's {size:,})" if size else ""
@@ -294,12 +294,19 @@ def _about_emitted(found: Severity) -> tuple[str, str]:
             "The model answered none of them with a shorter piece of the right text, or with the "
             "right text in other case or spacing."
         )
-    return (
-        f"For {piece:,} of the {counted(found.glitch, 'glitch token')} "
-        f"({share(piece, found.glitch)}) the model began the right text with a shorter piece, and "
-        f"for {same:,} ({share(same, found.glitch)}) its answer differed only in case or spacing; "
-        "it may know these words, just not as single tokens."
-    ), ""
+    of_all = f"of the {counted(found.glitch, 'glitch token')} "
+    parts = [
+        f"for {piece:,} {of_all}({share(piece, found.glitch)}) the model began the right text with "
+        "a shorter piece"
+        if piece
+        else "",
+        f"for {same:,} {'' if piece else of_all}({share(same, found.glitch)}) its answer differed "
+        "only in case or spacing"
+        if same
+        else "",
+    ]
+    text = ", and ".join(filter(None, parts))
+    return f"{text[0].upper()}{text[1:]}; it may know these words, just not as single tokens.", ""
 
 
 def _about_screen(step: StepRecord) -> str:

@@ -122,7 +122,8 @@ const showTokens = (data) => {
   const heads = heading.map((c) => {
     const column = columns[c];
     const button = make("button", { type: "button", title: column.title, textContent: column.label });
-    const head = make("th", { scope: "col" }, button);
+    // Chromium does not repeat a printed header that contains a button.
+    const head = make("th", { scope: "col" }, button, make("span", { className: "printed", textContent: column.label }));
     if (["id", "integer", "number", "fixed", "rate"].includes(column.kind)) head.className = "number";
     button.addEventListener("click", () => {
       const again = sorted.column === c;
