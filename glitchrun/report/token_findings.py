@@ -128,7 +128,10 @@ def _about_samples(record: RunRecord, sampled: Sequence[Sampled]) -> str:
     confirmed = sum(fact.confirmed for fact in sampled)
     tried = counted(len(sampled), "sampled token")
     which = f"All {tried}" if confirmed == len(sampled) > 1 else f"{confirmed:,} of {tried}"
-    return f"{which} failed at least {least} of their attempts ({number} each; thresholds.asr = {level:g})."
+    return (
+        f"{which} failed at least {least} of their attempts ({number} each; "
+        f"thresholds.asr = {level:g})."
+    )
 
 
 def _about_verdicts(record: RunRecord, found: Severity) -> str:

@@ -39,6 +39,7 @@ NOTES = {
     "screens": "screened tokens",
     "screen_forwards": "forward passes of the screen",
     "forwards": "forward passes of verification",
+    "positions": "positions of the prompts of verification, behind their common beginning",
     "gradients": "gradient computations",
     "evaluations": "evaluated sequences",
     "continuations": "sampled continuations",
