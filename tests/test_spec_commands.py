@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from glitchrun.cli import COMMANDS, main
+from glitchrun.spec.probes import PROBES, PROTOCOLS
 from glitchrun.spec.schema import fragments, published
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.templates import FAMILIES
@@ -212,7 +213,7 @@ def test_schema_prints_and_compares(folder: Path) -> None:
         ("strategies", list(fragments())),
         ("searches", list(SEARCHES)),
         ("templates", ["auto", "tokenizer", "raw", *FAMILIES]),
-        ("probes", ["repeat", "explain", "question"]),
+        ("probes", [*PROBES, *PROTOCOLS]),
     ],
 )
 def test_list_prints_the_names(what: str, names: list[str]) -> None:

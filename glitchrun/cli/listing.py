@@ -1,19 +1,22 @@
-"""`glitchrun list`: the available strategies, searches, templates and probes."""
+"""`glitchrun list`: the available strategies, searches, templates, and probes with protocols."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from glitchrun.spec.probes import PROBES
+from glitchrun.spec.probes import PROBES, PROTOCOLS, TOKEN
 from glitchrun.spec.registry import Registry
 from glitchrun.spec.schema import fragments
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.templates import FAMILIES, TEMPLATE_MODES
 from glitchrun.terminal import emit_json, say
+
+_REPEATS = re.compile(rf"(?:{re.escape(TOKEN)}){{4,}}")
 
 
 @click.command("list")
@@ -70,4 +73,16 @@ def _templates() -> dict[str, str]:
 
 
 def _probes() -> dict[str, str]:
-    return {name: f"{probe.user!r} {probe.prefill!r}" for name, probe in PROBES.items()}
+    probes = {
+        name: f"{_repeats_counted(probe.user)!r} {probe.prefill!r}"
+        for name, probe in PROBES.items()
+    }
+    protocols = {
+        name: f"protocol: a glitch token {protocol.rule} ({protocol.source})"
+        for name, protocol in PROTOCOLS.items()
+    }
+    return probes | protocols
+
+
+def _repeats_counted(user: str) -> str:
+    return _REPEATS.sub(lambda found: f"{TOKEN} ({len(found[0]) // len(TOKEN)} times)", user)

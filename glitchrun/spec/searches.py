@@ -58,7 +58,7 @@ class SearchEntry:
 
 _ALL = {
     "gradient": SearchEntry(
-        "GlitchMiner's walk through the output embedding towards high entropy, by its gradient.",
+        "Moves through the output embedding along the gradient of the entropy, as GlitchMiner does.",
         "glitchrun.search.gradient:GradientWalk.build",
         reads=(*_ROUNDS, "k", "start"),
         gradients=True,
@@ -76,7 +76,7 @@ _ALL = {
         ordered=True,
     ),
     "cascade": SearchEntry(
-        "Screens, verifies the worst first, ends when a random audit shows the recall asked for.",
+        "Screens, verifies the worst first, ends when a random audit shows the requested recall.",
         "glitchrun.search.cascade:Cascade.build",
         reads=("recall", "confidence"),
         screened=True,
@@ -114,7 +114,7 @@ _ALL = {
         ordered=True,
     ),
     "range": SearchEntry(
-        "Verifies the token ids of the `ranges` given.",
+        "Verifies the token ids in `ranges`.",
         "glitchrun.search.ordered:by_range",
         reads=(*_ROUNDS, "ranges", *_SAMPLE),
         needs=("ranges",),
@@ -123,7 +123,7 @@ _ALL = {
         ordered=True,
     ),
     "category": SearchEntry(
-        "Verifies tokens of the `groups` given: writing systems and kinds of character.",
+        "Verifies tokens of `groups`: writing systems and kinds of character.",
         "glitchrun.search.ordered:by_category",
         reads=(*_ROUNDS, "groups", *_SAMPLE),
         needs=("groups",),
@@ -132,7 +132,7 @@ _ALL = {
         ordered=True,
     ),
     "pattern": SearchEntry(
-        "Verifies tokens whose text one of the `patterns` given matches.",
+        "Verifies tokens whose text matches one of the `patterns`.",
         "glitchrun.search.ordered:by_pattern",
         reads=(*_ROUNDS, "patterns", *_SAMPLE),
         needs=("patterns",),
