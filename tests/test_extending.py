@@ -18,7 +18,7 @@ from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.mine import Config
 
 ROOT = Path(__file__).parents[1]
-_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^   ```python\n(.*?)^   ```$", re.MULTILINE | re.DOTALL)
 SPEC = """\
 apiVersion: glitchrun/v1
 kind: Experiment
@@ -51,7 +51,8 @@ print(probe_names("strict"))
 def recipe(heading: str) -> list[str]:
     """The blocks of code under a heading of CONTRIBUTING.md."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    return _BLOCK.findall(text.partition(f"## {heading}\n")[2].partition("\n## ")[0])
+    section = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    return [re.sub(r"^   ", "", block, flags=re.MULTILINE) for block in _BLOCK.findall(section)]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,6 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "glitchrun", folder / "glitchrun", ignore=ignored)
     search, entry = recipe("Adding a search")
     (probe,) = recipe("Adding a probe")
-    probe = f"{probe.rstrip()},\n"
     (folder / "glitchrun" / "search" / "longest.py").write_text(search)
     for name, start, more in (("searches", "_ALL = {\n", entry), ("probes", "_ALL = (\n", probe)):
         table = folder / "glitchrun" / "spec" / f"{name}.py"

@@ -58,7 +58,7 @@ class SearchEntry:
 
 _ALL = {
     "gradient": SearchEntry(
-        "Moves through the output embedding along the gradient of the entropy, as GlitchMiner does.",
+        "Follows the gradient of the entropy from token to token, as GlitchMiner does.",
         "glitchrun.search.gradient:GradientWalk.build",
         reads=(*_ROUNDS, "k", "start"),
         gradients=True,
