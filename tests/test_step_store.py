@@ -140,6 +140,14 @@ def lines(run: RunRecord, folder: Path) -> list[Any]:
     return [json.loads(line, parse_float=parse) for line in text.splitlines()]
 
 
+def between_tokens(run: RunRecord) -> float:
+    """A probability threshold far from every glitch token of the first step: none is a near-tie."""
+    facts = [fact for timed in run.steps[0].batches for fact in timed.batch.token_facts]
+    found = sorted(fact.p for fact in facts if isinstance(fact, Verified) and fact.glitch)
+    gaps = {after / before: (after * before) ** 0.5 for before, after in pairwise(found)}
+    return gaps[max(gaps)]
+
+
 def said(run: RunRecord) -> list[Any]:
     """The continuations of every token, in their order."""
     facts = (fact for step in run.steps for timed in step.batches for fact in timed.batch.facts)
@@ -218,16 +226,39 @@ def test_steps_of_the_same_question_share_attempts(tmp_path: Path, work: Work, m
     assert not record(applied(tmp_path, other)).notes.get("reused_attempts")
 
 
+@pytest.mark.parametrize("more", ["", ", sequential: true, error_rate: 0.3"])
+def test_a_step_with_known_attempts_needs_no_model(tmp_path: Path, work: Work, more: str) -> None:
+    """Fewer tokens, by a stricter threshold, and fewer attempts."""
+
+    def asr(attempts: int, more: str = "") -> str:
+        chosen = ASR.replace("from: mine", "from: scan")
+        return f"{chosen[:-1]}{more}}}".replace("attempts: 2", f"attempts: {attempts}")
+
+    limited = SCAN.replace("}", ", batch_size: 64}")
+    head = "thresholds: {{probability: {}, asr: 0.6}}\n"
+    loose = record(applied(tmp_path, limited, asr(4), more=head.format(0.5)))
+    strict = head.format(between_tokens(loose))
+    work.take()
+    edited = record(applied(tmp_path, limited, asr(3, more), more=strict))
+    assert work.take() == (0, 0, 0)
+    assert 0 < edited.metrics["asr/validated"].value < loose.metrics["asr/validated"].value  # type: ignore[operator]
+    afresh = record(applied(tmp_path, limited, asr(3, more), more=strict, root="afresh"))
+    assert tokens(edited, tmp_path / "a") == tokens(afresh, tmp_path / "b")
+    assert said(edited) == said(afresh)
+    prompts = [
+        next(t.batch.prompts for t in run.steps[1].batches if t.batch.prompts)
+        for run in (edited, afresh)
+    ]
+    assert prompts[0] == prompts[1]
+    assert edited.notes.get("dropped_system") == afresh.notes.get("dropped_system")
+
+
 def test_a_new_probability_judges_a_finished_scan_without_the_model(
     tmp_path: Path, work: Work
 ) -> None:
     loose = record(applied(tmp_path, SCAN))
     work.take()
-    facts = [fact for timed in loose.steps[0].batches for fact in timed.batch.token_facts]
-    found = sorted(fact.p for fact in facts if isinstance(fact, Verified) and fact.glitch)
-    gaps = {after / before: (after * before) ** 0.5 for before, after in pairwise(found)}
-    limit = gaps[max(gaps)]  # far from every token: none is a near-tie
-    more = f"thresholds: {{probability: {limit}}}\n"
+    more = f"thresholds: {{probability: {between_tokens(loose)}}}\n"
     strict = record(applied(tmp_path, SCAN, more=more))
     assert work.take() == (0, 0, 0)
     counts = [run.metrics["scan/glitch"].value or 0 for run in (loose, strict)]

@@ -16,7 +16,7 @@ import os
 import shlex
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -47,6 +47,8 @@ from glitchrun.runner.signals import Stopped
 from glitchrun.runner.steps import Steps, metrics, open_journal, steps_anew
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Step
+from glitchrun.strategies.tokens import found_tokens
+from glitchrun.strategies.validate.attempts import Known
 from glitchrun.tracking.tracker import MlflowTracker
 from glitchrun.verdicts import near_limit
 
@@ -166,18 +168,15 @@ class _Run:
             )
 
     def _measure(self, step: Step, key: StepKey, path: str) -> StepFold:
+        known, earlier = self._steps.known(key), self._earlier(key)
+        batches = None if self._steps.begun(key) else self._known_batches(step, known, earlier)
+        if batches is not None:
+            return self._store_known(key, batches)
         prepared = self._prepared()
-        context = replace(
-            prepared.context,
-            path=path,
-            earlier=self._earlier(key),
-            known=self._steps.known(key),
-        )
+        context = replace(prepared.context, path=path, earlier=earlier, known=known.samples)
         with self._steps.journal(key) as store:
-            store.begin(self._journal.record.identity)
+            self._begin(key, store)
             store.use(self._measured(prepared))
-            self._journal.append("uses", **self._steps.reference(key, store.facts, reused=False))
-            self._journal.follow(step.id, store.facts)
             try:
                 self._run(step, context, store)
             except Stopped as stopped:
@@ -188,6 +187,33 @@ class _Run:
             self._keep_indicators(prepared.context, store.facts)
             store.finish(key.extent)
         return store.facts
+
+    def _begin(self, key: StepKey, store: StepJournal) -> None:
+        store.begin(self._journal.record.identity)
+        self._journal.append("uses", **self._steps.reference(key, store.facts, reused=False))
+        self._journal.follow(key.id, store.facts)
+
+    def _store_known(self, key: StepKey, batches: Sequence[Batch]) -> StepFold:
+        """Stores a step of which nothing is left to ask the model."""
+        self._session.display.say(f"{key.id}: every attempt was sampled before")
+        with self._steps.journal(key) as store:
+            self._begin(key, store)
+            for batch in batches:
+                store.add(batch)
+            store.finish(key.extent)
+        return store.facts
+
+    def _known_batches(
+        self, step: Step, known: Known, earlier: Mapping[str, Sequence[Batch]]
+    ) -> list[Batch] | None:
+        """The batches of a step whose attempts are all known; None if it needs the model."""
+        source = step.params.get("tokens", {})
+        if not known.samples or "from" not in source:
+            return None
+        strategy = STRATEGIES[step.strategy]
+        tokens = found_tokens(earlier, source)[: self._spec.limit]
+        config = strategy.configure(step.params)
+        return strategy.known_batches(config, tokens, known, self._spec.thresholds.asr)
 
     def _keep_indicators(self, context: Context, facts: StepFold) -> None:
         """Writes the indicators of the verified tokens beside the step's ledger."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from glitchrun.errors import RunError
-from glitchrun.events import Control, Measured, Sampled
+from glitchrun.events import Batch, Control, Measured, Sampled
 from glitchrun.ledger import Journal, RunRecord, latest_attempt, read_run, run_document
 from glitchrun.ledger.lock import wait_and_hold
 from glitchrun.ledger.record import RunIdentity, StepRecord
@@ -29,6 +29,7 @@ from glitchrun.plan.step_keys import StepKey, question
 from glitchrun.runner.session import Session
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Spec, Step
+from glitchrun.strategies.validate.attempts import Known
 from glitchrun.tracking.address import shown
 
 _COPY = "copy"
@@ -143,6 +144,11 @@ class Steps:
         done = found is not None and found.finished(key.extent) and not found.damage
         return found if done else None
 
+    def begun(self, key: StepKey) -> bool:
+        """Whether some of a step is stored."""
+        found = self._found(key)
+        return found is not None and bool(found.batches)
+
     def _found(self, key: StepKey) -> StepFold | None:
         """The attempt at a step that the run uses; None if it must start one."""
         number = self._used(key) or self._session.redone.get(key.key)
@@ -195,26 +201,31 @@ class Steps:
             self._session.redone[key.key] = number
         return StepJournal.create(attempt_folder(self._root, key.key, number), key.document)
 
-    def known(self, key: StepKey) -> dict[int, Sampled]:
-        """For each token, the largest number of attempts that any step with the same question has
-        sampled.
+    def known(self, key: StepKey) -> Known:
+        """The attempts that steps with the same question have sampled, the most on each token.
 
         Raises:
             RunError: the store cannot be read.
         """
         wanted = question(key.document)
-        found: dict[int, Sampled] = {}
         if wanted is None or key.id in self._anew:
-            return found
+            return Known()
+        samples: dict[int, Sampled] = {}
+        prompts: Mapping[str, tuple[str, ...]] = {}
+        dropped = 0
         for folder, document in stored_steps(self._root):
             if question(document) != wanted:
                 continue
             with suppress(RunError):  # a damaged step is reported where it is used
-                for fact in _sampled(read_step(folder)):
-                    before = found.get(fact.token.id)
-                    if before is None or before.attempts < fact.attempts:
-                        found[fact.token.id] = fact
-        return found
+                for timed in read_step(folder).batches:
+                    prompts = prompts or timed.batch.prompts
+                    for fact in _sampled(timed.batch):
+                        before = samples.get(fact.token.id)
+                        if before is None or before.attempts < fact.attempts:
+                            samples[fact.token.id] = fact
+                    if lacking := timed.batch.counters.get("dropped_system"):
+                        dropped = lacking // len(timed.batch.facts)
+        return Known(samples, prompts, dropped)
 
     def reference(self, key: StepKey, facts: StepFold, *, reused: bool) -> dict[str, Any]:
         """The fields of the entry by which a run refers to a step."""
@@ -227,13 +238,12 @@ class Steps:
         }
 
 
-def _sampled(facts: StepFold) -> Iterator[Sampled]:
-    """The samples of a step and its controls that contain what was said."""
-    for timed in facts.batches:
-        for fact in timed.batch.facts:
-            one = fact.fact if isinstance(fact, Control) else fact
-            if isinstance(one, Sampled) and one.continuations:
-                yield one
+def _sampled(batch: Batch) -> Iterator[Sampled]:
+    """The samples of a batch and its controls that contain what was said."""
+    for fact in batch.facts:
+        one = fact.fact if isinstance(fact, Control) else fact
+        if isinstance(one, Sampled) and one.continuations:
+            yield one
 
 
 def metrics(step: Step, key: StepKey, facts: StepFold, record: StepRecord) -> Iterator[Measured]:

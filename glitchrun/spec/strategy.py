@@ -27,7 +27,7 @@ from glitchrun.spec.registry import Registry, imported
 from glitchrun.spec.types import Step
 
 if TYPE_CHECKING:  # importing it takes 20 ms, which `glitchrun validate` does not need
-    from glitchrun.events import Batch, Event, Measured
+    from glitchrun.events import Batch, Event, Measured, Token
 
 PassKind = Literal["verify", "sample", "answer", "screen", "score"]
 
@@ -163,6 +163,8 @@ class Strategy:
     asks: ClassVar[frozenset[str]] = frozenset()
     """Parameters that decide which attempts the step asks for, but not what the model says in one.
     Steps that differ in nothing else share their attempts, see `Context.known`; empty for none."""
+    known_code: ClassVar[str | None] = None
+    """`module:function` of the batches of a step whose attempts are all known, without torch."""
     samples_attempts: ClassVar[bool] = False
     """Whether its steps confirm glitch tokens by sampled attempts."""
     test_cases: ClassVar[str | None] = None
@@ -240,6 +242,24 @@ class Strategy:
             yield from measured
         else:
             yield from self._imported(self.metrics_code)(config, batches, measured)
+
+    def known_batches(
+        self, config: Any, tokens: Sequence[Token], known: Any, threshold: float
+    ) -> list[Batch] | None:
+        """The batches of a step all of whose attempts are known; None if it needs the model.
+
+        Args:
+            config: The step's Config.
+            tokens: The tokens that it takes from earlier steps.
+            known: A `glitchrun.strategies.validate.attempts.Known`.
+            threshold: `thresholds.asr`.
+        """
+        if self.known_code is None:
+            return None
+        found: list[Batch] | None = self._imported(self.known_code)(
+            config, tokens, known, threshold
+        )
+        return found
 
     def work(self, config: Any, earlier: Mapping[str, int | None], vocab: int) -> Work:
         """Upper bounds on the step's work.

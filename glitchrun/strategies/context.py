@@ -17,7 +17,7 @@ from glitchrun.spec.digest import results_digest
 from glitchrun.spec.probes import Probes, probes_of
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Spec, Step
-from glitchrun.strategies.tokens import read_fitting_ids
+from glitchrun.strategies.tokens import found_tokens, read_fitting_ids
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.indicators import Indicators
 from glitchrun.vocabulary.vocabulary import excluded_from, in_scope
@@ -114,9 +114,7 @@ class Context:
         elif "file" in source:
             ids = self._in_file(Path(source["file"]))
         else:
-            steps = [source["from"]] if isinstance(source["from"], str) else source["from"]
-            select = source.get("select", "glitch")
-            ids = [one for step in steps for one in self._found_by(step, select)]
+            ids = [token.id for token in found_tokens(self.earlier, source)]
         tokens = [self._token(token_id) for token_id in dict.fromkeys(ids)]
         return tokens if whole else tokens[: self.spec.limit]
 
@@ -129,10 +127,6 @@ class Context:
                 "former contents. Run apply again to start a run with the new contents"
             )
         return ids
-
-    def _found_by(self, step: str, select: str) -> list[int]:
-        facts = [fact for batch in self.earlier[step] for fact in batch.token_facts]
-        return [fact.token.id for fact in facts if select == "all" or fact.flagged]
 
     def _id_of(self, text: str, name: str) -> int:
         token_id = self.vocabulary.find(text)

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from glitchrun.errors import RunError
+from glitchrun.events import Batch, Token
 from glitchrun.imports import ImportedFile, read
 from glitchrun.prompts.tokenizer import Tokenizer
 from glitchrun.vocabulary import vocabulary_fit
 
 logger = logging.getLogger(__name__)
+
+
+def found_tokens(earlier: Mapping[str, Sequence[Batch]], source: Mapping[str, Any]) -> list[Token]:
+    """The tokens that `tokens: {from: ..., select: ...}` takes from earlier steps, each once.
+
+    Args:
+        earlier: The judged batches of earlier steps by step id.
+        source: The parameter.
+    """
+    steps = [source["from"]] if isinstance(source["from"], str) else source["from"]
+    select = source.get("select", "glitch")
+    facts = (fact for step in steps for batch in earlier[step] for fact in batch.token_facts)
+    found = [fact.token for fact in facts if select == "all" or fact.flagged]
+    return list({token.id: token for token in found}.values())
 
 
 def read_ids(path: Path) -> list[int]:

@@ -73,6 +73,7 @@ class Validate(Strategy):
     metrics_code = "glitchrun.strategies.metrics:of_sampling"
     verdict = "asr"
     batch_size_changes_results = False
+    known_code = "glitchrun.strategies.validate.attempts:known_batches"
     asks = frozenset(("tokens", "attempts", "controls", "sequential", "error_rate"))
     samples_attempts = True
 

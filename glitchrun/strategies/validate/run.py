@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 
-from glitchrun.behaviour.proportions import wilson
-from glitchrun.events import Attempt, Batch, Event, Sampled, Stage, Token
+from glitchrun.events import Batch, Event, Stage, Token
 from glitchrun.probing.memory_limits import standard_rows
 from glitchrun.probing.sampling import Sampler
 from glitchrun.probing.token_choice import SamplingParams
@@ -24,9 +22,8 @@ from glitchrun.strategies.false_alarms import (
     elsewhere_done,
 )
 from glitchrun.strategies.validate import Config
+from glitchrun.strategies.validate.attempts import attempts, estimate, stopping
 from glitchrun.strategies.validate.pacing import Pace
-from glitchrun.strategies.validate.stopping import Stopping
-from glitchrun.verdicts import is_confirmed
 
 _WORK = "continuations"
 """The counter whose rate is shown."""
@@ -79,7 +76,7 @@ def _paced(batch: Batch) -> tuple[int, float]:
 
 def _pace(config: Config, context: Context, sampler: Sampler, history: Sequence[Batch]) -> Pace:
     """The sizes of batches, whose attempts of a round are sampled side by side."""
-    rule = _stopping(config, context)
+    rule = stopping(config, context.spec.thresholds.asr)
     most = sampler.rows // (rule.needed(0, 0) if rule else config.repeats)
     whole = context.backend.pass_rows is not None
     return Pace(most, [_paced(batch) for batch in history], whole=whole)
@@ -145,14 +142,16 @@ def _sampled(
 ) -> Batch:
     start = time.perf_counter()
     known = {token.id: context.known[token.id] for token in tokens if token.id in context.known}
-    sampled, reused = _attempts(config, context, sampler, tokens, known)
+    threshold = context.spec.thresholds.asr
+    sampled, reused = attempts(
+        config, tokens, known, sampler.attempt, order=tuple(sampler.prompts), threshold=threshold
+    )
     ids = [token.id for token in tokens]
     tokenizer = context.backend.model.tokenizer
     kept = [intact(prompt, ids, tokenizer) for prompt in sampler.prompts.values()]
-    threshold = context.spec.thresholds.asr
     facts = tuple(
         replace(
-            _estimate(token, failed, threshold, all(column[row] for column in kept)),
+            estimate(token, failed, threshold, all(column[row] for column in kept)),
             continuations=said,
         )
         for row, (token, (failed, said)) in enumerate(zip(tokens, sampled, strict=True))
@@ -177,77 +176,3 @@ def _sampled(
         stage=stage.name,
         prompts=prompts if done == len(tokens) else {},
     )
-
-
-def _stopping(config: Config, context: Context) -> Stopping | None:
-    if not config.sequential:
-        return None
-    return Stopping(context.spec.thresholds.asr, config.repeats, config.error_rate)
-
-
-def _attempts(
-    config: Config,
-    context: Context,
-    sampler: Sampler,
-    tokens: Sequence[Token],
-    known: Mapping[int, Sampled],
-) -> tuple[list[tuple[tuple[bool, ...], tuple[Attempt, ...]]], int]:
-    """Each token's outcomes and continuations, and how many of the attempts were known.
-
-    With `sequential` they are made in rounds. A round makes only attempts without which the rule
-    cannot stop. So the attempts of a token depend neither on its batch nor on what is known.
-    """
-    rule = _stopping(config, context)
-    made = [_Made() for _ in tokens]
-    reused = 0
-    while True:
-        asked: list[tuple[int, range]] = []  # the row of each token that needs more, and which
-        for row, (token, one) in enumerate(zip(tokens, made, strict=True)):
-            before = one.size
-            needed = rule.needed(before, sum(one.outcomes)) if rule else config.repeats - before
-            if token.id in known:
-                one.take(known[token.id], before + needed)
-                reused += one.size - before
-            if before + needed > one.size:
-                asked.append((row, range(one.size, before + needed)))
-            elif needed:  # from what is known alone: the rule may need more
-                asked.append((row, range(0)))
-        if not asked:
-            by_probe = partial(_by_probe, sampler)
-            return [(one.outcomes, by_probe(one.said)) for one in made], reused
-        sampling = [(row, numbers) for row, numbers in asked if numbers]
-        if sampling:
-            found = sampler.attempt([tokens[row] for row, _ in sampling], [n for _, n in sampling])
-            for (row, _), (failed, said) in zip(sampling, found, strict=True):
-                made[row].outcomes += failed
-                made[row].said += said
-
-
-@dataclass(slots=True)
-class _Made:
-    """The attempts made on a token so far."""
-
-    outcomes: tuple[bool, ...] = ()
-    said: tuple[Attempt, ...] = ()
-
-    @property
-    def size(self) -> int:
-        return len(self.outcomes)
-
-    def take(self, known: Sampled, end: int) -> None:
-        """Adds the known attempts up to number `end`."""
-        start = self.size
-        self.outcomes += known.outcomes[start:end]
-        self.said += tuple(one for one in known.continuations if start <= one.number < self.size)
-
-
-def _by_probe(sampler: Sampler, attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:
-    """The attempts of several rounds in the order of one."""
-    order = {name: place for place, name in enumerate(sampler.prompts)}
-    return tuple(sorted(attempts, key=lambda one: (order[one.probe], one.number)))
-
-
-def _estimate(token: Token, outcomes: tuple[bool, ...], threshold: float, kept: bool) -> Sampled:
-    asr = wilson(sum(outcomes), len(outcomes))
-    confirmed = is_confirmed(outcomes, threshold)
-    return Sampled(token, outcomes, asr.value, asr.low, asr.high, confirmed, kept)
