@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from html.parser import HTMLParser
 from itertools import combinations
 from math import comb
 from pathlib import Path
@@ -489,6 +490,62 @@ def test_numbers_of_a_column_have_one_unit(
     values: list[float | None], unit: str, shown: tuple[str, list[str]]
 ) -> None:
     assert in_one_unit(values, unit) == shown
+
+
+class ComparisonPage(HTMLParser):
+    """The figures, and the rows of the tables: whether all sides agree, and cells with a class."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.figures: list[str] = []
+        self.rows: list[tuple[bool, list[tuple[str, str]]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        if tag == "figure":
+            self.figures.append(found["id"])
+        elif tag == "tr":
+            self.rows.append((found.get("class") == "equal", []))
+        elif tag in ("td", "th"):
+            self.rows[-1][1].append((found.get("class", ""), ""))
+        elif tag == "bdi":
+            self.rows[-1][1][-1] = (found["class"], "")
+
+    def handle_data(self, data: str) -> None:
+        if self.rows and self.rows[-1][1]:
+            kind, text = self.rows[-1][1][-1]
+            self.rows[-1][1][-1] = (kind, text + data.strip())
+
+
+def test_the_page_shows_figures_and_only_rows_that_differ(
+    runs: list[RunRecord], tmp_path: Path
+) -> None:
+    path = tmp_path / "compared.html"
+    done = compared(*(run.identity.key for run in runs[:2]), "-o", "html", "--file", path)
+    assert (done.exit_code, done.output) == (0, f"{path}\n")
+    page = ComparisonPage(path.read_text())
+    assert page.figures == ["figure-counts", "figure-probabilities"]
+    pair = document(*(run.identity.key for run in runs[:2]))["pairs"][0]
+    differing = {str(one["token_id"]) for one in pair["differences"]}
+    tokens = [row for row in page.rows if row[1][0][0] == "token"]
+    shown = {cells[1][1] for equal, cells in tokens if not equal}
+    assert shown == differing
+    assert {kind for _, cells in tokens for kind, _ in cells[1:2]} == {"number"}
+    metrics = {cells[0][1]: (equal, cells[1:3]) for equal, cells in page.rows if len(cells) == 4}
+    assert metrics["mine/verified"] == (True, [("number", "200"), ("number", "200")])
+    equal, cells = metrics["mine/glitch"]
+    assert not equal
+    assert cells == [("number", f"{run.metrics['mine/glitch'].value:,.0f}") for run in runs[:2]]
+
+
+def test_a_file_is_only_for_the_page(runs: list[RunRecord], tmp_path: Path) -> None:
+    keys = [run.identity.key for run in runs[:2]]
+    assert compared(*keys, "--file", tmp_path / "x").exit_code == 2
+    missing = compared(*keys, "-o", "html", "--file", tmp_path / "none" / "x.html")
+    assert missing.exit_code == 2
+    assert "does not exist; create it first" in missing.stderr
+    assert compared(*keys, "-o", "html").output.startswith("<!doctype html>")
 
 
 def test_a_matrix_ends_with_a_table_of_its_cells(runs: list[RunRecord]) -> None:

@@ -13,7 +13,7 @@ from glitchrun.behaviour.proportions import wilson
 from glitchrun.report.comparison.pairs import MatchedToken, Pair
 from glitchrun.report.comparison.results import Result, results
 from glitchrun.report.comparison.sides import Side
-from glitchrun.report.figures.style import LIGHT, Drawing, label, new_figure
+from glitchrun.report.figures.style import LIGHT, SIZE, Drawing, label, new_figure
 from glitchrun.report.formatting import counted
 
 _SMALLEST = 1e-12
@@ -65,8 +65,7 @@ def draw_counts(sides: Sequence[Side]) -> Drawing | None:
                 look = {"color": LIGHT[colour], "ms": 5, "lw": 1.3, "capsize": 2}
                 axes.errorbar(found, place, xerr=errors, fmt="o", **look)
         axes.set_xlabel(name)
-        axes.margins(x=0.1)
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.06 * max(_highest(found, n) for found, n in counts))
         axes.set_yticks(range(len(sides)), _names(sides))
         axes.set_ylim(len(sides) - 0.5, -0.5)
     caption = (
@@ -81,6 +80,11 @@ def _count(verdicts: Iterator[bool | None]) -> tuple[int, int]:
     return sum(map(bool, found)), len(found)
 
 
+def _highest(found: int, n: int) -> float:
+    """The upper end of the interval, as a number of tokens."""
+    return n * wilson(found, n).high if n else 0.0
+
+
 def draw_agreement(sides: Sequence[Side], pairs: Sequence[Pair]) -> Drawing | None:
     """A matrix of the share of equal verdicts, with the number of tokens found by both."""
     known = [pair for pair in pairs if pair.counts.n]
@@ -92,7 +96,7 @@ def draw_agreement(sides: Sequence[Side], pairs: Sequence[Pair]) -> Drawing | No
     rows, columns = sides[1:], sides[:-1]
     shares = np.full((len(rows), len(columns)), np.nan)
     size = 1.2 + 0.62 * min(len(rows), _ANNOTATED)
-    figure = new_figure((size + 1.4, size))
+    figure = new_figure((max(SIZE[0], size + 1.4), size))
     axes = figure.subplots()
     for pair in known:
         row, column = place[pair.right.label] - 1, place[pair.left.label]
