@@ -71,7 +71,7 @@ class Edit:
 
 
 SCAN = {"id": "scan", "strategy": "scan", "probes": ["repeat"]}
-MINE = {"id": "mine", "strategy": "mine", "search": "low-norm", "budget": 512, "batch_size": 32}
+MINE = {"id": "mine", "strategy": "mine", "search": "low-norm", "budget": 96, "batch_size": 32}
 ASR = {
     "id": "asr",
     "strategy": "validate",
@@ -80,12 +80,12 @@ ASR = {
     "max_new_tokens": 8,
 }
 EDITS = (
-    Edit("first run: mine, asr", {"steps": [MINE, ASR]}, 512, None, loads=True),
+    Edit("first run: mine, asr", {"steps": [MINE, ASR]}, 96, None, loads=True),
     Edit("nothing", {}, 0, 0, loads=False),
     Edit("another name and a gate", {"metadata": {"name": "renamed"}}, 0, 0, loads=False),
     Edit("thresholds.asr 0.5 to 0.9", {"thresholds": {"asr": 0.9}}, 0, 0, loads=False),
-    Edit("budget 512 to 640, asr from the same", {"budget": 640}, 128, None, loads=True),
-    Edit("back to 512", {"budget": 512}, 0, 0, loads=False),
+    Edit("budget 96 to 128, and asr reads from it", {"budget": 128}, 32, None, loads=True),
+    Edit("back to 96", {"budget": 96}, 0, 0, loads=False),
     Edit("append: scan", {"steps": [MINE, ASR, SCAN]}, None, 0, loads=True),
     Edit("scan first", {"steps": [SCAN, MINE, ASR]}, 0, 0, loads=False),
     Edit("steps renamed", {"rename": "found"}, 0, 0, loads=False),
@@ -163,7 +163,7 @@ def edit_a_spec(standin: Path, folder: Path) -> bool:
         "metadata": {"name": "edits"},
         "model": standin.resolve(),
         "thresholds": {"asr": 0.5},
-        "budget": 512,
+        "budget": 96,
         "attempts": 3,
     }
     good = True
@@ -184,6 +184,7 @@ def edit_a_spec(standin: Path, folder: Path) -> bool:
             and edit.loads == loaded
         )
         good = good and as_said and all(equal)
+        out.print(f"… {edit.name}", highlight=False)
         table.add_row(
             edit.name,
             f"{cost.verified:,}",
