@@ -105,10 +105,10 @@ class Verified:
     probes: Mapping[str, ProbeResult]
     glitch: bool
     emitted: str | None
-    """The kind of text that came instead, in the probe in which the token was most probable:
+    """The kind of text that the model preferred, in the probe in which the token was most probable:
     prefix, case_space, whitespace or other; None if a probe passed."""
     emitted_text: str | None = None
-    """The text that came instead; None if a probe passed."""
+    """The text that the model preferred; None if a probe passed."""
     answers: Mapping[str, Answered] = field(default_factory=dict)
     """Answers that were compared as text, by probe."""
     any_of: tuple[tuple[str, ...], ...] = ()
@@ -338,7 +338,7 @@ class Stage:
     most: int | None = None
     """Upper bound of the items if `total` is None; None if no bound is known either."""
     work: str = ""
-    """Counter of the batches whose rate says more than that of the items, such as
+    """Counter of the batches whose rate is more informative than that of the items, such as
     `continuations`; empty for the items' rate."""
 
 

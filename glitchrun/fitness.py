@@ -23,7 +23,7 @@ def increase(before: float, after: float) -> float:
 
 
 def shortfall(fitness: float) -> float:
-    """ln(1 − fitness), the logarithm of what is missing to a perfect fitness: lower is fitter.
+    """ln(1 − fitness), the logarithm of the distance from a perfect fitness: lower is fitter.
 
     It is ln(P1 / P0) where the fitness is the reduction of one probability; −inf at fitness 1.
     """

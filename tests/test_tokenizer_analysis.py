@@ -76,7 +76,7 @@ def test_the_scope_of_a_real_vocabulary_is_complete(name: str) -> None:
 
 
 def test_tokens_that_begin_with_punctuation_are_in_scope() -> None:
-    """A real vocabulary of 131,072 with Llama 3's kind of split; behind « alone 7,809 are lost."""
+    """A real vocabulary of 131,072 with Llama 3's kind of split; after « alone 7,809 are lost."""
     vocabulary = real("Tekken 240718")
     before = [vocabulary._category_before(row) for row in range(len(vocabulary))]
     assert (before.count("unreachable"), before.count("normal")) == (7_809, 120_826)
@@ -93,7 +93,7 @@ def test_tokens_that_begin_with_punctuation_are_in_scope() -> None:
         ("byte-level", "(self", "alone"),
         ("byte-level", "$PostalCodes", "alone"),
         ("byte-level", "_name", "alone"),
-        ("WordPiece", "##ing", "behind 'a'"),
+        ("WordPiece", "##ing", "after 'a'"),
         ("end of word", "th", "before 'q'"),
     ],
 )

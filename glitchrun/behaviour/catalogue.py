@@ -1,7 +1,7 @@
 """The questions, and the tests on their answers.
 
-A new test is an entry of `_TESTS`, and its name in the enum of `strategies/classify/schema.json`.
-A test that reads addresses or characters has further scenarios, which ask for the same in another
+A new test is an entry of `_TESTS`, and its name in the enum of `strategies/classify/schema.json`. A
+test that reads addresses or characters has additional scenarios, which ask for the same in another
 setting or format. Its rates count the answers in all scenarios asked.
 """
 

@@ -178,7 +178,7 @@ def _exit(session: ChatSession, rest: str) -> Iterator[str]:
 COMMANDS: Mapping[str, Command] = {
     "ids": Command("/ids", "show the token ids of the last turn", _ids),
     "next": Command(
-        "/next [K] [TEXT]", "show the K likeliest next tokens, here or after asking TEXT", _next
+        "/next [K] [TEXT]", "show the K most likely next tokens, here or after TEXT", _next
     ),
     "system": Command(
         "/system [TEXT]", "show the system text, or start anew with TEXT (- for none)", _system

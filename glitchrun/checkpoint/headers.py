@@ -58,7 +58,7 @@ _DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Everything that is known of a checkpoint without reading its weights."""
+    """Everything that is known about a checkpoint without reading its weights."""
 
     format: Literal["safetensors", "gguf", "pickle"]
     architecture: str

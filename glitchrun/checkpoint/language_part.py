@@ -1,7 +1,7 @@
 """Finds the decoder in a checkpoint: its settings, its tensors, its input embedding and its head.
 
 A model for text and images, or text and audio, keeps the decoder's settings one level down in
-config.json. The decoder's tensors have a prefix of their own, beside those of the other parts.
+config.json. The decoder's tensors have their own prefix, as do those of the other parts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a result file says of tokens, and the description of a format."""
+"""The contents of a result file as records, and the description of a format."""
 
 from __future__ import annotations
 

@@ -94,8 +94,8 @@ def _at_most(file: IO[bytes] | gzip.GzipFile, path: Path) -> bytes:
     content = file.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
         raise RunError(
-            f"{path}: holds more than {_MOST_BYTES // 1024**2} MiB, too much for a list of tokens; "
-            "import the part of it that lists tokens"
+            f"{path}: contains more than {_MOST_BYTES // 1024**2} MiB, too much for a list of "
+            "tokens; import the part of it that lists tokens"
         )
     return content
 

@@ -144,7 +144,7 @@ _TORN = "torn"
 
 
 def _unended(chain: Chain, line: bytes) -> str:
-    """The objection to a last line without a line feed: it is torn, unless the line is complete and
+    """Why a last line without a line feed is not valid: it is torn, unless the line is complete and
     its line feed was replaced by another byte."""
     if chain.head is not None and chain.objection(line[:-1] + b"\n") is None:
         return "it was altered: its line feed is missing"
@@ -165,7 +165,7 @@ class Chain:
         self.head: Mapping[str, Any] | None = None
         """The entry that began the chain; None before the first line with a checksum."""
         self.before_is_altered = False
-        """Whether the last objection was to the lines before the one given."""
+        """Whether the last reason concerned the lines before the given one."""
         self._known = known
         self._sum = ""
         self._plain = hashlib.blake2b(digest_size=8)

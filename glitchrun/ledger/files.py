@@ -19,7 +19,7 @@ DELIVERED = "delivered.json"
 TAGS = "tags.json"
 
 _LONGEST_NAME = 255
-"""Most bytes in the name of a file on common file systems."""
+"""Largest number of bytes in the name of a file on common file systems."""
 
 
 def now() -> int:

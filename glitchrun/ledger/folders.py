@@ -20,7 +20,8 @@ from glitchrun.ledger.record import RunIdentity, RunRecord
 ROOT = Path("mlruns")
 """The default tracking root, in the working directory."""
 _LONGEST = 100
-"""Most bytes of an experiment's name in its folder's name; file systems allow 255 in total."""
+"""Largest number of bytes of an experiment's name in its folder's name; file systems allow 255 in
+total."""
 _ATTEMPT = re.compile(r"attempt-([1-9][0-9]{0,8})")
 
 Unreadable = Callable[[GlitchrunError], None]

@@ -171,7 +171,7 @@ def _fold_lines(fold: Fold, path: Path, inspection: Inspection) -> Damage | None
 
 
 def _missing_end(folder: Path, inspection: Inspection, endings: set[str]) -> Damage | None:
-    """Damage where MLflow has an end of the run that the ledger lacks."""
+    """The damage if MLflow has an end of the run that the ledger lacks."""
     delivered = read_delivered(folder).get("ending")
     if delivered is None or delivered in endings:
         return None

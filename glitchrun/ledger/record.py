@@ -75,7 +75,7 @@ class TimedBatch:
 
 
 class LaterBatches(Sequence[TimedBatch]):
-    """Batches that are read when somebody asks for one of them."""
+    """Batches that are read when one of them is requested."""
 
     def __init__(self, read: Callable[[], Sequence[TimedBatch]]) -> None:
         self._read = read

@@ -1,7 +1,7 @@
 """What one attempt at a step measured: from the entries of its ledger to facts without verdicts.
 
-Batches stay lines of the ledger until somebody asks for them, because most readers of a run need
-none: `status`, or the search for a run by its name.
+Batches stay lines of the ledger until they are requested, because most readers of a run need none:
+`status`, or the search for a run by its name.
 """
 
 from __future__ import annotations

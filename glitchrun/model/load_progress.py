@@ -1,4 +1,5 @@
-"""Reports how far loading is, from the loops over weights that transformers would draw as bars."""
+"""Reports the progress of loading, from the loops over weights that transformers would draw as
+bars."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Where a model's weights go: one device, or several devices within `model.max_memory`."""
+"""The placement of a model's weights: on one device, or on several devices within
+`model.max_memory`."""
 
 from __future__ import annotations
 

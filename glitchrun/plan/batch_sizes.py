@@ -41,8 +41,8 @@ LOW_PRECISION_BATCH: BatchSize = {"cpu": 64, "cuda": 128}
 CACHE_HEADROOM = 32
 """Positions that the buffers of a growing key/value cache have free after each reallocation."""
 WIDENED_BYTES = 64 << 20
-"""Most bytes of a narrow matrix that a CPU widens to float32 at a time: a whole head of 250,000
-rows would take a gigabyte."""
+"""Largest number of bytes of a narrow matrix that a CPU widens to float32 at a time: a whole head
+of 250,000 rows would take a gigabyte."""
 CHUNK_ROWS = 64
 """Rows of a streamed pass whose attention is computed together."""
 LOGIT_BYTES = 64 << 20

@@ -28,7 +28,7 @@ from glitchrun.spec.token_ids import token_ids
 from glitchrun.spec.types import Cell, Experiment, ModelSpec, Spec
 
 _MAX_NAMED = 5
-"""Most token ids that a message names."""
+"""Largest number of token ids that a message names."""
 Action = Literal["start", "resume", "skip", "blocked"]
 StepAction = Literal["start", "resume", "reuse"]
 ANEW = "ANEW"

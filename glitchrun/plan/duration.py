@@ -23,13 +23,13 @@ from glitchrun.spec.strategy import Work
 _MARGIN = 2
 """How much slower than measured a machine may be: its speed swung by a factor of two and more."""
 _FLOPS = {"cpu": 8e9, "cuda": 3e12}
-"""Least floating-point operations per second. CPU, per core: two cores reached 35 to 195 GFLOP/s
-with SmolLM2 in float32, and less with int8 and int4, whose weights are dequantized in every pass.
-GPU: an old small card."""
+"""Smallest number of floating-point operations per second. CPU, per core: two cores reached 35 to
+195 GFLOP/s with SmolLM2 in float32, and less with int8 and int4, whose weights are dequantized in
+every pass. GPU: an old small card."""
 _BANDWIDTH = {"cpu": 2e9, "cuda": 1e11}
-"""Least bytes of weights read per second, by the whole device."""
+"""Smallest number of bytes of weights read per second, by the whole device."""
 _SUFFIX_POSITIONS = 48
-"""Most positions of a prompt after its shared prefix, which is computed only once."""
+"""Largest number of positions of a prompt after its shared prefix, which is computed only once."""
 _RERUN_SHARE = 0.2
 """Largest share of prompts and continuations that are near-ties and run again; 2 to 12 % were
 seen."""
@@ -49,9 +49,9 @@ _ITEM = 0.02
 """Seconds to prepare and read one prompt, continuation or new token; for very small models this is
 nearly all of the time."""
 _START = 60.0
-"""Most seconds to start a run and to load a model of no size."""
+"""Largest number of seconds to start a run and to load a model of no size."""
 _LOAD = 1e8
-"""Least bytes of weights loaded per second."""
+"""Smallest number of bytes of weights loaded per second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,8 @@ def _units(step: StepWork, work: Work) -> Iterator[tuple[str, int]]:
 
 
 def _most(header: Header, memory: MemoryEstimate, step: StepWork, rates: Rates) -> float:
-    """Most seconds of a step: at measured rates if there are any for all of its work."""
+    """Largest number of seconds of a step: at measured rates if there are any for all of its
+    work."""
     parts = [(rates.of(kind), amount) for kind, amount in _units(step, step) if amount]
     if parts and all(rate.exact for rate, _ in parts):
         return _STEP + _MARGIN * sum(rate.seconds * amount for rate, amount in parts)
@@ -129,7 +130,8 @@ def _most(header: Header, memory: MemoryEstimate, step: StepWork, rates: Rates) 
 
 
 def _slow(header: Header, estimate: MemoryEstimate, work: StepWork) -> float:
-    """Most seconds of one step: the longer of computing and reading weights, and the overhead."""
+    """Largest number of seconds of one step: the longer of computing and reading weights, and the
+    overhead."""
     kind = "cuda" if estimate.device.startswith("cuda") else "cpu"
     reruns = 1 + _RERUN_SHARE
     generated = work.new_tokens * reruns

@@ -80,7 +80,7 @@ class Passes:
         return count
 
     def largest_batch(self, load: Workload, room: int) -> int:
-        """The most rows of a pass that fit in `room` bytes."""
+        """The largest number of rows of a pass that fit in `room` bytes."""
         return max(0, room - self.buffers(load, 0).total) // sum(self.row(load))
 
     def buffers(self, load: Workload, count: int) -> Buffers:

@@ -1,4 +1,4 @@
-"""How many positions a model has: its longest possible text, in tokens."""
+"""The number of positions of a model: its longest possible text, in tokens."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Positions:
     """The positions that a model was made for."""
 
     count: int
-    """Most tokens of a text."""
+    """Largest number of tokens of a text."""
     fixed: bool
     """Whether a longer text fails. Rotary and other computed positions continue, but untrained."""
 

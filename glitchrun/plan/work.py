@@ -24,8 +24,8 @@ from glitchrun.spec.types import Spec, Step
 _BYTES_PER_TOKEN = 2
 """Fewest bytes per token assumed for a text. Tokens of ordinary text are rarely shorter."""
 CONTROLS_EACH = 2
-"""Most controls verified for each one requested. A control of a doubtful script gets a second one
-from another script."""
+"""Largest number of controls verified for each one requested. A control of a doubtful script gets a
+second one from another script."""
 
 
 _GLITCH_SHARES = ((1e-3, 0.0064), (1e-2, 0.034), (1.0, 0.25))

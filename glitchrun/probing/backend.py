@@ -1,4 +1,5 @@
-"""Forward passes of any causal model of transformers behind prompts that share a prefix."""
+"""The generic backend: forward passes of any causal model of transformers over prompts that share a
+prefix."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ class FrozenSuffix:
 
 
 class Backend:
-    """Runs a model over batches of equally long suffixes behind one prefix.
+    """Runs a model over batches of equally long suffixes after one prefix.
 
     The cache of a prefix is computed once. Every forward pass runs only the suffix positions, and
     the head runs only the last position. If `cache_mode` does not allow that, whole prompts are
@@ -74,7 +75,7 @@ class Backend:
         """The backend on which to try what the model can do: this one, or that of a small model."""
         return self
 
-    # 1. Verification: one pass behind a prefix ------------------------------------------------
+    # 1. Verification: one pass after a prefix -------------------------------------------------
 
     @torch.no_grad()
     def last_logits(

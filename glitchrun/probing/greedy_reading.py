@@ -1,6 +1,6 @@
 """Greedy answers to a probe: the token at any of several positions, or a text to compare.
 
-1. Prompts are run behind their shared prefix, in passes of one shape.
+1. Prompts are run after their shared prefix, in passes of one shape.
 2. Each position takes the most probable id; a row ends with a stop id, or when it can end.
 3. A result is a near-tie if rounding could have changed an id on the way, or the verdict.
 """

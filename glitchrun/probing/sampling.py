@@ -3,8 +3,8 @@
 One call of `Sampler.sample` does the following for each probe:
 
 1. Give each token one empty continuation that all of its attempts share.
-2. Take as many continuations as a batch may have rows, and prefill their suffixes behind the
-   prefix that all of them share.
+2. Take as many continuations as a batch may have rows, and prefill their suffixes after the prefix
+   that all of them share.
 3. Choose the next token of every attempt. Re-evaluate near-ties in a pass of their own.
 4. Fork: attempts that chose the same token still share one continuation, the others part.
 5. Split the forks into micro-batches, so that there is a row for each attempt however they part.
@@ -36,8 +36,8 @@ _FLOAT32_ROUNDING = 1e-5
 """Share of the largest logit. Two batch shapes gave float32 logits that differed by at most 2.5e-6
 of it; this is four times that."""
 _KEEP_ROWS_ABOVE = 7 / 8
-"""While more than this share of the rows is unfinished, finished rows stay in the batch: to take
-them out is to copy the rest."""
+"""While more than this share of the rows is unfinished, finished rows stay in the batch: removing
+them means copying the others."""
 
 
 # Continuations --------------------------------------------------------------------------------
@@ -254,7 +254,8 @@ class DecodeLoop:
     def _logits_alone(
         self, rows: Sequence[Continuation], wanted: Sequence[int]
     ) -> dict[int, Tensor]:
-        """Logits `(1, V)` after the wanted rows, from a pass over each alone behind the prefix."""
+        """Logits `(1, V)` after the wanted rows, from a separate pass over each, after the
+        prefix."""
         if not wanted:
             return {}
         ids = [[*self.prompt.tail(rows[row].token.id), *rows[row].ids] for row in wanted]

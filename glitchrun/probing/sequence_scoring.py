@@ -20,9 +20,9 @@ from glitchrun.prompts.render import Slot
 class SequenceScorer:
     """Reads the probabilities of next tokens after `prefix + sequence + suffix`.
 
-    Sequences of one length run together, behind one shared prefix, in passes of one fixed shape:
-    the last pass is padded with its first sequence. So a probability depends neither on how many
-    sequences there are nor on which.
+    Sequences of one length run together after one shared prefix, in passes of one fixed shape; the
+    last pass is padded with its first sequence. A probability therefore does not depend on the
+    other sequences.
     """
 
     def __init__(self, backend: Backend, slot: Slot, goals: Sequence[int]) -> None:
@@ -101,7 +101,7 @@ class ScoredSequence:
 def likeliest_sequence(
     backend: Backend, prompt: Sequence[int], sequences: Sequence[tuple[int, ...]], first: Tensor
 ) -> ScoredSequence:
-    """Returns the likeliest of several sequences after a prompt.
+    """Returns the most likely of several sequences after a prompt.
 
     Every pass runs one whole sequence alone, so that a score does not depend on the others.
 

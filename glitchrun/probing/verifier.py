@@ -19,7 +19,7 @@ _LONG_SUFFIX, _LEAST_ROWS = 64, 8
 
 
 class Verifier:
-    """Presents tokens by id behind each probe's prefix, and measures the next-token logits.
+    """Presents tokens by id after each probe's prefix, and measures the next-token logits.
 
     1. Tokens are verified in passes of one shape; the last one is padded with its first token.
     2. Near-ties are re-evaluated in float32, in passes of one fixed shape.
@@ -130,8 +130,8 @@ class Verifier:
         return list(results_of(found, torch.float32))
 
     def _padded(self, prompt: Prompt, tokens: int, rows: int) -> int:
-        """The rows of a pass of `tokens` tokens: always `rows`, but behind a long suffix, where
-        padding would take most of the time, the next power of two."""
+        """The rows of a pass of `tokens` tokens: always `rows`, except for a long suffix, where
+        padding would take most of the time: then the next power of two."""
         if self.backend.pass_rows:
             return tokens
         if len(prompt.suffix_ids) < _LONG_SUFFIX:

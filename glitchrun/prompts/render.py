@@ -180,7 +180,7 @@ def _encoded_with(
 def _system_text(
     template: Template, probe: Probe, system: str | None
 ) -> tuple[str | None, str | None]:
-    """The system text of the prompt, and the probe's where it has to be left out."""
+    """The system text of the prompt, and the probe's own if it has to be left out."""
     if template.carries_system:
         given = [text for text in (system, probe.system) if text]
         return ("\n\n".join(given) if given else system), None

@@ -15,8 +15,8 @@ from glitchrun.errors import ModelUnavailable, PreflightError
 from glitchrun.spec.token_ids import BY_ID
 
 ANCHOR = "«"
-"""A character that no vocabulary merges with letters: what stands before it is known when decoding
-or encoding a piece in the middle of a text. GlitchMiner uses the same one."""
+"""The anchor: a character that no vocabulary merges with letters. Text is encoded or decoded after
+it to get the form that it has in the middle of a text. GlitchMiner uses the same one."""
 _ANCHORS = (ANCHOR, "\n", ".", "a", "1")
 # Stands for such a token while a template writes the text. Letters only: no template alters it.
 _MARK = "Xglitchruntoken"
@@ -57,7 +57,7 @@ class Tokenizer(Protocol):
 
 
 def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Ids of a text as it stands: special tokens written in it are read, none are added.
+    """Ids of a text unchanged: special tokens written in it are recognized, and none are added.
 
     Raises ModelUnavailable where the tokenizer fails on it, as the other functions here do.
     """
@@ -79,7 +79,7 @@ def encode_inside(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     """Ids of a text that continues another one.
 
     Differs from `encode` where the tokenizer puts a space in front of a text (SentencePiece's dummy
-    prefix): the text is then encoded behind an anchor, and the anchor's ids are cut off.
+    prefix): the text is then encoded after an anchor, and the anchor's ids are removed.
     """
     alone = encode(tokenizer, text)
     if not text or not _adds_space(tokenizer):

@@ -1,4 +1,5 @@
-"""False alarms: how often a check flags its controls, which are ordinary tokens."""
+"""False alarms: how often a step flags its controls, which are ordinary tokens. A token is
+*flagged* if the step calls it a glitch token or, in a step that samples attempts, confirms it."""
 
 from __future__ import annotations
 
@@ -173,7 +174,7 @@ def _on_unreadable(found: Alarms, verb: str) -> str:
 
 
 def _on_doubtful(found: Alarms, verb: str) -> str:
-    """A warning if the controls of a script say nothing about the check; else empty."""
+    """A warning if the controls of a script are not informative; else empty."""
     if not found.doubtful:
         return ""
     scripts = ", ".join(found.doubtful[:_NAMED])

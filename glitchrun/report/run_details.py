@@ -1,4 +1,4 @@
-"""How a run was made, as labelled text: model, scope, memory, time, counters, origin."""
+"""The circumstances of a run, as labelled text: model, scope, memory, time, counters, origin."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def _planned(plan: Mapping[str, Any]) -> Pairs:
 
 
 def _with_unit(values: Sequence[float | None], unit: str) -> list[str]:
-    """Numbers of one column in one unit, each with the unit behind it."""
+    """Numbers of one column in one unit, each followed by the unit."""
     name, texts = in_one_unit(values, unit)
     return [text if text == MISSING else f"{text} {name}".rstrip() for text in texts]
 

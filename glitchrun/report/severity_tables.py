@@ -35,7 +35,7 @@ from glitchrun.report.totals import (
 )
 
 LISTED = 12
-"""Most severe tokens shown at the top of the page."""
+"""Largest number of severe tokens shown at the top of the page."""
 
 
 def severity_tables(record: RunRecord) -> dict[str, Any]:

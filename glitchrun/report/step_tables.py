@@ -1,4 +1,4 @@
-"""Tables that steps record beside their verdicts: declared columns, readable cells, MLflow files.
+"""Tables that steps record in addition to verdicts: declared columns, readable cells, MLflow files.
 
 A strategy declares its tables under `x-tables` of its schema fragment and emits rows for them.
 """
@@ -33,7 +33,7 @@ from glitchrun.vocabulary.text import visible
 FOLDER = "tables"
 DIGITS = 4
 FOLDED_FROM = 3
-"""Rows from which a column with one value is said once instead."""
+"""Number of rows from which a column with a single value is replaced by one sentence."""
 _RUNS = re.compile(" {2,}")
 _NUMERIC = ("number", "bytes", "seconds", "share", "probability", "fitness", "points", "change")
 
@@ -46,10 +46,10 @@ class StepColumn:
     description: str = ""
     unit: str = ""
     kind: str = ""
-    """How cells are shown: `token` (every space visible), `prose` (text in the page's font),
-    `outcome` (pass, fail or skip), `id`, `bytes`, `seconds`, `share`, `probability` (exponential if
-    small), `fitness` (more digits near 1) or `change` (0.1 is `+10 %`). Other cells are shown by
-    their type."""
+    """The form in which cells are shown: `token` (every space visible), `prose` (text in the page's
+    font), `outcome` (pass, fail or skip), `id`, `bytes`, `seconds`, `share`, `probability`
+    (exponential if small), `fitness` (more digits near 1) or `change` (0.1 is `+10 %`). Other cells
+    are shown by their type."""
     measured: bool = False
     """Whether the value depends on the clock or the machine, and so differs between equal runs."""
 

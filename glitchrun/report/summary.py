@@ -52,8 +52,8 @@ def summary_lines(record: RunRecord, width: int | None = None) -> list[str]:
 
 
 def _wrapped(label: str, text: str, width: int | None, indent: int = 0) -> list[str]:
-    """`text` behind its label, on lines of at most `width` characters; later ones by `indent`
-    further in."""
+    """`text` after its label, on lines of at most `width` characters; later lines are indented by
+    `indent` more."""
     if not width:
         return [label + text]
     later = " " * (len(label) + indent)
@@ -69,7 +69,7 @@ def _wrapped(label: str, text: str, width: int | None, indent: int = 0) -> list[
 
 
 def _file_lines(record: RunRecord, width: int | None) -> list[str]:
-    """The paths of the files: from the working directory, if they are in it."""
+    """The paths of the files, relative to the working directory if they are in it."""
     folder = record.artifacts
     with suppress(ValueError):
         folder = folder.relative_to(Path.cwd())

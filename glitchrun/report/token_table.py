@@ -238,8 +238,8 @@ def _rate(fact: Sampled) -> list[Any]:
 def token_details(
     record: RunRecord, rows: Sequence[TokenRow], shown: Sequence[str], attempts: Attempts
 ) -> dict[str, Any]:
-    """JSON-ready data beside the columns of the table; lists have an item for each row. `shown`
-    is the column of the tokens' texts."""
+    """JSON-ready data in addition to the columns of the table; lists have an item for each row.
+    `shown` is the column of the tokens' texts."""
     probes = dict.fromkeys(name for row in rows if row.verified for name in row.verified.probes)
     dtypes: dict[str, int] = {}
     steps: dict[tuple[str, str], int] = {}

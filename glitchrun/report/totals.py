@@ -1,4 +1,4 @@
-"""What the facts of a run add up to: verdicts, severity, counters."""
+"""Totals over the facts of a run: verdicts, severity, counters."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NOTES = {
     "screens": "screened tokens",
     "screen_forwards": "forward passes of the screen",
     "forwards": "forward passes of verification",
-    "positions": "positions of the prompts of verification, behind their common beginning",
+    "positions": "positions of the prompts of verification, after their shared prefix",
     "gradients": "gradient computations",
     "evaluations": "evaluated sequences",
     "continuations": "sampled continuations",

@@ -216,7 +216,7 @@ class _Run:
         return strategy.known_batches(config, tokens, known, self._spec.thresholds.asr)
 
     def _keep_indicators(self, context: Context, facts: StepFold) -> None:
-        """Writes the indicators of the verified tokens beside the step's ledger."""
+        """Writes the indicators of the verified tokens into the folder of the step's ledger."""
         verified = [
             fact
             for timed in facts.batches

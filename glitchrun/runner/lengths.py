@@ -54,7 +54,8 @@ def refusal(spec: Spec, tokenizer: Tokenizer, header: Header) -> str | None:
 
 
 def parts(spec: Spec, tokenizer: Tokenizer, header: Header) -> tuple[int, int] | None:
-    """The most positions of a probe's shared prefix, and of its token with what follows.
+    """The largest number of positions of a probe's shared prefix, and of the rest of its prompt
+    from the token on.
 
     None if no step has probes, or the template cannot be detected before loading.
     """

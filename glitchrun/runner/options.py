@@ -31,7 +31,7 @@ class Options:
     until: Mapping[str, int] = field(default_factory=dict)
     """Verifications after which searches end early, by the id of the step."""
     limit: int | None = None
-    """Most items that each step examines, in a smoke run; None for no such limit."""
+    """Largest number of items that each step examines, in a smoke run; None for no such limit."""
     keep_going: bool = False
     """Whether to continue with the next run after a failure."""
 

@@ -177,8 +177,8 @@ class _Question:
         return {params["id"]: size for (_, params), size in zip(scoped, sizes, strict=True)}
 
     def _positions(self) -> tuple[int, int] | None:
-        """The most positions of a probe's shared prefix, and of what follows it, if the model may
-        be streamed."""
+        """The largest number of positions of a probe's shared prefix, and of the rest of its
+        prompt, if the model may be streamed."""
         spec = self.spec
         if spec.model.residency == "resident":
             return None
@@ -354,7 +354,7 @@ def _empty_scope(spec: Spec, vocabulary: Vocabulary, held: str) -> str:
     remedy = "exclude less" if named else "name categories that it has"
     return (
         f"{place}: nothing is in scope: {what} {', '.join(scope.categories)}; this model's "
-        f"vocabulary holds {held}: {remedy}"
+        f"vocabulary contains {held}: {remedy}"
     )
 
 

@@ -29,9 +29,9 @@ from glitchrun.spec.templates import FAMILIES
 _PACKAGES = ("transformers", "tokenizers", "sentencepiece", "tiktoken", "jinja2", "gguf", "torch")
 """The packages that load and run tokenizers and their templates."""
 _MOST_FILES = 100
-"""Most files in the folder; the oldest are removed."""
+"""Largest number of files in the folder; the oldest are removed."""
 _MOST = 200
-"""Most answers in a file; the oldest are dropped."""
+"""Largest number of answers in a file; the oldest are dropped."""
 
 
 class Answers:
@@ -50,7 +50,7 @@ class Answers:
 
         Args:
             question: What is asked.
-            settings: Everything beside the model that the answer depends on, as plain data.
+            settings: Everything other than the model that the answer depends on, as plain data.
             answer: Returns plain data. What it raises is passed on, and nothing is kept.
         """
         key = f"{question} {_digest(settings)}"

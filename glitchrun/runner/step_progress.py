@@ -1,4 +1,4 @@
-"""How far a step is: its stage, count, rate and time left, from announcements and batches."""
+"""The progress of a step: its stage, count, rate and time left, from announcements and batches."""
 
 from __future__ import annotations
 

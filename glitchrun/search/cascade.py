@@ -17,7 +17,7 @@ from glitchrun.search.recall import Audit, Recall, cheapest_sample, recall
 _BLOCK = 64
 """Tokens by which the front grows before its yield is checked again."""
 _WINDOW = 256
-"""Least number of tokens at the end of the front over which the yield is taken."""
+"""Smallest number of tokens at the end of the front over which the yield is taken."""
 _SHARE = 0.1
 """The same as a share of the front; the larger of the two counts."""
 _EDGE = 0.05

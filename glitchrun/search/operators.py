@@ -28,7 +28,7 @@ class EvolutionSettings:
     generations: int = 50
     """Generations bred after the first population, at most."""
     min_tokens: int = 1
-    """Least length of a sequence, in tokens."""
+    """Smallest length of a sequence, in tokens."""
     max_tokens: int = 3
     """Greatest length of a sequence, in tokens."""
     elite: int = 5

@@ -31,7 +31,8 @@ NOISES = (0.3, 1.0, 3.0, 10.0, 30.0)
 
 
 class Surrogate:
-    """Verifies the tokens for which a linear model of the verdicts so far predicts the most.
+    """Verifies the tokens for which a linear model of the verdicts so far predicts the highest
+    score.
 
     Half of the first tokens are the extremes of every indicator (least and largest norm, and so
     on), half are random. After that, a ridge regression on the features of all verified tokens

@@ -44,7 +44,7 @@ from glitchrun.spec.types import (
 )
 
 MAX_PROBLEMS = 100
-"""Most problems reported for one file."""
+"""Largest number of problems reported for one file."""
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,10 @@ _MAGIC = b"SQLite format 3\0"
 _TABLES = {"alembic_version", "experiments", "runs", "metrics", "params", "tags"}
 """Tables of every MLflow store; other programs have an `alembic_version` too."""
 _BESIDE_A_DATABASE = ("-journal", "-wal", "-shm")
-"""Endings of SQLite's own files beside a database; SQLite overwrites and deletes such files."""
+"""Endings of the files that SQLite keeps next to a database; SQLite overwrites and deletes such
+files."""
 _MAX_NOTE_BYTES = 1 << 16
-"""Most bytes of the note beside a database, which contains a version and a path."""
+"""Largest number of bytes of the note beside a database, which contains a version and a path."""
 _WEIGHTS = ("*.safetensors", "*.gguf", "pytorch_model*.bin", "model*.bin")
 
 
@@ -91,7 +92,7 @@ def database(uri: str) -> Path:
 def objection(uri: str) -> str | None:
     """Why the store at `uri` cannot be used or must not be written, and what to do instead.
 
-    None if nothing on this machine is against it. The text continues "the tracking store".
+    None if nothing on this machine prevents it. The text continues "the tracking store".
     """
     found = address_objection(uri)
     if found is None and is_sqlite(uri):

@@ -1,4 +1,4 @@
-"""What is wrong with a spec, where, and which name was probably meant.
+"""The problems of a spec: what is wrong, where, and which name was probably meant.
 
 GR0xx   the file or its YAML
 GR1xx   the schema: keys and values
@@ -92,7 +92,7 @@ class Problem:
     path: str = ""
     """Path of the value in the document, such as `steps[0].k`; empty for the whole document."""
     hint: str = ""
-    """What to do about it; empty if there is nothing to suggest."""
+    """The remedy; empty if there is none to suggest."""
     via: str = ""
     """Where the value came from if not from the file itself: a fragment, `--set`, a matrix cell."""
     source_line: str = field(default="", compare=False, repr=False)
@@ -131,9 +131,9 @@ _MAX_NAMES = 500
 _MAX_LENGTH = 64
 """Longer words get no suggestion: the time to compare grows with the product of both lengths."""
 _SIMILAR = 0.6
-"""Least similarity (`difflib`'s ratio) of a suggestion."""
+"""Smallest similarity (`difflib`'s ratio) of a suggestion."""
 _TYPO = 0.9
-"""Least similarity at which a word is taken for a typing error of a name."""
+"""Smallest similarity at which a word is taken for a typing error of a name."""
 
 
 def nearest(word: object, names: Iterable[object], cutoff: float = _SIMILAR) -> str | None:

@@ -17,7 +17,8 @@ from glitchrun.spec.schema import closed
 from glitchrun.spec.yaml_scalars import BadScalar, resolve, shortened
 
 _MAX_ERRORS = 200
-"""Most errors taken from one document; a hostile document could have one for each value."""
+"""Largest number of errors taken from one document; a hostile document could have one for each
+value."""
 
 _TYPE_NAMES = {
     "object": "a mapping", "array": "a list", "string": "text", "integer": "a whole number",

@@ -72,7 +72,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What a step will probably encounter; the plan estimates its likely work from it."""
+    """Assumptions about a step, from which the plan estimates its likely work."""
 
     earlier: Mapping[str, Work]
     """The likely work of each earlier step, by its id."""
@@ -103,7 +103,8 @@ class Workload:
     """Tokens that the search verifies at most; None where only the vocabulary bounds them."""
     controls: bool = False
     rows: int | None = None
-    """Most rows that the step can fill with continuations; None where it may fill any batch."""
+    """Largest number of rows that the step can fill with continuations; None where it may fill any
+    batch."""
 
     @property
     def grows(self) -> bool:
@@ -223,8 +224,8 @@ class Strategy:
         return None
 
     def limited(self, config: Any, most: int) -> dict[str, Any]:
-        """The parameters of a smoke run, in which a step examines at most `most` items, where they
-        differ. `Context.scope` and `Context.tokens` limit the tokens themselves."""
+        """The parameters that a smoke run changes, so that a step examines at most `most` items.
+        `Context.scope` and `Context.tokens` limit the tokens themselves."""
         controls = getattr(config, "controls", 0)
         return {"controls": most} if controls > most else {}
 
@@ -272,7 +273,7 @@ class Strategy:
         return Work(tokens=None)
 
     def likely_work(self, config: Any, bounds: Work, expected: Expectation) -> Work:
-        """What the step usually does, where that is much less than its bounds."""
+        """The work that the step usually does, if that is much less than its bounds."""
         return bounds
 
     def workloads(self, config: Any, step: str, system: int) -> Iterator[Workload]:

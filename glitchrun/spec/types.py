@@ -44,7 +44,7 @@ class ModelSpec:
     by layer; `auto` streams a model that does not fit."""
     adapter: str | None = None
     """A folder in PEFT's format to merge into the weights, absolute like `path`. `none` ignores an
-    adapter beside the weights; with None (the default) such an adapter is refused."""
+    adapter in the folder of the weights; with None (the default) such an adapter is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +75,10 @@ class Thresholds:
     """Limits from which verdicts are derived."""
 
     asr: float = 0.5
-    """Attack success rate, 0 to 1, from which `validate` confirms a token; 0 asks for one
+    """Attack success rate, 0 to 1, at or above which `validate` confirms a token; 0 requires one
     failure."""
     probability: float = 1.0
-    """A token that fails its probes is a glitch only below this probability."""
+    """A token that fails its probes is a glitch token only below this probability."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,8 @@ class Gate:
     """`<`, `<=`, `>`, `>=`, `==` or `!=`."""
     value: float
     min_n: int = 0
-    """Fewest items that the metric must rest on; with fewer the gate is inconclusive."""
+    """Smallest number of items that the metric must be based on; with fewer the gate is
+    inconclusive."""
 
 
 @dataclass(frozen=True, slots=True)

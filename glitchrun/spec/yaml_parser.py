@@ -1,7 +1,7 @@
 """Parses YAML 1.2 from libyaml's events into a tree with positions, or into located problems.
 
-Parsing is not recursive, and depth and size are bounded, so that hostile input costs no more than
-honest input.
+Parsing is not recursive, and depth and size are bounded, so that hostile input takes no longer than
+ordinary input.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from glitchrun.spec.yaml_scalars import (
 
 MAX_DEPTH = 64
 MAX_NODES = 25_000
-"""Most values in a document after its aliases are expanded."""
+"""Largest number of values in a document after its aliases are expanded."""
 _MAX_DIRECTIVES = 16
 _QUOTE_IT = "put it in quotes if text is meant"
 

@@ -16,7 +16,7 @@ import math
 import re
 
 MAX_NUMBER = 64
-"""Most characters of a number."""
+"""Largest number of characters of a number."""
 
 _INT = re.compile(r"[-+]?[0-9]+\Z")
 _OCTAL = re.compile(r"0o[0-7]+\Z")

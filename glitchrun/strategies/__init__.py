@@ -1,7 +1,7 @@
 """The strategies: one package or module each, listed in `BUILT_IN`.
 
 A strategy's own module declares what the rest of the program asks about it (`spec/strategy.py`
-documents each attribute), with its Config, and its schema fragment lies beside it. It imports no
+documents each attribute), with its Config; its schema fragment is in the same folder. It imports no
 torch. The code that runs a step is in `run.py`:
 
     check/         integration checks of a loaded model

@@ -1,4 +1,5 @@
-"""What a step receives besides its own Config: the model, the spec, earlier steps, and tokens."""
+"""The context of a step, which it receives with its Config: the model, the spec, earlier steps, and
+tokens."""
 
 from __future__ import annotations
 

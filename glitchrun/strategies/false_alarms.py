@@ -1,4 +1,4 @@
-"""Matched controls: how often a step raises its alarm over ordinary tokens."""
+"""Matched controls: how often a step calls ordinary tokens glitch tokens."""
 
 from __future__ import annotations
 

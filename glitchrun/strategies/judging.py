@@ -104,8 +104,9 @@ class Judge:
     def _emitted(
         self, token: Token, probes: Mapping[str, ProbeResult], answers: Mapping[str, Answered]
     ) -> tuple[str, str]:
-        """The kind and the text of what came instead of the token, in the probe in which it was
-        most probable; of a wrong answer if no probe that asks for the token failed."""
+        """The kind and the text of what the model preferred to the token, in the probe in which the
+        token was most probable; those of a wrong answer if no probe that asks for the token
+        failed."""
         failed = [name for name, result in probes.items() if not result.passed]
         if not failed:
             return "other", next(one.text for one in answers.values() if not one.passed)

@@ -1,7 +1,7 @@
 """A run's numbers as points of MLflow metrics.
 
 The x axis of a series is the number of items done, so that runs of different speed can be compared.
-A metric with a single value stands at 0: MLflow draws a metric as bars if its latest point is at 0,
+A metric with a single value has x = 0: MLflow draws a metric as bars if its latest point is at 0,
 and else as a line, which would be a single dot.
 
 Values and times come from the ledger alone, so a point that is logged twice is the same point, and

@@ -22,12 +22,12 @@ from glitchrun.vocabulary.text import raw_bytes
 _BLOCK_BYTES = 32 * 1024**2
 """Size of a block of rows in float32."""
 _SUBSPACE = 4
-"""Directions that are iterated together: the more, the fewer readings of the table."""
+"""Directions that are iterated together. With more of them, the table is read fewer times."""
 _MOST_STEPS = 60
 _NEVER_IN_UTF8 = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))
 """Bytes that no text contains, so that training never sees their tokens."""
 _TINY = 1e-6
-"""Least product of norms, as in the code of Land and Bartolo."""
+"""Smallest product of norms, as in the code of Land and Bartolo."""
 
 
 class Entries(Protocol):

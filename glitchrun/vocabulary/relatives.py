@@ -17,7 +17,7 @@ MOST_LONGER = 8
 _MOST_SEVERE = 1000
 _MOST_UNREACHABLE = 300
 _MOST_SCANNED = 2000
-"""Occurrences that are looked at: a letter is part of most entries."""
+"""Largest number of occurrences that are examined: a letter is part of most entries."""
 _END = "\0"
 
 

@@ -27,7 +27,7 @@ class EncodingContext:
     def __str__(self) -> str:
         if self.after:
             return f"before {self.after!r}"
-        return f"behind {self.before!r}" if self.before else "alone"
+        return f"after {self.before!r}" if self.before else "alone"
 
 
 FIRST = EncodingContext(ANCHOR)

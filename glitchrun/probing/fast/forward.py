@@ -3,8 +3,8 @@
 `cached_logits` appends to a KV cache, for sampling and for verification on a CPU.
 `shared_prefix_logits` keeps nothing and needs GPU kernels, for verification on a GPU.
 
-What makes them fast: only positions behind the shared prefix are run, and in the last layer only
-the last position continues once its keys and values are known.
+What makes them fast: only positions after the shared prefix are run, and in the last layer only the
+last position continues once its keys and values are known.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def embed(layout: LlamaLayout, ids: Tensor, workspace: Workspace) -> Tensor:
 
 
 def head_logits(layout: LlamaLayout, x: Tensor, workspace: Workspace) -> Tensor:
-    """Returns logits `(B, V)` of the residual stream `(B, H)` behind the last layer."""
+    """Returns logits `(B, V)` of the residual stream `(B, H)` after the last layer."""
     return project(layout.head, rms_norm(x, layout.norm, workspace), workspace)
 
 
@@ -179,7 +179,7 @@ def _add_attention(
 def shared_prefix_logits(
     layout: LlamaLayout, ids: Tensor, prefix: KVCache, workspace: Workspace
 ) -> Tensor:
-    """Returns next-token logits after each row of ids behind a prefix.
+    """Returns next-token logits after a prefix and each row of ids.
 
     Verification needs the last logits and nothing else. So the prefix's keys and values are read
     where they are, not copied for every row, and those of the suffix live for one layer only.

@@ -23,7 +23,7 @@ from glitchrun.probing.fast.llama_layout import AttentionLayout, LayerLayout, Ll
 
 @dataclass(frozen=True, eq=False, slots=True)
 class FrozenCache:
-    """What all rows of a screen share: prefix, frozen suffix and last id."""
+    """The parts that all rows of a screen share: prefix, frozen suffix and last id."""
 
     last: int
     """The suffix's last id."""
@@ -57,7 +57,7 @@ def freeze_cache(cache: KVCache, prefix_length: int, last: int) -> FrozenCache:
 
 
 def mean_suffix(buffer: Tensor, prefix_length: int, length: int) -> Tensor:
-    """Returns keys or values of the prefix, and the mean of those behind the token.
+    """Returns keys or values of the prefix, and the mean of those after the token.
 
     Args:
         buffer: Those of one layer, `(B, num_kv_heads, capacity, D)`.

@@ -202,7 +202,7 @@ def route(router: Tensor, top_k: int, x: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         router: `(E, H)`.
         top_k: Number of experts per position, K.
-        x: `(N, H)`, behind the norm.
+        x: `(N, H)`, after the norm.
 
     Returns:
         The experts' weights, float32, and their numbers: `(N, K)` each.

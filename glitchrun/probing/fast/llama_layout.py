@@ -84,7 +84,7 @@ class ExpertsLayout:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LayerLayout:
-    """One decoder layer: attention and MLP, each behind its norm."""
+    """One decoder layer: attention and MLP, each after its norm."""
 
     norm: RmsNorm
     attention: AttentionLayout

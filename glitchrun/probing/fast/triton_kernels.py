@@ -1,4 +1,4 @@
-"""Triton kernels for a GPU: attention behind a shared prefix, the gated product, row statistics.
+"""Triton kernels for a GPU: attention with a shared prefix, the gated product, row statistics.
 
 On an H100, a pass of a small model that consists of single tensor operations spends three quarters
 of its time moving activations: rotation, copies of keys and values, attention masks, statistics.

@@ -24,7 +24,7 @@ _ABOUT_TOKENS = {
     "false_alarm_rate": "false alarms",
     "recall_low": "recall, at least",
 }
-"""Metrics of steps about tokens that are shown beside the counts, with their labels."""
+"""Metrics of steps about tokens that are shown in addition to the counts, with their labels."""
 _NAMED = 3
 """Sides that tie and are named; more are counted."""
 

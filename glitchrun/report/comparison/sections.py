@@ -134,7 +134,7 @@ def _metrics(sides: Sequence[Side], every_row: bool) -> Iterator[Section]:
 
 
 def _changes(sides: Sequence[Side], pairs: Sequence[Pair]) -> Iterator[Section]:
-    """What differs between the runs beside their results: settings, then the specs."""
+    """Differences between the runs other than their results: settings, then the specs."""
     runs = [side for side in sides if side.spec is not None]
     if len(runs) < 2:
         return

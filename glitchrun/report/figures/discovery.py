@@ -16,7 +16,7 @@ from glitchrun.report.formatting import counted, duration, share
 _COLOURS = ("glitch", "accent", "good", "muted")
 _MARKS = ("o", "s", "^", "D")
 COSTS = {"gradients": "gradient", "screens": "screen"}
-"""Counters of a search's own work, beside verifications."""
+"""Counters of a search's own work other than verifications."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Norm, entropy and rank of verified tokens, glitch tokens beside all others."""
+"""Norm, entropy and rank of verified tokens: glitch tokens compared with all others."""
 
 from __future__ import annotations
 

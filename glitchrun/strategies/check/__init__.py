@@ -21,7 +21,8 @@ class Config:
     checks: tuple[str, ...] = CHECKS
     """Which checks, in this order."""
     memory_budget: int | str | None = None
-    """Most memory that the model may take, in bytes or as `25GB`; None skips the check."""
+    """Largest amount of memory that the model may take, in bytes or as `25GB`; None skips the
+    check."""
     expect: Mapping[str, Any] | None = None
     """Expected properties of the loaded model; those not given are only reported."""
     prompts: tuple[Mapping[str, Any], ...] = (
@@ -39,7 +40,7 @@ class Config:
     p_factor: float = 2.0
     """Factor by which a probability may differ from its reference, either way."""
     min_improvement: float | None = None
-    """Least mean gain of chat over raw in log-probability (nats); None only reports it."""
+    """Smallest mean gain of chat over raw in log-probability (nats); None only reports it."""
     labelled: Mapping[str, tuple[int, ...]] | None = None
     """Token ids whose category is known, by category."""
     glitch: tuple[int, ...] = ()

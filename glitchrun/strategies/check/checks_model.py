@@ -12,7 +12,7 @@ from glitchrun.strategies.context import Context
 
 _QUANTIZED = ("int4", "int8")
 _LEAST_QUANTIZED = 0.5
-"""Least share of a quantized model's bytes, without embedding and head, that are codes."""
+"""Smallest share of a quantized model's bytes, without embedding and head, that are codes."""
 _WEIGHT_DEVIATION = 0.05
 """Largest relative deviation of the weights' bytes from the plan."""
 

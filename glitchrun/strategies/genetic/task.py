@@ -53,7 +53,7 @@ class Task:
         self.before = before
 
     def fitness(self, after: tuple[float, ...]) -> float:
-        """The fitness of a sequence, from the goals' probabilities behind it.
+        """The fitness of a sequence, from the probabilities of the goals after it.
 
         This is how far the target's probability falls, how far the wanted token's rises, or the
         mean of both.

@@ -60,7 +60,8 @@ class Config:
     sample_rate: float | None = None
     """Share of each range, group or pattern that is drawn; None for all of it."""
     sample_size: int | None = None
-    """Most tokens of each range, group or pattern that are drawn; None for no such limit."""
+    """Largest number of tokens of each range, group or pattern that are drawn; None for no such
+    limit."""
     probes: str | tuple[str, ...] = ("repeat",)
     """Prompts that a glitch token must fail. One by default: each costs a pass of every token."""
     controls: int = 0
@@ -208,7 +209,8 @@ def usual_cascade(scope: int, glitches: int, recall: float, confidence: float) -
 
 
 def _few_found(recall: float) -> str:
-    """What a cascade costs where the vocabulary has few glitch tokens: it may miss none then."""
+    """The caveat of a cascade: if the vocabulary has few glitch tokens, it may miss none, and
+    verifies nearly everything."""
     from fractions import Fraction  # takes 4 ms, which `glitchrun validate` does not need
 
     exact = Fraction(str(recall))

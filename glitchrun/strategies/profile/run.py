@@ -1,4 +1,4 @@
-"""Runs `profile`: bytes by dtype, timed passes, peak memory, and the plan's estimate beside them.
+"""Runs `profile`: bytes by dtype, timed passes, peak memory, compared with the plan's estimate.
 
 All values but the bytes of the weights differ from run to run. The fragment marks their columns and
 metrics as `measured`.
@@ -118,7 +118,7 @@ def _held(context: Context) -> list[Entry]:
 
 
 def _peaks(context: Context) -> list[Entry]:
-    """Most memory in use on each device while the workload ran, beside the plan's estimate."""
+    """Peak memory on each device while the workload ran, and the plan's estimate."""
     model, plan = context.backend.model, context.estimate or {}
     rows = [
         ("weights", model.bytes, plan.get("weight_bytes")),

@@ -50,7 +50,7 @@ class Config:
     sequential: bool = False
     """Whether a token's attempts stop once its verdict is settled."""
     error_rate: float = 0.05
-    """Probability, at most, that `sequential` stops a token on the wrong side of the threshold."""
+    """Largest probability that `sequential` stops a token on the wrong side of the threshold."""
     match: str = "either"
     """What counts as saying the token: its `id`, its `text`, or `either`."""
 

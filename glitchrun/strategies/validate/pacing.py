@@ -1,12 +1,13 @@
-"""How many tokens are sampled in one batch, so that a kill loses little work on any machine."""
+"""The number of tokens that `validate` samples in one batch, chosen so that a kill loses little
+work on any machine."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 BATCH_SECONDS = 15.0
-"""What a batch should take. Tokens that fail every probe take several times as long as others, so
-single batches take longer."""
+"""Time that a batch should take. Tokens that fail every probe take several times as long as others,
+so single batches take longer."""
 _GROWTH = 2
 
 
