@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,6 +18,7 @@ from glitchrun.events import Artifact, Sampled, Token, Verified
 from glitchrun.events_json import batch_to_json
 from glitchrun.ledger import (
     Journal,
+    checksums,
     current_attempt,
     existing_status,
     find_runs,
@@ -26,6 +28,7 @@ from glitchrun.ledger import (
     step_store,
 )
 from glitchrun.ledger.record import RunIdentity, RunRecord
+from glitchrun.ledger.step_journal import StepJournal
 from glitchrun.ledger.step_store import attempt_folder, attempts, read_step
 from glitchrun.model import loading
 from glitchrun.plan.build import build
@@ -188,6 +191,8 @@ def test_edits_of_a_spec_measure_new_questions_only(tmp_path: Path, work: Work) 
     assert {number for _, number in work.sampled} == {2}
     assert work.take() == (0, found, 1)
     assert more.notes["reused_attempts"] == 2 * found
+    assert "reused_tokens" not in more.notes  # each token needed one more
+    assert len(more.steps[1].batches[0].batch.facts) == 1  # the pace counts what is sampled
 
     strict = record(applied(tmp_path, MINE, ASR, more="thresholds: {asr: 1.0}\n"))
     assert work.take() == (0, 0, 0)
@@ -251,6 +256,26 @@ def test_a_step_with_known_attempts_needs_no_model(tmp_path: Path, work: Work, m
     ]
     assert prompts[0] == prompts[1]
     assert edited.notes.get("dropped_system") == afresh.notes.get("dropped_system")
+
+
+def test_ledgers_that_cannot_be_read_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of a newer version, one with a plain line, one that is no file, and one of a run."""
+    document = {"key": "good", "strategy": "validate", "made_of": {}}
+    StepJournal.create(attempt_folder(tmp_path, "good", 1), document)
+    with monkeypatch.context() as patch:
+        patch.setattr(checksums, "VERSION", 99)
+        newer = checksums.Chain(lambda kind: False).head_line(0, "step", document)
+    of_a_run = checksums.Chain(lambda kind: False).head_line(0, "run", document)
+    for name, line in {"newer": newer, "plain": b'{"kind":"batch"}\n', "run": of_a_run}.items():
+        folder = attempt_folder(tmp_path, name, 1)
+        folder.mkdir(parents=True)
+        (folder / "ledger.jsonl").write_bytes(line)
+    attempt_folder(tmp_path, "fifo", 1).mkdir(parents=True)
+    os.mkfifo(attempt_folder(tmp_path, "fifo", 1) / "ledger.jsonl")
+    (found,) = step_store.stored_steps(tmp_path)
+    assert found == (attempt_folder(tmp_path, "good", 1), document)
 
 
 def test_a_new_probability_judges_a_finished_scan_without_the_model(

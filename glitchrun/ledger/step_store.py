@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,15 +26,17 @@ from typing import Any, Literal
 
 from glitchrun.errors import RunError, file_access
 from glitchrun.ledger.checksums import (
+    HEAD_LINE,
     Chain,
     Damage,
     Inspection,
+    NewerLedger,
     described,
     inspect,
     intact_lines,
     newer_format,
 )
-from glitchrun.ledger.files import LEDGER
+from glitchrun.ledger.files import LEDGER, open_regular
 from glitchrun.ledger.step_fold import Extent, StepFold, is_known_kind, readable
 
 STEPS = "steps"
@@ -88,20 +91,26 @@ def current_step(root: Path, key: str, extent: Extent) -> StepFold | None:
 def stored_steps(root: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """The folder of every attempt at a step, and what its step key was made of, newest first.
 
-    Ledgers without a readable first line are left out.
+    Ledgers without a readable first line are left out, as are those that are removed meanwhile.
 
     Raises:
         RunError: the store cannot be read.
     """
     with file_access(root / STEPS):
-        ledgers = [(path.stat().st_mtime_ns, path) for path in root.glob(f"{STEPS}/*/*/{LEDGER}")]
-    for _, path in sorted(ledgers, reverse=True):
+        ledgers = [*root.glob(f"{STEPS}/*/*/{LEDGER}")]
+    dated = []
+    for path in ledgers:
+        with suppress(OSError):
+            dated.append((path.stat().st_mtime_ns, path))
+    for _, path in sorted(dated, reverse=True):
         if not _ATTEMPT.fullmatch(path.parent.name):
             continue
-        with file_access(path), path.open("rb") as file:
+        with suppress(OSError, NewerLedger), open_regular(path) as file:
             first = file.readline()
-        if Chain(is_known_kind).objection(first) is None:
-            yield path.parent, json.loads(first)["step"]
+            if first.startswith(HEAD_LINE) and Chain(is_known_kind).objection(first) is None:
+                head = json.loads(first)
+                if "step" in head:
+                    yield path.parent, head["step"]
 
 
 @dataclass(frozen=True, slots=True)

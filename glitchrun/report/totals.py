@@ -48,7 +48,7 @@ NOTES = {
     "sampling_forwards": "forward passes of sampling",
     "rows": "rows of these passes",
     "reused_attempts": "attempts that other steps had sampled before",
-    "reused_tokens": "tokens with such attempts",
+    "reused_tokens": "tokens of which all attempts had been sampled before",
     "controls": "control tokens",
     "refits": "fits of the surrogate",
 }

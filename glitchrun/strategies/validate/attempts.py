@@ -48,8 +48,8 @@ def attempts(
     *,
     order: Sequence[str],
     threshold: float,
-) -> tuple[list[Made], int]:
-    """Returns the attempts on each token, and how many of them were known.
+) -> tuple[list[Made], int, int]:
+    """Returns the attempts on each token, how many of them were known, and of how many tokens all.
 
     With `sequential` they are made in rounds. A round makes only attempts without which the rule
     cannot stop. So the attempts of a token depend neither on its batch nor on what is known.
@@ -65,6 +65,7 @@ def attempts(
     rule = stopping(config, threshold)
     made = [_Attempts() for _ in tokens]
     reused = 0
+    complete = set(range(len(tokens)))
     going = list(range(len(tokens)))
     while going:
         asked: dict[int, range] = {}  # the row of a token, and the numbers to sample
@@ -81,13 +82,29 @@ def attempts(
             if one.size < before + needed:
                 asked[row] = range(one.size, before + needed)
         if asked:
+            complete -= asked.keys()
             found = sample([tokens[row] for row in asked], list(asked.values()))
             for row, (failed, said) in zip(asked, found, strict=True):
                 made[row].outcomes += failed
                 made[row].said += said
         going = still_going
     place = {name: number for number, name in enumerate(order)}
-    return [(one.outcomes, one.in_order(place)) for one in made], reused
+    return [(one.outcomes, one.in_order(place)) for one in made], reused, len(complete)
+
+
+def are_known(config: Config, known: Sampled | None, threshold: float) -> bool:
+    """Whether the known attempts on a token are all that it needs."""
+    if known is None:
+        return False
+    rule = stopping(config, threshold)
+    size = 0
+    while size <= known.attempts:
+        failures = sum(known.outcomes[:size])
+        needed = rule.needed(size, failures) if rule else config.repeats - size
+        if needed <= 0:
+            return True
+        size += needed
+    return False
 
 
 @dataclass(slots=True)
@@ -152,7 +169,7 @@ def known_batches(
         return None
     order = tuple(known.prompts)
     try:
-        made, reused = attempts(
+        made, reused, _ = attempts(
             config, tokens, known.samples, unknown, order=order, threshold=threshold
         )
     except _Unknown:

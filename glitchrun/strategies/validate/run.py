@@ -22,7 +22,7 @@ from glitchrun.strategies.false_alarms import (
     elsewhere_done,
 )
 from glitchrun.strategies.validate import Config
-from glitchrun.strategies.validate.attempts import attempts, estimate, stopping
+from glitchrun.strategies.validate.attempts import are_known, attempts, estimate, stopping
 from glitchrun.strategies.validate.pacing import Pace
 
 _WORK = "continuations"
@@ -55,18 +55,25 @@ def _sampled_in_order(
     """Samples the tokens of a stage, without the first `done`."""
     context.announce(stage)
     while done < len(tokens):
-        chunk = _next_tokens(tokens[done:], context, pace)
+        chunk = _next_tokens(tokens[done:], config, context, pace)
         done += len(chunk)
         batch = _sampled(config, context, sampler, chunk, done, stage)
         pace.measure(*_paced(batch))
         yield batch
 
 
-def _next_tokens(tokens: Sequence[Token], context: Context, pace: Pace) -> Sequence[Token]:
-    """The tokens of the next batch. The pace counts those whose attempts are not known yet."""
-    unknown = [place for place, token in enumerate(tokens) if token.id not in context.known]
-    end = unknown[pace.size] if len(unknown) > pace.size else len(tokens)
-    return tokens[: min(end, pace.most)]
+def _next_tokens(
+    tokens: Sequence[Token], config: Config, context: Context, pace: Pace
+) -> Sequence[Token]:
+    """The tokens of the next batch. The pace counts those that need attempts not known yet."""
+    threshold = context.spec.thresholds.asr
+    end = sampled = 0
+    for token in tokens[: pace.most]:
+        sampled += not are_known(config, context.known.get(token.id), threshold)
+        if sampled > pace.size:
+            break
+        end += 1
+    return tokens[:end]
 
 
 def _paced(batch: Batch) -> tuple[int, float]:
@@ -143,7 +150,7 @@ def _sampled(
     start = time.perf_counter()
     known = {token.id: context.known[token.id] for token in tokens if token.id in context.known}
     threshold = context.spec.thresholds.asr
-    sampled, reused = attempts(
+    sampled, reused, complete = attempts(
         config, tokens, known, sampler.attempt, order=tuple(sampler.prompts), threshold=threshold
     )
     ids = [token.id for token in tokens]
@@ -160,8 +167,8 @@ def _sampled(
     sampler.counters.clear()
     if config.sequential:  # continuations of different rounds are not compared
         counters.pop("distinct", None)
-    if reused:
-        counters |= {"reused_attempts": reused, "reused_tokens": len(known)}
+    taken = {"reused_attempts": reused, "reused_tokens": complete}
+    counters |= {name: count for name, count in taken.items() if count}
     counters["not_intact"] = sum(not fact.intact for fact in facts)
     if lacking := sum(prompt.dropped_system is not None for prompt in sampler.prompts.values()):
         counters["dropped_system"] = lacking * len(tokens)
