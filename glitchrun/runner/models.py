@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
@@ -24,6 +24,8 @@ from glitchrun.spec.types import ModelSpec
 if TYPE_CHECKING:
     from glitchrun.model.load_progress import Report
     from glitchrun.model.loaded import LoadedModel
+
+_Kept = TypeVar("_Kept")
 
 
 def check_unchanged(spec: ModelSpec, fingerprint: str | None) -> None:
@@ -83,6 +85,7 @@ class Models:
         self._model: LoadedModel | None = None
         self._peak = 0
         self._files: dict[Path, tuple[int, ...]] = {}
+        self._kept: dict[object, Any] = {}
         self.reused = False
         """Whether the last call of `get` returned a model that was in memory already."""
 
@@ -128,6 +131,18 @@ class Models:
         self._announce(f"loaded in {model.load_seconds:.1f} s: {done} on {model.device}")
         return model
 
+    def keep(self, name: object, compute: Callable[[], _Kept]) -> _Kept:
+        """What `compute` gives, computed once for all runs with the model in memory.
+
+        Args:
+            name: What it is; equal names mean equal values.
+            compute: Computes it of that model.
+        """
+        if name not in self._kept:
+            self._kept[name] = compute()
+        kept: _Kept = self._kept[name]
+        return kept
+
     def check_files(self) -> None:
         """Checks that no weight file was overwritten in place since it was loaded.
 
@@ -149,6 +164,7 @@ class Models:
         """Frees the model in memory before the next one is loaded."""
         import torch
 
+        self._kept.clear()
         self._model = None
         self._peak = 0
         gc.collect()

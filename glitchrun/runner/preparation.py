@@ -90,7 +90,9 @@ def prepare(planned: PlannedRun, session: Session) -> Prepared:
         spec.template, tokenizer, model.config, spec.model.path, spec.template_variables
     )
     say(f"template: {template.name} ({template.rule})")
-    vocabulary = Vocabulary(tokenizer, row_norms(model.embedding_blocks()))
+    vocabulary = session.models.keep(
+        "vocabulary", lambda: Vocabulary(tokenizer, row_norms(model.embedding_blocks()))
+    )
     if refusal := empty_scope_reason(spec, vocabulary):
         raise PreflightError(refusal)
     warnings = _check_lengths(spec, model, template)
@@ -110,8 +112,11 @@ def prepare(planned: PlannedRun, session: Session) -> Prepared:
         earlier={},
         estimate=planned.estimate.to_json() if planned.estimate else None,
         results=planned.digests["results"],
-        indicators=Indicators(
-            model.head_blocks, vocabulary, tied=model.tied, unused=spec.tokens.unused
+        indicators=session.models.keep(
+            ("indicators", spec.tokens.unused),
+            lambda: Indicators(
+                model.head_blocks, vocabulary, tied=model.tied, unused=spec.tokens.unused
+            ),
         ),
     )
     check_embedding_rows(context, spec.steps)
