@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glitchrun.checkpoint.conversion_folder import cache_folder
+from glitchrun.checkpoint.cache_folder import cache_folder
 from glitchrun.errors import ModelUnavailable, PreflightError
 from glitchrun.model import gguf_conversion, load
 from glitchrun.model.gguf_conversion import converted, load_gguf

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from glitchrun.checkpoint import resolve
-from glitchrun.checkpoint.conversion_folder import cache_folder
+from glitchrun.checkpoint.cache_folder import cache_folder
 from glitchrun.checkpoint.headers import Header, read_header
 from glitchrun.model.loading import load
 from glitchrun.plan.weight_bytes import part_of, weights

@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Import results of other tools, and lists.",
     ),
     "list": (
-        "glitchrun.cli.listing:command",
+        "glitchrun.cli.list_:command",
         "List strategies, searches, templates or probes.",
     ),
     "schema": ("glitchrun.cli.schema:command", "Print the JSON Schema of a spec."),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from glitchrun.checkpoint.conversion_folder import cache_folder, clear, size_of
+from glitchrun.checkpoint.cache_folder import cache_folder, remove_conversions, size_of
 from glitchrun.cli.environment_checks import CheckResult, run_checks
 from glitchrun.errors import ExitCode, UsageError
 from glitchrun.ledger import ROOT
@@ -53,7 +53,7 @@ def _clear(*, asking: bool) -> None:
     question = f"remove {size(held)} of converted models from {folder}?"
     if asking and not click.confirm(question):
         raise UsageError("nothing was removed; --yes removes without confirmation")
-    say(f"removed {size(clear(folder))} from {folder}")
+    say(f"removed {size(remove_conversions(folder))} from {folder}")
 
 
 def _lines(results: Sequence[CheckResult]) -> list[str]:

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import glitchrun
-from glitchrun.checkpoint.conversion_folder import CACHE_VARIABLE, cache_folder, size_of
+from glitchrun.checkpoint.cache_folder import CACHE_VARIABLE, cache_folder, size_of
 from glitchrun.errors import PreflightError
 from glitchrun.plan.devices import main_memory, visible_gpus
 from glitchrun.report.formatting import counted, size

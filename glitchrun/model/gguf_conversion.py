@@ -19,7 +19,7 @@ import torch
 import transformers
 from filelock import FileLock
 
-from glitchrun.checkpoint.conversion_folder import CACHE_VARIABLE, size_of
+from glitchrun.checkpoint.cache_folder import CACHE_VARIABLE, size_of
 from glitchrun.errors import ModelUnavailable, PreflightError
 from glitchrun.events import Stage
 from glitchrun.model import load_progress

@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from glitchrun.boundary import first_line, foreign_errors
 from glitchrun.checkpoint import fetch, resolve
-from glitchrun.checkpoint.conversion_folder import cache_folder
+from glitchrun.checkpoint.cache_folder import cache_folder
 from glitchrun.checkpoint.headers import Header, read_header
 from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.errors import ModelUnavailable, PreflightError

@@ -9,7 +9,7 @@ import transformers
 
 from glitchrun.boundary import first_line, foreign_errors, install_command
 from glitchrun.checkpoint import fetch_tokenizer, resolve
-from glitchrun.checkpoint.conversion_folder import cache_folder
+from glitchrun.checkpoint.cache_folder import cache_folder
 from glitchrun.checkpoint.language_part import text_settings
 from glitchrun.checkpoint.resolve import expanded, read_json
 from glitchrun.errors import ModelUnavailable

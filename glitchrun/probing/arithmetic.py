@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glitchrun.checkpoint.conversion_folder import cache_folder
+from glitchrun.checkpoint.cache_folder import cache_folder
 from glitchrun.probing.fast.llama_layout import LlamaLayout, MlpLayout
 
 Seconds = Mapping[str, float]

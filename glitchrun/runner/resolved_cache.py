@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from glitchrun import __version__
-from glitchrun.checkpoint.conversion_folder import cache_folder
+from glitchrun.checkpoint.cache_folder import cache_folder
 from glitchrun.errors import PreflightError
 from glitchrun.ledger.files import write_atomically
 from glitchrun.spec.probes import PROBES

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from glitchrun.checkpoint.conversion_folder import cache_folder
+from glitchrun.checkpoint.cache_folder import cache_folder
 from glitchrun.model import load
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.backend_selection import best_backend

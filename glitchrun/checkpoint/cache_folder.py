@@ -1,4 +1,8 @@
-"""The folder of converted models: shared by all projects of a user, and safe to delete."""
+"""The cache folder of a user, shared by all projects, and safe to delete.
+
+It contains converted models (`model/gguf_conversion.py`), the answers that `plan` keeps
+(`runner/resolved_cache.py`) and timings of matrix products (`probing/arithmetic.py`).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
         return (Path(home) if home else Path.home()) / ".cache" / "glitchrun"
     except RuntimeError as error:
         raise PreflightError(
-            f"there is no home folder for converted models; set {CACHE_VARIABLE} to a folder with "
+            f"there is no home folder for the cache; set {CACHE_VARIABLE} to a folder with "
             "enough space"
         ) from error
 
@@ -38,7 +42,7 @@ def size_of(folder: Path) -> int:
     return sum(sizes) if folder.is_dir() else 0
 
 
-def clear(folder: Path) -> int:
+def remove_conversions(folder: Path) -> int:
     """Remove the converted models under a cache folder and return the number of bytes freed.
 
     Removes only files that glitchrun wrote. Raises PreflightError where a file cannot be removed.

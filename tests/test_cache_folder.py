@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from glitchrun.checkpoint import conversion_folder
-from glitchrun.checkpoint.conversion_folder import cache_folder, clear, size_of
+from glitchrun.checkpoint import cache_folder as module
+from glitchrun.checkpoint.cache_folder import cache_folder, remove_conversions, size_of
 from glitchrun.cli.doctor import command as doctor
 from glitchrun.errors import PreflightError
 from glitchrun.model import gguf_conversion, load
@@ -35,7 +35,7 @@ def test_a_missing_home_is_reported_with_the_variable(monkeypatch: pytest.Monkey
     def nobody() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(conversion_folder.Path, "home", nobody)
+    monkeypatch.setattr(module.Path, "home", nobody)
     with pytest.raises(PreflightError, match="set GLITCHRUN_CACHE"):
         cache_folder({})
 
@@ -99,5 +99,5 @@ def test_a_linked_cache_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "model.safetensors").write_bytes(b"x")
     (tmp_path / "gguf").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(PreflightError, match="a link"):
-        clear(tmp_path)
+        remove_conversions(tmp_path)
     assert (tmp_path / "elsewhere" / "model.safetensors").exists()
