@@ -1,4 +1,5 @@
-"""A conversation: turns, what ended them, the next-token table, and the KV cache behind them."""
+"""A conversation: its turns, the reason why each ended, the next-token table, and the KV cache of
+its ids. `chat/loop.py` drives a `ChatSession`; `cli/chat.py` creates it."""
 
 from __future__ import annotations
 

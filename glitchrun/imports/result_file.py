@@ -1,4 +1,5 @@
-"""The text of a result file, parsed as JSON, JSON lines or plain text."""
+"""The text of a result file, parsed as JSON, JSON lines or plain text. `imports/reading.py` calls
+`parse` before it chooses the format."""
 
 from __future__ import annotations
 

@@ -73,7 +73,8 @@ def quiet_libraries() -> Iterator[None]:
 
 
 class LoadReport(logging.Handler):
-    """The report on a checkpoint that transformers logs before it raises a general error."""
+    """Captures the report on a checkpoint that transformers logs before it raises a general
+    error."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page, and what it shows."""
+"""Renders report.html, one self-contained page, and collects the values that it shows."""
 
 from __future__ import annotations
 

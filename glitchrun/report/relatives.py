@@ -33,10 +33,10 @@ _LONGER = {
     "longer_id": {"description": "Its id.", "kind": "id"},
     "longer_p": {"description": "Its probability, if the run verified it.", "kind": "probability"},
     "longer_verdict": {"description": "Its verdict."},
-    "of": {"description": "How many longer tokens there are in all."},
+    "of": {"description": "Total number of longer tokens."},
 }
 _UNREACHABLE = {
-    "token": {"description": "A token that no text is encoded to.", "kind": "token"},
+    "token": {"description": "A token that the tokenizer never produces.", "kind": "token"},
     "id": {"description": "Its id.", "kind": "id"},
     "encoded_as": {"description": "The tokens to which its text is encoded.", "kind": "token"},
     "ids": {"description": "Their ids."},
@@ -70,9 +70,9 @@ def _longer(record: RunRecord) -> RelativesTable | None:
         step_id,
         "longer",
         "Longer tokens that contain severe tokens",
-        "A severe token that is only a part of longer tokens is often a remainder of the "
-        "tokenizer's training, which those tokens have replaced. For each severe token up to 8 of "
-        "them are listed, verified ones first.",
+        "A severe token is often an intermediate merge of the tokenizer's training, which occurs "
+        "in text only as a part of longer tokens. For each severe token, up to 8 longer tokens are "
+        "listed, verified ones first.",
         _LONGER,
         tuple(row for _, row in rows),
     )
@@ -108,8 +108,8 @@ def _unreachable(record: RunRecord) -> RelativesTable | None:
             step.id,
             "unreachable",
             "Unreachable tokens",
-            "Tokens of the vocabulary that no text is encoded to, and the tokens that their text "
-            "becomes instead." + (f" {more:,} more are not listed." if more else ""),
+            "Tokens that the tokenizer never produces, and the tokens to which it encodes their "
+            "text instead." + (f" {more:,} more are not listed." if more else ""),
             _UNREACHABLE,
             rows,
         )

@@ -1,5 +1,5 @@
-"""tokens.jsonl, with a line for each step and token, tokens.json, the MLflow table of them, and
-attempts.jsonl, with a line for what was said in each attempt."""
+"""Writes the artifacts about tokens: tokens.jsonl, with a line for each step and token;
+tokens.json, the MLflow table of them; and attempts.jsonl, with a line for each continuation."""
 
 from __future__ import annotations
 

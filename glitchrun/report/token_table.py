@@ -104,7 +104,7 @@ def _columns(rows: Sequence[TokenRow], attempts: Attempts) -> list[Column]:
         Column(
             "Probe",
             "choice",
-            "The probe with the highest probability; p, rank and entropy are its.",
+            "The probe with the highest probability; p, rank and entropy come from it.",
             [one[0] if one else None for one in closest],
             True,
         ),

@@ -1,4 +1,5 @@
-"""Write artifacts: files that appear whole, JSON that every reader accepts, MLflow tables."""
+"""Functions to write artifacts: files that appear whole, JSON that every reader accepts, MLflow
+tables."""
 
 from __future__ import annotations
 

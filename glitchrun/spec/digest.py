@@ -172,7 +172,7 @@ def _measures(*documents: Mapping[str, Any]) -> bool:
 
 
 def limit_setting(spec: Spec) -> dict[str, int]:
-    """The limit of a smoke run; empty for any other, so that its keys do not change."""
+    """The limit of a smoke run; empty for any other run, so that its keys do not change."""
     return {} if spec.limit is None else {"limit": spec.limit}
 
 
@@ -188,8 +188,8 @@ def scope_setting(tokens: TokenScope) -> Any:
 
 
 def step_setting(step: Step) -> dict[str, Any]:
-    """What decides the results of a step: its parameters with defaults filled in. Files of tokens
-    are replaced by digests of their contents.
+    """The settings that decide the results of a step: its parameters with defaults filled in. Files
+    of tokens are replaced by digests of their contents.
 
     Raises:
         PreflightError: a file cannot be read.

@@ -1,4 +1,5 @@
-"""Plain lists: tables in CSV format, GlitchProber's among them, lists of texts, and one id a line.
+"""Plain lists: tables in CSV format (such as GlitchProber's), lists of texts, and text files with
+one id in each line.
 
 A list of texts names tokens without ids. They get numbers below 0 until a tokenizer assigns them
 (`vocabulary_fit.with_ids`).

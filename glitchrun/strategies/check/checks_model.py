@@ -1,4 +1,4 @@
-"""The checks of the loaded model and of its memory."""
+"""The checks `loading` and `memory`, which `check/run.py` calls by name."""
 
 from __future__ import annotations
 

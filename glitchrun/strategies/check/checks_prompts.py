@@ -1,4 +1,4 @@
-"""The checks of the template and of the model's predictions."""
+"""The checks `template`, `prediction` and `chat`, which `check/run.py` calls by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checks of token categories and of the verification of tokens."""
+"""The checks `classifier` and `verification`, which `check/run.py` calls by name."""
 
 from __future__ import annotations
 
