@@ -46,7 +46,7 @@ def summary_lines(record: RunRecord, width: int | None = None) -> list[str]:
         *_gate_lines(record),
         *(line for text in beyond for line in _wrapped("  warning  ", text, width)),
         *_work_lines(record),
-        *_scope_lines(record),
+        *_scope_lines(record, width),
         *_file_lines(record, width),
     ]
 
@@ -55,7 +55,7 @@ def _wrapped(label: str, text: str, width: int | None, indent: int = 0) -> list[
     """`text` after its label, on lines of at most `width` characters; later lines are indented by
     `indent` more."""
     if not width:
-        return [label + text]
+        return [label + text.replace("\xa0", " ")]
     later = " " * (len(label) + indent)
     lines = textwrap.wrap(
         text.replace(" %", "\xa0%"),  # a number and its unit stay on one line
@@ -111,14 +111,14 @@ def _token_line(row: TokenRow) -> str:
         interval = f"{percent(fact.asr_low)} to {percent(fact.asr_high)}"
         text += f"  ASR {percent(fact.asr)} ({fact.failures}/{fact.attempts}; 95 %: {interval})"
     if row.closest:
-        text += f"  p {figure(row.closest[1].p)}"
+        text += f"  p\xa0{figure(row.closest[1].p)}"
     return text if row.intact else f"{text}  (not presented intact)"
 
 
-def _scope_lines(record: RunRecord) -> list[str]:
+def _scope_lines(record: RunRecord, width: int | None) -> list[str]:
     """The scope by category, if it is known."""
     known = record.model is not None and record.model.categories
-    return [f"  scope    {scope(record)}"] if known else []
+    return _wrapped("  scope    ", scope(record), width) if known else []
 
 
 def _gate_lines(record: RunRecord) -> list[str]:

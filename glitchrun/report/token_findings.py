@@ -363,9 +363,11 @@ def _about_severity(record: RunRecord, found: Severity) -> str:
         return f"All {found.glitch:,} glitch tokens are severe, {below}."
     mild = (
         f"; {found.mild:,} {'is' if found.mild == 1 else 'are'} below {MILD:g}"
-        if thresholds(record).probability > MILD  # else all are
+        if found.mild and thresholds(record).probability > MILD  # else all are
         else ""
     )
+    if not found.severe and found.glitch > 1:
+        return f"None of the {found.glitch:,} glitch tokens is severe, {below}{mild}."
     return (
         f"Of the {counted(found.glitch, 'glitch token')}, {found.severe:,} "
         f"({share(found.severe, found.glitch)}) "
