@@ -29,8 +29,10 @@ _LABELS = {
 }
 _LEAST = 1e-12
 """Probabilities below this are drawn here."""
-_MOST = 4000
-"""Tokens of each kind that a figure draws; more are thinned out, and the caption says so."""
+_MOST = 500
+_MOST_IN_PAIRS = 150
+"""Tokens of each kind that a figure draws. More are thinned out, as the caption says: ten panels of
+thousands of dots would be most of the page."""
 _LOOKS = {
     "severe": {"color": LIGHT["glitch"], "marker": "o", "s": 12, "alpha": 0.8, "zorder": 3},
     "glitch": {"color": LIGHT["glitch"], "marker": "x", "s": 10, "alpha": 0.35, "zorder": 2},
@@ -54,8 +56,9 @@ class _Cloud:
     thinned: bool
 
 
-def _cloud(record: RunRecord) -> _Cloud | None:
-    """The points of the step that verified most tokens with indicators; None without any."""
+def _cloud(record: RunRecord, most: int) -> _Cloud | None:
+    """Up to `most` points of each kind of the step that verified most tokens with indicators; None
+    without any."""
     best: _Cloud | None = None
     for step in record.steps:
         found = of_step(step)
@@ -68,7 +71,7 @@ def _cloud(record: RunRecord) -> _Cloud | None:
     thinned = False
     for kind in _LOOKS:
         same = [point for point in best.points if point.kind == kind]
-        every = -(-len(same) // _MOST) or 1
+        every = -(-len(same) // most) or 1
         thinned = thinned or every > 1
         drawn += same[::every]
     return _Cloud(best.step, best.found, drawn, thinned)
@@ -84,7 +87,7 @@ def _points(step: StepRecord, found: StepIndicators) -> Iterator[_Point]:
 
 def draw_indicator(record: RunRecord) -> Drawing | None:
     """The main indicator against the probability, with the threshold of Land and Bartolo."""
-    cloud = _cloud(record)
+    cloud = _cloud(record, _MOST)
     if cloud is None:
         return None
     name = cloud.found.main
@@ -136,13 +139,17 @@ def _caption(cloud: _Cloud, name: str) -> str:
         )
     sentences.append(f"Reference rows: {cloud.found.reference}.")
     if cloud.thinned:
-        sentences.append(f"At most {_MOST:,} tokens of each kind are drawn, spread evenly.")
+        sentences.append(_thinned(_MOST))
     return " ".join(sentences)
+
+
+def _thinned(most: int) -> str:
+    return f"At most {most:,} tokens of each kind are drawn, spread evenly."
 
 
 def draw_pairs(record: RunRecord) -> Drawing | None:
     """Every two of the indicators against each other."""
-    cloud = _cloud(record)
+    cloud = _cloud(record, _MOST_IN_PAIRS)
     if cloud is None:
         return None
     names = [
@@ -170,12 +177,16 @@ def draw_pairs(record: RunRecord) -> Drawing | None:
                     axes.set_xlabel(_LABELS[names[column]], fontsize=8)
                 if column == 0:
                     axes.set_ylabel(_LABELS[names[row + 1]], fontsize=8)
-        if size > 1:
+        if size == 1:
+            grid[0][0].legend(fontsize=8)
+        else:
             lines, labels = grid[size - 1][0].get_legend_handles_labels()
             drawn.legend(lines, labels, loc="upper right", fontsize=8)
     caption = (
         f"Each dot is a token that step {cloud.step.id} verified. An indicator is informative if "
         "the severe tokens lie apart from the others along its axis."
+        + f" {_thinned(_MOST_IN_PAIRS)}"
+        * cloud.thinned
     )
     return Drawing("indicators", "Indicators against one another", caption, drawn)
 
