@@ -76,6 +76,9 @@ class ProbeResult:
     """Probability of the token at each greedy position; empty if there is only one."""
     greedy: tuple[int, ...] = ()
     """The greedy ids at these positions. They end with the first stop token."""
+    least: float | None = None
+    """The probability from which the probe passes; None if the token must be the most probable one.
+    `thresholds.probability` does not apply to a probe with a limit of its own."""
     encodable: bool = True
     """False if the prompt, encoded as text, has the token's id nowhere; only known for probes of
     several positions."""
@@ -140,7 +143,8 @@ class Verified:
         """
         failed = {name: not one.passed for name, one in self.answers.items()}
         for name, result in self.probes.items():
-            failed[name] = not result.passed and (not by_probability or result.p < limit)
+            limited = by_probability and result.least is None
+            failed[name] = not result.passed and (not limited or result.p < limit)
         grouped = {name for group in self.any_of for name in group}
         return all(failed[name] for name in failed if name not in grouped) and all(
             any(failed.get(name, False) for name in group) for group in self.any_of

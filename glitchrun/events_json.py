@@ -72,7 +72,7 @@ def _fact_to_json(fact: TokenFact | Control | Screened | Entry, verdicts: bool) 
             del data["elsewhere"]
     elif isinstance(fact, Verified):
         for result in data["probes"].values():
-            _drop_defaults(result, ("at_positions", "greedy", "encodable"))
+            _drop_defaults(result, ("at_positions", "greedy", "least", "encodable"))
         _drop_defaults(data, ("answers", "any_of"))
     elif isinstance(fact, Sampled):
         data["continuations"] = _continuations_to_json(fact.continuations)
@@ -82,7 +82,7 @@ def _fact_to_json(fact: TokenFact | Control | Screened | Entry, verdicts: bool) 
 def _drop_defaults(data: dict[str, Any], names: Iterable[str]) -> None:
     """Removes empty fields that most facts have, which would double the size of a ledger."""
     for name in names:
-        if data[name] in ((), {}, True):
+        if data[name] in ((), {}, True, None):
             del data[name]
 
 

@@ -71,7 +71,7 @@ def near_limit(batches: Iterable[Batch], limit: float) -> int:
 
 def _is_near(result: ProbeResult, limit: float) -> bool:
     within = _ROUNDING.get(result.decided_in)
-    if within is None or not result.p > 0:
+    if within is None or result.least is not None or not result.p > 0:
         return False
     return abs(math.log(result.p) - math.log(limit)) < within
 

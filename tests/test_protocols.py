@@ -246,6 +246,23 @@ def test_answers_are_generated_and_compared_as_text(llama: Context) -> None:
         )
 
 
+def test_sequential_probes_stop_once_the_verdict_is_certain(llama: Context) -> None:
+    ids = [40, 300, 5, 90, 120]
+    easy = {"user": "Say {token}", "positions": 4, "pass": {"probability": 0.003}}
+    long = {**easy, "shots": [{"user": "{token}", "answer": "{token}"}]}
+    probes = (defined_probe("long", long), defined_probe("short", easy))
+    every = Judge(llama, probes, 8).judge(ids)
+    some = Judge(llama, probes, 8, sequential=True).judge(ids)
+    assert [one.glitch for one in some] == [one.glitch for one in every]
+    assert {tuple(one.probes) for one in some} == {("short",), ("long", "short")}
+    for one, whole in zip(some, every, strict=True):
+        assert ("long" in one.probes) == (not whole.probes["short"].passed)
+        for name, found in one.probes.items():
+            assert found.p == pytest.approx(whole.probes[name].p, abs=1e-6)
+    counted = Judge(llama, "glitchhunter", 8, sequential=True).judge(ids)
+    assert all(len(one.probes) + len(one.answers) == 1 for one in counted if one.glitch)
+
+
 RIGHT = [
     ("spelling", " H-e-l-l-o", "Hello", True),
     ("spelling", " 'h-E-l-l-o'.\nNext", " Hello", True),
@@ -311,6 +328,8 @@ def test_glitch_follows_the_rule_of_the_protocol_when_facts_are_read() -> None:
     assert not glitch(replace(failed, any_of=group), 0.1)
     both = replace(failed, probes={**failed.probes, "repeat": result(0.6, True)}, any_of=group)
     assert not glitch(both)  # every other probe must fail too
+    own_limit = Verified(TOKEN, {"repeats": result(0.005, False, least=0.01)}, False, None)
+    assert glitch(own_limit, 0.001)  # the protocol's rule, not thresholds.probability
     only = Verified(TOKEN, {}, False, "other", "3", {"length": wrong})
     assert glitch(only)
     assert only.p != only.p
@@ -337,7 +356,7 @@ def chat(token_id: int, p: float) -> Verified:
 
 def few_shot(token_id: int, p: float) -> Verified:
     probes = {
-        name: result(p, p >= 0.01, at_positions=(p,), greedy=(3,))
+        name: result(p, p >= 0.01, at_positions=(p,), greedy=(3,), least=0.01)
         for name in PROTOCOLS["magikarp"].probes
     }
     return named(token_id, probes, p < 0.01)

@@ -174,16 +174,18 @@ class GreedyReader:
             decided_in,
             at_positions=tuple(one[0] for one in row.columns) if several else (),
             greedy=tuple(row.ids) if several else (),
+            least=least,
         )
         return result, row.path_tied or self._is_near(row, result)
 
     def _is_near(self, row: _Row, result: ProbeResult) -> bool:
         """Whether rounding could change the verdict: at the probe's limit or the spec's."""
-        limits = [self._limit] if not result.passed else []
         if self._probe.probability is not None:
-            limits.append(self._probe.probability)
+            limits = [self._probe.probability]
         elif row.last_tied:
             return True
+        else:
+            limits = [] if result.passed else [self._limit]
         log_p = torch.tensor(result.p).log()
         return any(bool((log_p - torch.tensor(limit).log()).abs() < row.within) for limit in limits)
 

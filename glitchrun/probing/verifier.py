@@ -47,9 +47,12 @@ class Verifier:
         self.counters: Counter[str] = Counter()
         """Work since the last clear: forwards, rechecked, batch_halvings."""
 
-    def verify(self, token_ids: Sequence[int]) -> list[dict[str, Result]]:
-        """Returns the result of each probe for each token."""
-        columns = {name: self._probe(prompt, token_ids) for name, prompt in self.prompts.items()}
+    def verify(
+        self, token_ids: Sequence[int], probes: Sequence[str] | None = None
+    ) -> list[dict[str, Result]]:
+        """Returns the result of each of `probes` for each token; None for all of its probes."""
+        named = self.prompts if probes is None else probes
+        columns = {name: self._probe(self.prompts[name], token_ids) for name in named}
         return [
             {name: results[row] for name, results in columns.items()}
             for row in range(len(token_ids))

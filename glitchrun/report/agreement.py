@@ -79,7 +79,7 @@ def _of_step(step: StepRecord, facts: Sequence[Verified]) -> Iterator[Definition
         return Definition(step.id, name, whole, found, len(facts))
 
     named = step.params.get("probes")
-    asked = [*facts[0].probes, *facts[0].answers]
+    asked = [*dict.fromkeys(name for fact in facts for name in (*fact.probes, *fact.answers))]
     name = named if isinstance(named, str) else ", ".join(asked)
     yield by(name, lambda fact: fact.glitch, whole=True)
     if len(asked) > 1:
@@ -90,7 +90,8 @@ def _of_step(step: StepRecord, facts: Sequence[Verified]) -> Iterator[Definition
 
 
 def _fails(fact: Verified, probe: str) -> bool:
-    return not (fact.probes.get(probe) or fact.answers[probe]).passed
+    found = fact.probes.get(probe) or fact.answers.get(probe)
+    return found is not None and not found.passed
 
 
 def agreements(record: RunRecord) -> list[Agreement]:

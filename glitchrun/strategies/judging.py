@@ -21,8 +21,16 @@ from glitchrun.vocabulary.text import emitted_kind
 class Judge:
     """Verifies tokens and applies the thresholds."""
 
-    def __init__(self, context: Context, probes: Probes, rows: int | str = "auto") -> None:
+    def __init__(
+        self,
+        context: Context,
+        probes: Probes,
+        rows: int | str = "auto",
+        *,
+        sequential: bool = False,
+    ) -> None:
         self._context = context
+        self._sequential = sequential
         self._probes = {probe.name: probe for probe in probes_of(probes)}
         self._any_of = any_of(probes)
         self._prompts = context.prompts(probes)
@@ -39,15 +47,12 @@ class Judge:
         }
         self._verifier = Verifier(context.backend, self._prompts, int(rows), limit, readers)
 
-    @property
-    def _positions(self) -> int:
-        """About how many positions are run for each token."""
-        return sum(
-            probe.generated + 1 + len(self._prompts[name].suffix_ids)
-            if not probe.is_usual
-            else USUAL_POSITIONS
-            for name, probe in self._probes.items()
-        )
+    def _positions(self, name: str) -> int:
+        """About how many positions a probe runs for each token."""
+        probe = self._probes[name]
+        if probe.is_usual:
+            return USUAL_POSITIONS
+        return probe.generated + 1 + len(self._prompts[name].suffix_ids)
 
     def _reader(self, probe: Probe, limit: float) -> GreedyReader:
         context = self._context
@@ -69,11 +74,12 @@ class Judge:
 
     def judge(self, token_ids: Sequence[int]) -> list[Verified]:
         """Verifies tokens with every probe. Returns their verdicts, in the order of the ids."""
-        results = self._verifier.verify(token_ids)
+        results = self._results(token_ids)
         if lacking := sum(prompt.dropped_system is not None for prompt in self._prompts.values()):
             self._verifier.counters["dropped_system"] += lacking * len(token_ids)
         if not all(probe.is_usual for probe in self._probes.values()):
-            self._verifier.counters["positions"] += self._positions * len(token_ids)
+            run = sum(self._positions(name) for found in results for name in found)
+            self._verifier.counters["positions"] += run
         presented = {name: self._presented(name, token_ids) for name in self._prompts}
         return [
             self._verdict(
@@ -82,6 +88,33 @@ class Judge:
             )
             for row, (token_id, found) in enumerate(zip(token_ids, results, strict=True))
         ]
+
+    def _results(self, token_ids: Sequence[int]) -> list[dict[str, Result]]:
+        """The results of all probes, or of so many that the verdict is certain."""
+        if not self._sequential:
+            return self._verifier.verify(token_ids)
+        results: list[dict[str, Result]] = [{} for _ in token_ids]
+        left = list(range(len(token_ids)))
+        for name in sorted(self._probes, key=self._positions):
+            found = self._verifier.verify([token_ids[row] for row in left], (name,))
+            for row, result in zip(left, found, strict=True):
+                results[row] |= result
+            left = [row for row in left if not self._is_certain(results[row])]
+            if not left:
+                break
+        return [{name: one[name] for name in self._probes if name in one} for one in results]
+
+    def _is_certain(self, found: Mapping[str, Result]) -> bool:
+        """Whether no further probe can change the verdict: a token passed a probe that every
+        glitch token fails, or a whole group; or it is known to fail all."""
+        passed = {name for name, result in found.items() if result.passed}
+        grouped = {name for group in self._any_of for name in group}
+        if passed - grouped or any(passed.issuperset(group) for group in self._any_of):
+            return True
+        others = set(self._probes) - grouped
+        return others <= set(found) and all(
+            any(name in found and name not in passed for name in group) for group in self._any_of
+        )
 
     def _presented(self, name: str, token_ids: Sequence[int]) -> list[tuple[bool, bool]]:
         """For each token, whether the prompt, encoded as text, is the same, and has its id."""

@@ -24,7 +24,7 @@ def scan(config: ScanConfig, context: Context, history: Sequence[Batch]) -> Iter
 
 def test(config: TestConfig, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
     """Yields verdicts in the order in which the tokens are named."""
-    judge = Judge(context, config.probes, config.batch_size)
+    judge = Judge(context, config.probes, config.batch_size, sequential=config.sequential)
     ids = [token.id for token in context.tokens(config.tokens)]
     batches = list(history)
     for batch in in_order(context, judge, ids, history):

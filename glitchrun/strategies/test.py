@@ -17,6 +17,10 @@ from glitchrun.plan.work import (
 )
 from glitchrun.spec.strategy import Expectation, Strategy, Work, Workload, read_fragment
 
+_SEQUENTIAL = 0.4
+"""Share of the positions that `sequential` usually runs: by `magikarp`, 33 of 64 tokens of SmolLM2
+passed the shortest prompt, which takes 3 % of the positions, and 31 the second."""
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -28,6 +32,8 @@ class Config:
     """Tokens in a forward pass."""
     controls: int = 0
     """Ordinary tokens verified after the given ones, to measure the false-alarm rate."""
+    sequential: bool = False
+    """Whether a token's probes, the shortest first, stop once its verdict is certain."""
 
 
 class Test(Strategy):
@@ -55,7 +61,9 @@ class Test(Strategy):
     def likely_work(self, config: Config, bounds: Work, expected: Expectation) -> Work:
         named = expected_tokens(config.tokens, expected)
         tokens = min(named + config.controls, bounds.tokens or 0)
-        return replace(verification(tokens, config.probes), found=named)
+        usual = verification(tokens, config.probes)
+        positions = round(_SEQUENTIAL * usual.positions) if config.sequential else usual.positions
+        return replace(usual, found=named, positions=positions)
 
     def workloads(self, config: Config, step: str, system: int) -> Iterator[Workload]:
         yield probe_pass(config, step, system)

@@ -15,6 +15,7 @@ SMALLER = {
     "steps[1].attempts": 2,
     "steps[1].max_new_tokens": 3,
     "steps[1].controls": 2,
+    "steps[2].probes": "[assistant_explain]",  # the shortest of magikarp's three
 }
 SMALL = [word for path, value in SMALLER.items() for word in ("--set", f"{path}={value}")]
 
@@ -39,11 +40,15 @@ def test_it_finds_confirms_and_says_where_to_look(tmp_path: Path) -> None:
     assert 300 < metrics["mine/screens"] < 400
     assert 0 < metrics["asr/confirmed"] <= metrics["mine/glitch"] <= metrics["mine/verified"]
     assert metrics["mine/recall_low"] >= 0.8
+    assert metrics["shown/verified"] == metrics["mine/glitch"]
+    assert 0 <= metrics["shown/glitch"] <= metrics["mine/glitch"]
     folder = result.artifacts
     lines = (folder / "tokens.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     assert sum(bool(row["confirmed"]) for row in rows) == metrics["asr/confirmed"]
     said = done.stdout + done.stderr
+    shown = f"{metrics['mine/glitch']:,.0f} tokens fail in chat, {metrics['shown/glitch']:,.0f} of"
+    assert shown in said
     assert str(metrics["asr/confirmed"]) in said
     assert "report.html" in said
     assert "glitchrun ui" in said

@@ -93,7 +93,9 @@ class Mine(Strategy):
     code = f"{__name__}.run:run"
     example = (
         "  - {id: mine, strategy: mine, search: gradient, iterations: 50, batch_size: 8, k: 32}\n"
-        "  - {id: asr, strategy: validate, tokens: {from: mine}, attempts: 5}"
+        "  - {id: asr, strategy: validate, tokens: {from: mine}, attempts: 5}\n"
+        "  # Which of these tokens does the model fail to copy even when shown?\n"
+        "  - {id: shown, strategy: test, tokens: {from: mine}, probes: magikarp, sequential: true}"
     )
     figures = ("glitchrun.report.figures.discovery:draw_discovery",)
     metrics_code = "glitchrun.strategies.metrics:of_mining"
