@@ -115,6 +115,32 @@ def test_a_spreadsheet_reads_no_formula_and_import_reads_the_texts(
     assert texts == ["=1+1", ' a"\n', " t8"]
 
 
+def test_any_text_survives_export_and_import(tmp_path: Path) -> None:
+    texts = [
+        "'=",
+        "''",
+        "a\rb",
+        "\r\n",
+        "\r",
+        "\0",
+        '"',
+        "=x",
+        " '-",
+        "\t",
+        "\u2028",
+        "\ufeff",
+        ",",
+    ]
+    found = [
+        verified(at, text=text, p=1e-5, passed=False, glitch=True) for at, text in enumerate(texts)
+    ]
+    content = export(run_of(tmp_path, step("mine", "mine", *found)), "csv").content
+    (tmp_path / "list.csv").write_bytes(content)
+    assert {token.id: token.text for token in read(tmp_path / "list.csv").tokens} == dict(
+        enumerate(texts)
+    )
+
+
 def test_a_table_has_types(record: RunRecord) -> None:
     frame = pd.read_parquet(io.BytesIO(export(record, "parquet", "glitch").content))
     assert list(frame["token_id"]) == [5, 7, 9, 8, 12]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import random
 from pathlib import Path
@@ -173,6 +174,27 @@ def test_magikarps_verdicts_are_by_its_largest_probability() -> None:
     assert (filtered.p, filtered.glitch, filtered.selected) == (0.002, None, False)
     assert found.left_out == {"entries that were not verified": 1, "generated texts": 5}
     assert found.source.settings["vocab_size"] == 4
+
+
+@pytest.mark.parametrize(("encodeable", "verdict"), [(True, "listed"), (False, "filtered")])
+def test_a_verification_without_a_probability_is_no_verdict(
+    tmp_path: Path, encodeable: bool, verdict: str
+) -> None:
+    row = {"i": 5, "raw_vocab": "x", "category": "OK", "decoded": "x"}
+    row |= {"verification": [{"encodeable": encodeable, "max_prob": math.nan}]}
+    (found,) = read(written(tmp_path, json.dumps(row), "x.jsonl")).tokens
+    assert (found.p, found.verdict) == (None, verdict)
+
+
+def test_texts_that_begin_with_an_apostrophe_are_read_as_the_tool_wrote_them(
+    tmp_path: Path,
+) -> None:
+    """Only the reader of glitchrun's tables removes one."""
+    rows = "5,'=\n6,''=\n7,'s\n"
+    of_glitchprober = read(written(tmp_path, f"index,token\n{rows}", "a.csv"))
+    assert [token.text for token in of_glitchprober.tokens] == ["'=", "''=", "'s"]
+    of_glitchrun = read(written(tmp_path, f"token_id,token\n{rows}", "b.csv"))
+    assert [token.text for token in of_glitchrun.tokens] == ["=", "'=", "'s"]
 
 
 def test_cells_of_a_table_have_types() -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from glitchrun.errors import UsageError, require
-from glitchrun.imports.formats.lists import FORMULA
+from glitchrun.imports.formats.lists import is_formula
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.formatting import counted
 from glitchrun.report.token_rows import TokenRow, token_rows, worst_first
@@ -207,20 +207,23 @@ _COLUMNS: dict[str, Callable[[TokenRow], Any]] = {
 
 
 def _csv(rows: Sequence[TokenRow]) -> bytes:
+    cells = ([_cell(value(row)) for value in _COLUMNS.values()] for row in rows)
+    lines = map(_csv_line, (list(_COLUMNS), *cells))
+    return "".join(lines).encode("utf-8", "backslashreplace")
+
+
+def _csv_line(cells: Sequence[Any]) -> str:
+    """A row. The writer quotes a carriage return or line feed only if its own lines end with it."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for row in rows:
-        writer.writerow([_cell(value(row)) for value in _COLUMNS.values()])
-    return text.getvalue().encode("utf-8", "backslashreplace")
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _cell(value: Any) -> Any:
     """A cell that no spreadsheet reads as a formula: an apostrophe marks it as text."""
     if isinstance(value, bool):
         return str(value).lower()
-    is_formula = isinstance(value, str) and value.lstrip(" ").startswith(FORMULA)
-    return f"'{value}" if is_formula else value
+    return f"'{value}" if isinstance(value, str) and is_formula(value) else value
 
 
 def _parquet(rows: Sequence[TokenRow]) -> bytes:

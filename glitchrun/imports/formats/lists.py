@@ -16,14 +16,19 @@ from glitchrun.imports.fields import string, token, whole
 from glitchrun.imports.records import Content, Format, ImportedToken
 from glitchrun.imports.result_file import Malformed, ResultFile
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
-"""First characters that make spreadsheets read a cell as a formula (OWASP, CSV injection).
-`glitchrun export` puts an apostrophe before them, which is removed here."""
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
+"""First characters that make spreadsheets read a cell as a formula (OWASP, CSV injection)."""
 _ID = ("token_id", "id", "index")
 _TEXT = ("token", "token_text", "text", "decoded")
 _WHOLE = frozenset({"token_id", "rank", "attempts", "failures"})
 _REAL = frozenset({"p", "entropy", "norm", "asr"})
 _FLAG = frozenset({"glitch", "confirmed"})
+
+
+def is_formula(text: str) -> bool:
+    """Whether a text begins like a formula, perhaps after spaces and apostrophes. `glitchrun
+    export` writes an apostrophe before such a text, and the reader of `csv` removes it."""
+    return text.lstrip(" '").startswith(_FORMULA)
 
 
 def _header(document: ResultFile) -> tuple[str, ...]:
@@ -70,10 +75,16 @@ def _rows(document: ResultFile) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _csv(document: ResultFile) -> Content:
-    found = [(_typed(row, place), place) for place, row in _rows(document)]
+    found = [(_typed(_unmarked(row), place), place) for place, row in _rows(document)]
     if "token_id" not in map(_renamed, _header(document)):
         return _of_texts([(string(row.get("token"), place), place) for row, place in found])
     return Content(tokens=[_token(row, place) for row, place in found])
+
+
+def _unmarked(row: Mapping[str, str]) -> dict[str, str]:
+    """The cells without the apostrophe that marks a text which looks like a formula."""
+    marked = {name for name, cell in row.items() if cell[0] == "'" and is_formula(cell)}
+    return {name: cell[1:] if name in marked else cell for name, cell in row.items()}
 
 
 def _token(row: Mapping[str, Any], place: str) -> ImportedToken:
@@ -98,13 +109,14 @@ def _value(name: str, cell: str, place: str) -> Any:
         return cell.lower() == "true"
     try:
         if name in _WHOLE:
-            return int(cell)
-        if name in _REAL:
-            return float(cell)
+            found: int | float = int(cell)
+        elif name in _REAL:
+            found = float(cell)
+        else:
+            return cell
     except ValueError as error:
         raise Malformed(place, f"expected a number, got {cell!r:.40}") from error
-    quoted = cell.startswith("'") and cell[1:].lstrip(" ").startswith(FORMULA)
-    return cell[1:] if quoted else cell
+    return whole(found, place) if name == "rank" else found
 
 
 def _is_texts(document: ResultFile) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -49,7 +48,7 @@ def _magikarp(document: ResultFile) -> Content:
 def _verified(row: Mapping[str, Any], place: str, names: list[str]) -> ImportedToken:
     tests = [mapping(one, f"{place}.verification") for one in row["verification"]]
     ps = [share(one["max_prob"], f"{place}.max_prob") for one in tests if "max_prob" in one]
-    p = max((p for p in ps if p is not None), default=math.nan)
+    p = max((p for p in ps if p is not None), default=None)
     name = row.get("magikarp")
     if name is not None and name not in _CLASSES:
         raise Malformed(f"{place}.magikarp", f"no class of Magikarp: {name!r:.40}")
@@ -57,11 +56,11 @@ def _verified(row: Mapping[str, Any], place: str, names: list[str]) -> ImportedT
     values = items(row.get("indicators") or [], f"{place}.indicators")
     said = {"category": row.get("category"), "magikarp": name, "piece": row.get("raw_vocab")}
     said |= {"indicators": dict(zip(names, values, strict=False))} if names else {}
-    filtered = p <= 0.1 and not any(encoded)
+    filtered = (p is None or p <= 0.1) and not any(encoded)
     return token(
         {"id": row.get("i"), "text": row.get("decoded"), "p": p},
         place,
-        glitch=None if filtered else p < _THRESHOLD,
+        glitch=None if filtered or p is None else p < _THRESHOLD,
         filtered=filtered,
         said={key: value for key, value in said.items() if value is not None},
     )
