@@ -194,6 +194,8 @@ def random_models() -> dict[str, Any]:
         "Llama": transformers.LlamaConfig(**common | heads),
         "Qwen2": transformers.Qwen2Config(**common | heads),
         "Gemma": transformers.GemmaConfig(**common | heads, head_dim=64),
+        "Gemma 2": transformers.Gemma2Config(**common | heads, head_dim=64),
+        "Gemma 3": transformers.Gemma3TextConfig(**common | heads, head_dim=64),
         "GPT2": transformers.GPT2Config(**gpt2),
         "Mixtral": transformers.MixtralConfig(**common | heads | moe),
     }

@@ -17,6 +17,7 @@ from glitchrun.probing import backend_selection, fast_backend
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.backend_selection import best_backend
 from glitchrun.probing.fast_backend import FastBackend
+from glitchrun.probing.frozen_suffix import why_not_screenable
 from glitchrun.probing.verifier import Verifier
 from glitchrun.spec.types import ModelSpec
 from tests.support import tiny_models
@@ -31,6 +32,17 @@ LLAMA_LAYOUTS: dict[str, Callable[..., Path]] = {
 
 def loaded(folder: Path, quantization: str = "none") -> LoadedModel:
     return load(ModelSpec(str(folder), quantization=quantization), CACHE)
+
+
+LAYER_TYPES = ["sliding_attention", "full_attention"]
+GEMMA2: dict[str, Any] = {
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 6,
+    "layer_types": LAYER_TYPES,
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 3.0,
+}
 
 
 def other(folder: Path, kind: str, **settings: Any) -> Path:
@@ -66,6 +78,10 @@ def test_logits_are_those_of_transformers(shape: str, quantization: str, tmp_pat
         ("Mistral", {"sliding_window": 6}),
         ("Qwen3", {"head_dim": 24}),
         ("Llama", {"attention_bias": True, "mlp_bias": True}),
+        ("Gemma", {"head_dim": 16}),
+        ("Gemma2", GEMMA2),
+        ("Gemma2", {**GEMMA2, "attn_logit_softcapping": None, "final_logit_softcapping": None}),
+        ("Gemma3Text", {"head_dim": 16, "sliding_window": 6, "layer_types": LAYER_TYPES}),
         ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}),
     ],
 )
@@ -75,6 +91,7 @@ def test_variants_of_the_layout_give_the_same_logits(
     model = loaded(other(tmp_path / "model", kind, **settings))
     found, why = best_backend(model)
     assert isinstance(found, FastBackend), why
+    assert why_not_screenable(found) is None
     suffixes = ids(5, 11, model.vocab_size)
     theirs, their_cache = Backend(model).step(suffixes, Backend(model).start([9, 8, 7], 5))
     ours, our_cache = found.step(suffixes, found.start([9, 8, 7], 5))
@@ -108,7 +125,7 @@ def test_selected_rows_of_a_cache_continue_independently(
     ("build", "reason"),
     [
         (tiny_models.tiny_gpt2, "the decoder has"),
-        (tiny_models.tiny_gemma, "RMS norm"),
+        (lambda folder: other(folder, "Olmo2"), "a layer has"),
         (lambda folder: other(folder, "Granite", residual_multiplier=0.5), "logits differ by"),
         (lambda folder: other(folder, "Cohere"), "a layer has"),
         (

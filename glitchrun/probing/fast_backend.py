@@ -173,6 +173,8 @@ def load_kernels(layout: LlamaLayout, device: torch.device) -> ModuleType | None
     halves = {layer.attention.head_dim // 2 for layer in layout.layers}
     if device.type != "cuda" or any(n < _MIN_HALF_HEAD or n & (n - 1) for n in halves):
         return None
+    if any(layer.attention.softcap is not None for layer in layout.layers):
+        return None
     try:
         from glitchrun.probing.fast import triton_kernels
     except ImportError:  # CUDA builds of torch for Linux include Triton; others may not

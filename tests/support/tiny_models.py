@@ -100,7 +100,8 @@ def _write(
         **settings,
     )
     model_class = getattr(transformers, f"{kind}LMHeadModel", None)
-    model_class = model_class or getattr(transformers, f"{kind}ForCausalLM")
+    causal = f"{kind.removesuffix('Text')}ForCausalLM"
+    model_class = model_class or getattr(transformers, causal)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = model_class(config).to(dtype)

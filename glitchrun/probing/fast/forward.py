@@ -16,9 +16,11 @@ from torch import Tensor
 from glitchrun.probing.fast.buffers import KVCache, Workspace
 from glitchrun.probing.fast.layers import (
     Rotation,
+    Rotations,
     add_mlp,
-    add_projected,
+    add_output,
     attention_mask,
+    cap,
     norm_heads,
     project,
     rms_norm,
@@ -36,12 +38,12 @@ def cached_logits(layout: LlamaLayout, ids: Tensor, cache: KVCache, workspace: W
     rows, steps = ids.shape
     x = embed(layout, ids, workspace)  # (B * S, H)
     positions = torch.arange(cache.length, cache.length + steps, device=x.device)
-    rotation = rotation_of(layout, positions, x)
+    rotations = rotation_of(layout, positions, x)
     *body, final = enumerate(layout.layers)
     for index, layer in body:
-        attend_cached(layer, x, rotation, cache, index, workspace)
+        attend_cached(layer, x, rotations, cache, index, workspace)
         add_mlp(layer, x, workspace)
-    last = attend_last(final[1], x.view(rows, steps, -1), rotation, cache, final[0], workspace)
+    last = attend_last(final[1], x.view(rows, steps, -1), rotations, cache, final[0], workspace)
     add_mlp(final[1], last, workspace)
     cache.length += steps
     return head_logits(layout, last, workspace)
@@ -49,18 +51,22 @@ def cached_logits(layout: LlamaLayout, ids: Tensor, cache: KVCache, workspace: W
 
 def embed(layout: LlamaLayout, ids: Tensor, workspace: Workspace) -> Tensor:
     """Returns the residual stream `(B * S, H)` before the first layer, for ids `(B, S)`."""
-    return F.embedding(ids.flatten(), layout.embedding).to(workspace.dtype)
+    x = F.embedding(ids.flatten(), layout.embedding).to(workspace.dtype)
+    if layout.embedding_scale is not None:
+        x.mul_(torch.tensor(layout.embedding_scale, dtype=x.dtype))
+    return x
 
 
 def head_logits(layout: LlamaLayout, x: Tensor, workspace: Workspace) -> Tensor:
     """Returns logits `(B, V)` of the residual stream `(B, H)` after the last layer."""
-    return project(layout.head, rms_norm(x, layout.norm, workspace), workspace)
+    logits = project(layout.head, rms_norm(x, layout.norm, workspace), workspace)
+    return cap(logits, layout.softcap)
 
 
 def attend_last(
     layer: LayerLayout,
     x: Tensor,
-    rotation: Rotation,
+    rotations: Rotations,
     cache: KVCache,
     index: int,
     workspace: Workspace,
@@ -70,7 +76,7 @@ def attend_last(
     Args:
         layer: The last layer.
         x: The residual stream, `(B, S, H)`.
-        rotation: Cosines and sines of the S positions.
+        rotations: Cosines and sines of the S positions, by rotary embedding.
         cache: Keys and values of the positions before; these are appended to it.
         index: The layer's place in the cache.
         workspace: Scratch memory.
@@ -79,6 +85,7 @@ def attend_last(
         The residual stream of the last positions, `(B, H)`.
     """
     rows, steps, _ = x.shape
+    rotation = rotations[layer.attention.rope]
     normed = rms_norm(x.flatten(0, 1), layer.norm, workspace)
     keys_values = _append(layer.attention, normed, rotation, cache, index, workspace)
     last = x[:, -1].contiguous()
@@ -92,7 +99,7 @@ def attend_last(
 def attend_cached(
     layer: LayerLayout,
     x: Tensor,
-    rotation: Rotation,
+    rotations: Rotations,
     cache: KVCache,
     index: int,
     workspace: Workspace,
@@ -102,13 +109,13 @@ def attend_cached(
     Args:
         layer: The layer.
         x: The residual stream, changed in place.
-        rotation: Cosines and sines of the S positions.
+        rotations: Cosines and sines of the S positions, by rotary embedding.
         cache: Keys and values of the positions before; these are appended to it. The caller
             increments its length once every layer has run.
         index: The layer's place in the cache.
         workspace: Scratch memory.
     """
-    attention = layer.attention
+    attention, rotation = layer.attention, rotations[layer.attention.rope]
     normed = rms_norm(x, layer.norm, workspace)
     keys_values = _append(attention, normed, rotation, cache, index, workspace)
     size = attention.num_heads * attention.head_dim
@@ -163,14 +170,43 @@ def _add_attention(
         split = rms_norm(split, attention.q_norm, workspace, "heads")
     rotated = rotate(split, rotation, workspace.get("rotated", *split.shape))
     length = keys_values[0].shape[2]
-    mixed = F.scaled_dot_product_attention(
-        rotated.transpose(1, 2),
-        *keys_values,
-        attn_mask=attention_mask(len(rotation[0]), length, attention.window, x.device),
-        scale=attention.scale,
-        enable_gqa=attention.num_heads != attention.num_kv_heads,
-    )
-    add_projected(attention.o, mixed.transpose(1, 2).reshape(len(x), -1), x, workspace)
+    mask = attention_mask(len(rotation[0]), length, attention.window, x.device)
+    if attention.softcap is None:
+        mixed = F.scaled_dot_product_attention(
+            rotated.transpose(1, 2),
+            *keys_values,
+            attn_mask=mask,
+            scale=attention.scale,
+            enable_gqa=attention.num_heads != attention.num_kv_heads,
+        )
+    else:
+        mixed = _attend_capped(attention, rotated.transpose(1, 2), *keys_values, mask)
+    flat = mixed.transpose(1, 2).reshape(len(x), -1)
+    add_output(attention.o, attention.out_norm, flat, x, workspace)
+
+
+def _attend_capped(
+    attention: AttentionLayout, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+) -> Tensor:
+    """Attention with a soft cap, which torch's own function does not have.
+
+    Args:
+        attention: Sizes, scale and cap.
+        queries: `(B, num_heads, S, D)`.
+        keys: `(B, num_kv_heads, T, D)`.
+        values: As `keys`.
+        mask: `(S, T)`, where a query attends; None for everywhere.
+
+    Returns:
+        `(B, num_heads, S, D)`.
+    """
+    grouped = queries.unflatten(1, (attention.num_kv_heads, -1))  # (B, kv, group, S, D)
+    scores = (grouped * attention.scale) @ keys[:, :, None].transpose(-1, -2)
+    cap(scores, attention.softcap)
+    if mask is not None:
+        scores.masked_fill_(~mask, -torch.inf)
+    weights = scores.float().softmax(dim=-1).to(values.dtype)
+    return (weights @ values[:, :, None]).flatten(1, 2)
 
 
 # 2. Behind a shared prefix, on a GPU ----------------------------------------------------------
@@ -196,7 +232,7 @@ def shared_prefix_logits(
     rows, steps = ids.shape
     x = embed(layout, ids, workspace)  # (B * S, H)
     positions = torch.arange(prefix.length, prefix.length + steps, device=x.device)
-    rotation = rotation_of(layout, positions, x)
+    rotations = rotation_of(layout, positions, x)
     final = len(layout.layers) - 1
     for index, layer in enumerate(layout.layers):
         normed = rms_norm(x, layer.norm, workspace)
@@ -204,10 +240,11 @@ def shared_prefix_logits(
         if index == final:  # positions before the last only give keys and values
             querying = _last_of_rows(normed, rows)
             x = _last_of_rows(x, rows)
+        rotation = rotations[layer.attention.rope]
         mixed = _attend_shared(
             layer.attention, querying, normed, rotation, prefix, index, workspace
         )
-        add_projected(layer.attention.o, mixed, x, workspace)
+        add_output(layer.attention.o, layer.attention.out_norm, mixed, x, workspace)
         add_mlp(layer, x, workspace)
     return head_logits(layout, x, workspace)
 

@@ -11,8 +11,10 @@ from glitchrun.probing.fast.buffers import KVCache, Workspace
 from glitchrun.probing.fast.forward import embed, head_logits
 from glitchrun.probing.fast.layers import (
     Rotation,
+    Rotations,
     add_mlp,
-    add_projected,
+    add_output,
+    cap,
     project,
     rms_norm,
     rotate,
@@ -82,9 +84,9 @@ def frozen_suffix_logits(
     ids = torch.stack([tokens, torch.full_like(tokens, frozen.last)], dim=1)
     x = embed(layout, ids, workspace)  # (2B, H)
     positions = torch.tensor(frozen.positions, device=tokens.device)
-    rotation = rotation_of(layout, positions, x)
+    rotations = rotation_of(layout, positions, x)
     for index, layer in enumerate(layout.layers):
-        attend_frozen(layer, x, rotation, frozen, index, workspace)
+        attend_frozen(layer, x, rotations, frozen, index, workspace)
         add_mlp(layer, x, workspace)
     last = x.view(len(tokens), 2, -1)[:, 1].contiguous()
     return head_logits(layout, last, workspace)
@@ -93,7 +95,7 @@ def frozen_suffix_logits(
 def attend_frozen(
     layer: LayerLayout,
     x: Tensor,
-    rotation: Rotation,
+    rotations: Rotations,
     frozen: FrozenCache,
     index: int,
     workspace: Workspace,
@@ -103,14 +105,16 @@ def attend_frozen(
     Args:
         layer: The layer.
         x: The residual stream of each row's token and last id, changed in place.
-        rotation: Cosines and sines of these two positions.
+        rotations: Cosines and sines of these two positions, by rotary embedding.
         frozen: Keys and values of the other positions, `(num_kv_heads, T, D)` for each layer.
         index: The layer's place in `frozen`.
         workspace: Scratch memory.
     """
     normed = rms_norm(x, layer.norm, workspace)
-    mixed = _attend_frozen(layer.attention, normed, rotation, frozen, index, workspace)
-    add_projected(layer.attention.o, mixed, x, workspace)
+    attention = layer.attention
+    rotation = rotations[attention.rope]
+    mixed = _attend_frozen(attention, normed, rotation, frozen, index, workspace)
+    add_output(attention.o, attention.out_norm, mixed, x, workspace)
 
 
 def _attend_frozen(
@@ -139,7 +143,7 @@ def _attend_frozen(
     to_frozen = (flat @ keys.transpose(1, 2)).view(num_kv_heads, rows, 2, per_kv_head, -1)
     to_own = torch.einsum("bqghd,bkgd->gbqhk", split, own_keys.view(size)[:, :, :, 0])
     scores = torch.cat([to_frozen, to_own], dim=-1) * attention.scale
-    _mask_scores(scores, frozen, attention.window)
+    _mask_scores(cap(scores, attention.softcap), frozen, attention.window)
     weights = scores.softmax(dim=-1)
     frozen_weights, own_weights = weights[..., :-2], weights[..., -2:]
     mixed = (frozen_weights.flatten(1, 3) @ values).view(num_kv_heads, rows, 2, per_kv_head, -1)

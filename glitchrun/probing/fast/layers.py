@@ -6,7 +6,7 @@ scratch memory of a `Workspace` is reused by every layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ from glitchrun.probing.fast.llama_layout import (
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines of the positions of a pass, `(S, D)` each."""
+Rotations = Mapping[str, Rotation]
+"""The rotation of each of a model's rotary embeddings."""
 
 
 # Norms and rotary embeddings ------------------------------------------------------------------
@@ -41,12 +43,13 @@ def rms_norm(x: Tensor, norm: RmsNorm, workspace: Workspace, name: str = "normed
         workspace: Owns the result under `name`.
         name: Name of the scratch tensor.
     """
+    weight = (norm.weight.float() + norm.offset if norm.offset else norm.weight).to(x.dtype)
     if x.is_cuda:  # one kernel there; on a CPU torch has none that is faster than the steps below
-        return F.rms_norm(x, (x.shape[-1],), norm.weight.to(x.dtype), norm.epsilon)
+        return F.rms_norm(x, (x.shape[-1],), weight, norm.epsilon)
     wide = x if x.dtype == torch.float32 else x.float()
     mean = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
     scale = mean.add_(norm.epsilon).rsqrt_().to(x.dtype)
-    return torch.mul(x, scale, out=workspace.get(name, *x.shape)).mul_(norm.weight.to(x.dtype))
+    return torch.mul(x, scale, out=workspace.get(name, *x.shape)).mul_(weight)
 
 
 def norm_heads(
@@ -59,10 +62,18 @@ def norm_heads(
     return rms_norm(heads, norm, workspace, name).view(len(x), -1)
 
 
-def rotation_of(layout: LlamaLayout, positions: Tensor, like: Tensor) -> Rotation:
+def rotation_of(layout: LlamaLayout, positions: Tensor, like: Tensor) -> Rotations:
     """Returns cosines and sines `(S, D)` of positions `(S,)`, in the dtype of `like`."""
-    cosine, sine = layout.rotary(like[:1, None], positions[None])
-    return cosine[0], sine[0]
+    found = {}
+    for name in {layer.attention.rope for layer in layout.layers}:
+        cosine, sine = layout.rotary(like[:1, None], positions[None], name)
+        found[name] = cosine[0], sine[0]
+    return found
+
+
+def cap(x: Tensor, limit: float | None) -> Tensor:
+    """Returns limit * tanh(x / limit) of `(...)`, which overwrites x; x itself without a limit."""
+    return x if limit is None else x.div_(limit).tanh_().mul_(limit)
 
 
 def rotate(x: Tensor, rotation: Rotation, out: Tensor) -> Tensor:
@@ -155,6 +166,17 @@ def add_projected(linear: Any, x: Tensor, total: Tensor, workspace: Workspace) -
         total.add_(linear.bias.to(x.dtype))
 
 
+def add_output(
+    linear: Any, norm: RmsNorm | None, x: Tensor, total: Tensor, workspace: Workspace
+) -> None:
+    """Adds a linear layer of `(N, K)`, normed if there is a norm, to `total` `(N, R)`."""
+    if norm is None:
+        add_projected(linear, x, total, workspace)
+    else:
+        out = project(linear, x, workspace, workspace.get("output", *total.shape))
+        total.add_(rms_norm(out, norm, workspace, "normed output"))
+
+
 # MLPs and experts -----------------------------------------------------------------------------
 
 
@@ -172,7 +194,7 @@ def add_gated(mlp: MlpLayout, normed: Tensor, x: Tensor, workspace: Workspace) -
     size = mlp.intermediate_size
     gate = project(mlp.gate, normed, workspace, workspace.get("inner", len(x), size))
     up = project(mlp.up, normed, workspace, workspace.get("up", len(x), size))
-    add_projected(mlp.down, _gated(mlp, gate, up, workspace), x, workspace)
+    add_output(mlp.down, mlp.out_norm, _gated(mlp, gate, up, workspace), x, workspace)
 
 
 def _gated(mlp: MlpLayout, gate: Tensor, up: Tensor, workspace: Workspace) -> Tensor:

@@ -3,18 +3,22 @@
 Llama (Touvron et al. 2023, arXiv 2302.13971): RMS norm, rotary grouped-query attention and a gated
 MLP, each added to the residual stream. Mistral, SmolLM, Qwen 2 and Qwen 3 have this layout, with
 biases, norms of queries and keys, or windows. Mixtral (arXiv 2401.04088) has experts for the MLP.
+Gemma (arXiv 2408.00118) has scaled embeddings, and from version 2 on norms after attention and
+MLP, soft caps, and layers with windows, in version 3 with rotary embeddings of their own.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_OUTPUT_NORMS = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _ATTENTION_NORMS = {"q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj"}
@@ -27,11 +31,12 @@ class OtherLayoutError(Exception):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RmsNorm:
-    """RMS norm: x / sqrt(mean(x²) + epsilon) * weight."""
+    """RMS norm: x / sqrt(mean(x²) + epsilon) * (offset + weight)."""
 
     weight: Tensor
     """`(H,)`, or `(D,)` for the norm of a head."""
     epsilon: float
+    offset: float = 0.0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -54,6 +59,12 @@ class AttentionLayout:
     """Factor of the attention scores."""
     window: int | None
     """Positions that a query attends to, itself included; None for all before it."""
+    softcap: float | None = None
+    """c in c * tanh(score / c); None for plain scores."""
+    rope: str = ""
+    """Which of the model's rotary embeddings the layer has."""
+    out_norm: RmsNorm | None = None
+    """The norm of what is added to the residual stream."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -67,6 +78,8 @@ class MlpLayout:
     intermediate_size: int
     is_silu: bool
     """Whether `act` is SiLU, which torch can compute in place."""
+    out_norm: RmsNorm | None = None
+    """The norm of what is added to the residual stream."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -98,12 +111,17 @@ class LlamaLayout:
 
     embedding: Tensor
     """`(V, H)`"""
-    rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    """From any tensor of the arithmetic and positions `(1, S)` to cosines and sines `(1, S, D)`."""
+    rotary: Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]]
+    """From any tensor of the arithmetic, positions `(1, S)` and the name of a rotary embedding to
+    cosines and sines `(1, S, D)`."""
     layers: tuple[LayerLayout, ...]
     norm: RmsNorm
     head: Any
     """Linear layer from H to V."""
+    embedding_scale: float | None = None
+    """Factor of the embeddings; None for 1."""
+    softcap: float | None = None
+    """c in c * tanh(logit / c); None for plain logits."""
 
 
 def recognize(module: Any, *, empty: bool = False) -> LlamaLayout:
@@ -122,13 +140,35 @@ def recognize(module: Any, *, empty: bool = False) -> LlamaLayout:
     _expect(decoder, {"embed_tokens", "layers", "norm", "rotary_emb"}, "the decoder")
     if not empty:
         _expect_one_device(module)
+    layers = tuple(recognize_layer(layer) for layer in decoder.layers)
+    if _has_several_ropes(decoder.rotary_emb) and not all(one.attention.rope for one in layers):
+        raise OtherLayoutError("a layer does not tell which rotary embedding it has")
     return LlamaLayout(
         embedding=decoder.embed_tokens.weight,
-        rotary=decoder.rotary_emb,
-        layers=tuple(recognize_layer(layer) for layer in decoder.layers),
+        rotary=_rotary(decoder.rotary_emb),
+        layers=layers,
         norm=_norm(decoder.norm),
         head=module.get_output_embeddings(),
+        embedding_scale=_embedding_scale(decoder.embed_tokens),
+        softcap=getattr(module.config.get_text_config(), "final_logit_softcapping", None),
     )
+
+
+def _rotary(module: Any) -> Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]]:
+    if _has_several_ropes(module):
+        return lambda like, positions, name: module(like, positions, layer_type=name)
+    return lambda like, positions, name: module(like, positions)
+
+
+def _has_several_ropes(module: Any) -> bool:
+    return "layer_type" in inspect.signature(module.forward).parameters
+
+
+def _embedding_scale(module: Any) -> float | None:
+    scale: Any = getattr(module, "embed_scale", None)
+    if isinstance(scale, Tensor) and scale.device.type == "meta":
+        scale = torch.tensor(module.scalar_embed_scale, dtype=scale.dtype)
+    return None if scale is None else float(scale)
 
 
 def _expect_one_device(module: Any) -> None:
@@ -152,20 +192,40 @@ def recognize_layer(layer: Any) -> LayerLayout:
     Raises:
         OtherLayoutError: The layer has another layout.
     """
-    _expect(layer, _LAYER, "a layer")
+    _expect(layer, _LAYER, "a layer", _OUTPUT_NORMS)
+    attention, mlp = _attention(layer.self_attn), _mlp(layer.mlp)
+    behind, before = (
+        layer.post_attention_layernorm,
+        getattr(layer, "pre_feedforward_layernorm", None),
+    )
+    if before is None:
+        return LayerLayout(_norm(layer.input_layernorm), attention, _norm(behind), mlp)
+    if isinstance(mlp, ExpertsLayout):
+        raise OtherLayoutError("its experts have a norm after them")
     return LayerLayout(
         norm=_norm(layer.input_layernorm),
-        attention=_attention(layer.self_attn),
-        mlp_norm=_norm(layer.post_attention_layernorm),
-        mlp=_mlp(layer.mlp),
+        attention=replace(attention, out_norm=_norm(behind)),
+        mlp_norm=_norm(before),
+        mlp=replace(mlp, out_norm=_norm(layer.post_feedforward_layernorm)),
     )
 
 
 def _norm(module: Any) -> RmsNorm:
-    epsilon = getattr(module, "variance_epsilon", None)
+    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if epsilon is None or [name for name, _ in module.named_parameters()] != ["weight"]:
         raise OtherLayoutError(f"{type(module).__name__} is not a plain RMS norm")
-    return RmsNorm(module.weight, epsilon)
+    return RmsNorm(module.weight, epsilon, _offset(type(module)))
+
+
+def _offset(kind: Any) -> float:
+    """What a kind of norm adds to its weights: its output for ones if the weights are 0."""
+    try:
+        norm = kind(4)
+        with torch.no_grad():
+            norm.weight.zero_()
+            return round(float(norm(torch.ones(1, 4))[0, 0]), 3)
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise OtherLayoutError(f"{kind} is not a plain RMS norm") from error
 
 
 def _attention(module: Any) -> AttentionLayout:
@@ -185,6 +245,8 @@ def _attention(module: Any) -> AttentionLayout:
         head_dim=module.head_dim,
         scale=module.scaling,
         window=_window(module),
+        softcap=getattr(module, "attn_logit_softcapping", None),
+        rope=getattr(module, "layer_type", None) or "",
     )
 
 
