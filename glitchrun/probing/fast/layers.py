@@ -72,8 +72,7 @@ def rotation_of(layout: LlamaLayout, positions: Tensor, like: Tensor) -> Rotatio
 
 
 def cap(x: Tensor, limit: float | None) -> Tensor:
-    """Returns limit * tanh(x / limit) of x `(N, V)` or any other shape, which overwrites x; x itself
-    without a limit."""
+    """Returns limit * tanh(x / limit) of logits `(N, V)` or scores, in place; x without a limit."""
     return x if limit is None else x.div_(limit).tanh_().mul_(limit)
 
 
