@@ -173,7 +173,9 @@ def test_lines_and_figures_show_the_indicators(scanned: StepRecord, tmp_path: Pa
 
 
 def test_tables_show_related_tokens(scanned: StepRecord, tmp_path: Path) -> None:
-    tables = {one.name: one for one in step_tables(run_of(tmp_path / "run", scanned))}
+    shown = verified(min(of_step(scanned).values), p=0.7)  # type: ignore[union-attr]
+    by_others = step("t", "test", replace(shown, probes={"other": shown.probes["repeat"]}))
+    tables = {one.name: one for one in step_tables(run_of(tmp_path / "run", scanned, by_others))}
     first, second = tables["longer"].rows
     assert (first["longer"], first["longer_p"]) == (" long", 1e-5)
     assert (first["longer_verdict"], second["longer_verdict"]) == ("glitch", "not verified")

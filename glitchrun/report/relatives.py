@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from glitchrun.events import Verified
 from glitchrun.ledger.record import RunRecord
-from glitchrun.report.indicators import of_step
-from glitchrun.report.token_rows import TokenRow, facts_by_token, remembered, token_rows
+from glitchrun.report.indicators import LongerTokens, of_step
+from glitchrun.report.token_rows import TokenRow, facts_by_token, remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,10 @@ _LONGER = {
     "p": {"description": "Its probability.", "kind": "probability"},
     "longer": {"description": "A token that contains its text.", "kind": "token"},
     "longer_id": {"description": "Its id.", "kind": "id"},
-    "longer_p": {"description": "Its probability, if the run verified it.", "kind": "probability"},
+    "longer_p": {
+        "description": "Its probability by the same probes, if the run verified it.",
+        "kind": "probability",
+    },
     "longer_verdict": {"description": "Its verdict."},
     "of": {"description": "Total number of longer tokens."},
 }
@@ -52,7 +56,7 @@ def relatives_tables(record: RunRecord) -> tuple[RelativesTable, ...]:
 
 def _longer(record: RunRecord) -> RelativesTable | None:
     rows: list[tuple[float, Mapping[str, Any]]] = []
-    known = {row.token.id: row for row in token_rows(record) if row.control_of is None}
+    known = _by_probes(record)
     step_id, done = "", set[int]()
     for step in record.steps:
         found = of_step(step)
@@ -63,7 +67,7 @@ def _longer(record: RunRecord) -> RelativesTable | None:
             done.add(token_id)
             step_id = step_id or step.id
             head = {"token": verified.token.text, "id": token_id, "p": verified.p}
-            pairs = _pairs(longer, known)
+            pairs = _pairs(longer, known[_probes(verified)])
             rows += [(verified.p, head | pair | {"of": longer.count}) for pair in pairs]
     rows.sort(key=lambda row: row[0])
     return RelativesTable(
@@ -78,14 +82,31 @@ def _longer(record: RunRecord) -> RelativesTable | None:
     )
 
 
-def _pairs(longer: Any, known: Mapping[int, TokenRow]) -> Iterator[dict[str, Any]]:
+_Probes = frozenset[str]
+
+
+def _probes(verified: Verified) -> _Probes:
+    return frozenset((*verified.probes, *verified.answers))
+
+
+def _by_probes(record: RunRecord) -> dict[_Probes, dict[int, Verified]]:
+    """By probes, the last verdict on each token: verdicts by other probes are not comparable."""
+    found: dict[_Probes, dict[int, Verified]] = {}
+    for step in record.steps:
+        for token_id, (verified, _) in facts_by_token(step).items():
+            if verified is not None:
+                found.setdefault(_probes(verified), {})[token_id] = verified
+    return found
+
+
+def _pairs(longer: LongerTokens, known: Mapping[int, Verified]) -> Iterator[dict[str, Any]]:
     for token_id, text in longer.tokens:
-        row = known.get(token_id)
+        fact = known.get(token_id)
         yield {
             "longer": text,
             "longer_id": token_id,
-            "longer_p": row.closest[1].p if row and row.closest else None,
-            "longer_verdict": row.verdict if row else "not verified",
+            "longer_p": fact.p if fact else None,
+            "longer_verdict": TokenRow(fact.token, (), fact).verdict if fact else "not verified",
         }
 
 
