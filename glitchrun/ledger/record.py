@@ -217,6 +217,8 @@ class ModelRecord:
     """A warning for each step whose texts are longer than the model was trained for."""
     residency: str = "resident"
     """Where the weights were: `resident` in memory, or `streamed` from the disk."""
+    bytes_read: int = 0
+    """Bytes of weights that a streamed model read from the disk so far in this process."""
 
 
 STATUS_WORDS = {"KILLED": "INTERRUPTED"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,6 +45,8 @@ class LoadedModel:
     """For a GGUF file: the pre-tokenizer of the rebuilt tokenizer and where its name comes from."""
     residency: str = "resident"
     """`resident`, or `streamed` for a `model.streamed.StreamedModel`."""
+    bytes_read: list[int] = field(default_factory=lambda: [0])
+    """Bytes that a streamed model has read from its files so far, as the only item."""
 
     @property
     def input_embeddings(self) -> torch.Tensor:

@@ -32,7 +32,7 @@ from glitchrun.model.library_messages import quiet_libraries
 from glitchrun.model.load_progress import Report
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.model.loading import add_generation_config, checkpoint_folder
-from glitchrun.model.memory_use import bytes_by_dtype
+from glitchrun.model.memory_use import bytes_by_dtype, low_memory
 from glitchrun.model.placement import pick_device
 from glitchrun.model.quantized_layers import SCHEMES, import_bitsandbytes
 from glitchrun.model.tokenizer_loading import load_tokenizer
@@ -55,8 +55,6 @@ class StreamedModel(LoadedModel):
     written out here compute what transformers does."""
     held_bytes: int = field(kw_only=True)
     """Bytes that one weight takes in memory."""
-    bytes_read: list[int] = field(default_factory=lambda: [0], kw_only=True)
-    """The bytes read from the weight files so far, as the only item."""
 
     @property
     def vocab_size(self) -> int:
@@ -164,7 +162,7 @@ def load_streamed(
     if spec.quantization in SCHEMES:
         import_bitsandbytes()
     units = stream_units(header)
-    with quiet_libraries():
+    with quiet_libraries(), low_memory():
         target = architecture(folder, header, spec)
         tokenizer = load_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
         with torch.device("meta"):

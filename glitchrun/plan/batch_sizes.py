@@ -45,5 +45,5 @@ WIDENED_BYTES = 64 << 20
 of 250,000 rows would take a gigabyte."""
 CHUNK_ROWS = 64
 """Rows of a streamed pass whose attention is computed together."""
-LOGIT_BYTES = 64 << 20
+LOGIT_BYTES = 32 << 20
 """Bytes of logits that a streamed pass computes together, in float32."""

@@ -19,6 +19,9 @@ _RUNTIME = {"cpu": 850_000_000, "cuda": 500_000_000}
 """Bytes of the process itself. CPU: torch, transformers, bitsandbytes, mlflow and matplotlib take
 598 MB; runs of a 9 MB model peaked at 700 to 830 MB with threads, figures and heap. GPU: a CUDA
 context, which takes 0.3 to 0.5 GB."""
+_STREAMING = 700_000_000
+"""The same without an allowance, for a streamed model on a CPU: with 32,000 vocabulary entries a
+process peaked at 770 MB besides its passes, mapped libraries (180 MB) included."""
 
 _ENTRY = 2000
 """Bytes per vocabulary entry: 1,000 in the tokenizer and 800 for piece, text, category and rank.
@@ -124,9 +127,10 @@ def _largest(found: Sequence[Buffers]) -> Buffers:
     )
 
 
-def process_bytes(header: Header, kind: str) -> int:
+def process_bytes(header: Header, kind: str, *, streamed: bool = False) -> int:
     """Bytes of the process itself with the vocabulary's texts; on a GPU of its context."""
-    return _RUNTIME[kind] + (_ENTRY * header.vocab if kind == "cpu" else 0)
+    runtime = _STREAMING if streamed and kind == "cpu" else _RUNTIME[kind]
+    return runtime + (_ENTRY * header.vocab if kind == "cpu" else 0)
 
 
 def verdict(total: int, free: int) -> str:

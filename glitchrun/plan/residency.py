@@ -18,6 +18,8 @@ from glitchrun.plan.work import StepWork
 from glitchrun.spec.strategy import STRATEGIES, Workload
 from glitchrun.spec.types import Spec
 
+_SHARE = 0.95
+"""Share of the free memory that a streamed run may use."""
 _START = 15.0
 """Seconds to start a run without loading weights, and to write a report."""
 
@@ -175,16 +177,17 @@ def _streamed(
 ) -> tuple[MemoryEstimate, StreamPlan, dict[str, tuple[int, int]]]:
     """Memory, sizes and passes of the streamed run."""
     quantization = spec.model.quantization
-    process = process_bytes(header, device.kind)
-    amounts = [max(one.tokens, one.screens) for one in work if one.tokens is not None]
+    process = process_bytes(header, device.kind, streamed=True)
     unknown = any(one.tokens is None for one in work)
+    verified = max((one.tokens or 0 for one in work), default=0)
+    screened = max((one.screens for one in work), default=0)
     plan = stream_plan(
         header,
         quantization,
         stream_units(header),
         device.kind,
-        free=max(0, device.free - process),
-        tokens=None if unknown else max(amounts, default=0),
+        free=max(0, int(_SHARE * device.free) - process),
+        tokens=(None if unknown else verified, screened),
         **({"positions": positions} if positions else {}),
     )
     held = weights(header, quantization)

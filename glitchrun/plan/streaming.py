@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from glitchrun.checkpoint.headers import Header
-from glitchrun.checkpoint.stream_units import Units
+from glitchrun.checkpoint.stream_units import BLOCK_BYTES, Units
 from glitchrun.plan.batch_sizes import (
     CACHE_HEADROOM,
     CHUNK_ROWS,
@@ -55,7 +55,8 @@ class StreamPlan:
     activation_bytes: int
     """The activations of all tokens of a pass."""
     scratch_bytes: int
-    """Everything else: the activations of one layer for some rows, widened weights, logits."""
+    """Everything else: activations of one layer for some rows, widened weights; or what the head
+    and its logits take beyond the layers."""
     holds_head: bool
     """Whether the head is kept while it is used; else it is read again for each group of tokens."""
 
@@ -84,7 +85,7 @@ def stream_plan(
     *,
     free: int | None = None,
     positions: tuple[int, int] = (_POSITIONS, _POSITIONS),
-    tokens: int | None = None,
+    tokens: tuple[int | None, int | None] = (None, None),
 ) -> StreamPlan:
     """Returns the sizes of passes.
 
@@ -95,22 +96,22 @@ def stream_plan(
         kind: Kind of device, cpu or cuda.
         free: Bytes free besides the process itself; None for no limit.
         positions: The most positions of a prompt's shared prefix, and of what follows it.
-        tokens: The most tokens that a step has for one pass; None where unknown.
+        tokens: The most tokens that a step verifies, and that it screens; None where unknown.
     """
     sizes = _Sizes(header, held_bytes(header, quantization), units, kind, *positions)
-    capacity, scratch = sizes.capacity, sizes.scratch
-    holds_head = True
+    capacity, holds_head = sizes.capacity, True
     if free is not None:
-        if sizes.roomy_capacity + scratch < free // 3:
+        if sizes.roomy_capacity + sizes.scratch < free // 3:
             capacity = sizes.roomy_capacity
-        holds_head = units.whole_head.nbytes < free // 3
-    head = sizes.head if holds_head else 0
-    room = None if free is None else free - capacity - scratch
-    verify = sizes.tokens(sizes.row, room, tokens)
-    screen = sizes.tokens(sizes.screened_row, room, tokens)
-    activations = max(verify * sizes.row, screen * sizes.screened_row)
-    # The head is read when the layers' weights and most activations are freed.
-    beyond = max(0, head - capacity - activations * (sizes.suffix - 1) // sizes.suffix)
+        holds_head = sizes.at_head(CHUNK_ROWS, held=True) <= free
+    verify, screen = (
+        sizes.tokens(count, free, capacity, most, holds_head)
+        for count, most in zip((sizes.suffix, _SCREENED), tokens, strict=True)
+    )
+    rows = max(verify * sizes.suffix, screen * _SCREENED)
+    activations = rows * sizes.position
+    in_layers = capacity + activations + sizes.scratch
+    at_head = sizes.at_head(max(verify, screen), held=holds_head)
     return StreamPlan(
         stored_bytes=units.pass_bytes if header.head else units.headless_bytes + units.norm.nbytes,
         pass_bytes=units.pass_bytes,
@@ -119,7 +120,7 @@ def stream_plan(
         verify_tokens=verify,
         screen_tokens=screen,
         activation_bytes=activations,
-        scratch_bytes=scratch + beyond,
+        scratch_bytes=max(in_layers, at_head) - capacity - activations,
         holds_head=holds_head,
     )
 
@@ -153,23 +154,19 @@ class _Sizes:
         """Two units: one is used while the next one is read."""
         return 2 * self._largest
 
-    @property
-    def head(self) -> int:
-        """The whole head."""
-        return self.units.whole_head.numel * self.held
+    def at_head(self, tokens: int, *, held: bool) -> int:
+        """Memory while the logits of a pass are computed: the layers' weights are freed then."""
+        rows = tokens * self.header.dims.hidden_size * self.width
+        head = self.units.whole_head.numel * self.held if held else 2 * BLOCK_BYTES
+        return rows + head + 2 * LOGIT_BYTES + self._widened
 
     @property
-    def row(self) -> int:
-        """The activations of a token's positions in a pass."""
-        return self.suffix * self._position
+    def _widened(self) -> int:
+        return WIDENED_BYTES if self.held < self.width else 0
 
     @property
-    def screened_row(self) -> int:
-        """The same in a screen."""
-        return _SCREENED * self._position
-
-    @property
-    def _position(self) -> int:
+    def position(self) -> int:
+        """What one position of a pass keeps between layers."""
         dims = self.header.dims
         streams = 2 if dims.num_experts else 1  # beside the residual stream, its norm
         return streams * dims.hidden_size * self.width + 12 * dims.top_k
@@ -184,18 +181,24 @@ class _Sizes:
         attention = rows * (2 * dims.hidden_size + 4 * heads + 2 * kv)
         attention += 2 * CHUNK_ROWS * length * (kv + heads)
         mlp = rows * (2 * dims.hidden_size + 2 * dims.intermediate_size)
-        widened = WIDENED_BYTES if self.held < self.width else 0
-        return max(attention, mlp) * self.width + widened + 2 * LOGIT_BYTES
+        return max(attention, mlp) * self.width + self._widened
 
-    def tokens(self, row: int, room: int | None, most: int | None) -> int:
-        """Tokens of a pass whose activations take `row` bytes each, in `room` bytes."""
+    def tokens(
+        self, positions: int, free: int | None, capacity: int, most: int | None, holds_head: bool
+    ) -> int:
+        """Tokens of a pass with so many positions each."""
         ratio = self.units.pass_bytes / READ_SPEED / _READ_SHARE
-        seconds = 2 * active_parameters(self.header) * self.suffix / _FLOPS[self.kind]
+        seconds = 2 * active_parameters(self.header) * positions / _FLOPS[self.kind]
         count = _rounded(ratio / seconds)
         if most is not None:
             count = min(count, _rounded(most))
-        if room is not None:
-            count = min(count, room // row // CHUNK_ROWS * CHUNK_ROWS)
+        if free is not None:
+            last = self.header.dims.hidden_size * self.width
+            fitting = min(
+                (free - capacity - self.scratch) // (positions * self.position),
+                (free - self.at_head(0, held=holds_head)) // last,
+            )
+            count = min(count, fitting // CHUNK_ROWS * CHUNK_ROWS)
         return max(CHUNK_ROWS, count)
 
 

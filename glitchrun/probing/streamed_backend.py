@@ -190,6 +190,7 @@ class StreamedBackend(Backend):
                 continue
             mixture = self._attend(rows, unit.layer, tensors, workspace)
         mixture = None
+        workspace = Workspace(dtype, self.device)  # frees what the layers needed
         if consume is not None:
             self._consume_logits(rows.last(), workspace, consume)
 

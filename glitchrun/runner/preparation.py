@@ -68,6 +68,7 @@ class Prepared:
             categories=context.vocabulary.tally(wanted=with_categories),
             beyond_training=self.beyond_training,
             residency=model.residency,
+            bytes_read=model.bytes_read[0],
         )
 
 

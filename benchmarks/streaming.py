@@ -1,0 +1,291 @@
+"""Compares a streamed model with a resident one, under a limit on the memory of the process.
+
+    python benchmarks/streaming.py                  # a small Mixtral, a minute
+    python benchmarks/streaming.py --large          # 6.3 GB in bfloat16, needs 7 GB of disk
+    python benchmarks/streaming.py --offload        # accelerate's disk offload beside it
+
+It writes a random Mixtral, screens the whole vocabulary and verifies some tokens with
+`model.residency: streamed` in a process that may allocate 1.5 GB at most (RLIMIT_DATA, which does
+not count the cache of files), and again without a limit with `resident`. A second streamed run is
+killed (SIGKILL) after its first passes and resumed. The table is Markdown. It fails if verdicts
+differ, the bytes read are not those of the plan, or memory differs from it by more than 10 %.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from safetensors.torch import save_file
+
+import glitchrun
+from tests.support.tiny_models import mistral_tokenizer
+
+LARGE = {"hidden": 4096, "inner": 3584, "layers": 2, "experts": 32, "heads": 32, "kv": 8}
+SMALL = {"hidden": 512, "inner": 512, "layers": 4, "experts": 8, "heads": 8, "kv": 4}
+VOCABULARY = 32_000
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run of the spec."""
+
+    tokens: dict[tuple[str, int], dict[str, Any]]
+    """Lines of tokens.jsonl by step and token."""
+    metrics: Mapping[str, float]
+    model: Mapping[str, Any]
+    screen: float
+    """Seconds of the screen alone."""
+    seconds: float
+
+
+def write_model(folder: Path, shape: Mapping[str, int]) -> int:
+    """Writes a random Mixtral in bfloat16, a file for each layer; returns its bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mistral_tokenizer(folder)
+    hidden, inner, head = shape["hidden"], shape["inner"], shape["hidden"] // shape["heads"]
+    config = {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "dtype": "bfloat16",
+        "vocab_size": VOCABULARY,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": shape["layers"],
+        "num_attention_heads": shape["heads"],
+        "num_key_value_heads": shape["kv"],
+        "num_local_experts": shape["experts"],
+        "num_experts_per_tok": 2,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    random = torch.Generator().manual_seed(0)
+
+    def matrix(rows: int, columns: int, spread: float = 1.0) -> torch.Tensor:
+        scale = spread / columns**0.5
+        return (torch.randn(rows, columns, generator=random) * scale).to(torch.bfloat16)
+
+    ones = torch.ones(hidden, dtype=torch.bfloat16)
+    places: dict[str, str] = {}
+    written = 0
+
+    def save(name: str, tensors: dict[str, torch.Tensor]) -> None:
+        nonlocal written
+        save_file(tensors, folder / name)
+        places.update(dict.fromkeys(tensors, name))
+        written += sum(tensor.nbytes for tensor in tensors.values())
+
+    save(
+        "ends.safetensors",
+        {
+            "model.embed_tokens.weight": matrix(VOCABULARY, hidden, hidden**0.5),
+            "model.norm.weight": ones,
+            "lm_head.weight": matrix(VOCABULARY, hidden),
+        },
+    )
+    for layer in range(shape["layers"]):
+        stem = f"model.layers.{layer}"
+        tensors = {
+            f"{stem}.input_layernorm.weight": ones.clone(),
+            f"{stem}.post_attention_layernorm.weight": ones.clone(),
+            f"{stem}.self_attn.q_proj.weight": matrix(hidden, hidden),
+            f"{stem}.self_attn.k_proj.weight": matrix(shape["kv"] * head, hidden),
+            f"{stem}.self_attn.v_proj.weight": matrix(shape["kv"] * head, hidden),
+            f"{stem}.self_attn.o_proj.weight": matrix(hidden, hidden),
+            f"{stem}.block_sparse_moe.gate.weight": matrix(shape["experts"], hidden),
+        }
+        for expert in range(shape["experts"]):
+            part = f"{stem}.block_sparse_moe.experts.{expert}"
+            tensors[f"{part}.w1.weight"] = matrix(inner, hidden)
+            tensors[f"{part}.w3.weight"] = matrix(inner, hidden)
+            tensors[f"{part}.w2.weight"] = matrix(hidden, inner)
+        save(f"layer-{layer}.safetensors", tensors)
+    index = {"metadata": {"total_size": written}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    return written
+
+
+def write_spec(folder: Path, model: Path, residency: str, verified: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = list(range(1000, 1000 + 7 * verified, 7))
+    screen = {"id": "screen", "strategy": "mine", "search": "screen", "budget": 64}
+    spec = {
+        "apiVersion": "glitchrun/v1",
+        "kind": "Experiment",
+        "metadata": {"name": residency},
+        "model": {"path": str(model), "residency": residency, "device": "cpu"},
+        "template": "mistral",
+        "steps": [{"id": "verify", "strategy": "test", "tokens": {"ids": ids}}, screen],
+    }
+    (folder / "spec.yaml").write_text(json.dumps(spec), encoding="utf-8")
+
+
+def limited(limit: int | None) -> Any:
+    """A function that limits the memory of a child process before it starts."""
+
+    def limit_it() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+    return limit_it
+
+
+def start(folder: Path, command: str, limit: int | None) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "glitchrun", command, "spec.yaml", "-o", "json"]
+    words += ["--yes"] if command == "apply" else []
+    # RLIMIT_DATA counts what allocators reserve, so they are kept from reserving for each thread.
+    threads = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    return subprocess.Popen(
+        words,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | threads,
+        preexec_fn=limited(limit),
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> Any:
+    out, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"glitchrun failed with exit code {process.returncode}")
+    return json.loads(out)
+
+
+def apply(folder: Path, limit: int | None) -> Measured:
+    began = time.perf_counter()
+    found = finish(start(folder, "apply", limit))
+    seconds = time.perf_counter() - began
+    (run,) = found["runs"]
+    lines = (Path(run["artifacts_dir"]) / "tokens.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    tokens = {(row["step"], row["token_id"]): row for row in rows}
+    record = glitchrun.load_run(str(Path(run["artifacts_dir"]).parent)).record
+    model = {name: getattr(record.model, name) for name in ("bytes_read", "peak_bytes")}
+    batches = (timed.batch for step in record.steps for timed in step.batches)
+    screen = sum(one.search_seconds for one in batches if one.screened)
+    return Measured(tokens, run["metrics"], model, screen, seconds)
+
+
+def killed_and_resumed(folder: Path, limit: int | None) -> Measured:
+    """Kills a run once it has written a batch of verdicts, and resumes it."""
+    process = start(folder, "apply", limit)
+    while process.poll() is None:
+        ledgers = list(folder.glob("mlruns/steps/*/attempt-1/ledger.jsonl"))
+        if any('"batch"' in ledger.read_text(encoding="utf-8") for ledger in ledgers):
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.1)
+    process.wait()
+    return apply(folder, limit)
+
+
+def compared(one: Measured, other: Measured) -> tuple[int, float]:
+    """Tokens whose most likely token or verdict differs, and the largest difference of p."""
+    differing, largest = 0, 0.0
+    if one.tokens.keys() != other.tokens.keys():
+        raise SystemExit("other tokens were verified")
+    for key, row in one.tokens.items():
+        for name, result in row["probes"].items():
+            found = other.tokens[key]["probes"][name]
+            differing += (result["argmax"], result["pass"]) != (found["argmax"], found["pass"])
+            largest = max(largest, abs(result["p"] - found["p"]))
+    return differing, largest
+
+
+def offloaded(model: Path, ids: list[int], memory: str) -> float:
+    """Tokens per second of accelerate's disk offload, one batch of prompts of 32 positions."""
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory(dir=model.parent) as folder:
+        module = AutoModelForCausalLM.from_pretrained(
+            model, device_map="auto", max_memory={"cpu": memory}, offload_folder=folder
+        )
+        prompts = torch.tensor([[1, *range(500, 515), one, *range(600, 615)] for one in ids])
+        began = time.perf_counter()
+        with torch.no_grad():
+            module(input_ids=prompts, use_cache=False, logits_to_keep=1)
+        return len(ids) / (time.perf_counter() - began)
+
+
+def line(name: str, run: Measured, planned: Mapping[str, Any] | None) -> str:
+    rates = [run.metrics["verify/tokens_per_second"], run.screen]
+    memory = f"{run.model['peak_bytes'] / 1e9:.2f}"
+    read = f"{run.model['bytes_read'] / 1e9:.1f}" if planned else ""
+    plan = f"{planned['bytes'] / 1e9:.2f}" if planned else ""
+    cells = (name, f"{rates[0]:.2f}", f"{rates[1]:.0f}", memory, plan, read, f"{run.seconds:.0f}")
+    return f"| {' | '.join(cells)} |"
+
+
+@click.command()
+@click.option("--large", is_flag=True, help="6.3 GB instead of 100 MB.")
+@click.option("--verified", default=None, type=int, help="Tokens verified.")
+@click.option("--limit", default=1.5e9, help="Bytes that the streamed process may allocate.")
+@click.option("--offload", is_flag=True, help="Measure accelerate's disk offload too.")
+@click.option("--kill/--no-kill", default=True, help="Kill a run and resume it.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where to work; default: /tmp.")
+def main(
+    large: bool,
+    verified: int | None,
+    limit: float,
+    offload: bool,
+    kill: bool,
+    folder: Path | None,
+) -> None:
+    place = Path(tempfile.mkdtemp(dir=folder, prefix="streaming-"))
+    try:
+        measure(place, large, verified or (2000 if large else 200), int(limit), offload, kill)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def measure(place: Path, large: bool, verified: int, limit: int, offload: bool, kill: bool) -> None:
+    model = place / "model"
+    stored = write_model(model, LARGE if large else SMALL)
+    print(f"a random Mixtral of {stored / 1e9:.2f} GB in bfloat16, limit {limit / 1e9:.1f} GB\n")
+    for name in ("streamed", "killed", "resident"):
+        write_spec(place / name, model, name.replace("killed", "streamed"), verified)
+    (run,) = finish(start(place / "streamed", "plan", limit))["runs"]
+    planned = run["residency"]["streamed"]
+    print(f"plan: {json.dumps(planned)}\n", flush=True)
+    print("| run | verified tokens/s | screen, s | peak, GB | plan, GB | read, GB | whole, s |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    streamed = apply(place / "streamed", limit)
+    print(line("streamed", streamed, planned), flush=True)
+    if kill:
+        print(line("killed and resumed", killed_and_resumed(place / "killed", limit), planned))
+    resident = apply(place / "resident", None)
+    print(line("resident", resident, None), flush=True)
+    differing, largest = compared(streamed, resident)
+    print(f"\n{len(resident.tokens):,} verdicts: {differing} differ, p by at most {largest:.1e}")
+    counted = streamed.model["bytes_read"] - run["residency"]["streamed"]["bytes_read"]
+    print(f"bytes read beyond the plan's passes (norms, near-ties): {counted:,}")
+    if offload:
+        ids = list(range(1000, 1064))
+        print(f"accelerate, disk offload: {offloaded(model, ids, '1GB'):.2f} tokens/s")
+    off = abs(streamed.model["peak_bytes"] / planned["bytes"] - 1)
+    if differing or planned["pass_bytes"] != stored or off > 0.1:
+        raise SystemExit(f"verdicts, bytes or memory differ from what was expected ({off:.0%})")
+
+
+if __name__ == "__main__":
+    main()
