@@ -1,7 +1,7 @@
 """Compares a streamed model with a resident one, under a limit on the memory of the process.
 
     python benchmarks/streaming.py                  # a small Mixtral, a minute
-    python benchmarks/streaming.py --large          # 6.3 GB in bfloat16, needs 7 GB of disk
+    python benchmarks/streaming.py --large          # 6.7 GB in bfloat16, needs 7 GB of disk
     python benchmarks/streaming.py --offload        # accelerate's disk offload beside it
 
 It writes a random Mixtral, screens the whole vocabulary and verifies some tokens with
@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 import glitchrun
 from tests.support.tiny_models import mistral_tokenizer
 
-LARGE = {"hidden": 4096, "inner": 3584, "layers": 2, "experts": 32, "heads": 32, "kv": 8}
+LARGE = {"hidden": 2048, "inner": 4096, "layers": 2, "experts": 64, "heads": 16, "kv": 4}
 SMALL = {"hidden": 512, "inner": 512, "layers": 4, "experts": 8, "heads": 8, "kv": 4}
 VOCABULARY = 32_000
 
@@ -202,9 +202,11 @@ def killed_and_resumed(folder: Path, limit: int | None) -> Measured:
 def compared(one: Measured, other: Measured) -> tuple[int, float]:
     """Tokens whose most likely token or verdict differs, and the largest difference of p."""
     differing, largest = 0, 0.0
-    if one.tokens.keys() != other.tokens.keys():
-        raise SystemExit("other tokens were verified")
     for key, row in one.tokens.items():
+        if key not in other.tokens:  # a screen in coarser arithmetic orders others first
+            if key[0] == "verify":
+                raise SystemExit("other tokens were verified")
+            continue
         for name, result in row["probes"].items():
             found = other.tokens[key]["probes"][name]
             differing += (result["argmax"], result["pass"]) != (found["argmax"], found["pass"])
@@ -237,11 +239,12 @@ def line(name: str, run: Measured, planned: Mapping[str, Any] | None) -> str:
 
 
 @click.command()
-@click.option("--large", is_flag=True, help="6.3 GB instead of 100 MB.")
+@click.option("--large", is_flag=True, help="6.7 GB instead of 100 MB.")
 @click.option("--verified", default=None, type=int, help="Tokens verified.")
 @click.option("--limit", default=1.5e9, help="Bytes that the streamed process may allocate.")
 @click.option("--offload", is_flag=True, help="Measure accelerate's disk offload too.")
 @click.option("--kill/--no-kill", default=True, help="Kill a run and resume it.")
+@click.option("--whole/--no-whole", default=True, help="Also a run that is not killed.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to work; default: /tmp.")
 def main(
     large: bool,
@@ -249,16 +252,21 @@ def main(
     limit: float,
     offload: bool,
     kill: bool,
+    whole: bool,
     folder: Path | None,
 ) -> None:
     place = Path(tempfile.mkdtemp(dir=folder, prefix="streaming-"))
     try:
-        measure(place, large, verified or (2000 if large else 200), int(limit), offload, kill)
+        measure(
+            place, large, verified or (2000 if large else 200), int(limit), offload, (kill, whole)
+        )
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def measure(place: Path, large: bool, verified: int, limit: int, offload: bool, kill: bool) -> None:
+def measure(
+    place: Path, large: bool, verified: int, limit: int, offload: bool, runs: tuple[bool, bool]
+) -> None:
     model = place / "model"
     stored = write_model(model, LARGE if large else SMALL)
     print(f"a random Mixtral of {stored / 1e9:.2f} GB in bfloat16, limit {limit / 1e9:.1f} GB\n")
@@ -269,10 +277,13 @@ def measure(place: Path, large: bool, verified: int, limit: int, offload: bool, 
     print(f"plan: {json.dumps(planned)}\n", flush=True)
     print("| run | verified tokens/s | screen, s | peak, GB | plan, GB | read, GB | whole, s |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    streamed = apply(place / "streamed", limit)
-    print(line("streamed", streamed, planned), flush=True)
+    kill, whole = runs
     if kill:
-        print(line("killed and resumed", killed_and_resumed(place / "killed", limit), planned))
+        streamed = killed_and_resumed(place / "killed", limit)
+        print(line("killed and resumed", streamed, planned), flush=True)
+    if whole:
+        streamed = apply(place / "streamed", limit)
+        print(line("streamed", streamed, planned), flush=True)
     resident = apply(place / "resident", None)
     print(line("resident", resident, None), flush=True)
     differing, largest = compared(streamed, resident)
