@@ -124,7 +124,7 @@ def write_model(folder: Path, shape: Mapping[str, int]) -> int:
     return written
 
 
-def write_spec(folder: Path, model: Path, residency: str, verified: int) -> None:
+def write_spec(folder: Path, model: Path, residency: str, verified: int, *, screens: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     ids = list(range(1000, 1000 + 7 * verified, 7))
     screen = {"id": "screen", "strategy": "mine", "search": "screen", "budget": 64}
@@ -134,7 +134,10 @@ def write_spec(folder: Path, model: Path, residency: str, verified: int) -> None
         "metadata": {"name": residency},
         "model": {"path": str(model), "residency": residency, "device": "cpu"},
         "template": "mistral",
-        "steps": [{"id": "verify", "strategy": "test", "tokens": {"ids": ids}}, screen],
+        "steps": [
+            {"id": "verify", "strategy": "test", "tokens": {"ids": ids}},
+            *([screen] if screens else []),
+        ],
     }
     (folder / "spec.yaml").write_text(json.dumps(spec), encoding="utf-8")
 
@@ -245,6 +248,7 @@ def line(name: str, run: Measured, planned: Mapping[str, Any] | None) -> str:
 @click.option("--offload", is_flag=True, help="Measure accelerate's disk offload too.")
 @click.option("--kill/--no-kill", default=True, help="Kill a run and resume it.")
 @click.option("--whole/--no-whole", default=True, help="Also a run that is not killed.")
+@click.option("--screen/--no-screen", default=True, help="Screen the whole vocabulary too.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to work; default: /tmp.")
 def main(
     large: bool,
@@ -253,31 +257,43 @@ def main(
     offload: bool,
     kill: bool,
     whole: bool,
+    screen: bool,
     folder: Path | None,
 ) -> None:
     place = Path(tempfile.mkdtemp(dir=folder, prefix="streaming-"))
     try:
         measure(
-            place, large, verified or (2000 if large else 200), int(limit), offload, (kill, whole)
+            place,
+            large,
+            verified or (2000 if large else 200),
+            int(limit),
+            offload,
+            (kill, whole, screen),
         )
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
 def measure(
-    place: Path, large: bool, verified: int, limit: int, offload: bool, runs: tuple[bool, bool]
+    place: Path,
+    large: bool,
+    verified: int,
+    limit: int,
+    offload: bool,
+    runs: tuple[bool, bool, bool],
 ) -> None:
     model = place / "model"
     stored = write_model(model, LARGE if large else SMALL)
     print(f"a random Mixtral of {stored / 1e9:.2f} GB in bfloat16, limit {limit / 1e9:.1f} GB\n")
     for name in ("streamed", "killed", "resident"):
-        write_spec(place / name, model, name.replace("killed", "streamed"), verified)
+        residency = name.replace("killed", "streamed")
+        write_spec(place / name, model, residency, verified, screens=runs[2])
     (run,) = finish(start(place / "streamed", "plan", limit))["runs"]
     planned = run["residency"]["streamed"]
     print(f"plan: {json.dumps(planned)}\n", flush=True)
     print("| run | verified tokens/s | screen, s | peak, GB | plan, GB | read, GB | whole, s |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    kill, whole = runs
+    kill, whole, _ = runs
     if kill:
         streamed = killed_and_resumed(place / "killed", limit)
         print(line("killed and resumed", streamed, planned), flush=True)
