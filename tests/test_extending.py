@@ -63,6 +63,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "glitchrun", folder / "glitchrun", ignore=ignored)
     search, entry = recipe("Adding a search")
     (probe,) = recipe("Adding a probe")
+    probe = f"{probe.rstrip()},\n"
     (folder / "glitchrun" / "search" / "longest.py").write_text(search)
     for name, start, more in (("searches", "_ALL = {\n", entry), ("probes", "_ALL = (\n", probe)):
         table = folder / "glitchrun" / "spec" / f"{name}.py"
