@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from glitchrun.vocabulary import Vocabulary
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+_PROMPT_KEYS = ("template", "template_variables", "system", "probes")
+"""Keys of a spec that decide the prompts of its probes."""
 
 
 class Resolver:
@@ -186,7 +188,10 @@ class _Question:
         def measured() -> tuple[int, int] | None:
             return lengths.parts(spec, self._tokenizer, self.header)
 
-        found = self.answers.get("positions", [spec.document, str(spec.model.path)], measured)
+        written = {key: spec.document.get(key) for key in _PROMPT_KEYS}
+        probes = [[step.strategy, step.params.get("probes")] for step in spec.steps]
+        settings = [written, probes, str(spec.model.path)]
+        found = self.answers.get("positions", settings, measured)
         return None if found is None else (found[0], found[1])
 
     def _check_lengths(self) -> None:
