@@ -137,6 +137,6 @@ class Verifier:
         padding would take most of the time: then the next power of two."""
         if self.backend.pass_rows:
             return tokens
-        if len(prompt.suffix_ids) < _LONG_SUFFIX:
+        if len(prompt.suffix_ids) < _LONG_SUFFIX and prompt.probe not in self.readers:
             return rows
         return min(rows, max(_LEAST_ROWS, 1 << (tokens - 1).bit_length()))

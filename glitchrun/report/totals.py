@@ -215,9 +215,9 @@ class Band:
 def bands(record: RunRecord) -> list[Band]:
     """Failures by decade of probability, the most severe first; empty without failures.
 
-    The probability of a token is the largest over its probes.
+    The probability of a token is the largest over its probes. Answers compared as text have none.
     """
-    failed = [(fact.p, fact) for fact in verdicts(record) if fact.failed]
+    failed = [(fact.p, fact) for fact in verdicts(record) if fact.failed and fact.probes]
     tried = {fact.token.id: fact for fact in samples(record)}
     pairs = pairwise(DECADES)
     return [_band(low, high, failed, tried) for low, high in pairs] if failed else []

@@ -1,4 +1,4 @@
-"""Agreement with GlitchMiner on a real model, SmolLM2-135M-Instruct in float32."""
+"""Agreement with GlitchMiner and with Land and Bartolo on SmolLM2-135M-Instruct in float32."""
 
 from __future__ import annotations
 
@@ -69,3 +69,16 @@ def test_verdicts_are_the_same_and_so_are_their_numbers(smollm2: Context) -> Non
         assert found.p == pytest.approx(row["p"], abs=1e-5)
         assert found.entropy == pytest.approx(row["entropy"], abs=2e-4)
         assert found.gap == pytest.approx(row["gap"], abs=1e-3)
+
+
+def test_magikarp_agrees_with_an_independent_implementation(smollm2: Context) -> None:
+    expected = reference("magikarp_verdicts")["tokens"]
+    params = {"tokens": {"ids": [one["token_id"] for one in expected]}, "probes": "magikarp"}
+    facts = [f for b in batches("test", smollm2, params) for f in b.token_facts]
+    for fact, row in zip(facts, expected, strict=True):
+        assert isinstance(fact, Verified)
+        assert fact.p == pytest.approx(row["max_prob"], abs=1e-4)
+        for name, found in fact.probes.items():
+            length = len(found.greedy)  # shorter where the answer ends with a stop token
+            assert list(found.greedy) == row["greedy"][name][:length]
+            assert found.at_positions == pytest.approx(row["prompts"][name][:length], abs=1e-4)
