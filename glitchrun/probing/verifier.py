@@ -14,7 +14,7 @@ from glitchrun.probing.logit_statistics import ROUNDING, Statistics
 from glitchrun.probing.memory_limits import prepare_retry
 from glitchrun.prompts.render import Prompt
 
-_LONG_SUFFIX, _LEAST_ROWS = 64, 8
+_LONG_SUFFIX, _LEAST_ROWS = 64, 4
 """Positions from which a suffix is long, and the fewest rows of its passes."""
 
 
