@@ -150,6 +150,20 @@ def test_the_embedding_of_a_streamed_model_is_read_when_asked_for(llama_folder: 
     assert model.bytes == whole.bytes
 
 
+def test_the_head_is_read_once_until_the_next_pass(llama_folder: Path) -> None:
+    model = load_streamed(ModelSpec(str(llama_folder)))
+    head = model.units.whole_head.nbytes
+    first, second = torch.cat([*model.head_blocks()]), torch.cat([*model.head_blocks()])
+    assert torch.equal(first, model.output_embeddings)
+    assert torch.equal(first, second)
+    assert model.bytes_read[0] == 2 * head  # one of the two is output_embeddings
+    for _ in model.read(model.units.body):
+        pass
+    before = model.bytes_read[0]
+    list(model.head_blocks())
+    assert model.bytes_read[0] == before + head
+
+
 @pytest.mark.parametrize(
     ("build", "reason"),
     [(tiny_models.tiny_gpt2, "does not have the layers"), (tiny_models.tiny_qwen_moe, "differ")],

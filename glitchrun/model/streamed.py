@@ -53,6 +53,7 @@ class StreamedModel(LoadedModel):
     trial: LoadedModel = field(kw_only=True)
     """A small random model of the same class and settings. Its logits show whether the layers as
     written out here compute what transformers does."""
+    _kept_head: list[Tensor] = field(default_factory=list, kw_only=True)
     held_bytes: int = field(kw_only=True)
     """Bytes that one weight takes in memory."""
 
@@ -79,8 +80,17 @@ class StreamedModel(LoadedModel):
         return (tensors["weight"] for _, tensors in self.read(self.units.embedding))
 
     def head_blocks(self) -> Iterator[Tensor]:
-        """Yields the output matrix in blocks of rows, `(R, H)` each."""
-        return (tensors["weight"] for _, tensors in self.read(self.units.head))
+        """Yields the output matrix in blocks of rows, `(R, H)` each.
+
+        Indicators read it some sixty times, so it is kept until the next pass if a pass needs more.
+        """
+        size = self.units.whole_head.numel * self.held_bytes
+        if size > self.plan.capacity + self.plan.activation_bytes:
+            return (tensors["weight"] for _, tensors in self.read(self.units.head))
+        if not self._kept_head:
+            found = [tensors["weight"] for _, tensors in self.read(self.units.head)]
+            self._kept_head.extend(found)
+        return iter(self._kept_head)
 
     @property
     def tied(self) -> bool:
@@ -99,6 +109,8 @@ class StreamedModel(LoadedModel):
             ModelUnavailable: a file cannot be read, or is shorter than it was.
         """
         units, width = tuple(units), self.held_bytes
+        if units[0].kind != "head":
+            self._kept_head.clear()
         least = max(unit.numel for unit in units) * width
         reader = _Reader(units, max(capacity or self.plan.capacity, least), width, self._convert)
         for unit, tensors in reader:
