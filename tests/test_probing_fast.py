@@ -119,6 +119,9 @@ def test_selected_rows_of_a_cache_continue_independently(
     assert torch.allclose(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
     again, _ = found.step(after, found.select(cache, torch.tensor(rows)))  # the cache is unchanged
     assert torch.equal(again, ours)
+    last, _ = found.step(after, found.select(cache, torch.tensor(rows), used_up=True))
+    assert torch.equal(last, ours)
+    assert not cache.keys
 
 
 @pytest.mark.parametrize(

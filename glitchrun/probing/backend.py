@@ -190,8 +190,10 @@ class Backend:
         return check_finite(logits.float()), BatchState(kept_ids, new_cache)
 
     @torch.no_grad()
-    def select(self, cache: Any, rows: Tensor) -> Any:
-        """Returns a new cache of the rows at indices `(R,)`; the given one is unchanged.
+    def select(self, cache: Any, rows: Tensor, *, used_up: bool = False) -> Any:
+        """Returns a new cache of the rows at indices `(R,)`.
+
+        The given one is unchanged, unless it may be `used_up`, which saves memory.
 
         Indices may be left out, repeated and in any order. So finished rows are dropped, and one
         row becomes several that continue differently.

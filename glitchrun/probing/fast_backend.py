@@ -122,8 +122,9 @@ class FastBackend(Backend):
         return check_finite(logits.float()), cache
 
     @torch.no_grad()
-    def select(self, cache: KVCache, rows: Tensor) -> KVCache:
-        return cache.select(rows.to(self.device))
+    def select(self, cache: KVCache, rows: Tensor, *, used_up: bool = False) -> KVCache:
+        rows = rows.to(self.device)
+        return cache.take(rows) if used_up else cache.select(rows)
 
     @torch.no_grad()
     def freeze(

@@ -189,10 +189,10 @@ class DecodeLoop:
         self.counters["sampling_forwards"] += 1
         logits, cache = self.backend.step(self._padded(ids), cache)  # (B, V)
         forks, finished = self._advance(logits, continuations)
-        for batch in micro_batches(forks, self.shape.max_rows):
-            finished += self._decode(
-                self._select(cache, batch), [one.continuation for one in batch]
-            )
+        batches = list(micro_batches(forks, self.shape.max_rows))
+        for number, batch in enumerate(batches, 1):
+            rows = self._select(cache, batch, used_up=number == len(batches))
+            finished += self._decode(rows, [one.continuation for one in batch])
         return finished
 
     def _decode(self, cache: Any, rows: Sequence[Continuation]) -> list[Continuation]:
@@ -211,7 +211,7 @@ class DecodeLoop:
             if _can_keep_rows(forks, len(rows)):
                 rows = _update_rows(rows, forks)
             else:
-                cache, rows = self._select(cache, forks), unfinished
+                cache, rows = self._select(cache, forks, used_up=True), unfinished
         return finished + unfinished
 
     def _advance(
@@ -262,8 +262,9 @@ class DecodeLoop:
         logits = self.backend.logits_each(self.prompt.prefix_ids, torch.tensor(ids))
         return dict(zip(wanted, logits.split(1), strict=True))
 
-    def _select(self, cache: Any, forks: Sequence[Fork]) -> Any:
-        return self.backend.select(cache, self._padded([one.row for one in forks]))
+    def _select(self, cache: Any, forks: Sequence[Fork], *, used_up: bool) -> Any:
+        rows = self._padded([one.row for one in forks])
+        return self.backend.select(cache, rows, used_up=used_up)
 
     def _padded(self, rows: Sequence[Any]) -> Tensor:
         """Rows as a tensor, padded with the first one to the size of a pass."""

@@ -133,8 +133,9 @@ class StreamedBackend(Backend):
         return self._logits(Growing(ids, cache), float32), cache
 
     @torch.no_grad()
-    def select(self, cache: KVCache, rows: Tensor) -> KVCache:
-        return cache.select(rows.to(self.device))
+    def select(self, cache: KVCache, rows: Tensor, *, used_up: bool = False) -> KVCache:
+        rows = rows.to(self.device)
+        return cache.take(rows) if used_up else cache.select(rows)
 
     # The screen -------------------------------------------------------------------------------
 

@@ -46,6 +46,14 @@ class KVCache:
             self.length,
         )
 
+    def take(self, rows: Tensor) -> KVCache:
+        """Returns `select(rows)`, but frees this cache layer by layer, which is used up."""
+        taken = KVCache([], [], self.length)
+        for old, new in ((self.keys, taken.keys), (self.values, taken.values)):
+            while old:
+                new.append(_selected(old.pop(0), rows, self.length))
+        return taken
+
     def repeat(self, rows: int) -> KVCache:
         """Returns a new cache of `rows` copies of the first row, with room for more positions."""
         return KVCache(
