@@ -47,7 +47,7 @@ class KVCache:
         )
 
     def take(self, rows: Tensor) -> KVCache:
-        """Returns `select(rows)`, but frees this cache layer by layer, which is used up."""
+        """Returns `select(rows)` for `(R,)`, but frees this cache layer by layer: it is used up."""
         taken = KVCache([], [], self.length)
         for old, new in ((self.keys, taken.keys), (self.values, taken.values)):
             while old:
