@@ -15,7 +15,14 @@ from glitchrun.errors import PreflightError
 from glitchrun.ledger.record import StepRecord
 from glitchrun.report.figures import drawings
 from glitchrun.report.figures.style import style
-from glitchrun.report.indicators import FILE, auc, indicator_metrics, keep_indicators, of_step
+from glitchrun.report.indicators import (
+    FILE,
+    _read,
+    auc,
+    indicator_metrics,
+    keep_indicators,
+    of_step,
+)
 from glitchrun.report.step_tables import step_tables
 from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.spec.indicators import INDICATORS
@@ -154,9 +161,18 @@ def test_steps_without_severe_tokens_or_without_the_file_have_no_metrics(
     scanned: StepRecord, tmp_path: Path
 ) -> None:
     assert list(indicator_metrics(replace(step("s", "scan", verified(6)), folder=tmp_path))) == []
-    (tmp_path / FILE).write_text('{"version": 1}')
-    assert of_step(scanned) is None
-    assert list(indicator_metrics(scanned)) == []
+    whole = json.loads((tmp_path / FILE).read_text())
+    spoilt = [
+        {"version": 1},
+        whole | {"thresholds": {}},
+        whole | {"values": {name: ["x"] * 52 for name in INDICATORS}},
+        whole | {"longer": {"6": {"count": 1, "tokens": [5]}}},
+    ]
+    for text in (*map(json.dumps, spoilt), "[" * 100_000):
+        (tmp_path / FILE).write_text(text)
+        _read.cache_clear()
+        assert of_step(scanned) is None
+        assert list(indicator_metrics(scanned)) == []
     assert list(indicator_metrics(replace(scanned, folder=None))) == []
 
 

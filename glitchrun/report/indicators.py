@@ -11,6 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -126,32 +127,49 @@ def of_step(step: StepRecord) -> StepIndicators | None:
     try:
         changed = (step.folder / FILE).stat().st_mtime_ns
         return _read(step.folder / FILE, changed)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (
+        OSError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ):
         return None  # written by a newer version, or damaged: the facts are intact without it
 
 
 @lru_cache(maxsize=16)
 def _read(path: Path, changed: int) -> StepIndicators:
     data = json.loads(path.read_text(encoding="utf-8"))
-    columns = [data["values"][name] for name in INDICATORS]
+    columns = [[*map(_number, data["values"][name])] for name in INDICATORS]
     rows = zip(data["ids"], zip(*columns, strict=True), strict=True)
     source, ids = data["reference"]["source"], data["reference"]["ids"]
     return StepIndicators(
         main=data["main"],
         tied=data["tied"],
         reference=source if ids else "none found",
-        thresholds=data["thresholds"],
+        thresholds={name: _number(data["thresholds"][name]) for name in INDICATORS},
         values=dict(rows),
         longer={
-            int(token_id): LongerTokens(found["count"], tuple(map(tuple, found["tokens"])))
+            int(token_id): LongerTokens(int(found["count"]), _texts(found["tokens"]))
             for token_id, found in data.get("longer", {}).items()
         },
         unreachable=tuple(
-            (token_id, text, tuple(map(tuple, instead)))
+            (int(token_id), str(text), _texts(instead))
             for token_id, text, instead in data.get("unreachable", {}).get("tokens", ())
         ),
-        unreachable_count=data.get("unreachable", {}).get("count", 0),
+        unreachable_count=int(data.get("unreachable", {}).get("count", 0)),
     )
+
+
+def _number(value: Any) -> float | None:
+    """A number, None if it is not finite. Raises TypeError or ValueError if it is no number."""
+    return None if value is None or not isfinite(value) else float(value)
+
+
+def _texts(tokens: Sequence[Any]) -> tuple[tuple[int, str], ...]:
+    return tuple((int(token_id), str(text)) for token_id, text in tokens)
 
 
 def indicator_metrics(step: StepRecord) -> Iterator[Measured]:
