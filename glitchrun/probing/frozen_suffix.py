@@ -101,7 +101,9 @@ def why_not_screenable(backend: Backend) -> str | None:
         screened = backend.screen(frozen, torch.tensor([token, token]))
     except RunError as error:
         return str(error)
-    whole = backend.logits_alone([prefix, token, *suffix]).to(screened.device)
+    ids = [prefix, token, *suffix]
+    whole = backend.logits_alone(ids, float32=backend.arithmetic == torch.float32)
+    whole = whole.to(screened.device)
     difference = (screened - whole).abs().max() / whole.abs().max().clamp(min=1.0)
     if bool(difference < ROUNDING[backend.arithmetic]):
         return None
