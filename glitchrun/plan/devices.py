@@ -18,9 +18,9 @@ from glitchrun.errors import PreflightError
 _MIB = 1024**2
 _NO_LIMIT = 1 << 60  # cgroup v1 writes a huge number where v2 writes "max"
 _ABSENT = "there is no"
-_RESERVED = 100_000_000
-"""Bytes of a process that RLIMIT_DATA counts, but that are not in use: 98 MB in one with 8
-threads."""
+_RESERVED = 250_000_000
+"""Bytes of a process that RLIMIT_DATA counts, but that are not in use: 98 MB in one with 8 threads,
+and what oneDNN reserves for products in bfloat16."""
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4} | {
     "ki": 1024,
     "mi": 1024**2,

@@ -16,7 +16,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Returns whether an error reports that memory ran out, on a GPU or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    # oneDNN says the second where it has no memory for its own copy of a matrix.
+    said = ("can't allocate memory", "could not create a primitive")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in said)
 
 
 def prepare_retry(error: RuntimeError, rows: int, counters: Counter[str]) -> None:
