@@ -123,7 +123,7 @@ def spec_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
     if values := settings.get("matrix"):
         place = next(i for i, step in enumerate(steps) if step["strategy"] == "validate")
-        document["matrix"] = {f"steps[{place}].max_new_tokens": values}
+        document["matrix"] = {"axes": {f"steps[{place}].max_new_tokens": values}}
     return document
 
 

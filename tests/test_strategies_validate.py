@@ -63,7 +63,7 @@ def test_batches_follow_the_time_that_the_last_ones_took() -> None:
     for seconds_per_token in [1.0] * 6 + [5.0] * 3 + [0.0] * 8:
         sizes.append(pace.size)
         pace.measure(pace.size, seconds_per_token * pace.size)
-    assert sizes == [1, 2, 4, 8, 16, 32, 40, 8, 8, 8, 8, 16, 32, 50, 50, 50, 50]
+    assert sizes == [1, 2, 4, 8, 16, 20, 20, 4, 4, 4, 4, 8, 16, 32, 50, 50, 50]
     assert Pace(50, [(4, 4.0)]).size == 8
     assert Pace(50, [(40, 4000.0)]).size == 1
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 BATCH_SECONDS = 20.0
-"""Time that a batch should take, which a kill loses. Passes of few rows are expensive: on SmolLM2, one of 48 rows took
-1.7 times as long as one of 16, and one of 256 rows 5 times as long. Tokens that fail every probe
-take several times as long as others, so single batches take longer."""
+"""Time that a batch should take, which a kill loses. Passes of few rows are expensive: on SmolLM2,
+one of 48 rows took 1.7 times as long as one of 16, and one of 256 rows 5 times as long. Tokens that
+fail every probe take several times as long as others, so single batches take longer."""
 _GROWTH = 2
 
 
