@@ -22,7 +22,7 @@ from glitchrun.report.headline import headline
 from glitchrun.report.machine_readable import run_json
 from glitchrun.report.markdown import markdown
 from glitchrun.report.token_files import token_lines, write_tokens
-from glitchrun.report.totals import severity
+from glitchrun.report.totals import bands, is_shown, severity
 from glitchrun.spec.digest import changed_paths, results_digest
 from glitchrun.spec.experiment_loading import check_files, load_experiment
 from glitchrun.spec.probes import PROBES, PROTOCOLS, any_of, defined_probe, probe_names, probes_of
@@ -91,6 +91,22 @@ def test_names_of_probes_are_checked(tmp_path: Path) -> None:
         for first in ("spell", "input_output"):
             steps = f"[{{strategy: mine, search: {search}, probes: [{first}]}}]"
             assert codes(own, steps) == ([] if fits else [("GR333", "steps[0].probes[0]")])
+
+
+def test_wrong_kinds_of_values_are_reported_once_with_a_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+
+    def problems(probe: str) -> list[tuple[str, str, str]]:
+        path.write_text(f"{HEAD}probes: {{own: {probe}}}\nsteps: [{{strategy: scan}}]\n")
+        return [(one.code, one.message, one.hint) for one in check_files([path], {})[0]]
+
+    assert problems("{user: {token}}") == [
+        ("GR102", "probes.own.user must be text, not a mapping",
+         "put the text in quotes: YAML reads braces as a mapping"),
+    ]  # fmt: skip
+    assert [one[0] for one in problems("{user: '{token}', pass: argmax}")] == ["GR102"]
+    (found,) = problems("{user: '{token}', pass: {argmax: false}}")
+    assert found[1] == "probes.own.pass.argmax must be true, not false"
 
 
 def test_definitions_compose_like_other_mappings(tmp_path: Path) -> None:
@@ -417,6 +433,21 @@ def test_the_headline_leads_with_chat_and_shown(tmp_path: Path) -> None:
     assert top.result[0].startswith("4 tokens fail in chat, and 1 of them (25 %")
     assert severity(record).glitch == 4  # the verdict in chat stays
     assert run_json(record)["shown"] == {"in_chat": 4, "even_shown": 1}
+
+
+def test_only_raw_probes_with_the_token_in_an_example_show_it(tmp_path: Path) -> None:
+    texts = named(1, {}, True, answers={"length": Answered("2", "3", False, "float32")})
+    record = run_of(tmp_path, step("letters", "test", texts))
+    assert bands(record) == []  # answers compared as text have no probability
+    shot = {"user": "Copy {token}", "answer": "{token}"}
+    asked = named(1, {"own": result(0.1, False)}, True)
+    for probe, shows in (
+        ({"raw": True, "shots": [shot]}, True),
+        ({"raw": True}, False),
+        ({"shots": [shot]}, False),
+    ):
+        spec = {**record.spec, "probes": {"own": probe}}
+        assert is_shown(replace(record, spec=spec), asked) == shows
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from heapq import nsmallest
 from itertools import pairwise
+from typing import Any
 
 from glitchrun.events import SEVERE, Sampled, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.token_rows import TokenRow, facts_by_token, remembered
-from glitchrun.spec.probes import PROBES
+from glitchrun.spec.probes import PROBES, TOKEN
 from glitchrun.spec.schema import fragments
 from glitchrun.spec.types import Thresholds
 
@@ -91,12 +92,18 @@ def verdicts(record: RunRecord) -> list[Verified]:
 
 
 def is_shown(record: RunRecord, fact: Verified) -> bool:
-    """Whether every probe of a verdict is raw text, such as those of `magikarp`: examples that
-    contain the token, instead of a question in chat."""
+    """Whether every probe of a verdict is raw text with examples that contain the token, such as
+    those of `magikarp`, instead of a question in chat."""
     own = record.spec.get("probes") or {}
     return not fact.answers and all(
-        name in SHOWN or own.get(name, {}).get("raw", False) for name in fact.probes
+        name in SHOWN or _shows(own.get(name, {})) for name in fact.probes
     )
+
+
+def _shows(probe: Mapping[str, Any]) -> bool:
+    """Whether a spec's own probe is raw text with the token in an example."""
+    shots = probe.get("shots") or ()
+    return bool(probe.get("raw")) and any(TOKEN in text for one in shots for text in one.values())
 
 
 @remembered

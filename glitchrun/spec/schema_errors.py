@@ -47,6 +47,8 @@ def schema_problems(document: Document, *, partial: bool = False) -> list[Proble
             continue
         if error.validator == "pattern" and error.instance == "" and "minLength" in error.schema:
             continue  # an empty text is already reported by minLength
+        if error.validator == "oneOf" and not isinstance(error.instance, dict):
+            continue  # the type is already reported
         problems |= dict.fromkeys(_translate(document, path, error))
     return list(problems)
 
@@ -188,7 +190,7 @@ def _violation(document: Document, path: Path_, error: ValidationError) -> str:
             f"not {_KINDS.get(type(error.instance), '')}{value}"
         ),
         "enum": lambda: f"cannot be {value}",
-        "const": lambda: f"must be {wanted!r}, not {value}",
+        "const": lambda: f"must be {_constant(wanted)}, not {value}",
         "minimum": lambda: f"must be at least {wanted}, not {value}",
         "maximum": lambda: f"must be at most {wanted}, not {value}",
         "exclusiveMinimum": lambda: f"must be more than {wanted}, not {value}",
@@ -238,6 +240,8 @@ def _quotes(error: ValidationError) -> str:
         return f"write {value} without quotes" if fits else ""
     if isinstance(value, bool | int | float) and "string" in kinds:
         return "put it in quotes if text is meant"
+    if isinstance(value, dict) and not any(value.values()) and "string" in kinds:
+        return "put the text in quotes: YAML reads braces as a mapping"
     return ""
 
 
@@ -247,6 +251,10 @@ def _is_of(value: Any, kind: str) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     types: dict[str, type] = {"integer": int, "boolean": bool}
     return type(value) is types.get(kind)
+
+
+def _constant(wanted: Any) -> str:
+    return json.dumps(wanted) if isinstance(wanted, bool) else repr(wanted)
 
 
 def _subject(path: Path_) -> str:
