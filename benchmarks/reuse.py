@@ -33,7 +33,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from glitchrun.events import Batch, ProbeResult, Sampled, Token, Verified
+from glitchrun.events import Batch, ProbeResult, Token, Verified
 from glitchrun.ledger.record import RunIdentity
 from glitchrun.ledger.step_journal import StepJournal
 from glitchrun.ledger.step_store import STEPS, attempt_folder, read_step
@@ -71,6 +71,12 @@ class Edit:
 
 
 SCAN = {"id": "scan", "strategy": "scan", "probes": ["repeat"]}
+TEST = {
+    "id": "test",
+    "strategy": "test",
+    "tokens": {"ids": [*range(1000, 1256)]},
+    "probes": ["repeat"],
+}
 MINE = {"id": "mine", "strategy": "mine", "search": "low-norm", "budget": 96, "batch_size": 32}
 ASR = {
     "id": "asr",
@@ -86,10 +92,11 @@ EDITS = (
     Edit("thresholds.asr 0.5 to 0.9", {"thresholds": {"asr": 0.9}}, 0, 0, loads=False),
     Edit("budget 96 to 128, and asr reads from it", {"budget": 128}, 32, None, loads=True),
     Edit("back to 96", {"budget": 96}, 0, 0, loads=False),
-    Edit("append: scan", {"steps": [MINE, ASR, SCAN]}, None, 0, loads=True),
-    Edit("scan first", {"steps": [SCAN, MINE, ASR]}, 0, 0, loads=False),
+    Edit("append: test", {"steps": [MINE, ASR, TEST]}, 256, 0, loads=True),
+    Edit("test first", {"steps": [TEST, MINE, ASR]}, 0, 0, loads=False),
     Edit("steps renamed", {"rename": "found"}, 0, 0, loads=False),
     Edit("attempts 3 to 4", {"attempts": 4}, 0, None, loads=True),
+    Edit("attempts 4 to 2", {"attempts": 2}, 0, 0, loads=False),
     Edit("matrix: max_new_tokens 8 and 12", {"matrix": [8, 12]}, 0, None, loads=True),
 )
 
@@ -128,14 +135,13 @@ def spec_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stored(root: Path) -> Work:
-    """Everything that the steps under a tracking root have measured."""
+    """Everything that the steps under a tracking root have asked the model."""
     verified = continuations = 0
     for ledger in sorted(root.glob(f"{STEPS}/*/attempt-*/ledger.jsonl")):
         for timed in read_step(ledger.parent).batches:
-            for fact in timed.batch.facts:
-                fact = getattr(fact, "fact", fact)
-                verified += isinstance(fact, Verified)
-                continuations += len(fact.continuations) if isinstance(fact, Sampled) else 0
+            continuations += timed.batch.counters.get("continuations", 0)
+            facts = (getattr(fact, "fact", fact) for fact in timed.batch.facts)
+            verified += sum(isinstance(fact, Verified) for fact in facts)
     return Work(verified, continuations)
 
 
@@ -168,33 +174,46 @@ def edit_a_spec(standin: Path, folder: Path) -> bool:
     }
     good = True
     before = Work()
-    for edit in EDITS:
-        settings |= edit.change
-        runs, messages, seconds = applied(folder, spec_of(settings))
-        after = stored(folder / "mlruns")
-        cost, before = after - before, after
-        loaded = "engine:" in messages
-        fresh = folder / "fresh"
-        fresh.mkdir(exist_ok=True)
-        anew, _, _ = applied(fresh, spec_of(settings), "--fresh")
-        equal = [tokens_of(run) == tokens_of(again) for run, again in zip(runs, anew, strict=True)]
-        as_said = (
-            edit.verified in (None, cost.verified)
-            and edit.continuations in (None, cost.continuations)
-            and edit.loads == loaded
-        )
-        good = good and as_said and all(equal)
-        out.print(f"… {edit.name}", highlight=False)
-        table.add_row(
-            edit.name,
-            f"{cost.verified:,}",
-            f"{cost.continuations:,}",
-            "loaded" if loaded else "not loaded",
-            f"{seconds:.1f}",
-            ("yes" if all(equal) else "NO") + ("" if as_said else "; repeats work"),
-        )
-    out.print(table)
+    try:
+        for edit in EDITS:
+            settings |= edit.change
+            runs, messages, seconds = applied(folder, spec_of(settings))
+            after = stored(folder / "mlruns")
+            cost, before = after - before, after
+            loaded = "engine:" in messages
+            fault = wrong(edit, cost, loaded, runs, folder, spec_of(settings))
+            good = good and not fault
+            table.add_row(
+                edit.name,
+                f"{cost.verified:,}",
+                f"{cost.continuations:,}",
+                "loaded" if loaded else "not loaded",
+                f"{seconds:.1f}",
+                fault or "yes",
+            )
+    finally:
+        out.print(table)
     return good
+
+
+def wrong(
+    edit: Edit,
+    cost: Work,
+    loaded: bool,
+    runs: list[Any],
+    folder: Path,
+    spec: Mapping[str, Any],
+) -> str:
+    """What an edit did that it should not; empty if nothing."""
+    if edit.verified not in (None, cost.verified) or loaded != edit.loads:
+        return "repeats work"
+    if edit.continuations not in (None, cost.continuations):
+        return "repeats work"
+    fresh = folder / "fresh"
+    fresh.mkdir(exist_ok=True)
+    anew, _, _ = applied(fresh, spec, "--fresh")
+    equal = [tokens_of(run) == tokens_of(again) for run, again in zip(runs, anew, strict=True)]
+    return "" if all(equal) else "tokens.jsonl differs"
 
 
 @contextmanager
