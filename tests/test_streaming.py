@@ -17,6 +17,7 @@ from glitchrun.model import load
 from glitchrun.model.streamed import StreamedModel, load_streamed
 from glitchrun.plan.build import PlannedRun, Resolved, build
 from glitchrun.plan.residency import Residency
+from glitchrun.plan.streaming import StreamPlan, stream_plan
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.backend_selection import best_backend
 from glitchrun.probing.streamed_backend import StreamedBackend
@@ -234,6 +235,35 @@ def test_the_plan_counts_passes_and_bytes(mixtral_folder: Path, tmp_path: Path) 
     assert data["streamed"]["passes"] == {"all": 3, "low": 1, "worst": 3}
     assert data["resident"]["seconds"] > 0
     assert data["streamed"]["seconds"] > 0
+
+
+def test_the_plan_counts_the_passes_of_generated_answers(
+    mixtral_folder: Path, tmp_path: Path
+) -> None:
+    steps = "\n  - {id: all, strategy: scan, probes: magikarp}\n"
+    found = residency_of(planned(mixtral_folder, tmp_path, "streamed", steps))
+    # Three probes, each with a prefix, the prompt and two more positions.
+    assert found.passes == {"all": (9, 3)}
+
+
+def test_rows_of_generated_answers_fit_with_their_cache(mixtral_folder: Path) -> None:
+    header = read_header(resolve(str(mixtral_folder)))
+
+    def plan(free: int | None, generated: int) -> StreamPlan:
+        return stream_plan(
+            header, "none", stream_units(header), "cpu",
+            free=free, positions=(10, 2000), tokens=(400, 0), generated=generated,
+        )  # fmt: skip
+
+    plain, roomy = plan(None, 0), plan(None, 3)
+    assert roomy.answer_tokens == roomy.verify_tokens == plain.verify_tokens
+    # Two layers, keys and values of two heads of 16 in float32, with headroom for the answer.
+    cached = 2 * 2 * 2 * 16 * 4 * (10 + 2000 + 32)
+    assert roomy.activation_bytes == plain.activation_bytes + roomy.answer_tokens * cached
+    tight = plan(roomy.total_bytes - roomy.answer_tokens * cached // 2, 3)
+    assert tight.verify_tokens == roomy.verify_tokens
+    assert 0 < tight.answer_tokens < roomy.answer_tokens
+    assert tight.total_bytes <= roomy.total_bytes - roomy.answer_tokens * cached // 2
 
 
 def test_the_residency_changes_no_key(mixtral_folder: Path, tmp_path: Path) -> None:

@@ -188,6 +188,7 @@ def _streamed(
         device.kind,
         free=max(0, int(_SHARE * device.free) - process),
         tokens=(None if unknown else verified, screened),
+        generated=max((1 + count for load in loads for count in load.generated), default=0),
         **({"positions": positions} if positions else {}),
     )
     held = weights(header, quantization)

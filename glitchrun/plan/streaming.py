@@ -52,6 +52,8 @@ class StreamPlan:
     """Tokens verified in a pass."""
     screen_tokens: int
     """Tokens screened in a pass."""
+    answer_tokens: int
+    """Tokens of a pass whose answers are generated: keys and values of all layers are kept."""
     activation_bytes: int
     """The activations of all tokens of a pass."""
     scratch_bytes: int
@@ -86,6 +88,7 @@ def stream_plan(
     free: int | None = None,
     positions: tuple[int, int] = (_POSITIONS, _POSITIONS),
     tokens: tuple[int | None, int | None] = (None, None),
+    generated: int = 0,
 ) -> StreamPlan:
     """Returns the sizes of passes.
 
@@ -97,6 +100,7 @@ def stream_plan(
         free: Bytes free besides the process itself; None for no limit.
         positions: The most positions of a prompt's shared prefix, and of what follows it.
         tokens: The most tokens that a step verifies, and that it screens; None where unknown.
+        generated: The most positions of an answer that is generated; 0 if none is.
     """
     sizes = _Sizes(header, held_bytes(header, quantization), units, kind, *positions)
     capacity, holds_head = sizes.capacity, True
@@ -110,6 +114,12 @@ def stream_plan(
     )
     rows = max(verify * sizes.suffix, screen * _SCREENED)
     activations = rows * sizes.position
+    answered = sizes.suffix * sizes.position + sizes.cached(generated)
+    answers = verify
+    if generated and free is not None:
+        answers = min(verify, max(1, (free - capacity - sizes.scratch) // answered))
+    if generated:
+        activations = max(activations, answers * answered)
     in_layers = capacity + activations + sizes.scratch
     at_head = sizes.at_head(max(verify, screen), held=holds_head)
     return StreamPlan(
@@ -119,6 +129,7 @@ def stream_plan(
         capacity=capacity,
         verify_tokens=verify,
         screen_tokens=screen,
+        answer_tokens=answers,
         activation_bytes=activations,
         scratch_bytes=max(in_layers, at_head) - capacity - activations,
         holds_head=holds_head,
@@ -171,6 +182,12 @@ class _Sizes:
         streams = 2 if dims.num_experts else 1  # beside the residual stream, its norm
         return streams * dims.hidden_size * self.width + 12 * dims.top_k
 
+    def cached(self, generated: int) -> int:
+        """Keys and values of all layers of a row whose answer has so many positions."""
+        dims = self.header.dims
+        length = self.prefix + self.suffix + max(generated, CACHE_HEADROOM)
+        return 2 * dims.num_layers * dims.num_kv_heads * dims.head_dim * length * self.width
+
     @property
     def scratch(self) -> int:
         """Activations of one layer for the rows of a chunk, with widened weights."""
@@ -210,7 +227,8 @@ def _rounded(count: float) -> int:
 def whole_passes(load: Workload, plan: StreamPlan, work: Work) -> tuple[int, int]:
     """The passes over the weights that a step needs: whole ones, and those without the head.
 
-    Passes in which near-ties are evaluated again are not counted.
+    An answer that is generated takes a pass for its prefix, without the head, and one for each
+    position. Passes in which near-ties are evaluated again are not counted.
 
     Args:
         load: A forward pass of the step.
@@ -221,9 +239,13 @@ def whole_passes(load: Workload, plan: StreamPlan, work: Work) -> tuple[int, int
     batch = None if is_ordered or load.grows else load.batch
     rows = plan.verify_tokens if batch is None else min(batch, plan.verify_tokens)
     tokens = work.tokens or work.prompts
-    whole = -(-work.prompts // max(1, tokens)) * -(-tokens // rows)
+    probes, generated = -(-work.prompts // max(1, tokens)), len(load.generated)
+    answers = -(-tokens // min(rows, plan.answer_tokens))
+    whole = (probes - generated) * -(-tokens // rows)
+    whole += (generated + sum(load.generated)) * answers
+    headless = generated * answers
     whole += -(-work.screens // plan.screen_tokens)
     if work.continuations:  # one pass for each position of a batch
         batches = -(-work.continuations // (load.batch or SAMPLE_BATCH["cpu"]))
         whole += batches * (1 + work.new_tokens // work.continuations)
-    return whole, 1 if work.screens else 0
+    return whole, headless + (1 if work.screens else 0)

@@ -151,6 +151,11 @@ def probe_positions(probes: Probes) -> int:
     return max(probe.positions for probe in probes_of(probes))
 
 
+def generated_positions(probes: Probes) -> tuple[int, ...]:
+    """For each of `probes` that is answered greedily, about how many positions follow the first."""
+    return tuple(probe.generated for probe in probes_of(probes) if not probe.is_plain)
+
+
 class VerificationConfig(Protocol):
     """The parameters of a step that verifies tokens, as far as `probe_pass` reads them."""
 
@@ -171,7 +176,8 @@ def probe_pass(config: VerificationConfig, step: str, system: int) -> Workload:
     """The forward pass of a step that verifies tokens in batches of its `batch_size`."""
     batch = config.batch_size if isinstance(config.batch_size, int) else None
     positions = probe_positions(config.probes) + system
-    return Workload(step, batch, positions, controls=bool(config.controls))
+    generated = generated_positions(config.probes)
+    return Workload(step, batch, positions, controls=bool(config.controls), generated=generated)
 
 
 def verification(tokens: int, probes: Probes, gradients: int = 0, screens: int = 0) -> Work:

@@ -66,6 +66,11 @@ class Backend:
         return None
 
     @property
+    def answer_rows(self) -> int | None:
+        """As `pass_rows`, for passes that generate answers: these keep a cache of all layers."""
+        return None
+
+    @property
     def screen_rows(self) -> int | None:
         """Rows of a screen's pass over a streamed model; None for any other model."""
         return None

@@ -68,6 +68,10 @@ class StreamedBackend(Backend):
         return self.model.plan.verify_tokens
 
     @property
+    def answer_rows(self) -> int | None:
+        return self.model.plan.answer_tokens
+
+    @property
     def screen_rows(self) -> int | None:
         return self.model.plan.screen_tokens
 

@@ -85,9 +85,11 @@ class Verifier:
         found: list[tuple[Result, bool]] = []
         running: Statistics | None = None
         start = 0
+        reader = self.readers.get(prompt.probe)
+        if reader is not None and (most := self.backend.answer_rows):
+            rows = min(rows, most)
         while start < len(token_ids):
             chunk = token_ids[start : start + rows]
-            reader = self.readers.get(prompt.probe)
             try:
                 if reader is not None:
                     self.counters["forwards"] += 1

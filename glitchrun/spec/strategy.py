@@ -105,6 +105,8 @@ class Workload:
     rows: int | None = None
     """Largest number of rows that the step can fill with continuations; None where it may fill any
     batch."""
+    generated: tuple[int, ...] = ()
+    """For each probe that is answered greedily, the positions after the first one of the answer."""
 
     @property
     def grows(self) -> bool:

@@ -8,7 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from glitchrun.plan.work import CONTROLS_EACH, probe_positions, verification
+from glitchrun.plan.work import (
+    CONTROLS_EACH,
+    generated_positions,
+    probe_positions,
+    verification,
+)
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.strategy import (
     Expectation,
@@ -186,6 +191,7 @@ class Mine(Strategy):
             search=config.search,
             verified=config.limit,
             controls=bool(config.controls),
+            generated=generated_positions(config.probes),
         )
 
 
