@@ -171,10 +171,10 @@ def test_named_tokens_beyond_the_budget_are_reported(tmp_path: Path) -> None:
     part = headline(run_of(tmp_path / "a", replace(mine, params={"search": "range"}))).sentences
     assert any("before verifying 1,298 of the 1,300 tokens that it named" in one for one in part)
     for limits, raised in (
-        ({}, "Raise `budget`,"),
-        ({"budget": 2}, "Raise `budget`,"),
-        ({"iterations": 1}, "Raise `iterations`,"),
-        ({"iterations": 9, "budget": 2}, "Raise `iterations` and `budget`,"),
+        ({}, "Raise budget,"),
+        ({"budget": 2}, "Raise budget,"),
+        ({"iterations": 1}, "Raise iterations,"),
+        ({"iterations": 9, "budget": 2}, "Raise iterations and budget,"),
     ):
         limited = replace(mine, params={"search": "range", **limits})
         sentences = headline(run_of(tmp_path / raised / str(len(limits)), limited)).sentences

@@ -331,15 +331,15 @@ def _about_left(step: StepRecord) -> str:
     if not metric or not search or not search.selects:
         return ""
     if metric.n == 0:
-        return f"Step {step.id} named no token in scope (`tokens` in the spec)."
+        return f"Step {step.id} named no token in scope (tokens in the spec)."
     if not metric.value:
         return ""
     limits = [name for name in ("iterations", "budget") if step.params.get(name) is not None]
-    raised = " and ".join(f"`{name}`" for name in limits or ["budget"])
+    raised = " and ".join(limits or ["budget"])
     asked = f"{metric.value:,.0f} of the {counted(metric.n or 0, 'token')}"
     return (
         f"Step {step.id} ran out of budget before verifying {asked} that it named. Raise "
-        f"{raised}, or draw a sample of them with `sample_rate` or `sample_size`."
+        f"{raised}, or draw a sample of them with sample_rate or sample_size."
     )
 
 

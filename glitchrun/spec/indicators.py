@@ -21,7 +21,7 @@ METRICS = {
         f"auc.{name}": {
             "description": "Probability that a severe token has a lower value than a token that is "
             f"not severe. Indicator: {meaning}.",
-            "unit": "share",
+            "unit": "probability",
         }
         for name, meaning in INDICATORS.items()
     },
