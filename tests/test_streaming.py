@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from glitchrun.checkpoint import resolve
 from glitchrun.checkpoint.headers import read_header
 from glitchrun.checkpoint.stream_units import stream_units, why_not_streamable
-from glitchrun.errors import ModelUnavailable, PreflightError
+from glitchrun.errors import ModelUnavailable, PreflightError, RunError
 from glitchrun.model import load
-from glitchrun.model.streamed import StreamedModel, load_streamed
+from glitchrun.model.streamed import StreamedModel, _Reader, load_streamed
 from glitchrun.plan.build import PlannedRun, Resolved, build
 from glitchrun.plan.residency import Residency
 from glitchrun.plan.streaming import StreamPlan, stream_plan
@@ -138,6 +140,33 @@ def test_a_file_that_was_cut_short_is_reported(tmp_path: Path) -> None:
         stream.truncate(file.stat().st_size // 2)
     with pytest.raises(ModelUnavailable, match="shorter than its header says"):
         streamed.last_logits([1], ids(2, 3))
+
+
+def test_weights_are_compared_with_the_model_that_the_config_describes(tmp_path: Path) -> None:
+    folder = tiny_models.tiny_mixtral(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 100}))
+    with pytest.raises(ModelUnavailable, match=r"experts.0.down_proj has shape \(64, \d+\), the"):
+        load_streamed(ModelSpec(str(folder)))
+
+
+def test_missing_weights_are_reported(tmp_path: Path) -> None:
+    folder = tiny_models.tiny_llama(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelUnavailable, match=r"missing, such as model.layers.1.mlp.up_proj"):
+        load_streamed(ModelSpec(str(folder)))
+
+
+def test_a_reader_that_fails_unexpectedly_does_not_block(mixtral_folder: Path) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyError("unexpected")
+
+    model = load_streamed(ModelSpec(str(mixtral_folder)))
+    units = model.units.body
+    with pytest.warns(pytest.PytestUnhandledThreadExceptionWarning), pytest.raises(RunError):
+        next(iter(_Reader(units, model.plan.capacity, model.held_bytes, fail)))
 
 
 def test_the_embedding_of_a_streamed_model_is_read_when_asked_for(llama_folder: Path) -> None:

@@ -20,15 +20,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from glitchrun.checkpoint.headers import read_header
 from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.checkpoint.stream_units import Place, Unit, Units, stream_units, why_not_streamable
-from glitchrun.errors import ModelUnavailable, PreflightError
+from glitchrun.errors import ModelUnavailable, PreflightError, RunError
 from glitchrun.model import load_progress
 from glitchrun.model.architecture import Architecture, architecture
 from glitchrun.model.gguf_conversion import tokenizer_note
-from glitchrun.model.library_messages import quiet_libraries
+from glitchrun.model.library_messages import check_complete, quiet_libraries
 from glitchrun.model.load_progress import Report
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.model.loading import add_generation_config, checkpoint_folder
@@ -184,6 +185,7 @@ def load_streamed(
         decoder = module.base_model
         with torch.device(device):  # in float32; its tables are computed, not stored
             decoder.rotary_emb = type(decoder.rotary_emb)(target.config)
+        check_complete(_compared(units, module, header.head is None), spec.path, module, header)
         trial = _trial(target, tokenizer)
     add_generation_config(module, folder)
     return StreamedModel(
@@ -205,6 +207,42 @@ def load_streamed(
         plan=plan or stream_plan(header, spec.quantization, units, device.type),
         trial=trial,
     )
+
+
+def _compared(units: Units, module: PreTrainedModel, is_tied: bool) -> dict[str, Any]:
+    """Which weights are missing, and which have other shapes than those of the empty model: as the
+    loading information of transformers, which `check_complete` reads."""
+    stem = f"{module.base_model_prefix}."
+    stored = {f"{stem}norm.weight": units.norm.tensors["weight"].info.shape}
+    for number, layer in enumerate(units.layers):
+        for unit in layer:
+            part = f"mlp.experts.{unit.expert}." if unit.kind == "expert" else ""
+            at = f"{stem}layers.{number}.{part}"
+            stored |= {at + name: place.info.shape for name, place in unit.tensors.items()}
+    for name, blocks in (("embed_tokens", units.embedding), ("lm_head", units.head)):
+        at, last = "" if blocks is units.head else stem, blocks[-1]
+        rows, columns = last.tensors["weight"].info.shape
+        if blocks is units.embedding or not is_tied:
+            stored[f"{at}{name}.weight"] = (last.start + rows, columns)
+    wanted: dict[str, tuple[int, ...]] = {}
+    for name, parameter in module.named_parameters():
+        below, _, own = name.partition(".experts.")
+        if not own:
+            wanted[name] = tuple(parameter.shape)
+            continue
+        count, rows, columns = parameter.shape
+        parts = ("gate_proj", "up_proj") if own == "gate_up_proj" else (own,)
+        shape = (rows // len(parts), columns)
+        names = (f"{below}.experts.{expert}.{part}" for expert in range(count) for part in parts)
+        wanted |= dict.fromkeys(names, shape)
+    both = wanted.keys() & stored.keys()
+    return {
+        "mismatched_keys": [
+            (name, stored[name], wanted[name]) for name in both if stored[name] != wanted[name]
+        ],
+        "missing_keys": wanted.keys() - stored.keys(),
+        "unexpected_keys": stored.keys() - wanted.keys(),
+    }
 
 
 def _trial(target: Architecture, tokenizer: Any) -> LoadedModel:
@@ -301,6 +339,8 @@ class _Reader:
                 self._queue.put(tensors)
         except (OSError, RuntimeError, ModelUnavailable) as error:
             self._queue.put(error)
+        finally:  # so that the caller never waits for a thread that has ended
+            self._queue.put(RunError("the thread that reads the weights ended early"))
 
     def _take(self, nbytes: int) -> bool:
         """Waits for room; returns whether there is some, and not the end."""
