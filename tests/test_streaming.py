@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +341,15 @@ def test_steps_that_need_the_whole_model_are_refused(
     run = planned(llama_folder, tmp_path, "auto", text)
     assert reason in residency_of(run).refusal
     assert residency_of(run).chosen == "resident"
+
+
+def test_families_that_scale_or_norm_elsewhere_are_refused_by_the_plan(llama_folder: Path) -> None:
+    header = read_header(resolve(str(llama_folder)))
+    assert why_not_streamable(header) is None
+    granite = replace(header, architecture="GraniteForCausalLM")
+    assert "GraniteForCausalLM does not have the layers" in (why_not_streamable(granite) or "")
+    norms_after = {k: v for k, v in header.tensors.items() if "input_layernorm" not in k}
+    assert why_not_streamable(replace(header, tensors=norms_after)) is not None
 
 
 def test_layers_of_other_kinds_are_refused_by_the_plan(tmp_path: Path) -> None:

@@ -27,6 +27,10 @@ _LAYER = re.compile(
 _EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(w[123]|(?:gate|up|down)_proj)\.weight")
 _FUSED = re.compile(r"mlp\.experts\.(gate_up|down)_proj")
 _EXPERT_PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+_NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
+"""Norms before attention and MLP. Families that have only others add them elsewhere."""
+_SCALED = ("Granite",)
+"""Families with the same tensors that scale embeddings, residuals or logits."""
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$")
 """Stored by older versions of transformers, but computed instead of loaded."""
 
@@ -129,9 +133,12 @@ def why_not_streamable(header: Header) -> str | None:
             if header.architecture in ("llama", "qwen2", "qwen3", "mistral")
             else _other(header)
         )
-    unknown = [rest for _, rest in _layer_names(header) if not _is_known(rest)]
-    stem = f"{header.prefix}norm.weight"
-    if unknown or stem not in header.tensors or not list(_layer_names(header)):
+    if header.architecture.startswith(_SCALED):
+        return _other(header)
+    found = {rest for _, rest in _layer_names(header)}
+    unknown = sorted(rest for rest in found if not _is_known(rest))
+    has_norms = f"{header.prefix}norm.weight" in header.tensors and found.issuperset(_NORMS)
+    if unknown or not has_norms:
         return _other(header, unknown[0] if unknown else "")
     return None
 
