@@ -140,7 +140,17 @@ def test_a_file_that_was_cut_short_is_reported(tmp_path: Path) -> None:
     file = folder / "model.safetensors"
     with file.open("r+b") as stream:
         stream.truncate(file.stat().st_size // 2)
-    with pytest.raises(ModelUnavailable, match="shorter than its header says"):
+    with pytest.raises(ModelUnavailable, match="has changed while it was streamed"):
+        streamed.last_logits([1], ids(2, 3))
+
+
+def test_a_file_that_was_replaced_is_reported(tmp_path: Path) -> None:
+    folder = tiny_models.tiny_llama(tmp_path / "model")
+    _, streamed = both(folder)
+    file = folder / "model.safetensors"
+    (folder / "new").write_bytes(file.read_bytes())
+    (folder / "new").replace(file)
+    with pytest.raises(ModelUnavailable, match="has changed while it was streamed"):
         streamed.last_logits([1], ids(2, 3))
 
 

@@ -55,6 +55,8 @@ class StreamedModel(LoadedModel):
     """A small random model of the same class and settings. Its logits show whether the layers as
     written out here compute what transformers does."""
     _kept_head: list[Tensor] = field(default_factory=list, kw_only=True)
+    stamps: Mapping[Path, tuple[int, ...]] = field(kw_only=True)
+    """Inode, size and time of change of each weight file when the model was loaded."""
     held_bytes: int = field(kw_only=True)
     """Bytes that one weight takes in memory."""
 
@@ -107,7 +109,7 @@ class StreamedModel(LoadedModel):
         allow. The caller must drop the tensors of a unit before it asks for the next one.
 
         Raises:
-            ModelUnavailable: a file cannot be read, or is shorter than it was.
+            ModelUnavailable: a file cannot be read, is shorter than it was, or was replaced.
         """
         units, width = tuple(units), self.held_bytes
         if units[0].kind != "head":
@@ -117,6 +119,7 @@ class StreamedModel(LoadedModel):
         for unit, tensors in reader:
             self.bytes_read[0] += unit.nbytes
             yield unit, tensors
+        self._check_files()
 
     def read_whole(self, unit: Unit) -> Tensor:
         """Reads the only tensor of a unit: `(H,)`, or a block of rows `(R, H)`.
@@ -129,6 +132,14 @@ class StreamedModel(LoadedModel):
         self._convert(unit, tensors)
         (tensor,) = tensors.values()
         return tensor
+
+    def _check_files(self) -> None:
+        for file, stamp in self.stamps.items():
+            if _stamp(file) != stamp:
+                raise ModelUnavailable(
+                    f"{file}: the file has changed while it was streamed, so the results would be "
+                    "another model's; apply again, for a run of the new files"
+                )
 
     def _convert(self, unit: Unit, tensors: dict[str, Tensor]) -> None:
         """Gives stored tensors the dtype of the weights; int8 and int4 are dequantized again."""
@@ -174,6 +185,7 @@ def load_streamed(
         raise PreflightError(f"model.residency: {spec.path!r} cannot be streamed: {reason}")
     if spec.quantization in SCHEMES:
         import_bitsandbytes()
+    stamps = {file: _stamp(file) for file in header.files}
     units = stream_units(header)
     with quiet_libraries(), low_memory():
         target = architecture(folder, header, spec)
@@ -203,10 +215,19 @@ def load_streamed(
         tokenizer_note=tokenizer_note(folder),
         residency="streamed",
         units=units,
+        stamps=stamps,
         held_bytes=held_bytes(header, spec.quantization),
         plan=plan or stream_plan(header, spec.quantization, units, device.type),
         trial=trial,
     )
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise ModelUnavailable(f"{file}: cannot be read ({error.strerror})") from error
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _compared(units: Units, module: PreTrainedModel, is_tied: bool) -> dict[str, Any]:
