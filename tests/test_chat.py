@@ -342,6 +342,12 @@ def test_one_cell_of_a_matrix_is_chosen_by_name(spec: Path) -> None:
     assert piped(spec, "", "--only", "seed=2").exit_code == 0
 
 
+def test_a_streamed_model_is_refused(spec: Path) -> None:
+    done = piped(spec, "hello\n", "--set", "model.residency=streamed")
+    assert done.exit_code == 4
+    assert "use --set model.residency=resident" in done.stderr
+
+
 def until(process: Command[bytes], mark: bytes) -> None:
     """Reads notes up to one that contains `mark`."""
     assert process.stderr

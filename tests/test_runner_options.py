@@ -27,7 +27,7 @@ from glitchrun.spec.adjusting import read_until
 from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.strategies.judging import Judge
 from glitchrun.strategies.predict import FORMATS
-from glitchrun.tracking.params_and_tags import run_tags
+from glitchrun.tracking.params_and_tags import run_params, run_tags
 from tests.support import quiet
 from tests.support.oracle import FOLDER as ORACLE
 from tests.support.quiet import Quiet
@@ -268,7 +268,9 @@ def test_smoke_run_examines_at_most_n_items_per_step(spec: Path, judged: list[in
     assert tables["costs", "speed"] == 2 * 3
     assert headline(record).notices == ("Smoke run: at most 3 items per step.",)
     assert record.spec["limit"] == 3
-    assert run_tags(record)["glitchrun.limit"] == "3"
+    tags = run_tags(record)
+    assert (tags["glitchrun.limit"], tags["glitchrun.residency"]) == ("3", "resident")
+    assert run_params(record)[0]["model.residency"] == "auto"
     assert apply_command(record) == f"glitchrun apply {spec} --limit 3"
 
 

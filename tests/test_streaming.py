@@ -16,19 +16,27 @@ from safetensors.torch import load_file, save_file
 from glitchrun.checkpoint import resolve
 from glitchrun.checkpoint.headers import read_header
 from glitchrun.checkpoint.stream_units import stream_units, why_not_streamable
-from glitchrun.errors import ModelUnavailable, PreflightError, RunError
+from glitchrun.errors import ExitCode, ModelUnavailable, PreflightError, RunError
+from glitchrun.ledger.record import RunRecord
 from glitchrun.model import load
 from glitchrun.model.streamed import StreamedModel, _Reader, load_streamed
 from glitchrun.plan.build import PlannedRun, Resolved, build
 from glitchrun.plan.residency import Residency
 from glitchrun.plan.streaming import StreamPlan, stream_plan
+from glitchrun.probing import arithmetic
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.backend_selection import best_backend
+from glitchrun.probing.fast_backend import FastBackend
+from glitchrun.probing.logit_statistics import Statistics
 from glitchrun.probing.streamed_backend import StreamedBackend
+from glitchrun.runner.apply import apply
+from glitchrun.runner.options import Options
+from glitchrun.runner.signals import Interrupt, Stopped
 from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.spec.problems import InvalidSpec
 from glitchrun.spec.types import ModelSpec
-from tests.support import tiny_models
+from tests.support import quiet, tiny_models
+from tests.support.quiet import Quiet
 
 Build = Callable[..., Path]
 SHAPES: dict[str, tuple[Build, dict[str, Any]]] = {
@@ -228,6 +236,66 @@ def test_experts_are_read_one_by_one(mixtral_folder: Path) -> None:
     assert units.layers[1][3].tensors["gate_proj"].info.shape == (128, 64)
 
 
+@pytest.mark.parametrize("quantization", ["none", "bfloat16", "int8"])
+@pytest.mark.parametrize("build", [tiny_models.tiny_llama, tiny_models.tiny_mixtral])
+def test_both_residencies_choose_the_same_arithmetic(
+    build: Build, quantization: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {"float32": 10.0, "bfloat16": 1.0, "int8": 1.0}
+    monkeypatch.setattr(arithmetic, "_SMALL", 0)
+    monkeypatch.setattr(arithmetic, "measured", lambda shapes: seconds)
+    resident, streamed = both(build(tmp_path / "model"), quantization)
+    assert isinstance(resident, FastBackend)
+    assert streamed.chosen == resident.chosen
+    # Rounding would change experts, which moves logits beyond the margin of near-ties.
+    narrow = build is tiny_models.tiny_llama and quantization == "bfloat16"
+    assert streamed.arithmetic == (torch.bfloat16 if narrow else torch.float32)
+    assert best_backend(streamed.model)[1].endswith(streamed.chosen.why)
+
+
+def test_a_run_stopped_between_passes_repeats_none(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet.without_store_and_report(monkeypatch)
+    monkeypatch.setattr(StreamedBackend, "pass_rows", 64)
+    passes: list[int] = []
+    statistics = StreamedBackend.statistics
+
+    def counted(self: StreamedBackend, *args: Any, **options: Any) -> Statistics:
+        passes.append(len(args[1]))
+        return statistics(self, *args, **options)
+
+    def check(self: Interrupt) -> None:
+        if passes:
+            raise Stopped(ExitCode.SIGINT)
+
+    monkeypatch.setattr(StreamedBackend, "statistics", counted)
+    step = f"\n  - {{id: some, strategy: test, tokens: {{ids: {[*range(200, 360)]}}}}}\n"
+
+    def ran(residency: str, root: str) -> RunRecord:
+        spec = write_spec(llama_folder, tmp_path, residency, step)
+        (outcome,) = apply(load_experiment(spec), tmp_path / root, Options(), Quiet()).outcomes
+        return outcome.record
+
+    def results(record: RunRecord) -> dict[int, dict[str, tuple[bool, int]]]:
+        return {
+            fact.token.id: {name: (one.passed, one.argmax) for name, one in fact.probes.items()}
+            for batch in record.steps[0].batches
+            for fact in batch.batch.token_facts
+        }
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupt, "check", check)
+        assert ran("streamed", "root").status == "KILLED"
+    assert passes == [64]
+    record = ran("streamed", "root")
+    assert passes == [64, 64, 32]
+    assert record.model is not None
+    assert record.model.residency == "streamed"
+    assert len(results(record)) == 160
+    assert results(record) == results(ran("resident", "other"))
+
+
 # The plan -------------------------------------------------------------------------------------
 
 SPEC = """
@@ -243,12 +311,18 @@ steps:
 """
 
 
-def planned(folder: Path, path: Path, residency: str, steps: str = "") -> PlannedRun:
-    """The plan of a spec on the model in `folder`."""
+def write_spec(folder: Path, path: Path, residency: str, steps: str = "") -> Path:
+    """Writes a spec on the model in `folder`."""
     head, _, rest = SPEC.partition("steps:")
     text = head + "steps:" + (steps or rest)
     spec = path / "spec.yaml"
     spec.write_text(text.replace("MODEL", str(folder)).replace("RESIDENCY", residency))
+    return spec
+
+
+def planned(folder: Path, path: Path, residency: str, steps: str = "") -> PlannedRun:
+    """The plan of a spec on the model in `folder`."""
+    spec = write_spec(folder, path, residency, steps)
     resolved = Resolved(scopes={"all": 400, "low": 400, "worst": 400}, positions=(10, 12))
     (run,) = build(load_experiment(spec), lambda key: None, resolve=lambda *_: resolved).runs
     return run

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glitchrun.errors import DoesNotFit, ExitCode, UsageError, require
+from glitchrun.errors import DoesNotFit, ExitCode, PreflightError, UsageError, require
 from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.spec.semantics import LEAST_TEMPERATURE
 from glitchrun.spec.types import Experiment
@@ -85,7 +85,11 @@ def command(
 
 
 def _run(experiment: Experiment, only: str | None) -> PlannedRun:
-    """The cell to chat with. Raises DoesNotFit if there is not enough memory."""
+    """The cell to chat with.
+
+    Raises:
+        PreflightError: its model is to be streamed, or does not fit into memory.
+    """
     from glitchrun.plan.build import build
 
     names = [cell.name for cell in experiment.cells]
@@ -95,8 +99,15 @@ def _run(experiment: Experiment, only: str | None) -> PlannedRun:
         raise UsageError(f"--only {only!r} names no run of this spec; it has: {names}")
     runs = build(experiment, lambda key: None).runs
     run = next(run for run in runs if only is None or run.cell.name == only)
+    if run.cell.spec.model.residency == "streamed":
+        raise PreflightError(
+            "model.residency: streamed: a chat would read the whole model for every token; use "
+            "--set model.residency=resident"
+        )
     if run.action == "blocked":
         raise DoesNotFit(f"{run.cell.name}: {run.reason}")
+    if run.residency is not None and run.residency.chosen == "streamed":
+        raise DoesNotFit(f"{run.cell.name}: {run.residency.reason}, and a chat cannot stream it")
     return run
 
 

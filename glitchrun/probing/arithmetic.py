@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from glitchrun.checkpoint.cache_folder import cache_folder
-from glitchrun.probing.fast.llama_layout import LlamaLayout, MlpLayout
+from glitchrun.probing.fast.llama_layout import ExpertsLayout, LlamaLayout, MlpLayout
 
 Seconds = Mapping[str, float]
 """For each of `float32`, `bfloat16` and `int8`, the time of all products of one pass."""
@@ -55,15 +55,26 @@ class Arithmetic:
 
 
 def choose(
-    layout: LlamaLayout, compute_dtype: torch.dtype, device: torch.device, setting: str = "auto"
+    layout: LlamaLayout,
+    compute_dtype: torch.dtype,
+    device: torch.device,
+    setting: str = "auto",
+    *,
+    quantized: bool = False,
 ) -> Arithmetic:
-    """Returns the arithmetic of a model of the Llama layout.
+    """Returns the arithmetic of a model of the Llama layout, the same for a streamed one.
+
+    On a CPU, a mixture of experts is run in float32. In bfloat16, rounding gives some positions
+    other experts, which moves logits further than the margin of near-ties: by up to 36 % of the
+    largest on a random Mixtral, where 2 of 1,000 verdicts were wrong.
 
     Args:
         layout: The model; its weights may be elsewhere.
         compute_dtype: The dtype of the model's activations.
         device: Where passes run.
         setting: `execution.arithmetic`: `auto`, `float32` or `weights` (their own dtype).
+        quantized: Whether the weights are int8 or int4, which the layout of a streamed model does
+            not show.
     """
     own = str(compute_dtype).removeprefix("torch.")
     if setting == "float32":
@@ -71,14 +82,26 @@ def choose(
     if device.type != "cpu":
         return Arithmetic(compute_dtype, own, f"{own}, the dtype of the weights")
     shapes = matrix_shapes(layout)
-    if sum(rows * columns * n for (rows, columns), n in shapes.items()) < _SMALL:
-        passes = compute_dtype if setting == "weights" else torch.float32
-        name = str(passes).removeprefix("torch.")
-        return Arithmetic(passes, name, f"{name}, because the model is small")
+    if reason := _why_unmeasured(layout, shapes, quantized):
+        if setting == "weights":
+            return Arithmetic(compute_dtype, own, f"{own}, as the spec asks")
+        return Arithmetic(torch.float32, "float32", f"float32, because {reason}")
     found = by_seconds(measured(shapes), compute_dtype, convertible=is_dense(layout))
     if setting == "weights":
         return replace(found, passes=compute_dtype, why=f"{own}, as the spec asks; {found.why}")
     return found
+
+
+def _why_unmeasured(
+    layout: LlamaLayout, shapes: Mapping[tuple[int, int], int], quantized: bool
+) -> str:
+    """Why a model is run in float32 without a measurement; empty if it is measured."""
+    if any(isinstance(layer.mlp, ExpertsLayout) for layer in layout.layers):
+        return "rounding to fewer digits would change the experts of some positions"
+    if quantized or not all(isinstance(linear, nn.Linear) for linear in _linears(layout)):
+        return "int8 and int4 weights are widened for each product anyway"
+    is_small = sum(rows * columns * n for (rows, columns), n in shapes.items()) < _SMALL
+    return "the model is small" if is_small else ""
 
 
 def by_seconds(seconds: Seconds, compute_dtype: torch.dtype, convertible: bool) -> Arithmetic:

@@ -52,8 +52,9 @@ def best_backend(model: LoadedModel, arithmetic: str = "auto") -> tuple[Backend,
     """
     if isinstance(model, StreamedModel):
         trial, reason = _try_fast(model.trial, _plain_logits(model.trial, _TYPICAL), arithmetic)
-        backend = streamed_backend(model, trial, reason, arithmetic)
-        return backend, f"streamed: a small model of its kind has the {reason}"
+        streamed = streamed_backend(model, trial, reason, arithmetic)
+        why = f"a small model of its kind has the {reason}; {streamed.chosen.why}"
+        return streamed, f"streamed: {why}"
     reference = _plain_logits(model, _TYPICAL)
     fast, reason = _try_fast(model, reference, arithmetic)
     if fast is not None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from glitchrun.errors import PreflightError, RunError
 from glitchrun.model.streamed import StreamedModel, filled
 from glitchrun.plan.batch_sizes import CHUNK_ROWS, LOGIT_BYTES
+from glitchrun.plan.weight_bytes import QUANTIZED
 from glitchrun.probing.arithmetic import choose
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.fast.buffers import KVCache, Workspace, empty_cache
@@ -53,7 +54,13 @@ class StreamedBackend(Backend):
         self.cache_mode = CacheMode.FULL
         self._trial = trial
         self._layout = recognize(model.module, empty=True)
-        self.chosen = choose(self._layout, model.compute_dtype, model.device, arithmetic)
+        self.chosen = choose(
+            self._layout,
+            model.compute_dtype,
+            model.device,
+            arithmetic,
+            quantized=model.quantization in QUANTIZED,
+        )
 
     @property
     def trial(self) -> FastBackend:
@@ -251,7 +258,7 @@ class StreamedBackend(Backend):
 
 def streamed_backend(
     model: StreamedModel, trial: FastBackend | None, reason: str, arithmetic: str
-) -> Backend:
+) -> StreamedBackend:
     """Returns the backend of a streamed model.
 
     Args:

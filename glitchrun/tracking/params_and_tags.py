@@ -88,6 +88,7 @@ def _choices(record: RunRecord) -> Iterator[tuple[str, Any]]:
     yield from record.identity.assignments.items()
     yield "model", model_name(record)
     yield "model.quantization", model.get("quantization", "none")
+    yield "model.residency", model.get("residency", "auto")
     yield from _flat("model", {key: value for key, value in model.items() if key != "path"})
     yield "template", spec.get("template", "auto")
     if "system" in spec:
@@ -203,6 +204,7 @@ def _model_tags(record: RunRecord) -> dict[str, str]:
         "glitchrun.device": model.device,
         "glitchrun.dtype": model.dtype,
         "glitchrun.quantization": model.quantization,
+        "glitchrun.residency": model.residency,
         "glitchrun.unquantized": ", ".join(model.unquantized),
     }
 
