@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from glitchrun.chat.detokenizer import Detokenizer
 from glitchrun.chat.loop import COMMANDS, run_chat
 from glitchrun.cli import main
 from glitchrun.errors import UsageError
+from glitchrun.plan import residency
+from glitchrun.plan.residency import Residency
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.strategies.context import Context
@@ -346,6 +349,18 @@ def test_a_streamed_model_is_refused(spec: Path) -> None:
     done = piped(spec, "hello\n", "--set", "model.residency=streamed")
     assert done.exit_code == 4
     assert "use --set model.residency=resident" in done.stderr
+
+
+def test_a_model_that_only_fits_if_streamed_is_refused(
+    spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def streamed(*args: Any) -> Residency:
+        return replace(residency.choose(*args), chosen="streamed", reason="it does not fit")
+
+    monkeypatch.setattr("glitchrun.plan.build.choose", streamed)
+    done = piped(spec, "hello\n")
+    assert done.exit_code == 4
+    assert "it does not fit, and a chat cannot stream it" in done.stderr
 
 
 def until(process: Command[bytes], mark: bytes) -> None:
