@@ -268,16 +268,24 @@ def _cards(record: RunRecord) -> list[tuple[str, str, str]]:
         *map(_alarm_card, alarms(record)),
     ]
     cards += [card for step in record.steps for card in _step_cards(step)]
-    rates = [
-        (step.id, metric.value)
-        for step in record.steps
-        if (metric := step.metrics.get("tokens_per_second"))
-    ]
-    cards += [(f"{step} speed", figure(value), "tokens per second") for step, value in rates]
+    cards += _speed_card(record)
     if record.model:
         cards.append(("peak memory", size(record.model.peak_bytes), f"on {record.model.device}"))
     whole = run_details.run_seconds(record)
     return [*cards, *([] if whole is None else [("time", duration(whole), "of the whole run")])]
+
+
+def _speed_card(record: RunRecord) -> list[tuple[str, str, str]]:
+    """The speed of the step that verified most tokens; empty if none has one."""
+    rates = [
+        (metric.n or 0, step.id, metric.value)
+        for step in record.steps
+        if (metric := step.metrics.get("tokens_per_second"))
+    ]
+    if not rates:
+        return []
+    _, step_id, value = max(rates, key=lambda rate: rate[0])
+    return [(f"{step_id} speed", figure(value), "tokens per second")]
 
 
 def _verdict_cards(found: Severity, limit: float) -> list[tuple[str, str, str]]:
