@@ -101,24 +101,22 @@ EDITS = (
 )
 
 
+def renamed(step: dict[str, Any], name: str) -> dict[str, Any]:
+    """A step after step `mine` got another name."""
+    if step["id"] == "mine":
+        return step | {"id": name}
+    if step.get("tokens", {}).get("from") == "mine":
+        return step | {"tokens": step["tokens"] | {"from": name}}
+    return step
+
+
 def spec_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The document that the settings of all edits so far make."""
     mine = MINE | {"budget": settings["budget"]}
     asr = ASR | {"attempts": settings["attempts"]}
     steps = [{"mine": mine, "asr": asr}.get(step["id"], step) for step in settings["steps"]]
     if name := settings.get("rename"):
-        tokens = asr["tokens"] | {"from": name}  # type: ignore[operator]
-        steps = [
-            step
-            | (
-                {"id": name}
-                if step["id"] == "mine"
-                else {"tokens": tokens}
-                if "tokens" in step
-                else {}
-            )
-            for step in steps
-        ]
+        steps = [renamed(step, name) for step in steps]
     document = {
         "apiVersion": "glitchrun/v1",
         "kind": "Experiment",
