@@ -50,10 +50,12 @@ _VERDICTS = tuple(VERDICTS)
 
 def _columns(rows: Sequence[TokenRow], attempts: Attempts) -> list[Column]:
     """Each column for all rows: a vocabulary has many."""
+    return [*_verdict_columns(rows), *_answer_columns(rows), *_origin_columns(rows, attempts)]
+
+
+def _verdict_columns(rows: Sequence[TokenRow]) -> list[Column]:
+    """The token and its verdict."""
     tokens = [row.token for row in rows]
-    verified = [row.verified for row in rows]
-    closest = [row.closest for row in rows]
-    answers = [row.answer for row in rows]
     return [
         Column("Token", "token", "Decoded text, or its bytes.", [*map(spelled_token, tokens)]),
         Column("Piece", "token", "Vocabulary entry.", [spelled(one.piece) for one in tokens], True),
@@ -65,6 +67,14 @@ def _columns(rows: Sequence[TokenRow], attempts: Attempts) -> list[Column]:
             "Failed attempts of all attempts, with Wilson's 95 % interval.",
             [row.sampled and _rate(row.sampled) for row in rows],
         ),
+    ]
+
+
+def _answer_columns(rows: Sequence[TokenRow]) -> list[Column]:
+    """What the model answered to the probe in which the token was most probable."""
+    closest = [row.closest for row in rows]
+    answers = [row.answer for row in rows]
+    return [
         Column(
             "p",
             "number",
@@ -87,7 +97,7 @@ def _columns(rows: Sequence[TokenRow], attempts: Attempts) -> list[Column]:
             "Instead",
             "choice",
             "Kind of answer given instead of the token.",
-            [one.emitted if one else None for one in verified],
+            [row.verified.emitted if row.verified else None for row in rows],
         ),
         Column(
             "Answer",
@@ -95,6 +105,14 @@ def _columns(rows: Sequence[TokenRow], attempts: Attempts) -> list[Column]:
             "The answer given instead of the token.",
             [None if answer is None else spelled(answer) for answer in answers],
         ),
+    ]
+
+
+def _origin_columns(rows: Sequence[TokenRow], attempts: Attempts) -> list[Column]:
+    """Where the token and its verdict come from, and what was said in its attempts."""
+    tokens = [row.token for row in rows]
+    closest = [row.closest for row in rows]
+    return [
         Column(
             "Category", "choice", "Kind of vocabulary entry.", [token.category for token in tokens]
         ),
