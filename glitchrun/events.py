@@ -304,6 +304,12 @@ class Batch:
         return tuple(fact for fact in self.facts if isinstance(fact, TokenFact))
 
     @property
+    def samples(self) -> tuple[Sampled, ...]:
+        """The samples of the step's tokens and of controls."""
+        facts = (fact.fact if isinstance(fact, Control) else fact for fact in self.facts)
+        return tuple(fact for fact in facts if isinstance(fact, Sampled))
+
+    @property
     def controls(self) -> tuple[Control, ...]:
         """The controls from the same scripts as the tokens."""
         return tuple(f for f in self.facts if isinstance(f, Control) and not f.elsewhere)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glitchrun.errors import RunError
-from glitchrun.events import Batch, Control, Measured, Sampled
+from glitchrun.events import Measured, Sampled
 from glitchrun.ledger import Journal, RunRecord, latest_attempt, read_run, run_document
 from glitchrun.ledger.lock import wait_and_hold
 from glitchrun.ledger.record import RunIdentity, StepRecord
@@ -219,7 +219,9 @@ class Steps:
             with suppress(RunError):  # a damaged step is reported where it is used
                 for timed in read_step(folder).batches:
                     prompts = prompts or timed.batch.prompts
-                    for fact in _sampled(timed.batch):
+                    for fact in timed.batch.samples:
+                        if not fact.continuations:  # a copy from an earlier version
+                            continue
                         before = samples.get(fact.token.id)
                         if before is None or before.attempts < fact.attempts:
                             samples[fact.token.id] = fact
@@ -236,14 +238,6 @@ class Steps:
             "extent": key.extent,
             "reused": reused,
         }
-
-
-def _sampled(batch: Batch) -> Iterator[Sampled]:
-    """The samples of a batch and its controls that contain what was said."""
-    for fact in batch.facts:
-        one = fact.fact if isinstance(fact, Control) else fact
-        if isinstance(one, Sampled) and one.continuations:
-            yield one
 
 
 def metrics(step: Step, key: StepKey, facts: StepFold, record: StepRecord) -> Iterator[Measured]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from glitchrun.behaviour.proportions import wilson
-from glitchrun.events import Batch, Control, Measured, Sampled, Verified
+from glitchrun.events import Batch, Measured, Sampled, Verified
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.mine import Config as MineConfig
 from glitchrun.strategies.scan import Config as ScanConfig
@@ -121,7 +121,7 @@ def _gaps(batches: Sequence[Batch]) -> Mapping[int, float]:
 
 def _distinct(config: ValidateConfig, batches: Sequence[Batch]) -> Measured:
     """The share of distinct continuations, counted per token and prompt."""
-    said = [fact.continuations for batch in batches for fact in _sampled(batch)]
+    said = [fact.continuations for batch in batches for fact in batch.samples]
     if all(said):
         made = sum(map(len, said))
         distinct = sum(len({(one.probe, one.ids) for one in some}) for some in said)
@@ -130,14 +130,6 @@ def _distinct(config: ValidateConfig, batches: Sequence[Batch]) -> Measured:
     # Continuations of different rounds are not compared.
     known = made and not config.sequential
     return Measured("distinct", distinct / made if known else None, made)
-
-
-def _sampled(batch: Batch) -> Iterator[Sampled]:
-    """The samples of a batch, also those on controls."""
-    for fact in batch.facts:
-        one = fact.fact if isinstance(fact, Control) else fact
-        if isinstance(one, Sampled):
-            yield one
 
 
 def _count(name: str, batches: Sequence[Batch]) -> int:
