@@ -34,8 +34,8 @@ from rich.console import Console
 from rich.table import Table
 
 from glitchrun.events import Batch, ProbeResult, Token, Verified
+from glitchrun.ledger.journal import StepJournal
 from glitchrun.ledger.record import RunIdentity
-from glitchrun.ledger.step_journal import StepJournal
 from glitchrun.ledger.step_store import STEPS, attempt_folder, read_step
 from glitchrun.model.tokenizer_loading import tokenizer_of
 from glitchrun.runner.options import Options, make_plan

@@ -12,8 +12,8 @@ from glitchrun.api import load_run
 from glitchrun.cli import main
 from glitchrun.ledger import hold, read_run
 from glitchrun.ledger.files import LEDGER, TAGS
+from glitchrun.ledger.journal import StepJournal
 from glitchrun.ledger.record import RunRecord
-from glitchrun.ledger.step_journal import StepJournal
 from glitchrun.ledger.step_store import attempt_folder, step_folder
 from glitchrun.report.formatting import age
 from glitchrun.report.run_details import provenance

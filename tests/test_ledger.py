@@ -87,7 +87,7 @@ def test_step_time_excludes_pauses_between_sessions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1_000]
-    monkeypatch.setattr("glitchrun.ledger.ledger_file.now", lambda: clock[0])
+    monkeypatch.setattr("glitchrun.ledger.journal.now", lambda: clock[0])
     batch = batch_to_json(BATCH)
     session = {"pid": 1, "host": "here", "plan": {}, "environment": {}}
     later = {**MODEL, "load_seconds": 0.5}

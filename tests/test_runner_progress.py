@@ -10,9 +10,8 @@ from rich.console import Console
 
 from glitchrun.events import Batch, Sampled, Stage, Token
 from glitchrun.model import load
-from glitchrun.runner.progress import Display, Log
+from glitchrun.runner.progress import Display, Log, TerminalLine
 from glitchrun.runner.step_progress import StepProgress
-from glitchrun.runner.terminal_line import TerminalLine
 from glitchrun.spec.types import ModelSpec
 
 

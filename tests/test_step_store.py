@@ -22,13 +22,12 @@ from glitchrun.ledger import (
     current_attempt,
     existing_status,
     find_runs,
-    ledger_file,
     read_run,
     step_fold,
     step_store,
 )
+from glitchrun.ledger.journal import StepJournal
 from glitchrun.ledger.record import RunIdentity, RunRecord
-from glitchrun.ledger.step_journal import StepJournal
 from glitchrun.ledger.step_store import attempt_folder, attempts, read_step
 from glitchrun.model import loading
 from glitchrun.plan.build import build
@@ -551,7 +550,7 @@ def test_a_larger_budget_changes_nothing_in_the_run_with_the_smaller_one(
     tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(1_000_000_000_000, 2_000_000_000_000, 1000))
-    monkeypatch.setattr(ledger_file, "now", lambda: next(clock))
+    monkeypatch.setattr("glitchrun.ledger.journal.now", lambda: next(clock))
     mine = "{id: mine, strategy: mine, search: random, batch_size: 8, budget: BUDGET}"
     small = record(applied(tmp_path, mine.replace("BUDGET", "16")))
     before = small.steps[0].elapsed

@@ -1,15 +1,20 @@
-"""Appends entries to a run's ledger. Each entry is on the disk before any reader sees it."""
+"""Appends to the ledgers of runs and steps. Each entry is on the disk before any reader sees it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from glitchrun.errors import RunError, file_access
-from glitchrun.ledger.checksums import VERSION, Chain, Damage
-from glitchrun.ledger.files import LEDGER, now, sync_folder, write_atomically
+from glitchrun.events import Batch, Measured
+from glitchrun.events_json import batch_to_json
+from glitchrun.ledger.checksums import VERSION, Chain, Damage, Inspection
+from glitchrun.ledger.files import LEDGER, now, set_aside, sync_folder, write_atomically
 from glitchrun.ledger.identity import (
     contains_run,
     mark_delivered,
@@ -17,10 +22,76 @@ from glitchrun.ledger.identity import (
     run_document,
     write_run_document,
 )
-from glitchrun.ledger.ledger_file import THEN, LedgerFile
 from glitchrun.ledger.read import read_fold
-from glitchrun.ledger.record import RunIdentity, RunRecord
-from glitchrun.ledger.step_fold import StepFold
+from glitchrun.ledger.record import ModelRecord, RunIdentity, RunRecord
+from glitchrun.ledger.step_fold import Extent, StepFold, within, worker_of
+from glitchrun.ledger.step_store import inspect_step
+
+THEN = "; apply again: the run continues where it stopped"
+"""The end of a message about a ledger that cannot be written."""
+
+
+class LedgerFile:
+    """An open ledger, truncated to its intact part."""
+
+    def __init__(self, folder: Path, inspection: Inspection) -> None:
+        """Removes an incomplete last line, which a kill leaves, and keeps a copy of a damaged file.
+
+        Raises:
+            RunError: the file cannot be written or repaired.
+        """
+        self.path = folder / LEDGER
+        self.chain: Chain = inspection.chain
+        self.kept: Path | None = None
+        """The copy of a damaged ledger."""
+        self._end = inspection.good_bytes
+        with file_access(folder, "cannot be written", then=THEN):
+            self._truncate(inspection)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            self._descriptor = os.open(self.path, flags, 0o666)
+
+    def _truncate(self, inspection: Inspection) -> None:
+        if not self.path.exists() or self.path.stat().st_size == inspection.good_bytes:
+            return
+        if inspection.damage is not None:
+            self.kept = set_aside(self.path, inspection.good_bytes)
+        else:
+            os.truncate(self.path, inspection.good_bytes)
+
+    def append(self, kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes an entry with the current time, and returns it.
+
+        Raises:
+            RunError: the entry could not be written; the ledger then contains no part of it.
+        """
+        entry = {"kind": kind, "at": now(), **fields}
+        self.write(self.chain.line(entry))
+        return entry
+
+    def write(self, line: bytes) -> None:
+        """Writes a line that continues the chain of checksums.
+
+        Raises:
+            RunError: see `append`.
+        """
+        with file_access(self.path, "cannot be written", then=THEN):
+            try:
+                left = memoryview(line)
+                while left:
+                    left = left[os.write(self._descriptor, left) :]
+                os.fsync(self._descriptor)
+            except OSError:
+                with suppress(OSError):  # or the next entry would follow half a line
+                    os.ftruncate(self._descriptor, self._end)
+                raise
+        self._end += len(line)
+        self.chain.add(line)
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 class Journal:
@@ -135,3 +206,93 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class StepJournal:
+    """Appends what a step measures to its ledger. The step's lock must be held."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens the ledger of an attempt; a damaged one is kept and continued from its intact part.
+
+        Raises:
+            RunError: the step's files cannot be read, written or repaired.
+        """
+        self.facts, inspection = inspect_step(folder)
+        self.repaired: str | None = None
+        """The damage found on opening, in one line; None for an intact ledger."""
+        self._file = LedgerFile(folder, inspection)
+        if inspection.damage is not None:
+            self._note_damage(inspection)
+
+    @classmethod
+    def create(cls, folder: Path, document: Mapping[str, Any]) -> Self:
+        """Creates an attempt's folder and opens its ledger.
+
+        Args:
+            folder: The attempt's folder.
+            document: What identifies the step: `key`, `strategy`, `version`, and `made_of`, the
+                data that the key is a digest of.
+
+        Raises:
+            RunError: the folder cannot be written.
+        """
+        with file_access(folder, "cannot be written", then=THEN):
+            folder.mkdir(parents=True, exist_ok=True)
+            line = Chain(lambda kind: False).head_line(now(), "step", document)
+            write_atomically(folder / LEDGER, line)
+            for above in (folder.parent, folder.parent.parent, folder.parent.parent.parent):
+                sync_folder(above)
+        return cls(folder)
+
+    def begin(self, run: RunIdentity, at: int | None = None) -> None:
+        """Begins a session of work for a run.
+
+        Args:
+            run: The run.
+            at: When it began, in milliseconds since the epoch; None for now.
+        """
+        self._append("session", at, run=worker_of(run))
+
+    def use(self, model: ModelRecord) -> None:
+        """Stores what is known of the model, when the work begins and, with its peak memory, when
+        it ends."""
+        self._append("model", None, model=asdict(model))
+
+    def add(self, event: Batch | Measured, at: int | None = None) -> None:
+        """Stores a batch or a metric; `at` as for `begin`."""
+        if isinstance(event, Batch):
+            self._append("batch", at, **batch_to_json(event, verdicts=False))
+        else:
+            self._append("measured", at, **asdict(event))
+
+    def finish(self, extent: Extent, at: int | None = None) -> None:
+        """Marks the step as finished for runs with this extent; `at` as for `begin`."""
+        count = len(within(self.facts.batches, extent))
+        self._append("step_done", at, extent=extent, batches=count)
+
+    def _append(self, kind: str, at: int | None, **fields: Any) -> None:
+        when = {} if at is None else {"at": at}
+        self.facts.see(self._file.append(kind, when | fields))
+
+    def _note_damage(self, inspection: Inspection) -> None:
+        damage, good, kept = inspection.damage, inspection.chain.lines, self._file.kept
+        assert damage is not None
+        if inspection.chain.head is None:
+            document = {"key": self.facts.folder.parent.name, "strategy": "", "made_of": {}}
+            self._file.write(self._file.chain.head_line(now(), "step", document))
+        self.facts.damage = None
+        what = f"{LEDGER}:{damage.line}: {damage.what}"
+        self._append("damaged", None, line=damage.line, what=what, kept=kept.name if kept else None)
+        going_on = f"the step continues after line {good}" if good else "the step starts again"
+        self.repaired = f"{self.facts.folder}/{self.facts.repairs[-1]}; {going_on}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()

@@ -26,9 +26,9 @@ from glitchrun.errors import ExitCode, GlitchrunError, file_access
 from glitchrun.events import Artifact, Batch, Event, Verified
 from glitchrun.ledger import Journal, RunRecord, current_attempt, hold, run_folder
 from glitchrun.ledger.files import now
+from glitchrun.ledger.journal import StepJournal
 from glitchrun.ledger.record import ModelRecord, StepRecord
 from glitchrun.ledger.step_fold import StepFold, verified
-from glitchrun.ledger.step_journal import StepJournal
 from glitchrun.plan.build import PlannedRun
 from glitchrun.plan.step_keys import StepKey
 from glitchrun.report import write_report

@@ -12,10 +12,10 @@ from typing import Any
 from glitchrun.errors import RunError
 from glitchrun.events import Measured, Sampled
 from glitchrun.ledger import Journal, RunRecord, latest_attempt, read_run, run_document
+from glitchrun.ledger.journal import StepJournal
 from glitchrun.ledger.lock import wait_and_hold
 from glitchrun.ledger.record import RunIdentity, StepRecord
 from glitchrun.ledger.step_fold import StepFold
-from glitchrun.ledger.step_journal import StepJournal
 from glitchrun.ledger.step_store import (
     attempt_folder,
     attempts,

@@ -10,9 +10,11 @@ from fractions import Fraction
 
 import numpy as np
 
+from glitchrun.errors import PreflightError
 from glitchrun.events import Verified
 from glitchrun.search.base import Parameters, Space
 from glitchrun.vocabulary.character_groups import group_of
+from glitchrun.vocabulary.indicators import Indicators
 
 _LENGTHS = (1, 3, 6)
 """Upper ends of the length buckets 1, 2 to 3, and 4 to 6 characters; the last is 7 and more."""
@@ -130,3 +132,25 @@ def _drawn(parts: Iterable[list[int]], space: Space, config: Parameters) -> Iter
             size = min(size, config.sample_size)
         rng = np.random.default_rng([space.seed, index])
         yield part if size >= len(part) else sorted(rng.choice(part, size, replace=False).tolist())
+
+
+def by_indicator(space: Space, config: Parameters) -> Ordered:
+    """Ascending value of the indicator that `indicator` names.
+
+    Raises:
+        PreflightError: the indicator needs reference rows, and the vocabulary has none.
+    """
+    found = space.indicators or Indicators.of_tables(
+        space.input_embeddings, space.embeddings, space.vocabulary
+    )
+    name = str(config.own["indicator"])
+    name = found.main if name == "auto" else name
+    values = found.values(name)
+    if values is None:
+        raise PreflightError(
+            f"indicator: {name} needs rows that training hardly changed, and the vocabulary has "
+            "no unused, unreachable or byte token; name such rows with "
+            "tokens: {unused: {ids: [...]}}"
+        )
+    known = values[space.ids].nan_to_num(nan=float("inf"))
+    return Ordered(space.ids[known.sort(stable=True).indices].tolist())

@@ -90,7 +90,7 @@ _ALL = {
     ),
     "indicator": SearchEntry(
         "Verifies tokens by ascending value of an indicator, as Land and Bartolo do.",
-        "glitchrun.search.indicator:by_indicator",
+        "glitchrun.search.ordered:by_indicator",
         judges=False,
         parameters={
             "indicator": {
