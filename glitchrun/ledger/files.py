@@ -74,7 +74,7 @@ def write_atomically(path: Path, text: str | bytes) -> None:
 
 
 def partial_path(path: Path) -> Path:
-    """The hidden file beside `path` that is written first and then replaces it."""
+    """The hidden file next to `path` that is written first and then replaces it."""
     name = f".{path.name}.partial"
     if len(os.fsencode(name)) > _LONGEST_NAME:
         digest = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,10 +16,8 @@ from glitchrun.events_json import batch_from_json
 from glitchrun.ledger.identity import parse_time, read_delivered
 from glitchrun.ledger.record import (
     GateResult,
-    LaterBatches,
     Metric,
     ModelRecord,
-    Progress,
     RunIdentity,
     RunRecord,
     StepRecord,
@@ -27,79 +25,13 @@ from glitchrun.ledger.record import (
     ending,
     model_from_json,
 )
-from glitchrun.ledger.step_fold import Extent, StepFold, within
+from glitchrun.ledger.step_fold import StepFold, StepView
 from glitchrun.ledger.step_store import attempt_folder, read_step
 from glitchrun.ledger.tags import read_tags
 from glitchrun.spec.types import Thresholds
-from glitchrun.verdicts import judged
 
 DAMAGED = "DAMAGED"
 """Status of a run whose ledger was altered; the record contains its intact part."""
-
-
-@dataclass
-class StepView:
-    """A run's view of a step in the store: up to its extent, judged by its thresholds."""
-
-    key: str
-    attempt: int
-    extent: Extent
-    reused: bool
-    thresholds: Thresholds
-    facts: StepFold | None = None
-    followed: bool = False
-    """Whether a journal adds to the facts."""
-    missing: str | None = None
-    """Why the facts cannot be read; None if they were."""
-    counters: Mapping[str, int] | None = None
-    """The counters of the batches, summed, if the run's ledger has them."""
-    progress: Progress | None = None
-    """Where the step ended, if the run's ledger has it."""
-    _raw: list[TimedBatch] = field(default_factory=list)
-    _judged: list[TimedBatch] = field(default_factory=list)
-    _counted: Counter[str] = field(default_factory=Counter)
-
-    def batches(self) -> tuple[TimedBatch, ...]:
-        """The batches with verdicts. Only those that are new since the last call are judged."""
-        if self.facts is None:
-            return ()
-        for place, timed in enumerate(within(self.facts.batches, self.extent)):
-            if place < len(self._raw) and self._raw[place] is timed:
-                continue
-            for former in self._raw[place:]:
-                self._counted.subtract(former.batch.counters)
-            del self._raw[place:], self._judged[place:]
-            self._raw.append(timed)
-            self._judged.append(TimedBatch(timed.at, judged(timed.batch, self.thresholds)))
-            self._counted.update(timed.batch.counters)
-        return tuple(self._judged)
-
-    def later(self) -> Sequence[TimedBatch]:
-        """The batches, read and judged when they are asked for if nothing is added to them."""
-        return self.batches() if self.followed else LaterBatches(self.batches)
-
-    def counted(self) -> Mapping[str, int]:
-        """The counters of the batches, summed."""
-        if self.counters is not None:
-            return self.counters
-        self.batches()
-        return self._counted
-
-    def damage(self, name: str, done: bool) -> str | None:
-        """What is wrong with the facts of step `name`; None if nothing is.
-
-        Args:
-            name: The step's id.
-            done: Whether the run has recorded the end of the step.
-        """
-        if self.facts is None:
-            return self.missing
-        if self.facts.damage is None and done and not self.facts.finished(self.extent):
-            return (
-                f"{self.facts.folder}: the end of step {name} is missing; `glitchrun apply` "
-                "measures it again"
-            )
-        return self.facts.damage
 
 
 @dataclass

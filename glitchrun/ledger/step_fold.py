@@ -1,4 +1,4 @@
-"""What one attempt at a step measured: from the entries of its ledger to facts without verdicts.
+"""What one attempt at a step measured, from its ledger, and how a run views it with verdicts.
 
 Batches stay lines of the ledger until they are requested, because most readers of a run need none:
 `status`, or the search for a run by its name.
@@ -19,7 +19,16 @@ from glitchrun.errors import RunError
 from glitchrun.events import Batch, Measured
 from glitchrun.events_json import batch_from_json
 from glitchrun.ledger.files import LEDGER
-from glitchrun.ledger.record import ModelRecord, RunIdentity, TimedBatch, model_from_json
+from glitchrun.ledger.record import (
+    LaterBatches,
+    ModelRecord,
+    Progress,
+    RunIdentity,
+    TimedBatch,
+    model_from_json,
+)
+from glitchrun.spec.types import Thresholds
+from glitchrun.verdicts import judged
 
 _BATCH = re.compile(rb'\{"kind":"batch","at":(\d+),')
 Extent = int | None
@@ -265,3 +274,68 @@ def readable(path: Path, number: int | None = None) -> Iterator[None]:
             f"{place}: this version cannot read this entry ({type(exc).__name__}: {exc}); a newer "
             "one has written it: update glitchrun"
         ) from exc
+
+
+@dataclass
+class StepView:
+    """A run's view of a step in the store: up to its extent, judged by its thresholds."""
+
+    key: str
+    attempt: int
+    extent: Extent
+    reused: bool
+    thresholds: Thresholds
+    facts: StepFold | None = None
+    followed: bool = False
+    """Whether a journal adds to the facts."""
+    missing: str | None = None
+    """Why the facts cannot be read; None if they were."""
+    counters: Mapping[str, int] | None = None
+    """The counters of the batches, summed, if the run's ledger has them."""
+    progress: Progress | None = None
+    """Where the step ended, if the run's ledger has it."""
+    _raw: list[TimedBatch] = field(default_factory=list)
+    _judged: list[TimedBatch] = field(default_factory=list)
+    _counted: Counter[str] = field(default_factory=Counter)
+
+    def batches(self) -> tuple[TimedBatch, ...]:
+        """The batches with verdicts. Only those that are new since the last call are judged."""
+        if self.facts is None:
+            return ()
+        for place, timed in enumerate(within(self.facts.batches, self.extent)):
+            if place < len(self._raw) and self._raw[place] is timed:
+                continue
+            for former in self._raw[place:]:
+                self._counted.subtract(former.batch.counters)
+            del self._raw[place:], self._judged[place:]
+            self._raw.append(timed)
+            self._judged.append(TimedBatch(timed.at, judged(timed.batch, self.thresholds)))
+            self._counted.update(timed.batch.counters)
+        return tuple(self._judged)
+
+    def later(self) -> Sequence[TimedBatch]:
+        """The batches, read and judged when they are asked for if nothing is added to them."""
+        return self.batches() if self.followed else LaterBatches(self.batches)
+
+    def counted(self) -> Mapping[str, int]:
+        """The counters of the batches, summed."""
+        if self.counters is not None:
+            return self.counters
+        self.batches()
+        return self._counted
+
+    def damage(self, name: str, done: bool) -> str | None:
+        """What is wrong with the facts of step `name`; None if nothing is.
+
+        Args:
+            name: The step's id.
+            done: Whether the run has recorded the end of the step.
+        """
+        if self.facts is None:
+            return self.missing
+        if self.facts.damage is None and done and not self.facts.finished(self.extent):
+            return (
+                f"{self.facts.folder}: the end of step {name} is missing; `glitchrun apply` "
+                "measures it again"
+            )
+        return self.facts.damage

@@ -247,7 +247,7 @@ def _open_weights(
     if header.format == "pickle":
         return _open_pickled(header.files)
     as_stored = header.prequantized is None and spec.quantization in ("none", header.dtype)
-    # Experts are copied into fused stacks; mapped pages would stay in memory beside these.
+    # Experts are copied into fused stacks; mapped pages would stay in memory together with these.
     is_mapped = as_stored and device.type == "cpu" and not header.dims.num_experts
     return _open_safetensors(header.files, is_mapped=is_mapped)
 
@@ -258,7 +258,7 @@ def _open_safetensors(files: tuple[Path, ...], *, is_mapped: bool) -> Iterator[d
 
     With `is_mapped` the tensors are views of the mapped file and cost nothing until they are used,
     which suits weights that stay as stored. Without it each tensor is read into memory of its own
-    and can be freed. Mapped pages of converted weights would stay resident beside the result.
+    and can be freed. Mapped pages of converted weights would stay resident together with the result.
     """
     with ExitStack() as stack:
         tensors: dict[str, Any] = {}

@@ -87,7 +87,7 @@ class Residency:
         )
 
     def duration(self, resident: Duration) -> Duration:
-        """The duration of the streamed run: reading goes on beside the same computing."""
+        """The duration of the streamed run: reading overlaps with the same computing."""
         steps = {
             name: max(seconds, self.bytes_read(name) / READ_SPEED)
             for name, seconds in resident.steps.items()

@@ -27,12 +27,12 @@ from glitchrun.spec.strategy import Work, Workload
 READ_SPEED = 0.5e9
 """Bytes read per second that are assumed: a slow solid-state disk."""
 _READ_SHARE = 0.02
-"""Share of a pass's computing that reading may take at that speed, if it were not done beside it.
+"""Share of a pass's computing that reading may take at that speed, if the two did not overlap.
 Longer passes would hardly be faster."""
 _FLOPS = {"cpu": 1.5e11, "cuda": 3e14}
 """Floating-point operations per second assumed for that share."""
 _POSITIONS = 48
-"""Positions of a prompt behind its prefix, where the template does not tell."""
+"""Positions of a prompt after its prefix, where the template does not tell."""
 _SCREENED = 2
 
 

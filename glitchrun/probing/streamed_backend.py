@@ -3,7 +3,7 @@
 A pass reads the weights once:
 
 1. the embedding, of which the rows of the pass are kept;
-2. each layer: attention chunk by chunk behind the layer's own keys and values of the prefix, then
+2. each layer: attention chunk by chunk after the layer's own keys and values of the prefix, then
    the MLP, or each expert on the positions that are routed to it;
 3. the head, for the last position of each row. Each group of logits is consumed at once.
 

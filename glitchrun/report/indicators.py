@@ -1,7 +1,7 @@
-"""The indicators of a step's tokens: the file beside its ledger, and the metrics made from it.
+"""The indicators of a step's tokens: a file next to its ledger, and the metrics made from it.
 
 Indicators depend on the model, not on verification. So they are not among the facts of a step:
-`keep_indicators` writes them beside its ledger, and readers of a run join them by token id.
+`keep_indicators` writes them next to its ledger, and readers of a run join them by token id.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tables of tokens that are related by their text (`vocabulary/relatives.py`), from the file beside
+"""Tables of tokens that are related by their text (`vocabulary/relatives.py`), from the file next to
 a step's ledger: longer tokens that contain a severe one, and what unreachable tokens are encoded
 as."""
 

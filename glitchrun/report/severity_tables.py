@@ -145,7 +145,7 @@ def _alarms_by_kind(found: Alarms) -> list[dict[str, str]]:
     ]
     if found.elsewhere:
         rate = wilson(found.elsewhere_alarms, found.elsewhere)
-        beside = {
+        elsewhere = {
             "step": found.step,
             "kind": f"scripts other than {', '.join(found.doubtful)}",
             "own": MISSING,
@@ -153,7 +153,7 @@ def _alarms_by_kind(found: Alarms) -> list[dict[str, str]]:
             "rate": share(found.elsewhere_alarms, found.elsewhere),
             "interval": _interval(rate.low, rate.high),
         }
-        rows.append(beside)
+        rows.append(elsewhere)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The data of the searchable table of tokens, which page/report.js renders, and of what is behind
+"""The data of the searchable table of tokens, which page/report.js renders, and of the details of
 each row, which page/details.js shows when it is opened."""
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ def _rate(fact: Sampled) -> list[Any]:
     return [fact.failures, fact.attempts, rounded(fact.asr_low, 3), rounded(fact.asr_high, 3)]
 
 
-# What is behind each row
+# The details of each row
 
 
 def token_details(
@@ -299,7 +299,7 @@ def attempts_by_step(record: RunRecord) -> Attempts:
 
 
 def attempts_on(row: TokenRow, attempts: Attempts) -> Sequence[AttemptRow]:
-    """The continuations behind a row; empty if the token was not sampled or they were not kept."""
+    """The continuations of a row; empty if the token was not sampled or they were not kept."""
     return attempts.get(row.steps[-1], {}).get(row.token.id, ()) if row.sampled else ()
 
 

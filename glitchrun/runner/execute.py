@@ -181,7 +181,7 @@ class _Run:
                 self._run(step, context, store)
             except Stopped as stopped:
                 if not stopped.at_once:
-                    self._say_how_to_go_on(step, store)
+                    self._say_how_to_continue(step, store)
                 raise
             store.use(self._measured(prepared))
             self._keep_indicators(prepared.context, store.facts)
@@ -230,7 +230,7 @@ class _Run:
             ids = [fact.token.id for fact in verified]
             keep_indicators(facts.folder, context.indicators, ids, related)
 
-    def _say_how_to_go_on(self, step: Step, store: StepJournal) -> None:
+    def _say_how_to_continue(self, step: Step, store: StepJournal) -> None:
         """After Ctrl-C in a search: how to continue it, and how to end it here."""
         strategy = STRATEGIES[step.strategy]
         done = verified(timed.batch for timed in store.facts.batches)

@@ -124,5 +124,5 @@ def _refusal(place: str, length: TextLength, limit: Positions) -> str:
 
 def _positions_text(length: TextLength) -> str:
     new = length.new_tokens
-    behind = f" and {new} after it ({length.parameter})" if new else ""
-    return f"its longest text needs {length.total} positions, {length.prompt} of the prompt{behind}"
+    answer = f" and {new} after it ({length.parameter})" if new else ""
+    return f"its longest text needs {length.total} positions, {length.prompt} of the prompt{answer}"

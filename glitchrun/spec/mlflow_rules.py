@@ -59,7 +59,7 @@ _BESIDE_A_DATABASE = ("-journal", "-wal", "-shm")
 """Endings of the files that SQLite keeps next to a database; SQLite overwrites and deletes such
 files."""
 _MAX_NOTE_BYTES = 1 << 16
-"""Largest number of bytes of the note beside a database, which contains a version and a path."""
+"""Largest number of bytes of the note next to a database, which contains a version and a path."""
 _WEIGHTS = ("*.safetensors", "*.gguf", "pytorch_model*.bin", "model*.bin")
 
 
@@ -125,7 +125,7 @@ def address_objection(uri: str) -> str | None:
 
 
 def database_objection(path: Path) -> str | None:
-    """Why the database at `path` or the files beside it must not be written; None if they may
+    """Why the database at `path` or the files next to it must not be written; None if they may
     be."""
     try:
         found = _objection_to_file(path) or _objection_to_neighbours(path)
@@ -147,7 +147,7 @@ def checkpoint_around(path: Path) -> Path | None:
 
 
 def our_note(path: Path) -> dict[str, str] | None:
-    """The note that glitchrun keeps in the file `path` beside a database; None if it is not
+    """The note that glitchrun keeps in the file `path` next to a database; None if it is not
     ours."""
     try:
         about = path.stat()
@@ -161,7 +161,7 @@ def our_note(path: Path) -> dict[str, str] | None:
 
 
 def note_path(path: Path) -> Path:
-    """The file beside a database in which glitchrun notes which MLflow opened it last, and
+    """The file next to a database in which glitchrun notes which MLflow opened it last, and
     where."""
     # Earlier versions used the first name; any program may have a file of that name.
     before = path.with_name(f"{path.name}.json")

@@ -42,8 +42,8 @@ def draw_elsewhere(
     """Additional controls from other scripts, for scripts whose own controls are not informative.
 
     Where most ordinary tokens of a script raise the alarm, either the check does not suit it or the
-    model hardly knows it; controls of the script cannot tell which. So each of them gets another
-    one beside it, as near in length and frequency, from the scripts that are not like that. Empty
+    model hardly knows it; controls of the script cannot tell which. So each of them gets an
+    additional one, as near in length and frequency, from the scripts that are not like that. Empty
     where no script is doubtful. `mutual` as for `matched`, after every token was verified.
     """
     controls = [control for batch in batches for control in batch.controls]

@@ -194,18 +194,18 @@ def recognize_layer(layer: Any) -> LayerLayout:
     """
     _expect(layer, _LAYER, "a layer", _OUTPUT_NORMS)
     attention, mlp = _attention(layer.self_attn), _mlp(layer.mlp)
-    behind, before = (
+    post_norm, mlp_norm = (
         layer.post_attention_layernorm,
         getattr(layer, "pre_feedforward_layernorm", None),
     )
-    if before is None:
-        return LayerLayout(_norm(layer.input_layernorm), attention, _norm(behind), mlp)
+    if mlp_norm is None:
+        return LayerLayout(_norm(layer.input_layernorm), attention, _norm(post_norm), mlp)
     if isinstance(mlp, ExpertsLayout):
         raise OtherLayoutError("its experts have a norm after them")
     return LayerLayout(
         norm=_norm(layer.input_layernorm),
-        attention=replace(attention, out_norm=_norm(behind)),
-        mlp_norm=_norm(before),
+        attention=replace(attention, out_norm=_norm(post_norm)),
+        mlp_norm=_norm(mlp_norm),
         mlp=replace(mlp, out_norm=_norm(layer.post_feedforward_layernorm)),
     )
 

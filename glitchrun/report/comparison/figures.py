@@ -21,7 +21,7 @@ _SMALLEST = 1e-12
 _GRID = 200
 """Points that fall into the same cell of a grid of this many cells a side are drawn once."""
 _PANELS = 6
-"""Results drawn beside one another."""
+"""Results drawn side by side."""
 _ANNOTATED = 12
 """Sides up to which the cells of the agreement matrix contain numbers."""
 
