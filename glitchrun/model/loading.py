@@ -258,7 +258,7 @@ def _open_safetensors(files: tuple[Path, ...], *, is_mapped: bool) -> Iterator[d
 
     With `is_mapped` the tensors are views of the mapped file and cost nothing until they are used,
     which suits weights that stay as stored. Without it each tensor is read into memory of its own
-    and can be freed. Mapped pages of converted weights would stay resident together with the result.
+    and can be freed. Mapped pages of converted weights would stay resident as well.
     """
     with ExitStack() as stack:
         tensors: dict[str, Any] = {}

@@ -101,7 +101,7 @@ def _kind(part: Any, name: str, tensor: torch.Tensor) -> str:
 
 
 def _foreign_scales(part: Any) -> list[tuple[str, torch.Tensor]]:
-    """Scales that bitsandbytes stores in addition to its parameters, where torch does not list them."""
+    """Scales that bitsandbytes stores apart from its parameters, where torch does not list them."""
     weight = getattr(part, "weight", None)
     state = getattr(weight, "quant_state", None)
     if state is not None:
@@ -161,8 +161,8 @@ def low_memory() -> Iterator[None]:
     """Load one parameter after another, and return freed memory to the system at once.
 
     transformers reads ahead on threads, so all experts of a checkpoint would be in memory together
-    with the fused stacks. glibc keeps freed blocks of up to 32 MiB in its heap, in gaps that are too
-    small for the next tensor: a Mixtral of 215 MB, 56 MB in int4, peaked at 147 MB instead of
+    with the fused stacks. glibc keeps freed blocks of up to 32 MiB in its heap, in gaps too small
+    for the next tensor: a Mixtral of 215 MB, 56 MB in int4, peaked at 147 MB instead of
     88 MB. Blocks above the mmap threshold are pages of their own and are returned when freed.
     """
     before = os.environ.get(_SEQUENTIAL)

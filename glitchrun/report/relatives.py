@@ -1,5 +1,5 @@
-"""Tables of tokens that are related by their text (`vocabulary/relatives.py`), from the file next to
-a step's ledger: longer tokens that contain a severe one, and what unreachable tokens are encoded
+"""Tables of tokens that are related by their text (`vocabulary/relatives.py`), from the file next
+to a step's ledger: longer tokens that contain a severe one, and what unreachable tokens are encoded
 as."""
 
 from __future__ import annotations
