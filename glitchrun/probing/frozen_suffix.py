@@ -34,8 +34,15 @@ class Screener:
     """
 
     def __init__(
-        self, backend: Backend, prompt: Prompt, scope: Sequence[int], seed: int, free_bytes: int
+        self,
+        backend: Backend,
+        prompt: Prompt,
+        scope: Sequence[int],
+        seed: int,
+        free_bytes: int,
+        rows: int | None = None,
     ) -> None:
+        """`rows` are those of every pass; None for as many as fit into `free_bytes`."""
         if not prompt.prefix_ids or not prompt.suffix_ids:
             raise RunError(
                 "search: screen and cascade need a prompt with text before and after the token; "
@@ -44,7 +51,8 @@ class Screener:
         refuse_unscreened(backend)
         self._backend = backend
         positions = len(prompt.prefix_ids) + 1 + len(prompt.suffix_ids)
-        self.rows = backend.screen_rows or screening_rows(backend.model, positions, free_bytes)
+        fitting = rows or screening_rows(backend.model, positions, free_bytes)
+        self.rows = backend.screen_rows or fitting
         """Rows of every pass."""
         drawn = np.random.default_rng(seed).permutation(np.asarray(scope))[:CALIBRATION]
         self._frozen = backend.freeze(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from glitchrun.search.base import Parameters, Search, Space
+from glitchrun.search.base import Parameters, Search, Space, foreseen
 from glitchrun.search.cascade import Cascade
 from glitchrun.search.ordered import Ordered
 from glitchrun.spec.searches import SEARCHES
 
-__all__ = ["Cascade", "Ordered", "Parameters", "Search", "Space", "build_search"]
+__all__ = ["Cascade", "Ordered", "Parameters", "Search", "Space", "build_search", "foreseen"]
 
 
 def build_search(name: str, space: Space, config: Parameters) -> Search:

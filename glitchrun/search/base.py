@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,3 +114,34 @@ class Search(Protocol):
 
     def update(self, verdicts: Sequence[Verified]) -> None:
         """Takes the verdicts on one proposed batch."""
+
+
+class Foreseeable(Search, Protocol):
+    """A search whose next rounds can be guessed, so that several workers verify them at once."""
+
+    def expect(self, ids: Sequence[int]) -> Self | None:
+        """A copy that has taken the likely verdicts on a proposed batch; None if what follows
+        cannot be guessed."""
+
+
+def foreseen(search: Search, ids: Sequence[int], rows: int, left: int) -> Iterator[list[int]]:
+    """Yields a round, and those that a `Foreseeable` search is likely to propose after it.
+
+    Args:
+        search: The search, which has proposed the round and has not taken its verdicts.
+        ids: The round.
+        rows: The most tokens of a round.
+        left: The most tokens of all rounds, this one included.
+    """
+    guess: Foreseeable | None = search if hasattr(search, "expect") else None  # type: ignore[assignment]
+    return _foreseen(guess.expect(ids) if guess else None, list(ids), rows, left)
+
+
+def _foreseen(
+    guess: Foreseeable | None, ids: list[int], rows: int, left: int
+) -> Iterator[list[int]]:
+    while ids:
+        yield ids
+        left -= len(ids)
+        ids = guess.propose(min(rows, left)) if guess and left > 0 else []
+        guess = guess.expect(ids) if guess else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from itertools import islice, takewhile
 from typing import Self
 
@@ -73,6 +74,14 @@ class Cascade:
 
     def update(self, verdicts: Sequence[Verified]) -> None:
         self._found |= {verdict.token.id: verdict.glitch for verdict in verdicts}
+
+    def expect(self, ids: Sequence[int]) -> Self | None:
+        """See `glitchrun.search.base.Foreseeable`. A stage does not foresee the next one."""
+        following = copy(self)
+        # With nothing but hits, a front goes on.
+        following._found = self._found | dict.fromkeys(ids, True)
+        is_over = self._sample is not None and not following._open(1)
+        return None if is_over else following
 
     @property
     def stage(self) -> tuple[str, int | None]:

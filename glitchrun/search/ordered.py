@@ -6,7 +6,9 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from fractions import Fraction
+from typing import Self
 
 import numpy as np
 
@@ -38,6 +40,12 @@ class Ordered:
 
     def update(self, verdicts: Sequence[Verified]) -> None:
         self._next += len(verdicts)
+
+    def expect(self, ids: Sequence[int]) -> Self:
+        """See `glitchrun.search.base.Foreseeable`."""
+        following = copy(self)
+        following._next += len(ids)
+        return following
 
 
 def by_norm(space: Space, config: Parameters) -> Ordered:

@@ -100,7 +100,7 @@ def numerics_digest(spec: Spec) -> str:
             "device": spec.model.device,
             "max_memory": dict(memory) if memory else None,
             "batch_sizes": batches,
-            "engine": spec.engine,
+            "engine": spec.execution.engine,
             **({} if spec.model.residency == "auto" else {"residency": spec.model.residency}),
         }
     )

@@ -31,6 +31,7 @@ from glitchrun.spec.semantics import semantic_problems
 from glitchrun.spec.spec_files import find_files
 from glitchrun.spec.types import (
     Cell,
+    Execution,
     Experiment,
     Gate,
     InlineTemplate,
@@ -231,6 +232,8 @@ def build_spec(document: Document) -> Spec:
     resolved = _resolved_document(document)
     shown = resolved["metadata"]
     tracking = data.get("tracking", {})
+    execution = dict(data.get("execution", {}))
+    arithmetic = execution.pop("arithmetic", "auto")
     probes = {name: defined_probe(name, given) for name, given in data.get("probes", {}).items()}
     return Spec(
         name=data["metadata"]["name"],
@@ -247,8 +250,8 @@ def build_spec(document: Document) -> Spec:
             **{name: float(value) for name, value in data.get("thresholds", {}).items()}
         ),
         gates=tuple(Gate(**gate) for gate in data.get("gates", ())),
-        engine=data.get("execution", {}).get("engine", "local"),
-        arithmetic=data.get("execution", {}).get("arithmetic", "auto"),
+        execution=Execution(**execution),
+        arithmetic=arithmetic,
         tracking=Tracking(tracking.get("uri"), tracking.get("experiment")),
         document=resolved,
         origins=_origins(document),

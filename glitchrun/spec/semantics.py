@@ -43,6 +43,7 @@ def semantic_problems(document: Document, *, partial: bool = False) -> list[Prob
     problems = [*_step_ids(document), *_template(document), *_system(document)]
     problems += [*_exclude(document), *_variables(document)]
     problems += [*_tags(document), *_store(document), *defined_problems(document)]
+    problems += _execution(document)
     for index, step in _steps(document):
         problems += _token_source(document, index, step)
         problems += _parameters(document, index, step)
@@ -270,6 +271,17 @@ def _store(document: Document) -> Iterator[Problem]:
     elif is_sqlite(uri) and checkpoint_around(database(uri)):
         message = "the tracking store is in a folder that contains a model"
         yield document.problem("GR321", path, message, "use a path outside of it")
+
+
+def _execution(document: Document) -> Iterator[Problem]:
+    """An address that the engine does not use."""
+    execution = document.data.get("execution")
+    if not isinstance(execution, dict) or execution.get("engine", "local") != "local":
+        return
+    if isinstance(address := execution.get("address"), str) and address != "local":
+        message = f"the engine local runs on this machine, and does not use the address {address!r}"
+        hint = "set execution.engine: ray, or remove the address"
+        yield document.problem("GR315", ("execution", "address"), message, hint)
 
 
 def _gates(document: Document) -> Iterator[Problem]:

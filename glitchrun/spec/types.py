@@ -106,6 +106,37 @@ class TokenScope:
 
 
 @dataclass(frozen=True, slots=True)
+class Execution:
+    """Which processes execute the runs; it changes no result."""
+
+    engine: str = "local"
+    """`local`, or `ray` for workers that share the tokens of a step."""
+    workers: int = 1
+    """Processes that each hold the model."""
+    address: str = "local"
+    """The Ray cluster: `local`, `auto` or `ray://HOST:PORT`."""
+    cpus_per_worker: int | None = None
+    """CPU cores and threads of a worker; None for the default."""
+    gpus_per_worker: float | None = None
+    """GPUs of a worker; None for the default."""
+
+    @property
+    def uses_ray(self) -> bool:
+        """Whether workers execute the runs, and not this process."""
+        return self.engine == "ray" or self.workers > 1
+
+    @property
+    def shares_steps(self) -> bool:
+        """Whether workers share the tokens of a step."""
+        return self.engine == "ray" and self.workers > 1
+
+    @property
+    def is_here(self) -> bool:
+        """Whether all workers are on this machine."""
+        return self.engine == "local" or self.address == "local"
+
+
+@dataclass(frozen=True, slots=True)
 class Tracking:
     """The MLflow store and experiment; None for the defaults."""
 
@@ -130,7 +161,7 @@ class Spec:
     tokens: TokenScope = TokenScope()
     thresholds: Thresholds = Thresholds()
     gates: tuple[Gate, ...] = ()
-    engine: str = "local"
+    execution: Execution = Execution()
     arithmetic: str = "auto"
     """`execution.arithmetic`: `auto`, `float32` or `weights`."""
     tracking: Tracking = Tracking()

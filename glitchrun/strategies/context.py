@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from glitchrun.errors import PreflightError, RunError
 from glitchrun.events import Batch, Sampled, Stage, Token
@@ -23,9 +23,45 @@ from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.indicators import Indicators
 from glitchrun.vocabulary.vocabulary import excluded_from, in_scope
 
+_Item = TypeVar("_Item")
+_Found = TypeVar("_Found")
+_Tool = TypeVar("_Tool")
+
 
 def _ignore(stage: Stage) -> None:
     """Shows nothing."""
+
+
+class Workers(Protocol):
+    """The processes that hold the model and share the work of a step."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def map(
+        self,
+        context: Context,
+        function: Callable[[Context, _Item], _Found],
+        items: Iterable[_Item],
+    ) -> Iterator[_Found]:
+        """See `Context.spread`; `context` is that of the caller."""
+
+
+class Alone:
+    """This process alone."""
+
+    size = 1
+
+    def map(
+        self,
+        context: Context,
+        function: Callable[[Context, _Item], _Found],
+        items: Iterable[_Item],
+    ) -> Iterator[_Found]:
+        """Calls the function for one item after the other, each when its result is asked for."""
+        for item in items:
+            yield function(context, item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +89,29 @@ class Context:
     """The indicators of the model; None without a run."""
     announce: Callable[[Stage], None] = _ignore
     """Shows the stage that begins or continues; it changes no result."""
+    workers: Workers = field(default_factory=Alone)
+    """The processes that `spread` uses."""
+    tools: dict[Any, Any] = field(default_factory=dict)
+    """What `tool` has made."""
+
+    def spread(
+        self, function: Callable[[Context, _Item], _Found], items: Iterable[_Item]
+    ) -> Iterator[_Found]:
+        """Yields `function(context, item)` for each item, in the order of the items.
+
+        With several workers, some items are taken and worked on ahead of the results. A worker may
+        be another process on another machine. So the function is one of a module, and its result
+        depends only on the model, the spec and the item; items and results can be pickled. The
+        worker's context has the model and the spec of this one, but no earlier steps.
+        """
+        return self.workers.map(self, function, items)
+
+    def tool(self, key: Any, make: Callable[[], _Tool]) -> _Tool:
+        """What `make` returns, made once in each worker for each `key` of a step."""
+        if key not in self.tools:
+            self.tools[key] = make()
+        made: _Tool = self.tools[key]
+        return made
 
     def at(self, name: str) -> str:
         """The beginning of a message about a parameter of the step, such as `target` or

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from glitchrun.events import Batch, Control, Stage
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.judging import Judge, judged
+from glitchrun.strategies.judging import Judge, chunked, judged
 from glitchrun.vocabulary.character_groups import doubtful_groups, group_of
 from glitchrun.vocabulary.controls import MatchedControl, matched_controls
 
@@ -89,9 +89,9 @@ def judged_controls(
         stage = control_stage(len(matches), elsewhere=elsewhere)
         context.announce(stage)
         first = elsewhere_done(history) if elsewhere else controls_done(history)
-        for start in range(first, len(matches), judge.rows):
-            chunk = matches[start : start + judge.rows]
-            _, batch = judged(judge, [match.token_id for match in chunk], start, stage)
+        ids = [match.token_id for match in matches[first:]]
+        for verdicts, batch in judged(context, judge, chunked(ids, judge), first, stage):
+            chunk = matches[batch.done - len(verdicts) : batch.done]
             history.append(as_controls(batch, chunk, elsewhere=elsewhere))
             yield history[-1]
 

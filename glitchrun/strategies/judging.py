@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from glitchrun.events import Answered, Batch, ProbeResult, Stage, Token, Verified
@@ -16,6 +16,9 @@ from glitchrun.prompts.render import as_sent, encodable, intact
 from glitchrun.spec.probes import USUAL_POSITIONS, Probe, Probes, any_of, probes_of
 from glitchrun.strategies.context import Context
 from glitchrun.vocabulary.text import emitted_kind
+
+Recipe = tuple[Probes, int, bool]
+"""What another worker makes the same `Judge` of: probes, rows of a pass, and `sequential`."""
 
 
 class Judge:
@@ -46,6 +49,8 @@ class Judge:
             if not probe.is_plain
         }
         self._verifier = Verifier(context.backend, self._prompts, int(rows), limit, readers)
+        self.recipe: Recipe = (probes, int(rows), sequential)
+        context.tools[self.recipe] = self
 
     def _positions(self, name: str) -> int:
         """About how many positions a probe runs for each token."""
@@ -168,22 +173,56 @@ def _flagged(result: Result, kept: bool, anywhere: bool) -> Result:
 
 
 def judged(
-    judge: Judge, token_ids: Sequence[int], done: int, stage: Stage
-) -> tuple[list[Verified], Batch]:
-    """The verdicts on `token_ids`, and their batch; `done` items of the stage precede them."""
+    context: Context, judge: Judge, chunks: Iterable[Sequence[int]], done: int, stage: Stage
+) -> Iterator[tuple[list[Verified], Batch]]:
+    """Yields the verdicts on each chunk of token ids, and their batch, in order.
+
+    Args:
+        context: The step's context; its workers verify the chunks.
+        judge: How to verify tokens.
+        chunks: Token ids, at most `judge.rows` each.
+        done: Items of the stage before the first chunk.
+        stage: The stage.
+    """
     start = time.perf_counter()
-    verdicts = judge.judge(token_ids)
-    counters = judge.take_counters()
+    for verdicts, counters in context.spread(verified, ((judge.recipe, ids) for ids in chunks)):
+        prompts = {} if done else judge.prompts_as_sent()
+        done += len(verdicts)
+        yield (
+            verdicts,
+            batch_of(verdicts, counters, time.perf_counter() - start, done, stage, prompts),
+        )
+        start = time.perf_counter()
+
+
+def chunked(token_ids: Sequence[int], judge: Judge) -> Iterator[Sequence[int]]:
+    """Token ids in parts of at most `judge.rows`, which falls when memory runs out."""
+    start = 0
+    while start < len(token_ids):
+        end = start + judge.rows
+        yield token_ids[start:end]
+        start = end
+
+
+def batch_of(
+    verdicts: Sequence[Verified],
+    counters: Counter[str],
+    seconds: float,
+    done: int,
+    stage: Stage,
+    prompts: Mapping[str, tuple[str, ...]],
+) -> Batch:
+    """The batch of some verdicts, after which `done` items of the stage are finished."""
     counters["not_intact"] += sum(not verdict.presented_intact for verdict in verdicts)
-    seconds = time.perf_counter() - start
-    prompts = {} if done else judge.prompts_as_sent()
-    batch = Batch(
-        tuple(verdicts),
-        done + len(verdicts),
-        stage.total,
-        seconds,
-        dict(counters),
-        stage=stage.name,
-        prompts=prompts,
-    )
-    return verdicts, batch
+    facts, total = tuple(verdicts), stage.total
+    return Batch(facts, done, total, seconds, dict(counters), stage=stage.name, prompts=prompts)
+
+
+def verified(
+    context: Context, asked: tuple[Recipe, Sequence[int]]
+) -> tuple[list[Verified], Counter[str]]:
+    """The verdicts on some token ids, and what they took. Any worker can compute them."""
+    recipe, token_ids = asked
+    judge = context.tool(recipe, lambda: Judge(context, recipe[0], recipe[1], sequential=recipe[2]))
+    verdicts = judge.judge(token_ids)
+    return verdicts, judge.take_counters()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from glitchrun.events import Batch, Event, Stage
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.false_alarms import judged_controls, scanned_controls
-from glitchrun.strategies.judging import Judge, judged
+from glitchrun.strategies.judging import Judge, chunked, judged
 from glitchrun.strategies.scan import Config as ScanConfig
 from glitchrun.strategies.test import Config as TestConfig
 
@@ -40,7 +40,5 @@ def in_order(
     done = sum(len(batch.token_facts) for batch in history)
     stage = Stage("verification", len(token_ids))
     context.announce(stage)
-    while done < len(token_ids):
-        _, batch = judged(judge, token_ids[done : done + judge.rows], done, stage)
+    for _, batch in judged(context, judge, chunked(token_ids[done:], judge), done, stage):
         yield batch
-        done = batch.done

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -15,15 +15,16 @@ from glitchrun.events import Batch, Event, Measured, Screened, Stage, Verified
 from glitchrun.probing.frozen_suffix import Screener
 from glitchrun.probing.logit_statistics import entropy
 from glitchrun.prompts.render import Prompt
-from glitchrun.search import Cascade, Ordered, Search, Space, build_search
+from glitchrun.search import Cascade, Ordered, Search, Space, build_search, foreseen
 from glitchrun.search.base import Scores
+from glitchrun.spec.probes import Probes
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.false_alarms import (
     controls_done,
     judged_controls,
 )
-from glitchrun.strategies.judging import Judge, judged
+from glitchrun.strategies.judging import Judge, Recipe, batch_of, verified
 from glitchrun.strategies.mine import Config
 
 _PASSES_PER_WRITE = 8
@@ -64,7 +65,7 @@ def _search(space: Space, config: Config) -> Search:
 
 def _screened(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Batch]:
     if SEARCHES[config.search].screened:
-        yield from _screen(context, _prompt(config, context), history)
+        yield from _screen(context, config, history)
 
 
 def _go_on(
@@ -81,6 +82,7 @@ def _go_on(
         done[batch.stage] += len(batch.token_facts)
     size = search.size if isinstance(search, Ordered) else len(_scope(config, context))
     limit = size if config.limit is None else min(size, config.limit)
+    rounds = _Rounds(context, judge, search)
     while (left := limit - done.total()) > 0 and not controls_done(history):
         start = time.perf_counter()
         context.announce(_stage(config, search, done, left))
@@ -90,12 +92,48 @@ def _go_on(
             return
         stage = _stage(config, search, done, left)  # a cascade may have begun the next one
         context.announce(stage)
-        verdicts, batch = judged(judge, ids, done[stage.name], stage)
+        verdicts, batch = rounds.verify(ids, left, done[stage.name], stage)
         search.update(verdicts)
         counters = dict(batch.counters) | search.counters
         search.counters.clear()
         yield replace(batch, counters=counters, search_seconds=seconds)
         done[stage.name] += len(ids)
+
+
+class _Rounds:
+    """Verifies the rounds of a search. Several workers also verify those that will probably follow:
+    a wrong guess costs work, and changes no result."""
+
+    def __init__(self, context: Context, judge: Judge, search: Search) -> None:
+        self._context = context
+        self._judge = judge
+        self._search = search
+        self._guesses: deque[list[int]] = deque()
+        """The rounds that are being verified, in order."""
+        self._answers: Iterator[tuple[list[Verified], Counter[str]]] = iter(())
+
+    def verify(
+        self, ids: list[int], left: int, done: int, stage: Stage
+    ) -> tuple[list[Verified], Batch]:
+        """The verdicts on a round of at most `left` more tokens, and its batch; `done` items of the
+        stage precede it."""
+        start = time.perf_counter()
+        if not self._guesses or self._guesses[0] != ids:
+            self._guesses.clear()
+            self._answers = self._context.spread(verified, self._asked(ids, left))
+        verdicts, counters = next(self._answers)
+        self._guesses.popleft()
+        seconds = time.perf_counter() - start
+        prompts = {} if done else self._judge.prompts_as_sent()
+        return verdicts, batch_of(verdicts, counters, seconds, done + len(ids), stage, prompts)
+
+    def _asked(self, ids: list[int], left: int) -> Iterator[tuple[Recipe, list[int]]]:
+        """This round; with several workers also those that probably follow."""
+        guessed = self._guesses
+        rounds = foreseen(self._search, ids, self._judge.rows, left)
+        for one in rounds if self._context.workers.size > 1 else (ids,):
+            guessed.append(one)
+            yield self._judge.recipe, one
 
 
 def _stage(config: Config, search: Search, done: Mapping[str, int], left: int) -> Stage:
@@ -156,7 +194,7 @@ def _entropy_gradient(context: Context, prompt: Prompt, token_id: int) -> tuple[
     return context.backend.gradient(prompt.ids(token_id), prompt.position, entropy)
 
 
-def _screen(context: Context, prompt: Prompt, history: Sequence[Batch]) -> Iterator[Batch]:
+def _screen(context: Context, config: Config, history: Sequence[Batch]) -> Iterator[Batch]:
     """Screens the scope by ascending id, from the end of `history`."""
     scope = context.scope()
     done = sum(len(fact.token_ids) for batch in history for fact in batch.screened)
@@ -165,22 +203,42 @@ def _screen(context: Context, prompt: Prompt, history: Sequence[Batch]) -> Itera
     start = time.perf_counter()
     stage = Stage("screen", len(scope))
     context.announce(stage)
-    screener = Screener(context.backend, prompt, scope, context.spec.seed, context.free_bytes)
-    chunk_size = screener.rows * (1 if context.backend.screen_rows else _PASSES_PER_WRITE)
-    while done < len(scope):
-        ids = scope[done : done + chunk_size]
-        log_p, gap = screener.screen(ids)
-        done += len(ids)
-        facts = (Screened(tuple(ids), tuple(log_p), tuple(gap)),)
+    screener = _screener(context, config.probes, None)
+    rows = screener.rows
+    size = rows * (1 if context.backend.screen_rows else _PASSES_PER_WRITE)
+    chunks = (scope[place : place + size] for place in range(done, len(scope), size))
+    for fact in context.spread(screened, ((config.probes, rows, ids) for ids in chunks)):
+        count = len(fact.token_ids)
+        done += count
         seconds, start = time.perf_counter() - start, time.perf_counter()
         yield Batch(
-            facts,
+            (fact,),
             done,
             stage.total,
-            counters={"screens": len(ids), "screen_forwards": -(-len(ids) // screener.rows)},
+            counters={"screens": count, "screen_forwards": -(-count // rows)},
             search_seconds=seconds,
             stage=stage.name,
         )
+
+
+def screened(context: Context, asked: tuple[Probes, int, Sequence[int]]) -> Screened:
+    """The scores of some token ids, by a screen with the first probe in passes of some rows. Any
+    worker can compute them."""
+    probes, rows, token_ids = asked
+    log_p, gap = _screener(context, probes, rows).screen(token_ids)
+    return Screened(tuple(token_ids), tuple(log_p), tuple(gap))
+
+
+def _screener(context: Context, probes: Probes, rows: int | None) -> Screener:
+    """A screener with the first probe; `rows` of a pass, or None for what fits."""
+
+    def make() -> Screener:
+        prompt = next(iter(context.prompts(probes).values()))
+        return Screener(
+            context.backend, prompt, context.scope(), context.spec.seed, context.free_bytes, rows
+        )
+
+    return context.tool(("screener", probes), make)
 
 
 def _scores(batches: Sequence[Batch]) -> Scores:

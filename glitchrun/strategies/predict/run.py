@@ -56,20 +56,26 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     names = prompt_names(config.prompts)
     stage = Stage("prompts", len(names), unit="prompts")
     context.announce(stage)
-    for place in range(len(batches), len(config.prompts)):
-        start = time.perf_counter()
-        prompt = config.prompts[place]
-        entries = [
-            entry
-            for case in cases(prompt, names[place], config.formats, context)
-            for entry in _looked_at(case, prompt.get("expected"), config, context)
-        ]
-        seconds = time.perf_counter() - start
+    places = range(len(batches), len(config.prompts))
+    start = time.perf_counter()
+    for facts in context.spread(predicted, ((config, place) for place in places)):
+        seconds, done = time.perf_counter() - start, len(batches) + 1
         counters = {"prompts": len(config.formats)}
-        facts, done = tuple(entries), place + 1
         batches.append(Batch(facts, done, stage.total, seconds, counters, stage=stage.name))
         yield batches[-1]
+        start = time.perf_counter()
     yield from _metrics([entry for batch in batches for entry in batch.entries], len(batches))
+
+
+def predicted(context: Context, asked: tuple[Config, int]) -> tuple[Entry, ...]:
+    """The rows of all tables for one prompt, by its index. Any worker can compute them."""
+    config, place = asked
+    prompt, name = config.prompts[place], prompt_names(config.prompts)[place]
+    return tuple(
+        entry
+        for case in cases(prompt, name, config.formats, context)
+        for entry in _looked_at(case, prompt.get("expected"), config, context)
+    )
 
 
 def prompt_ids(config: Config, context: Context) -> Iterator[tuple[str, Sequence[int]]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from glitchrun.events import Batch, Event, Stage, Token
+from glitchrun.events import Batch, Event, Sampled, Stage, Token
 from glitchrun.probing.memory_limits import standard_rows
 from glitchrun.probing.sampling import Sampler
 from glitchrun.probing.token_choice import SamplingParams
@@ -25,6 +26,8 @@ from glitchrun.strategies.validate import Config
 from glitchrun.strategies.validate.attempts import are_known, attempts, estimate, stopping
 from glitchrun.strategies.validate.pacing import Pace
 
+_Chunk = tuple[Config, int, Sequence[Token], Mapping[int, Sampled]]
+"""Tokens with the attempts known on them, the step's Config, and the rows of a pass."""
 _WORK = "continuations"
 """The counter whose rate is shown."""
 
@@ -33,6 +36,7 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     """Yields the attempts on a few tokens at a time, in the order in which they are named."""
     tokens = context.tokens(config.tokens)
     sampler = new_sampler(config, context, context.prompts(config.probes))
+    context.tools[_key(config, sampler.rows)] = sampler
     pace = _pace(config, context, sampler, history)
     batches = list(history)
     stage = Stage("sampling", len(tokens), work=_WORK)
@@ -54,12 +58,31 @@ def _sampled_in_order(
 ) -> Iterator[Batch]:
     """Samples the tokens of a stage, without the first `done`."""
     context.announce(stage)
-    while done < len(tokens):
-        chunk = _next_tokens(tokens[done:], config, context, pace)
-        done += len(chunk)
-        batch = _sampled(config, context, sampler, chunk, done, stage)
-        pace.measure(*_paced(batch))
-        yield batch
+    start = time.perf_counter()
+    asked = _chunks(config, context, sampler.rows, tokens[done:], pace)
+    for facts, counters, spent in context.spread(sampled, asked):
+        done += len(facts)
+        pace.measure(len(facts) - counters.get("reused_tokens", 0), spent)
+        prompts = _as_sent(context, sampler) if done == len(tokens) else {}
+        seconds = time.perf_counter() - start
+        yield Batch(facts, done, stage.total, seconds, counters, stage=stage.name, prompts=prompts)
+        start = time.perf_counter()
+
+
+def _chunks(
+    config: Config, context: Context, rows: int, tokens: Sequence[Token], pace: Pace
+) -> Iterator[_Chunk]:
+    """The tokens in parts that a worker samples together, with the attempts known on them."""
+    while tokens:
+        chunk = _next_tokens(tokens, config, context, pace)
+        tokens = tokens[len(chunk) :]
+        known = {one.id: context.known[one.id] for one in chunk if one.id in context.known}
+        yield config, rows, chunk, known
+
+
+def _as_sent(context: Context, sampler: Sampler) -> dict[str, tuple[str, ...]]:
+    tokenizer = context.backend.model.tokenizer
+    return {name: as_sent(prompt, tokenizer) for name, prompt in sampler.prompts.items()}
 
 
 def _next_tokens(
@@ -67,10 +90,11 @@ def _next_tokens(
 ) -> Sequence[Token]:
     """The tokens of the next batch. The pace counts those that need attempts not known yet."""
     threshold = context.spec.thresholds.asr
-    end = sampled = 0
+    size = min(pace.size, math.ceil(len(tokens) / context.workers.size))
+    end = unknown = 0
     for token in tokens[: pace.most]:
-        sampled += not are_known(config, context.known.get(token.id), threshold)
-        if sampled > pace.size:
+        unknown += not are_known(config, context.known.get(token.id), threshold)
+        if unknown > size:
             break
         end += 1
     return tokens[:end]
@@ -117,10 +141,16 @@ def _sampled_controls(
             yield made
 
 
-def new_sampler(config: Config, context: Context, prompts: Mapping[str, Prompt]) -> Sampler:
-    """A sampler of attempts in the prompts, with the step's settings."""
+def new_sampler(
+    config: Config,
+    context: Context,
+    prompts: Mapping[str, Prompt],
+    rows: int | str | None = None,
+) -> Sampler:
+    """A sampler of attempts in the prompts, with the step's settings; `rows` replaces its
+    `batch_size`."""
     model = context.backend.model
-    rows = config.batch_size
+    rows = rows or config.batch_size
     if rows == "auto":
         longest = max(len(p.prefix_ids) + len(p.suffix_ids) + 1 for p in prompts.values())
         positions = longest + config.max_new_tokens
@@ -139,18 +169,20 @@ def new_sampler(config: Config, context: Context, prompts: Mapping[str, Prompt])
     )
 
 
-def _sampled(
-    config: Config,
-    context: Context,
-    sampler: Sampler,
-    tokens: Sequence[Token],
-    done: int,
-    stage: Stage,
-) -> Batch:
+def _key(config: Config, rows: int) -> tuple[str, str, int]:
+    return "sampler", repr(config), rows
+
+
+def sampled(context: Context, asked: _Chunk) -> tuple[tuple[Sampled, ...], dict[str, int], float]:
+    """Attempts on some tokens, what they took, and the seconds. Any worker can sample them."""
     start = time.perf_counter()
-    known = {token.id: context.known[token.id] for token in tokens if token.id in context.known}
+    config, rows, tokens, known = asked
+    sampler = context.tool(
+        _key(config, rows),
+        lambda: new_sampler(config, context, context.prompts(config.probes), rows),
+    )
     threshold = context.spec.thresholds.asr
-    sampled, reused, complete = attempts(
+    made, reused, complete = attempts(
         config, tokens, known, sampler.attempt, order=tuple(sampler.prompts), threshold=threshold
     )
     ids = [token.id for token in tokens]
@@ -161,7 +193,7 @@ def _sampled(
             estimate(token, failed, threshold, all(column[row] for column in kept)),
             continuations=said,
         )
-        for row, (token, (failed, said)) in enumerate(zip(tokens, sampled, strict=True))
+        for row, (token, (failed, said)) in enumerate(zip(tokens, made, strict=True))
     )
     counters = dict(sampler.counters)
     sampler.counters.clear()
@@ -172,14 +204,4 @@ def _sampled(
     counters["not_intact"] = sum(not fact.intact for fact in facts)
     if lacking := sum(prompt.dropped_system is not None for prompt in sampler.prompts.values()):
         counters["dropped_system"] = lacking * len(tokens)
-    seconds = time.perf_counter() - start
-    prompts = {name: as_sent(prompt, tokenizer) for name, prompt in sampler.prompts.items()}
-    return Batch(
-        facts,
-        done,
-        stage.total,
-        seconds,
-        counters,
-        stage=stage.name,
-        prompts=prompts if done == len(tokens) else {},
-    )
+    return facts, counters, time.perf_counter() - start
