@@ -15,6 +15,7 @@ from glitchrun.spec.nodes import (
     SequenceNode,
     is_null,
     problem_at,
+    put,
 )
 from glitchrun.spec.problems import Problem
 from glitchrun.spec.resolution import is_reference
@@ -51,8 +52,27 @@ def compose(path: Path | str) -> Composition:
     if loaded is not None:
         result.source, result.own = loaded
         merged = _with_fragments(loaded[0], loaded[1], result, (_identity(path),))
-        result.node = merged.without("extends")
+        result.node = _with_variants(merged.without("extends"), result, (_identity(path),))
     return result
+
+
+def _with_variants(node: MappingNode, result: Composition, chain: tuple[str, ...]) -> MappingNode:
+    """`node` with every variant of its matrix that is the path of a fragment replaced by it."""
+    matrix = node.get("matrix")
+    variants = matrix.get("variants") if isinstance(matrix, MappingNode) else None
+    if not isinstance(variants, MappingNode):
+        return node
+    for name, axis in variants.entries.items():
+        for key, entry in axis.value.entries.items() if isinstance(axis.value, MappingNode) else ():
+            value = entry.value
+            if isinstance(value, ScalarNode) and isinstance(value.value, str):
+                fragment = _fragment(value.place.source, value, result, chain)
+                if fragment is None:
+                    result.complete = False
+                else:
+                    part = fragment.without("apiVersion")
+                    node = put(node, ("matrix", "variants", name, key), part)
+    return node
 
 
 def merge(lower: Node, upper: Node, path: Path_ = ()) -> Node:

@@ -11,18 +11,17 @@ from typing import Any
 from glitchrun.spec.composition import Composition, compose
 from glitchrun.spec.defaults import with_defaults
 from glitchrun.spec.matrix import DraftCell, axes_missing, expand
+from glitchrun.spec.matrix_axes import has_cells
 from glitchrun.spec.nodes import (
     REDACTED,
     Document,
     MappingNode,
     ScalarNode,
-    child,
-    is_null,
     path_text,
     put,
     walk,
 )
-from glitchrun.spec.overrides import Override, apply_overrides, read_overrides
+from glitchrun.spec.overrides import Override, apply_overrides, read_overrides, split
 from glitchrun.spec.probes import Probe, defined_probe
 from glitchrun.spec.problems import InvalidSpec, Problem, sorted_problems
 from glitchrun.spec.resolution import Resolution, Unset, join_paths, resolve_environment
@@ -94,11 +93,49 @@ def load_experiment(
     source = loaded.composition.source
     assert source is not None  # else there is a problem
     specs = [build_spec(document) for _, document, _ in loaded.cells]
-    cells = tuple(
-        Cell(draft.name or spec.name, draft.assignments, spec)
-        for (draft, _, _), spec in zip(loaded.cells, specs, strict=True)
-    )
-    return Experiment(Path(path), source.text, specs[0].name, cells)
+    drafts = [draft for draft, _, _ in loaded.cells]
+    columns = dict.fromkeys(axis for draft in drafts for axis in draft.assignments)
+    cells = [
+        Cell(draft.name or spec.name, _assignments(draft, columns, spec), spec)
+        for draft, spec in zip(drafts, specs, strict=True)
+    ]
+    return Experiment(Path(path), source.text, specs[0].name, tuple(_by_model(cells)))
+
+
+def _assignments(draft: DraftCell, columns: Iterable[str], spec: Spec) -> dict[str, Any]:
+    """The value of every axis of the matrix in a cell; where the cell sets none, that of the spec,
+    so that all cells can be sorted and grouped by the same keys."""
+    own = draft.assignments
+    return {axis: own[axis] if axis in own else _value_of(spec, axis) for axis in columns}
+
+
+def _value_of(spec: Spec, axis: str) -> Any:
+    """The value of the resolved spec at the path of an axis; None if it has none there."""
+    parts: Sequence[str] = split(axis)
+    if parts[0] == "steps" and len(parts) > 1 and not parts[1].isdecimal():
+        ids = [step.id for step in spec.steps]
+        place = str(ids.index(parts[1])) if parts[1] in ids else parts[1]
+        parts = ("steps", place, *parts[2:])
+    value: Any = spec.document
+    for part in parts:
+        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        elif isinstance(value, Mapping) and part in value:
+            value = value[part]
+        else:
+            return None
+    return value
+
+
+def _by_model(cells: Sequence[Cell]) -> Iterator[Cell]:
+    """The cells in the order of their models' first cells, so that each model is loaded once."""
+    groups: list[tuple[ModelSpec, list[Cell]]] = []
+    for cell in cells:
+        known = next((group for model, group in groups if model == cell.spec.model), None)
+        if known is None:
+            groups.append((cell.spec.model, known := []))
+        known.append(cell)
+    return (cell for _, group in groups for cell in group)
 
 
 def check_files(
@@ -128,7 +165,7 @@ def _load(path: Path | str, inputs: _Inputs) -> _Loaded:
     loaded.problems += [*problems, *more]
     if _is_fragment(base):
         _check(loaded, base, partial=True)
-    elif is_null(child(base.get("matrix"), "axes")):
+    elif not has_cells(base.get("matrix")):
         document, resolution = _check(loaded, base)
         loaded.problems += axes_missing(document)
         loaded.cells.append((DraftCell("", {}, base), document, resolution))
@@ -140,7 +177,7 @@ def _load(path: Path | str, inputs: _Inputs) -> _Loaded:
 def _check_cells(loaded: _Loaded, base: MappingNode, overrides: Sequence[Override]) -> None:
     """Checks the whole document, in which the matrix may fill gaps, and then each cell."""
     whole, _ = _check(loaded, base, partial=True, semantic=False)
-    if not isinstance(whole.find(("matrix", "axes")), MappingNode):
+    if not isinstance(whole.data.get("matrix"), dict):
         return  # the schema reports it
     drafts, problems = expand(whole, base, [override.parts for override in overrides])
     loaded.problems += problems

@@ -55,6 +55,7 @@ CODES: dict[str, str] = {
     "GR213": "Every cell of the matrix is excluded.",
     "GR214": "A Fragment was given where an Experiment is needed.",
     "GR215": "Two axes of the matrix set the same value, or one sets a value within the other's.",
+    "GR216": "A cell of `matrix.include` names an unknown variant, or is a cell already.",
     "GR301": "Two steps have the same id, or a step's id is reserved.",
     "GR302": "`from` names a step that does not exist.",
     "GR303": "`from` names a later step, or the step itself.",

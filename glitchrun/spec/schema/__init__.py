@@ -37,7 +37,10 @@ ENUMS: Mapping[str, Registry[Any]] = {"searches": SEARCHES, "probes": PROBES}
 """The tables whose names an `x-enum` or `x-examples` stands for."""
 
 # Parts of a document that are kept as written, including nulls; `{env: ...}` has no meaning there.
-FREE = (("matrix", "axes"), ("matrix", "exclude"), ("extends",))
+FREE = (
+    *(("matrix", key) for key in ("axes", "exclude", "include", "variants")),
+    ("extends",),
+)
 TOKEN_SOURCES = ("tokens", "pool")
 """Parameters of steps that name tokens by ids, texts, file or an earlier step."""
 # Mappings in which `env` is never a reference: in tags it is an ordinary key, and the number of
