@@ -104,7 +104,7 @@ class _Run:
         self._planned = planned
         self._session = session
         self._journal = journal
-        self._tracker = MlflowTracker(session.tracking_uri, session.root)
+        self._tracker = MlflowTracker(session.tracking_uri, session.root, outage=session.outage)
         self._steps = Steps(planned, session, journal)
         self._model: Prepared | None = None
 

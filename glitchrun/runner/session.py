@@ -11,6 +11,7 @@ from glitchrun.runner.models import Models
 from glitchrun.runner.progress import Display
 from glitchrun.runner.signals import Interrupt
 from glitchrun.spec.types import Experiment
+from glitchrun.tracking.tracker import Outage
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Session:
     """Ids of the steps to measure again."""
     redone: dict[str, int] = field(default_factory=dict)
     """The attempts at steps that this `apply` has started anew, by step key."""
+    outage: Outage = field(default_factory=Outage)
 
 
 @dataclass(frozen=True)

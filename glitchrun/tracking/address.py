@@ -97,9 +97,9 @@ def check_reachable(uri: str) -> None:
     scheme = urlsplit(uri).scheme.lower()
     try:
         if scheme in ("http", "https"):
-            _in_time(_request_health, uri)
+            in_time(lambda: _request_health(uri), RESPONSE_SECONDS)
         elif scheme.partition("+")[0] in _DATABASE_PORTS:
-            _in_time(_connect_to_database, uri)
+            in_time(lambda: _connect_to_database(uri), RESPONSE_SECONDS)
     except (OSError, http.client.HTTPException, ValueError) as exc:
         reason = getattr(exc, "reason", None) or exc
         raise TrackingUnavailable(
@@ -108,22 +108,27 @@ def check_reachable(uri: str) -> None:
         ) from exc
 
 
-def _in_time(request: Callable[[str], None], uri: str) -> None:
-    """Makes a request and bounds its whole time: a socket's timeout only bounds each read."""
+def in_time(request: Callable[[], None], seconds: float) -> None:
+    """Makes a request and bounds its whole time: a socket's timeout only bounds each read.
+
+    Raises:
+        TimeoutError: no answer within `seconds`.
+        Exception: what `request` raised.
+    """
     answered: Future[None] = Future()
 
     def work() -> None:
         try:
-            request(uri)
+            request()
             answered.set_result(None)
-        except (OSError, http.client.HTTPException, ValueError) as exc:
+        except (OSError, http.client.HTTPException, ValueError, TrackingUnavailable) as exc:
             answered.set_exception(exc)
 
     threading.Thread(target=work, daemon=True).start()
     try:
-        answered.result(RESPONSE_SECONDS)
+        answered.result(seconds)
     except TimeoutError as exc:
-        raise TimeoutError(f"no answer within {RESPONSE_SECONDS:g} s") from exc
+        raise TimeoutError(f"no answer within {seconds:g} s") from exc
 
 
 def _request_health(uri: str) -> None:

@@ -17,8 +17,10 @@ from glitchrun.ledger.lock import store_lock
 from glitchrun.spec.mlflow_rules import lock_path
 from glitchrun.terminal import say
 from glitchrun.tracking import sqlite_file
-from glitchrun.tracking.address import check_reachable, shown, sqlite_path, without_secrets
+from glitchrun.tracking.address import check_reachable, in_time, shown, sqlite_path, without_secrets
 
+FIRST_SECONDS = 30.0
+"""Seconds that a server may take to answer the first request, after its health check."""
 _TRIES = 5
 _CONFLICTS = (
     "UNIQUE constraint failed",
@@ -119,8 +121,13 @@ def ensure_store(uri: str, root: Path, say: sqlite_file.Say | None = None) -> No
         return
     check_reachable(uri)
     store = open_store(uri, root)
+
+    def search() -> None:
+        with unavailable(uri):
+            store.client.search_experiments(max_results=1)
+
     with unavailable(uri):
-        store.client.search_experiments(max_results=1)
+        in_time(search, FIRST_SECONDS)
 
 
 @contextmanager
@@ -209,6 +216,12 @@ def _cause(exc: Exception, uri: str) -> str:
 
 def _advice(uri: str, exc: Exception) -> str:
     path = sqlite_path(uri)
+    if "error code 401" in str(exc):
+        return (
+            "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    if "error code 403" in str(exc):
+        return "; the user needs the permission EDIT for the experiment, and to create experiments"
     if path is None or "out-of-date database schema" not in str(exc):
         return "; correct this, or name another store in tracking.uri or MLFLOW_TRACKING_URI"
     return (
