@@ -64,6 +64,14 @@ PARAMS: dict[str, dict[str, Any]] = {
 }
 
 
+PHRASES = {"phrases": {"pairs": "incomplete", "limit": 3}}
+OF_PHRASES: dict[str, dict[str, Any]] = {
+    "test": {"tokens": PHRASES, "probes": ["repeat"], "controls": 0},
+    "validate": {"tokens": PHRASES, "probes": ["repeat"], "attempts": 2, "controls": 0},
+}
+"""Parameters with which a strategy examines phrases instead of tokens."""
+
+
 @pytest.fixture(scope="module")
 def llama(llama_folder: Path) -> Context:
     return context(llama_folder, seed=7)
@@ -78,6 +86,11 @@ def run(name: str, probed: Context, history: Sequence[Batch] = (), **params: Any
 def runs(llama: Context) -> dict[str, list[Event]]:
     """The events of a run of each strategy."""
     return {name: run(name, llama) for name in PARAMS}
+
+
+@pytest.fixture(scope="module")
+def phrase_runs(llama: Context) -> dict[str, list[Event]]:
+    return {name: run(name, llama, **params) for name, params in OF_PHRASES.items()}
 
 
 def batches(events: Sequence[Event]) -> list[Batch]:
@@ -146,17 +159,24 @@ def test_same_events_twice(name: str, llama: Context, runs: dict[str, list[Event
 
 @pytest.mark.parametrize("name", sorted(fragments()))
 def test_metrics_are_the_declared_ones(
-    name: str, llama: Context, runs: dict[str, list[Event]]
+    name: str,
+    llama: Context,
+    runs: dict[str, list[Event]],
+    phrase_runs: dict[str, list[Event]],
 ) -> None:
     events = runs[name] + (run(name, llama, **CASCADE) if name == "mine" else [])
+    events += phrase_runs.get(name, [])
     measured = {event.name for event in events if isinstance(event, Measured)}
     assert measured == set(fragments()[name]["x-metrics"]) - set(METRICS)
 
 
 @pytest.mark.parametrize("name", sorted(fragments()))
-def test_tables_are_the_declared_ones(name: str, runs: dict[str, list[Event]]) -> None:
+def test_tables_are_the_declared_ones(
+    name: str, runs: dict[str, list[Event]], phrase_runs: dict[str, list[Event]]
+) -> None:
     declared = fragments()[name].get("x-tables", {})
-    entries = [entry for batch in batches(runs[name]) for entry in batch.entries]
+    made = runs[name] + phrase_runs.get(name, [])
+    entries = [entry for batch in batches(made) for entry in batch.entries]
     assert {entry.table for entry in entries} == set(declared)
     for entry in entries:
         assert list(entry.cells) == list(declared[entry.table]["columns"])

@@ -191,3 +191,19 @@ def test_the_plot_shows_prompts_by_formats(mixtral: Context, tmp_path: Path) -> 
     assert drawing is not None
     assert len(drawing.figure.axes) == next_token.PROMPTS * len(FORMATS)
     assert "3 more prompts in the table" in drawing.caption
+
+
+def test_tokens_named_by_id_beside_their_usual_tokenization(mixtral: Context) -> None:
+    tokenizer = mixtral.backend.model.tokenizer
+    first, second = (tokenizer.convert_tokens_to_ids(f"<0x{byte}>") for byte in ("C3", "A9"))
+    prompt = {"text": f"na<#{first}><#{second}> x", "expected": "y"}
+    events = ask(mixtral, prompt, formats=["raw", "raw-usual"])
+    by_id, usual = rows(events, "prompts")
+    assert by_id["text"] == usual["text"] == "naé x"
+    assert {first, second} <= set(by_id["ids"])
+    assert usual["ids"] == tokenizer.encode("naé x")
+    own, other = (row["logprob"] for row in rows(events, "predictions"))
+    gain = {e.name: e.value for e in events if isinstance(e, Measured)}["usual_gain"]
+    assert gain == pytest.approx(own - other)
+    with pytest.raises(RunError, match="no whole characters"):
+        ask(mixtral, {"text": f"<#{first}> x"}, formats=["raw-usual"])

@@ -17,10 +17,15 @@ from typing import Any, Protocol
 
 from glitchrun.errors import GlitchrunError
 from glitchrun.spec.defaults import step_with_defaults
-from glitchrun.spec.probes import Probe, Probes, probes_of
+from glitchrun.spec.probes import Probe, Probes, probe_names, probes_of
 from glitchrun.spec.strategy import STRATEGIES, Expectation, Work, Workload
 from glitchrun.spec.types import Spec, Step
 
+PAIRS = 100
+"""Pairs of incomplete tokens that a step examines if the spec gives no limit."""
+MOST_PHRASES = 1_000_000
+_PHRASE = 8
+"""Tokens of the greedy answer to a phrase: the phrase in its longer tokenization, and two more."""
 _BYTES_PER_TOKEN = 2
 """Fewest bytes per token assumed for a text. Tokens of ordinary text are rarely shorter."""
 CONTROLS_EACH = 2
@@ -221,6 +226,33 @@ def sampling(tokens: int, rows: int, prompts: int, new_tokens: int) -> Work:
     )
 
 
+def phrase_work(
+    source: Mapping[str, Any], probes: Probes, attempts: int = 0, new_tokens: int = 0
+) -> Work:
+    """The work of examining the phrases that a step's `tokens` names, each in two tokenizations.
+
+    Args:
+        source: The parameter `tokens`.
+        probes: As in a Config.
+        attempts: Attempts on each tokenization; 0 for one greedy answer and its probabilities.
+        new_tokens: Tokens of each sampled continuation.
+    """
+    count, prompts = named_tokens(source, {}, MOST_PHRASES), len(probe_names(probes))
+    rows = 2 * count * max(1, attempts)
+    work = sampling(count, rows, prompts, new_tokens or _PHRASE)
+    # Of each tokenization, the probability of the text in both.
+    scored = 0 if attempts else 4 * count * prompts
+    return replace(work, prompts=scored, caveat=only_if_found(source, count))
+
+
+def phrases_refusal(params: Mapping[str, Any]) -> str | None:
+    """Why a step cannot run on a streamed model: it names phrases. None for single tokens."""
+    tokens = params.get("tokens")
+    if not isinstance(tokens, Mapping) or "phrases" not in tokens:
+        return None
+    return "for phrases it would read the whole model for every token of an answer"
+
+
 def usual_length(limit: int, mean: int) -> int:
     """Tokens of a continuation of at most `limit`, on average, where texts end at random.
 
@@ -235,6 +267,8 @@ def named_tokens(source: Mapping[str, Any], earlier: Mapping[str, int | None], v
     """The most tokens that a step's `tokens` can name, limited to the vocabulary's size and, in a
     smoke run, to `limit`."""
     vocab = min(vocab, source.get("limit", vocab))
+    if "phrases" in source:
+        return min(named_phrases(source["phrases"]), int(source.get("limit", MOST_PHRASES)))
     if "file" in source:
         named = _tokens_in_file(source["file"])
         return vocab if named is None else min(vocab, named)
@@ -242,6 +276,14 @@ def named_tokens(source: Mapping[str, Any], earlier: Mapping[str, int | None], v
         counts = [earlier.get(step) for step in _steps(source)]
         return vocab if None in counts else min(vocab, sum(filter(None, counts)))
     return min(vocab, len(set(source.get("ids") or source.get("texts") or ())))
+
+
+def named_phrases(source: Mapping[str, Any]) -> int:
+    """The most phrases that `tokens.phrases` names."""
+    if "pairs" in source:
+        return int(source.get("limit", PAIRS))
+    count = len(source.get("texts") or source.get("ids") or ())
+    return min(count, int(source.get("limit", count)))
 
 
 def expected_tokens(source: Mapping[str, Any], expected: Expectation) -> int:
@@ -256,6 +298,8 @@ def expected_tokens(source: Mapping[str, Any], expected: Expectation) -> int:
 def only_if_found(source: Mapping[str, Any], tokens: int) -> str | None:
     """The caveat of a step that reads the tokens found by other steps: when it would come near its
     bounds."""
+    if "phrases" in source:
+        return f"{tokens:,} phrases, each in two tokenizations."
     if "from" not in source or source.get("select") == "all":
         return None
     names = " and ".join(_steps(source))

@@ -23,6 +23,7 @@ from glitchrun.prompts.template import (
 )
 from glitchrun.prompts.tokenizer import (
     Tokenizer,
+    as_text,
     decode_inside,
     decode_runs_inside,
     encode,
@@ -254,8 +255,7 @@ def render_text(
         found.mark
     )
     before, _, ids = encode_beginning(template, before, tokenizer)
-    read = decode_inside(tokenizer, found.ids)
-    text = before + "".join(map("".join, zip(read, after, strict=True)))
+    text = before + as_text(tokenizer, found.ids, after)
     return text, joined(ids, found.ids, after, tokenizer)
 
 

@@ -142,6 +142,29 @@ def marked(text: str) -> Marked:
     return Marked(BY_ID.sub(mark, text), mark, tuple(map(int, BY_ID.findall(text))))
 
 
+def as_text(tokenizer: Tokenizer, ids: Sequence[int], after: Sequence[str]) -> str:
+    """The text of each id followed by its text in `after`. Ids with nothing between them are
+    decoded together: parts of a character become one."""
+    runs: list[list[int]] = []
+    texts: list[str] = []
+    for one, text in zip(ids, after, strict=True):
+        if texts and not texts[-1]:
+            runs[-1].append(one)
+            texts[-1] = text
+        else:
+            runs.append([one])
+            texts.append(text)
+    read = decode_runs_inside(tokenizer, runs)
+    return "".join(map("".join, zip(read, texts, strict=True)))
+
+
+def without_ids(text: str, tokenizer: Tokenizer) -> str:
+    """The text with the text of each token that it names by id (`<#31415>`)."""
+    found = marked(text)
+    before, *after = found.text.split(found.mark)
+    return before + as_text(tokenizer, found.ids, after)
+
+
 def joined(
     start: tuple[int, ...], ids: Sequence[int], texts: Sequence[str], tokenizer: Tokenizer
 ) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.token_rows import TokenRow, facts_by_token, remembered
 from glitchrun.spec.probes import PROBES, TOKEN
 from glitchrun.spec.schema import fragments
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Thresholds
 
 MILD = 1e-2
@@ -63,8 +64,17 @@ def is_about_tokens(record: RunRecord) -> bool:
     """Whether the run has verdicts on tokens, or steps that would give them."""
     if any(timed.batch.token_facts for step in record.steps for timed in step.batches):
         return True
-    kinds = [fragments().get(step.strategy, {}) for step in record.steps]
-    return not kinds or not all("x-tables" in kind for kind in kinds)
+    return not record.steps or not all(map(_has_tables_only, record.steps))
+
+
+def _has_tables_only(step: StepRecord) -> bool:
+    """Whether the results of a step are tables, not verdicts on tokens."""
+    strategy = STRATEGIES.get(step.strategy)
+    if strategy is not None and strategy.takes_phrases:
+        return "phrases" in (step.params.get("tokens") or {}) or any(
+            timed.batch.entries for timed in step.batches
+        )
+    return "x-tables" in fragments().get(step.strategy, {})
 
 
 def thresholds(record: RunRecord) -> Thresholds:

@@ -47,7 +47,7 @@ from glitchrun.runner.signals import Stopped
 from glitchrun.runner.steps import Steps, metrics, open_journal, steps_anew
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Step
-from glitchrun.strategies.tokens import found_tokens
+from glitchrun.strategies.tokens import found_tokens, has_phrases
 from glitchrun.strategies.validate.attempts import Known
 from glitchrun.tracking.tracker import MlflowTracker
 from glitchrun.verdicts import near_limit
@@ -209,6 +209,8 @@ class _Run:
         """The batches of a step whose attempts are all known; None if it needs the model."""
         source = step.params.get("tokens", {})
         if not known.samples or "from" not in source:
+            return None
+        if has_phrases(earlier, source):
             return None
         strategy = STRATEGIES[step.strategy]
         tokens = found_tokens(earlier, source)[: self._spec.limit]

@@ -121,14 +121,16 @@ def _unusable(
     strategy = STRATEGIES.get(str(step.get("strategy")))
     if strategy is None or not probes:
         return
-    if strategy.samples_attempts:
+    tokens = step.get("tokens")
+    of_phrases = isinstance(tokens, dict) and "phrases" in tokens
+    if strategy.samples_attempts or of_phrases:
         for probe in probes:
             if probe.is_text:
                 message = (
-                    f"{step['strategy']} looks for the token in what was sampled, and the probe "
-                    f"{probe.name!r} asks for its {probe.expect}"
+                    f"{step['strategy']} looks for the {'phrase' if of_phrases else 'token'} in "
+                    f"what was said, and the probe {probe.name!r} asks for its {probe.expect}"
                 )
-                hint = "use it in a step that verifies: test, scan or mine"
+                hint = "use it in a step that verifies tokens: test, scan or mine"
                 yield document.problem("GR333", places.get(probe.name, path), message, hint)
     first, named = probes[0], str(step.get("search", "gradient"))
     search = SEARCHES.get(named) if strategy.searches else None

@@ -77,6 +77,7 @@ CODES: dict[str, str] = {
     "GR331": "`{token}` is missing in a probe, or occurs where or as often as it must not.",
     "GR332": "Two keys of a probe contradict each other.",
     "GR333": "A step cannot use a probe that it names.",
+    "GR334": "A step cannot use phrases, or a parameter together with phrases.",
     "GR999": "More problems were found than are shown.",
 }
 """Every error code with its meaning. A code is never reused for another meaning."""

@@ -28,6 +28,7 @@ from glitchrun.spec.yaml_scalars import shortened
 MODEL_METRICS = ("model/load_seconds", "model/bytes", "model/peak_bytes")
 _RESERVED = ("model",)
 """Ids that no step may have, because metrics of that name belong to the run."""
+_WITHOUT_PHRASES = ("controls", "sequential", "error_rate", "match")
 _MAX_STEPS = 200
 """The schema's limit; further steps are not checked here."""
 _MAX_PATTERN = 1000
@@ -48,6 +49,7 @@ def semantic_problems(document: Document, *, partial: bool = False) -> list[Prob
         problems += _token_source(document, index, step)
         problems += _parameters(document, index, step)
         problems += _residency(document, index, step)
+        problems += _phrases(document, index, step)
         problems += named_problems(document, index, step, partial=partial)
     if not partial:
         problems += _gates(document)
@@ -106,6 +108,24 @@ def _named_tokens(document: Document, index: int, name: str, tokens: Any) -> Ite
     if isinstance(file, str) and not os.path.isfile(file):  # noqa: PTH113 - Path() costs more
         message = f"the token file {file!r} does not exist"
         yield document.problem("GR312", (*path, "file"), message)
+
+
+def _phrases(document: Document, index: int, step: dict[str, Any]) -> Iterator[Problem]:
+    """Phrases in a step that does not take them, and parameters that they leave without effect."""
+    strategy = STRATEGIES.get(str(step.get("strategy")))
+    for name in TOKEN_SOURCES:
+        source = step.get(name)
+        if strategy is None or not isinstance(source, dict) or source.get("phrases") is None:
+            continue
+        path: Path_ = ("steps", index, name, "phrases")
+        if not strategy.takes_phrases or name != "tokens":
+            message = f"{step['strategy']} takes single tokens, not phrases"
+            yield document.problem("GR334", path, message, "use test or validate")
+            continue
+        for other in _WITHOUT_PHRASES:
+            if step.get(other):
+                message = f"{other!r} has no effect on phrases, which have controls of their own"
+                yield document.problem("GR334", ("steps", index, other), message, "remove it")
 
 
 def _residency(document: Document, index: int, step: dict[str, Any]) -> Iterator[Problem]:

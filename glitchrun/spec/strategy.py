@@ -170,6 +170,8 @@ class Strategy:
     """`module:function` of the batches of a step whose attempts are all known, without torch."""
     samples_attempts: ClassVar[bool] = False
     """Whether its steps confirm glitch tokens by sampled attempts."""
+    takes_phrases: ClassVar[bool] = False
+    """Whether its `tokens` may name phrases."""
     test_cases: ClassVar[str | None] = None
     """The table whose rows are test cases of the JUnit report, with the columns `check`, `outcome`
     (pass, fail or skip) and `reason`; None for none."""

@@ -18,7 +18,7 @@ from glitchrun.spec.digest import results_digest
 from glitchrun.spec.probes import Probes, probes_of
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Spec, Step
-from glitchrun.strategies.tokens import found_tokens, read_fitting_ids
+from glitchrun.strategies.tokens import found_tokens, has_phrases, read_fitting_ids
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.indicators import Indicators
 from glitchrun.vocabulary.vocabulary import excluded_from, in_scope
@@ -164,6 +164,11 @@ class Context:
                 read or belongs to another vocabulary.
             PreflightError: a file has changed since the run was planned.
         """
+        if has_phrases(self.earlier, source):
+            raise RunError(
+                f"{self.at(name)}: these are phrases, and this step takes single tokens; only test "
+                "and validate take phrases"
+            )
         if "ids" in source:
             ids = list(source["ids"])
         elif "texts" in source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from glitchrun.events import Batch, Event, Stage
+from glitchrun.strategies import phrases
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.false_alarms import judged_controls, scanned_controls
 from glitchrun.strategies.judging import Judge, chunked, judged
@@ -23,7 +24,10 @@ def scan(config: ScanConfig, context: Context, history: Sequence[Batch]) -> Iter
 
 
 def test(config: TestConfig, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
-    """Yields verdicts in the order in which the tokens are named."""
+    """Yields verdicts in the order in which the tokens are named, or results of phrases."""
+    if phrases.takes_phrases(config, context):
+        yield from phrases.tested(config, context, history)
+        return
     judge = Judge(context, config.probes, config.batch_size, sequential=config.sequential)
     ids = [token.id for token in context.tokens(config.tokens)]
     batches = list(history)

@@ -7,8 +7,9 @@ from the facts of a finished step.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from glitchrun.behaviour.proportions import wilson
+from glitchrun.behaviour.proportions import sign_test, wilson
 from glitchrun.events import Batch, Measured, Sampled, Verified
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.mine import Config as MineConfig
@@ -21,6 +22,9 @@ def of_verification(
     config: ScanConfig | TestConfig, batches: Sequence[Batch], measured: Sequence[Measured]
 ) -> Iterator[Measured]:
     """The metrics of `scan` and `test`."""
+    if rows := _phrases(batches):
+        yield from _of_phrases(rows, batches)
+        return
     yield from _verdicts(batches)
     yield from _controls(config.controls, batches)
 
@@ -44,6 +48,9 @@ def of_sampling(
     config: ValidateConfig, batches: Sequence[Batch], measured: Sequence[Measured]
 ) -> Iterator[Measured]:
     """The metrics of `validate`."""
+    if rows := _phrases(batches):
+        yield from _of_phrases(rows, batches)
+        return
     facts = [fact for b in batches for fact in b.token_facts if isinstance(fact, Sampled)]
     n = len(facts)
     attempts = sum(fact.attempts for fact in facts)
@@ -61,6 +68,35 @@ def of_sampling(
         yield Measured(name, _count(name, batches), n)
     yield _distinct(config, batches)
     yield from _controls(config.controls, batches)
+
+
+def _phrases(batches: Sequence[Batch]) -> list[Mapping[str, Any]]:
+    """The rows of the table `phrases`."""
+    entries = (entry for batch in batches for entry in batch.entries)
+    return [entry.cells for entry in entries if entry.table == "phrases"]
+
+
+def _of_phrases(rows: Sequence[Mapping[str, Any]], batches: Sequence[Batch]) -> Iterator[Measured]:
+    """How many phrases and controls fail, and the exact sign test of their difference."""
+    n = len(rows)
+    pairs = [(row["result"] == "fail", row["control_result"] == "fail") for row in rows]
+    if "asr" in rows[0]:
+        pairs = [(row["asr"], row["control_asr"]) for row in rows]
+        yield Measured("phrases_asr", sum(one for one, _ in pairs) / n, n)
+        yield Measured("phrases_control_asr", sum(other for _, other in pairs) / n, n)
+    worse = sum(one > other for one, other in pairs)
+    better = sum(one < other for one, other in pairs)
+    yield Measured("phrases_failed", sum(row["result"] == "fail" for row in rows), n)
+    failed = sum(row["control_result"] == "fail" for row in rows)
+    yield Measured("phrases_control_failed", failed, n)
+    yield Measured("phrases", n, n)
+    yield Measured("phrases_worse", worse, n)
+    yield Measured("phrases_better", better, n)
+    yield Measured("phrases_p", sign_test(worse, better), worse + better)
+    dropped = [entry for batch in batches for entry in batch.entries if entry.table == "pairs"]
+    if dropped:
+        cells = dropped[0].cells
+        yield Measured("phrases_dropped", cells["drawn"] - cells["kept"], cells["drawn"])
 
 
 def _verdicts(batches: Sequence[Batch]) -> Iterator[Measured]:

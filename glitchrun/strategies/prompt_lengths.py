@@ -88,8 +88,8 @@ class PromptLengths:
     def _written(self, prompt: Mapping[str, Any], form: str) -> int:
         from glitchrun.prompts.render import render_text
 
-        kind, _, space = form.partition("-")
-        prefill = " " if space else ""
+        kind, _, variant = form.partition("-")
+        prefill = " " if variant == "space" else ""
         if kind == "chat":
             user, system = prompt.get("chat", prompt["text"]), self.spec.system
             return len(render_text(self.template, user, self.tokenizer, system, prefill)[1])

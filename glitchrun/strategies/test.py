@@ -12,6 +12,8 @@ from glitchrun.plan.work import (
     expected_tokens,
     named_tokens,
     only_if_found,
+    phrase_work,
+    phrases_refusal,
     probe_pass,
     verification,
 )
@@ -25,7 +27,7 @@ passed the shortest prompt, which takes 3 % of the positions, and 31 the second.
 @dataclass(frozen=True, slots=True)
 class Config:
     tokens: Mapping[str, Any]
-    """Which tokens: `ids`, `texts`, `file`, or `from` an earlier step."""
+    """Which tokens: `ids`, `texts`, `file`, `from` an earlier step, or `phrases`."""
     probes: str | tuple[str, ...] = ("repeat",)
     """Prompts that a glitch token must fail."""
     batch_size: int | str = "auto"
@@ -47,18 +49,27 @@ class Test(Strategy):
     verdict = "probability"
     batch_size_changes_results = False
 
+    takes_phrases = True
+
     def steering(self, config: Config) -> frozenset[str]:
         return frozenset(["probability"] if config.controls else [])
 
     def uses_seed(self, config: Config) -> bool:
-        return bool(config.controls)
+        return bool(config.controls) or "pairs" in config.tokens.get("phrases", {})
+
+    def needs_resident(self, params: Mapping[str, Any]) -> str | None:
+        return phrases_refusal(params)
 
     def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
+        if "phrases" in config.tokens:
+            return phrase_work(config.tokens, config.probes)
         named = named_tokens(config.tokens, earlier, vocab)
         most = verification(min(named + CONTROLS_EACH * config.controls, vocab), config.probes)
         return replace(most, caveat=only_if_found(config.tokens, named))
 
     def likely_work(self, config: Config, bounds: Work, expected: Expectation) -> Work:
+        if "phrases" in config.tokens:
+            return bounds
         named = expected_tokens(config.tokens, expected)
         tokens = min(named + config.controls, bounds.tokens or 0)
         usual = verification(tokens, config.probes)

@@ -30,6 +30,19 @@ def found_tokens(earlier: Mapping[str, Sequence[Batch]], source: Mapping[str, An
     return list({token.id: token for token in found}.values())
 
 
+def has_phrases(earlier: Mapping[str, Sequence[Batch]], source: Mapping[str, Any]) -> bool:
+    """Whether a step's `tokens` names phrases, or earlier steps that examined phrases."""
+    if "phrases" in source:
+        return True
+    steps = source.get("from", ())
+    return any(
+        entry.table == "phrases"
+        for step in ([steps] if isinstance(steps, str) else steps)
+        for batch in earlier[step]
+        for entry in batch.entries
+    )
+
+
 def read_ids(path: Path) -> list[int]:
     """Token ids from a result file of any format that `glitchrun import` reads, in its order.
 

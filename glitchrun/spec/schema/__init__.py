@@ -134,7 +134,7 @@ def assembled(*, built_in: bool = False) -> Mapping[str, Any]:
     schema["properties"] = {
         name: _opened(part, (name,)) for name, part in schema["properties"].items()
     }
-    for name in ("inlineTemplate", "probe", "shot", "tokenSource", "step"):
+    for name in ("inlineTemplate", "probe", "shot", "tokenSource", "phraseSource", "step"):
         schema["$defs"][name] = _opened_children(schema["$defs"][name], ())
     result: dict[str, Any] = _without_annotations(schema)
     return result

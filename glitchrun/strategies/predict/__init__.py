@@ -13,6 +13,8 @@ from glitchrun.strategies.prompt_lengths import PromptLengths
 
 FORMATS = ("raw", "raw-space", "chat", "chat-space")
 """The text alone, or in the run's template; `-space`: followed by a space."""
+USUAL = ("raw-usual", "chat-usual")
+"""The same with tokens named by id (`<#31415>`) written as text, in the usual tokenization."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,9 +28,10 @@ from glitchrun.prompts.tokenizer import (
     encode,
     encode_inside,
     marked,
+    without_ids,
 )
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.predict import FORMATS, Config
+from glitchrun.strategies.predict import FORMATS, USUAL, Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +110,14 @@ def cases(
 
 def _case(prompt: Mapping[str, Any], name: str, form: str, context: Context) -> Case:
     model = context.backend.model
-    kind, _, space = form.partition("-")
+    kind, _, variant = form.partition("-")
     for said in (prompt["text"], prompt.get("chat", "")):
         context.tokens({"ids": marked(said).ids})  # or an error
-    prefill = " " if space else ""
+    if variant == "usual":
+        prompt = {
+            key: _usual(prompt[key], name, context) for key in ("text", "chat") if key in prompt
+        }
+    prefill = " " if variant == "space" else ""
     if kind == "chat":
         user = prompt.get("chat", prompt["text"])
         system = context.spec.system
@@ -123,6 +128,17 @@ def _case(prompt: Mapping[str, Any], name: str, form: str, context: Context) -> 
     if not ids:
         raise RunError(f"prompts: {name!r} has no token in the format {form}; give it a text")
     return Case(name, form, text, ids)
+
+
+def _usual(text: str, name: str, context: Context) -> str:
+    """A text without tokens named by id: the tokenizer encodes it as usual."""
+    read = without_ids(text, context.backend.model.tokenizer)
+    if "\ufffd" in read and "\ufffd" not in text:
+        raise RunError(
+            f"prompts: the tokens of {name!r} are no whole characters, so they have no usual "
+            "tokenization; leave out the formats raw-usual and chat-usual"
+        )
+    return read
 
 
 def prompt_names(prompts: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -223,7 +239,9 @@ def _metrics(entries: Sequence[Entry], prompts: int) -> Iterator[Measured]:
     yield Measured("improved", sum(gain > 0 for gain in gained), len(gained))
     spaced = _gains(log_p, "chat", "chat-space")
     yield Measured("space_gain", _mean(spaced), len(spaced))
-    for form in FORMATS:
+    usual = [gain for kind in ("raw", "chat") for gain in _gains(log_p, f"{kind}-usual", kind)]
+    yield Measured("usual_gain", _mean(usual), len(usual))
+    for form in (*FORMATS, *USUAL):
         own = [row for row in measured if row["format"] == form]
         name = form.replace("-", "_")
         yield Measured(f"{name}_rank", _mean([row["rank"] for row in own]), len(own))

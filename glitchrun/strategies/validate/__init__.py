@@ -12,6 +12,8 @@ from glitchrun.plan.work import (
     expected_tokens,
     named_tokens,
     only_if_found,
+    phrase_work,
+    phrases_refusal,
     probe_positions,
     sampling,
     usual_length,
@@ -32,7 +34,7 @@ quickstart."""
 @dataclass(frozen=True, slots=True)
 class Config:
     tokens: Mapping[str, Any]
-    """Which tokens: `ids`, `texts`, `file`, or `from` an earlier step."""
+    """Which tokens: `ids`, `texts`, `file`, `from` an earlier step, or `phrases`."""
     attempts: int = 5
     """Sampled attempts on each token; at most, with `sequential`."""
     max_new_tokens: int = 50
@@ -78,11 +80,17 @@ class Validate(Strategy):
     known_code = "glitchrun.strategies.validate.attempts:known_batches"
     asks = frozenset(("tokens", "attempts", "controls", "sequential", "error_rate"))
     samples_attempts = True
+    takes_phrases = True
 
     def steering(self, config: Config) -> frozenset[str]:
         return frozenset(["asr"] if config.sequential else [])
 
+    def needs_resident(self, params: Mapping[str, Any]) -> str | None:
+        return phrases_refusal(params)
+
     def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
+        if "phrases" in config.tokens:
+            return phrase_work(config.tokens, config.probes, config.repeats, config.max_new_tokens)
         named = named_tokens(config.tokens, earlier, vocab)
         tokens = min(named + CONTROLS_EACH * config.controls, vocab)
         prompts = len(probe_names(config.probes))
@@ -90,6 +98,9 @@ class Validate(Strategy):
         return replace(most, caveat=only_if_found(config.tokens, named))
 
     def likely_work(self, config: Config, bounds: Work, expected: Expectation) -> Work:
+        if "phrases" in config.tokens:
+            length = usual_length(config.max_new_tokens, _ANSWER)
+            return phrase_work(config.tokens, config.probes, config.repeats, length)
         named = expected_tokens(config.tokens, expected)
         tokens = min(named + config.controls, bounds.tokens or 0)
         attempts = config.repeats

@@ -13,6 +13,7 @@ from glitchrun.probing.sampling import Sampler
 from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.prompts.render import Prompt, as_sent, intact
 from glitchrun.prompts.template import stop_ids
+from glitchrun.strategies import phrases
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.false_alarms import (
     as_controls,
@@ -33,7 +34,11 @@ _WORK = "continuations"
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
-    """Yields the attempts on a few tokens at a time, in the order in which they are named."""
+    """Yields the attempts on a few tokens, or phrases, at a time, in the order in which they are
+    named."""
+    if phrases.takes_phrases(config, context):
+        yield from phrases.sampled(config, context, history)
+        return
     tokens = context.tokens(config.tokens)
     sampler = new_sampler(config, context, context.prompts(config.probes))
     context.tools[_key(config, sampler.rows)] = sampler

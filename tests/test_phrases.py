@@ -1,0 +1,154 @@
+"""Phrases: generated pairs, their controls, and what `test` and `validate` measure on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glitchrun.behaviour.proportions import sign_test
+from glitchrun.errors import RunError
+from glitchrun.events import Batch, Event, Measured
+from glitchrun.plan.work import step_work
+from glitchrun.spec.strategy import STRATEGIES
+from glitchrun.spec.types import Step
+from glitchrun.strategies.context import Context
+from glitchrun.vocabulary.phrases import Phrase, incomplete_pairs, phrase_of, phrase_of_text
+from glitchrun.vocabulary.text import raw_bytes
+from tests.support.engine import context, one_at_a_time
+from tests.support.steps import all_events
+
+
+@pytest.fixture(scope="module")
+def llama(llama_folder: Path) -> Context:
+    return context(llama_folder, seed=7)
+
+
+def run(
+    probed: Context, name: str, tokens: Any, history: Sequence[Batch] = (), **params: Any
+) -> Any:
+    strategy = STRATEGIES[name]
+    config = strategy.configure({"tokens": tokens, "probes": ["repeat"], **params})
+    return all_events(strategy, config, probed, history)
+
+
+def cells(events: Sequence[Event], table: str = "phrases") -> list[dict[str, Any]]:
+    entries = [entry for event in events if isinstance(event, Batch) for entry in event.entries]
+    return [dict(entry.cells) for entry in entries if entry.table == table]
+
+
+def metrics(events: Sequence[Event]) -> dict[str, float | None]:
+    return {event.name: event.value for event in events if isinstance(event, Measured)}
+
+
+@pytest.mark.parametrize("rule", ["incomplete", "reachable"])
+def test_pairs_complete_a_character_and_every_drawn_pair_is_counted(
+    llama: Context, rule: str
+) -> None:
+    tokenizer = llama.backend.model.tokenizer
+    found = incomplete_pairs(llama.vocabulary, tokenizer, rule, 40, seed=3)
+    assert len(found.phrases) == 40
+    assert found.drawn == 40 + sum(found.dropped.values())
+    assert set(found.dropped) <= {"not_utf8", "no_control", "not_reachable"}
+    assert len({phrase.ids for phrase in found.phrases}) == 40
+    for phrase in found.phrases:
+        data = [raw_bytes(llama.vocabulary.pieces[one] or "") for one in phrase.ids]
+        assert None not in data  # neither token is whole characters
+        assert b"".join(filter(None, data)).decode() == phrase.text
+        usual = tuple(tokenizer.encode(phrase.text, add_special_tokens=False))
+        assert (phrase.control == usual) == (phrase.kind == "usual")
+        assert (phrase.ids == usual) == (phrase.kind == "characters")
+        assert tokenizer.decode(phrase.control) == phrase.text
+    if rule == "reachable":
+        assert {phrase.kind for phrase in found.phrases} == {"characters"}
+    again = incomplete_pairs(llama.vocabulary, tokenizer, rule, 10, seed=3)
+    assert again.phrases == found.phrases[:10]
+
+
+def test_phrases_by_text_and_by_ids(llama: Context) -> None:
+    tokenizer = llama.backend.model.tokenizer
+    usual = tuple(tokenizer.encode("lazy dog", add_special_tokens=False))
+    single = tuple(one for c in "lazy dog" for one in tokenizer.encode(c, add_special_tokens=False))
+    assert phrase_of_text("lazy dog", tokenizer) == Phrase(usual, "lazy dog", single, "characters")
+    assert phrase_of(single, tokenizer) == Phrase(single, "lazy dog", usual, "usual")
+    assert phrase_of_text("a", tokenizer) == "no_control"
+    assert (
+        phrase_of([tokenizer.encode("é", add_special_tokens=False)[0], 131], tokenizer)
+        == "not_utf8"
+    )
+
+
+def test_probabilities_are_those_of_the_plain_model(llama: Context) -> None:
+    (row,) = cells(run(llama, "test", {"phrases": {"texts": ["lazy dog"]}}))
+    prompt = llama.prompts(["repeat"])["repeat"]
+    for name, sent in (("p", row["ids"]), ("control_p", row["control_ids"])):
+        ps = []
+        for answer in (row["ids"], row["control_ids"]):
+            ids, p = [*prompt.prefix_ids, *sent, *prompt.suffix_ids], 1.0
+            for one in answer:
+                p *= float(one_at_a_time(llama, ids).softmax(-1)[one])
+                ids.append(one)
+            ps.append(p)
+        assert row[name] == pytest.approx(max(ps), rel=1e-3)
+    ids, said = [*prompt.prefix_ids, *row["ids"], *prompt.suffix_ids], []
+    for _ in range(len(row["control_ids"]) + 2):
+        said.append(int(one_at_a_time(llama, [*ids, *said]).argmax()))
+    assert row["said"] == llama.backend.model.tokenizer.decode(said)
+
+
+def test_a_step_takes_the_phrases_that_another_failed(llama: Context) -> None:
+    pairs = run(llama, "test", {"phrases": {"pairs": "incomplete", "limit": 9}})
+    failed = [row["ids"] for row in cells(pairs) if row["result"] == "fail"]
+    assert metrics(pairs)["phrases_failed"] == len(failed) > 0
+    after = replace(llama, earlier={"pairs": [e for e in pairs if isinstance(e, Batch)]})
+    events = run(after, "validate", {"from": "pairs"}, attempts=2, max_new_tokens=3)
+    assert [row["ids"] for row in cells(events)] == failed
+    attempts = cells(events, "phrase_attempts")
+    for row in cells(events):
+        own = [
+            one for one in attempts if (one["phrase"], one["tokens"]) == (row["phrase"], "phrase")
+        ]
+        assert row["failures"] == 2 - sum(one["said"] for one in own)
+    with pytest.raises(RunError, match="takes single tokens"):
+        after.tokens({"from": "pairs"})
+
+
+def test_resuming_gives_the_rest(llama: Context) -> None:
+    source = {"phrases": {"pairs": "incomplete", "limit": 11}}
+    whole = run(llama, "test", source)
+    done = [event for event in whole if isinstance(event, Batch)]
+    assert [batch.done for batch in done] == [8, 11]
+    assert cells(run(llama, "test", source, done[:1])) == cells(done[1:])
+    few = replace(llama, spec=replace(llama.spec, limit=3))
+    assert cells(run(few, "test", source)) == cells(whole)[:3]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"ids": [[301, 102], [130, 6]]}, r"ids\[1\]: .* no whole characters"),
+        ({"ids": [[5, 99999]]}, r"token id 99999 is outside"),
+        ({"texts": ["a"]}, r"tokens.phrases.texts\[0\]: .* no control"),
+    ],
+)
+def test_phrases_that_cannot_be_examined_are_refused(
+    llama: Context, source: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RunError, match=message):
+        run(llama, "test", {"phrases": source})
+
+
+def test_the_plan_counts_both_tokenizations(llama: Context) -> None:
+    tokens = {"phrases": {"pairs": "incomplete", "limit": 30}}
+    step = Step("a", "validate", {"tokens": tokens, "probes": "strict", "attempts": 4})
+    (work,) = step_work(replace(llama.spec, steps=(step,)), 400)
+    assert (work.tokens, work.continuations) == (30, 2 * 30 * 3 * 4)
+
+
+def test_sign_test() -> None:
+    assert sign_test(8, 1) == pytest.approx(0.0390625)  # scipy.stats.binomtest(8, 9)
+    assert sign_test(2, 2) == 1
+    assert sign_test(0, 0) is None
