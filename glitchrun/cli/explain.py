@@ -72,8 +72,10 @@ def _lines(record: RunRecord, step: StepRecord, name: str, every: bool) -> Itera
         yield from (f"    {line}" for lines in shown for line in lines)
         yield from _more(len(chosen) - len(shown))
     if entries:
-        yield f"  rows        {len(entries):,}"
-        yield from _listed([_row(entry) for entry in entries], every)
+        counted_rows = [entry for entry in entries if _is_counted(entry, name)]
+        of = f" of {len(entries):,}" if len(counted_rows) < len(entries) else ""
+        yield f"  rows        {len(counted_rows):,}{of}"
+        yield from _listed([_row(entry) for entry in counted_rows], every)
 
 
 def _listed(lines: Sequence[str], every: bool) -> Iterator[str]:
@@ -170,6 +172,26 @@ def _counts(fact: TokenFact, metric: str) -> bool:
     if metric == "confirmed" and isinstance(fact, Sampled):
         return fact.confirmed
     return True
+
+
+def _is_counted(entry: Entry, metric: str) -> bool:
+    """Whether a row belongs to those that a metric of phrases counts; true for other metrics."""
+    if not metric.startswith("phrases"):
+        return True
+    if metric == "phrases_dropped":
+        return entry.table == "pairs"
+    if entry.table != "phrases":
+        return False
+    own, control = (entry.cells[name] for name in ("result", "control_result"))
+    failed = own == "fail", control == "fail"
+    rates = entry.cells.get("asr", failed[0]), entry.cells.get("control_asr", failed[1])
+    counted = {
+        "phrases_failed": failed[0],
+        "phrases_control_failed": failed[1],
+        "phrases_worse": rates[0] > rates[1],
+        "phrases_better": rates[0] < rates[1],
+    }
+    return counted.get(metric, True)
 
 
 def _row(entry: Entry) -> str:

@@ -21,7 +21,7 @@ from glitchrun.probing.phrases import sequence_ps, stand_in, with_phrases
 from glitchrun.probing.sampling import Sampler
 from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.prompts.render import Prompt
-from glitchrun.prompts.tokenizer import decode_inside, encode_all
+from glitchrun.prompts.tokenizer import encode_all
 from glitchrun.spec.probes import Probe, probes_of
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.test import Config as TestConfig
@@ -250,7 +250,6 @@ class _Greedy:
     def rows(self, phrase: Phrase) -> Iterator[Entry]:
         """The row of a phrase: it fails if it fails every probe, and so does its control."""
         own, control = (self._of(ids) for ids in (phrase.ids, phrase.control))
-        pieces = decode_inside(self._context.backend.model.tokenizer, phrase.control)
         cells = {
             **_identity(phrase),
             "result": _outcome(own),
@@ -258,7 +257,6 @@ class _Greedy:
             "said": next(iter(own.values())).text,
             "control": phrase.kind,
             "control_ids": list(phrase.control),
-            "control_tokens": len(pieces),
             "control_result": _outcome(control),
             "control_p": max(one.p for one in control.values()),
             "control_said": next(iter(control.values())).text,
