@@ -191,7 +191,7 @@ def _is_counted(entry: Entry, metric: str) -> bool:
         "phrases_worse": rates[0] > rates[1],
         "phrases_better": rates[0] < rates[1],
     }
-    return counted.get(metric, True)
+    return bool(counted.get(metric, True))
 
 
 def _row(entry: Entry) -> str:
