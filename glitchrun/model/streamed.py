@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Condition, Thread
+from threading import Condition, Lock, Thread
 from typing import Any
 
 import torch
@@ -40,6 +40,9 @@ from glitchrun.model.tokenizer_loading import load_tokenizer
 from glitchrun.plan.streaming import StreamPlan, held_bytes, stream_plan
 from glitchrun.plan.weight_bytes import load_dtype
 from glitchrun.spec.types import ModelSpec
+
+_Read = tuple[dict[str, Tensor], list[Tensor]]
+"""Tensors, and the memory of those that were not converted."""
 
 _TRIAL = {"hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 48}
 _TRIAL_VOCABULARY = 512
@@ -319,6 +322,32 @@ def filled(layer: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[nn.Modul
 # Reading --------------------------------------------------------------------------------------
 
 
+class _Buffers:
+    """Memory of tensors that were used up, for the next ones of the same size.
+
+    Fresh memory costs page faults: for 50 MB four times as long as reading them from the cache of
+    files. What is idle here was in use before, and is freed before memory of another size is
+    allocated, so that both together stay within the capacity of the reader.
+    """
+
+    def __init__(self) -> None:
+        self._idle: dict[int, list[Tensor]] = {}
+        self._lock = Lock()
+
+    def take(self, nbytes: int) -> Tensor:
+        """Returns bytes `(nbytes,)` with undefined contents."""
+        with self._lock:
+            if idle := self._idle.get(nbytes):
+                return idle.pop()
+            self._idle.clear()
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+    def give(self, buffers: Iterable[Tensor]) -> None:
+        with self._lock:
+            for buffer in buffers:
+                self._idle.setdefault(len(buffer), []).append(buffer)
+
+
 class _Reader:
     """Reads units in order, in a thread of its own, at most `capacity` bytes ahead and in use."""
 
@@ -329,7 +358,10 @@ class _Reader:
         self._convert = convert
         self._changed = Condition()
         self._closed = False
-        self._queue: SimpleQueue[dict[str, Tensor] | BaseException] = SimpleQueue()
+        self._queue: SimpleQueue[_Read | BaseException] = SimpleQueue()
+        # Only what passes use is used up before the next unit is asked for.
+        self._reuses = units[0].kind in ("layer", "expert")
+        self._buffers = _Buffers()
 
     def __iter__(self) -> Iterator[tuple[Unit, dict[str, Tensor]]]:
         thread = Thread(target=self._run, name="weights", daemon=True)
@@ -339,8 +371,12 @@ class _Reader:
                 found = self._queue.get()
                 if isinstance(found, BaseException):
                     raise found
-                yield unit, found
-                found.clear()
+                tensors, buffers = found
+                yield unit, tensors
+                tensors.clear()
+                if self._reuses:
+                    self._buffers.give(buffers)
+                del found, tensors, buffers
                 self._give(unit.numel * self._width)
         finally:
             with self._changed:
@@ -351,13 +387,18 @@ class _Reader:
     def _run(self) -> None:
         try:
             for unit in self._units:
-                tensors = {}
+                tensors: dict[str, Tensor] = {}
+                buffers: list[Tensor] = []
                 for name, place in unit.tensors.items():
                     if not self._take(place.info.numel * self._width):
                         return
-                    tensors[name] = read_tensor(place)
+                    buffers.append(self._buffers.take(place.info.nbytes))
+                    tensors[name] = read_tensor(place, buffers[-1])
                 self._convert(unit, tensors)
-                self._queue.put(tensors)
+                used = {tensor.data_ptr() for tensor in tensors.values()}
+                self._buffers.give(one for one in buffers if one.data_ptr() not in used)
+                buffers = [one for one in buffers if one.data_ptr() in used]
+                self._queue.put((tensors, buffers))
         except (OSError, RuntimeError, ModelUnavailable) as error:
             self._queue.put(error)
         finally:  # so that the caller never waits for a thread that has ended
@@ -376,15 +417,16 @@ class _Reader:
             self._changed.notify()
 
 
-def read_tensor(place: Place) -> Tensor:
-    """Reads a tensor `(R, ...)` into memory of its own.
+def read_tensor(place: Place, buffer: Tensor | None = None) -> Tensor:
+    """Reads a tensor `(R, ...)` into a buffer `(N,)` of its bytes, or into memory of its own.
 
     Raises:
         ModelUnavailable: the file ends before the tensor does, or cannot be read.
     """
     dtype: torch.dtype = getattr(torch, place.info.dtype)
-    tensor = torch.empty(place.info.shape, dtype=dtype)
-    into = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    if buffer is None:
+        buffer = torch.empty(place.info.nbytes, dtype=torch.uint8)
+    into = memoryview(buffer.numpy())
     try:
         with place.file.open("rb", buffering=0) as file:
             file.seek(place.offset)
@@ -395,4 +437,4 @@ def read_tensor(place: Place) -> Tensor:
                 into = into[count:]
     except OSError as error:
         raise ModelUnavailable(f"{place.file}: cannot be read ({error.strerror})") from error
-    return tensor
+    return buffer.view(dtype).view(place.info.shape)
