@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +21,7 @@ from glitchrun.checkpoint.stream_units import stream_units, why_not_streamable
 from glitchrun.errors import ExitCode, ModelUnavailable, PreflightError, RunError
 from glitchrun.ledger.record import RunRecord
 from glitchrun.model import load
-from glitchrun.model.streamed import StreamedModel, _Reader, load_streamed
+from glitchrun.model.streamed import StreamedModel, _Reader, load_streamed, read_tensor
 from glitchrun.plan.build import PlannedRun, Resolved, build
 from glitchrun.plan.residency import Residency
 from glitchrun.plan.streaming import StreamPlan, stream_plan
@@ -132,6 +134,19 @@ def test_weights_in_memory_stay_within_the_capacity(mixtral_folder: Path) -> Non
         held = sum(tensor.nbytes for tensor in tensors.values())
         assert held == unit.numel * model.held_bytes <= model.plan.capacity
     assert kinds == 2 * (["layer"] + ["expert"] * 4)
+
+
+def test_experts_are_read_into_the_memory_of_those_before(mixtral_folder: Path) -> None:
+    model = load_streamed(ModelSpec(str(mixtral_folder)))
+    places, values = [], []
+    for unit, tensors in model.read(model.units.body):
+        if unit.kind == "expert":
+            places.append(tensors["gate_proj"].data_ptr())
+            values.append(tensors["gate_proj"].clone())
+    assert len(set(places)) < len(places) == 8
+    experts = [unit for unit in model.units.body if unit.kind == "expert"]
+    for unit, value in zip(experts, values, strict=True):
+        assert torch.equal(value, read_tensor(unit.tensors["gate_proj"]))
 
 
 def test_reading_that_is_given_up_ends_its_thread(mixtral_folder: Path) -> None:
@@ -253,11 +268,14 @@ def test_both_residencies_choose_the_same_arithmetic(
     assert best_backend(streamed.model)[1].endswith(streamed.chosen.why)
 
 
-def test_a_run_stopped_between_passes_repeats_none(
-    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+def test_a_run_that_ends_early_resumes_after_its_last_batch(
+    end: str, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Ctrl-C ends a run between two passes, and SIGKILL in the middle of one."""
     quiet.without_store_and_report(monkeypatch)
     monkeypatch.setattr(StreamedBackend, "pass_rows", 64)
+    monkeypatch.setattr(StreamedBackend, "batch_passes", 1)
     passes: list[int] = []
     statistics = StreamedBackend.statistics
 
@@ -284,9 +302,24 @@ def test_a_run_stopped_between_passes_repeats_none(
             for fact in batch.batch.token_facts
         }
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Interrupt, "check", check)
-        assert ran("streamed", "root").status == "KILLED"
+    def kill(model: StreamedModel, units: Any, *args: Any) -> Any:
+        for unit, tensors in read(model, units, *args):
+            if len(passes) == 2 and unit.kind == "layer" and unit.layer == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield unit, tensors
+
+    if end == "killed":
+        read = StreamedModel.read
+        if (child := os.fork()) == 0:
+            monkeypatch.setattr(StreamedModel, "read", kill)
+            ran("streamed", "root")
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        passes.append(64)  # those of the other process are counted there
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(Interrupt, "check", check)
+            assert ran("streamed", "root").status == "KILLED"
     assert passes == [64]
     record = ran("streamed", "root")
     assert passes == [64, 64, 32]
@@ -294,6 +327,42 @@ def test_a_run_stopped_between_passes_repeats_none(
     assert record.model.residency == "streamed"
     assert len(results(record)) == 160
     assert results(record) == results(ran("resident", "other"))
+
+
+def test_a_streamed_cascade_reads_the_model_a_few_times_and_verifies_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet.without_store_and_report(monkeypatch)
+    folder = tiny_models.tiny_llama(tmp_path / "model")
+    passes: list[int] = []
+    statistics = StreamedBackend.statistics
+
+    def counted(self: StreamedBackend, *args: Any, **options: Any) -> Statistics:
+        passes.append(len(args[1]))
+        return statistics(self, *args, **options)
+
+    monkeypatch.setattr(StreamedBackend, "statistics", counted)
+    step = "\n  - {id: c, strategy: mine, search: cascade, recall: 0.5}\n"
+
+    def batches(residency: str) -> list[tuple[str, tuple[int, ...]]]:
+        spec = write_spec(folder, tmp_path, residency, step)
+        (outcome,) = apply(load_experiment(spec), tmp_path / residency, Options(), Quiet()).outcomes
+        found = (timed.batch for timed in outcome.record.steps[0].batches)
+        return [
+            (one.stage, tuple(fact.token.id for fact in one.token_facts))
+            for one in found
+            if one.token_facts
+        ]
+
+    streamed, resident = batches("streamed"), batches("resident")
+    assert [token for _, some in streamed for token in some] == [
+        token for _, some in resident for token in some
+    ]
+    front = [len(some) for stage, some in streamed if stage == "front"]
+    assert len(front) > 3  # a front still grows by blocks
+    assert passes[:2] == [64, 64]
+    assert len(passes) < len(front)
+    assert sum(passes) == sum(len(some) for _, some in streamed)  # none of them twice
 
 
 # The plan -------------------------------------------------------------------------------------

@@ -29,6 +29,10 @@ READ_SPEED = 0.5e9
 _READ_SHARE = 0.02
 """Share of a pass's computing that reading may take at that speed, if the two did not overlap.
 Longer passes would hardly be faster."""
+_RECHECK_SHARE = 0.2
+"""Share of a batch's time that reading the weights once more for its near-ties may take."""
+_LOST_SECONDS = 120.0
+"""Work that a kill may lose, in passes at the assumed speeds, if a batch has several."""
 _FLOPS = {"cpu": 1.5e11, "cuda": 3e14}
 """Floating-point operations per second assumed for that share."""
 _POSITIONS = 48
@@ -50,6 +54,8 @@ class StreamPlan:
     """Weights in memory at a time."""
     verify_tokens: int
     """Tokens verified in a pass."""
+    batch_passes: int
+    """Passes whose verdicts are written together, and whose near-ties share one more pass."""
     screen_tokens: int
     """Tokens screened in a pass."""
     answer_tokens: int
@@ -128,6 +134,7 @@ def stream_plan(
         headless_bytes=units.headless_bytes,
         capacity=capacity,
         verify_tokens=verify,
+        batch_passes=sizes.batch_passes(verify),
         screen_tokens=screen,
         answer_tokens=answers,
         activation_bytes=activations,
@@ -200,13 +207,26 @@ class _Sizes:
         mlp = rows * (2 * dims.hidden_size + 2 * dims.intermediate_size)
         return max(attention, mlp) * self.width + self._widened
 
+    @property
+    def _reading(self) -> float:
+        """Seconds that a pass reads."""
+        return self.units.pass_bytes / READ_SPEED
+
+    def _computing(self, positions: int) -> float:
+        """Seconds that a pass computes for a token with so many positions."""
+        return 2 * active_parameters(self.header) * positions / _FLOPS[self.kind]
+
+    def batch_passes(self, tokens: int) -> int:
+        """Passes of so many tokens whose near-ties are evaluated together."""
+        seconds = max(self._reading, tokens * self._computing(self.suffix))
+        wanted = -(-self._reading // (_RECHECK_SHARE * seconds))
+        return max(1, int(min(wanted, _LOST_SECONDS // seconds)))
+
     def tokens(
         self, positions: int, free: int | None, capacity: int, most: int | None, holds_head: bool
     ) -> int:
         """Tokens of a pass with so many positions each."""
-        ratio = self.units.pass_bytes / READ_SPEED / _READ_SHARE
-        seconds = 2 * active_parameters(self.header) * positions / _FLOPS[self.kind]
-        count = _rounded(ratio / seconds)
+        count = _rounded(self._reading / _READ_SHARE / self._computing(positions))
         if most is not None:
             count = min(count, _rounded(most))
         if free is not None:
@@ -222,6 +242,18 @@ class _Sizes:
 def _rounded(count: float) -> int:
     """A number of tokens as a whole number of chunks."""
     return CHUNK_ROWS * max(1, -(-int(count) // CHUNK_ROWS))
+
+
+def growing_passes(tokens: int, rows: int) -> int:
+    """Passes of a cascade that verifies so many tokens, of at most `rows` each.
+
+    Its front is verified ahead, in passes of as many tokens as before; the audit is one pass more.
+    """
+    done = passes = 0
+    while done < tokens:
+        done += min(rows, max(CHUNK_ROWS, done))
+        passes += 1
+    return passes + 1
 
 
 def whole_passes(load: Workload, plan: StreamPlan, work: Work) -> tuple[int, int]:
@@ -241,7 +273,9 @@ def whole_passes(load: Workload, plan: StreamPlan, work: Work) -> tuple[int, int
     tokens = work.tokens or work.prompts
     probes, generated = -(-work.prompts // max(1, tokens)), len(load.generated)
     answers = -(-tokens // min(rows, plan.answer_tokens))
-    whole = (probes - generated) * -(-tokens // rows)
+    ends_itself = load.search is not None and SEARCHES[load.search].ends_itself
+    verified = growing_passes(tokens, rows) if ends_itself else -(-tokens // rows)
+    whole = (probes - generated) * verified
     whole += (generated + sum(load.generated)) * answers
     headless = generated * answers
     whole += -(-work.screens // plan.screen_tokens)

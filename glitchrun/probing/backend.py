@@ -66,6 +66,11 @@ class Backend:
         return None
 
     @property
+    def batch_passes(self) -> int:
+        """Passes over a streamed model whose near-ties are evaluated together."""
+        return 1
+
+    @property
     def answer_rows(self) -> int | None:
         """As `pass_rows`, for passes that generate answers: these keep a cache of all layers."""
         return None

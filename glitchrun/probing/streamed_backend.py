@@ -75,6 +75,10 @@ class StreamedBackend(Backend):
         return self.model.plan.verify_tokens
 
     @property
+    def batch_passes(self) -> int:
+        return self.model.plan.batch_passes
+
+    @property
     def answer_rows(self) -> int | None:
         return self.model.plan.answer_tokens
 

@@ -48,6 +48,7 @@ class Judge:
             for name, probe in self._probes.items()
             if not probe.is_plain
         }
+        self._ahead: dict[int, Verified] = {}
         self._verifier = Verifier(context.backend, self._prompts, int(rows), limit, readers)
         self.recipe: Recipe = (probes, int(rows), sequential)
         context.tools[self.recipe] = self
@@ -73,12 +74,34 @@ class Judge:
 
     @property
     def rows(self) -> int:
-        """Tokens per batch: those of one forward pass, or of several on a GPU."""
-        passes = PASSES_PER_WRITE.get(self._context.backend.device.type, 1)
-        return self._verifier.rows * (1 if self._context.backend.pass_rows else passes)
+        """Tokens per batch: those of one forward pass, or of several on a GPU or over a streamed
+        model."""
+        backend = self._context.backend
+        passes = PASSES_PER_WRITE.get(backend.device.type, 1)
+        return self._verifier.rows * (backend.batch_passes if backend.pass_rows else passes)
+
+    def verify_ahead(self, token_ids: Sequence[int]) -> None:
+        """Verifies tokens that are likely to be asked for, and keeps the verdicts until they are.
+
+        A pass over a streamed model reads all weights, for few tokens as for many.
+        """
+        new = [token_id for token_id in token_ids if token_id not in self._ahead]
+        self._ahead |= {verdict.token.id: verdict for verdict in self._judged(new)}
+
+    def knows(self, token_ids: Sequence[int]) -> bool:
+        """Whether all of these tokens were verified ahead."""
+        return all(token_id in self._ahead for token_id in token_ids)
 
     def judge(self, token_ids: Sequence[int]) -> list[Verified]:
         """Verifies tokens with every probe. Returns their verdicts, in the order of the ids."""
+        known = {i: self._ahead.pop(i) for i in token_ids if i in self._ahead}
+        new = [token_id for token_id in token_ids if token_id not in known]
+        known |= {verdict.token.id: verdict for verdict in self._judged(new)}
+        return [known[token_id] for token_id in token_ids]
+
+    def _judged(self, token_ids: Sequence[int]) -> list[Verified]:
+        if not token_ids:
+            return []
         results = self._results(token_ids)
         if lacking := sum(prompt.dropped_system is not None for prompt in self._prompts.values()):
             self._verifier.counters["dropped_system"] += lacking * len(token_ids)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from glitchrun.events import Batch, Event, Measured, Screened, Stage, Verified
+from glitchrun.plan.batch_sizes import CHUNK_ROWS
 from glitchrun.probing.frozen_suffix import Screener
 from glitchrun.probing.logit_statistics import entropy
 from glitchrun.prompts.render import Prompt
@@ -108,6 +109,8 @@ class _Rounds:
         self._context = context
         self._judge = judge
         self._search = search
+        self._done = 0
+        """Tokens that were verified, or verified ahead."""
         self._guesses: deque[list[int]] = deque()
         """The rounds that are being verified, in order."""
         self._answers: Iterator[tuple[list[Verified], Counter[str]]] = iter(())
@@ -118,6 +121,7 @@ class _Rounds:
         """The verdicts on a round of at most `left` more tokens, and its batch; `done` items of the
         stage precede it."""
         start = time.perf_counter()
+        self._verify_ahead(ids, left)
         if not self._guesses or self._guesses[0] != ids:
             self._guesses.clear()
             self._answers = self._context.spread(verified, self._asked(ids, left))
@@ -126,6 +130,20 @@ class _Rounds:
         seconds = time.perf_counter() - start
         prompts = {} if done else self._judge.prompts_as_sent()
         return verdicts, batch_of(verdicts, counters, seconds, done + len(ids), stage, prompts)
+
+    def _verify_ahead(self, ids: list[int], left: int) -> None:
+        """Fills a pass over a streamed model with the rounds that probably follow, up to as many
+        tokens as before: n tokens take about log n passes."""
+        if not self._context.backend.pass_rows or self._context.workers.size > 1:
+            return
+        if self._judge.knows(ids):
+            return
+        most = min(self._judge.rows, max(CHUNK_ROWS, self._done))
+        rounds = foreseen(self._search, ids, self._judge.rows, min(left, most))
+        tokens = [token_id for one in rounds for token_id in one]
+        self._done += len(tokens)
+        if len(tokens) > len(ids):
+            self._judge.verify_ahead(tokens)
 
     def _asked(self, ids: list[int], left: int) -> Iterator[tuple[Recipe, list[int]]]:
         """This round; with several workers also those that probably follow."""
