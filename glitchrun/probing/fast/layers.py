@@ -184,7 +184,7 @@ def add_mlp(layer: LayerLayout, x: Tensor, workspace: Workspace) -> None:
     """Adds a layer's MLP, or its experts, to the residual stream `(N, H)`."""
     mlp, normed = layer.mlp, rms_norm(x, layer.mlp_norm, workspace)
     if isinstance(mlp, ExpertsLayout):
-        _add_experts(mlp, normed, x)
+        _add_experts(mlp, normed, x, workspace)
     else:
         add_gated(mlp, normed, x, workspace)
 
@@ -206,7 +206,7 @@ def _gated(mlp: MlpLayout, gate: Tensor, up: Tensor, workspace: Workspace) -> Te
     return torch.mul(activated, up, out=up)
 
 
-def _add_experts(mlp: ExpertsLayout, x: Tensor, total: Tensor) -> None:
+def _add_experts(mlp: ExpertsLayout, x: Tensor, total: Tensor, workspace: Workspace) -> None:
     """Adds the mixture of experts of x `(N, H)` to `total` `(N, H)`.
 
     Each position sums its experts in the order of their numbers, whatever else is in the batch.
@@ -215,7 +215,7 @@ def _add_experts(mlp: ExpertsLayout, x: Tensor, total: Tensor) -> None:
     if _can_group(mlp, x):
         _add_experts_grouped(mlp, x, weights, expert_ids, total)
     else:
-        _add_experts_in_turn(mlp, x, weights, expert_ids, total)
+        _add_experts_in_turn(mlp, x, weights, expert_ids, total, workspace)
 
 
 def route(router: Tensor, top_k: int, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -235,7 +235,12 @@ def route(router: Tensor, top_k: int, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _add_experts_in_turn(
-    mlp: ExpertsLayout, x: Tensor, weights: Tensor, expert_ids: Tensor, total: Tensor
+    mlp: ExpertsLayout,
+    x: Tensor,
+    weights: Tensor,
+    expert_ids: Tensor,
+    total: Tensor,
+    workspace: Workspace,
 ) -> None:
     """One expert after the other. Only the counts wait for a GPU."""
     order = expert_ids.flatten().argsort(stable=True)  # (N * K,) slots, by expert
@@ -244,8 +249,9 @@ def _add_experts_in_turn(
         if len(slots) == 0:
             continue
         rows = slots // expert_ids.shape[1]
-        gate, up = _expert_matmul(mlp.experts.gate_up_proj, x[rows], expert).chunk(2, dim=-1)
-        result = _expert_matmul(mlp.experts.down_proj, mlp.act(gate) * up, expert)
+        both = _expert_matmul(mlp.experts.gate_up_proj, x[rows], expert, workspace)
+        gate, up = both.chunk(2, dim=-1)
+        result = _expert_matmul(mlp.experts.down_proj, mlp.act(gate) * up, expert, workspace)
         total.index_add_(0, rows, result * weights.flatten()[slots, None].to(x.dtype))
 
 
@@ -279,7 +285,11 @@ def _add_experts_grouped(
     total.add_(by_slot.view(len(x), -1, x.shape[-1]).sum(dim=1))
 
 
-def _expert_matmul(weight: Any, x: Tensor, expert: int) -> Tensor:
+def _expert_matmul(weight: Any, x: Tensor, expert: int, workspace: Workspace) -> Tensor:
     if isinstance(weight, Tensor) and weight.dtype in _FLOATS:
-        return F.linear(x, weight[expert].to(x.dtype))
+        if weight.dtype == x.dtype:
+            return F.linear(x, weight[expert])
+        out = x.new_empty(len(x), weight.shape[1])
+        _multiply_widened(weight[expert], x, workspace, out)
+        return out
     return weight.multiply(x, expert)  # quantized: in the dtype of x
