@@ -341,8 +341,9 @@ def measure(
     (run,) = finish(start(place / "streamed", "plan", limit))["runs"]
     planned = run["residency"]["streamed"]
     print(f"plan: {json.dumps(planned)}\n", flush=True)
-    print("| run | verified tokens/s | screen, s | peak, GB | plan, GB | read, GB | whole, s | cpu, s |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    names = ("run", "verified tokens/s", "screen, s", "peak, GB", "plan, GB", "read, GB")
+    print(f"| {' | '.join((*names, 'whole, s', 'cpu, s'))} |")
+    print(f"|{'---|' * 8}", flush=True)
     kill, whole, _, resident = runs
     if resident:
         held = apply(place / "resident", None)
