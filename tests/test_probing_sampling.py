@@ -6,24 +6,18 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from glitchrun.events import Token
-from glitchrun.probing import batch_invariance, sampling
+from glitchrun.probing import batch_invariance, continuous_batch, token_choice
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.batch_invariance import BatchShape
-from glitchrun.probing.sampling import (
-    Continuation,
-    PlannedAttempt,
-    Sampler,
-    StopRule,
-    fork,
-    group_by_token,
-    micro_batches,
-)
+from glitchrun.probing.continuous_batch import Continuation, PlannedAttempt, fork
+from glitchrun.probing.sampling import Sampler, StopRule
 from glitchrun.probing.token_choice import SamplingParams, choose_tokens, gumbel_noise, rng_key
 from glitchrun.strategies.context import Context
 from tests.support import tiny_models
@@ -131,7 +125,7 @@ def test_near_ties_are_drawn_again_from_a_pass_of_their_own(
 ) -> None:
     tokens = [llama.vocabulary.token(i) for i in range(100, 106)]
     usual = _sampler(llama, 64).sample(tokens, 3)
-    monkeypatch.setattr(sampling, "_FLOAT32_ROUNDING", 1.0)  # everything is a near-tie
+    monkeypatch.setattr(continuous_batch, "_FLOAT32_ROUNDING", 1.0)  # everything is a near-tie
     sampler = _sampler(llama, 64)
     assert sampler.sample(tokens, 3) == usual
     assert sampler.counters["resampled"] == sampler.counters["drawn"] > 0
@@ -149,14 +143,17 @@ def test_sampling_continues_with_half_the_batch_when_memory_runs_out(
 ) -> None:
     tokens = [llama.vocabulary.token(i) for i in range(100, 112)]
     expected = _sampler(llama, 64).sample(tokens, 2)
-    whole = type(llama.backend).step
+    for name in ("step", "ragged_step"):
+        whole = getattr(type(llama.backend), name)
 
-    def too_small(self: Backend, ids: torch.Tensor, cache: object, **options: bool) -> object:
-        if len(ids) > 4:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 GiB")
-        return whole(self, ids, cache, **options)
+        def too_small(
+            self: Backend, ids: torch.Tensor, *rest: object, whole: Any = whole, **options: bool
+        ) -> object:
+            if len(ids) > 4:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 GiB")
+            return whole(self, ids, *rest, **options)
 
-    monkeypatch.setattr(type(llama.backend), "step", too_small)
+        monkeypatch.setattr(type(llama.backend), name, too_small)
     sampler = _sampler(llama, 16)
     assert sampler.sample(tokens, 2) == expected
     assert sampler.rows == 4
@@ -218,20 +215,14 @@ def test_distinct_continuations_are_counted_once(llama: Context, rows: int) -> N
 
 
 def test_continuations_fork_where_attempts_choose_differently() -> None:
-    attempts = [PlannedAttempt(_token(t), i, 0) for t in (7, 8) for i in range(3)]
-    continuations = group_by_token(attempts)
-    assert [len(one.attempts) for one in continuations] == [3, 3]
+    attempts = [[PlannedAttempt(_token(t), i, 0) for i in range(3)] for t in (7, 8)]
+    continuations = [Continuation(some[0].token, (), tuple(some)) for some in attempts]
     draws = [(row, a) for row, one in enumerate(continuations) for a in one.attempts]
     found = fork(continuations, draws, [4, 5, 4, 6, 6, 6])
-    assert [(b.row, b.continuation.ids, len(b.continuation.attempts)) for b in found] == [
+    assert [(row, one.ids, len(one.attempts)) for row, one in found] == [
         (0, (4,), 2),
         (0, (5,), 1),
         (1, (6,), 3),
-    ]
-    split = list(micro_batches(found, 4))
-    assert [[len(b.continuation.attempts) for b in batch] for batch in split] == [[2, 1, 1], [2]]
-    assert sorted(a.number for batch in split for b in batch for a in b.continuation.attempts) == [
-        *(0, 0, 1, 1, 2, 2)
     ]
 
 
@@ -252,7 +243,9 @@ def test_gumbel_noise_depends_on_its_key_alone_and_has_its_distribution() -> Non
 def test_sampled_tokens_follow_the_nucleus() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
     keys = [rng_key(0, 0, "repeat", i) for i in range(4000)]
-    chosen, _ = choose_tokens(logits, [0] * 4000, keys, 0, SamplingParams(1.0, 0.9), 0.0)
+    chosen, _ = choose_tokens(
+        logits, [0] * 4000, keys, [0] * len(keys), SamplingParams(1.0, 0.9), 0.0
+    )
     share = np.bincount(chosen, minlength=4) / 4000
     assert share[3] == 0.0  # the first three already have 0.95
     assert share[:3] == pytest.approx(np.array([0.5, 0.3, 0.15]) / 0.95, abs=0.03)
@@ -261,19 +254,26 @@ def test_sampled_tokens_follow_the_nucleus() -> None:
 def test_a_wide_nucleus_reaches_beyond_the_likely_candidates() -> None:
     logits = torch.zeros(200, 2000)
     keys = [rng_key(0, 0, "repeat", i) for i in range(200)]
-    chosen, _ = choose_tokens(logits, range(200), keys, 0, SamplingParams(1.0, 1.0), 0.0)
+    chosen, _ = choose_tokens(
+        logits, range(200), keys, [0] * len(keys), SamplingParams(1.0, 1.0), 0.0
+    )
     assert len(set(chosen)) > 150
     assert max(chosen) > 1500
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("top_p", [0.4, 0.9, 1.0])
-def test_draws_equal_those_of_a_plain_loop(top_p: float) -> None:
+def test_draws_equal_those_of_a_plain_loop(
+    top_p: float, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Compares several draws from peaked, ordinary and flat rows with the definition."""
+    if at_once:  # as on a GPU
+        monkeypatch.setattr(token_choice, "_likely_by_rows", token_choice._likely_at_once)
     spread = torch.tensor([0.0, 1.0, 3.0, 8.0, 20.0]).repeat(4)[:, None]
     logits = torch.randn(20, 900, generator=torch.Generator().manual_seed(1)) * spread
     rows = [row for row in range(20) for _ in range(5)][::-1]
     keys = [rng_key(3, row, "x", i) for i, row in enumerate(rows)]
-    chosen, _ = choose_tokens(logits, rows, keys, 4, SamplingParams(0.7, top_p), 0.0)
+    chosen, _ = choose_tokens(logits, rows, keys, [4] * len(keys), SamplingParams(0.7, top_p), 0.0)
     for row, key, found in zip(rows, keys, chosen, strict=True):
         p = (logits[row].double() / 0.7).softmax(-1).numpy()
         order = np.lexsort((np.arange(900), -p))
@@ -284,9 +284,13 @@ def test_draws_equal_those_of_a_plain_loop(top_p: float) -> None:
 def test_draws_within_rounding_are_near_ties() -> None:
     logits = torch.log(torch.tensor([[0.6, 0.4], [0.999999, 1e-6]]))
     keys = [rng_key(0, 0, "x", i) for i in range(300)]
-    _, near_ties = choose_tokens(logits, [0] * 300, keys, 0, SamplingParams(1.0, 1.0), 0.05)
+    _, near_ties = choose_tokens(
+        logits, [0] * 300, keys, [0] * len(keys), SamplingParams(1.0, 1.0), 0.05
+    )
     assert 10 < sum(near_ties) < 150  # |noise| and log-odds lie within 0.2 that often
-    _, clear = choose_tokens(logits, [1] * 300, keys, 0, SamplingParams(1.0, 0.9), 1e-5)
+    _, clear = choose_tokens(
+        logits, [1] * 300, keys, [0] * len(keys), SamplingParams(1.0, 0.9), 1e-5
+    )
     assert not any(clear)
-    _, close = choose_tokens(logits, [0, 1], keys[:2], 0, SamplingParams(0.0), 0.5)
+    _, close = choose_tokens(logits, [0, 1], keys[:2], [0, 0], SamplingParams(0.0), 0.5)
     assert close == [True, False]

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from glitchrun.events import Batch, Measured, Sampled
+from glitchrun.probing.pacing import Pace
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Thresholds
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.validate.pacing import Pace
+from glitchrun.strategies.validate import run
 from tests.support.engine import context
 from tests.support.oracle import PLANTED, oracle
 from tests.support.steps import all_events
@@ -56,16 +57,17 @@ def test_attempts_differ_from_each_other_and_repeat_with_their_seed(llama: Conte
     assert outcomes(replace(llama, spec=replace(llama.spec, seed=8))) != made
 
 
-def test_batches_follow_the_time_that_the_last_ones_took() -> None:
-    """From one token on, at most doubled, and no longer than `BATCH_SECONDS`."""
-    pace = Pace(50)
+def test_a_batch_grows_while_its_passes_are_fast_enough() -> None:
+    """A token of 10 passes should take 20 seconds."""
+    pace = Pace(10)
     sizes = []
-    for seconds_per_token in [1.0] * 6 + [5.0] * 3 + [0.0] * 8:
-        sizes.append(pace.size)
-        pace.measure(pace.size, seconds_per_token * pace.size)
-    assert sizes == [1, 2, 4, 8, 16, 20, 20, 4, 4, 4, 4, 8, 16, 32, 50, 50, 50]
-    assert Pace(50, [(4, 4.0)]).size == 8
-    assert Pace(50, [(40, 4000.0)]).size == 1
+    for seconds_of_a_row in [0.01] * 20 + [0.025] * 12 + [1.0] * 3:
+        sizes.append(pace.limit(150))
+        pace.measure(sizes[-1], seconds_of_a_row * sizes[-1])
+    assert sizes[:3] == [48, 60, 75]
+    assert sizes[19] == 150
+    assert 64 <= sizes[31] <= 80
+    assert sizes[-1] == 48
 
 
 @pytest.mark.parametrize("sequential", [False, True])
@@ -73,10 +75,11 @@ def test_sizes_of_batches_change_no_attempt(
     sequential: bool, llama: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paced = events(llama, sequential=sequential)
-    monkeypatch.setattr(Pace, "size", 3)
-    fixed = events(llama, sequential=sequential)
-    assert [len(one.facts) for one in fixed if isinstance(one, Batch)] == [3, 1]
-    assert [len(one.facts) for one in paced if isinstance(one, Batch)][:1] == [1]
+    monkeypatch.setattr(run, "_WRITE_SECONDS", 0.0)
+    fixed = events(llama, sequential=sequential, batch_size=3)
+    batches = [one for one in fixed if isinstance(one, Batch)]
+    assert [one.done for one in batches] == [1, 2, 3, 4]
+    assert [bool(one.prompts) for one in batches] == [False, False, False, True]
     assert facts(fixed) == facts(paced)
     measured = {"attempts_per_second": None}
     assert metrics(fixed) | measured == metrics(paced) | measured

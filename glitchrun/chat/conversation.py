@@ -171,7 +171,8 @@ class ChatSession:
                 yield None, "context"
                 return
             logits = self._transcript.logits()
-            (token_id,), _ = choose_tokens(logits, [0], [key], position, self.settings.params, 0.0)
+            params = self.settings.params
+            (token_id,), _ = choose_tokens(logits, [0], [key], [position], params, 0.0)
             if token_id in self._stop_ids:
                 yield None, "end"
                 return

@@ -18,6 +18,7 @@ from glitchrun.probing.fast.buffers import KVCache, Workspace, empty_cache
 from glitchrun.probing.fast.forward import cached_logits, shared_prefix_logits
 from glitchrun.probing.fast.frozen import FrozenCache, freeze_cache, frozen_suffix_logits
 from glitchrun.probing.fast.llama_layout import LlamaLayout
+from glitchrun.probing.fast.ragged import RowPlaces, SharedPrefixes, Slots, ragged_logits
 from glitchrun.probing.logit_statistics import Statistics, check_finite, from_columns
 
 _MIN_HALF_HEAD = 16
@@ -125,6 +126,20 @@ class FastBackend(Backend):
     def select(self, cache: KVCache, rows: Tensor, *, used_up: bool = False) -> KVCache:
         rows = rows.to(self.device)
         return cache.take(rows) if used_up else cache.select(rows)
+
+    @property
+    def layout(self) -> LlamaLayout:
+        """The model's layers."""
+        return self._layout
+
+    @torch.no_grad()
+    def ragged_step(
+        self, ids: Tensor, places: RowPlaces, slots: Slots, prefixes: SharedPrefixes
+    ) -> Tensor:
+        """Appends an id to each row; see `ragged_logits`. Returns `(R, V)` in float32."""
+        workspace = self._workspace(False)
+        logits = ragged_logits(self._layout, ids, places, slots, prefixes, workspace)
+        return check_finite(logits.float())
 
     @torch.no_grad()
     def freeze(

@@ -23,6 +23,11 @@ class PhrasePrompt(Prompt):
     sequences: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     """The ids of each phrase by its key, see `stand_in`."""
 
+    @property
+    def tail_length(self) -> int:
+        """Ids of the longest `tail`."""
+        return max(len(self.tail(key)) for key in self.sequences)
+
     def tail(self, token_id: int) -> tuple[int, ...]:
         """The prompt for one phrase from its first place on."""
         ids = self.sequences[token_id]

@@ -76,6 +76,11 @@ class Prompt:
         """Index of the first place of the token in the prompt, from 0."""
         return len(self.prefix_ids)
 
+    @property
+    def tail_length(self) -> int:
+        """Ids of the longest `tail`."""
+        return 1 + len(self.suffix_ids)
+
     def ids(self, token_id: int) -> tuple[int, ...]:
         """The whole prompt for one token."""
         return (*self.prefix_ids, *self.tail(token_id))

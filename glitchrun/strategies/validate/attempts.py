@@ -8,7 +8,7 @@ nothing is left, the model is not even loaded (`known_batches`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from glitchrun.behaviour.proportions import wilson
@@ -19,8 +19,6 @@ from glitchrun.verdicts import is_confirmed
 
 Made = tuple[tuple[bool, ...], tuple[Attempt, ...]]
 """Whether each attempt on a token failed, and all that was said."""
-Sample = Callable[[Sequence[Token], Sequence[range]], Sequence[Made]]
-"""Samples attempts of these numbers on each token, see `Sampler.attempt`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,71 +38,48 @@ def stopping(config: Config, threshold: float) -> Stopping | None:
     return Stopping(threshold, config.repeats, config.error_rate) if config.sequential else None
 
 
-def attempts(
-    config: Config,
-    tokens: Sequence[Token],
-    known: Mapping[int, Sampled],
-    sample: Sample,
-    *,
-    order: Sequence[str],
-    threshold: float,
-) -> tuple[list[Made], int, int]:
-    """Returns the attempts on each token, how many of them were known, and of how many tokens all.
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """The attempts on one token."""
+
+    made: Made
+    reused: int
+    """How many of them were known."""
+    is_known: bool
+    """Whether all of them were."""
+
+
+def collect(
+    config: Config, known: Sampled | None, *, order: Sequence[str], threshold: float
+) -> Generator[range, Made, Collected]:
+    """Yields the numbers of the attempts to sample on one token; returns all that it needs.
 
     With `sequential` they are made in rounds. A round makes only attempts without which the rule
     cannot stop. So the attempts of a token depend neither on its batch nor on what is known.
 
     Args:
         config: The step's Config.
-        tokens: The tokens, each once.
-        known: Attempts by token id.
-        sample: Called for the attempts that are not known.
+        known: Attempts that were sampled before.
         order: The probes, in the order in which an attempt tries them.
         threshold: `thresholds.asr`.
     """
     rule = stopping(config, threshold)
-    made = [_Attempts() for _ in tokens]
-    reused = 0
-    complete = set(range(len(tokens)))
-    going = list(range(len(tokens)))
-    while going:
-        asked: dict[int, range] = {}  # the row of a token, and the numbers to sample
-        still_going = []
-        for row in going:
-            one, before = made[row], made[row].size
-            needed = rule.needed(before, sum(one.outcomes)) if rule else config.repeats - before
-            if not needed:
-                continue
-            still_going.append(row)
-            if (sampled := known.get(tokens[row].id)) is not None:
-                one.take(sampled, before + needed)
-                reused += one.size - before
-            if one.size < before + needed:
-                asked[row] = range(one.size, before + needed)
-        if asked:
-            complete -= asked.keys()
-            found = sample([tokens[row] for row in asked], list(asked.values()))
-            for row, (failed, said) in zip(asked, found, strict=True):
-                made[row].outcomes += failed
-                made[row].said += said
-        going = still_going
-    place = {name: number for number, name in enumerate(order)}
-    return [(one.outcomes, one.in_order(place)) for one in made], reused, len(complete)
-
-
-def are_known(config: Config, known: Sampled | None, threshold: float) -> bool:
-    """Whether the known attempts on a token are all that it needs."""
-    if known is None:
-        return False
-    rule = stopping(config, threshold)
-    size = 0
-    while size <= known.attempts:
-        failures = sum(known.outcomes[:size])
-        needed = rule.needed(size, failures) if rule else config.repeats - size
-        if needed <= 0:
-            return True
-        size += needed
-    return False
+    one = _Attempts()
+    reused, is_known = 0, True
+    while True:
+        before = one.size
+        needed = rule.needed(before, sum(one.outcomes)) if rule else config.repeats - before
+        if not needed:
+            place = {name: number for number, name in enumerate(order)}
+            return Collected((one.outcomes, one.in_order(place)), reused, is_known)
+        if known is not None:
+            one.take(known, before + needed)
+            reused += one.size - before
+        if one.size < before + needed:
+            is_known = False
+            failed, said = yield range(one.size, before + needed)
+            one.outcomes += failed
+            one.said += said
 
 
 @dataclass(slots=True)
@@ -143,10 +118,6 @@ def estimate(token: Token, outcomes: tuple[bool, ...], threshold: float, kept: b
     return Sampled(token, outcomes, asr.value, asr.low, asr.high, confirmed, kept)
 
 
-class _Unknown(Exception):
-    """An attempt has to be sampled."""
-
-
 def known_batches(
     config: Config, tokens: Sequence[Token], known: Known, threshold: float
 ) -> list[Batch] | None:
@@ -159,28 +130,25 @@ def known_batches(
         threshold: `thresholds.asr`.
     """
 
-    def unknown(tokens: Sequence[Token], numbers: Sequence[range]) -> Sequence[Made]:
-        raise _Unknown
-
     start = time.perf_counter()
     if config.controls or not known.prompts:  # controls are drawn from the vocabulary
         return None
     if not all(token.id in known.samples for token in tokens):
         return None
-    order = tuple(known.prompts)
-    try:
-        made, reused, _ = attempts(
-            config, tokens, known.samples, unknown, order=order, threshold=threshold
-        )
-    except _Unknown:
-        return None
-    facts = tuple(
-        replace(
-            estimate(token, outcomes, threshold, known.samples[token.id].intact),
-            continuations=said,
-        )
-        for token, (outcomes, said) in zip(tokens, made, strict=True)
-    )
+    facts: list[Sampled] = []
+    reused = 0
+    for token in tokens:
+        sample = known.samples[token.id]
+        collecting = collect(config, sample, order=tuple(known.prompts), threshold=threshold)
+        try:
+            next(collecting)
+        except StopIteration as end:
+            outcomes, said = end.value.made
+            fact = estimate(token, outcomes, threshold, sample.intact)
+            facts.append(replace(fact, continuations=said))
+            reused += end.value.reused
+        else:  # an attempt has to be sampled
+            return None
     counters = {
         "reused_attempts": reused,
         "reused_tokens": len(tokens),
@@ -188,7 +156,7 @@ def known_batches(
         "dropped_system": known.dropped_system * len(tokens),
     }
     batch = Batch(
-        facts,
+        tuple(facts),
         done=len(tokens),
         total=len(tokens),
         seconds=time.perf_counter() - start,

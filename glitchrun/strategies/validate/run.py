@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from glitchrun.events import Batch, Event, Sampled, Stage, Token
+from glitchrun.probing.continuous_batch import Task
 from glitchrun.probing.memory_limits import standard_rows
+from glitchrun.probing.pacing import Pace
 from glitchrun.probing.sampling import Sampler
 from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.prompts.render import Prompt, as_sent, intact
@@ -24,13 +26,19 @@ from glitchrun.strategies.false_alarms import (
     elsewhere_done,
 )
 from glitchrun.strategies.validate import Config
-from glitchrun.strategies.validate.attempts import are_known, attempts, estimate, stopping
-from glitchrun.strategies.validate.pacing import Pace
+from glitchrun.strategies.validate.attempts import Collected, collect, estimate
 
 _Chunk = tuple[Config, int, Sequence[Token], Mapping[int, Sampled]]
 """Tokens with the attempts known on them, the step's Config, and the rows of a pass."""
+_Part = tuple[tuple[Sampled, ...], dict[str, int]]
+"""The attempts on some tokens, and what they took."""
 _WORK = "continuations"
 """The counter whose rate is shown."""
+_WRITE_SECONDS = 2.0
+"""Tokens that are finished within this time are written to the ledger together."""
+_CHUNK = 8
+"""Attempts of a worker's rows for each of its tokens: most tokens that need 5 have finished all
+when a kill comes, and the rows are full for most of the time."""
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
@@ -42,14 +50,13 @@ def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[
     tokens = context.tokens(config.tokens)
     sampler = new_sampler(config, context, context.prompts(config.probes))
     context.tools[_key(config, sampler.rows)] = sampler
-    pace = _pace(config, context, sampler, history)
     batches = list(history)
     stage = Stage("sampling", len(tokens), work=_WORK)
     done = sum(len(batch.token_facts) for batch in history)
-    for batch in _sampled_in_order(config, context, sampler, tokens, done, stage, pace):
+    for batch in _sampled_in_order(config, context, sampler, tokens, done, stage):
         batches.append(batch)
         yield batch
-    yield from _sampled_controls(config, context, sampler, tokens, batches, pace)
+    yield from _sampled_controls(config, context, sampler, tokens, batches)
 
 
 def _sampled_in_order(
@@ -59,30 +66,21 @@ def _sampled_in_order(
     tokens: Sequence[Token],
     done: int,
     stage: Stage,
-    pace: Pace,
 ) -> Iterator[Batch]:
     """Samples the tokens of a stage, without the first `done`."""
     context.announce(stage)
     start = time.perf_counter()
-    asked = _chunks(config, context, sampler.rows, tokens[done:], pace)
-    for facts, counters, spent in context.spread(sampled, asked):
+    left = tokens[done:]
+    if context.workers.size == 1:
+        parts = _parts(config, context, sampler, left)
+    else:
+        parts = context.spread(sampled, _chunks(config, context, sampler.rows, left))
+    for facts, counters in parts:
         done += len(facts)
-        pace.measure(len(facts) - counters.get("reused_tokens", 0), spent)
         prompts = _as_sent(context, sampler) if done == len(tokens) else {}
         seconds = time.perf_counter() - start
         yield Batch(facts, done, stage.total, seconds, counters, stage=stage.name, prompts=prompts)
         start = time.perf_counter()
-
-
-def _chunks(
-    config: Config, context: Context, rows: int, tokens: Sequence[Token], pace: Pace
-) -> Iterator[_Chunk]:
-    """The tokens in parts that a worker samples together, with the attempts known on them."""
-    while tokens:
-        chunk = _next_tokens(tokens, config, context, pace)
-        tokens = tokens[len(chunk) :]
-        known = {one.id: context.known[one.id] for one in chunk if one.id in context.known}
-        yield config, rows, chunk, known
 
 
 def _as_sent(context: Context, sampler: Sampler) -> dict[str, tuple[str, ...]]:
@@ -90,32 +88,96 @@ def _as_sent(context: Context, sampler: Sampler) -> dict[str, tuple[str, ...]]:
     return {name: as_sent(prompt, tokenizer) for name, prompt in sampler.prompts.items()}
 
 
-def _next_tokens(
-    tokens: Sequence[Token], config: Config, context: Context, pace: Pace
-) -> Sequence[Token]:
-    """The tokens of the next batch. The pace counts those that need attempts not known yet."""
-    threshold = context.spec.thresholds.asr
-    size = min(pace.size, math.ceil(len(tokens) / context.workers.size))
-    end = unknown = 0
-    for token in tokens[: pace.most]:
-        unknown += not are_known(config, context.known.get(token.id), threshold)
-        if unknown > size:
-            break
-        end += 1
-    return tokens[:end]
+def _parts(
+    config: Config, context: Context, sampler: Sampler, tokens: Sequence[Token]
+) -> Iterator[_Part]:
+    """The attempts on the tokens: some of them as often as `_WRITE_SECONDS` says."""
+    start, first, ready = time.perf_counter(), 0, []
+    for one in _collected(config, context, sampler, tokens, context.known):
+        ready.append(one)
+        end = first + len(ready)
+        if end == len(tokens) or time.perf_counter() - start > _WRITE_SECONDS:
+            yield _part(config, context, sampler, tokens[first:end], ready)
+            start, first, ready = time.perf_counter(), end, []
 
 
-def _paced(batch: Batch) -> tuple[int, float]:
-    """How many tokens of a batch were sampled for it, and its seconds."""
-    return len(batch.facts) - batch.counters.get("reused_tokens", 0), batch.seconds
+def _chunks(
+    config: Config, context: Context, rows: int, tokens: Sequence[Token]
+) -> Iterator[_Chunk]:
+    """The tokens in parts that a worker samples together, with the attempts known on them."""
+    size = max(1, min(rows // _CHUNK, math.ceil(len(tokens) / context.workers.size)))
+    for start in range(0, len(tokens), size):
+        chunk = tokens[start : start + size]
+        known = {one.id: context.known[one.id] for one in chunk if one.id in context.known}
+        yield config, rows, chunk, known
 
 
-def _pace(config: Config, context: Context, sampler: Sampler, history: Sequence[Batch]) -> Pace:
-    """The sizes of batches, whose attempts of a round are sampled side by side."""
-    rule = stopping(config, context.spec.thresholds.asr)
-    most = sampler.rows // (rule.needed(0, 0) if rule else config.repeats)
-    whole = context.backend.pass_rows is not None
-    return Pace(most, [_paced(batch) for batch in history], whole=whole)
+def sampled(context: Context, asked: _Chunk) -> _Part:
+    """Attempts on some tokens, and what they took. Any worker can sample them."""
+    config, rows, tokens, known = asked
+    sampler = context.tool(
+        _key(config, rows),
+        lambda: new_sampler(config, context, context.prompts(config.probes), rows),
+    )
+    found = list(_collected(config, context, sampler, tokens, known))
+    return _part(config, context, sampler, tokens, found)
+
+
+def _collected(
+    config: Config,
+    context: Context,
+    sampler: Sampler,
+    tokens: Sequence[Token],
+    known: Mapping[int, Sampled],
+) -> Iterator[Collected]:
+    """The attempts on each token, in their order: as soon as those on the tokens before it are
+    finished, too."""
+    order, threshold = tuple(sampler.prompts), context.spec.thresholds.asr
+
+    def task(token: Token) -> Task[Collected]:
+        collecting = collect(config, known.get(token.id), order=order, threshold=threshold)
+        return sampler.attempts_asked(token, collecting)
+
+    finished: dict[int, Collected] = {}
+    first = 0
+    for number, one in sampler.run(task(token) for token in tokens):
+        finished[number] = one
+        while first in finished:
+            yield finished.pop(first)
+            first += 1
+
+
+def _part(
+    config: Config,
+    context: Context,
+    sampler: Sampler,
+    tokens: Sequence[Token],
+    found: Sequence[Collected],
+) -> _Part:
+    """The facts of some tokens. What was sampled for others meanwhile counts as their work."""
+    ids = [token.id for token in tokens]
+    tokenizer, threshold = context.backend.model.tokenizer, context.spec.thresholds.asr
+    kept = [intact(prompt, ids, tokenizer) for prompt in sampler.prompts.values()]
+    facts = tuple(
+        replace(
+            estimate(token, one.made[0], threshold, all(column[row] for column in kept)),
+            continuations=one.made[1],
+        )
+        for row, (token, one) in enumerate(zip(tokens, found, strict=True))
+    )
+    counters = dict(sampler.counters)
+    sampler.counters.clear()
+    if config.sequential:  # continuations of different rounds are not compared
+        counters.pop("distinct", None)
+    reused = {
+        "reused_attempts": sum(one.reused for one in found),
+        "reused_tokens": sum(one.is_known for one in found),
+    }
+    counters |= {name: count for name, count in reused.items() if count}
+    counters["not_intact"] = sum(not fact.intact for fact in facts)
+    if lacking := sum(prompt.dropped_system is not None for prompt in sampler.prompts.values()):
+        counters["dropped_system"] = lacking * len(tokens)
+    return facts, counters
 
 
 def _sampled_controls(
@@ -124,7 +186,6 @@ def _sampled_controls(
     sampler: Sampler,
     tokens: Sequence[Token],
     history: Sequence[Batch],
-    pace: Pace,
 ) -> Iterator[Batch]:
     if not config.controls:
         return
@@ -138,7 +199,7 @@ def _sampled_controls(
             continue
         stage = control_stage(len(matches), elsewhere=elsewhere, work=_WORK)
         controls = [context.vocabulary.token(match.token_id) for match in matches]
-        for batch in _sampled_in_order(config, context, sampler, controls, done, stage, pace):
+        for batch in _sampled_in_order(config, context, sampler, controls, done, stage):
             size = len(batch.facts)
             made = as_controls(batch, matches[done : done + size], elsewhere=elsewhere)
             done += size
@@ -171,42 +232,10 @@ def new_sampler(
         stop_ids=stop_ids(context.template, model.tokenizer) | model.end_ids,
         stop_text=context.template.stop,
         match=config.match,
+        # A streamed model is read once for each position, however many rows there are.
+        pace=None if context.backend.pass_rows else Pace(len(prompts) * config.max_new_tokens),
     )
 
 
 def _key(config: Config, rows: int) -> tuple[str, str, int]:
     return "sampler", repr(config), rows
-
-
-def sampled(context: Context, asked: _Chunk) -> tuple[tuple[Sampled, ...], dict[str, int], float]:
-    """Attempts on some tokens, what they took, and the seconds. Any worker can sample them."""
-    start = time.perf_counter()
-    config, rows, tokens, known = asked
-    sampler = context.tool(
-        _key(config, rows),
-        lambda: new_sampler(config, context, context.prompts(config.probes), rows),
-    )
-    threshold = context.spec.thresholds.asr
-    made, reused, complete = attempts(
-        config, tokens, known, sampler.attempt, order=tuple(sampler.prompts), threshold=threshold
-    )
-    ids = [token.id for token in tokens]
-    tokenizer = context.backend.model.tokenizer
-    kept = [intact(prompt, ids, tokenizer) for prompt in sampler.prompts.values()]
-    facts = tuple(
-        replace(
-            estimate(token, failed, threshold, all(column[row] for column in kept)),
-            continuations=said,
-        )
-        for row, (token, (failed, said)) in enumerate(zip(tokens, made, strict=True))
-    )
-    counters = dict(sampler.counters)
-    sampler.counters.clear()
-    if config.sequential:  # continuations of different rounds are not compared
-        counters.pop("distinct", None)
-    taken = {"reused_attempts": reused, "reused_tokens": complete}
-    counters |= {name: count for name, count in taken.items() if count}
-    counters["not_intact"] = sum(not fact.intact for fact in facts)
-    if lacking := sum(prompt.dropped_system is not None for prompt in sampler.prompts.values()):
-        counters["dropped_system"] = lacking * len(tokens)
-    return facts, counters, time.perf_counter() - start
