@@ -21,7 +21,8 @@ from glitchrun.checkpoint.stream_units import stream_units, why_not_streamable
 from glitchrun.errors import ExitCode, ModelUnavailable, PreflightError, RunError
 from glitchrun.ledger.record import RunRecord
 from glitchrun.model import load
-from glitchrun.model.streamed import StreamedModel, _Reader, load_streamed, read_tensor
+from glitchrun.model.streamed import StreamedModel, load_streamed
+from glitchrun.model.weight_reader import Reader, read_tensor
 from glitchrun.plan.build import PlannedRun, Resolved, build
 from glitchrun.plan.residency import Residency
 from glitchrun.plan.streaming import StreamPlan, stream_plan
@@ -204,7 +205,7 @@ def test_a_reader_that_fails_unexpectedly_does_not_block(
     units = model.units.body
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     with pytest.raises(RunError, match="ended early"):
-        next(iter(_Reader(units, model.plan.capacity, model.held_bytes, fail)))
+        next(iter(Reader(units, model.plan.capacity, model.held_bytes, fail)))
 
 
 def test_the_embedding_of_a_streamed_model_is_read_when_asked_for(llama_folder: Path) -> None:

@@ -14,8 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Condition, Lock, Thread
 from typing import Any
 
 import torch
@@ -24,8 +22,8 @@ from transformers import PreTrainedModel
 
 from glitchrun.checkpoint.headers import read_header
 from glitchrun.checkpoint.resolve import Checkpoint
-from glitchrun.checkpoint.stream_units import Place, Unit, Units, stream_units, why_not_streamable
-from glitchrun.errors import ModelUnavailable, PreflightError, RunError
+from glitchrun.checkpoint.stream_units import Unit, Units, stream_units, why_not_streamable
+from glitchrun.errors import ModelUnavailable, PreflightError
 from glitchrun.model import load_progress
 from glitchrun.model.architecture import Architecture, architecture
 from glitchrun.model.gguf_conversion import tokenizer_note
@@ -37,12 +35,10 @@ from glitchrun.model.memory_use import bytes_by_dtype, low_memory
 from glitchrun.model.placement import pick_device
 from glitchrun.model.quantized_layers import SCHEMES, import_bitsandbytes
 from glitchrun.model.tokenizer_loading import load_tokenizer
+from glitchrun.model.weight_reader import Reader, read_tensor
 from glitchrun.plan.streaming import StreamPlan, held_bytes, stream_plan
 from glitchrun.plan.weight_bytes import load_dtype
 from glitchrun.spec.types import ModelSpec
-
-_Read = tuple[dict[str, Tensor], list[Tensor]]
-"""Tensors, and the memory of those that were not converted."""
 
 _TRIAL = {"hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 48}
 _TRIAL_VOCABULARY = 512
@@ -118,7 +114,7 @@ class StreamedModel(LoadedModel):
         if units[0].kind != "head":
             self._kept_head.clear()
         least = max(unit.numel for unit in units) * width
-        reader = _Reader(units, max(capacity or self.plan.capacity, least), width, self._convert)
+        reader = Reader(units, max(capacity or self.plan.capacity, least), width, self._convert)
         for unit, tensors in reader:
             self.bytes_read[0] += unit.nbytes
             yield unit, tensors
@@ -317,124 +313,3 @@ def filled(layer: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[nn.Modul
     finally:
         for part, own, parameter in empty:
             setattr(part, own, parameter)
-
-
-# Reading --------------------------------------------------------------------------------------
-
-
-class _Buffers:
-    """Memory of tensors that were used up, for the next ones of the same size.
-
-    Fresh memory costs page faults: for 50 MB four times as long as reading them from the cache of
-    files. What is idle here was in use before, and is freed before memory of another size is
-    allocated, so that both together stay within the capacity of the reader.
-    """
-
-    def __init__(self) -> None:
-        self._idle: dict[int, list[Tensor]] = {}
-        self._lock = Lock()
-
-    def take(self, nbytes: int) -> Tensor:
-        """Returns bytes `(nbytes,)` with undefined contents."""
-        with self._lock:
-            if idle := self._idle.get(nbytes):
-                return idle.pop()
-            self._idle.clear()
-        return torch.empty(nbytes, dtype=torch.uint8)
-
-    def give(self, buffers: Iterable[Tensor]) -> None:
-        with self._lock:
-            for buffer in buffers:
-                self._idle.setdefault(len(buffer), []).append(buffer)
-
-
-class _Reader:
-    """Reads units in order, in a thread of its own, at most `capacity` bytes ahead and in use."""
-
-    def __init__(self, units: tuple[Unit, ...], capacity: int, width: int, convert: Any) -> None:
-        self._units = units
-        self._room = capacity
-        self._width = width
-        self._convert = convert
-        self._changed = Condition()
-        self._closed = False
-        self._queue: SimpleQueue[_Read | BaseException] = SimpleQueue()
-        # Only what passes use is used up before the next unit is asked for.
-        self._reuses = units[0].kind in ("layer", "expert")
-        self._buffers = _Buffers()
-
-    def __iter__(self) -> Iterator[tuple[Unit, dict[str, Tensor]]]:
-        thread = Thread(target=self._run, name="weights", daemon=True)
-        thread.start()
-        try:
-            for unit in self._units:
-                found = self._queue.get()
-                if isinstance(found, BaseException):
-                    raise found
-                tensors, buffers = found
-                yield unit, tensors
-                tensors.clear()
-                if self._reuses:
-                    self._buffers.give(buffers)
-                del found, tensors, buffers
-                self._give(unit.numel * self._width)
-        finally:
-            with self._changed:
-                self._closed = True
-                self._changed.notify()
-            thread.join()
-
-    def _run(self) -> None:
-        try:
-            for unit in self._units:
-                tensors: dict[str, Tensor] = {}
-                buffers: list[Tensor] = []
-                for name, place in unit.tensors.items():
-                    if not self._take(place.info.numel * self._width):
-                        return
-                    buffers.append(self._buffers.take(place.info.nbytes))
-                    tensors[name] = read_tensor(place, buffers[-1])
-                self._convert(unit, tensors)
-                used = {tensor.data_ptr() for tensor in tensors.values()}
-                self._buffers.give(one for one in buffers if one.data_ptr() not in used)
-                buffers = [one for one in buffers if one.data_ptr() in used]
-                self._queue.put((tensors, buffers))
-        except (OSError, RuntimeError, ModelUnavailable) as error:
-            self._queue.put(error)
-        finally:  # so that the caller never waits for a thread that has ended
-            self._queue.put(RunError("the thread that reads the weights ended early"))
-
-    def _take(self, nbytes: int) -> bool:
-        """Waits for room; returns whether there is some, and not the end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._room >= nbytes)
-            self._room -= nbytes
-            return not self._closed
-
-    def _give(self, nbytes: int) -> None:
-        with self._changed:
-            self._room += nbytes
-            self._changed.notify()
-
-
-def read_tensor(place: Place, buffer: Tensor | None = None) -> Tensor:
-    """Reads a tensor `(R, ...)` into a buffer `(N,)` of its bytes, or into memory of its own.
-
-    Raises:
-        ModelUnavailable: the file ends before the tensor does, or cannot be read.
-    """
-    dtype: torch.dtype = getattr(torch, place.info.dtype)
-    if buffer is None:
-        buffer = torch.empty(place.info.nbytes, dtype=torch.uint8)
-    into = memoryview(buffer.numpy())
-    try:
-        with place.file.open("rb", buffering=0) as file:
-            file.seek(place.offset)
-            while len(into):
-                count = file.readinto(into)
-                if not count:
-                    raise ModelUnavailable(f"{place.file}: it is shorter than its header says")
-                into = into[count:]
-    except OSError as error:
-        raise ModelUnavailable(f"{place.file}: cannot be read ({error.strerror})") from error
-    return buffer.view(dtype).view(place.info.shape)
