@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from glitchrun.model import LoadedModel, load
 from glitchrun.model.quantized_layers import SCHEMES, QuantizedMatrices
@@ -202,17 +201,7 @@ def test_other_architectures(tmp_path: Path, name: str, scheme: str) -> None:
 @pytest.mark.parametrize("scheme", ["int4", "int8"])
 def test_a_checkpoint_quantized_on_disk_loads_unchanged(tmp_path: Path, scheme: str) -> None:
     source = tiny_models.tiny_llama(tmp_path / "source")
-    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    config = (
-        BitsAndBytesConfig(load_in_4bit=True, **nf4)
-        if scheme == "int4"
-        else BitsAndBytesConfig(load_in_8bit=True)
-    )
-    stored = AutoModelForCausalLM.from_pretrained(
-        source, quantization_config=config, dtype=torch.bfloat16, device_map={"": "cpu"}
-    )
-    folder = tiny_models.bpe_tokenizer(tmp_path / "stored")
-    stored.save_pretrained(folder)
+    folder = tiny_models.prequantized(source, tmp_path / "stored", scheme)
     model, ours = _load(folder, "none"), _load(source, scheme)
     assert model.quantization == "bitsandbytes (as stored)"
     assert model.bytes_by_dtype == ours.bytes_by_dtype

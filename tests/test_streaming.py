@@ -40,6 +40,7 @@ from glitchrun.spec.problems import InvalidSpec
 from glitchrun.spec.types import ModelSpec
 from tests.support import quiet, tiny_models
 from tests.support.quiet import Quiet
+from tests.support.tiny_gguf import tiny_gguf
 
 Build = Callable[..., Path]
 SHAPES: dict[str, tuple[Build, dict[str, Any]]] = {
@@ -87,6 +88,51 @@ def test_statistics_and_scores_equal_those_of_a_resident_model(
     alone = streamed.statistics_alone(suffixes[:5], targets[:5])
     wanted = resident.statistics_alone(suffixes[:5], targets[:5])
     assert torch.allclose(alone.p, wanted.p, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("stored", ["int4", "int8", "gguf"])
+def test_packed_checkpoints_are_unpacked_layer_by_layer(
+    stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if stored == "gguf":
+        monkeypatch.setenv("GLITCHRUN_CACHE", str(tmp_path / "cache"))
+        folder = tiny_gguf(tmp_path / "model.gguf")
+    else:
+        source = tiny_models.tiny_llama(tmp_path / "source")
+        folder = tiny_models.prequantized(source, tmp_path / "stored", stored)
+    header = read_header(resolve(str(folder)))
+    assert why_not_streamable(header) is None
+    resident, streamed = both(folder)
+    assert isinstance(resident, FastBackend)
+    assert streamed.chosen == resident.chosen
+    suffixes = ids(70, 9) % header.vocab
+    theirs, ours = (
+        one.statistics([3, 4], suffixes, suffixes[:, 0]) for one in (resident, streamed)
+    )
+    assert torch.equal(ours.argmax, theirs.argmax)
+    assert torch.allclose(ours.p, theirs.p, rtol=0, atol=1e-5)
+    before = streamed.model.bytes_read[0]
+    streamed.last_logits([1], suffixes)
+    planned = stream_plan(header, "none", stream_units(header), "cpu")
+    assert streamed.model.bytes_read[0] - before == planned.pass_bytes
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"quant_method": "fp8"}, "(fp8)"),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "not as nf4 with double"),
+    ],
+)
+def test_other_packed_formats_are_refused_with_the_remedy(
+    settings: dict[str, Any], reason: str, llama_folder: Path
+) -> None:
+    header = read_header(resolve(str(llama_folder)))
+    method = settings.get("quant_method", "bitsandbytes")
+    config = {**header.config, "quantization_config": settings}
+    found = why_not_streamable(replace(header, prequantized=method, config=config)) or ""
+    assert reason in found
+    assert "use the original checkpoint with model.quantization: int4 or int8" in found
 
 
 def test_screen_and_continuations_equal_those_of_a_resident_model(mixtral_folder: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,15 @@ _LAYER = re.compile(
     r"|mlp\.(gate|up|down)_proj\.(weight|bias)|mlp\.gate\.weight"
 )
 """Names of a layer's tensors, below the number of the layer."""
+_SCALES = re.compile(
+    r"(?<=_proj)(\.weight\.(absmax|nested_absmax|quant_map|nested_quant_map"
+    r"|quant_state\.bitsandbytes__nf4)|\.SCB|\.weight_format)$"
+)
+"""What bitsandbytes stores beside the codes of a matrix."""
+_CODES = {"uint8": 2, "int8": 1}
+"""Elements of a matrix for each of its stored codes."""
+_BLOCK = 64
+"""Weights that share a scale in the only 4-bit format that a resident model computes itself."""
 _EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(w[123]|(?:gate|up|down)_proj)\.weight")
 _FUSED = re.compile(r"mlp\.experts\.(gate_up|down)_proj")
 _EXPERT_PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
@@ -43,6 +52,14 @@ class Place:
     file: Path
     offset: int
     """Of its first byte in the file."""
+
+    @property
+    def held(self) -> int:
+        """Elements in memory at a time: those of a packed matrix, and its codes, counted in
+        float32."""
+        if self.info.dtype not in _CODES:
+            return self.info.numel
+        return _CODES[self.info.dtype] * self.info.numel + self.info.nbytes // 4
 
     def rows(self, start: int, end: int) -> Place:
         """The rows from `start` to `end` of a tensor `(R, ...)`."""
@@ -72,8 +89,8 @@ class Unit:
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
-        return sum(place.info.numel for place in self.tensors.values())
+        """Number of elements that are in memory while it is used."""
+        return sum(place.held for place in self.tensors.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +120,7 @@ class Units:
     @property
     def largest_tensor(self) -> int:
         """Elements of the largest tensor of a layer."""
-        return max(place.info.numel for unit in self.body for place in unit.tensors.values())
+        return max(place.held for unit in self.body for place in unit.tensors.values())
 
     @property
     def pass_bytes(self) -> int:
@@ -120,20 +137,18 @@ def why_not_streamable(header: Header) -> str | None:
     """Why the weights of a checkpoint cannot be streamed; None if its names allow it."""
     if header.format == "pickle":
         return "pickled weights cannot be read tensor by tensor; convert them to safetensors"
-    if header.prequantized:
+    if header.prequantized and (reason := _other_format(header)):
         return (
-            f"the weights are quantized on disk ({header.prequantized}), which only a resident "
-            "model supports; use the original checkpoint with model.quantization: int4 or int8"
+            f"the weights are quantized on disk {reason}, which only a resident model supports; "
+            "use the original checkpoint with model.quantization: int4 or int8"
         )
     if header.adapter is not None:
         return "an adapter is merged into a resident model; merge it into a checkpoint first"
     if header.format == "gguf":
-        return (
-            None
-            if header.architecture in ("llama", "qwen2", "qwen3", "mistral")
-            else _other(header)
-        )
-    if header.architecture.startswith(_SCALED):
+        if header.architecture not in _GGUF_FAMILIES:
+            return _other(header)
+        header = as_converted(header)
+    elif header.architecture.startswith(_SCALED):
         return _other(header)
     found = {rest for _, rest in _layer_names(header)}
     unknown = sorted(rest for rest in found if not _is_known(rest))
@@ -151,7 +166,76 @@ def _other(header: Header, tensor: str = "") -> str:
     )
 
 
+def _other_format(header: Header) -> str:
+    """How weights are quantized that are not streamed; empty for bitsandbytes' int8 and nf4."""
+    if header.prequantized != "bitsandbytes":
+        return f"({header.prequantized})"
+    settings = header.config.get("quantization_config") or {}
+    is_nf4 = settings.get("bnb_4bit_quant_type") == "nf4"
+    if settings.get("load_in_4bit") and not (is_nf4 and settings.get("bnb_4bit_use_double_quant")):
+        return "by bitsandbytes, but not as nf4 with double quantization"
+    codes = (info for info in header.tensors.values() if info.dtype == "uint8")
+    matrices = (info for info in codes if info.shape[1:] == (1,))
+    if any(2 * info.numel % _BLOCK for info in matrices):
+        return f"by bitsandbytes, in matrices whose size is not a multiple of {_BLOCK}"
+    return ""
+
+
+# GGUF files -----------------------------------------------------------------------------------
+
+_GGUF_FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+_GGUF_NAMES = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_GGUF_ENDS = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_GGUF_COMPUTED = "rope_freqs.weight"
+
+
+def as_converted(header: Header) -> Header:
+    """The header that the conversion of a GGUF file will have: float32, by the names of
+    transformers. Any other header is returned as it is."""
+    if header.format != "gguf":
+        return header
+    tensors = {}
+    for name, info in header.tensors.items():
+        if name == _GGUF_COMPUTED:
+            continue
+        converted = _GGUF_ENDS.get(name, name)
+        if name.startswith("blk."):
+            _, number, rest = name.split(".", 2)
+            own, _, kind = rest.rpartition(".")
+            converted = f"model.layers.{number}.{_GGUF_NAMES.get(own, own)}.{kind}"
+        tensors[converted] = TensorInfo("float32", info.shape, 4 * info.numel)
+    return replace(
+        header,
+        tensors=tensors,
+        embedding=_GGUF_ENDS[header.embedding],
+        prefix="model.",
+        head=_GGUF_ENDS[header.head] if header.head else None,
+    )
+
+
+def is_scale(name: str) -> bool:
+    """Whether a stored tensor belongs to the codes of a matrix, and is none of its own."""
+    return bool(_SCALES.search(name))
+
+
 def _is_known(rest: str) -> bool:
+    rest = _SCALES.sub(".weight", rest)
     return any(pattern.fullmatch(rest) for pattern in (_LAYER, _EXPERT, _FUSED))
 
 
@@ -169,13 +253,19 @@ def _layer_names(header: Header) -> Iterator[tuple[str, str]]:
 def stream_units(header: Header) -> Units:
     """The units of a checkpoint that `why_not_streamable` does not refuse.
 
+    Those of a GGUF file are its conversion's, whose places are not known.
+
     Raises ModelUnavailable where a file cannot be read.
     """
-    places = {
-        name: Place(info, file, offset)
-        for file in header.files
-        for name, (info, offset) in tensor_offsets(file).items()
-    }
+    if header.format == "gguf":
+        header = as_converted(header)
+        places = {name: Place(info, header.files[0], 0) for name, info in header.tensors.items()}
+    else:
+        places = {
+            name: Place(info, file, offset)
+            for file in header.files
+            for name, (info, offset) in tensor_offsets(file).items()
+        }
     layers: list[dict[int, dict[str, Place]]] = [{} for _ in range(header.dims.num_layers)]
     for name, rest in _layer_names(header):
         layer = layers[int(name.removeprefix(f"{header.prefix}layers.").partition(".")[0])]

@@ -10,8 +10,9 @@ gradients from then on.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, ClassVar
 
@@ -184,6 +185,15 @@ def _scale_code(device: torch.device) -> torch.Tensor:
     return code
 
 
+_NF4_PARTS = (
+    "absmax",
+    "nested_absmax",
+    "quant_map",
+    "nested_quant_map",
+    "quant_state.bitsandbytes__nf4",
+)
+"""What bitsandbytes stores beside the codes of a matrix, below its name."""
+
 SCHEMES: dict[str, type[QuantizedMatrices]] = {"int4": Int4Matrices, "int8": Int8Matrices}
 
 
@@ -228,6 +238,44 @@ def wrap_prequantized(module: Any) -> None:
             layer.support_avx512bf16_for_cpu = False
         if matrices is not None:
             module.set_submodule(name, QuantizedLinear(matrices, layer.bias))
+
+
+def unpack_stored(tensors: dict[str, torch.Tensor], shapes: Mapping[str, torch.Size]) -> set[str]:
+    """Replaces the codes and scales of matrices that bitsandbytes stored by the matrices, in
+    float32.
+
+    Args:
+        tensors: By name, such as `mlp.up_proj.weight` for codes `(R * K / 2, 1)` of nf4 or `(R, K)`
+            of int8; changed in place.
+        shapes: `(R, K)` of each matrix, by the same names.
+
+    Returns:
+        The names of these matrices.
+    """
+    for name in [name for name in tensors if name.endswith(".weight_format")]:
+        del tensors[name]
+    packed = {name for name, one in tensors.items() if one.dtype in (torch.uint8, torch.int8)}
+    packed = {name for name in packed if name.endswith("_proj.weight")}
+    for name in packed:
+        if tensors[name].dtype == torch.uint8:
+            tensors[name] = _stored_nf4(tensors, name, shapes[name]).matrix(0, torch.float32)
+        else:
+            quantized = Int8Matrices(*shapes[name])
+            quantized.codes = nn.Buffer(tensors[name][None])
+            quantized.scales = nn.Buffer(tensors.pop(f"{name.removesuffix('weight')}SCB")[None])
+            tensors[name] = quantized.matrix(0, torch.float32)
+    return packed
+
+
+def _stored_nf4(tensors: dict[str, torch.Tensor], name: str, shape: torch.Size) -> Int4Matrices:
+    stored = {part: tensors.pop(f"{name}.{part}") for part in _NF4_PARTS}
+    state = json.loads(bytes(stored["quant_state.bitsandbytes__nf4"].tolist()))
+    quantized = Int4Matrices(*shape)
+    quantized.codes = nn.Buffer(tensors[name].view(-1, 1)[None])
+    quantized.scales = nn.Buffer(stored["absmax"][None])
+    quantized.scale_scales = nn.Buffer(stored["nested_absmax"][None])
+    quantized.offsets = nn.Buffer(torch.tensor([state["nested_offset"]]))
+    return quantized
 
 
 def _from_linear_8bit(layer: Any) -> QuantizedMatrices:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ from transformers import PreTrainedModel
 
 from glitchrun.checkpoint.headers import read_header
 from glitchrun.checkpoint.resolve import Checkpoint
-from glitchrun.checkpoint.stream_units import Unit, Units, stream_units, why_not_streamable
+from glitchrun.checkpoint.stream_units import (
+    Unit,
+    Units,
+    is_scale,
+    stream_units,
+    why_not_streamable,
+)
 from glitchrun.errors import ModelUnavailable, PreflightError
 from glitchrun.model import load_progress
 from glitchrun.model.architecture import Architecture, architecture
@@ -33,7 +40,7 @@ from glitchrun.model.loaded import LoadedModel
 from glitchrun.model.loading import add_generation_config, checkpoint_folder
 from glitchrun.model.memory_use import bytes_by_dtype, low_memory
 from glitchrun.model.placement import pick_device
-from glitchrun.model.quantized_layers import SCHEMES, import_bitsandbytes
+from glitchrun.model.quantized_layers import SCHEMES, import_bitsandbytes, unpack_stored
 from glitchrun.model.tokenizer_loading import load_tokenizer
 from glitchrun.model.weight_reader import Reader, read_tensor
 from glitchrun.plan.streaming import StreamPlan, held_bytes, stream_plan
@@ -56,6 +63,8 @@ class StreamedModel(LoadedModel):
     _kept_head: list[Tensor] = field(default_factory=list, kw_only=True)
     stamps: Mapping[Path, tuple[int, ...]] = field(kw_only=True)
     """Inode, size and time of change of each weight file when the model was loaded."""
+    is_prequantized: bool = field(kw_only=True)
+    """Whether the stored weights are codes and scales."""
     held_bytes: int = field(kw_only=True)
     """Bytes that one weight takes in memory."""
 
@@ -143,8 +152,13 @@ class StreamedModel(LoadedModel):
     def _convert(self, unit: Unit, tensors: dict[str, Tensor]) -> None:
         """Gives stored tensors the dtype of the weights; int8 and int4 are dequantized again."""
         scheme = SCHEMES.get(self.quantization)
+        unpacked: set[str] = set()
+        if self.is_prequantized and unit.kind == "layer":
+            layer = self.module.base_model.layers[unit.layer]
+            shapes = {name: one.shape for name, one in layer.named_parameters()}
+            unpacked = unpack_stored(tensors, shapes)
         for name, stored in tensors.items():
-            if stored.is_floating_point():
+            if stored.is_floating_point() and name not in unpacked:
                 tensors[name] = stored.to(self.compute_dtype)
         if scheme is None:
             return
@@ -182,8 +196,9 @@ def load_streamed(
     )
     if reason := why_not_streamable(header):
         raise PreflightError(f"model.residency: {spec.path!r} cannot be streamed: {reason}")
-    if spec.quantization in SCHEMES:
+    if spec.quantization in SCHEMES or header.prequantized:
         import_bitsandbytes()
+    stored = f"{header.prequantized} (as stored)" if header.prequantized else None
     stamps = {file: _stamp(file) for file in header.files}
     units = stream_units(header)
     with quiet_libraries(), low_memory():
@@ -205,7 +220,7 @@ def load_streamed(
         config=module.config,
         device=device,
         dtype=dtype,
-        quantization=spec.quantization,
+        quantization=stored or spec.quantization,
         load_seconds=time.perf_counter() - started,
         peak_bytes=0,
         bytes_by_dtype=bytes_by_dtype(module),
@@ -215,6 +230,7 @@ def load_streamed(
         residency="streamed",
         units=units,
         stamps=stamps,
+        is_prequantized=bool(header.prequantized),
         held_bytes=held_bytes(header, spec.quantization),
         plan=plan or stream_plan(header, spec.quantization, units, device.type),
         trial=trial,
@@ -239,6 +255,7 @@ def _compared(units: Units, module: PreTrainedModel, is_tied: bool) -> dict[str,
             part = f"mlp.experts.{unit.expert}." if unit.kind == "expert" else ""
             at = f"{stem}layers.{number}.{part}"
             stored |= {at + name: place.info.shape for name, place in unit.tensors.items()}
+    stored = {name: shape for name, shape in stored.items() if not is_scale(name)}
     for name, blocks in (("embed_tokens", units.embedding), ("lm_head", units.head)):
         at, last = "" if blocks is units.head else stem, blocks[-1]
         rows, columns = last.tensors["weight"].info.shape
@@ -256,6 +273,9 @@ def _compared(units: Units, module: PreTrainedModel, is_tied: bool) -> dict[str,
         names = (f"{below}.experts.{expert}.{part}" for expert in range(count) for part in parts)
         wanted |= dict.fromkeys(names, shape)
     both = wanted.keys() & stored.keys()
+    for name in both:  # codes of two elements each
+        if stored[name][1:] == (1,) and 2 * stored[name][0] == prod(wanted[name]):
+            stored[name] = wanted[name]
     return {
         "mismatched_keys": [
             (name, stored[name], wanted[name]) for name in both if stored[name] != wanted[name]

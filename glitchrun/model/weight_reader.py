@@ -91,7 +91,7 @@ class Reader:
                 tensors: dict[str, Tensor] = {}
                 buffers: list[Tensor] = []
                 for name, place in unit.tensors.items():
-                    if not self._take(place.info.numel * self._width):
+                    if not self._take(place.held * self._width):
                         return
                     buffers.append(self._buffers.take(place.info.nbytes))
                     tensors[name] = read_tensor(place, buffers[-1])

@@ -162,8 +162,6 @@ def _refusal(spec: Spec, header: Header) -> str:
     for step in spec.steps:
         if reason := STRATEGIES[step.strategy].needs_resident(step.params):
             return f"step {step.id!r} needs a resident model: {reason}"
-    if header.format == "gguf":  # its tensors have other names and blocks than the checkpoint's
-        return "a GGUF file is converted when it is loaded; stream a checkpoint folder instead"
     return why_not_streamable(header) or ""
 
 

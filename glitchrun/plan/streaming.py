@@ -80,7 +80,7 @@ class StreamPlan:
 
 def held_bytes(header: Header, quantization: str) -> int:
     """Bytes that a streamed weight takes in memory; int8 and int4 weights are dequantized."""
-    if quantization in QUANTIZED:
+    if quantization in QUANTIZED or header.prequantized:
         return ITEM_BYTES["float32"]
     return ITEM_BYTES[load_dtype(header, quantization)]
 

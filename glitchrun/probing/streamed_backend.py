@@ -59,7 +59,7 @@ class StreamedBackend(Backend):
             model.compute_dtype,
             model.device,
             arithmetic,
-            quantized=model.quantization in QUANTIZED,
+            quantized=model.is_prequantized or model.quantization in QUANTIZED,
         )
 
     @property

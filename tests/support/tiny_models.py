@@ -232,3 +232,20 @@ def tiny_qwen(folder: Path, vocab: int | None = 408, seed: int = 0) -> Path:
     return _write(
         folder, "Qwen2", settings, vocab=vocab, seed=seed, dtype=torch.float32, shard_size="5GB"
     )
+
+
+def prequantized(source: Path, folder: Path, scheme: str) -> Path:
+    """A checkpoint whose matrices bitsandbytes has quantized, to int8 or to nf4 with double
+    quantization (int4)."""
+    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    config = (
+        transformers.BitsAndBytesConfig(load_in_4bit=True, **nf4)
+        if scheme == "int4"
+        else transformers.BitsAndBytesConfig(load_in_8bit=True)
+    )
+    stored = transformers.AutoModelForCausalLM.from_pretrained(
+        source, quantization_config=config, dtype=torch.bfloat16, device_map={"": "cpu"}
+    )
+    bpe_tokenizer(folder)
+    stored.save_pretrained(folder)
+    return folder
