@@ -10,10 +10,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from glitchrun.ledger.record import Metric
+from glitchrun.plan.gates import PlannedGate
 from glitchrun.runner.gates import evaluate
 from glitchrun.spec.experiment_loading import check_files, load_experiment
 from glitchrun.spec.problems import CODES
@@ -96,6 +98,7 @@ def test_a_gate_of_a_shipped_spec_can_fail(path: Path) -> None:
     work = ("verified", "validated", "evaluations", "attempts", "generations", "checks")
     for cell in load_experiment(path, environ={}, require_env=True).cells:
         nothing = {gate.metric: Metric(0.0, 99_999) for gate in cell.spec.gates}
-        for gate in evaluate(cell.spec.gates, nothing, {}):
+        planned = [PlannedGate(gate, "", gate.value) for gate in cell.spec.gates]
+        for gate in evaluate(planned, SimpleNamespace(metrics=nothing)):  # type: ignore[arg-type]
             assert gate.metric.partition("/")[2] not in work
             assert gate.outcome == "fail" or (gate.op, gate.value) == ("==", 0)

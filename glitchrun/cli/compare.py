@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glitchrun.errors import UsageError, require
+from glitchrun.errors import ExitCode, UsageError, require
 from glitchrun.ledger import ROOT
 from glitchrun.report.writing import write_document
 from glitchrun.runner.lookup import find_cells, find_run, find_runs_of
@@ -19,6 +19,7 @@ from glitchrun.terminal import QuietStream, emit, emit_json, say, terminal_width
 if TYPE_CHECKING:
     from glitchrun.ledger import RunRecord
     from glitchrun.report.comparison.pairs import Pair
+    from glitchrun.report.comparison.regressions import Regression
     from glitchrun.report.comparison.sides import Side
 
 _SHOWN = 20
@@ -46,6 +47,20 @@ _SHOWN = 20
     show_default=True,
     help="How tokens of two sides are matched: by id, or by text where the vocabularies differ.",
 )
+@click.option(
+    "--fail-on",
+    type=click.Choice(["regression", "significant-regression"]),
+    help="Exit with 5 if a metric of another run is worse than that of the first RUN: by more than "
+    "--tolerance; or, if significant, by an exact McNemar test as well.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    metavar="SHARE",
+    help="With --fail-on: how much worse a metric may be, as a share of the first run's value.",
+)
 @click.option("--all", "every", is_flag=True, help="List every token and metric.")
 @click.option(
     "-o",
@@ -61,11 +76,15 @@ _SHOWN = 20
     help="With -o html, the file to write. Default: standard output, but comparison.html if that "
     "is a terminal.",
 )
+@click.pass_context
 def command(
+    context: click.Context,
     runs: tuple[str, ...],
     by: str | None,
     scope: int | None,
     how: str,
+    fail_on: str | None,
+    tolerance: float,
     every: bool,
     output: str,
     path: Path | None,
@@ -80,6 +99,7 @@ def command(
     from glitchrun.report.comparison.matching import matched
     from glitchrun.report.comparison.output import as_json, as_markdown, as_text
     from glitchrun.report.comparison.pairs import all_pairs
+    from glitchrun.report.comparison.regressions import Rule, regression
     from glitchrun.report.comparison.sections import sections
     from glitchrun.report.comparison.sides import with_verdicts
 
@@ -91,21 +111,29 @@ def command(
     sides = [_side(label, one) for label, one in zip(ascii_uppercase, found, strict=False)]
     by, sides = with_verdicts(matched(sides, how), by)
     pairs = all_pairs(sides, scope)
+    rule = Rule(tolerance, significant=fail_on == "significant-regression")
+    regressed = regression(sides, rule) if fail_on else None
     if output == "json":
-        emit_json(as_json(sides, pairs, by))
+        emit_json(as_json(sides, pairs, by, regressed))
     elif output == "html":
-        _write_page(by, sides, pairs, path)
+        _write_page(by, sides, pairs, regressed, path)
     else:
         limit = None if every else _SHOWN
-        shown = sections(by, sides, pairs, limit, equal_rows=every)
+        shown = sections(by, sides, pairs, limit, regressed, equal_rows=every)
         say(as_markdown(shown) if output == "md" else as_text(shown, terminal_width()), nl=False)
+    if regressed is not None and regressed.worse:
+        for line in regressed.lines():
+            say(line, err=True)
+        context.exit(int(ExitCode.GATE_FAILED))
 
 
-def _write_page(by: str, sides: list[Side], pairs: list[Pair], path: Path | None) -> None:
+def _write_page(
+    by: str, sides: list[Side], pairs: list[Pair], found: Regression | None, path: Path | None
+) -> None:
     require("jinja2", "matplotlib")
     from glitchrun.report.comparison.output import as_html
 
-    text = as_html(by, sides, pairs)
+    text = as_html(by, sides, pairs, found)
     if path is None and QuietStream(sys.stdout).isatty():
         path = Path("comparison.html")
     if path is None or str(path) == "-":

@@ -12,9 +12,11 @@ from glitchrun.errors import DoesNotFit, ExitCode
 from glitchrun.ledger import ROOT
 from glitchrun.plan.build import Plan, PlannedRun, PlannedStep
 from glitchrun.plan.duration import Duration
+from glitchrun.plan.gates import PlannedGate
 from glitchrun.plan.memory_estimate import MemoryEstimate
 from glitchrun.plan.work import StepWork
-from glitchrun.report.formatting import counted, size
+from glitchrun.report.formatting import counted, percent, size, written
+from glitchrun.runner.gates import with_baselines
 from glitchrun.runner.options import Options, adjusted, make_plan
 from glitchrun.spec.adjusting import read_until
 from glitchrun.spec.experiment_loading import load_experiment
@@ -91,7 +93,7 @@ def command(
     experiment, notes = adjusted(experiment, options)
     for note in notes:
         say(note, err=True)
-    plan = make_plan(experiment, ROOT, options, fetch=False)
+    plan = with_baselines(make_plan(experiment, ROOT, options, fetch=False), ROOT)
     if output == "json":
         emit_json(plan.to_json())
     else:
@@ -152,6 +154,9 @@ def _run_lines(run: PlannedRun) -> Iterator[str]:
         yield from _step_lines(run, work, planned.get(work.step))
     if run.time is not None and loads:
         yield from _time_lines(run, run.time)
+    for gate in run.gates:
+        if gate.baseline is not None:
+            yield from _wrapped("  gate    ", _gate_text(gate))
 
 
 def _wrapped(label: str, text: str, role: str | None = None) -> list[str]:
@@ -245,6 +250,18 @@ def _step_lines(run: PlannedRun, work: StepWork, planned: PlannedStep | None) ->
         yield from _wrapped("          ", most)
     if work.caveat:
         yield from _wrapped("          ", work.caveat)
+
+
+def _gate_text(planned: PlannedGate) -> str:
+    """A gate with its baseline and the limit that follows."""
+    gate = planned.gate
+    if planned.limit is None or planned.baseline_value is None:
+        return f"{gate.metric} {gate.op} {planned.baseline}, which has no value of it"
+    tolerance = f", tolerance {percent(gate.tolerance)}" if gate.tolerance else ""
+    return (
+        f"{gate.metric} {gate.op} {written(planned.limit)}: baseline {planned.baseline} has "
+        f"{written(planned.baseline_value)}{tolerance}"
+    )
 
 
 def _time_lines(run: PlannedRun, time: Duration) -> Iterator[str]:

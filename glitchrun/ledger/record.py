@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -51,19 +51,41 @@ class Metric:
     n: int | None = None
 
 
+_PLAIN_GATE = ("metric", "op", "value", "observed", "n", "outcome", "origin")
+
+
 @dataclass(frozen=True, slots=True)
 class GateResult:
     """A gate of the spec, with the observed value and the outcome."""
 
     metric: str
     op: str
-    value: float
+    value: float | None
+    """The limit; None if the metric has no value in the baseline."""
     observed: float | None
     n: int | None
     outcome: str
     """pass, fail or inconclusive."""
     origin: str
     """file:line:column of the gate."""
+    baseline: str | None = None
+    """The run that the metric is compared with, `EXPERIMENT · NAME KEY#N`, from which the limit
+    follows; None without one."""
+    baseline_value: float | None = None
+    tolerance: float | None = None
+    """The share of the baseline's value that the limit allows."""
+    test: str | None = None
+    """The paired test of the verdicts behind the metric, in sentences; None if there are none."""
+    p: float | None = None
+    """Its p value."""
+    p_adjusted: float | None = None
+    """The same, adjusted by Benjamini and Hochberg over the gates of the run."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as data. The keys about a baseline appear only with one, so that earlier
+        versions can read the others."""
+        found = asdict(self)
+        return found if self.baseline else {name: found[name] for name in _PLAIN_GATE}
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from glitchrun.ledger.step_store import StepStatus
 from glitchrun.ledger.timings import Timing
 from glitchrun.plan.devices import device_memory
 from glitchrun.plan.duration import Duration, duration
+from glitchrun.plan.gates import PlannedGate
 from glitchrun.plan.memory_estimate import MemoryEstimate
 from glitchrun.plan.rates import ModelSize, Rates
 from glitchrun.plan.residency import Residency, choose
@@ -109,6 +110,7 @@ class PlannedRun:
     """Where the weights are; None for a hub model that is not on this machine yet."""
     times: Mapping[str, Duration] = field(default_factory=dict)
     """The duration with either residency."""
+    gates: tuple[PlannedGate, ...] = ()
 
     @property
     def keys(self) -> tuple[StepKey, ...]:
@@ -131,6 +133,7 @@ class PlannedRun:
             "digests": dict(self.digests),
             "steps": [step.to_json() for step in self.steps],
             "residency": self.residency.to_json(self.times) if self.residency else None,
+            "gates": [gate.to_json() for gate in self.gates],
         }
 
 
@@ -156,7 +159,8 @@ class Plan:
 
         {"experiment", "runs": [{"name", "key", "action", "reason", "assignments", "memory",
         "work", "seconds", "time", "fingerprint", "digests", "steps": [{"id", "key", "action",
-        "from"}], "residency"}]}
+        "from"}], "residency", "gates": [{"metric", "op", "value", "min_n", "baseline",
+        "baseline_value", "tolerance"}]}]}
         """
         return {"experiment": self.experiment, "runs": [run.to_json() for run in self.runs]}
 

@@ -23,7 +23,7 @@ from glitchrun.report.figures import drawings
 from glitchrun.report.figures.style import LIGHT, Drawing, palette_css, style
 from glitchrun.report.formatting import MISSING, count, duration, figure, share, size
 from glitchrun.report.headline import declared_headline, headline
-from glitchrun.report.outcome import gate_rule, gates_outcome, outcome
+from glitchrun.report.outcome import gate_evidence, gate_rule, gates_outcome, outcome
 from glitchrun.report.severity_tables import severity_tables
 from glitchrun.report.step_tables import StepColumn, StepTable, step_tables
 from glitchrun.report.token_rows import VERDICTS
@@ -236,6 +236,7 @@ def sections(record: RunRecord) -> dict[str, Any]:
         "searched": any(map(_has_searched, record.steps)),
         "gates": record.gates,
         "gate_rule": gate_rule,
+        "gate_evidence": gate_evidence,
         "figure": figure,
         "tallies": tallies(record),
         "share": share,

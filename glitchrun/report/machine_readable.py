@@ -12,7 +12,7 @@ from glitchrun.report.agreement import agreement_json, shown
 from glitchrun.report.alarms import Alarms, alarms
 from glitchrun.report.formatting import figure
 from glitchrun.report.headline import headline
-from glitchrun.report.outcome import check_rows, gate_rule, outcome
+from glitchrun.report.outcome import check_rows, gate_evidence, gate_rule, outcome
 from glitchrun.report.step_tables import StepTable, step_tables
 from glitchrun.report.totals import bands, counters, patterns, severity, tallies, thresholds
 from glitchrun.report.writing import rounded, rounded_floats
@@ -53,7 +53,7 @@ def run_json(record: RunRecord) -> dict[str, Any]:
             name: {"value": rounded(metric.value), "n": metric.n}
             for name, metric in record.metrics.items()
         },
-        "gates": [{**asdict(gate), "observed": rounded(gate.observed)} for gate in record.gates],
+        "gates": [rounded_floats(asdict(gate)) for gate in record.gates],
         "model": asdict(record.model) if record.model else None,
         "plan": dict(record.plan),
         "environment": dict(record.environment),
@@ -149,6 +149,7 @@ def _gate_case(record: RunRecord, gate: GateResult) -> ElementTree.Element:
     case = _case(record, gate_rule(gate))
     n = "" if gate.n is None else f", n = {gate.n:,}"
     message = _legible(f"observed {figure(gate.observed)}{n} ({gate.origin})")
+    message = " ".join(filter(None, (message, _legible(gate_evidence(gate)))))
     if gate.outcome == "inconclusive":
         ElementTree.SubElement(case, "skipped", message=f"inconclusive: {message}")
     elif gate.outcome != "pass":

@@ -21,7 +21,7 @@ from glitchrun.report.formatting import (
     spelled_token,
 )
 from glitchrun.report.headline import DIGITS, headline
-from glitchrun.report.outcome import gate_rule, outcome
+from glitchrun.report.outcome import gate_evidence, gate_rule, outcome
 from glitchrun.report.run_details import commands
 from glitchrun.report.severity_tables import severity_tables
 from glitchrun.report.step_tables import StepColumn, StepTable, step_tables
@@ -60,7 +60,12 @@ def _gates(record: RunRecord) -> list[str]:
     if not record.gates:
         return []
     rows = [(code(gate_rule(gate)), gate.outcome, figure(gate.observed)) for gate in record.gates]
-    return [grid(("Gate", "Outcome", "Observed"), rows)]
+    evidence = [
+        f"- {code(gate.metric)}: {prose(text)}"
+        for gate in record.gates
+        if (text := gate_evidence(gate))
+    ]
+    return [grid(("Gate", "Outcome", "Observed"), rows), "\n".join(evidence)]
 
 
 def _verdicts(record: RunRecord) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glitchrun.ledger.record import GateResult, RunRecord, status_word
-from glitchrun.report.formatting import counted, figure, written
+from glitchrun.report.formatting import counted, figure, percent, written
 from glitchrun.spec.strategy import STRATEGIES
 
 _TONES = {"FINISHED": "pass", "FAILED": "fail", "DAMAGED": "fail"}
@@ -58,8 +58,23 @@ def gates_outcome(record: RunRecord) -> str:
 
 
 def gate_rule(gate: GateResult) -> str:
-    """The condition of a gate: `mine/recall_low >= 0.8`."""
-    return f"{gate.metric} {gate.op} {written(gate.value)}"
+    """The condition of a gate: `mine/recall_low >= 0.8`; with a baseline also where the limit comes
+    from: `asr/confirmed <= 11.55 (11 in the baseline, tolerance 5 %)`."""
+    if gate.baseline is None:
+        return f"{gate.metric} {gate.op} {written(gate.value or 0.0)}"
+    if gate.baseline_value is None or gate.value is None:
+        return f"{gate.metric} {gate.op} the baseline"
+    tolerance = f", tolerance {percent(gate.tolerance)}" if gate.tolerance else ""
+    limit = f"{gate.metric} {gate.op} {written(gate.value)}"
+    return f"{limit} ({written(gate.baseline_value)} in the baseline{tolerance})"
+
+
+def gate_evidence(gate: GateResult) -> str:
+    """The baseline of a gate and the test against it, in sentences; empty without a baseline."""
+    if gate.baseline is None:
+        return ""
+    test = f" {gate.test[:1].upper()}{gate.test[1:]}" if gate.test else ""
+    return f"Baseline: {gate.baseline}.{test}"
 
 
 def _with_outcome(record: RunRecord, word: str) -> list[GateResult]:
@@ -71,6 +86,8 @@ def _reason(gate: GateResult) -> str:
     n = "" if gate.n is None else f", n = {gate.n:,}"
     if gate.outcome == "fail":
         return f"{name} failed: observed {figure(gate.observed)}{n}."
+    if gate.baseline is not None and gate.baseline_value is None:
+        return f"{name} is inconclusive: the metric has no value in {gate.baseline}."
     if gate.observed is None:
         return f"{name} is inconclusive: the metric has no value."
     return f"{name} is inconclusive: observed {figure(gate.observed)}{n}, fewer than its min_n."

@@ -10,7 +10,7 @@ from pathlib import Path
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.formatting import counted, duration, figure, percent, size
 from glitchrun.report.headline import DIGITS, headline
-from glitchrun.report.outcome import ROLES, gate_rule, outcome
+from glitchrun.report.outcome import ROLES, gate_evidence, gate_rule, outcome
 from glitchrun.report.run_details import scope
 from glitchrun.report.step_tables import FOLDER, step_tables
 from glitchrun.report.token_rows import (
@@ -43,7 +43,7 @@ def summary_lines(record: RunRecord, width: int | None = None) -> list[str]:
         *(line for text in top.caveats for line in _wrapped("  note     ", text, width)),
         *(part for line in _token_lines(record) for part in _wrapped("  ", line, width, 10)),
         *(line for text in top.details for line in _wrapped("  detail   ", text, width)),
-        *_gate_lines(record),
+        *_gate_lines(record, width),
         *(line for text in beyond for line in _wrapped("  warning  ", text, width)),
         *_work_lines(record),
         *_scope_lines(record, width),
@@ -121,12 +121,16 @@ def _scope_lines(record: RunRecord, width: int | None) -> list[str]:
     return _wrapped("  scope    ", scope(record), width) if known else []
 
 
-def _gate_lines(record: RunRecord) -> list[str]:
-    return [
-        f"  gate     {styled(gate.outcome, ROLES[gate.outcome])}: {gate_rule(gate)} "
-        f"(observed {figure(gate.observed)}{'' if gate.n is None else f', n = {gate.n:,}'})"
-        for gate in record.gates
-    ]
+def _gate_lines(record: RunRecord, width: int | None) -> list[str]:
+    lines = []
+    for gate in record.gates:
+        n = "" if gate.n is None else f", n = {gate.n:,}"
+        observed = f"(observed {figure(gate.observed)}{n})"
+        outcome = styled(gate.outcome, ROLES[gate.outcome])
+        lines.append(f"  gate     {outcome}: {gate_rule(gate)} {observed}")
+        if evidence := gate_evidence(gate):
+            lines += _wrapped(" " * 11, evidence, width)
+    return lines
 
 
 def _work_lines(record: RunRecord) -> list[str]:

@@ -69,7 +69,7 @@ def apply(
     experiment, notes = adjusted(experiment, options)
     for note in notes:
         display.say(note)
-    plan = make_plan(experiment, root, options)
+    plan = gates.with_baselines(make_plan(experiment, root, options), root)
     chosen = _chosen(plan, options)
     _check_fits(chosen)
     uri = tracking_uri(experiment.cells[0].spec.tracking.uri, root)
@@ -162,7 +162,7 @@ def _skip(run: PlannedRun, session: Session) -> Outcome:
     attempt = current_attempt(session.root, spec.experiment, run.key)
     assert attempt is not None  # the plan found a finished run
     record = read_run(attempt)
-    results = gates.evaluate(spec.gates, record.metrics, spec.origins)
+    results = gates.evaluate(run.gates, record)
     session.display.say(f"{run.cell.name}: nothing to do, it is finished{_renamed(run, record)}")
     return Outcome(record, gates.exit_code(results), _undelivered(record, session))
 

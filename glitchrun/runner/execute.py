@@ -132,8 +132,8 @@ class _Run:
                 self._session.models.check_files()
         if self._model is not None:
             self._journal.append("model", model=asdict(self._measured(self._model)))
-        results = gates.evaluate(self._spec.gates, self._journal.record.metrics, self._spec.origins)
-        self._journal.append("gates", gates=[asdict(result) for result in results])
+        results = gates.evaluate(self._planned.gates, self._journal.record)
+        self._journal.append("gates", gates=[result.to_json() for result in results])
 
     def _step(self, key: StepKey) -> None:
         """Reuses a step, or measures what is left of it."""

@@ -119,6 +119,50 @@ def _matrix(run: RunRecord) -> tuple[str, AbstractSet[str], int | None]:
     return run.identity.experiment, run.identity.assignments.keys(), run.spec.get("limit")
 
 
+class Baselines:
+    """Finds the runs that gates name as baselines. The runs are read once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._runs: list[RunRecord] | None = None
+
+    def find(self, text: str, cell: str, own: str) -> RunRecord:
+        """The finished run that `text` identifies, other than the run with the key `own`.
+
+        Args:
+            text: As for `find_run`; the name of a study stands for its cell of the same name.
+            cell: Name of the cell that asks.
+            own: Key of its run, which is never its own baseline.
+
+        Raises:
+            UsageError: no finished run matches, or several cells of a study that has none of this
+                name; the message lists the runs.
+            RunError: the run's files cannot be read.
+        """
+        if found := _in_folder(Path(text)):
+            return found
+        if self._runs is None:
+            self._runs = find_runs(self._root)
+        others = [run for run in self._runs[::-1] if run.identity.key != own]
+        finished = [run for run in others if run.status == "FINISHED"]
+        if text == "latest" and finished:
+            return finished[0]
+        found_runs = _newest_attempts(
+            [run for run in finished if _is_cell_of(run, text)] or _named(text, finished)
+        )
+        if not found_runs:
+            unfinished = " that is finished" if _named(text, others) else ""
+            listed = f"the runs are:\n{_listing(finished)}" if finished else "there are no runs"
+            raise UsageError(f"no other run{unfinished} is called {text!r}; {listed}")
+        same = [run for run in found_runs if run.identity.name == cell]
+        names = {(run.identity.experiment, run.identity.name) for run in found_runs}
+        if same or len(names) == 1:
+            return (same or found_runs)[0]
+        raise UsageError(
+            f"{text!r} is a study without a cell named {cell!r}; it has:\n{_listing(found_runs)}"
+        )
+
+
 def find_runs_of(experiment: str, root: Path) -> list[RunRecord]:
     """The newest attempt of each run of an experiment, the oldest run first."""
     runs = [run for run in find_runs(root) if run.identity.experiment == experiment]

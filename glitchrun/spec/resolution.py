@@ -178,13 +178,13 @@ def join_paths(node: MappingNode) -> MappingNode:
     Paths start from the folder of the file that declares them, those from `--set` and environment
     variables from the working directory. Hub ids and `package:` names are kept.
     """
-    for path in _path_values(node):
+    for path in (*_path_values(node), *_baselines(node)):
         value: Node | None = node
         for part in path:
             value = child(value, part)
         if isinstance(value, ScalarNode) and isinstance(value.value, str):
-            is_model = path[0] == "model"
-            if not value.open_variable and (not is_model or _is_file_path(value)):
+            always = path[0] == "steps"
+            if not value.open_variable and (always or _is_file_path(value)):
                 joined = replace(value, value=_absolute(value))
                 node = put(node, path, joined)
     return node
@@ -197,6 +197,15 @@ def _path_values(node: MappingNode) -> Iterator[Path_]:
     for index in range(len(steps.items) if isinstance(steps, SequenceNode) else 0):
         for name in TOKEN_SOURCES:
             yield ("steps", index, name, "file")
+
+
+def _baselines(node: MappingNode) -> Iterator[Path_]:
+    """Gates whose baseline is written as a folder, not as a name or key."""
+    gates = node.get("gates")
+    for index, gate in enumerate(gates.items if isinstance(gates, SequenceNode) else ()):
+        found = child(gate, "baseline")
+        if isinstance(found, ScalarNode) and str(found.value).startswith((".", "/", "~")):
+            yield ("gates", index, "baseline")
 
 
 def _is_file_path(node: ScalarNode) -> bool:

@@ -83,15 +83,21 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A condition on a metric that `apply` checks at the end: `metric op value`."""
+    """A condition on a metric that `apply` checks at the end: `metric op value`, or `metric op` its
+    value in an earlier run."""
 
     metric: str
     op: str
     """`<`, `<=`, `>`, `>=`, `==` or `!=`."""
-    value: float
+    value: float | None = None
+    """None with a `baseline`."""
     min_n: int = 0
     """Smallest number of items that the metric must be based on; with fewer the gate is
     inconclusive."""
+    baseline: str | None = None
+    """The earlier run, as commands take it, or a study: then its cell of the same name."""
+    tolerance: float = 0.0
+    """How far the metric may be on the wrong side of the baseline's value, as a share of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from glitchrun.ledger.command import apply_command
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.formatting import counted, duration, figure, percent
 from glitchrun.report.headline import DIGITS, headline
-from glitchrun.report.outcome import gate_rule
+from glitchrun.report.outcome import gate_evidence, gate_rule
 from glitchrun.report.run_details import step_count
 from glitchrun.report.token_rows import TokenRow, found_tokens, token_rows, worst_first
 from glitchrun.report.totals import NOTES
@@ -124,6 +124,7 @@ def _gates(record: RunRecord) -> str:
     lines = [
         f"- `{gate_rule(gate)}`: **{gate.outcome}** "
         f"(observed {_number(gate.observed)}, n = {_number(gate.n)})"
+        + (f" {escaped(gate_evidence(gate))}" if gate.baseline else "")
         for gate in record.gates
     ]
     return "Gates:\n\n" + "\n".join(lines) if lines else ""

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from glitchrun.behaviour.significance import McNemar
 from glitchrun.report.comparison import Column, Section
 from glitchrun.report.comparison.figures import drawings
-from glitchrun.report.comparison.pairs import MatchedToken, Pair
+from glitchrun.report.comparison.pairs import MatchedToken, Pair, tested
+from glitchrun.report.comparison.regressions import Regression
 from glitchrun.report.comparison.sections import sections
 from glitchrun.report.comparison.sides import Side, TokenVerdict
 from glitchrun.report.figures.style import style
@@ -167,13 +169,16 @@ def _markdown(section: Section) -> Iterator[str]:
         yield f"… and {section.hidden:,} more (`--all` lists them)."
 
 
-def as_html(by: str, sides: Sequence[Side], pairs: Sequence[Pair]) -> str:
+def as_html(
+    by: str, sides: Sequence[Side], pairs: Sequence[Pair], regressed: Regression | None = None
+) -> str:
     """The comparison as a page.
 
     Args:
         by: The kind of verdict that is compared.
         sides: Two or more sides.
         pairs: Every two of the sides.
+        regressed: The metrics against those of the first side, if that was asked.
 
     Raises:
         MissingExtra: jinja2 or matplotlib is not installed.
@@ -186,13 +191,34 @@ def as_html(by: str, sides: Sequence[Side], pairs: Sequence[Pair]) -> str:
             noun="runs" if all(side.record for side in sides) else "runs and files",
             title=", ".join(experiments) or "result files",
             legend=[(side.label, side.title, side.name) for side in sides],
-            sections=list(sections(by, sides, pairs, _SHOWN, equal_rows=True)),
+            sections=list(sections(by, sides, pairs, _SHOWN, regressed, equal_rows=True)),
         )
 
 
-def as_json(sides: Sequence[Side], pairs: Sequence[Pair], by: str) -> dict[str, Any]:
-    """The comparison as JSON-ready data: `by`, the sides, and every pair with all its tokens."""
-    return {"by": by, "sides": [_side(side) for side in sides], "pairs": [_pair(p) for p in pairs]}
+def as_json(
+    sides: Sequence[Side], pairs: Sequence[Pair], by: str, regressed: Regression | None = None
+) -> dict[str, Any]:
+    """The comparison as JSON-ready data: `by`, the sides, and every pair with all its tokens; with
+    `regressed`, the metrics against those of the first side."""
+    return {
+        "by": by,
+        "sides": [_side(side) for side in sides],
+        "pairs": [
+            _pair(one) | {"mcnemar": _test(*test, len(pairs))}
+            for one, test in zip(pairs, tested(pairs), strict=True)
+        ],
+        **({"regression": regressed.to_json()} if regressed else {}),
+    }
+
+
+def _test(test: McNemar, p_adjusted: float, family: int) -> dict[str, Any]:
+    return {
+        "p": rounded(test.p),
+        "p_adjusted": rounded(p_adjusted),
+        "family": family,
+        "smallest_p": rounded(test.least),
+        "power": test.power,
+    }
 
 
 def _side(side: Side) -> dict[str, Any]:

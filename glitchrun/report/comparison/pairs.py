@@ -14,6 +14,7 @@ from typing import Any
 from scipy.stats import hypergeom
 
 from glitchrun.behaviour.proportions import Proportion, wilson
+from glitchrun.behaviour.significance import McNemar, adjusted
 from glitchrun.errors import UsageError
 from glitchrun.report.comparison.matching import same_text, without_counterpart
 from glitchrun.report.comparison.sides import Side, TokenVerdict
@@ -168,6 +169,12 @@ class Pair:
         return Counts(*(found.count(kind) for kind in kinds))
 
     @property
+    def test(self) -> McNemar:
+        """McNemar's exact test of the matched tokens."""
+        counts = self.counts
+        return McNemar(counts.n, counts.only_left, counts.only_right)
+
+    @property
     def differences(self) -> list[MatchedToken]:
         """Tokens with different verdicts: those found by the left side, then by the right side."""
         unequal = [both for both in self.matched if not both.agree]
@@ -256,6 +263,14 @@ def all_pairs(sides: Sequence[Side], scope: int | None = None) -> list[Pair]:
     return [
         pair(left, right, scope) for place, left in enumerate(sides) for right in sides[place + 1 :]
     ]
+
+
+def tested(pairs: Sequence[Pair]) -> list[tuple[McNemar, float]]:
+    """The test of each pair, and its p adjusted over all of them as one family. A pair without a
+    token that both sides judged is not a test: its p is 1."""
+    tests = [one.test for one in pairs]
+    ps = iter(adjusted([test.p for test in tests if test.n]))
+    return [(test, next(ps) if test.n else 1.0) for test in tests]
 
 
 def pair(left: Side, right: Side, scope: int | None = None) -> Pair:

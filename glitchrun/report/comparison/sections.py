@@ -13,6 +13,7 @@ from typing import Any
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.comparison import Column, Section
 from glitchrun.report.comparison.pairs import Pair
+from glitchrun.report.comparison.regressions import Regression
 from glitchrun.report.comparison.results import (
     cells_of,
     gates_cell,
@@ -34,6 +35,7 @@ def sections(
     sides: Sequence[Side],
     pairs: Sequence[Pair],
     shown: int | None,
+    regressed: Regression | None = None,
     *,
     equal_rows: bool = False,
 ) -> Iterator[Section]:
@@ -44,9 +46,12 @@ def sections(
         sides: Two or more sides.
         pairs: Every two of the sides, from `all_pairs`.
         shown: Rows of each table of tokens; None for all.
+        regressed: The metrics against those of the first side, if that was asked.
         equal_rows: Whether to list metrics and, up to `shown`, tokens on which all sides agree.
     """
     yield _compared(sides)
+    if regressed is not None:
+        yield regressed.section()
     about_tokens = [pair for pair in pairs if pair.left.tokens and pair.right.tokens]
     if len(about_tokens) == 1:
         yield from sections_of_two(by, about_tokens[0], shown, equal_rows)

@@ -7,8 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from glitchrun.behaviour.significance import ALPHA, pairs_needed, shown_p
 from glitchrun.report.comparison import Column, Section
-from glitchrun.report.comparison.pairs import FOUND_BY_BOTH, Counts, Pair, disputed, undisputed
+from glitchrun.report.comparison.pairs import (
+    FOUND_BY_BOTH,
+    Counts,
+    Pair,
+    disputed,
+    tested,
+    undisputed,
+)
 from glitchrun.report.comparison.sides import Side, TokenVerdict
 from glitchrun.report.formatting import (
     MISSING,
@@ -28,6 +36,10 @@ _BY = {
 }
 
 
+_P = (
+    "p: exact McNemar test, two-sided, of the tokens that one side alone found; adjusted by "
+    "Benjamini and Hochberg over the family of all {pairs}."
+)
 _SURELY = 1e-4
 """Probabilities of an overlap below this are not shown as numbers."""
 
@@ -72,6 +84,7 @@ def _agreement(by: str, pair: Pair) -> Section:
         *_matching(pair),
         f"Both have a verdict on {counted(counts.n, 'token')}.",
         *_kappa(counts),
+        *_difference(pair),
         _meaning(by, (pair.left, pair.right)),
         *(_unsampled(by, side) for side in (pair.left, pair.right)),
     ]
@@ -152,6 +165,18 @@ def _kappa(counts: Counts) -> Iterator[str]:
         f"Cohen's kappa is {figure(counts.kappa)} (0: chance, 1: complete agreement). Random "
         f"verdicts in the same proportions would agree on {percent(counts.by_chance)}."
     )
+
+
+def _difference(pair: Pair) -> Iterator[str]:
+    """McNemar's test of two sides, and what it cannot show."""
+    test = pair.test
+    if test.n:
+        left, right = pair.left.label, pair.right.label
+        yield (
+            f"{left} alone found {counted(test.only_left, 'token')}, {right} alone "
+            f"{test.only_right:,}: p = {shown_p(test.p)} (exact McNemar test, two-sided; a family "
+            f"of one test). {test.power}".rstrip()
+        )
 
 
 def _overlap(pair: Pair) -> Iterator[Section]:
@@ -236,6 +261,9 @@ def _matrix(by: str, sides: Sequence[Side], pairs: Sequence[Pair], shown: int | 
         "Only by the first": lambda pair: count(pair.counts.only_left),
         "Only by the second": lambda pair: count(pair.counts.only_right),
     }
+    tests = {id(one): found for one, found in zip(pairs, tested(pairs), strict=True)}
+    cells["p"] = lambda pair: shown_p(tests[id(pair)][0].p)
+    cells["p, adjusted"] = lambda pair: shown_p(tests[id(pair)][1])
     if chance:
         cells["Shared finds by chance"] = _by_chance
     if by_text:
@@ -251,9 +279,22 @@ def _matrix(by: str, sides: Sequence[Side], pairs: Sequence[Pair], shown: int | 
         *(line for side in sides for line in _unmatchable(side)),
         _meaning(by, sides),
         "Kappa is 0 for agreement by chance and 1 for complete agreement.",
+        _P.format(pairs=counted(len(pairs), "pair")),
+        *_too_few(pairs),
     ]
     sentences += filter(None, (_unsampled(by, side) for side in sides))
     return Section("Agreement", tuple(sentences), columns, rows, hidden=len(pairs) - len(rows))
+
+
+def _too_few(pairs: Sequence[Pair]) -> Iterator[str]:
+    """How many pairs the test cannot tell apart, whatever their verdicts."""
+    weak = [one for one in pairs if one.test.n and one.test.power]
+    if weak:
+        needed = pairs_needed()
+        yield (
+            f"{counted(len(weak), 'pair has', 'pairs have')} fewer than {needed} tokens that one "
+            f"side alone found: their p cannot fall to {ALPHA:g}, so they show no difference."
+        )
 
 
 def _percent(value: float | None) -> str:

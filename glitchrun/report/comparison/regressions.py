@@ -1,0 +1,164 @@
+"""Which metrics of the later sides of a comparison are worse than those of the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glitchrun.behaviour.significance import ALPHA, shown_p
+from glitchrun.errors import UsageError
+from glitchrun.report.comparison import Column, Section
+from glitchrun.report.comparison.sides import Side
+from glitchrun.report.formatting import MISSING, count, counted, figure, percent
+from glitchrun.report.regression import TEST, Change, changes, corrected, family_size
+from glitchrun.report.writing import rounded
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """When a metric counts as worse."""
+
+    tolerance: float = 0.0
+    """A share of the first run's value."""
+    significant: bool = False
+    """Whether a paired test must show the difference too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Regression:
+    """Every metric with a better direction that the first run shares with another."""
+
+    first: Side
+    rule: Rule
+    changes: tuple[Change, ...]
+
+    @property
+    def worse(self) -> list[Change]:
+        """The metrics that regressed."""
+        return [one for one in self.changes if self.regressed(one)]
+
+    def regressed(self, change: Change) -> bool:
+        """Whether the rule calls a change a regression."""
+        worse = change.regressed(self.rule.tolerance)
+        return worse and (change.significant or not self.rule.significant)
+
+    @property
+    def family(self) -> str:
+        """The family of tests: `4 tests of this comparison`."""
+        return f"{counted(family_size(self.changes), 'test')} of this comparison"
+
+    def lines(self) -> Iterator[str]:
+        """A line for each metric that regressed."""
+        for one in self.worse:
+            yield f"regression in {one.side}: {one.sentence(self.family)}"
+
+    def section(self) -> Section:
+        """The metrics side by side, the regressions first."""
+        rows = sorted(self.changes, key=lambda one: not self.regressed(one))
+        columns = (
+            Column("Metric", "key"),
+            Column("Run", "key"),
+            Column(self.first.label, "number"),
+            Column("There", "number"),
+            Column("Better is"),
+            Column("Only here / only in " + self.first.label, "number"),
+            Column("p", "number"),
+            Column("p, adjusted", "number"),
+            Column("Reading"),
+        )
+        return Section(
+            "Regression",
+            tuple(self._sentences()),
+            columns,
+            tuple(self._row(one) for one in rows),
+        )
+
+    def _sentences(self) -> Iterator[str]:
+        worse = self.worse
+        yield (
+            f"{counted(len(worse), 'metric is', 'metrics are')} worse than in {self.first.label}: "
+            + ", ".join(f"{one.metric} in {one.side}" for one in worse)
+            + "."
+            if worse
+            else f"No metric is worse than in {self.first.label}."
+        )
+        allowed = f" by more than {percent(self.rule.tolerance)}" if self.rule.tolerance else ""
+        shown = f", and the adjusted p is at most {ALPHA:g}" if self.rule.significant else ""
+        yield f"A metric regresses if it is worse{allowed}{shown}. Speed and time do not count."
+        yield (
+            f"p: {TEST} of the verdicts on the tokens that both runs judged, two-sided; adjusted "
+            f"by Benjamini and Hochberg over the family of {self.family}."
+        )
+        weak = {one.test.power for one in self.changes if one.test and one.test.power}
+        yield from sorted(weak)
+
+    def _row(self, one: Change) -> tuple[str, ...]:
+        test = one.test
+        reading = "worse" if one.worse_by > 0 else "better" if one.worse_by < 0 else "equal"
+        if self.regressed(one):
+            reading = "regression"
+        return (
+            one.metric,
+            one.side,
+            figure(one.left),
+            figure(one.right),
+            one.better,
+            f"{count(test.only_right)} / {count(test.only_left)}" if test else MISSING,
+            shown_p(test.p) if test else MISSING,
+            MISSING if one.p_adjusted is None else shown_p(one.p_adjusted),
+            reading,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The regression as data."""
+        return {
+            "baseline": self.first.label,
+            "tolerance": self.rule.tolerance,
+            "significant": self.rule.significant,
+            "test": TEST,
+            "family": family_size(self.changes),
+            "regressed": [f"{one.side}:{one.metric}" for one in self.worse],
+            "metrics": [
+                {
+                    "metric": one.metric,
+                    "run": one.side,
+                    "baseline": rounded(one.left),
+                    "value": rounded(one.right),
+                    "better": one.better,
+                    "worse_by": rounded(one.worse_by),
+                    "regressed": self.regressed(one),
+                    "pairs": one.test.n if one.test else None,
+                    "only_here": one.test.only_right if one.test else None,
+                    "only_in_baseline": one.test.only_left if one.test else None,
+                    "p": rounded(one.test.p) if one.test else None,
+                    "p_adjusted": rounded(one.p_adjusted),
+                    "power": one.test.power if one.test else "",
+                }
+                for one in self.changes
+            ],
+        }
+
+
+def regression(sides: Sequence[Side], rule: Rule) -> Regression:
+    """The metrics of the later sides against those of the first.
+
+    Raises:
+        UsageError: a side is a file, which has no metrics, or no metric can be compared.
+    """
+    records = [side.record for side in sides]
+    first = records[0]
+    if first is None or None in records:
+        raise UsageError("--fail-on compares the metrics of runs; a file has none")
+    found = [
+        change
+        for side, record in zip(sides[1:], records[1:], strict=True)
+        if record is not None
+        for change in changes(first, record, side.label)
+    ]
+    if not found:
+        raise UsageError(
+            "--fail-on: the runs share no metric that has a better direction; compare runs whose "
+            "steps have the same ids"
+        )
+    return Regression(sides[0], rule, tuple(corrected(found)))

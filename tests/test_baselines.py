@@ -1,0 +1,190 @@
+"""Comparisons with earlier runs: the statistics, gates with a baseline, `compare --fail-on`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from glitchrun.behaviour.significance import (
+    McNemar,
+    adjusted,
+    fisher_more,
+    mcnemar,
+    mean,
+    pairs_needed,
+)
+from glitchrun.cli import main
+from glitchrun.errors import PreflightError
+from glitchrun.ledger import ROOT, RunRecord
+from glitchrun.ledger.record import GateResult
+from glitchrun.plan.build import Plan, PlannedRun
+from glitchrun.report.machine_readable import junit
+from glitchrun.report.markdown import markdown
+from glitchrun.report.summary import summary_lines
+from glitchrun.runner.gates import evaluate, with_baselines
+from glitchrun.spec.types import Cell, Gate, ModelSpec, Origin, Spec
+from tests.support.records import write_matrix
+from tests.support.reporting import rows
+
+
+def test_mcnemar_is_the_binomial_tail_of_the_discordant_pairs() -> None:
+    assert McNemar(100, 1, 11).p == pytest.approx(2 * (1 + 12) / 2**12)
+    assert McNemar(100, 11, 1).p == McNemar(100, 1, 11).p
+    assert McNemar(100, 5, 5).p == 1
+    assert mcnemar([True, True, False], [True, False, False]) == McNemar(3, 1, 0)
+
+
+def test_power_is_stated_where_too_few_pairs_are_discordant() -> None:
+    assert pairs_needed() == 6
+    assert McNemar(9, 0, 6).p == McNemar(9, 0, 6).least == pytest.approx(0.03125)
+    assert McNemar(9, 0, 6).power == ""
+    assert "With 5 discordant pairs the smallest p is 0.062" in McNemar(9, 3, 2).power
+    assert McNemar(9, 0, 0).p == 1
+    assert "needs 6" in McNemar(9, 0, 0).power
+
+
+def test_adjusted_p_values_are_those_of_benjamini_and_hochberg_1995() -> None:
+    """Section 4 of the paper: 4 of 15 hypotheses are rejected at 5 %."""
+    ps = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459]
+    ps += [0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0]
+    found = adjusted(ps)
+    assert sum(p <= 0.05 for p in found) == 4
+    assert found[0] == pytest.approx(15 * 0.0001)
+    assert adjusted([]) == []
+
+
+def test_fisher_and_student_give_the_values_of_the_textbook() -> None:
+    assert fisher_more(3, 4, 1, 4) == pytest.approx(17 / 70)  # the lady tasting tea
+    three = mean([1.0, 2.0, 3.0])
+    assert (three.low, three.high) == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-5)
+    assert mean([4.0]).half is None
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunRecord]:
+    """float32, int8 and int4 of one study; the more glitch tokens, the narrower."""
+    monkeypatch.chdir(tmp_path)
+    return write_matrix(tmp_path / ROOT)
+
+
+def planned(name: str, *gates: Gate, key: str = "0" * 16) -> Plan:
+    origins = {f"gates[{i}]": Origin("s.yaml", 10 + i, 5) for i in range(len(gates))}
+    spec = Spec("next", ModelSpec("m"), (), gates=gates, origins=origins)
+    cell = Cell(name, {}, spec)
+    return Plan("next", (PlannedRun(cell, key, "start", "", None, (), None, "", {}),))
+
+
+def judged(runs: list[RunRecord], record: RunRecord, *gates: Gate) -> list[GateResult]:
+    """The results of a later run with the facts of `record`."""
+    (run,) = with_baselines(planned(record.identity.name, *gates), ROOT).runs
+    return evaluate(run.gates, record)
+
+
+@pytest.mark.parametrize(
+    ("op", "tolerance", "outcome"),
+    [("<=", 0.0, "fail"), ("<=", 3.0, "pass"), ("<", 3.0, "pass"), (">=", 0.0, "pass"),
+     ("==", 0.0, "fail"), ("==", 3.0, "pass"), ("!=", 0.0, "pass"), ("!=", 3.0, "fail")],
+)  # fmt: skip
+def test_a_gate_compares_with_the_baseline_within_its_tolerance(
+    runs: list[RunRecord], op: str, tolerance: float, outcome: str
+) -> None:
+    first, _, last = runs
+    gate = Gate("mine/glitch", op, baseline=first.identity.key, tolerance=tolerance)
+    (result,) = judged(runs, last, gate)
+    before, now = (run.metrics["mine/glitch"].value for run in (first, last))
+    assert before is not None
+    assert now is not None
+    assert 0 < before < now < 4 * before
+    assert (result.outcome, result.observed, result.baseline_value) == (outcome, now, before)
+    sign = {"<": 1, "<=": 1, ">": -1, ">=": -1}.get(op, 0)
+    assert result.value == pytest.approx(before + sign * tolerance * before)
+
+
+def test_the_verdicts_behind_gates_are_tested_as_one_family(runs: list[RunRecord]) -> None:
+    first, _, last = runs
+    gates = [
+        Gate(name, "<=", baseline=first.identity.key)
+        for name in ("mine/glitch", "asr/attempts")
+        for name in ("mine/glitch", "asr/attempts")
+    ]
+    glitch, attempts = judged(runs, last, *gates, Gate("mine/verified", ">=", 1.0))[:2]
+    found = [
+        {row["token_id"]: row["glitch"] for row in rows(run) if row["step"] == "mine"}
+        for run in (first, last)
+    ]
+    pairs = [(found[0][i], found[1][i]) for i in found[0]]
+    test = McNemar(len(pairs), pairs.count((True, False)), pairs.count((False, True)))
+    assert glitch.p == glitch.p_adjusted == pytest.approx(test.p)
+    assert f"{test.only_right} found only here, {test.only_left} only in" in str(glitch.test)
+    assert "exact McNemar test" in str(glitch.test)
+    assert "Benjamini-Hochberg over 1 gate with a baseline" in str(glitch.test)
+    assert attempts.test is None
+    shown = replace(last, gates=(glitch,))
+    for text in ("\n".join(summary_lines(shown)), junit(shown), markdown(shown)):
+        assert "Exact McNemar test" in text
+        assert f"({glitch.baseline_value:g} in the baseline)" in text
+
+
+def test_a_study_as_a_baseline_is_its_cell_of_the_same_name(runs: list[RunRecord]) -> None:
+    gate = Gate("mine/glitch", "<=", baseline="quantization-sweep")
+    (result,) = judged(runs, runs[1], gate)
+    assert f" · {runs[1].identity.name} " in str(result.baseline)
+    with pytest.raises(PreflightError, match=r"s\.yaml:10:5: .* without a cell named 'other'"):
+        with_baselines(planned("other", gate), ROOT)
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        (Gate("mine/glitch", "<=", baseline="absent"), "no other run is called 'absent'"),
+        (Gate("mine/left", "<=", baseline="quantization=int8"), "has no metric 'mine/left'"),
+    ],
+)
+def test_a_missing_baseline_is_an_error_before_anything_starts(
+    runs: list[RunRecord], gate: Gate, message: str
+) -> None:
+    with pytest.raises(PreflightError, match=rf"^s\.yaml:10:5: .*{message}"):
+        with_baselines(planned("quantization=int8", gate), ROOT)
+
+
+def test_a_run_is_not_its_own_baseline(runs: list[RunRecord]) -> None:
+    key = runs[0].identity.key
+    gate = Gate("mine/glitch", "<=", baseline=key)
+    with pytest.raises(PreflightError, match="no other run"):
+        with_baselines(planned("quantization=float32", gate, key=key), ROOT)
+
+
+def compared(*words: str) -> Result:
+    return CliRunner().invoke(main, ["compare", *words])
+
+
+def test_compare_fails_on_a_regression_and_names_it(runs: list[RunRecord]) -> None:
+    words = ("quantization=float32", "quantization=int4", "--fail-on", "regression")
+    done = compared(*words, "-o", "json")
+    assert done.exit_code == 5
+    found: dict[str, Any] = json.loads(done.stdout)["regression"]
+    assert "B:mine/glitch" in found["regressed"]
+    metrics = {one["metric"]: one for one in found["metrics"]}
+    assert "mine/tokens_per_second" not in metrics
+    tests = [one["p"] for one in found["metrics"] if one["p"] is not None]
+    assert found["family"] == len(tests) - ("mine/glitch_rate" in metrics)
+    assert "regression in B: mine/glitch: " in done.stderr
+    backwards = compared(*reversed(words[:2]), "--fail-on", "regression", "-o", "json")
+    assert "B:mine/glitch" not in json.loads(backwards.stdout)["regression"]["regressed"]
+
+
+def test_a_significant_regression_needs_the_adjusted_test_too(runs: list[RunRecord]) -> None:
+    rule = ("--fail-on", "significant-regression", "-o", "json")
+    done = compared("quantization=float32", "quantization=int4", *rule)
+    found = json.loads(done.stdout)["regression"]
+    worse = {one["metric"] for one in found["metrics"] if one["worse_by"] > 0}
+    shown = {one["metric"] for one in found["metrics"] if (one["p_adjusted"] or 1) <= 0.05}
+    assert {one.partition(":")[2] for one in found["regressed"]} == worse & shown
+    assert done.exit_code == (5 if worse & shown else 0)
+    allowed = compared("quantization=float32", "quantization=int4", *rule, "--tolerance", "100")
+    assert allowed.exit_code == 0
