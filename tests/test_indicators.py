@@ -19,6 +19,7 @@ from glitchrun.report.indicators import (
     FILE,
     _read,
     auc,
+    indicator_data,
     indicator_metrics,
     keep_indicators,
     of_step,
@@ -144,7 +145,7 @@ def scanned(tables: Any, tmp_path: Path) -> StepRecord:
     longer = {str(order[0]): {"count": 9, "tokens": [[order[1], " long"], [2, " other"]]}}
     unreachable = {"count": 301, "tokens": [[3, " x", [[4, " "], [5, "x"]]]]}
     related = {"longer": longer, "unreachable": unreachable}
-    keep_indicators(tmp_path, found, list(range(6, 58)), related)
+    keep_indicators(tmp_path, indicator_data(found, list(range(6, 58)), related))
     return replace(step("s", "scan", *facts), folder=tmp_path)
 
 

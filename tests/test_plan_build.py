@@ -189,6 +189,8 @@ def test_the_json_form_is_plain_and_complete(tmp_path: Path) -> None:
         "time",
         "fingerprint",
         "digests",
+        "workers",
+        "shared",
     }
     assert first["assignments"] == {"model.quantization": "none"}
     assert first["memory"]["verdict"] in ("fits", "tight")

@@ -15,6 +15,7 @@ from glitchrun.plan.duration import Duration
 from glitchrun.plan.gates import PlannedGate
 from glitchrun.plan.memory_estimate import MemoryEstimate
 from glitchrun.plan.work import StepWork
+from glitchrun.plan.workers import shared_steps
 from glitchrun.report.formatting import counted, percent, size, written
 from glitchrun.runner.gates import with_baselines
 from glitchrun.runner.options import Options, adjusted, make_plan
@@ -112,6 +113,7 @@ def _check_blocked(plan: Plan) -> None:
 def _plan_lines(plan: Plan) -> list[str]:
     """The plan for a terminal of 80 columns: a block for each run, and the totals."""
     lines = [f"experiment {styled(visible(plan.experiment), 'heading')}"]
+    lines += _staff_lines(plan)
     for run in plan.runs:
         lines += ["", *_run_lines(run)]
     counts = dict.fromkeys(_ROLES, 0)
@@ -120,6 +122,17 @@ def _plan_lines(plan: Plan) -> list[str]:
     total = ", ".join(f"{count} to {name}" for name, count in counts.items() if count)
     total = f"{counted(len(plan.runs), 'run')}: {total.replace('to blocked', 'blocked')}"
     return [*lines, "", *_times(plan), total]
+
+
+def _staff_lines(plan: Plan) -> Iterator[str]:
+    """The workers, if the process of `apply` does not execute the runs itself."""
+    staff = plan.staff
+    if staff is None:
+        return
+    together = f"; {staff.side_by_side} runs at a time" if staff.side_by_side > 1 else ""
+    yield from _wrapped("workers    ", f"{staff.text}{together}")
+    if staff.reduced:
+        yield from _wrapped("           ", staff.reduced)
 
 
 def _times(plan: Plan) -> Iterator[str]:
@@ -250,6 +263,9 @@ def _step_lines(run: PlannedRun, work: StepWork, planned: PlannedStep | None) ->
         yield from _wrapped("          ", most)
     if work.caveat:
         yield from _wrapped("          ", work.caveat)
+    if run.cell.spec.execution.shares_steps:
+        is_shared = work.step in shared_steps(run.cell.spec)
+        yield from _wrapped("          ", "shared by workers" if is_shared else "in one worker")
 
 
 def _gate_text(planned: PlannedGate) -> str:

@@ -90,7 +90,7 @@ def _timings(ledger: Path, host: str) -> list[Timing]:
     for entry in _entries(ledger):
         if entry["kind"] == "session":
             session = entry
-            if entry["host"] != host:
+            if entry["host"] != host or entry["plan"].get("shared"):  # several workers' time
                 return []
         elif entry["kind"] == "model":
             model = entry["model"]

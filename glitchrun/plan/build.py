@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from glitchrun import checkpoint as checkpoints
@@ -24,6 +24,7 @@ from glitchrun.plan.rates import ModelSize, Rates
 from glitchrun.plan.residency import Residency, choose
 from glitchrun.plan.step_keys import KEY_LENGTH, StepKey, step_keys
 from glitchrun.plan.work import StepWork, step_work, workloads
+from glitchrun.plan.workers import Staff, shared_steps, staff_of
 from glitchrun.spec.digest import cosmetic_digest, measures_machine, numerics_digest, results_digest
 from glitchrun.spec.token_ids import token_ids
 from glitchrun.spec.types import Cell, Experiment, ModelSpec, Spec
@@ -134,6 +135,8 @@ class PlannedRun:
             "steps": [step.to_json() for step in self.steps],
             "residency": self.residency.to_json(self.times) if self.residency else None,
             "gates": [gate.to_json() for gate in self.gates],
+            "workers": self.cell.spec.execution.workers,
+            "shared": shared_steps(self.cell.spec) if self.cell.spec.execution.shares_steps else [],
         }
 
 
@@ -150,6 +153,11 @@ class Plan:
         return tuple(run for run in self.runs if run.action in ("start", "resume"))
 
     @property
+    def staff(self) -> Staff | None:
+        """The workers that execute the runs; None if the process of `apply` does."""
+        return staff_of(self.runs)
+
+    @property
     def blocked(self) -> tuple[PlannedRun, ...]:
         """The runs that cannot start on this machine."""
         return tuple(run for run in self.runs if run.action == "blocked")
@@ -160,9 +168,14 @@ class Plan:
         {"experiment", "runs": [{"name", "key", "action", "reason", "assignments", "memory",
         "work", "seconds", "time", "fingerprint", "digests", "steps": [{"id", "key", "action",
         "from"}], "residency", "gates": [{"metric", "op", "value", "min_n", "baseline",
-        "baseline_value", "tolerance"}]}]}
+        "baseline_value", "tolerance"}], "workers", "shared"}], "execution"}
         """
-        return {"experiment": self.experiment, "runs": [run.to_json() for run in self.runs]}
+        staff = self.staff
+        return {
+            "experiment": self.experiment,
+            "runs": [run.to_json() for run in self.runs],
+            "execution": staff.to_json() if staff else None,
+        }
 
 
 def _nothing(spec: Spec, checkpoint: Checkpoint, header: Header, fingerprint: str) -> Resolved:
@@ -284,7 +297,7 @@ def _plan(
         key = _key(key, cell.name)
     work = step_work(cell.spec, header.vocab, resolved.scopes)
     loads = workloads(cell.spec, work)
-    residency = choose(cell.spec, header, device, loads, work, resolved.positions)
+    residency = choose(_where_it_runs(cell.spec), header, device, loads, work, resolved.positions)
     memory = residency.estimate
     refusal = (
         _ids_outside_vocabulary(cell.spec, header.vocab)
@@ -294,7 +307,8 @@ def _plan(
     keys = step_keys(cell.spec, contents.fingerprint, resolved.facts, machine)
     steps = tuple(_planned_step(step, key, stored, before) for step in keys)
     reuses = all(step.action == "reuse" for step in steps)
-    action, reason = _action(existing(key), refusal, residency, reuses)
+    is_judged = cell.spec.execution.is_here and not reuses  # else its memory is not known here
+    action, reason = _action(existing(key), refusal, residency, is_judged, reuses)
     size = ModelSize(
         fingerprint=contents.fingerprint,
         quantization=model.quantization,
@@ -312,6 +326,14 @@ def _plan(
     return PlannedRun(
         *(cell, key, action, reason, memory, work, time, found, digests, steps, residency, times)
     )
+
+
+def _where_it_runs(spec: Spec) -> Spec:
+    """The spec with the residency that follows from where it runs: the memory of this machine says
+    nothing about a cluster's."""
+    if spec.execution.is_here or spec.model.residency != "auto":
+        return spec
+    return replace(spec, model=replace(spec.model, residency="resident"))
 
 
 def _planned_step(
@@ -361,13 +383,13 @@ def _key(*parts: str) -> str:
 
 
 def _action(
-    status: str | None, refusal: str | None, residency: Residency, reuses: bool
+    status: str | None, refusal: str | None, residency: Residency, is_judged: bool, reuses: bool
 ) -> tuple[Action, str]:
     if status == "FINISHED":
         return "skip", "already finished; nothing that affects the results has changed"
     if refusal:
         return "blocked", refusal
-    if residency.estimate.verdict == "no" and not reuses:
+    if residency.estimate.verdict == "no" and is_judged:
         return "blocked", residency.why_blocked()
     if status in (None, ANEW) and reuses:
         return "start", "every step is finished; the model is not loaded"

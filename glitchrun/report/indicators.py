@@ -88,23 +88,19 @@ class StepIndicators:
         return None if found is None else dict(zip(INDICATORS, found, strict=True))
 
 
-def keep_indicators(
-    folder: Path, indicators: IndicatorSource, ids: Sequence[int], relatives: Mapping[str, Any]
-) -> None:
-    """Writes the indicators of tokens, and related tokens, into the folder of a step's attempt.
+def indicator_data(
+    indicators: IndicatorSource, ids: Sequence[int], relatives: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The indicators of tokens, and related tokens, as `keep_indicators` writes them.
 
     Args:
-        folder: The folder.
         indicators: The indicators of the model.
         ids: The tokens.
         relatives: Related tokens, as `vocabulary.relatives.as_json` gives them.
-
-    Raises:
-        OSError: the file cannot be written.
     """
     ids = sorted(set(ids))
     reference = indicators.reference
-    data = {
+    return {
         "version": _VERSION,
         "main": indicators.main,
         "tied": indicators.tied,
@@ -117,6 +113,14 @@ def keep_indicators(
         },
         **relatives,
     }
+
+
+def keep_indicators(folder: Path, data: Mapping[str, Any]) -> None:
+    """Writes `indicator_data` into the folder of a step's attempt.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     write_atomically(folder / FILE, json.dumps(data) + "\n")
 
 

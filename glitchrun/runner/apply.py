@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from glitchrun.errors import (
@@ -22,12 +22,15 @@ from glitchrun.ledger import (
     unreadable_lines,
 )
 from glitchrun.plan.build import Plan, PlannedRun
+from glitchrun.plan.workers import staff_of
 from glitchrun.runner import gates
+from glitchrun.runner.engine import Engine, InThisProcess
 from glitchrun.runner.execute import execute
 from glitchrun.runner.models import Models
 from glitchrun.runner.options import Options, adjusted, make_plan
 from glitchrun.runner.progress import Display
 from glitchrun.runner.session import Outcome, Session
+from glitchrun.runner.side_by_side import Result, in_turn, side_by_side
 from glitchrun.runner.signals import Interrupt, Stopped, listening
 from glitchrun.spec.adjusting import limited_name
 from glitchrun.spec.types import Experiment
@@ -86,7 +89,7 @@ def apply(
         root=root,
         tracking_uri=uri,
         parent=_parent_key(plan),
-        models=Models(display.say, display.activity),
+        engine=InThisProcess(Models(display.say, display.activity)),
         display=display,
         interrupt=interrupt,
         fresh=options.fresh,
@@ -94,7 +97,14 @@ def apply(
     )
     with listening(interrupt):
         try:
-            return _execute_all(chosen, session, options)
+            staff = staff_of(chosen)
+            if staff is None:
+                return _execute_all(chosen, session, options)
+            from glitchrun.runner.ray_pool import RayEngine
+
+            with RayEngine(staff) as engine:
+                shares = [engine.share(n, staff.side_by_side) for n in range(staff.side_by_side)]
+                return _execute_all(chosen, session, options, shares)
         except Stopped as stopped:  # between two runs
             raise Interrupted(stopped.exit_code) from None
 
@@ -126,27 +136,33 @@ def _parent_key(plan: Plan) -> str | None:
     return hashlib.sha256(keys.encode()).hexdigest()[:16]
 
 
-def _execute_all(runs: Sequence[PlannedRun], session: Session, options: Options) -> Applied:
-    outcomes: list[Outcome] = []
-    failures: list[str] = []
-    for run in runs:
-        if session.interrupt.exit_code is not None:  # it came while the last run was ending
-            return Applied(tuple(outcomes), tuple(failures), session.interrupt.exit_code)
-        try:
-            outcome = _execute_one(run, session)
-        except Stopped as stopped:
-            failures.append(str(Interrupted(stopped.exit_code)))
-            return Applied(tuple(outcomes), tuple(failures), stopped.exit_code)
-        except GlitchrunError as exc:
-            failures.append(f"{run.cell.name}: {exc}")
-            if not options.keep_going:
-                return Applied(tuple(outcomes), tuple(failures), exc.exit_code)
-            session.display.say(failures[-1])
-            continue
-        outcomes.append(outcome)
-        if outcome.record.status == "KILLED":
-            break
-    return Applied(tuple(outcomes), tuple(failures), _exit_code(outcomes, failures))
+def _execute_all(
+    runs: Sequence[PlannedRun], session: Session, options: Options, shares: Sequence[Engine] = ()
+) -> Applied:
+    """Executes the runs one after the other, or side by side in the `shares` of the workers."""
+
+    def continues(run: PlannedRun, result: Result) -> bool:
+        if isinstance(result, GlitchrunError):
+            if options.keep_going:
+                session.display.say(f"{run.cell.name}: {result}")
+            return options.keep_going
+        return isinstance(result, Outcome) and result.record.status != "KILLED"
+
+    if len(shares) > 1:
+        results = side_by_side(runs, shares, session, _execute_one, continues)
+    else:
+        alone = replace(session, engine=shares[0]) if shares else session
+        results = in_turn(runs, alone, _execute_one, continues)
+    outcomes = tuple(found for _, found in results if isinstance(found, Outcome))
+    failures = [f"{run.cell.name}: {e}" for run, e in results if isinstance(e, GlitchrunError)]
+    for _, found in results:
+        if isinstance(found, Stopped):
+            failures.append(str(Interrupted(found.exit_code)))
+            return Applied(outcomes, tuple(failures), found.exit_code)
+        if isinstance(found, GlitchrunError) and not options.keep_going:
+            return Applied(outcomes, tuple(failures), found.exit_code)
+    stopped = session.interrupt.exit_code if len(results) < len(runs) else None
+    return Applied(outcomes, tuple(failures), stopped or _exit_code(outcomes, failures))
 
 
 def _execute_one(run: PlannedRun, session: Session) -> Outcome:

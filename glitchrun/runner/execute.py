@@ -3,7 +3,7 @@
 1. check that the model's files are those that were planned;
 2. lock the run's folder, and open its ledger or create it;
 3. for each step: reuse what the store of steps has of it (`runner/steps.py`), or
-   a. load the model unless it is loaded (`runner/preparation.py`);
+   a. load the model unless it is loaded (`runner/engine.py`);
    b. run the step: every batch is written to the step's ledger, then shown and delivered;
    c. compute the step's metrics with the run's thresholds;
 4. evaluate the gates, write the report, and deliver the rest.
@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glitchrun.errors import ExitCode, GlitchrunError, file_access
 from glitchrun.events import Artifact, Batch, Event, Verified
@@ -41,6 +41,7 @@ from glitchrun.runner.artifacts import (
     write_artifact,
     write_inputs,
 )
+from glitchrun.runner.engine import Executor, StepTask
 from glitchrun.runner.models import check_unchanged
 from glitchrun.runner.session import Outcome, Session
 from glitchrun.runner.signals import Stopped
@@ -51,12 +52,6 @@ from glitchrun.strategies.tokens import found_tokens, has_phrases
 from glitchrun.strategies.validate.attempts import Known
 from glitchrun.tracking.tracker import MlflowTracker
 from glitchrun.verdicts import near_limit
-
-if (
-    TYPE_CHECKING
-):  # imports torch and transformers, which a run that reuses every step does not need
-    from glitchrun.runner.preparation import Prepared
-    from glitchrun.strategies.context import Context
 
 
 def execute(planned: PlannedRun, session: Session) -> Outcome:
@@ -106,10 +101,11 @@ class _Run:
         self._journal = journal
         self._tracker = MlflowTracker(session.tracking_uri, session.root, outage=session.outage)
         self._steps = Steps(planned, session, journal)
-        self._model: Prepared | None = None
+        self._model: Executor | None = None
 
     def execute(self) -> Outcome:
-        self._tracker.open(self._journal.record)
+        with self._session.serial:
+            self._tracker.open(self._journal.record)
         try:
             self._work()
         except Stopped as stopped:
@@ -129,7 +125,7 @@ class _Run:
         for key in self._planned.keys:
             self._step(key)
             if self._model is not None:
-                self._session.models.check_files()
+                self._model.check()
         if self._model is not None:
             self._journal.append("model", model=asdict(self._measured(self._model)))
         results = gates.evaluate(self._planned.gates, self._journal.record)
@@ -172,19 +168,19 @@ class _Run:
         batches = None if self._steps.begun(key) else self._known_batches(step, known, earlier)
         if batches is not None:
             return self._store_known(key, batches)
-        prepared = self._prepared()
-        context = replace(prepared.context, path=path, earlier=earlier, known=known.samples)
+        model = self._loaded()
         with self._steps.journal(key) as store:
             self._begin(key, store)
-            store.use(self._measured(prepared))
+            store.use(self._measured(model))
+            task = StepTask(step, path, earlier, known.samples, lambda: self._batches_of(key))
             try:
-                self._run(step, context, store)
+                self._run(task, model, store)
             except Stopped as stopped:
                 if not stopped.at_once:
                     self._say_how_to_continue(step, store)
                 raise
-            store.use(self._measured(prepared))
-            self._keep_indicators(prepared.context, store.facts)
+            store.use(self._measured(model))
+            self._keep_indicators(model, store.facts)
             store.finish(key.extent)
         return store.facts
 
@@ -217,7 +213,7 @@ class _Run:
         config = strategy.configure(step.params)
         return strategy.known_batches(config, tokens, known, self._spec.thresholds.asr)
 
-    def _keep_indicators(self, context: Context, facts: StepFold) -> None:
+    def _keep_indicators(self, model: Executor, facts: StepFold) -> None:
         """Writes the indicators of the verified tokens into the folder of the step's ledger."""
         verified = [
             fact
@@ -225,12 +221,8 @@ class _Run:
             for fact in (*timed.batch.token_facts, *(c.fact for c in timed.batch.controls))
             if isinstance(fact, Verified)
         ]
-        if verified and context.indicators is not None:
-            from glitchrun.vocabulary.relatives import as_json  # imports torch
-
-            related = as_json(context.vocabulary, verified)
-            ids = [fact.token.id for fact in verified]
-            keep_indicators(facts.folder, context.indicators, ids, related)
+        if verified and (data := model.indicators(verified)) is not None:
+            keep_indicators(facts.folder, data)
 
     def _say_how_to_continue(self, step: Step, store: StepJournal) -> None:
         """After Ctrl-C in a search: how to continue it, and how to end it here."""
@@ -245,20 +237,19 @@ class _Run:
                 f"--until {step.id}={count}{cell}"
             )
 
-    def _run(self, step: Step, context: Context, store: StepJournal) -> None:
-        strategy = STRATEGIES[step.strategy]
-        record = next(one for one in self._journal.record.steps if one.id == step.id)
-        history = [timed.batch for timed in record.batches]
-        with self._session.display.step(step.id) as shown:
-            shown.resume(history)
-            context = replace(context, announce=shown.begin)
-            events = strategy.run(strategy.config_of(step), context, history)
+    def _run(self, task: StepTask, model: Executor, store: StepJournal) -> None:
+        with self._session.display.step(task.step.id) as shown:
+            shown.resume(task.history())
+            events = model.events(task, shown)
             with closing(events):  # type: ignore[type-var]
                 for event in events:
                     self._store(event, store)
                     if isinstance(event, Batch):
                         shown.show(event)
                         self._session.interrupt.check()
+
+    def _batches_of(self, key: StepKey) -> list[Batch]:
+        return [timed.batch for timed in self._record_of(key).batches]
 
     def _store(self, event: Event, store: StepJournal) -> None:
         """Writes an event to the disk, then passes the record to the tracker."""
@@ -289,20 +280,21 @@ class _Run:
     def _record_of(self, key: StepKey) -> StepRecord:
         return next(known for known in self._journal.record.steps if known.id == key.id)
 
-    def _prepared(self) -> Prepared:
+    def _loaded(self) -> Executor:
         """The loaded model; it is loaded when the first step needs it."""
         if self._model is None:
-            from glitchrun.runner.preparation import prepare  # imports torch and transformers
-
-            self._model = prepare(self._planned, self._session)
+            session = self._session
+            self._model = session.engine.executor(
+                self._planned, session.display.say, session.interrupt
+            )
             self._journal.append("model", model=asdict(self._measured(self._model)))
-            self._session.interrupt.check()
+            session.interrupt.check()
         return self._model
 
-    def _measured(self, prepared: Prepared) -> ModelRecord:
+    def _measured(self, model: Executor) -> ModelRecord:
         steps = self._journal.record.steps
         facts = (timed.batch.token_facts for step in steps for timed in step.batches)
-        return prepared.measured(with_categories=any(facts))
+        return model.measured(with_categories=any(facts))
 
     def _earlier(self, key: StepKey) -> dict[str, Sequence[Batch]]:
         """The batches of the steps that a step reads, by step id."""
@@ -313,10 +305,11 @@ class _Run:
         # The report is written before the entry that ends the run, so that every finished run has
         # its report.
         ending = replace(self._journal.record, status=status, ended_at=now(), error=error)
-        write_report(ending)
-        self._journal.append("ended", status=status, error=error)
-        record = self._journal.record
-        self._tracker.close(record)
+        with self._session.serial:
+            write_report(ending)
+            self._journal.append("ended", status=status, error=error)
+            record = self._journal.record
+            self._tracker.close(record)
         if self._tracker.deleted:
             self._session.display.say(f"not delivered to MLflow: {self._tracker.deleted}")
         gc.collect()

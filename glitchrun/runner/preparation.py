@@ -6,9 +6,12 @@ that a run which reuses every step starts without them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from glitchrun.errors import PreflightError
+from glitchrun.events import Event, Verified
 from glitchrun.ledger.record import ModelRecord
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.plan.build import PlannedRun
@@ -16,16 +19,19 @@ from glitchrun.probing.backend_selection import best_backend
 from glitchrun.probing.frozen_suffix import refuse_unscreened
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.template import Template
+from glitchrun.report.indicators import indicator_data
+from glitchrun.runner.engine import StepTask, Watch
 from glitchrun.runner.lengths import beyond_training, too_long
 from glitchrun.runner.models import Models
 from glitchrun.runner.resolved import empty_scope_reason
-from glitchrun.runner.session import Session
 from glitchrun.spec.searches import SEARCHES
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Spec
 from glitchrun.strategies.context import Context, check_embedding_rows
 from glitchrun.strategies.prompt_lengths import PromptLengths
 from glitchrun.vocabulary import Vocabulary
 from glitchrun.vocabulary.indicators import Indicators
+from glitchrun.vocabulary.relatives import as_json
 from glitchrun.vocabulary.token_features import row_norms
 
 
@@ -39,6 +45,31 @@ class Prepared:
     """The forward pass that runs the model, and the reason."""
     beyond_training: tuple[str, ...]
     """A warning for each step whose texts are longer than the model was trained for."""
+
+    def events(self, task: StepTask, watch: Watch) -> Iterator[Event]:
+        """See `runner.engine.Executor`."""
+        context = replace(
+            self.context,
+            path=task.path,
+            earlier=task.earlier,
+            known=task.known,
+            announce=watch.begin,
+            tools={},
+        )
+        strategy = STRATEGIES[task.step.strategy]
+        yield from strategy.run(strategy.config_of(task.step), context, task.history())
+
+    def indicators(self, verified: Sequence[Verified]) -> Mapping[str, Any] | None:
+        """See `runner.engine.Executor`."""
+        if self.context.indicators is None:
+            return None
+        ids = [fact.token.id for fact in verified]
+        related = as_json(self.context.vocabulary, verified)
+        return indicator_data(self.context.indicators, ids, related)
+
+    def check(self) -> None:
+        """See `runner.engine.Executor`."""
+        self.models.check_files()
 
     def measured(self, *, with_categories: bool) -> ModelRecord:
         """The record of the model, with the peak memory so far.
@@ -72,7 +103,7 @@ class Prepared:
         )
 
 
-def prepare(planned: PlannedRun, session: Session) -> Prepared:
+def prepare(planned: PlannedRun, models: Models, say: Callable[[str], None]) -> Prepared:
     """Loads the model of a run unless it is loaded.
 
     Raises:
@@ -80,18 +111,18 @@ def prepare(planned: PlannedRun, session: Session) -> Prepared:
             longer than the model's positions.
         ModelUnavailable: the model cannot be loaded, or is not the one that was planned with.
     """
-    spec, say = planned.cell.spec, session.display.say
+    spec = planned.cell.spec
     residency = planned.residency
     chosen = replace(spec.model, residency=residency.chosen if residency else "resident")
     if residency and residency.chosen == "streamed":
         say(f"streamed: {residency.reason}")
-    model = session.models.get(chosen, planned.fingerprint, residency.stream if residency else None)
+    model = models.get(chosen, planned.fingerprint, residency.stream if residency else None)
     tokenizer = model.tokenizer
     template = detect(
         spec.template, tokenizer, model.config, spec.model.path, spec.template_variables
     )
     say(f"template: {template.name} ({template.rule})")
-    vocabulary = session.models.keep(
+    vocabulary = models.keep(
         "vocabulary", lambda: Vocabulary(tokenizer, row_norms(model.embedding_blocks()))
     )
     if refusal := empty_scope_reason(spec, vocabulary):
@@ -109,11 +140,11 @@ def prepare(planned: PlannedRun, session: Session) -> Prepared:
         backend=backend,
         vocabulary=vocabulary,
         template=template,
-        free_bytes=session.models.free_bytes(),
+        free_bytes=models.free_bytes(),
         earlier={},
         estimate=planned.estimate.to_json() if planned.estimate else None,
         results=planned.digests["results"],
-        indicators=session.models.keep(
+        indicators=models.keep(
             ("indicators", spec.tokens.unused),
             lambda: Indicators(
                 model.head_blocks, vocabulary, tied=model.tied, unused=spec.tokens.unused
@@ -121,7 +152,7 @@ def prepare(planned: PlannedRun, session: Session) -> Prepared:
         ),
     )
     check_embedding_rows(context, spec.steps)
-    return Prepared(context, session.models, engine, warnings)
+    return Prepared(context, models, engine, warnings)
 
 
 def _check_lengths(spec: Spec, model: LoadedModel, template: Template) -> tuple[str, ...]:

@@ -6,11 +6,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from threading import Event, Thread
+from threading import Event, RLock, Thread
 from typing import TextIO, cast
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -43,6 +43,10 @@ class StepDisplay:
         """Shows the stage that the step announces."""
         self.progress.begin(stage)
 
+    def staff(self, workers: int) -> None:
+        """Shows that so many workers share the step."""
+        self.progress.staff(workers)
+
     def show(self, batch: Batch) -> None:
         """Shows the progress after a batch that was written to the ledger."""
         self.progress.take(batch)
@@ -58,6 +62,13 @@ class Display:
         # A closed terminal must not stop the run.
         stream = cast("TextIO", QuietStream(sys.stderr))
         self.console = Console(file=stream, highlight=False)
+        self._shown: list[StepDisplay] = []
+        self._live: Live | None = None
+        self._lock = RLock()
+
+    def of_cell(self, name: str) -> Display:
+        """The display of one of several runs side by side: its lines begin with the run's name."""
+        return CellDisplay(self, name)
 
     def say(self, message: str) -> None:
         """Prints one line, above the progress line if there is one."""
@@ -101,13 +112,51 @@ class Display:
     def _showing(self, shown: StepDisplay) -> AbstractContextManager[object]:
         """Keeps the progress in view inside a `with` block."""
         if self._is_live:
-            return Live(
-                shown,
-                console=self.console,
-                refresh_per_second=_REFRESHES_PER_SECOND,
-                transient=True,
-            )
+            return self._together(shown)
         return logged(Log(shown.progress, self.say))
+
+    @contextmanager
+    def _together(self, shown: StepDisplay) -> Iterator[None]:
+        """Keeps everything that is shown at the same time in one live picture."""
+        with self._lock:
+            self._shown.append(shown)
+            if self._live is None:
+                self._live = Live(
+                    get_renderable=lambda: Group(*self._shown),
+                    console=self.console,
+                    refresh_per_second=_REFRESHES_PER_SECOND,
+                    transient=True,
+                )
+                self._live.start(refresh=True)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._shown.remove(shown)
+                if not self._shown and self._live is not None:
+                    self._live.stop()
+                    self._live = None
+
+
+class CellDisplay(Display):
+    """The display of one of several runs side by side."""
+
+    def __init__(self, inner: Display, cell: str) -> None:
+        self._inner = inner
+        self._cell = cell
+
+    def say(self, message: str) -> None:
+        self._inner.say(f"{self._cell}: {message}")
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[StepDisplay]:
+        with self._inner.step(f"{self._cell}: {name}") as shown:
+            yield shown
+
+    @contextmanager
+    def activity(self, name: str) -> Iterator[Callable[[Stage, int], None]]:
+        with self._inner.activity(f"{self._cell}: {name}") as count:
+            yield count
 
 
 class Log:
@@ -162,7 +211,7 @@ _STYLES = {
     "left": "progress.remaining",
     "elapsed": "progress.elapsed",
 }
-_EXPENDABLE = ("unit", "rate", "found", "elapsed", "count")
+_EXPENDABLE = ("unit", "workers", "rate", "found", "elapsed", "count")
 """Parts that a narrow terminal omits, in this order."""
 
 
@@ -219,6 +268,7 @@ def _parts(progress: StepProgress) -> dict[str, str]:
         "unit": stage.unit if stage else "",
         "found": "" if progress.found is None else f"{progress.found:,} found",
         "rate": progress.rate,
+        "workers": progress.workers,
         "left": f"{bound}{left}",
         "elapsed": f"{_clock(progress.elapsed)} elapsed",
     }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
 
 from glitchrun.errors import ExitCode
 from glitchrun.ledger import RunRecord
-from glitchrun.runner.models import Models
+from glitchrun.runner.engine import Engine
 from glitchrun.runner.progress import Display
 from glitchrun.runner.signals import Interrupt
 from glitchrun.spec.types import Experiment
@@ -25,7 +26,8 @@ class Session:
     """The MLflow store, with credentials."""
     parent: str | None
     """Key of the parent run; None for a single run."""
-    models: Models
+    engine: Engine
+    """Executes the steps."""
     display: Display
     interrupt: Interrupt
     fresh: bool
@@ -35,6 +37,8 @@ class Session:
     redone: dict[str, int] = field(default_factory=dict)
     """The attempts at steps that this `apply` has started anew, by step key."""
     outage: Outage = field(default_factory=Outage)
+    serial: RLock = field(default_factory=RLock)
+    """Held by what runs side by side must not do at the same time: figures, and new MLflow runs."""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ class StepProgress:
         """The present stage; None before the first one."""
         self.found: int | None = None
         """Tokens found so far; None for a step that is not about tokens."""
+        self.workers = ""
+        """How many workers share the step; empty if this process executes it."""
         self.changes = 0
         """Number of changes so far."""
         self.lock = RLock()
@@ -78,6 +80,12 @@ class StepProgress:
             seconds, self._updated = now - self._updated, now
             self._measured[stage.name].add(done - self._done[stage.name], 0, seconds)
             self._done[stage.name] = done
+            self.changes += 1
+
+    def staff(self, workers: int) -> None:
+        """So many workers share the step from now on."""
+        with self.lock:
+            self.workers = counted(workers, "worker")
             self.changes += 1
 
     def take(self, batch: Batch) -> None:
@@ -170,7 +178,8 @@ class StepProgress:
         with self.lock:
             begun = f"{self.label} {self._counted}".strip() if self.stage else "preparing"
             found = "" if self.found is None else f"{self.found:,} found"
-            parts = [begun, found, self.rate, self._time_left, f"{_whole(self.elapsed)} elapsed"]
+            parts = [begun, found, self.rate, self.workers, self._time_left]
+            parts.append(f"{_whole(self.elapsed)} elapsed")
             return f"{self.name}: {', '.join(filter(None, parts))}"
 
     @property

@@ -185,6 +185,23 @@ def _check_cells(loaded: _Loaded, base: MappingNode, overrides: Sequence[Overrid
         node, _ = apply_overrides(draft.node, overrides)  # again, because they win over the axes
         document, resolution = _check(loaded, node)
         loaded.cells.append((draft, document, resolution))
+    loaded.problems += list(_different_workers(loaded, whole))
+
+
+def _different_workers(loaded: _Loaded, whole: Document) -> Iterator[Problem]:
+    """A cell that asks for other workers than the first one; `arithmetic` may differ."""
+    first: dict[str, Any] | None = None
+    for draft, document, _ in loaded.cells:
+        given = document.data.get("execution")
+        given = given if isinstance(given, dict) else {}
+        asked = {key: value for key, value in given.items() if key != "arithmetic"}
+        if first is None:
+            first = asked
+        elif asked != first:
+            message = f"the cell {draft.name!r} asks for other workers than the first one"
+            hint = "give all cells the same engine, workers and address"
+            yield whole.problem("GR316", ("matrix",), message, hint)
+            return
 
 
 def _check(

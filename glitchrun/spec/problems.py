@@ -71,6 +71,7 @@ CODES: dict[str, str] = {
     "GR313": "Two parameters of a step contradict each other.",
     "GR314": "A step needs a resident model, but the spec asks for a streamed one.",
     "GR315": "The engine local does not use an address.",
+    "GR316": "Cells of a matrix ask for different workers.",
     "GR320": "A tag's name is reserved, or MLflow does not accept its name or value.",
     "GR321": "The tracking store must not be written to, or its address is not valid.",
     "GR330": "A probe has the name of a built-in probe or protocol.",

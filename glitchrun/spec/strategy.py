@@ -200,6 +200,11 @@ class Strategy:
         """Whether the step examines tokens of the experiment's scope (`tokens` in the spec)."""
         return False
 
+    def spreads(self, config: Any) -> bool:
+        """Whether several workers can share the step's work, see `Context.spread`; otherwise one
+        of them executes it."""
+        return False
+
     def steering(self, config: Any) -> frozenset[str]:
         """The thresholds that decide what the step measures, and not only its verdicts. Together
         with its parameters they belong to the step key."""

@@ -33,6 +33,9 @@ class Scan(Strategy):
     def takes_scope(self, config: Config) -> bool:
         return True
 
+    def spreads(self, config: Config) -> bool:
+        return True
+
     def steering(self, config: Config) -> frozenset[str]:
         return frozenset(["probability"] if config.controls else [])
 

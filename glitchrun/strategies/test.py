@@ -51,6 +51,9 @@ class Test(Strategy):
 
     takes_phrases = True
 
+    def spreads(self, config: Config) -> bool:
+        return "phrases" not in config.tokens
+
     def steering(self, config: Config) -> frozenset[str]:
         return frozenset(["probability"] if config.controls else [])
 

@@ -25,6 +25,7 @@ class WindowDisplay(Display):
     """
 
     def __init__(self, inner: Display) -> None:
+        super().__init__()
         self.inner = inner
         self.console = inner.console
         self._process: subprocess.Popen[str] | None = None

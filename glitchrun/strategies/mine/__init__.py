@@ -116,6 +116,10 @@ class Mine(Strategy):
     def takes_scope(self, config: Config) -> bool:
         return True
 
+    def spreads(self, config: Config) -> bool:
+        search = SEARCHES[config.search]
+        return search.ordered or search.screened
+
     def steering(self, config: Config) -> frozenset[str]:
         judges = config.controls or SEARCHES[config.search].judges
         return frozenset(["probability"] if judges else [])

@@ -45,6 +45,9 @@ class Predict(Strategy):
         expected: fox"""
     figures = ("glitchrun.report.figures.next_token:draw_predictions",)
 
+    def spreads(self, config: Config) -> bool:
+        return True
+
     def steering(self, config: Config) -> frozenset[str]:
         return frozenset()
 

@@ -82,6 +82,9 @@ class Validate(Strategy):
     samples_attempts = True
     takes_phrases = True
 
+    def spreads(self, config: Config) -> bool:
+        return "phrases" not in config.tokens
+
     def steering(self, config: Config) -> frozenset[str]:
         return frozenset(["asr"] if config.sequential else [])
 

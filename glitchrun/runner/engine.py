@@ -1,0 +1,92 @@
+"""What executes the steps of a run: this process, or workers (`runner/ray_pool.py`). No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from glitchrun.events import Batch, Event, Sampled, Stage, Verified
+from glitchrun.ledger.record import ModelRecord
+from glitchrun.plan.build import PlannedRun
+from glitchrun.runner.models import Models
+from glitchrun.runner.signals import Interrupt
+from glitchrun.spec.types import Step
+
+
+@dataclass(frozen=True, slots=True)
+class StepTask:
+    """A step to execute, and what it may read."""
+
+    step: Step
+    path: str
+    """The step's path in the spec, such as `steps[0]`."""
+    earlier: Mapping[str, Sequence[Batch]]
+    """The batches of the steps that it reads, by step id."""
+    known: Mapping[int, Sampled]
+    """By token id, the attempts that other steps have sampled."""
+    history: Callable[[], Sequence[Batch]]
+    """The batches of the step that are stored by now."""
+
+
+class Watch(Protocol):
+    """Shows a step to the user while it is executed."""
+
+    def begin(self, stage: Stage) -> None:
+        """A stage begins or continues."""
+
+    def staff(self, workers: int) -> None:
+        """So many workers share the step from now on."""
+
+
+class Executor(Protocol):
+    """Executes the steps of one run on its model."""
+
+    def events(self, task: StepTask, watch: Watch) -> Iterator[Event]:
+        """Yields the new facts of a step. The caller stores each before it asks for the next.
+
+        Raises:
+            GlitchrunError: the step failed.
+        """
+
+    def measured(self, *, with_categories: bool) -> ModelRecord:
+        """The record of the model, see `runner.preparation.Prepared.measured`."""
+
+    def indicators(self, verified: Sequence[Verified]) -> Mapping[str, Any] | None:
+        """The indicators of verified tokens, as `report.indicators` stores them; None for a model
+        that has none."""
+
+    def check(self) -> None:
+        """Checks that the model's files are still those that were loaded.
+
+        Raises:
+            ModelUnavailable: one was overwritten.
+        """
+
+
+class Engine(Protocol):
+    """Makes the executors of the runs of one `apply`."""
+
+    def executor(
+        self, planned: PlannedRun, say: Callable[[str], None], interrupt: Interrupt
+    ) -> Executor:
+        """Loads the model of a run.
+
+        Raises:
+            GlitchrunError: the model or its workers cannot be used.
+        """
+
+
+class InThisProcess:
+    """The engine that uses no workers."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    def executor(
+        self, planned: PlannedRun, say: Callable[[str], None], interrupt: Interrupt
+    ) -> Executor:
+        """See `Engine`. Imports torch and transformers."""
+        from glitchrun.runner.preparation import prepare
+
+        return prepare(planned, self._models, say)
