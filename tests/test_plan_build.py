@@ -189,6 +189,7 @@ def test_the_json_form_is_plain_and_complete(tmp_path: Path) -> None:
         "time",
         "fingerprint",
         "digests",
+        "gates",
         "workers",
         "shared",
     }

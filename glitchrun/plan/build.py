@@ -26,11 +26,9 @@ from glitchrun.plan.step_keys import KEY_LENGTH, StepKey, step_keys
 from glitchrun.plan.work import StepWork, step_work, workloads
 from glitchrun.plan.workers import Staff, shared_steps, staff_of
 from glitchrun.spec.digest import cosmetic_digest, measures_machine, numerics_digest, results_digest
-from glitchrun.spec.token_ids import token_ids
+from glitchrun.spec.token_ids import outside_vocabulary
 from glitchrun.spec.types import Cell, Experiment, ModelSpec, Spec
 
-_MAX_NAMED = 5
-"""Largest number of token ids that a message names."""
 Action = Literal["start", "resume", "skip", "blocked"]
 StepAction = Literal["start", "resume", "reuse"]
 ANEW = "ANEW"
@@ -287,7 +285,10 @@ def _plan(
     device = device_memory(model.device, model.max_memory)
     resolved = resolve(cell.spec, contents.checkpoint, header, contents.fingerprint)
     machine = _machine(cell.spec, device.device)
-    facts = {**resolved.facts, **(machine if _measures(cell.spec) else {})}
+    facts = {
+        **resolved.facts,
+        **(machine if measures_machine(step.strategy for step in cell.spec.steps) else {}),
+    }
     if facts:
         digests["resolved"] = _facts_digest(facts)
     key = _key(*filter(None, (digests["results"], contents.fingerprint, digests.get("resolved"))))
@@ -300,7 +301,7 @@ def _plan(
     residency = choose(_where_it_runs(cell.spec), header, device, loads, work, resolved.positions)
     memory = residency.estimate
     refusal = (
-        _ids_outside_vocabulary(cell.spec, header.vocab)
+        outside_vocabulary(cell.spec, header.vocab)
         or resolved.refusal
         or residency.refused(cell.spec)
     )
@@ -351,11 +352,6 @@ def _planned_step(
     return PlannedStep(key, "reuse" if found.state == "finished" else "resume", found.origin)
 
 
-def _measures(spec: Spec) -> bool:
-    """Whether a step measures the machine: its results depend on device and memory limits."""
-    return measures_machine(step.strategy for step in spec.steps)
-
-
 def _machine(spec: Spec, device: str) -> dict[str, Any]:
     """The device and memory limits. The CPU without limits is not listed, so that its keys do not
     change."""
@@ -403,19 +399,3 @@ def _action(
             "the ledger of the latest attempt is damaged; apply continues from its intact part",
         )
     return "resume", f"the latest attempt is {status_word(status)}"
-
-
-def _ids_outside_vocabulary(spec: Spec, vocab: int) -> str | None:
-    """Why the spec's token ids do not fit a vocabulary of `vocab` entries; None if they do."""
-    ids = [
-        f"{token_id} ({spec.origins[path]})"
-        for path, token_id in token_ids(spec)
-        if token_id >= vocab
-    ]
-    if not ids:
-        return None
-    more = f" and {len(ids) - _MAX_NAMED} more" if len(ids) > _MAX_NAMED else ""
-    return (
-        f"token ids outside the model's vocabulary, 0 to {vocab - 1}: {', '.join(ids[:_MAX_NAMED])}"
-        f"{more}; correct them, or set model.path to the model that they belong to"
-    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from glitchrun.errors import (
@@ -76,3 +78,14 @@ def mismatch(here: Mapping[str, str], there: Mapping[str, str]) -> str:
 def _public(version: str) -> str:
     """A version without the build that follows a plus sign: `2.13.0+cpu` is `2.13.0`."""
     return version.partition("+")[0]
+
+
+def about_here() -> dict[str, str]:
+    """The versions of this process, as a worker says them."""
+    found = {"host": socket.gethostname()}
+    for name in _SAME:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = ""
+    return found

@@ -1,0 +1,255 @@
+"""Executes the steps of a run in workers of Ray, and takes their facts one by one.
+
+One worker leads a step (`runner/ray_worker.py`). The facts of all workers arrive here, in the
+process that owns the ledger, in a fixed order. If the leader is lost, another worker continues from
+the ledger, as after an interruption.
+"""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from glitchrun.errors import GlitchrunError, PreflightError, RunError
+from glitchrun.events import Event, Verified
+from glitchrun.ledger.record import ModelRecord
+from glitchrun.plan.build import PlannedRun
+from glitchrun.report.formatting import counted
+from glitchrun.runner.engine import StepTask, Watch
+from glitchrun.runner.ray_messages import Failed, Unprepared, about_here, mismatch
+from glitchrun.runner.signals import Interrupt
+from glitchrun.spec.types import Tracking
+
+_MOST_LOSSES = 8
+"""Leaders that a step may lose without a new fact."""
+_RETRY_SECONDS = 1.0
+
+
+class WorkerLost(Exception):
+    """A worker no longer answers."""
+
+
+@dataclass(eq=False, slots=True)
+class Member:
+    """A worker."""
+
+    actor: Any
+    host: str = ""
+    """Empty until it has said what it is."""
+
+
+class RayExecutor:
+    """Executes the steps of one run in workers; see `runner.engine.Executor`."""
+
+    def __init__(
+        self,
+        planned: PlannedRun,
+        members: Sequence[Member],
+        say: Callable[[str], None],
+        interrupt: Interrupt,
+    ) -> None:
+        self._planned = planned
+        self._members = list(members)
+        self._say = say
+        self._interrupt = interrupt
+        self._run = pickle.dumps(portable(planned))
+        self._leader = self._members[0]
+        if planned.fingerprint:
+            self._check_models()
+        payload = pickle.dumps((self._run,))
+        for member in self._others():  # they load the model while the leader does
+            member.actor.call.remote("prepare", payload)
+        self._prepare()
+
+    # Steps ------------------------------------------------------------------------------------
+
+    def events(self, task: StepTask, watch: Watch) -> Iterator[Event]:
+        """See `runner.engine.Executor`."""
+        losses = 0
+        while True:
+            try:
+                for event in self._events(task, watch):
+                    losses = 0
+                    yield event
+                return
+            except WorkerLost:
+                losses += 1
+                self._replace(losses)
+
+    def _events(self, task: StepTask, watch: Watch) -> Iterator[Event]:
+        """The events of a step, from the end of what is stored."""
+        stored = [*task.history()]
+        sent = (replace(task, history=_Stored(stored)),)
+        others = [(member.actor, member.host) for member in self._others()]
+        watch.staff(1)
+        self._ask("lead", pickle.dumps(sent), others)
+        answer = self._leader.actor.call.remote("next", b"")
+        while True:
+            messages = _checked(answer_of(answer))
+            kind, value = messages[-1]
+            if kind == "event":  # the leader goes on while this event is stored
+                answer = self._leader.actor.call.remote("next", b"")
+            for name, content in messages:
+                if name == "said":
+                    self._say(content)
+                elif name == "stage":
+                    watch.begin(content)
+                elif name == "staff":
+                    watch.staff(content)
+            if kind == "end":
+                return
+            yield value
+
+    # The model --------------------------------------------------------------------------------
+
+    def measured(self, *, with_categories: bool) -> ModelRecord:
+        """See `runner.engine.Executor`."""
+        record: ModelRecord = self._of_any("measured", with_categories)
+        many = counted(len(self._members), "worker")
+        return replace(record, engine=f"{record.engine}; Ray: {many} on {self._hosts()}")
+
+    def indicators(self, verified: Sequence[Verified]) -> Mapping[str, Any] | None:
+        """See `runner.engine.Executor`."""
+        found: Mapping[str, Any] | None = self._of_any("indicators", list(verified))
+        return found
+
+    def check(self) -> None:
+        """See `runner.engine.Executor`."""
+        self._of_any("check")
+
+    def _hosts(self) -> str:
+        return ", ".join(dict.fromkeys(member.host for member in self._members if member.host))
+
+    # Workers ----------------------------------------------------------------------------------
+
+    def _others(self) -> list[Member]:
+        return [member for member in self._members if member is not self._leader]
+
+    def _of_any(self, method: str, *arguments: Any) -> Any:
+        """Asks the leader, or another one if it is lost."""
+        losses = 0
+        while True:
+            try:
+                return self._ask(method, pickle.dumps(arguments))
+            except WorkerLost:
+                losses += 1
+                self._replace(losses)
+
+    def _ask(self, method: str, payload: bytes, helpers: Sequence[Any] = ()) -> Any:
+        where = self._leader.host or "a worker"
+        answer = answer_of(self._leader.actor.call.remote(method, payload, helpers))
+        return _checked(answer, "" if where == socket.gethostname() else f"worker on {where}: ")
+
+    def _check_models(self) -> None:
+        """Checks that the workers that are there have the model that was planned with."""
+        payload = pickle.dumps((portable(self._planned),))
+        there = [member for member in self._members if member.host]
+        asked = [member.actor.call.remote("fingerprint", payload) for member in there]
+        path = self._planned.cell.spec.model.path
+        for member, reference in zip(there, asked, strict=True):
+            with suppress(WorkerLost):  # it is checked again when it is back
+                answer = answer_of(reference)
+                if isinstance(answer, Failed):
+                    raise answer.error(f"the worker on {member.host} is refused: ")
+                if answer != self._planned.fingerprint:
+                    raise PreflightError(
+                        f"the worker on {member.host} is refused: its files of model.path {path!r} "
+                        "are not those of this machine; copy them there, or use a path that all "
+                        "workers share"
+                    )
+
+    def _prepare(self) -> None:
+        """Has the leader load the model; another one leads if it is lost."""
+        losses = 0
+        while True:
+            try:
+                about = self._ask("prepare", pickle.dumps((self._run,)))
+            except WorkerLost:
+                losses += 1
+                self._replace(losses, prepare=False)
+                continue
+            self._leader.host = about["host"]
+            for text in about["said"]:
+                self._say(text)
+            if reason := mismatch(about_here(), about):
+                raise PreflightError(f"the worker on {about['host']} is refused: {reason}")
+            return
+
+    def _replace(self, losses: int, *, prepare: bool = True) -> None:
+        """Chooses the next worker as the leader, after `losses` lost ones."""
+        self._interrupt.check()
+        lost = self._leader
+        if losses > _MOST_LOSSES:
+            raise RunError(
+                f"{losses} workers ended one after the other, the last on {lost.host}, without a "
+                "result; look for the reason there (memory?)"
+            )
+        if losses >= len(self._members):  # all of them were lost: Ray starts them again
+            time.sleep(_RETRY_SECONDS)
+        place = (self._members.index(lost) + 1) % len(self._members)
+        self._leader = self._members[place]
+        self._say(f"lost the worker on {lost.host or 'an unknown host'}; another one continues")
+        if prepare:
+            self._prepare()
+
+
+class _Stored:
+    """The stored batches of a step, as a function that can be pickled."""
+
+    def __init__(self, batches: Sequence[Any]) -> None:
+        self._batches = batches
+
+    def __call__(self) -> Sequence[Any]:
+        return self._batches
+
+
+def answer_of(reference: Any) -> Any:
+    """The answer of a worker.
+
+    Raises:
+        WorkerLost: it no longer answers.
+    """
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        return ray.get(reference)
+    except RayTaskError:  # a defect, with the worker's traceback
+        raise
+    except RayError as error:
+        raise WorkerLost from error
+
+
+def _checked(answer: Any, where: str = "") -> Any:
+    """An answer that is not a failure.
+
+    Raises:
+        WorkerLost: the worker was lost, and has started again.
+        GlitchrunError: the worker has failed.
+    """
+    if not isinstance(answer, Failed):
+        return answer
+    if answer.kind == Unprepared.__name__:
+        raise WorkerLost
+    error: GlitchrunError = answer.error(where)
+    raise error
+
+
+def portable(planned: PlannedRun) -> PlannedRun:
+    """A run as workers get it: an absolute path of the model, and nothing of the tracking store.
+    Ray gives each worker its own GPUs, so a number of the spec's is left out."""
+    spec = planned.cell.spec
+    path, device = Path(spec.model.path), spec.model.device
+    model = replace(
+        spec.model,
+        path=str(path.absolute()) if path.exists() else spec.model.path,
+        device=device.partition(":")[0],
+    )
+    spec = replace(spec, model=model, tracking=Tracking(), document={})
+    return replace(planned, cell=replace(planned.cell, spec=spec))
