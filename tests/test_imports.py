@@ -376,3 +376,33 @@ def test_more_than_any_list_of_tokens_is_refused_unread(
     path.write_bytes(gzip.compress(content, 1) if packed else content)
     with pytest.raises(RunError, match="more than 1 MiB"):
         read(path)
+
+
+def test_carriage_returns_in_cells_that_are_not_quoted(tmp_path: Path) -> None:
+    """GlitchProber's lists end their lines with a line feed and do not quote `);\\r`."""
+    listed = read(written(tmp_path, "index,token\n5,);\r\n6,a\n", "a.csv")).tokens
+    assert [token.text for token in listed] == [");\r", "a"]
+    saved = read(written(tmp_path, "index,token\r\n5,);\r\n6,a\r\n", "b.csv")).tokens
+    assert [token.text for token in saved] == [");", "a"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv"])
+def test_numbers_are_written_in_plain_digits(tmp_path: Path, name: str) -> None:
+    head = "token_id\n" if name.endswith("csv") else "5\n"
+    for wrong in ("1_000", "٣"):
+        with pytest.raises(RunError, match="line 2"):
+            read(written(tmp_path, f"{head}{wrong}\n", name))
+
+
+def test_files_of_many_empty_lines_and_objects_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(result_file, "_MOST_LINES", 9)
+    monkeypatch.setattr(result_file, "_MOST_OBJECTS", 9)
+    for text, what in (
+        ("{}\n" * 11, "lines"),
+        ("1\n" * 11, "lines"),
+        ("[{}" + ",{}" * 10 + "]", "obj"),
+    ):
+        with pytest.raises(RunError, match=f"contains 1[12] {what}"):
+            read(written(tmp_path, text, "a.jsonl" if text[0] == "{" else "a"))

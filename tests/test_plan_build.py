@@ -263,3 +263,15 @@ def test_a_missing_model_is_reported_with_its_place(tmp_path: Path) -> None:
     experiment = load_experiment(tmp_path / "spec.yaml")
     with pytest.raises(ModelUnavailable, match=r"spec\.yaml:4:15: model\.path .*no such file"):
         _build(experiment)
+
+
+def test_ids_of_files_and_reference_rows_are_compared_with_the_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "ids.json").write_text("[3, 11, 12]")
+    text = SPEC.replace("id: all, strategy: scan", "strategy: test, tokens: {file: ids.json}")
+    (run,) = _build(_experiment(tmp_path, text)).runs
+    assert run.action == "blocked"
+    assert f"11 ({tmp_path / 'ids.json'}), 12 (" in run.reason
+    text = SPEC.replace("steps:", "tokens: {unused: {ids: [2, 13]}}\nsteps:")
+    (run,) = _build(_experiment(tmp_path, text)).runs
+    assert run.action == "blocked"
+    assert f"0 to 9: 13 ({tmp_path / 'spec.yaml'}:" in run.reason

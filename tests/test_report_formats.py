@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from glitchrun.errors import RunError
 from glitchrun.events import Control, Entry
 from glitchrun.ledger.record import GateResult, RunRecord
+from glitchrun.report import writing
 from glitchrun.report.machine_readable import junit, run_json
 from glitchrun.report.markdown import markdown
 from glitchrun.report.token_rows import token_rows
@@ -147,3 +150,17 @@ def test_markdown_counts_omitted_tokens(tmp_path: Path) -> None:
     text = markdown(run_of(tmp_path, step("scan", "scan", *facts)))
     assert "… and 5 more in `tokens.jsonl`." in text
     assert text.count("| glitch |") == 30
+
+
+def test_a_named_pipe_without_a_reader_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "_PIPE_SECONDS", 0.0)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(RunError, match="no process reads from this pipe"):
+        writing.write_document(pipe, "text", "-o")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    writing.write_document(pipe, "text", "-o")
+    assert os.read(reader, 10) == b"text"
+    os.close(reader)

@@ -18,6 +18,10 @@ from glitchrun.errors import RunError
 _GZIP = b"\x1f\x8b"
 _MOST_BYTES = 512 * 1024**2
 """A result file of 150,000 tokens with every field is about 100 MB."""
+_MOST_LINES = 2_000_000
+"""Lines of a file with a token in each. A line without content costs as much memory as a token."""
+_MOST_OBJECTS = 5_000_000
+"""Objects and lists of a JSON document."""
 
 
 class Malformed(ValueError):
@@ -65,7 +69,9 @@ def parse(path: Path) -> ResultFile:
     if _name(path).endswith(".jsonl") or text.lstrip().startswith("#"):
         return _lines(path, digest, text)
     if text.lstrip()[0] not in "{[":
+        _check_size(path, text.count("\n"), _MOST_LINES, "lines")
         return ResultFile(path.name, digest, "text", text)
+    _check_size(path, text.count("{") + text.count("["), _MOST_OBJECTS, "objects and lists")
     try:
         return ResultFile(path.name, digest, "json", json.loads(text))
     except json.JSONDecodeError as error:
@@ -101,6 +107,15 @@ def _at_most(file: IO[bytes] | gzip.GzipFile, path: Path) -> bytes:
     return content
 
 
+def _check_size(path: Path, count: int, most: int, what: str) -> None:
+    """Refuses a file that would take too much memory, such as many empty objects in gzip format."""
+    if count > most:
+        raise RunError(
+            f"{path}: contains {count:,} {what}, more than {most:,}, too many for a list of "
+            "tokens; import the part of it that lists tokens"
+        )
+
+
 def _name(path: Path) -> str:
     return path.name.removesuffix(".gz")
 
@@ -108,6 +123,8 @@ def _name(path: Path) -> str:
 def _lines(path: Path, digest: str, text: str) -> ResultFile:
     """JSON lines; lines that begin with # are comments. Splits at newlines only, because JSON may
     contain other line separators."""
+    _check_size(path, text.count("\n"), _MOST_LINES, "lines")
+    _check_size(path, text.count("{") + text.count("["), _MOST_OBJECTS, "objects and lists")
     found, left_out = [], {}
     rows = [(number, row) for number, row in enumerate(text.split("\n"), 1) if row.strip()]
     rows = [(number, row) for number, row in rows if not row.lstrip().startswith("#")]

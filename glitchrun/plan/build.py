@@ -23,10 +23,9 @@ from glitchrun.plan.memory_estimate import MemoryEstimate
 from glitchrun.plan.rates import ModelSize, Rates
 from glitchrun.plan.residency import Residency, choose
 from glitchrun.plan.step_keys import KEY_LENGTH, StepKey, step_keys
-from glitchrun.plan.work import StepWork, step_work, workloads
+from glitchrun.plan.work import StepWork, ids_outside_vocabulary, step_work, workloads
 from glitchrun.plan.workers import Staff, shared_steps, staff_of
 from glitchrun.spec.digest import cosmetic_digest, measures_machine, numerics_digest, results_digest
-from glitchrun.spec.token_ids import outside_vocabulary
 from glitchrun.spec.types import Cell, Experiment, ModelSpec, Spec
 
 Action = Literal["start", "resume", "skip", "blocked"]
@@ -301,7 +300,7 @@ def _plan(
     residency = choose(_where_it_runs(cell.spec), header, device, loads, work, resolved.positions)
     memory = residency.estimate
     refusal = (
-        outside_vocabulary(cell.spec, header.vocab)
+        ids_outside_vocabulary(cell.spec, header.vocab)
         or resolved.refusal
         or residency.refused(cell.spec)
     )

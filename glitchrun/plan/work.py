@@ -18,11 +18,15 @@ from typing import Any, Protocol
 from glitchrun.errors import GlitchrunError
 from glitchrun.spec.defaults import step_with_defaults
 from glitchrun.spec.probes import Probe, Probes, probe_names, probes_of
+from glitchrun.spec.schema import TOKEN_SOURCES
 from glitchrun.spec.strategy import STRATEGIES, Expectation, Work, Workload
+from glitchrun.spec.token_ids import token_ids
 from glitchrun.spec.types import Spec, Step
 
 PAIRS = 100
 """Pairs of incomplete tokens that a step examines if the spec gives no limit."""
+_MAX_NAMED = 5
+"""Ids that a message names."""
 MOST_PHRASES = 1_000_000
 _PHRASE = 8
 """Tokens of the greedy answer to a phrase: the phrase in its longer tokenization, and two more."""
@@ -270,8 +274,8 @@ def named_tokens(source: Mapping[str, Any], earlier: Mapping[str, int | None], v
     if "phrases" in source:
         return min(named_phrases(source["phrases"]), int(source.get("limit", MOST_PHRASES)))
     if "file" in source:
-        named = _tokens_in_file(source["file"])
-        return vocab if named is None else min(vocab, named)
+        named = _ids_in_file(source["file"])
+        return vocab if named is None else min(vocab, len(named))
     if "from" in source:
         counts = [earlier.get(step) for step in _steps(source)]
         return vocab if None in counts else min(vocab, sum(filter(None, counts)))
@@ -310,20 +314,47 @@ def _steps(source: Mapping[str, Any]) -> list[str]:
     return [source["from"]] if isinstance(source["from"], str) else list(source["from"])
 
 
-def _tokens_in_file(path: str) -> int | None:
-    """The number of tokens that a step takes from a file; None if it cannot be read yet."""
+def ids_outside_vocabulary(spec: Spec, vocab: int) -> str | None:
+    """Why the spec's token ids, those of its files and of its reference rows included, do not fit a
+    vocabulary of `vocab` entries; None if they do."""
+    ids = [
+        f"{token_id} ({spec.origins[path]})"
+        for path, token_id in token_ids(spec)
+        if token_id >= vocab
+    ]
+    ids += [
+        f"{one} ({spec.origins.get(f'tokens.unused.ids[{place}]', 'tokens.unused')})"
+        for place, one in enumerate(spec.tokens.unused or ())
+        if one >= vocab
+    ]
+    for step in spec.steps:
+        for source in filter(None, (step.params.get(name) for name in TOKEN_SOURCES)):
+            found = _ids_in_file(source["file"]) if "file" in source else None
+            ids += [f"{one} ({source['file']})" for one in found or () if one >= vocab]
+    if not ids:
+        return None
+    more = f" and {len(ids) - _MAX_NAMED} more" if len(ids) > _MAX_NAMED else ""
+    return (
+        f"token ids outside the model's vocabulary, 0 to {vocab - 1}: {', '.join(ids[:_MAX_NAMED])}"
+        f"{more}; correct them, or set model.path to the model that they belong to"
+    )
+
+
+def _ids_in_file(path: str) -> tuple[int, ...] | None:
+    """The ids of the tokens that a step takes from a file; below 0 for those named by their text
+    alone. None if the file cannot be read yet."""
     if not os.path.isfile(path):  # noqa: PTH113 - Path may raise
         return None
     status = os.stat(path)  # noqa: PTH116 - as above
-    return _count(path, status.st_mtime_ns, status.st_size)
+    return _ids(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=64)
-def _count(path: str, changed_ns: int, size: int) -> int | None:
+def _ids(path: str, changed_ns: int, size: int) -> tuple[int, ...] | None:
     """Reads a file once for all cells of a matrix. The run reports a file that is not readable."""
     from glitchrun.imports import read  # takes 20 ms, which most plans do not need
 
     try:
-        return sum(token.selected for token in read(Path(path)).tokens)
+        return tuple(token.id for token in read(Path(path)).tokens if token.selected)
     except GlitchrunError:
         return None

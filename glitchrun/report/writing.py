@@ -3,11 +3,13 @@ tables."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,8 @@ from glitchrun.events import DIGITS
 _ESCAPED = re.compile(
     "[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
+_PIPE_SECONDS = 5.0
+"""How long a named pipe may be without a reader."""
 
 
 @contextmanager
@@ -35,7 +39,8 @@ def replacing(path: Path) -> Iterator[TextIO]:
         OSError: The file cannot be written.
     """
     if _is_written_through(path):
-        with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        to: Path | int = _pipe(path) if path.is_fifo() else path
+        with open(to, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:  # noqa: PTH123 - a descriptor
             yield file
         return
     path = path.resolve()
@@ -53,6 +58,27 @@ def _is_written_through(path: Path) -> bool:
     """Whether `path` is not a regular file, or names an open one, such as /dev/stdout."""
     is_open_file = path.absolute().parts[1:2] in (("dev",), ("proc",))
     return is_open_file or (path.exists() and not path.is_file())
+
+
+def _pipe(path: Path) -> int:
+    """The descriptor of a named pipe, opened for writing as soon as a process reads from it.
+
+    Raises:
+        OSError: No process does so within a few seconds.
+    """
+    until = time.monotonic() + _PIPE_SECONDS
+    while True:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() >= until:
+                raise OSError(errno.ENXIO, "no process reads from this pipe", str(path)) from error
+            time.sleep(0.05)
+        else:
+            os.set_blocking(descriptor, True)
+            return descriptor
 
 
 def write_document(path: Path, text: str | bytes, option: str) -> None:

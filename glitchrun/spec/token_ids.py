@@ -14,9 +14,6 @@ BY_ID = re.compile(r"<#([0-9]{1,9})>")
 """A token named by its id in a text, such as `<#31415>`. More digits are plain text: no vocabulary
 has so many entries, and chat services write channels like that."""
 
-_MAX_NAMED = 5
-"""Largest number of token ids that a message names."""
-
 
 def token_ids(spec: Spec) -> Iterator[tuple[str, int]]:
     """Yields the path of each id, such as `steps[0].tokens.ids[2]`, and the id.
@@ -47,19 +44,3 @@ def _marked(schema: Mapping[str, Any], value: Any, path: Path_) -> Iterator[tupl
         elif isinstance(value, list | tuple):
             for place, item in enumerate(value):
                 yield from _marked(part.get("items", {}), item, (*path, place))
-
-
-def outside_vocabulary(spec: Spec, vocab: int) -> str | None:
-    """Why the spec's token ids do not fit a vocabulary of `vocab` entries; None if they do."""
-    ids = [
-        f"{token_id} ({spec.origins[path]})"
-        for path, token_id in token_ids(spec)
-        if token_id >= vocab
-    ]
-    if not ids:
-        return None
-    more = f" and {len(ids) - _MAX_NAMED} more" if len(ids) > _MAX_NAMED else ""
-    return (
-        f"token ids outside the model's vocabulary, 0 to {vocab - 1}: {', '.join(ids[:_MAX_NAMED])}"
-        f"{more}; correct them, or set model.path to the model that they belong to"
-    )

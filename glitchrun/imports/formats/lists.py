@@ -18,6 +18,8 @@ from glitchrun.imports.result_file import Malformed, ResultFile
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 """First characters that make spreadsheets read a cell as a formula (OWASP, CSV injection)."""
+_RETURN = "\udc0d"
+"""Stands for a carriage return in a cell; no text in UTF-8 contains it."""
 _ID = ("token_id", "id", "index")
 _TEXT = ("token", "token_text", "text", "decoded")
 _WHOLE = frozenset({"token_id", "rank", "attempts", "failures"})
@@ -59,7 +61,7 @@ def _is_glitchprober(document: ResultFile) -> bool:
 
 def _rows(document: ResultFile) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows by column, each with its place; cells without content are left out."""
-    reader = csv.reader(io.StringIO(document.data))
+    reader = csv.reader(io.StringIO(_protected(document.data)))
     try:
         columns = [_renamed(name) for name in next(reader)]
         for cells in reader:
@@ -68,10 +70,19 @@ def _rows(document: ResultFile) -> Iterator[tuple[str, dict[str, str]]]:
                 continue
             if len(cells) != len(columns):
                 raise Malformed(place, f"{len(cells)} cells beside {len(columns)} columns")
-            filled = {name: cell for name, cell in zip(columns, cells, strict=True) if cell}
-            yield place, filled
+            pairs = zip(columns, cells, strict=True)
+            yield place, {name: cell.replace(_RETURN, "\r") for name, cell in pairs if cell}
     except csv.Error as error:
         raise Malformed(f"line {reader.line_num}", f"is not CSV ({error})") from error
+
+
+def _protected(text: str) -> str:
+    """The text of a CSV file, so that only its own line ends are line ends.
+
+    If the first line ends with a line feed alone, carriage returns belong to the cells: pandas and
+    older versions of Python do not quote them, as in GlitchProber's list of Mistral's tokens.
+    """
+    return text if "\r\n" in text[: text.find("\n") + 1] else text.replace("\r", _RETURN)
 
 
 def _csv(document: ResultFile) -> Content:
@@ -109,9 +120,9 @@ def _value(name: str, cell: str, place: str) -> Any:
         return cell.lower() == "true"
     try:
         if name in _WHOLE:
-            found: int | float = int(cell)
+            found: int | float = int(_plain(cell))
         elif name in _REAL:
-            found = float(cell)
+            found = float(_plain(cell))
         else:
             return cell
     except ValueError as error:
@@ -144,9 +155,20 @@ def _lines(document: ResultFile) -> Content:
 
 def _id(line: str, place: str) -> int:
     try:
-        return whole(int(line), place)
+        return whole(int(_plain(line)), place)
     except ValueError as error:
         raise Malformed(place, f"expected a token id, got {line!r:.40}") from error
+
+
+def _plain(number: str) -> str:
+    """A number as files write it. Python also reads `1_000` and digits of other scripts.
+
+    Raises:
+        ValueError: the text is written in another way.
+    """
+    if "_" in number or not number.isascii():
+        raise ValueError(number)
+    return number
 
 
 FORMATS = (
