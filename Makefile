@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart nowllm-mini test check bench models clean
+.PHONY: setup quickstart nowllm-mini test check bench torture fuzz models clean
 
 setup: $(READY)
 
@@ -39,6 +39,14 @@ check: $(READY)
 
 bench: nowllm-mini
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+torture: $(READY)
+	# Kills, full disks, damaged files and other faults, injected into runs of a tiny model: docs/reliability.md.
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.torture $(ARGS)
+
+fuzz: $(READY)
+	# Malformed specs, result files and checkpoints. Takes about an hour; ARGS="--examples 200" takes minutes.
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.fuzz $(ARGS)
 
 models: $(READY)
 	# Builds and tests a small model of every family in transformers, for docs/models.md. Takes some minutes.

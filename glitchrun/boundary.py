@@ -19,6 +19,18 @@ from glitchrun.errors import GlitchrunError
 _OURS = str(Path(__file__).parent) + "/"
 _STANDARD = sysconfig.get_path("stdlib") + "/"
 _INSTALLED = re.compile(r"/(site|dist)-packages/")
+OUT_OF_MEMORY = (
+    "memory ran out; close other programs, raise the limit of this one (ulimit -v), or give the "
+    "steps a smaller batch_size. What was measured is stored; apply again to continue from there"
+)
+_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "not enough memory",
+    "could not create a primitive",  # oneDNN, which had no memory for its copy of a matrix
+    "can't start new thread",
+    "ThreadPoolBuildError",
+)
 _COMMAND = re.compile(r"pip3? install [^`\n;)]+[^`\n;).,\s]")
 
 
@@ -42,6 +54,26 @@ def foreign_errors(explain: Callable[[Exception], GlitchrunError]) -> Iterator[N
         if _is_ours(error.__traceback__):
             raise
         raise explain(error) from error
+    except BaseException as error:
+        if not is_panic(error) or is_out_of_memory(error):
+            raise
+        raise explain(RuntimeError(f"it failed inside: {error}")) from error
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether an error is a panic of a library written in Rust, such as tokenizers.
+
+    Its class is not an Exception and cannot be imported; it has the same name in every library.
+    """
+    return type(error).__name__ == "PanicException"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU. Does not import torch."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    may_say_so = isinstance(error, RuntimeError | OSError) or is_panic(error)
+    return may_say_so and any(words in str(error) for words in _MEMORY)
 
 
 def first_line(error: BaseException) -> str:

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from click.testing import CliRunner
 
 from glitchrun import boundary
-from glitchrun.boundary import foreign_errors, install_command
+from glitchrun.boundary import foreign_errors, install_command, is_out_of_memory
+from glitchrun.cli import main
 from glitchrun.errors import ModelUnavailable, RunError
 
 
@@ -61,3 +64,43 @@ def test_glitchrun_called_back_by_a_library_is_still_glitchrun() -> None:
 def test_the_command_that_adds_what_is_missing(error: ImportError, command: str | None) -> None:
     found = install_command(error)
     assert found is command if command is None else command in (found or "")
+
+
+Panic = type("PanicException", (BaseException,), {})
+"""Libraries written in Rust raise a class of this name that cannot be imported."""
+
+
+def test_panic_of_a_library_is_explained() -> None:
+    with pytest.raises(ModelUnavailable, match="told"), foreign_errors(_explained):
+        raise Panic("index out of bounds")
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("can't start new thread"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (Panic("ThreadPoolBuildError { kind: IOError }"), True),
+        (RuntimeError("shapes differ"), False),
+        (ValueError("can't allocate memory"), False),
+        (Panic("index out of bounds"), False),
+    ],
+)
+def test_errors_that_say_that_memory_ran_out(error: BaseException, memory: bool) -> None:
+    assert is_out_of_memory(error) is memory
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_command_without_memory_says_so(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("glitchrun.cli.validate.check_files", fail)
+    done = CliRunner().invoke(main, ["validate", __file__])
+    assert (done.exit_code, "glitchrun: memory ran out; close" in done.stderr) == (1, True)
+    assert "Traceback" not in done.output

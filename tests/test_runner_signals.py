@@ -16,3 +16,23 @@ def test_a_run_in_another_thread_leaves_the_signal_handlers_alone() -> None:
     before = signal.getsignal(signal.SIGINT)
     with ThreadPoolExecutor(1) as threads:
         assert threads.submit(inside).result() == before
+
+
+def test_signals_and_their_exit_codes() -> None:
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)):
+        interrupt = Interrupt()
+        with listening(interrupt):
+            signal.raise_signal(number)
+        assert interrupt.exit_code == code
+
+
+def test_ignored_hangup_stays_ignored() -> None:
+    """As under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        interrupt = Interrupt()
+        with listening(interrupt):
+            signal.raise_signal(signal.SIGHUP)
+        assert interrupt.exit_code is None
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -294,3 +294,17 @@ def test_half_of_a_surrogate_pair_is_rejected_with_a_hint() -> None:
 
 def test_a_document_of_one_invalid_number_is_not_called_empty() -> None:
     assert only_problem(".nan") == (1, 1, "GR010")
+
+
+def test_the_places_of_a_document_are_those_of_its_values() -> None:
+    for path in (Path(__file__).parent / "examples").glob("valid/*.yaml"):
+        source = read_source(path)
+        assert isinstance(source, Source)
+        node, _ = parse(source)
+        assert node is not None
+        for _, part in walk(node):
+            line = source.line(part.place.line)
+            text = getattr(part, "text", "")
+            start = part.place.column - 1
+            marked = line[start : start + part.place.width]
+            assert text in marked.replace("\\\\", "\\") or text == ""

@@ -19,8 +19,10 @@ from glitchrun.report.writing import replacing
 from glitchrun.spec.mlflow_rules import lock_path, tag_objection
 from glitchrun.tracking import sqlite_file
 from glitchrun.tracking.address import check_store, tracking_uri
+from glitchrun.tracking.deliver import deliver
 from glitchrun.tracking.store import ensure_store, open_store
-from tests.support.records import write_run
+from tests.support.permissions import unprivileged
+from tests.support.records import Invented, write_run
 from tests.support.stores import new_root
 
 SPEC = """\
@@ -299,3 +301,27 @@ def test_pipe_with_the_name_of_a_note_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "theirs.db.glitchrun.json")
     with pytest.raises(TrackingUnavailable, match="for a note, but that file is not glitchrun's"):
         check_store(f"sqlite:///{tmp_path / 'theirs.db'}")
+
+
+def test_new_store_names_the_runs_that_an_earlier_one_had(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    uri = f"sqlite:///{root / 'mlflow.db'}"
+    record = write_run(root, Invented(tracking_uri=uri))
+    said: list[str] = []
+    deliver(record, open_store(uri, root))
+    ensure_store(uri, root, said.append)
+    said.clear()
+    (root / "mlflow.db").unlink()
+    ensure_store(uri, root, said.append)
+    (line,) = said
+    assert line.startswith(f"{root / 'mlflow.db'} is new, so 1 run that an earlier one had is not")
+    assert line.endswith("glitchrun sync")
+    ensure_store(f"sqlite:///{root / 'other.db'}", root, said.append)
+    assert len(said) == 1
+
+
+def test_read_only_store_is_refused_before_the_run(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    (root / "mlflow.db").chmod(0o444)
+    with unprivileged(), pytest.raises(TrackingUnavailable, match="Permission denied"):
+        ensure_store(f"sqlite:///{root / 'mlflow.db'}", root)

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from glitchrun import __version__
+from glitchrun.boundary import OUT_OF_MEMORY, is_out_of_memory
 from glitchrun.errors import ExitCode, GlitchrunError, file_access
 from glitchrun.spec.problems import InvalidSpec
 from glitchrun.terminal import output_lost, protect_streams, say, visible_lines
@@ -106,6 +107,11 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             say("glitchrun: stopped", err=True)
             ctx.exit(ExitCode.SIGINT)
+        except BaseException as error:
+            if not is_out_of_memory(error):
+                raise
+            say(f"glitchrun: {OUT_OF_MEMORY}", err=True)
+            ctx.exit(ExitCode.ERROR)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -8,17 +8,14 @@ from typing import Any
 
 import torch
 
+from glitchrun import boundary
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.plan.batch_sizes import CACHE_HEADROOM, SAMPLE_BATCH, SCREEN_BATCH, VERIFY_BATCH
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether an error reports that memory ran out, on a GPU or on the CPU."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    # oneDNN says the second where it has no memory for its own copy of a matrix.
-    said = ("can't allocate memory", "could not create a primitive")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in said)
+    """Returns whether an error of torch reports that memory ran out, on a GPU or on the CPU."""
+    return isinstance(error, RuntimeError) and boundary.is_out_of_memory(error)
 
 
 def prepare_retry(error: RuntimeError, rows: int, counters: Counter[str]) -> None:

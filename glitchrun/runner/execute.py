@@ -22,7 +22,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from glitchrun.errors import ExitCode, GlitchrunError, file_access
+from glitchrun.boundary import OUT_OF_MEMORY, is_out_of_memory
+from glitchrun.errors import ExitCode, GlitchrunError, RunError, file_access
 from glitchrun.events import Artifact, Batch, Event, Verified
 from glitchrun.ledger import Journal, RunRecord, current_attempt, hold, run_folder
 from glitchrun.ledger.files import now
@@ -117,6 +118,8 @@ class _Run:
             raise
         except BaseException as exc:
             self._end("FAILED", ExitCode.ERROR, error=f"{type(exc).__name__}: {exc}")
+            if is_out_of_memory(exc):
+                raise RunError(OUT_OF_MEMORY) from exc
             raise
         return self._end("FINISHED", gates.exit_code(self._journal.record.gates))
 

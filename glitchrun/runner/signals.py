@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM set a flag, which is checked between batches."""
+"""Ctrl-C, SIGTERM and a closed terminal set a flag, which is checked between batches."""
 
 from __future__ import annotations
 
@@ -65,19 +65,25 @@ def _announce(message: str) -> None:
         os.write(2, line.encode("ascii"))
 
 
-_CODES = {int(signal.SIGINT): ExitCode.SIGINT, int(signal.SIGTERM): ExitCode.SIGTERM}
+_CODES = {
+    int(signal.SIGINT): ExitCode.SIGINT,
+    int(signal.SIGTERM): ExitCode.SIGTERM,
+    int(signal.SIGHUP): ExitCode.SIGTERM,
+}
 
 
 @contextmanager
 def listening(interrupt: Interrupt) -> Iterator[None]:
-    """Sends SIGINT and SIGTERM to `interrupt` inside a `with` block.
+    """Sends SIGINT, SIGTERM and SIGHUP to `interrupt` inside a `with` block.
 
-    Python sets signal handlers in the main thread only. In another thread this does nothing.
+    A signal that the process ignores stays ignored, such as SIGHUP under `nohup`. Python sets
+    signal handlers in the main thread only. In another thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, interrupt.receive) for number in _CODES}
+    heard = [number for number in _CODES if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, interrupt.receive) for number in heard}
     try:
         yield
     finally:

@@ -94,7 +94,7 @@ def named_problems(
                 return
         if not all(isinstance(name, str) for name in named):
             return
-    elif named not in PROTOCOLS:
+    elif not isinstance(named, str) or named not in PROTOCOLS:
         return
     listed = named if isinstance(named, list) else []
     places: dict[str, Path_] = {name: (*path, place) for place, name in enumerate(listed)}

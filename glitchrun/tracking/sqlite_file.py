@@ -49,12 +49,15 @@ _ADDRESS_COLUMNS = (
 Say = Callable[[str], None]
 
 
-def prepare(path: Path, say: Say) -> None:
+def prepare(path: Path, say: Say) -> bool:
     """Creates the database, or prepares it for the installed version of MLflow.
 
     Args:
         path: The database.
         say: Receives messages about changes to an existing database.
+
+    Returns:
+        Whether the database is new.
 
     Raises:
         TrackingUnavailable: the database cannot be created, read or written.
@@ -67,7 +70,7 @@ def prepare(path: Path, say: Say) -> None:
         if not path.exists() or path.stat().st_size == 0:
             _create(path)
             _note(path, installed)
-            return
+            return True
         _check_sound(path)
         noted = _read_note(path)
         if noted.get("mlflow") != installed:
@@ -76,6 +79,7 @@ def prepare(path: Path, say: Say) -> None:
             _relocate(path, Path(noted["folder"]), say)
         if noted != {"mlflow": installed, "folder": str(path.parent)}:
             _note(path, installed)
+        return False
 
 
 def check(path: Path) -> None:
@@ -152,6 +156,8 @@ def _put(made: Path, path: Path) -> None:
 
 
 def _check_sound(path: Path) -> None:
+    with path.open("r+b"):  # SQLite opens a file that it may not write without an error
+        pass
     try:
         with closing(sqlite3.connect(path, timeout=_BUSY_SECONDS)) as database:
             names = {row[0] for row in database.execute("SELECT name FROM sqlite_master")}

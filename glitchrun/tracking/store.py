@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any, TypeVar
 
 from glitchrun.errors import GlitchrunError, MissingExtra, TrackingUnavailable, file_access
 from glitchrun.ledger import RunRecord
+from glitchrun.ledger.files import DELIVERED, read_text
+from glitchrun.ledger.identity import INVALID_FIELD, read_run_document
 from glitchrun.ledger.lock import store_lock
 from glitchrun.spec.mlflow_rules import lock_path
 from glitchrun.terminal import say
@@ -31,6 +34,9 @@ _CONFLICTS = (
 )
 _FOREIGN = {"mlflow", "sqlalchemy", "alembic", "requests", "urllib3", "google", "databricks"}
 """Packages whose exceptions are errors of the store."""
+
+_ASIDE = ("(raised as a result of", "(Background on this error")
+"""Beginnings of lines that SQLAlchemy puts around the cause."""
 
 Result = TypeVar("Result")
 
@@ -117,7 +123,14 @@ def ensure_store(uri: str, root: Path, say: sqlite_file.Say | None = None) -> No
     path = sqlite_path(uri)
     if path is not None:
         with _usable(path):
-            sqlite_file.prepare(path, say or _say)
+            created = sqlite_file.prepare(path, say or _say)
+        if created and (lost := _delivered_before(uri, root)):
+            runs = (
+                "1 run that an earlier one had is"
+                if lost == 1
+                else f"{lost} runs of an earlier one are"
+            )
+            (say or _say)(f"{path} is new, so {runs} not in it; to deliver again: glitchrun sync")
         return
     check_reachable(uri)
     store = open_store(uri, root)
@@ -128,6 +141,17 @@ def ensure_store(uri: str, root: Path, say: sqlite_file.Say | None = None) -> No
 
     with unavailable(uri):
         in_time(search, FIRST_SECONDS)
+
+
+def _delivered_before(uri: str, root: Path) -> int:
+    """The number of runs that were delivered to a store completely."""
+    count = 0
+    for note in root.glob(f"runs/*/*/attempt-*/{DELIVERED}"):
+        with suppress(GlitchrunError, OSError, *INVALID_FIELD):
+            whole = "ending" in json.loads(read_text(note))
+            there = read_run_document(note.parent)["identity"]["tracking_uri"] == shown(uri)
+            count += whole and there
+    return count
 
 
 @contextmanager
@@ -209,7 +233,8 @@ def _cause(exc: Exception, uri: str) -> str:
     if "Max retries exceeded" in text:  # urllib3's message with all nested causes
         refused = "Connection refused" in text
         return "nothing listens there" if refused else "it does not answer"
-    first = text.splitlines()[0] if text else ""
+    lines = [line for line in text.splitlines() if not line.startswith(_ASIDE)]
+    first = lines[0] if lines else ""
     is_clear = isinstance(exc, OSError) or type(exc).__name__ == "MlflowException"
     return first if first and is_clear else f"{type(exc).__name__}: {first}".rstrip(": ")
 

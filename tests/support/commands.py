@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, nullcontext, suppress
 from functools import cache
@@ -32,7 +33,8 @@ class Command(Generic[S]):
 
     It has the part of `subprocess.Popen` that the tests use. Each stream is a pipe, or the
     descriptor that is given. `figures`: whether reports have figures; `creates`: whether MLflow
-    creates a new store, which is otherwise a copy.
+    creates a new store, which is otherwise a copy; `faults`: what to inject, see
+    tools/torture/inject.py.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Command(Generic[S]):
         *,
         figures: bool = False,
         creates: bool = False,
+        faults: Sequence[Mapping[str, Any]] = (),
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.PIPE,
         stderr: int = subprocess.PIPE,
@@ -61,6 +64,7 @@ class Command(Generic[S]):
             "environment": environment or ENVIRONMENT,
             "figures": figures,
             "creates": creates,
+            "faults": list(faults),
         }
         files = [stdin, stdout, stderr, reporting]
         socket.send_fds(_server(), [json.dumps(request).encode()], files)

@@ -23,6 +23,7 @@ from unittest.mock import patch
 
 from glitchrun.tracking.store import configure_mlflow
 from tests.support import stores
+from tools.torture.inject import install
 
 _patches = ExitStack()
 """Kept to the end of a command's process."""
@@ -82,6 +83,8 @@ def _watch(request: dict[str, Any], stdin: int, stdout: int, stderr: int, report
         )
     if not request["figures"]:
         _patches.enter_context(without_figures())
+    for fault in request["faults"]:
+        install(fault)
 
 
 IMPORTS = (

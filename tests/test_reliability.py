@@ -1,0 +1,90 @@
+"""The short form of `make torture` and `make fuzz`, and the pages that describe them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from glitchrun.events import Verified
+from glitchrun.ledger import find_runs
+from glitchrun.runner.apply import apply
+from glitchrun.runner.options import Options
+from glitchrun.spec.experiment_loading import load_experiment
+from glitchrun.strategies.judging import Judge
+from tests.support import quiet
+from tests.support.oracle import FOLDER
+from tests.support.quiet import Quiet
+from tools.fuzz import __main__ as fuzz
+from tools.fuzz.targets import TARGETS
+from tools.torture import __main__ as torture
+from tools.torture import kills
+from tools.torture.bench import Bench, Outcome
+
+SPEC = f"""\
+apiVersion: glitchrun/v1
+kind: Experiment
+metadata: {{name: memory}}
+model: {{path: {FOLDER}, device: cpu}}
+steps: [{{id: t, strategy: test, tokens: {{ids: [300, 310]}}, batch_size: 1}}]
+"""
+
+
+def test_run_killed_several_times_finds_the_same(tmp_path: Path) -> None:
+    outcome = Outcome()
+    kills.kill_some(Bench(tmp_path, seed=2), outcome, "test", 2)
+    assert outcome.objections == []
+    assert -9 in outcome.codes
+
+
+def test_table_keeps_the_rows_of_other_faults(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{torture._BEGIN}\n{torture._END}\nafter\n")
+    for name, codes in (("pipe", [0]), ("kill-scan", [-9, -9, 0]), ("pipe", [0, 1])):
+        torture._write(page, torture._row(name, [Outcome(codes)], 3))
+    text = page.read_text()
+    assert "2 faults, 2 commands ended by `kill -9`" in text
+    rows = [line.split("|")[1:] for line in text.splitlines() if line.startswith("| `")]
+    assert [row[0].strip() for row in rows] == ["`kill-scan`", "`pipe`"]
+    assert rows[0][4] == " SIGKILL × 2, 0 × 1 "
+    assert rows[1][4] == " 0 × 1, 1 × 1 "
+    assert (text[:7], text[-6:]) == ("before\n", "after\n")
+
+
+def test_step_without_memory_fails_and_is_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet.without_store_and_report(monkeypatch)
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(SPEC)
+    judge, root = Judge.judge, tmp_path / "mlruns"
+
+    def fail(self: Judge, ids: list[int]) -> list[Verified]:
+        if 310 in ids:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return judge(self, ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Judge, "judge", fail)
+        done = apply(load_experiment(spec), root, Options(), Quiet())
+    assert done.exit_code == 1
+    assert "memory ran out; close other programs" in done.failures[0]
+    (failed,) = find_runs(root)
+    assert failed.status == "FAILED"
+    again = apply(load_experiment(spec), root, Options(), Quiet())
+    assert again.exit_code == 0
+    assert [len(step.batches) for step in find_runs(root)[0].steps] == [2]
+
+
+@pytest.mark.parametrize(
+    ("name", "examples"),
+    [("validate", 80), ("import", 60), ("gguf", 60), ("safetensors", 8), ("config", 6),
+     ("tokenizer", 6), ("apply", 2)],
+)  # fmt: skip
+def test_changed_input_is_accepted_or_refused(
+    name: str, examples: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--only", name, "--examples", str(examples), "--seed", "3", "--keep", str(tmp_path)]
+    assert fuzz.main(words) == 0, capsys.readouterr().out
+    assert f"{name}: {TARGETS[name].what}:" in capsys.readouterr().out

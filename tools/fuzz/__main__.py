@@ -1,0 +1,113 @@
+"""Tries changed input of every kind, and exits with 1 if glitchrun handled any of it badly.
+
+python -m tools.fuzz                          everything, in about an hour
+python -m tools.fuzz --examples 200           200 inputs of each kind
+python -m tools.fuzz --only gguf --seed 7     one kind, other inputs
+python -m tools.fuzz --only gguf --first 41 --examples 1    one input again
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from tools.fuzz.targets import TARGETS
+
+_MEMORY = 1 << 30
+"""Bytes that one input may add to the memory of the process."""
+
+
+class Hang(BaseException):
+    """One input took too much processor time. Not an Exception: nothing may suppress it."""
+
+
+def main(words: list[str]) -> int:
+    """Runs the command line; returns the exit code."""
+    options = _parsed(words)
+    names = [name for name in TARGETS if not options.only or name in options.only.split(",")]
+    if not names:
+        print(f"unknown: {options.only}; there are: {', '.join(TARGETS)}")
+        return 2
+    findings = 0
+    for name in names:
+        target = TARGETS[name]
+        count = target.examples if options.examples is None else options.examples
+        began = time.monotonic()
+        outcomes: Counter[str] = Counter()
+        slowest = 0.0
+        for number in range(options.first, options.first + count):
+            used = time.process_time()
+            outcomes[_try(name, options.seed, number, options.keep)] += 1
+            slowest = max(slowest, time.process_time() - used)
+        findings += outcomes["FINDING"]
+        shown = ", ".join(f"{outcome} {count:,}" for outcome, count in sorted(outcomes.items()))
+        print(
+            f"{name}: {target.what}: {shown}; {time.monotonic() - began:.0f} s, slowest "
+            f"{slowest:.1f} s of CPU",
+            flush=True,
+        )
+    return int(bool(findings))
+
+
+def _parsed(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m tools.fuzz", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", default="", help=f"some of: {', '.join(TARGETS)}")
+    parser.add_argument("--examples", type=int, help="inputs of each kind; each has its own number")
+    parser.add_argument("--first", type=int, default=0, help="number of the first input")
+    parser.add_argument(
+        "--keep", type=Path, default=Path("fuzz-findings"), help="folder for what went wrong"
+    )
+    return parser.parse_args(words)
+
+
+def _try(name: str, seed: int, number: int, keep: Path) -> str:
+    rng = random.Random(f"{name} {seed} {number}")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True) as folder:
+        try:
+            with _within(TARGETS[name].seconds):
+                outcome = TARGETS[name].try_one(Path(folder), rng)
+            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+            if grown <= _MEMORY:
+                return outcome
+            print(f"{name} {number}: {grown / 2**30:.1f} GiB of memory")
+        except (Exception, Hang):  # noqa: BLE001 - whatever comes is the finding
+            print(f"{name} {number}:")
+            traceback.print_exc(limit=-12, file=sys.stdout)
+        kept = keep / f"{name}-{seed}-{number}"
+        shutil.copytree(folder, kept, dirs_exist_ok=True, symlinks=True)
+        print(f"    input: {kept}", flush=True)
+        return "FINDING"
+
+
+@contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Raises Hang where the block uses more processor time."""
+
+    def late(_signal: int, _frame: FrameType | None) -> None:
+        raise Hang(f"more than {seconds} s of processor time")
+
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
