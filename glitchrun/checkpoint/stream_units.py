@@ -45,7 +45,7 @@ _COMPUTED = re.compile(r"rotary_emb\.inv_freq$")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TensorPlace:
     """A tensor, or a part of one, in a weight file."""
 
     info: TensorInfo
@@ -61,12 +61,12 @@ class Place:
             return self.info.numel
         return _CODES[self.info.dtype] * self.info.numel + self.info.nbytes // 4
 
-    def rows(self, start: int, end: int) -> Place:
+    def rows(self, start: int, end: int) -> TensorPlace:
         """The rows from `start` to `end` of a tensor `(R, ...)`."""
         rows, *rest = self.info.shape
         each = self.info.nbytes // rows
         info = TensorInfo(self.info.dtype, (end - start, *rest), (end - start) * each)
-        return Place(info, self.file, self.offset + start * each)
+        return TensorPlace(info, self.file, self.offset + start * each)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Unit:
     """Tensors that are read together."""
 
     kind: UnitKind
-    tensors: Mapping[str, Place]
+    tensors: Mapping[str, TensorPlace]
     """By the name of the parameter below the layer; of an expert `gate_proj`, `up_proj` and
     `down_proj`; of other units `weight`."""
     layer: int = 0
@@ -115,7 +115,7 @@ class Units:
         rows = self.head[-1].start + last.info.shape[0]
         nbytes = rows * (first.info.nbytes // first.info.shape[0])
         info = TensorInfo(first.info.dtype, (rows, *first.info.shape[1:]), nbytes)
-        return Unit("head", {"weight": Place(info, first.file, first.offset)})
+        return Unit("head", {"weight": TensorPlace(info, first.file, first.offset)})
 
     @property
     def largest_tensor(self) -> int:
@@ -259,14 +259,16 @@ def stream_units(header: Header) -> Units:
     """
     if header.format == "gguf":
         header = as_converted(header)
-        places = {name: Place(info, header.files[0], 0) for name, info in header.tensors.items()}
+        places = {
+            name: TensorPlace(info, header.files[0], 0) for name, info in header.tensors.items()
+        }
     else:
         places = {
-            name: Place(info, file, offset)
+            name: TensorPlace(info, file, offset)
             for file in header.files
             for name, (info, offset) in tensor_offsets(file).items()
         }
-    layers: list[dict[int, dict[str, Place]]] = [{} for _ in range(header.dims.num_layers)]
+    layers: list[dict[int, dict[str, TensorPlace]]] = [{} for _ in range(header.dims.num_layers)]
     for name, rest in _layer_names(header):
         layer = layers[int(name.removeprefix(f"{header.prefix}layers.").partition(".")[0])]
         for expert, part, place in _parts(rest, places[name]):
@@ -282,14 +284,14 @@ def stream_units(header: Header) -> Units:
 _NO_EXPERT = -1
 
 
-def _parts(rest: str, place: Place) -> Iterator[tuple[int, str, Place]]:
+def _parts(rest: str, place: TensorPlace) -> Iterator[tuple[int, str, TensorPlace]]:
     """The expert, the parameter and the place of each part of a stored tensor."""
     if found := _EXPERT.fullmatch(rest):
         yield int(found[1]), _EXPERT_PARTS.get(found[2], found[2]), place
     elif found := _FUSED.fullmatch(rest):
         experts, rows, columns = place.info.shape
         flat = TensorInfo(place.info.dtype, (experts * rows, columns), place.info.nbytes)
-        stack, half = Place(flat, place.file, place.offset), rows // 2
+        stack, half = TensorPlace(flat, place.file, place.offset), rows // 2
         for expert in range(experts):
             start = expert * rows
             if found[1] == "down":
@@ -301,13 +303,13 @@ def _parts(rest: str, place: Place) -> Iterator[tuple[int, str, Place]]:
         yield _NO_EXPERT, rest, place
 
 
-def _units(number: int, layer: dict[int, dict[str, Place]]) -> Iterator[Unit]:
+def _units(number: int, layer: dict[int, dict[str, TensorPlace]]) -> Iterator[Unit]:
     yield Unit("layer", layer.pop(_NO_EXPERT, {}), number)
     for expert in sorted(layer):
         yield Unit("expert", layer[expert], number, expert)
 
 
-def _blocks(kind: UnitKind, place: Place) -> tuple[Unit, ...]:
+def _blocks(kind: UnitKind, place: TensorPlace) -> tuple[Unit, ...]:
     """A matrix as blocks of rows."""
     rows = place.info.shape[0]
     each = max(1, BLOCK_BYTES // (place.info.nbytes // rows))

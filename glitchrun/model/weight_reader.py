@@ -12,7 +12,7 @@ from threading import Condition, Lock, Thread
 import torch
 from torch import Tensor
 
-from glitchrun.checkpoint.stream_units import Place, Unit
+from glitchrun.checkpoint.stream_units import TensorPlace, Unit
 from glitchrun.errors import ModelUnavailable, RunError
 
 Convert = Callable[[Unit, dict[str, Tensor]], None]
@@ -118,7 +118,7 @@ class Reader:
             self._changed.notify()
 
 
-def read_tensor(place: Place, buffer: Tensor | None = None) -> Tensor:
+def read_tensor(place: TensorPlace, buffer: Tensor | None = None) -> Tensor:
     """Reads a tensor `(R, ...)` into a buffer `(N,)` of its bytes, or into memory of its own.
 
     Raises:

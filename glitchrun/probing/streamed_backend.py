@@ -39,7 +39,7 @@ from glitchrun.probing.fast.llama_layout import (
 from glitchrun.probing.fast_backend import FastBackend
 from glitchrun.probing.logit_statistics import Statistics, check_finite, measure, scores
 from glitchrun.probing.model_cache import CacheMode
-from glitchrun.probing.streamed_rows import MLP_ROWS, Growing, Mixture, Rows, Screened, Suffixes
+from glitchrun.probing.streamed_rows import MLP_ROWS, Growing, Mixture, Rows, ScreenedRows, Suffixes
 
 Consume = Callable[[int, Tensor], None]
 """Takes the first row of a group, and its logits `(G, V)` in the arithmetic of the pass."""
@@ -171,7 +171,7 @@ class StreamedBackend(Backend):
 
     @torch.no_grad()
     def screen(self, frozen: Any, tokens: Tensor) -> Tensor:
-        return self._logits(Screened(frozen, tokens), False)
+        return self._logits(ScreenedRows(frozen, tokens), False)
 
     @torch.no_grad()
     def screen_scores(self, frozen: Any, tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -181,7 +181,7 @@ class StreamedBackend(Backend):
             part = check_finite(logits.float())
             found.append(scores(part, tokens[start : start + len(part)]))
 
-        self._run(Screened(frozen, tokens[:count]), False, consume)
+        self._run(ScreenedRows(frozen, tokens[:count]), False, consume)
         return torch.cat([log_p for log_p, _ in found]), torch.cat([gap for _, gap in found])
 
     def gradient(self, ids: Any, position: int, objective: Any) -> tuple[float, Tensor]:

@@ -1,7 +1,7 @@
 """The rows of a streamed pass, and what a layer does to them.
 
 A pass keeps the residual stream of all rows between layers. `Suffixes` are prompts that share a
-prefix, `Screened` are tokens with a frozen suffix, `Growing` are rows with a cache of all layers.
+prefix, `ScreenedRows` are tokens with a frozen suffix, `Growing` are rows with a cache of all layers.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Suffixes(Rows):
             self.streams = [torch.cat(ends)]
 
 
-class Screened(Rows):
+class ScreenedRows(Rows):
     """Tokens `(N,)` with the last id of a prompt whose suffix is frozen."""
 
     def __init__(self, frozen: FrozenCache, tokens: Tensor) -> None:

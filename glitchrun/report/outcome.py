@@ -18,7 +18,7 @@ ROLES = {"pass": "good", "fail": "bad", "inconclusive": "warning"}
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunOutcome:
     """How a run ended as a whole."""
 
     tone: str
@@ -30,7 +30,7 @@ class Outcome:
     """A sentence for each gate that did not pass. The headline names the checks."""
 
 
-def outcome(record: RunRecord) -> Outcome:
+def outcome(record: RunRecord) -> RunOutcome:
     """How a run ended as a whole."""
     checks = [row["outcome"] for _, row in check_rows(record)]
     failed_checks = checks.count("fail")
@@ -48,7 +48,7 @@ def outcome(record: RunRecord) -> Outcome:
         *([f"{failed_checks} of {counted(len(checks), 'check')} failed"] if failed_checks else []),
     ]
     reasons = map(_reason, (*failed, *unclear))
-    return Outcome(tone, ", ".join(words), tuple(reasons))
+    return RunOutcome(tone, ", ".join(words), tuple(reasons))
 
 
 def gates_outcome(record: RunRecord) -> str:

@@ -31,7 +31,7 @@ Attempts = Mapping[str, Mapping[int, Sequence[AttemptRow]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class TokenColumn:
     """A column of the table. `kind` tells report.js how to show and sort its cells."""
 
     label: str
@@ -48,20 +48,22 @@ class Column:
 _VERDICTS = tuple(VERDICTS)
 
 
-def _columns(rows: Sequence[TokenRow], attempts: Attempts) -> list[Column]:
+def _columns(rows: Sequence[TokenRow], attempts: Attempts) -> list[TokenColumn]:
     """Each column for all rows: a vocabulary has many."""
     return [*_verdict_columns(rows), *_answer_columns(rows), *_origin_columns(rows, attempts)]
 
 
-def _verdict_columns(rows: Sequence[TokenRow]) -> list[Column]:
+def _verdict_columns(rows: Sequence[TokenRow]) -> list[TokenColumn]:
     """The token and its verdict."""
     tokens = [row.token for row in rows]
     return [
-        Column("Token", "token", "Decoded text, or its bytes.", [*map(spelled_token, tokens)]),
-        Column("Piece", "token", "Vocabulary entry.", [spelled(one.piece) for one in tokens], True),
-        Column("Id", "id", "Token id.", [token.id for token in tokens]),
-        Column("Verdict", "choice", "See the legend.", [row.verdict for row in rows]),
-        Column(
+        TokenColumn("Token", "token", "Decoded text, or its bytes.", [*map(spelled_token, tokens)]),
+        TokenColumn(
+            "Piece", "token", "Vocabulary entry.", [spelled(one.piece) for one in tokens], True
+        ),
+        TokenColumn("Id", "id", "Token id.", [token.id for token in tokens]),
+        TokenColumn("Verdict", "choice", "See the legend.", [row.verdict for row in rows]),
+        TokenColumn(
             "ASR",
             "rate",
             "Failed attempts of all attempts, with Wilson's 95 % interval.",
@@ -70,36 +72,36 @@ def _verdict_columns(rows: Sequence[TokenRow]) -> list[Column]:
     ]
 
 
-def _answer_columns(rows: Sequence[TokenRow]) -> list[Column]:
+def _answer_columns(rows: Sequence[TokenRow]) -> list[TokenColumn]:
     """What the model answered to the probe in which the token was most probable."""
     closest = [row.closest for row in rows]
     answers = [row.answer for row in rows]
     return [
-        Column(
+        TokenColumn(
             "p",
             "number",
             "Probability of the token where the probe asks for it.",
             all_rounded((one[1].p if one else None for one in closest), DIGITS),
         ),
-        Column(
+        TokenColumn(
             "Rank",
             "integer",
             "Rank of the token there, from 1.",
             [one[1].rank if one else None for one in closest],
         ),
-        Column(
+        TokenColumn(
             "Entropy",
             "fixed",
             "Entropy of the next token there, in nats.",
             [one[1].entropy if one else None for one in closest],
         ),
-        Column(
+        TokenColumn(
             "Instead",
             "choice",
             "Kind of answer given instead of the token.",
             [row.verified.emitted if row.verified else None for row in rows],
         ),
-        Column(
+        TokenColumn(
             "Answer",
             "token",
             "The answer given instead of the token.",
@@ -108,51 +110,51 @@ def _answer_columns(rows: Sequence[TokenRow]) -> list[Column]:
     ]
 
 
-def _origin_columns(rows: Sequence[TokenRow], attempts: Attempts) -> list[Column]:
+def _origin_columns(rows: Sequence[TokenRow], attempts: Attempts) -> list[TokenColumn]:
     """Where the token and its verdict come from, and what was said in its attempts."""
     tokens = [row.token for row in rows]
     closest = [row.closest for row in rows]
     return [
-        Column(
+        TokenColumn(
             "Category", "choice", "Kind of vocabulary entry.", [token.category for token in tokens]
         ),
-        Column(
+        TokenColumn(
             "Norm", "fixed", "L2 norm of the input embedding.", [token.norm for token in tokens]
         ),
-        Column(
+        TokenColumn(
             "Probe",
             "choice",
             "The probe with the highest probability; p, rank and entropy come from it.",
             [one[0] if one else None for one in closest],
             True,
         ),
-        Column(
+        TokenColumn(
             "Decided in",
             "choice",
             "Dtype in which the verdict was decided.",
             [row.decided_in or None for row in rows],
             True,
         ),
-        Column(
+        TokenColumn(
             "Intact",
             "choice",
             "Whether the prompt, encoded as text, keeps the token's id.",
             ["yes" if row.intact else "no" for row in rows],
             True,
         ),
-        Column(
+        TokenColumn(
             "Steps",
             "choice",
             "Steps that examined the token.",
             [", ".join(row.steps) for row in rows],
         ),
-        Column(
+        TokenColumn(
             "Control of",
             "id",
             "Id of the token that this one is a control for.",
             [row.control_of for row in rows],
         ),
-        Column(
+        TokenColumn(
             "Symptom",
             "choice",
             "The most frequent kind of answer in the failed attempts.",
@@ -190,7 +192,7 @@ def token_table(record: RunRecord) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _is_shown(column: Column) -> bool:
+def _is_shown(column: TokenColumn) -> bool:
     """Whether two of its cells have different values, or it is the only one of the table."""
     if column.label in _ALWAYS:
         return True
@@ -212,7 +214,7 @@ def _plain(value: Any) -> Any:
     return rounded(value, DIGITS) if isinstance(value, float) else value
 
 
-def _head_and_cells(column: Column) -> tuple[dict[str, Any], Sequence[Any]]:
+def _head_and_cells(column: TokenColumn) -> tuple[dict[str, Any], Sequence[Any]]:
     head: dict[str, Any] = {"label": column.label, "kind": column.kind, "title": column.meaning}
     cells = column.cells
     if column.in_details:
