@@ -1,7 +1,8 @@
 """The rows of a streamed pass, and what a layer does to them.
 
 A pass keeps the residual stream of all rows between layers. `Suffixes` are prompts that share a
-prefix, `ScreenedRows` are tokens with a frozen suffix, `Growing` are rows with a cache of all layers.
+prefix, `ScreenedRows` are tokens with a frozen suffix, and `Growing` are rows with a cache of all
+layers.
 """
 
 from __future__ import annotations
