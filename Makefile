@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart nowllm-mini test check bench torture fuzz models clean
+.PHONY: setup quickstart nowllm-mini test check bench torture fuzz models remote clean
 
 setup: $(READY)
 
@@ -51,6 +51,10 @@ fuzz: $(READY)
 models: $(READY)
 	# Builds and tests a small model of every family in transformers, for docs/models.md. Takes some minutes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.families
+
+remote: $(READY)
+	# Real MLflow servers that fail while runs are delivered to them. Takes some minutes.
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.remote
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache dist build

@@ -1,0 +1,1 @@
+"""Delivery to real MLflow servers, some of which fail."""
