@@ -22,8 +22,9 @@ INTERVAL = 3.0
 """Seconds between two samples of the machine and checks for a newer record."""
 RETRY_SECONDS = 30.0
 """Seconds until the next try after a failure: each try at a dead server takes a few seconds."""
-PAUSE_FACTOR = 20
-"""After a delivery of t seconds there is none for PAUSE_FACTOR * t: long records take longer."""
+PAUSE_FACTOR = 50
+"""After a delivery of t seconds there is none for PAUSE_FACTOR * t, so that deliveries take less
+than 2 % of the time of a long run."""
 PATIENCE = 15.0
 """Seconds that a run waits for one answer of a server. MLflow bounds only the pause between two
 bytes, and repeats a request twice."""
