@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from glitchrun.cli import main
 from glitchrun.errors import TrackingUnavailable
 from glitchrun.tracking.address import (
     delivery_uri,
@@ -14,6 +16,7 @@ from glitchrun.tracking.address import (
     tracking_uri,
     without_secrets,
 )
+from glitchrun.tracking.experiment import Link, experiment_link
 
 ENV = {"MLFLOW_TRACKING_URI": "http://from-environment:5000"}
 
@@ -88,3 +91,18 @@ def test_credentials_for_a_later_delivery_come_from_the_environment(tmp_path: Pa
     for environ in ({}, {"MLFLOW_TRACKING_URI": "https://me:secret@other/mlflow"}):
         with pytest.raises(TrackingUnavailable, match="credentials are not kept"):
             delivery_uri(recorded, tmp_path, environ)
+
+
+def test_links_to_a_server_contain_no_password(
+    in_empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hunter2@host:5000/mlflow/?token=secret")
+    monkeypatch.setattr("glitchrun.tracking.store.ensure_store", lambda *_: None)
+    monkeypatch.setattr(
+        "glitchrun.tracking.experiment.links",
+        lambda base, *_: [Link("table of runs", experiment_link(base, "1"))],
+    )
+    said = CliRunner().invoke(main, ["ui", "--no-open"]).output
+    assert "https://host:5000/mlflow/#/experiments/1" in said
+    assert "hunter2" not in said
+    assert "secret" not in said

@@ -29,7 +29,7 @@ def command(spec: Path | None, port: int, no_open: bool) -> None:
     use an SSH tunnel: the UI has no password.
     """
     require("mlflow", "filelock")
-    from glitchrun.tracking.address import tracking_uri
+    from glitchrun.tracking.address import tracking_uri, without_user
     from glitchrun.tracking.server import serving
     from glitchrun.tracking.store import ensure_store
 
@@ -39,7 +39,7 @@ def command(spec: Path | None, port: int, no_open: bool) -> None:
     ensure_store(uri, root)
     if uri.startswith(("http://", "https://")):
         say("the store is a server with its own UI:")
-        _show(uri, uri, root, experiment, no_open)
+        _show(without_user(uri), uri, root, experiment, no_open)
         return
     with _exit_on_signals(), serving(uri, root, port) as server:
         server.wait_until_up()

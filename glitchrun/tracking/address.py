@@ -132,11 +132,10 @@ def in_time(request: Callable[[], None], seconds: float) -> None:
 
 
 def _request_health(uri: str) -> None:
-    parts = urlsplit(uri)
-    host = parts.netloc.rpartition("@")[2]
-    url = urlunsplit((parts.scheme, host, f"{parts.path.rstrip('/')}/health", "", ""))
     try:
-        with urllib.request.urlopen(url, timeout=RESPONSE_SECONDS) as answer:
+        with urllib.request.urlopen(
+            f"{without_user(uri)}/health", timeout=RESPONSE_SECONDS
+        ) as answer:
             answer.read(1)
     except urllib.error.HTTPError as exc:
         if exc.code >= 500:
@@ -148,6 +147,13 @@ def _connect_to_database(uri: str) -> None:
     if parts.hostname:
         port = parts.port or _DATABASE_PORTS[parts.scheme.partition("+")[0].lower()]
         socket.create_connection((parts.hostname, port), RESPONSE_SECONDS).close()
+
+
+def without_user(uri: str) -> str:
+    """The address of a server without user, password, query and a slash at the end."""
+    parts = urlsplit(uri)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
 
 
 def shown(uri: str) -> str:
