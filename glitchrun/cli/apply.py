@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -159,7 +159,8 @@ def _print_json(applied: Applied) -> None:
     if cells := _cells(applied):
         from glitchrun.report.comparison.results import cells_json
 
-        document["matrix"] = cells_json(cells)
+        study = str(applied.study) if applied.study else None
+        document["matrix"] = {**cells_json(cells), "study": study}
     emit_json(document)
 
 
@@ -175,6 +176,11 @@ def _print_text(applied: Applied) -> None:
 
         say()
         say(as_text([matrix_section(cells)], terminal_width()), nl=False)
+        if applied.study is not None:
+            folder = applied.study
+            with suppress(ValueError):
+                folder = folder.relative_to(Path.cwd())
+            say(f"study: {folder / 'study.html'}")
         say(f"next: {compare_command(cells)} -o html, or glitchrun ui")
     elif applied.outcomes:
         say("next: glitchrun ui")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from glitchrun.errors import UsageError, require
+from glitchrun.errors import UsageError, file_access, require
 from glitchrun.ledger import ROOT, RunRecord
 from glitchrun.report.writing import write_document
-from glitchrun.runner.lookup import find_run, readable_runs
+from glitchrun.runner.lookup import find_cells, find_run, readable_runs
 from glitchrun.terminal import emit, say
 
 FORMATS = ("html", "json", "junit", "md")
@@ -37,10 +37,16 @@ FORMATS = ("html", "json", "junit", "md")
 def command(runs: tuple[str, ...], tags: tuple[str, ...], form: str, output: Path | None) -> None:
     """Writes the report of RUN: a run's folder, the start of its key, its name, or `latest`.
 
-    The report is made from the ledger, so RUN may also be running or stopped. Several runs, such as
-    those of several models, give a census: a table of models and definitions.
+    The report is made from the ledger, so RUN may also be running or stopped. The name of an
+    experiment with a matrix, of its parent run in MLflow, or the parent's key or MLflow id gives
+    the report of the study. Several runs, such as those of several models, give a census: a table
+    of models and definitions.
     """
     if len(runs) == 1 and not tags:
+        cells = find_cells(runs[0], ROOT)
+        if len(cells) > 1:
+            _write_study(cells, form, output)
+            return
         _write(find_run(runs[0], ROOT), form, output)
         return
     records = [find_run(run, ROOT) for run in runs]
@@ -88,6 +94,31 @@ def _census(records: list[RunRecord], form: str) -> str:
     from glitchrun.report.comparison.output import as_markdown
 
     return as_markdown([census.census_section(records)])
+
+
+def _write_study(cells: list[RunRecord], form: str, output: Path | None) -> None:
+    require("jinja2", "matplotlib", "scipy")
+    from glitchrun.report import study_files
+    from glitchrun.report.study import Study
+
+    if form == "html" and output is None:
+        folder = study_files.study_folder(ROOT, str(cells[0].identity.parent))
+        with file_access(folder, "cannot be written"):
+            study_files.write_study(folder, cells)
+        say(folder / study_files.FILES[0])
+        return
+    if form == "junit":
+        from glitchrun.report.machine_readable import junit
+
+        text = junit(*cells)
+    else:
+        forms = {"html": study_files.as_page, "md": study_files.as_md, "json": study_files.as_json}
+        text = forms[form](Study(cells))
+    if output is None or str(output) == "-":
+        emit(text)
+        return
+    write_document(output, text, "-o")
+    say(output, err=form == "json")
 
 
 def _write(record: RunRecord, form: str, output: Path | None) -> None:

@@ -320,6 +320,8 @@ def census_page(records: Sequence[RunRecord]) -> str:
         return render_page(
             "comparison.html.j2",
             [drawn] if drawn else [],
+            above="",
+            description="",
             noun="models" if len(rows) != 1 else "model",
             title="Census of glitch tokens",
             legend=[

@@ -112,12 +112,25 @@ def _named(by_step: Mapping[str | None, int]) -> dict[str, int]:
 # JUnit
 
 
-def junit(record: RunRecord) -> str:
-    """One test case for each gate and each check (`Strategy.test_cases`), and one for the run
-    itself, which fails unless it FINISHED.
+def junit(*records: RunRecord) -> str:
+    """One test suite for each run, with a test case for each gate and each check
+    (`Strategy.test_cases`), and one for the run itself, which fails unless it FINISHED.
 
     A gate that is inconclusive is a skipped test case with its reason.
     """
+    made = [_suite(record) for record in records]
+    totals = {
+        name: str(sum(int(suite.get(name, "0")) for suite in made))
+        for name in ("tests", "failures", "skipped", "errors")
+    }
+    suites = ElementTree.Element("testsuites", {"name": made[0].get("name", ""), **totals})
+    suites.extend(made)
+    ElementTree.indent(suites)
+    xml = ElementTree.tostring(suites, encoding="unicode")
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{xml}\n'
+
+
+def _suite(record: RunRecord) -> ElementTree.Element:
     name = f"{record.identity.experiment} · {record.identity.name}"
     suite = ElementTree.Element("testsuite", name=_legible(name), errors="0")
     suite.append(_run_case(record))
@@ -126,11 +139,7 @@ def junit(record: RunRecord) -> str:
     suite.set("tests", str(len(suite)))
     suite.set("failures", str(len(suite.findall("*/failure"))))
     suite.set("skipped", str(len(suite.findall("*/skipped"))))
-    suites = ElementTree.Element("testsuites", dict(suite.attrib))
-    suites.append(suite)
-    ElementTree.indent(suites)
-    xml = ElementTree.tostring(suites, encoding="unicode")
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{xml}\n'
+    return suite
 
 
 def _run_case(record: RunRecord) -> ElementTree.Element:

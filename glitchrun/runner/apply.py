@@ -12,7 +12,9 @@ from glitchrun.errors import (
     ExitCode,
     GlitchrunError,
     Interrupted,
+    TrackingUnavailable,
     UsageError,
+    file_access,
 )
 from glitchrun.ledger import (
     RunRecord,
@@ -35,7 +37,8 @@ from glitchrun.runner.signals import Interrupt, Stopped, listening
 from glitchrun.spec.adjusting import limited_name
 from glitchrun.spec.types import Experiment
 from glitchrun.tracking.address import tracking_uri
-from glitchrun.tracking.store import ensure_store
+from glitchrun.tracking.parent import deliver_study
+from glitchrun.tracking.store import ensure_store, open_store
 from glitchrun.tracking.sync import close_dead_runs, sync
 
 
@@ -47,6 +50,8 @@ class Applied:
     failures: tuple[str, ...]
     """Messages of the runs that failed; at most one without `keep_going`."""
     exit_code: ExitCode
+    study: Path | None = None
+    """The folder of the study's report, for a matrix."""
 
 
 def apply(
@@ -97,16 +102,46 @@ def apply(
     )
     with listening(interrupt):
         try:
-            staff = staff_of(chosen)
-            if staff is None:
-                return _execute_all(chosen, session, options)
-            from glitchrun.runner.ray_pool import RayEngine
-
-            with RayEngine(staff) as engine:
-                shares = [engine.share(n, staff.side_by_side) for n in range(staff.side_by_side)]
-                return _execute_all(chosen, session, options, shares)
+            applied = _with_engine(chosen, session, options)
+            return replace(applied, study=_study(plan, applied, session))
         except Stopped as stopped:  # between two runs
             raise Interrupted(stopped.exit_code) from None
+
+
+def _with_engine(chosen: Sequence[PlannedRun], session: Session, options: Options) -> Applied:
+    staff = staff_of(chosen)
+    if staff is None:
+        return _execute_all(chosen, session, options)
+    from glitchrun.runner.ray_pool import RayEngine
+
+    with RayEngine(staff) as engine:
+        shares = [engine.share(n, staff.side_by_side) for n in range(staff.side_by_side)]
+        return _execute_all(chosen, session, options, shares)
+
+
+def _study(plan: Plan, applied: Applied, session: Session) -> Path | None:
+    """Writes the report of the matrix and delivers it to MLflow. Returns its folder; None for a
+    single run, and if nothing was executed."""
+    if session.parent is None or not applied.outcomes:
+        return None
+    from glitchrun.report.study_files import FILES, study_folder, write_study  # imports scipy
+
+    found = [current_attempt(session.root, run.cell.spec.experiment, run.key) for run in plan.runs]
+    records = [read_run(attempt) for attempt in found if attempt]
+    if len(records) < 2:
+        return None
+    folder = study_folder(session.root, session.parent)
+    skipped = all(run.action == "skip" for run in plan.runs)
+    if not (skipped and (folder / FILES[0]).exists()):
+        with file_access(folder, "the study's report cannot be written"):
+            write_study(folder, records)
+    try:
+        deliver_study(records[-1], folder, open_store(session.tracking_uri, session.root))
+    except TrackingUnavailable as exc:
+        session.display.say(
+            f"the study's report is not in MLflow ({exc}); deliver it with: glitchrun sync"
+        )
+    return folder
 
 
 def _chosen(plan: Plan, options: Options) -> list[PlannedRun]:

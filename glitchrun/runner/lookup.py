@@ -109,7 +109,8 @@ def find_cells(text: str, root: Path) -> list[RunRecord]:
 
 def _is_cell_of(run: RunRecord, text: str) -> bool:
     identity = run.identity
-    return text in (identity.experiment, identity.sweep) or (
+    names = (identity.experiment, identity.sweep, run.delivered_to.get("parent_id"))
+    return text in names or (
         identity.parent is not None and bool(text) and identity.parent.startswith(text)
     )
 

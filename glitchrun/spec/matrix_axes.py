@@ -77,7 +77,7 @@ def has_cells(matrix: Node | None) -> bool:
 def read_axes(
     base: Document, overridden: Sequence[tuple[str, ...]], problems: list[Problem]
 ) -> Axes:
-    """The axes in the order in which their values vary: variants first, then seeds and axes.
+    """The axes in the order in which their values vary: variants first, then axes and seeds.
 
     Args:
         base: The document with its environment variables resolved.
@@ -87,8 +87,8 @@ def read_axes(
     """
     result = Axes({}, set(), [])
     _add_variants(base, result, problems)
-    _add_seeds(base, overridden, result, problems)
     _add_paths(base, overridden, result, problems)
+    _add_seeds(base, overridden, result, problems)
     if not any(_given(base, key) for key in _SOURCES):
         message = "the matrix has no axes, so there would be no runs"
         hint = "name an axis, or remove `matrix`"
@@ -147,6 +147,10 @@ def _add_seeds(
     if (SEED,) in overridden:
         result.dropped.add(SEED)
         return
+    if SEED in result.by_name:
+        path = ("matrix", "axes", SEED)
+        problems.append(_given_twice(base, path, "seeds"))
+        return
     first = base.data.get("seed")
     first = first if isinstance(first, int) else 0
     place = base.place(("matrix", "seeds"))
@@ -175,13 +179,15 @@ def _add_paths(
         if any(parts[: len(prefix)] == prefix for prefix in overridden):
             result.dropped.add(name)
         elif name in result.by_name:
-            kind = "seeds" if name == SEED and _given(base, "seeds") else "variants"
-            message = f"the axis {name!r} is given by matrix.{kind} too"
-            place = entry.key_place
-            hint = "keep one of them, or rename the variants"
-            problems.append(base.problem("GR215", path, message, hint, place=place))
+            problems.append(_given_twice(base, path, "variants"))
         else:
             result.by_name[name] = Axis(name, entry.value.items)
+
+
+def _given_twice(base: Document, path: Path_, kind: str) -> Problem:
+    message = f"the axis {path[-1]!r} is given by matrix.{kind} too"
+    hint = "keep one of them, or rename the variants"
+    return base.problem("GR215", path, message, hint, place=base.key_place(path))
 
 
 def _overlapping(base: Document, axes: Axes) -> Iterator[Problem]:

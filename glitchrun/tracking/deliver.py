@@ -160,6 +160,7 @@ def _update_shared(record: RunRecord, target: Target, store: Store) -> None:
 def _ids(record: RunRecord, target: Target) -> dict[str, str]:
     """MLflow's ids, and the ledger's own id in case run.json and the ledger lose it."""
     ids = {"run_id": target.run.info.run_id, "experiment_id": target.experiment_id}
+    ids |= {"parent_id": target.parent.info.run_id} if target.parent else {}
     return ids | ({"ledger": record.identity.ledger} if record.identity.ledger else {})
 
 

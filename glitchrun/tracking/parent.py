@@ -1,9 +1,12 @@
-"""The parent run of a matrix in MLflow: a table of its cells, made from their MLflow runs."""
+"""The parent run of a matrix in MLflow: a table of its cells, made from their MLflow runs, and the
+study's report."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from glitchrun.ledger.record import RunRecord
@@ -31,7 +34,7 @@ from glitchrun.tracking.params_and_tags import (
     shortened,
     valid_name,
 )
-from glitchrun.tracking.store import Store
+from glitchrun.tracking.store import Store, unavailable
 
 SUMMARY = "sweep_summary.json"
 _MOST_COLUMNS = 6
@@ -85,6 +88,45 @@ def sum_up(record: RunRecord, parent: Any, experiment_id: str, store: Store) -> 
     log_changed(parent, best, max(ended, default=record.started_at), store)
     status = _status(children)
     set_status(parent, status, None if status == RUNNING else max(ended, default=None), store)
+
+
+def deliver_study(record: RunRecord, folder: Path, store: Store) -> None:
+    """Logs the study's report to the parent's MLflow run, and its first tables as the description,
+    unless the store has them already.
+
+    Args:
+        record: A cell of the study that was delivered.
+        folder: The folder of the report. A file in it says what was delivered, and where to.
+        store: The open store.
+
+    Raises:
+        TrackingUnavailable: the store failed; call again once it works.
+    """
+    text = (folder / "study.md").read_text(encoding="utf-8")
+    stamp = f"{store.uri.rpartition('@')[2]} {hashlib.sha256(text.encode()).hexdigest()}\n"
+    marker = folder / ".delivered"
+    if marker.exists() and marker.read_text(encoding="utf-8") == stamp:
+        return
+    with unavailable(store.uri):
+        own = run_by_id(record.delivered_to.get("run_id", ""), store)
+        above = run_by_id(own.data.tags.get(PARENT, ""), store) if own else None
+        if above is None or is_deleted(above):
+            return
+        for file in sorted(folder.glob("study.*")):
+            store.client.log_artifact(above.info.run_id, str(file))
+        store.client.set_tag(above.info.run_id, DESCRIPTION, _first_sections(text))
+    marker.write_text(stamp, encoding="utf-8")
+
+
+def _first_sections(text: str) -> str:
+    """As many whole sections of the Markdown as fit into a description."""
+    head, *others = text.split("\n### ")
+    shown = head.rstrip() + "\n\nThe whole report is `study.html` under Artifacts."
+    for section in others:
+        if len(shown) + len(section) + 5 > MAX_TAG:
+            break
+        shown += f"\n\n### {section.rstrip()}"
+    return shortened(shown, MAX_TAG)
 
 
 def without_cell(record: RunRecord, parent_id: str, experiment_id: str, store: Store) -> bool:

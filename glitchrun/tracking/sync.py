@@ -8,11 +8,12 @@ from itertools import groupby
 from pathlib import Path
 
 from glitchrun.errors import DeletedInMlflow, TrackingUnavailable
-from glitchrun.ledger import RunRecord, is_held
+from glitchrun.ledger import RunRecord, is_held, read_run
 from glitchrun.tracking.address import delivery_uri
 from glitchrun.tracking.deliver import deliver
 from glitchrun.tracking.mlflow_run import ledger_id
 from glitchrun.tracking.params_and_tags import DELIVERED, LEDGER, has_tags, later_tags
+from glitchrun.tracking.parent import deliver_study
 from glitchrun.tracking.store import Store, ensure_store, open_store, unavailable
 
 
@@ -76,6 +77,20 @@ def _to_store(
         return
     for record in records:
         yield _deliver_one(record, store, complete, restore)
+    yield from _studies(records, store)
+
+
+def _studies(records: list[RunRecord], store: Store) -> Iterator[Synced]:
+    """Delivers the reports of the studies that the runs belong to; yields failures."""
+    by_parent = {one.identity.parent: one for one in records if one.identity.parent}
+    for parent, record in by_parent.items():
+        folder = store.root / "studies" / str(parent)
+        if not (folder / "study.md").exists():
+            continue
+        try:
+            deliver_study(read_run(record.folder), folder, store)
+        except TrackingUnavailable as exc:
+            yield Synced(record, "failed", f"the report of the study: {exc}")
 
 
 def _deliver_one(

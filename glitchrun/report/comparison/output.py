@@ -188,6 +188,8 @@ def as_html(
         return render_page(
             "comparison.html.j2",
             drawings(sides, pairs),
+            above="",
+            description="",
             noun="runs" if all(side.record for side in sides) else "runs and files",
             title=", ".join(experiments) or "result files",
             legend=[(side.label, side.title, side.name) for side in sides],

@@ -1,0 +1,171 @@
+"""The report of a study, recomputed from the records of its cells."""
+
+from __future__ import annotations
+
+import json
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner, Result
+
+from glitchrun.behaviour.significance import McNemar, Mean, mean
+from glitchrun.cli import main
+from glitchrun.ledger import ROOT, RunRecord
+from glitchrun.report.study import Study, places_of_best
+from glitchrun.report.study_sections import sections
+from tests.support.records import Invented, write_run
+from tests.support.reporting import rows
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two precisions × three seeds, 60 tokens each; the narrower one has more glitch tokens."""
+    root = tmp_path_factory.mktemp("study")
+    for place, (name, share) in enumerate([("float32", 0.2), ("int4", 0.5)]):
+        for seed in range(3):
+            write_run(
+                root / ROOT,
+                Invented(
+                    experiment="study",
+                    name=f"quantization={name}, seed={seed}",
+                    key=f"{10 * place + seed + 1:016x}",
+                    parent="fa11000000000002",
+                    assignments={"model.quantization": name, "seed": seed},
+                    quantization=name,
+                    seed=seed,
+                    tokens=60,
+                    glitch_share=share,
+                    started_at=1_750_000_000_000 + 1000 * (3 * place + seed),
+                ),
+            )
+    return root
+
+
+@pytest.fixture
+def study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Its JSON."""
+    monkeypatch.chdir(folder)
+    found: dict[str, Any] = json.loads(reported("--format", "json").stdout)
+    return found
+
+
+def reported(*words: str) -> Result:
+    done = CliRunner().invoke(main, ["report", "study", *words])
+    assert done.exit_code == 0, done.stderr
+    return done
+
+
+def records() -> dict[str, list[RunRecord]]:
+    """The cells by precision, in the order of the seeds."""
+    from glitchrun.runner.lookup import find_cells
+
+    found: dict[str, list[RunRecord]] = {}
+    for record in find_cells("study", ROOT):
+        found.setdefault(record.identity.assignments["model.quantization"], []).append(record)
+    return found
+
+
+def test_means_over_seeds_have_students_interval(study: dict[str, Any]) -> None:
+    metrics = {one["name"]: one for one in study["metrics"]}
+    for name in ("mine/glitch", "asr/confirmed"):
+        for one, cells in zip(metrics[name]["means"], records().values(), strict=True):
+            values = [float(cell.metrics[name].value or 0) for cell in cells]
+            half = 4.302653 * stdev(values) / sqrt(3)  # t, 2 degrees of freedom, 97.5 %
+            assert one["n"] == 3
+            assert one["mean"] == pytest.approx(fmean(values), rel=1e-6)
+            assert one["high"] == pytest.approx(fmean(values) + half, rel=1e-6)
+
+
+def test_pairs_count_each_token_once_with_the_verdict_of_most_seeds(study: dict[str, Any]) -> None:
+    by_value = []
+    for cells in records().values():
+        votes: dict[int, list[bool]] = {}
+        for cell in cells:
+            found: dict[int, bool] = {}
+            for row in rows(cell):
+                verdict = row["glitch"] if row["confirmed"] is None else row["confirmed"]
+                if verdict is not None:
+                    found[row["token_id"]] = verdict
+            for token_id, verdict in found.items():
+                votes.setdefault(token_id, []).append(verdict)
+        by_value.append({i: sum(v) / len(v) for i, v in votes.items() if sum(v) != len(v) / 2})
+    common = [i for i in by_value[0] if i in by_value[1]]
+    kinds = [(by_value[0][i] > 0.5, by_value[1][i] > 0.5) for i in common]
+    (pair,) = study["pairs"]
+    assert (pair["left"], pair["right"]) == ("float32", "int4")
+    assert [pair[name] for name in ("both", "only_left", "only_right", "neither")] == [
+        kinds.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False))
+    ]
+    test = McNemar(len(kinds), kinds.count((True, False)), kinds.count((False, True)))
+    assert pair["p"] == pair["p_adjusted"] == pytest.approx(test.p, rel=1e-6)
+    flips = {one["token_id"] for one in study["flips"]["model.quantization"]}
+    assert flips == {i for i, (one, other) in zip(common, kinds, strict=True) if one != other}
+
+
+def test_stability_counts_tokens_by_how_many_seeds_find_them(study: dict[str, Any]) -> None:
+    whole = study["groups"][0]["tokens"]
+    cells = records()["float32"]
+    found = [{row["token_id"] for row in rows(cell) if row["confirmed"]} for cell in cells]
+    assert whole["every_seed"] == len(set.intersection(*found))
+    assert whole["some_seeds"] <= len(set.union(*found) - set.intersection(*found))
+
+
+def test_best_values_and_ties_are_marked() -> None:
+    assert places_of_best([3, 1, None, 1.0], "lower") == [1, 3]
+    assert places_of_best([3, 1, 2], "higher") == [0]
+    assert places_of_best([2, 2], "higher") == []
+    assert places_of_best([3, 1], "") == []
+
+
+def test_fewer_glitch_tokens_are_better_unless_the_cells_search(folder: Path) -> None:
+    from dataclasses import replace
+
+    from glitchrun.ledger import find_runs
+
+    cells = find_runs(folder / ROOT)
+    assert Study(cells).fewer == "lower"
+
+    def moved(axis: str) -> Study:
+        return Study(
+            [
+                replace(cell, identity=replace(cell.identity, assignments={axis: i, "seed": 0}))
+                for i, cell in enumerate(cells)
+            ]
+        )
+
+    assert moved("steps.mine.k").fewer == "higher"
+    assert moved("thresholds.asr").fewer == ""
+    titles = [one.title for one in sections(moved("steps.mine.k"))]
+    assert not any("seeds" in title for title in titles)
+
+
+def test_a_mean_whose_interval_contains_another_is_not_marked(
+    study: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Study([cell for cells in records().values() for cell in cells])
+    measure = next(one for one in found.measures if one.result.name == "mine/glitch")
+    for half, best in ((0.4, [0]), (1.0, [])):
+        means = [Mean(3.0, 3, half), Mean(4.0, 3, None)]
+        monkeypatch.setattr(found, "means", lambda _, means=means: means)
+        assert found.best_groups(measure) == best
+    assert mean([1.0, 1.0]).half == 0
+
+
+def test_the_page_markdown_and_junit_have_every_cell(study: dict[str, Any], folder: Path) -> None:
+    path = Path(reported().stdout.strip())
+    page = path.read_text(encoding="utf-8")
+    assert path.parent.name == study["parent"]
+    assert json.loads((path.parent / "study.json").read_text())["cells"] == study["cells"]
+    text = reported("--format", "md").stdout
+    assert text == (path.parent / "study.md").read_text()
+    for title in ("Means over seeds", "6 cells", "Agreement of the settings"):
+        assert title in page
+        assert f"### {title}" in text
+    assert "Results by setting" in page
+    suites = ElementTree.fromstring(reported("--format", "junit").stdout)
+    assert len(suites.findall("testsuite")) == 6
+    assert int(suites.get("tests", "0")) == 12
