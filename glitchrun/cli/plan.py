@@ -172,6 +172,10 @@ def _run_lines(run: PlannedRun) -> Iterator[str]:
             yield from _wrapped("  gate    ", _gate_text(gate))
 
 
+def _lost(passes: int) -> str:
+    return "one pass" if passes == 1 else f"{passes} passes"
+
+
 def _wrapped(label: str, text: str, role: str | None = None) -> list[str]:
     """Lines of at most 80 columns that begin with `label`, the others indented as far.
 
@@ -222,7 +226,7 @@ def _residency_lines(run: PlannedRun) -> Iterator[str]:
         text = (
             f"each pass reads {size(plan.pass_bytes)} for up to {tokens}; likely "
             f"{counted(passes, 'pass', 'passes')}, {size(residency.bytes_read())}, and a pass for "
-            "each batch with near-ties. A kill loses one pass at most"
+            f"each batch with near-ties. A kill loses {_lost(plan.batch_passes)} at most"
         )
         yield from _wrapped("          ", text)
     for name, found in (("resident", residency.resident), ("streamed", residency.streamed)):
