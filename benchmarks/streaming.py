@@ -6,9 +6,10 @@
 
 It writes a random Mixtral, screens the whole vocabulary and verifies some tokens with
 `model.residency: streamed` in a process that may allocate 1.5 GB at most (RLIMIT_DATA, which does
-not count the cache of files), and again without a limit with `resident`, where it verifies the same tokens.
-A second streamed run is killed (SIGKILL) after its first passes and resumed. The table is Markdown. It fails if verdicts
-differ, the bytes read are not those of the plan, or memory differs from it by more than 10 %.
+not count the cache of files), and again without a limit with `resident`, where it verifies the same
+tokens. A second streamed run is killed (SIGKILL) after its first passes and resumed. The table is
+Markdown. It fails if verdicts differ, the bytes read are not those of the plan, or memory differs
+from it by more than 10 %.
 """
 
 from __future__ import annotations
