@@ -10,7 +10,9 @@ the tables into that page under the date and the name of the GPU.
 2. Verification, screening and sampling on random models of true shapes (SmolLM2-135M, Llama 7B),
    next to one forward pass per token and the hardware bound: the products with the model's own
    matrices, one after another, with as many rows (`support/gpu_speed.py`).
-3. With `--memory-table FOLDER` (45 GB of free space): loading and verifying a Mixtral of 22 billion
+3. A Mixtral of 6 GB on the device, and streamed with 4 GB of it: verdicts, rates, memory and bytes
+   read (`support/gpu_streaming.py`; 7 GB in the folder for temporary files).
+4. With `--memory-table FOLDER` (45 GB of free space): loading and verifying a Mixtral of 22 billion
    random weights in bfloat16, int8 and int4 (`support/gpu_memory.py`).
 
 Without a GPU everything runs on the CPU with small shapes, and the page says so. Exits with 1 if a
@@ -29,6 +31,7 @@ import click
 
 from benchmarks.support.gpu_memory import measure_memory
 from benchmarks.support.gpu_speed import DEVICE, GPU, measure_speed
+from benchmarks.support.gpu_streaming import measure_streaming
 from benchmarks.support.page import MarkdownPage, heading, replace_section, versions
 from glitchrun.events import Batch, Verified
 from glitchrun.model import load
@@ -158,6 +161,7 @@ def main(write: Path | None, folder: Path | None, small: bool) -> None:
     page.add()
     run_strategies(page)
     measure_speed(page, small)
+    measure_streaming(page, small)
     if folder is not None:
         measure_memory(page, folder, small)
     if write is not None:

@@ -3,6 +3,7 @@
     python benchmarks/streaming.py                  # a small Mixtral, a minute
     python benchmarks/streaming.py --large          # 6.7 GB in bfloat16, needs 7 GB of disk
     python benchmarks/streaming.py --offload        # accelerate's disk offload beside it
+    python benchmarks/streaming.py --airllm PYTHON  # AirLLM, by a Python that has it
 
 It writes a random Mixtral, screens the whole vocabulary and verifies some tokens with
 `model.residency: streamed` in a process that may allocate 1.5 GB at most (RLIMIT_DATA, which does
@@ -93,14 +94,15 @@ def write_model(folder: Path, shape: Mapping[str, int]) -> int:
     places: dict[str, str] = {}
     written = 0
 
-    def save(name: str, tensors: dict[str, torch.Tensor]) -> None:
+    def save(number: int, tensors: dict[str, torch.Tensor]) -> None:
         nonlocal written
+        name = f"model-{number:05}-of-{shape['layers'] + 1:05}.safetensors"
         save_file(tensors, folder / name)
         places.update(dict.fromkeys(tensors, name))
         written += sum(tensor.nbytes for tensor in tensors.values())
 
     save(
-        "ends.safetensors",
+        1,
         {
             "model.embed_tokens.weight": matrix(VOCABULARY, hidden, hidden**0.5),
             "model.norm.weight": ones,
@@ -123,7 +125,7 @@ def write_model(folder: Path, shape: Mapping[str, int]) -> int:
             tensors[f"{part}.w1.weight"] = matrix(inner, hidden)
             tensors[f"{part}.w3.weight"] = matrix(inner, hidden)
             tensors[f"{part}.w2.weight"] = matrix(hidden, inner)
-        save(f"layer-{layer}.safetensors", tensors)
+        save(layer + 2, tensors)
     index = {"metadata": {"total_size": written}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     return written
@@ -260,19 +262,19 @@ def compared(one: Measured, other: Measured) -> str:
     return f"{text}p differs by at most {largest:.1e}"
 
 
-def offloaded(model: Path, ids: list[int], memory: str) -> float:
-    """Tokens per second of accelerate's disk offload, one batch of prompts of 32 positions."""
-    from transformers import AutoModelForCausalLM
-
-    with tempfile.TemporaryDirectory(dir=model.parent) as folder:
-        module = AutoModelForCausalLM.from_pretrained(
-            model, device_map="auto", max_memory={"cpu": memory}, offload_folder=folder
-        )
-        prompts = torch.tensor([[1, *range(500, 515), one, *range(600, 615)] for one in ids])
-        began = time.perf_counter()
-        with torch.no_grad():
-            module(input_ids=prompts, use_cache=False, logits_to_keep=1)
-        return len(ids) / (time.perf_counter() - began)
+def other_tool(tool: str, python: str, model: Path, tokens: int, folder: Path) -> str:
+    """A row of the table: another tool on the same model and tokens, without a limit."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    script = Path(__file__).parent / "support" / "other_tools.py"
+    words = [python, str(script), tool, str(model), str(tokens), str(folder)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    found = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=environment, check=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    run = json.loads(found.stdout.splitlines()[-1])
+    rate, memory, read = tokens / run["seconds"], run["peak"] / 1e9, run["read"] / 1e9
+    name = f"{tool}, {tokens} tokens in one batch"
+    return f"| {name} | {rate:.2f} | | {memory:.2f} | | {read:.1f} | | {run['cpu']:.0f} |"
 
 
 def line(name: str, run: Measured, planned: Mapping[str, Any] | None) -> str:
@@ -290,6 +292,8 @@ def line(name: str, run: Measured, planned: Mapping[str, Any] | None) -> str:
 @click.option("--verified", default=None, type=int, help="Tokens verified.")
 @click.option("--limit", default=1.5e9, help="Bytes that the streamed process may allocate.")
 @click.option("--offload", is_flag=True, help="Measure accelerate's disk offload too.")
+@click.option("--airllm", help="A Python with AirLLM and transformers 4.57: measure it too.")
+@click.option("--others", default=256, help="Tokens that these tools get, in one batch.")
 @click.option("--kill/--no-kill", default=True, help="Kill a run and resume it.")
 @click.option("--whole/--no-whole", default=True, help="Also a run that is not killed.")
 @click.option("--screen/--no-screen", default=True, help="Screen the whole vocabulary too.")
@@ -309,6 +313,8 @@ def main(
     verified: int | None,
     limit: float,
     offload: bool,
+    airllm: str | None,
+    others: int,
     kill: bool,
     whole: bool,
     screen: bool,
@@ -324,9 +330,11 @@ def main(
             large,
             verified or (2000 if large else 200),
             int(limit),
-            offload,
             (kill, whole, screen, resident),
         )
+        tools = [("accelerate", sys.executable)] if offload else []
+        for tool, python in [*tools, *([("airllm", airllm)] if airllm else [])]:
+            print(other_tool(tool, python, model or place / "model", others, place / tool))
     finally:
         if folder is None:
             shutil.rmtree(place, ignore_errors=True)
@@ -338,7 +346,6 @@ def measure(
     large: bool,
     verified: int,
     limit: int,
-    offload: bool,
     runs: tuple[bool, bool, bool, bool],
 ) -> None:
     index = model / "model.safetensors.index.json"  # written last
@@ -371,9 +378,6 @@ def measure(
         print(f"\n{compared(streamed, held)}")
     counted = streamed.model["bytes_read"] - run["residency"]["streamed"]["bytes_read"]
     print(f"bytes read beyond the plan's passes (norms, near-ties): {counted:,}")
-    if offload:
-        ids = list(range(1000, 1064))
-        print(f"accelerate, disk offload: {offloaded(model, ids, '1GB'):.2f} tokens/s")
     off = abs(streamed.model["peak_bytes"] / planned["bytes"] - 1)
     if planned["pass_bytes"] != stored or off > 0.1:
         raise SystemExit(f"bytes or memory differ from the plan ({off:.0%})")

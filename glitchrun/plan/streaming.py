@@ -208,6 +208,11 @@ class _Sizes:
         return max(attention, mlp) * self.width + self._widened
 
     @property
+    def is_wide(self) -> bool:
+        """Whether weights are in float32 while they are used."""
+        return self.held == ITEM_BYTES["float32"]
+
+    @property
     def _reading(self) -> float:
         """Seconds that a pass reads."""
         return self.units.pass_bytes / READ_SPEED
@@ -217,7 +222,10 @@ class _Sizes:
         return 2 * active_parameters(self.header) * positions / _FLOPS[self.kind]
 
     def batch_passes(self, tokens: int) -> int:
-        """Passes of so many tokens whose near-ties are evaluated together."""
+        """Passes of so many tokens whose near-ties are evaluated together: one where passes are in
+        float32, which leaves few."""
+        if self.kind == "cpu" and (self.header.dims.num_experts or self.is_wide):
+            return 1
         seconds = max(self._reading, tokens * self._computing(self.suffix))
         wanted = -(-self._reading // (_RECHECK_SHARE * seconds))
         return max(1, int(min(wanted, _LOST_SECONDS // seconds)))

@@ -76,7 +76,7 @@ class StreamedBackend(Backend):
 
     @property
     def batch_passes(self) -> int:
-        return self.model.plan.batch_passes
+        return 1 if self.arithmetic == torch.float32 else self.model.plan.batch_passes
 
     @property
     def answer_rows(self) -> int | None:
