@@ -23,7 +23,7 @@ from glitchrun.probing.fast.frozen import FrozenCache, freeze_cache, frozen_suff
 from glitchrun.probing.fast.layers import add_mlp
 from glitchrun.probing.fast.llama_layout import ExpertsLayout, LlamaLayout, recognize
 from glitchrun.probing.logit_statistics import measure, scores
-from glitchrun.probing.streamed_rows import Growing, Mixture, Rows, Screened, Suffixes
+from glitchrun.probing.streamed_rows import Growing, Mixture, Rows, ScreenedRows, Suffixes
 from glitchrun.spec.types import ModelSpec
 from tests.support import tiny_models
 
@@ -98,7 +98,7 @@ def test_streamed_passes_stay_on_the_device(build: Callable[..., Path], tmp_path
     kinds = (
         Suffixes([1, 2], ids, 64),
         Suffixes((), ids, 1),
-        Screened(frozen, ids[:, 0]),
+        ScreenedRows(frozen, ids[:, 0]),
         Growing(ids, cache),
     )
     for rows in kinds:
