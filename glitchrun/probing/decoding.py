@@ -164,8 +164,8 @@ class SlotDecoder:
         self._prefixes = join_prefixes(caches)
         own = max(prompt.tail_length for prompt in prompts)
         like = caches[0].keys[0]
-        self._slots = empty_slots(backend.layout, rows, own + new_tokens, like)
-        self._kept = empty_slots(backend.layout, _KEPT_PROMPTS * rows, own, like)
+        self._slots = empty_slots(backend.layout, rows, own + new_tokens, like, zeros=True)
+        self._kept = empty_slots(backend.layout, _KEPT_PROMPTS * rows, own, like, zeros=False)
         self._kept_at: dict[tuple[int, int], int] = {}
         """Of each kept prompt (by its identity) and token, its slot in `_kept`; the oldest
         first."""

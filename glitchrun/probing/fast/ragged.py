@@ -60,15 +60,18 @@ class Slots:
                 to[here, :, : cache.length - start] = of[:, :, start : cache.length]
 
 
-def empty_slots(layout: LlamaLayout, slots: int, capacity: int, like: Tensor) -> Slots:
+def empty_slots(
+    layout: LlamaLayout, slots: int, capacity: int, like: Tensor, *, zeros: bool
+) -> Slots:
     """Returns slots with room for `capacity` positions, of the kind of `like` `(..., D)`.
 
-    They begin as zeros, because what a row ignores has to be finite. Memory is only used once it is
-    written to.
+    With `zeros` they can be attended to at once, because what a row ignores has to be finite. Else
+    memory is only used once it is written to.
     """
     parts = [layer.attention for layer in layout.layers]
     sizes = [(slots, part.num_kv_heads, capacity, part.head_dim) for part in parts]
-    return Slots([like.new_zeros(size) for size in sizes], [like.new_zeros(size) for size in sizes])
+    make = like.new_zeros if zeros else like.new_empty
+    return Slots([make(size) for size in sizes], [make(size) for size in sizes])
 
 
 @dataclass(frozen=True, slots=True)
