@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from glitchrun.errors import PreflightError
+from glitchrun.errors import ExitCode, PreflightError
 from glitchrun.ledger.record import StepRecord
 from glitchrun.report.figures import drawings
 from glitchrun.report.figures.style import style
@@ -246,7 +246,7 @@ def test_a_run_keeps_them_and_another_run_reuses_them(
     auc_of = [one["metrics"].get("low/auc.to_unused") for one in (run, again)]
     assert auc_of[0] == auc_of[1]
     done = invoked(in_empty_folder, "plan", "ind.yaml", "--set", "tokens.unused.ids=[0, 9999]")
-    assert done.exit_code == 0
+    assert done.exit_code == ExitCode.PREFLIGHT  # apply would refuse it as well
 
 
 def test_reference_rows_are_part_of_the_key_only_where_they_are_named(tmp_path: Path) -> None:

@@ -11,12 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glitchrun.search.base import Space
-from glitchrun.vocabulary.token_features import (
-    text_features,
-    to_mean,
-    to_unused,
-    to_unused_without_component,
-)
+from glitchrun.vocabulary.indicators import measured
+from glitchrun.vocabulary.token_features import text_features
 
 Floats = NDArray[np.float64]
 
@@ -95,7 +91,8 @@ def _tables(space: Space) -> list[Tensor]:
 def indicators(space: Space, tables: Sequence[Tensor] | None = None) -> Mapping[str, Tensor]:
     """Indicators of each token in scope by name, `(N,)` each.
 
-    Distances to unused rows are left out where the vocabulary has none.
+    Those of unused rows are left out where the vocabulary has none. They are the cosines of
+    `vocabulary/indicators.py`, that is, 1 minus the distances.
 
     Args:
         space: The tokens and the embeddings.
@@ -106,13 +103,15 @@ def indicators(space: Space, tables: Sequence[Tensor] | None = None) -> Mapping[
     found = {
         "norm": space.vocabulary.norms,
         "frequency": torch.tensor(space.vocabulary.frequency_ranks, dtype=torch.float32),
-        "to_mean": to_mean(inputs),
     }
-    if not space.tied:
-        found |= {"output_norm": outputs.norm(dim=1), "output_to_mean": to_mean(outputs)}
-    if unused := unused_rows(space):
-        found["to_unused"] = to_unused(outputs, unused)
-        found["to_unused_without_component"] = to_unused_without_component(outputs, unused)
+    own = measured(outputs, unused_rows(space))
+    norm, mean = own.pop("norm"), 1 - own.pop("to_mean")
+    if space.tied:
+        found["to_mean"] = mean
+    else:
+        found["to_mean"] = 1 - measured(inputs, ())["to_mean"]
+        found |= {"output_norm": norm, "output_to_mean": mean}
+    found |= {name: 1 - values for name, values in own.items()}
     return {name: values[space.ids] for name, values in found.items()}
 
 

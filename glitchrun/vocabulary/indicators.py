@@ -135,18 +135,9 @@ class Indicators:
     @cached_property
     def _of_outputs(self) -> dict[str, Tensor]:
         """The indicators of the output embedding, `(V,)` each."""
-        sums = self._table.sums(self.reference.ids)
-        directions: dict[str, tuple[Tensor, Tensor | None]] = {"to_mean": (sums.unit_mean, None)}
-        if self.reference.ids:
-            component = self._table.first_component(sums.mean)
-            rows = sums.rows
-            without = rows - torch.outer(rows @ component, component)
-            directions["to_unused"] = (rows.mean(dim=0), None)
-            directions["to_unused_without_component"] = (without.mean(dim=0), component)
-        found = self._table.distances([*directions.values()])
-        return {"output_norm": _finite(sums.norms)} | {
-            name: _finite(values) for name, values in zip(directions, found, strict=True)
-        }
+        found = self._table.measured(self.reference.ids)
+        found["output_norm"] = found.pop("norm")
+        return {name: _finite(values) for name, values in found.items()}
 
     def threshold(self, name: str) -> float | None:
         """The value at or below which 2 % of the ordinary tokens are; None if undefined."""
@@ -165,6 +156,12 @@ class Indicators:
             known = None if values is None else values[list(ids)].tolist()
             found[name] = [None if v != v else v for v in known or [float("nan")] * len(ids)]
         return found
+
+
+def measured(table: Tensor, unused: Sequence[int]) -> dict[str, Tensor]:
+    """Norms and distances of the rows of an embedding `(V, H)` in memory, `(V,)` each: `norm`,
+    `to_mean`, and, if there are `unused` rows, `to_unused` and `to_unused_without_component`."""
+    return _Table(lambda: [table]).measured(unused)
 
 
 def _is_never(piece: str | None) -> bool:
@@ -198,6 +195,19 @@ class _Table:
         for block in self.source():
             for part in block.detach().split(max(1, _BLOCK_BYTES // (4 * block.shape[1]))):
                 yield part.float()
+
+    def measured(self, unused: Sequence[int]) -> dict[str, Tensor]:
+        """As the function of this name, of the rows as they are read."""
+        sums = self.sums(unused)
+        directions: dict[str, tuple[Tensor, Tensor | None]] = {"to_mean": (sums.unit_mean, None)}
+        if unused:
+            component = self.first_component(sums.mean)
+            rows = sums.rows
+            without = rows - torch.outer(rows @ component, component)
+            directions["to_unused"] = (rows.mean(dim=0), None)
+            directions["to_unused_without_component"] = (without.mean(dim=0), component)
+        found = self.distances([*directions.values()])
+        return {"norm": sums.norms, **dict(zip(directions, found, strict=True))}
 
     def sums(self, ids: Sequence[int]) -> _Sums:
         """Norms and means of all rows, and the rows `ids`, from one reading."""

@@ -1,9 +1,4 @@
-"""Numeric features of tokens that need no forward pass: from the embedding and from the text.
-
-The indicators are those of Land and Bartolo 2024, "Fishing for Magikarp" (arXiv 2405.05417, section
-2.2), and the cosine to the mean. `search/features.py` calls them. The text features describe the
-form of a token's text, for the surrogate search.
-"""
+"""Norms of the rows of an embedding, and features of a token's text for the surrogate search."""
 
 from __future__ import annotations
 
@@ -14,11 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, normalize
 
 from glitchrun.vocabulary.character_groups import GROUPS, group_of
 
-_POWER_STEPS = 100
 _CHUNK = 8192
 """Rows of an embedding that are processed at a time, to bound the memory of temporary copies."""
 
@@ -42,55 +35,6 @@ def row_norms(weight: Tensor | Iterable[Tensor], chunk: int = _CHUNK) -> Tensor:
     blocks = [weight] if isinstance(weight, Tensor) else weight
     parts = (part for block in blocks for part in block.split(chunk))
     return torch.cat([rows.detach().float().norm(dim=1).cpu() for rows in parts])
-
-
-def to_mean(table: Tensor) -> Tensor:
-    """Cosine of each row of an embedding `(V, H)` to the mean of all normalized rows: `(V,)`."""
-    return _cosine(table, normalize(table, dim=1).mean(dim=0))
-
-
-def to_unused(table: Tensor, unused: Sequence[int]) -> Tensor:
-    """Cosine of each row of `(V, H)` to the mean of the rows `unused`: `(V,)`.
-
-    It is large for a row that looks unused. Land & Bartolo's indicator for tied embeddings is 1
-    minus this.
-    """
-    return _cosine(table, table[list(unused)].mean(dim=0))
-
-
-def to_unused_without_component(table: Tensor, unused: Sequence[int]) -> Tensor:
-    """`to_unused` of an embedding `(V, H)` without its first principal component: `(V,)`.
-
-    Land & Bartolo's indicator for untied output embeddings is 1 minus this. The component is a
-    constant that training adds to every row.
-    """
-    component = first_component(table)
-    along = table @ component
-    rows = list(unused)
-    mean = (table[rows] - along[rows, None] * component).mean(dim=0)
-    parts = zip(table.split(_CHUNK), along.split(_CHUNK), strict=True)
-    return torch.cat([_cosine(part - some[:, None] * component, mean) for part, some in parts])
-
-
-def _cosine(table: Tensor, direction: Tensor) -> Tensor:
-    """Cosine of each row of `(V, H)` to a direction `(H,)`: `(V,)`."""
-    parts = [cosine_similarity(part, direction, dim=1) for part in table.split(_CHUNK)]
-    return torch.cat(parts)
-
-
-def first_component(table: Tensor) -> Tensor:
-    """The direction `(H,)` of largest variance of the rows of a float32 table `(V, H)`.
-
-    Power iteration needs no `(H, H)` matrix.
-    """
-    mean = table.mean(dim=0)
-    direction = normalize(table[table.norm(dim=1).argmax()] - mean, dim=0)
-    for _ in range(_POWER_STEPS):
-        along = table @ direction - mean @ direction
-        previous, direction = direction, normalize(along @ table - along.sum() * mean, dim=0)
-        if torch.dot(previous, direction) > 1 - 1e-7:
-            break
-    return direction
 
 
 def text_features(texts: Sequence[str]) -> NDArray[np.float32]:
