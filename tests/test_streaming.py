@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from glitchrun.checkpoint import resolve
 from glitchrun.checkpoint.headers import read_header
+from glitchrun.checkpoint.quantized_units import quantized_units
 from glitchrun.checkpoint.stream_units import stream_units, why_not_streamable
 from glitchrun.errors import ExitCode, ModelUnavailable, PreflightError, RunError
 from glitchrun.ledger.record import RunRecord
@@ -115,6 +116,28 @@ def test_packed_checkpoints_are_unpacked_layer_by_layer(
     streamed.last_logits([1], suffixes)
     planned = stream_plan(header, "none", stream_units(header), "cpu")
     assert streamed.model.bytes_read[0] - before == planned.pass_bytes
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+def test_quantized_weights_are_kept_where_the_spec_asks_for_it(
+    scheme: str, mixtral_folder: Path, tmp_path: Path
+) -> None:
+    spec = ModelSpec(str(mixtral_folder), quantization=scheme)
+    keeping = replace(spec, keep_quantized=True)
+    anew = load_streamed(spec)
+    first, second = (load_streamed(keeping, cache=tmp_path) for _ in range(2))
+    assert len([*(tmp_path / "quantized").glob("*/*.safetensors")]) == 2 * (1 + 4)
+    units = quantized_units(stream_units(read_header(resolve(spec.path))), scheme)
+    assert second.plan.pass_bytes == units.pass_bytes < anew.plan.pass_bytes
+    for (_, wanted), (unit, kept) in zip(
+        anew.read(anew.units.body), second.read(second.units.body), strict=True
+    ):
+        assert kept.keys() == wanted.keys()
+        assert all(torch.equal(kept[name], wanted[name]) for name in wanted)
+        assert sum(one.nbytes for one in kept.values()) <= unit.numel * second.held_bytes
+    embedding = sum(unit.nbytes for unit in units.embedding)
+    assert second.bytes_read[0] == second.plan.headless_bytes - embedding
+    assert first.units == second.units
 
 
 @pytest.mark.parametrize(

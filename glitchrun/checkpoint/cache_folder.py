@@ -1,6 +1,7 @@
 """The cache folder of a user, shared by all projects, and safe to delete.
 
-It contains converted models (`model/gguf_conversion.py`), the answers that `plan` keeps
+It contains converted models (`model/gguf_conversion.py`), kept int8 and int4 weights
+(`model/quantized_cache.py`), the answers that `plan` keeps
 (`runner/resolved_cache.py`) and timings of matrix products (`probing/arithmetic.py`).
 """
 
@@ -14,6 +15,8 @@ from pathlib import Path
 from glitchrun.errors import PreflightError
 
 CACHE_VARIABLE = "GLITCHRUN_CACHE"
+CONVERSIONS = ("gguf", "quantized")
+"""Folders of converted models."""
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
@@ -47,16 +50,17 @@ def remove_conversions(folder: Path) -> int:
 
     Removes only files that glitchrun wrote. Raises PreflightError where a file cannot be removed.
     """
-    converted = folder / "gguf"
-    freed = size_of(converted)
-    try:
-        if converted.is_symlink():
-            raise PreflightError(f"{converted}: a link; remove it yourself")
-        if converted.exists():
-            shutil.rmtree(converted)
-    except OSError as error:
-        raise PreflightError(
-            f"{error.filename or converted}: cannot be removed ({error.strerror}); remove "
-            f"{converted} yourself"
-        ) from error
+    freed = 0
+    for converted in (folder / name for name in CONVERSIONS):
+        freed += size_of(converted)
+        try:
+            if converted.is_symlink():
+                raise PreflightError(f"{converted}: a link; remove it yourself")
+            if converted.exists():
+                shutil.rmtree(converted)
+        except OSError as error:
+            raise PreflightError(
+                f"{error.filename or converted}: cannot be removed ({error.strerror}); remove "
+                f"{converted} yourself"
+            ) from error
     return freed

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 import click
 
-from glitchrun.checkpoint.cache_folder import cache_folder, remove_conversions, size_of
+from glitchrun.checkpoint.cache_folder import (
+    CONVERSIONS,
+    cache_folder,
+    remove_conversions,
+    size_of,
+)
 from glitchrun.cli.environment_checks import CheckResult, run_checks
 from glitchrun.errors import ExitCode, UsageError
 from glitchrun.ledger import ROOT
@@ -46,7 +51,7 @@ def command(context: click.Context, output: str, clear_cache: bool, yes: bool) -
 
 def _clear(*, asking: bool) -> None:
     folder = cache_folder()
-    held = size_of(folder / "gguf")
+    held = sum(size_of(folder / name) for name in CONVERSIONS)
     if not held:
         say(f"{folder} contains no converted models")
         return

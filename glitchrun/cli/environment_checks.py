@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import glitchrun
-from glitchrun.checkpoint.cache_folder import CACHE_VARIABLE, cache_folder, size_of
+from glitchrun.checkpoint.cache_folder import CACHE_VARIABLE, CONVERSIONS, cache_folder, size_of
 from glitchrun.errors import PreflightError
 from glitchrun.plan.devices import main_memory, visible_gpus
 from glitchrun.report.formatting import counted, size
@@ -195,7 +195,8 @@ def model_cache(root: Path) -> Iterator[CheckResult]:
     except PreflightError as error:
         yield CheckResult("model cache", "missing", str(error), f"export {CACHE_VARIABLE}=FOLDER")
         return
-    remedy = "glitchrun doctor --clear-cache" if size_of(folder / "gguf") else None
+    held = any(size_of(folder / name) for name in CONVERSIONS)
+    remedy = "glitchrun doctor --clear-cache" if held else None
     yield CheckResult("model cache", "ok", f"{folder}, {size(size_of(folder))}", remedy)
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from glitchrun.checkpoint.cache_folder import cache_folder
 from glitchrun.checkpoint.headers import read_header
 from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.checkpoint.stream_units import (
@@ -40,6 +41,7 @@ from glitchrun.model.loaded import LoadedModel
 from glitchrun.model.loading import add_generation_config, checkpoint_folder
 from glitchrun.model.memory_use import bytes_by_dtype, low_memory
 from glitchrun.model.placement import pick_device
+from glitchrun.model.quantized_cache import kept_units, unpack_kept
 from glitchrun.model.quantized_layers import SCHEMES, import_bitsandbytes, unpack_stored
 from glitchrun.model.tokenizer_loading import load_tokenizer
 from glitchrun.model.weight_reader import Reader, read_tensor
@@ -63,6 +65,8 @@ class StreamedModel(LoadedModel):
     _kept_head: list[Tensor] = field(default_factory=list, kw_only=True)
     stamps: Mapping[Path, tuple[int, ...]] = field(kw_only=True)
     """Inode, size and time of change of each weight file when the model was loaded."""
+    stored_layers: tuple[tuple[Unit, ...], ...] = field(kw_only=True)
+    """The layers of the checkpoint, if those of `units` are kept in the cache."""
     is_prequantized: bool = field(kw_only=True)
     """Whether the stored weights are codes and scales."""
     held_bytes: int = field(kw_only=True)
@@ -153,9 +157,13 @@ class StreamedModel(LoadedModel):
         """Gives stored tensors the dtype of the weights; int8 and int4 are dequantized again."""
         scheme = SCHEMES.get(self.quantization)
         unpacked: set[str] = set()
+        if self.stored_layers and unit.kind in ("layer", "expert"):
+            scheme, layer = None, self.stored_layers[unit.layer]
+            own = next(one for one in layer if (one.kind, one.expert) == (unit.kind, unit.expert))
+            unpacked = unpack_kept(tensors, own, self.quantization)
         if self.is_prequantized and unit.kind == "layer":
-            layer = self.module.base_model.layers[unit.layer]
-            shapes = {name: one.shape for name, one in layer.named_parameters()}
+            module = self.module.base_model.layers[unit.layer]
+            shapes = {name: one.shape for name, one in module.named_parameters()}
             unpacked = unpack_stored(tensors, shapes)
         for name, stored in tensors.items():
             if stored.is_floating_point() and name not in unpacked:
@@ -199,8 +207,16 @@ def load_streamed(
     if spec.quantization in SCHEMES or header.prequantized:
         import_bitsandbytes()
     stored = f"{header.prequantized} (as stored)" if header.prequantized else None
-    stamps = {file: _stamp(file) for file in header.files}
-    units = stream_units(header)
+    stored_units = units = stream_units(header)
+    keeps = spec.keep_quantized and spec.quantization in SCHEMES and not header.prequantized
+    if keeps:
+        checkpoint = Checkpoint("folder", folder, spec.path)
+        held = getattr(torch, load_dtype(header, spec.quantization))
+        where = cache or cache_folder()
+        units = kept_units(units, checkpoint, header, spec.quantization, held, where, report)
+    places = (place for unit in units.body for place in unit.tensors.values())
+    files = {*header.files, *(place.file for place in places)}
+    stamps = {file: _stamp(file) for file in files}
     with quiet_libraries(), low_memory():
         target = architecture(folder, header, spec)
         tokenizer = load_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
@@ -211,7 +227,9 @@ def load_streamed(
         decoder = module.base_model
         with torch.device(device):  # in float32; its tables are computed, not stored
             decoder.rotary_emb = type(decoder.rotary_emb)(target.config)
-        check_complete(_compared(units, module, header.head is None), spec.path, module, header)
+        check_complete(
+            _compared(stored_units, module, header.head is None), spec.path, module, header
+        )
         trial = _trial(target, tokenizer)
     add_generation_config(module, folder)
     return StreamedModel(
@@ -229,6 +247,7 @@ def load_streamed(
         tokenizer_note=tokenizer_note(folder),
         residency="streamed",
         units=units,
+        stored_layers=stored_units.layers if keeps else (),
         stamps=stamps,
         is_prequantized=bool(header.prequantized),
         held_bytes=held_bytes(header, spec.quantization),

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from glitchrun.checkpoint.headers import Header
+from glitchrun.checkpoint.quantized_units import quantized_units
 from glitchrun.checkpoint.stream_units import stream_units, why_not_streamable
 from glitchrun.plan.devices import DeviceMemory
 from glitchrun.plan.duration import Duration
 from glitchrun.plan.memory_estimate import MemoryEstimate, estimate, process_bytes, verdict
 from glitchrun.plan.passes import Passes
 from glitchrun.plan.streaming import READ_SPEED, StreamPlan, stream_plan, whole_passes
-from glitchrun.plan.weight_bytes import weights
+from glitchrun.plan.weight_bytes import QUANTIZED, weights
 from glitchrun.plan.work import StepWork
 from glitchrun.spec.strategy import STRATEGIES, Workload
 from glitchrun.spec.types import Spec
@@ -179,10 +180,13 @@ def _streamed(
     unknown = any(one.tokens is None for one in work)
     verified = max((one.tokens or 0 for one in work), default=0)
     screened = max((one.screens for one in work), default=0)
+    units = stream_units(header)
+    if spec.model.keep_quantized and quantization in QUANTIZED and not header.prequantized:
+        units = quantized_units(units, quantization)
     plan = stream_plan(
         header,
         quantization,
-        stream_units(header),
+        units,
         device.kind,
         free=max(0, int(_SHARE * device.free) - process),
         tokens=(None if unknown else verified, screened),

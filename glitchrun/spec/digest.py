@@ -27,7 +27,13 @@ from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.templates import FAMILIES
 from glitchrun.spec.types import Spec, Step, TokenScope
 
-NUMERICS = ("model.device", "model.max_memory", "model.residency", "execution")
+NUMERICS = (
+    "model.device",
+    "model.max_memory",
+    "model.residency",
+    "model.keep_quantized",
+    "execution",
+)
 COSMETIC = ("apiVersion", "kind", "metadata", "gates", "tracking", "matrix")
 Change = tuple[str, str, Any, Any]
 """Path, kind (results, numerics or cosmetic), old value, new value; None for absent."""

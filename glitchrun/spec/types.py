@@ -42,6 +42,8 @@ class ModelSpec:
     residency: str = "auto"
     """Where the weights are during the run: `resident` in memory, or `streamed` from the disk layer
     by layer; `auto` streams a model that does not fit."""
+    keep_quantized: bool = False
+    """Whether int8 or int4 weights of a streamed model are kept in the cache folder."""
     adapter: str | None = None
     """A folder in PEFT's format to merge into the weights, absolute like `path`. `none` ignores an
     adapter in the folder of the weights; with None (the default) such an adapter is refused."""
