@@ -28,7 +28,7 @@ from glitchrun.report.markdown import markdown
 from glitchrun.report.summary import summary_lines
 from glitchrun.runner.gates import evaluate, with_baselines
 from glitchrun.spec.types import Cell, Gate, ModelSpec, Origin, Spec
-from tests.support.records import write_matrix
+from tests.support.records import Invented, write_matrix
 from tests.support.reporting import rows
 
 
@@ -108,9 +108,7 @@ def test_a_gate_compares_with_the_baseline_within_its_tolerance(
 def test_the_verdicts_behind_gates_are_tested_as_one_family(runs: list[RunRecord]) -> None:
     first, _, last = runs
     gates = [
-        Gate(name, "<=", baseline=first.identity.key)
-        for name in ("mine/glitch", "asr/attempts")
-        for name in ("mine/glitch", "asr/attempts")
+        Gate(name, "<=", baseline=first.identity.key) for name in ("mine/glitch", "asr/attempts")
     ]
     glitch, attempts = judged(runs, last, *gates, Gate("mine/verified", ">=", 1.0))[:2]
     found = [
@@ -172,10 +170,23 @@ def test_compare_fails_on_a_regression_and_names_it(runs: list[RunRecord]) -> No
     metrics = {one["metric"]: one for one in found["metrics"]}
     assert "mine/tokens_per_second" not in metrics
     tests = [one["p"] for one in found["metrics"] if one["p"] is not None]
-    assert found["family"] == len(tests) - ("mine/glitch_rate" in metrics)
+    assert found["family"] == len(tests)
+    assert "mine/glitch_rate" not in metrics  # it says the same as the count
     assert "regression in B: mine/glitch: " in done.stderr
     backwards = compared(*reversed(words[:2]), "--fail-on", "regression", "-o", "json")
     assert "B:mine/glitch" not in json.loads(backwards.stdout)["regression"]["regressed"]
+
+
+def test_two_studies_are_compared_cell_by_cell(runs: list[RunRecord]) -> None:
+    write_matrix(
+        Path(ROOT), Invented(experiment="later", glitch_share=0.9), "fa11000000000009", first=16
+    )
+    done = compared("quantization-sweep", "later", "--fail-on", "regression", "-o", "json")
+    found = json.loads(done.stdout)["regression"]
+    cells = {one["run"] for one in found["metrics"]}
+    assert cells == {run.identity.name for run in runs}
+    assert done.exit_code == (5 if found["regressed"] else 0)
+    assert found["family"] == sum(one["p"] is not None for one in found["metrics"]) > 3
 
 
 def test_a_significant_regression_needs_the_adjusted_test_too(runs: list[RunRecord]) -> None:

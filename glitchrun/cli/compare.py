@@ -19,7 +19,7 @@ from glitchrun.terminal import QuietStream, emit, emit_json, say, terminal_width
 if TYPE_CHECKING:
     from glitchrun.ledger import RunRecord
     from glitchrun.report.comparison.pairs import Pair
-    from glitchrun.report.comparison.regressions import Regression
+    from glitchrun.report.comparison.regressions import Regression, Rule
     from glitchrun.report.comparison.sides import Side
 
 _SHOWN = 20
@@ -93,7 +93,8 @@ def command(
 
     A RUN is a run as for `report`, or a file that `import` reads. The name or key of an experiment
     with a matrix, or of the matrix, selects all its cells. The name of another experiment, given
-    alone, selects all its runs.
+    alone, selects all its runs. With --fail-on and two studies, each cell of the second is compared
+    with that of the same name in the first.
     """
     require("scipy", "rich")
     from glitchrun.report.comparison.matching import matched
@@ -105,6 +106,10 @@ def command(
 
     if path is not None and output != "html":
         raise UsageError("--file belongs to -o html; redirect the other formats")
+    if fail_on and len(runs) == 2 and (studies := _studies(*runs)):
+        rule = Rule(tolerance, significant=fail_on == "significant-regression")
+        _compare_studies(context, studies, rule, output)
+        return
     found = [one for run in runs for one in _resolve_run(run, alone=len(runs) == 1)]
     if not 2 <= len(found) <= len(ascii_uppercase):
         raise UsageError(f"compare takes 2 to {len(ascii_uppercase)} runs, got {len(found)}")
@@ -121,9 +126,51 @@ def command(
         limit = None if every else _SHOWN
         shown = sections(by, sides, pairs, limit, regressed, equal_rows=every)
         say(as_markdown(shown) if output == "md" else as_text(shown, terminal_width()), nl=False)
-    if regressed is not None and regressed.worse:
-        for line in regressed.lines():
-            say(line, err=True)
+    if regressed is not None:
+        _fail(context, regressed)
+
+
+def _studies(*names: str) -> list[dict[str, RunRecord]] | None:
+    """The cells of two studies by name; None unless both names are those of studies.
+
+    Raises:
+        UsageError: the studies share no cell.
+    """
+    found = [
+        {cell.identity.name: cell for cell in find_cells(name, ROOT)}
+        for name in names
+        if not os.path.exists(name)  # noqa: PTH110 - false for any text, where Path raises
+    ]
+    if len(found) < 2 or not all(found):
+        return None
+    if not found[0].keys() & found[1].keys():
+        raise UsageError("the studies have no cell of the same name, so nothing can be compared")
+    return found
+
+
+def _compare_studies(
+    context: click.Context, studies: list[dict[str, RunRecord]], rule: Rule, output: str
+) -> None:
+    """Compares each cell of the second study with that of the same name in the first."""
+    from glitchrun.report.comparison.output import as_markdown, as_text
+    from glitchrun.report.comparison.regressions import regression_of_studies
+
+    if output == "html":
+        raise UsageError("two studies are compared as text, md or json")
+    regressed = regression_of_studies(studies[0], studies[1], rule)
+    if output == "json":
+        emit_json({"regression": regressed.to_json()})
+    else:
+        shown = [regressed.section()]
+        say(as_markdown(shown) if output == "md" else as_text(shown, terminal_width()), nl=False)
+    _fail(context, regressed)
+
+
+def _fail(context: click.Context, regressed: Regression) -> None:
+    """Ends the command with exit code 5 and a line for each regression, if there is any."""
+    for line in regressed.lines():
+        say(line, err=True)
+    if regressed.worse:
         context.exit(int(ExitCode.GATE_FAILED))
 
 

@@ -136,6 +136,9 @@ def changes(left: RunRecord, right: RunRecord, side: str = "") -> Iterator[Chang
             full, direction = f"{step.id}/{name}", better(step, name)
             if not direction or is_measured(step, name) or full not in there:
                 continue
+            count = step.metrics.get("glitch") if name == "glitch_rate" else None
+            if count is not None and there[full].n == metric.n:
+                continue  # the count says the same
             values = there[full].value, metric.value
             if all(value is not None and math.isfinite(value) for value in values):
                 test = paired_test(full, left, right)

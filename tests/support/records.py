@@ -72,8 +72,11 @@ def write_run(root: Path, invented: Invented | None = None, upto: int | None = N
     return read_run(folder)
 
 
-def write_matrix(root: Path, made: Invented | None = None) -> list[RunRecord]:
-    """Three runs under one parent, swept over model.quantization; the last has fewer glitches."""
+def write_matrix(
+    root: Path, made: Invented | None = None, parent: str = "fa11000000000001", first: int = 1
+) -> list[RunRecord]:
+    """Three runs under one parent, swept over model.quantization; the last has fewer glitches.
+    `first`: the number that is the key of the first run."""
     base = made or Invented(experiment="quantization-sweep")
     cells = [("float32", 0.2), ("int8", 0.25), ("int4", 0.35)]
     return [
@@ -82,8 +85,8 @@ def write_matrix(root: Path, made: Invented | None = None) -> list[RunRecord]:
             replace(
                 base,
                 name=f"quantization={name}",
-                key=f"{place + 1:016x}",
-                parent="fa11000000000001",
+                key=f"{place + first:016x}",
+                parent=parent,
                 assignments={"model.quantization": name},
                 quantization=name,
                 glitch_share=share,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from glitchrun.behaviour.significance import ALPHA, shown_p
 from glitchrun.errors import UsageError
+from glitchrun.ledger.record import RunRecord
 from glitchrun.report.comparison import Column, Section
 from glitchrun.report.comparison.sides import Side
 from glitchrun.report.formatting import MISSING, count, counted, figure, percent
@@ -29,7 +30,8 @@ class Rule:
 class Regression:
     """Every metric with a better direction that the first run shares with another."""
 
-    first: Side
+    first: str
+    """The name of the first run or study."""
     rule: Rule
     changes: tuple[Change, ...]
 
@@ -59,10 +61,10 @@ class Regression:
         columns = (
             Column("Metric", "key"),
             Column("Run", "key"),
-            Column(self.first.label, "number"),
+            Column(self.first, "number"),
             Column("There", "number"),
             Column("Better is"),
-            Column("Only here / only in " + self.first.label, "number"),
+            Column("Only here / only in " + self.first, "number"),
             Column("p", "number"),
             Column("p, adjusted", "number"),
             Column("Reading"),
@@ -77,11 +79,11 @@ class Regression:
     def _sentences(self) -> Iterator[str]:
         worse = self.worse
         yield (
-            f"{counted(len(worse), 'metric is', 'metrics are')} worse than in {self.first.label}: "
+            f"{counted(len(worse), 'metric is', 'metrics are')} worse than in {self.first}: "
             + ", ".join(f"{one.metric} in {one.side}" for one in worse)
             + "."
             if worse
-            else f"No metric is worse than in {self.first.label}."
+            else f"No metric is worse than in {self.first}."
         )
         allowed = f" by more than {percent(self.rule.tolerance)}" if self.rule.tolerance else ""
         shown = f", and the adjusted p is at most {ALPHA:g}" if self.rule.significant else ""
@@ -113,7 +115,7 @@ class Regression:
     def to_json(self) -> dict[str, Any]:
         """The regression as data."""
         return {
-            "baseline": self.first.label,
+            "baseline": self.first,
             "tolerance": self.rule.tolerance,
             "significant": self.rule.significant,
             "test": TEST,
@@ -161,4 +163,24 @@ def regression(sides: Sequence[Side], rule: Rule) -> Regression:
             "--fail-on: the runs share no metric that has a better direction; compare runs whose "
             "steps have the same ids"
         )
-    return Regression(sides[0], rule, tuple(corrected(found)))
+    return Regression(sides[0].label, rule, tuple(corrected(found)))
+
+
+def regression_of_studies(
+    first: Mapping[str, RunRecord], second: Mapping[str, RunRecord], rule: Rule
+) -> Regression:
+    """The metrics of the cells of a study against those of the cells of the same names in an
+    earlier one. All tests are one family.
+
+    Args:
+        first: The cells of the earlier study, by name.
+        second: Those of the other one.
+        rule: When a metric counts as worse.
+    """
+    found = [
+        change
+        for name, record in second.items()
+        if name in first
+        for change in changes(first[name], record, name)
+    ]
+    return Regression("the baseline", rule, tuple(corrected(found)))
