@@ -35,8 +35,25 @@ _STYLED = re.compile(f"([{''.join(_MARKS.values())}])([^\ufdd0-\ufdef]*){_END}")
 _HIDDEN = re.compile(f"[\x00-\x1f{_INVISIBLE}]")
 _HIDDEN_IN_LINES = re.compile(f"[\x00-\x08\x0b-\x1f{_INVISIBLE}]")
 _HIDDEN_IN_JSON = re.compile(f"[{_INVISIBLE}]")
+REDACTED = "<redacted>"
+SHORTEST_SECRET = 4
+"""Characters. Shorter secrets are redacted only in quotes: a `1` is part of many messages."""
+_secrets: set[str] = set()
 _NOBODY_READS = {errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET}
 """Errors of a closed pipe or terminal. The caller is informed of all others."""
+
+
+def conceal(secret: str) -> None:
+    """Shows `secret` as `<redacted>` in all output of this process from now on."""
+    if len(secret) >= SHORTEST_SECRET:
+        _secrets.add(secret)
+
+
+def concealed(text: str) -> str:
+    """`text` without the secrets that this process knows."""
+    for secret in sorted(_secrets, key=len, reverse=True):
+        text = text.replace(secret, REDACTED)
+    return text
 
 
 def visible(text: str) -> str:
@@ -59,7 +76,8 @@ def _escape(match: re.Match[str]) -> str:
 def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
     """Writes a message for people to standard output, or with `err` to standard error."""
     stream = QuietStream(sys.stderr if err else sys.stdout)
-    shown = _coloured(str(text)) if _has_colour(err) else visible_lines(str(text))
+    text = concealed(str(text))
+    shown = _coloured(text) if _has_colour(err) else visible_lines(text)
     stream.write(shown + "\n" * nl)
     stream.flush()
 
@@ -128,7 +146,8 @@ def terminal_width() -> int | None:
 
 
 def emit(text: str) -> None:
-    """Writes a document to standard output unchanged, as UTF-8."""
+    """Writes a document to standard output unchanged but for secrets, as UTF-8."""
+    text = concealed(text)
     stream = QuietStream(sys.stdout)
     stream.flush()
     buffer = getattr(sys.stdout, "buffer", None)

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from glitchrun.ledger.record import RunRecord
-from glitchrun.spec.nodes import REDACTED, path_text
+from glitchrun.spec.nodes import path_text
+from glitchrun.terminal import REDACTED
 
 _OPTION = re.compile(r"\((--set|--until|--limit) (.*)\)\Z", re.DOTALL)
 _VARIABLE = re.compile(r"\(environment variable (\w+)\)\Z")

@@ -75,16 +75,17 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """
 
     def refused(error: Exception) -> ModelUnavailable:
+        remedy = "the folder needs tokenizer.json, or tokenizer.model with tokenizer_config.json"
         command = install_command(error) if isinstance(error, ImportError) else None
+        if command:
+            remedy = f"install the missing package with: {command}"
+        elif not trust_remote_code and "trust_remote_code" in str(error):
+            remedy = (
+                "it has code of its own; set model.trust_remote_code: true if you trust its source"
+            )
         return ModelUnavailable(
             f"model.path {str(folder)!r}: its tokenizer cannot be loaded "
-            f"({first_line(error)}); "
-            + (
-                f"install the missing package with: {command}"
-                if command
-                else "the folder needs tokenizer.json, or tokenizer.model with "
-                "tokenizer_config.json"
-            )
+            f"({first_line(error)}); {remedy}"
         )
 
     with foreign_errors(refused):

@@ -51,6 +51,7 @@ from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Step
 from glitchrun.strategies.tokens import found_tokens, has_phrases
 from glitchrun.strategies.validate.attempts import Known
+from glitchrun.terminal import concealed
 from glitchrun.tracking.tracker import MlflowTracker
 from glitchrun.verdicts import near_limit
 
@@ -307,6 +308,7 @@ class _Run:
     def _end(self, status: str, code: ExitCode, error: str | None = None) -> Outcome:
         # The report is written before the entry that ends the run, so that every finished run has
         # its report.
+        error = None if error is None else concealed(error)
         ending = replace(self._journal.record, status=status, ended_at=now(), error=error)
         with self._session.serial:
             write_report(ending)

@@ -90,11 +90,17 @@ def merge(lower: Node, upper: Node, path: Path_ = ()) -> Node:
     return MappingNode(entries, upper.place)
 
 
-def _load(name: str, result: Composition) -> tuple[Source, MappingNode] | None:
+def _load(
+    name: str, result: Composition, item: Node | None = None
+) -> tuple[Source, MappingNode] | None:
+    """Reads the file at `name`, which `item` extends; None for the file that the user named."""
     source = read_source(name)
     if isinstance(source, Problem):
         result.problems.append(source)
         return None
+    if item is not None and "Fragment" not in source.text:
+        # It is no fragment: nothing of it, such as a line of a file with passwords, may be shown.
+        return source, MappingNode({}, item.place)
     node, problems = parse(source)
     result.problems += problems
     if node is None:
@@ -157,7 +163,7 @@ def _fragment(
         if len(result.fragments) >= _MAX_FILES:
             _report(result, item, "GR202", f"more than {_MAX_FILES} files are extended")
             return None
-        result.fragments[identity] = _load(name, result)
+        result.fragments[identity] = _load(name, result, item)
     loaded = result.fragments[identity]
     if loaded is None:
         return None

@@ -13,7 +13,6 @@ from glitchrun.spec.defaults import with_defaults
 from glitchrun.spec.matrix import DraftCell, axes_missing, expand
 from glitchrun.spec.matrix_axes import has_cells
 from glitchrun.spec.nodes import (
-    REDACTED,
     Document,
     MappingNode,
     ScalarNode,
@@ -42,6 +41,7 @@ from glitchrun.spec.types import (
     TokenScope,
     Tracking,
 )
+from glitchrun.terminal import REDACTED
 
 MAX_PROBLEMS = 100
 """Largest number of problems reported for one file."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from glitchrun.spec.problems import Problem
 from glitchrun.spec.spec_files import Source
+from glitchrun.terminal import REDACTED, SHORTEST_SECRET
 
 Path_ = tuple[str | int, ...]
 """Path of a value in a document: `("steps", 0, "k")`."""
@@ -196,11 +197,6 @@ def path_text(path: Sequence[str | int]) -> str:
     return text
 
 
-REDACTED = "<redacted>"
-_SHORTEST_SECRET = 4
-"""Shorter secrets are redacted only in quotes: a `1` is part of many messages."""
-
-
 @dataclass(frozen=True)
 class Document:
     """The document of one cell or, without a matrix, of a whole file."""
@@ -275,6 +271,6 @@ class Document:
     def _redacted(self, text: str) -> str:
         for secret in self.secret.values():
             text = text.replace(repr(secret), REDACTED)
-            if len(secret) >= _SHORTEST_SECRET:
+            if len(secret) >= SHORTEST_SECRET:
                 text = text.replace(secret, REDACTED)
         return text

@@ -24,6 +24,7 @@ from glitchrun.spec.nodes import (
 from glitchrun.spec.problems import did_you_mean
 from glitchrun.spec.schema import FREE, NO_REFERENCE, TOKEN_SOURCES
 from glitchrun.spec.yaml_scalars import BadScalar, resolve
+from glitchrun.terminal import conceal
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _SECRET = re.compile(r"(token|key|passw(or)?d|secret|credentials?)\Z", re.IGNORECASE)
@@ -151,6 +152,8 @@ class _Resolver:
         place = replace(node.place, via=f"environment variable {variable}", base=Path())
         if is_secret(path, variable):
             self.result.secret[path] = text
+            if path[:1] != ("tracking",):  # an address is shown, without its credentials
+                conceal(text)
         return ScalarNode(text if value is None else value, text, place, from_outside=True)
 
     def _variable(self, node: MappingNode, path: Path_) -> str | None:

@@ -17,13 +17,14 @@ from glitchrun.spec.mlflow_rules import (
     objection,
     tag_objection,
 )
-from glitchrun.spec.nodes import REDACTED, Document, Path_
+from glitchrun.spec.nodes import Document, Path_
 from glitchrun.spec.probe_checks import defined_problems, named_problems
 from glitchrun.spec.problems import Problem, did_you_mean, one_of
 from glitchrun.spec.schema import TOKEN_SOURCES, fragments
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.templates import FAMILIES, TEMPLATE_MODES, without_system
 from glitchrun.spec.yaml_scalars import shortened
+from glitchrun.terminal import REDACTED
 
 MODEL_METRICS = ("model/load_seconds", "model/bytes", "model/peak_bytes")
 _RESERVED = ("model",)

@@ -1,0 +1,113 @@
+"""Hostile specs and checkpoints. docs/security.md names the test of every threat."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from glitchrun import terminal
+from glitchrun.checkpoint import resolve
+from glitchrun.checkpoint.headers import read_header
+from glitchrun.cli import main
+from glitchrun.errors import ModelUnavailable, PreflightError
+from glitchrun.model.tokenizer_loading import load_tokenizer
+from glitchrun.prompts.tokenizer import encode
+
+_ROOT = Path(__file__).parents[1]
+SPEC = """\
+apiVersion: glitchrun/v1
+kind: Experiment
+metadata: {name: n}
+model: {path: {env: HF_TOKEN}}
+steps: [{id: t, strategy: test, tokens: {ids: [1]}}]
+"""
+
+
+def test_every_threat_has_a_test_that_exists() -> None:
+    page = (_ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    threats = page.partition("## Threats")[2].partition("## Packages")[0]
+    rows = [line for line in threats.splitlines() if line.startswith("|")][2:]
+    code = "".join(
+        path.read_text(encoding="utf-8") for path in (_ROOT / "tests").rglob("test_*.py")
+    )
+    defined = set(re.findall(r"^def (test_\w+)\(", code, re.MULTILINE))
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row)
+        assert named, row
+        assert set(named) <= defined, row
+
+
+@pytest.mark.parametrize("text", ["API_KEY=hunter22\n", "api_key: hunter22\napi_key: 1\n", "\tx"])
+def test_nothing_of_a_file_that_is_no_fragment_is_shown(tmp_path: Path, text: str) -> None:
+    (tmp_path / "private").write_text(text)
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(SPEC + "extends: [private]\n")
+    for form in ("text", "json", "github", "sarif"):
+        done = CliRunner().invoke(main, ["validate", str(spec), "--format", form])
+        assert done.exit_code == 3
+        assert "is not a Fragment" in done.output
+        assert "hunter22" not in done.output
+        assert "api_key" not in done.output.lower()
+
+
+def test_secret_from_the_environment_is_in_no_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "_secrets", set())
+    monkeypatch.chdir(tmp_path)
+    Path("spec.yaml").write_text(SPEC)
+    for words in (["plan"], ["plan", "-o", "json"], ["apply", "-o", "json"], ["chat"]):
+        done = CliRunner(env={"HF_TOKEN": "hf_hunter22"}).invoke(main, [*words, "spec.yaml"])
+        assert done.exit_code == 4, words
+        assert "hf_hunter22" not in done.output
+        assert "'<redacted>': no such file or folder" in done.stderr
+
+
+def _read(folder: Path) -> None:
+    read_header(resolve(str(folder)))
+    load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_special_files_in_a_checkpoint_are_not_waited_for(
+    make: object, llama_folder: Path, tmp_path: Path
+) -> None:
+    assert callable(make)
+    for name in ("tokenizer.json", "config.json", "model.safetensors"):
+        folder = Path(shutil.copytree(llama_folder, tmp_path / name))
+        (folder / name).unlink()
+        make(folder / name)
+        with pytest.raises(PreflightError, match=re.escape(str(folder))):
+            _read(folder)
+
+
+def test_code_of_a_tokenizer_is_not_run(llama_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(llama_folder, tmp_path / "model"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}, "tokenizer_class": "Own"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    with pytest.raises(ModelUnavailable, match=r"set model\.trust_remote_code: true if you trust"):
+        load_tokenizer(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pattern_of_a_tokenizer_that_never_ends_is_refused(
+    llama_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(llama_folder, tmp_path / "model"))
+    data = json.loads((folder / "tokenizer.json").read_text())
+    split = {"Regex": r"(([a-zA-Z ]+)+)+\1$"}
+    data["pre_tokenizer"] = {
+        "type": "Split", "pattern": split, "behavior": "Isolated", "invert": False
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(ModelUnavailable, match=r"restore tokenizer\.json"):
+        encode(load_tokenizer(folder), "a" * 60 + "!")
