@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart nowllm-mini test check bench torture fuzz models remote clean
+.PHONY: setup quickstart nowllm-mini test check bench torture fuzz models remote cluster-test clean
 
 setup: $(READY)
 
@@ -55,6 +55,10 @@ models: $(READY)
 remote: $(READY)
 	# Real MLflow servers that fail while runs are delivered to them. Takes some minutes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.remote
+
+cluster-test: $(READY)
+	# As root: a Ray cluster of three network namespaces, one of them cut off. Takes some minutes.
+	$(BIN)/python -m tools.cluster
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache dist build

@@ -5,14 +5,27 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
+import subprocess
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
+import yaml
 
+from glitchrun import __version__
+from glitchrun.errors import (
+    ExitCode,
+    MissingExtra,
+    ModelUnavailable,
+    PreflightError,
+    RunError,
+)
 from glitchrun.events import Batch, Event, Measured, Stage
 from glitchrun.events_json import batch_to_json
 from glitchrun.plan.build import PlannedRun
@@ -21,10 +34,15 @@ from glitchrun.runner import ray_pool
 from glitchrun.runner.engine import Executor, InThisProcess, StepTask
 from glitchrun.runner.models import Models
 from glitchrun.runner.options import Options, make_plan
+from glitchrun.runner.ray_executor import RayExecutor
+from glitchrun.runner.ray_messages import Failed, mismatch
+from glitchrun.runner.session import Outcome
+from glitchrun.runner.side_by_side import side_by_side
 from glitchrun.runner.signals import Interrupt
+from glitchrun.search import Ordered, foreseen
 from glitchrun.spec.experiment_loading import load_experiment
 
-pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+ROOT = Path(__file__).parents[1]
 
 SPEC = """\
 apiVersion: glitchrun/v1
@@ -113,6 +131,8 @@ def said() -> list[str]:
 @pytest.fixture(scope="module")
 def workers(planned: PlannedRun, said: list[str]) -> Iterator[Steps]:
     """The same run with three workers, all of which have loaded the model."""
+    if find_spec("ray") is None:
+        pytest.skip("ray is not installed")
     staff = staff_of([planned])
     assert staff is not None
     assert staff.workers == 3
@@ -163,3 +183,175 @@ def test_workers_find_what_one_process_finds_though_some_are_killed(
 
 def _lasting(events: Sequence[Event]) -> list[Event]:
     return [event for event in events if isinstance(event, Measured)]
+
+
+def test_a_worker_with_other_contents_of_the_model_is_refused_by_name(
+    planned: PlannedRun, workers: Steps
+) -> None:
+    members = workers.executor._members  # type: ignore[attr-defined]
+    changed = replace(planned, fingerprint="another")
+    with pytest.raises(PreflightError) as refused:
+        RayExecutor(changed, members, _ignore, Interrupt())
+    assert f"the worker on {socket.gethostname()} is refused" in str(refused.value)
+    assert "copy them there" in str(refused.value)
+    assert refused.value.exit_code == ExitCode.PREFLIGHT
+
+
+# Without workers ------------------------------------------------------------------------------
+
+
+def test_another_version_is_named_with_its_remedy() -> None:
+    here = {"glitchrun": "0.1.0", "torch": "2.13.0+cpu", "transformers": "5.23.0"}
+    assert mismatch(here, {**here, "torch": "2.13.0+cu128"}) == ""
+    assert mismatch(here, {**here, "torch": "2.12.0"}) == (
+        "it has torch 2.12.0, not 2.13.0; run there: pip install 'torch==2.13.0'"
+    )
+    assert mismatch(here, {**here, "glitchrun": ""}).startswith("it has no glitchrun, not 0.1.0")
+
+
+def test_an_error_of_a_worker_keeps_its_kind_and_gets_its_host() -> None:
+    failed = Failed.of(ModelUnavailable("model.path: no such file"))
+    error = pickle.loads(pickle.dumps(failed)).error("worker on h2: ")
+    assert isinstance(error, ModelUnavailable)
+    assert str(error) == "worker on h2: model.path: no such file"
+    assert type(Failed.of(MissingExtra("peft")).error()) is PreflightError
+
+
+def test_a_plan_names_the_workers_and_what_they_share(planned: PlannedRun) -> None:
+    assert planned.to_json()["shared"] == ["scan", "asr", "cascade", "order", "test", "next"]
+    (staff,) = [staff_of([planned])]
+    assert staff is not None
+    assert staff.to_json() == {
+        "engine": "ray",
+        "address": "local",
+        "workers": 3,
+        "asked": 3,
+        "cpus_per_worker": staff.cpus,
+        "gpus_per_worker": 0.0,
+        "side_by_side": 1,
+    }
+    assert planned.estimate is not None
+    tight = replace(planned.estimate, free_bytes=2 * planned.estimate.total_bytes + 1)
+    less = staff_of([replace(planned, estimate=tight)] * 4)
+    assert less is not None
+    assert (less.workers, less.side_by_side) == (2, 2)
+    assert less.reduced == "2 instead of 3: more do not fit into this machine's memory"
+
+
+def test_execution_changes_no_key(tmp_path: Path, llama_folder: Path, planned: PlannedRun) -> None:
+    text = SPEC.replace("MODEL", str(llama_folder)).replace("engine: ray, workers: 3", "workers: 1")
+    (tmp_path / "spec.yaml").write_text(text)
+    experiment = load_experiment(tmp_path / "spec.yaml", ())
+    plan = make_plan(experiment, tmp_path / "mlruns", Options())
+    assert plan.staff is None
+    assert plan.runs[0].key == planned.key
+    assert plan.runs[0].keys == planned.keys
+
+
+def test_rounds_of_an_order_are_foreseen_and_those_of_a_walk_are_not() -> None:
+    order = Ordered(range(10))
+    first = order.propose(4)
+    rounds = foreseen(order, first, 4, 9)
+    order.update([])  # what happens meanwhile does not matter
+    assert list(rounds) == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+
+    class Walk:
+        """Proposes what depends on verdicts."""
+
+        def __init__(self) -> None:
+            self.counters: Counter[str] = Counter()
+
+        def propose(self, n: int) -> list[int]:
+            return [1]
+
+        def update(self, verdicts: Sequence[Any]) -> None:
+            """Takes them."""
+
+    assert list(foreseen(Walk(), [1], 4, 9)) == [[1]]
+
+
+def test_runs_side_by_side_end_in_order_and_a_failure_stops_those_that_wait(
+    planned: PlannedRun,
+) -> None:
+    runs = [replace(planned, key=f"{number}") for number in range(5)]
+    together = Barrier(2, timeout=10)
+
+    def execute(run: PlannedRun, session: Any) -> Any:
+        if run.key in "01":
+            together.wait()  # both are executed at the same time
+        if run.key == "2":
+            raise RunError("no")
+        return Outcome(run.key, ExitCode.DONE)  # type: ignore[arg-type]
+
+    @dataclass
+    class State:
+        display: Any
+        interrupt: Any
+        engine: Any = None
+
+    class Shown:
+        """A display."""
+
+        def of_cell(self, name: str) -> Any:
+            return self
+
+    state: Any = State(Shown(), Interrupt())
+    shares: Any = ["first", "second"]
+    found = side_by_side(runs[:2], shares, state, execute, lambda run, result: True)
+    assert [result.record for _, result in found] == ["0", "1"]  # type: ignore[union-attr]
+    found = side_by_side(
+        runs[2:], shares[:1], state, execute, lambda run, result: not isinstance(result, RunError)
+    )
+    assert [(run.key, type(result)) for run, result in found] == [("2", RunError)]
+
+
+# The files in deploy/ -------------------------------------------------------------------------
+
+# The fields of KubeRay's ray.io/v1 (ray-operator/apis/ray/v1/{rayjob,raycluster}_types.go).
+_JOB = {*["activeDeadlineSeconds", "backoffLimit", "rayClusterSpec", "submitterPodTemplate"]}
+_JOB |= {
+    *["metadata", "clusterSelector", "submitterConfig", "managedBy", "deletionStrategy", "suspend"]
+}
+_JOB |= {*["entrypoint", "runtimeEnvYAML", "jobId", "submissionMode", "entrypointResources"]}
+_JOB |= {*["entrypointNumCpus", "entrypointNumGpus", "ttlSecondsAfterFinished"]}
+_JOB |= {*["shutdownAfterJobFinishes"]}
+_CLUSTER = {*["headGroupSpec", "workerGroupSpecs", "rayVersion", "enableInTreeAutoscaling"]}
+_CLUSTER |= {*["autoscalerOptions", "headServiceAnnotations", "suspend"]}
+_HEAD = {*["serviceType", "headService", "enableIngress", "rayStartParams", "template"]}
+_GROUP = {*["groupName", "replicas", "minReplicas", "maxReplicas", "numOfHosts", "rayStartParams"]}
+_GROUP |= {*["template", "scaleStrategy"]}
+
+
+def test_the_ray_job_has_the_fields_of_kuberay_and_the_versions_of_this_project() -> None:
+    job = yaml.safe_load((ROOT / "deploy/kuberay/rayjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec = job["spec"]
+    cluster = spec["rayClusterSpec"]
+    head, (group,) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+    for found, known in ((spec, _JOB), (cluster, _CLUSTER), (head, _HEAD), (group, _GROUP)):
+        assert set(found) <= known
+    assert {"groupName", "minReplicas", "maxReplicas", "rayStartParams", "template"} <= set(group)
+    assert f"ray=={cluster['rayVersion']}" in (ROOT / "constraints.txt").read_text()
+    images = set()
+    for one in (head, group):
+        assert all(isinstance(value, str) for value in one["rayStartParams"].values())
+        pod = one["template"]["spec"]
+        (container,) = pod["containers"]
+        images.add(container["image"])
+        assert {mount["name"] for mount in container["volumeMounts"]} == {
+            volume["name"] for volume in pod["volumes"]
+        }
+    assert images == {f"REGISTRY/glitchrun:{__version__}"}
+    assert "RAY_USAGE_STATS_ENABLED" in yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]
+
+
+def test_the_slurm_script_is_one_that_bash_accepts() -> None:
+    script = ROOT / "deploy/slurm/glitchrun.sbatch"
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+    lines = script.read_text().splitlines()
+    directives = [number for number, line in enumerate(lines) if line.startswith("#SBATCH ")]
+    first = next(number for number, line in enumerate(lines) if line and line[0] != "#")
+    assert max(directives) < first  # Slurm reads none after the first command
+    without = subprocess.run(["bash", str(script)], check=False, capture_output=True, text=True)
+    assert without.returncode != 0
+    assert "usage: sbatch" in without.stderr

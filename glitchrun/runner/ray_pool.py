@@ -204,7 +204,7 @@ class RayEngine:
     def _room(self) -> str:
         import ray
 
-        staff, there = self._staff, ray.cluster_resources()  # type: ignore[no-untyped-call]
+        staff, there = self._staff, ray.cluster_resources()
         needed = f"{counted(staff.cpus, 'core')}"
         if staff.gpus:
             needed += f" and {staff.gpus:g} GPU"
