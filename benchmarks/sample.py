@@ -6,16 +6,26 @@ Both sides sample attempts on the same tokens with the same three prompts, in tu
 loaded model. A continuation ends at the template's end, at `--max-new-tokens` or (glitchrun only)
 when it matches the token; an attempt ends with its first match. The reference of each round uses
 other tokens, one attempt on each. It fails if attempts sampled alone and side by side differ.
+
+    python benchmarks/sample.py --against ../other-checkout [--rounds 3] [--tokens 50]
+
+runs the strategy `validate` of another checkout and of this one in turns, each in a process of its
+own, on the same tokens, as the quickstart does. It prints the ratio of their times, and fails if
+their attempts differ.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 import torch
@@ -107,6 +117,7 @@ class Bench:
 @click.option("--rows", default=256, show_default=True)
 @click.option("--check/--no-check", default=True, help="Compare batches of 1 and of --rows first.")
 @click.option("--reference", default=6, show_default=True, help="Attempts a round one at a time.")
+@click.option("--against", type=click.Path(exists=True), help="Another checkout of glitchrun.")
 def main(
     rounds: int,
     quantization: str,
@@ -116,7 +127,11 @@ def main(
     rows: int,
     check: bool,
     reference: int,
+    against: str | None,
 ) -> None:
+    if against:
+        _compare(Path(against), rounds, {"count": count, "max_new_tokens": max_new_tokens})
+        return
     bench = Bench(quantization, max_new_tokens)
     tokens = bench.tokens(count)
     if check:
@@ -154,6 +169,77 @@ def _same_attempts(bench: Bench, tokens: list[Token], rows: int) -> None:
         if bench.sampler(1).sample([token], 2) != [expected]:
             raise SystemExit(f"attempts on token {token.id} depend on the batch")
     print(f"the same attempts in batches of 1 and of {rows}")
+
+
+# Two checkouts --------------------------------------------------------------------------------
+
+
+def _compare(other: Path, rounds: int, work: dict[str, int]) -> None:
+    table = json.loads(VERDICTS.read_text(encoding="utf-8"))
+    columns = [table["columns"].index(name) for name in ("token_id", "glitch")]
+    ids = [row[columns[0]] for row in table["rows"] if row[columns[1]]][: work["count"]]
+    trees = {"other": other.resolve(), "this": Path(__file__).parents[1]}
+    times: dict[str, list[float]] = {"seconds": [], "processor seconds": []}
+    for turn in range(rounds):
+        order = ("other", "this") if turn % 2 else ("this", "other")
+        found = {name: _validated(trees[name], ids, work["max_new_tokens"]) for name in order}
+        if found["this"]["said"] != found["other"]["said"]:
+            raise SystemExit("the attempts differ")
+        for what, ratios in times.items():
+            ratios.append(found["other"][what] / found["this"][what])
+        print(json.dumps({name: {**one, "said": len(one["said"])} for name, one in found.items()}))
+    for what, ratios in times.items():
+        print(f"{what}: this is {statistics.median(ratios):.2f} times as fast ({sorted(ratios)})")
+
+
+def _validated(tree: Path, ids: list[int], new_tokens: int) -> Any:
+    """What `_validate` prints in a process with the modules of a checkout."""
+    call = f"_validate({MODEL!r}, {ids!r}, {new_tokens})"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{inspect.getsource(_validate)}\n{call}"],
+        cwd=tree,
+        env=os.environ | {"PYTHONPATH": str(tree)},
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _validate(path: str, ids: list[int], new_tokens: int) -> None:
+    import json
+    import resource
+    import time
+    from dataclasses import replace
+
+    import psutil
+
+    from glitchrun.events import Batch
+    from glitchrun.spec.strategy import STRATEGIES
+    from tests.support.engine import context
+
+    made = replace(context(path, seed=1234), free_bytes=psutil.virtual_memory().available)
+    params = {"tokens": {"ids": ids}, "sequential": True, "max_new_tokens": new_tokens}
+    strategy = STRATEGIES["validate"]
+    loaded = psutil.Process().memory_info().rss
+    start, used = time.perf_counter(), time.process_time()
+    events = list(strategy.run(strategy.configure(params), made, []))
+    batches = [one for one in events if isinstance(one, Batch)]
+    found = {
+        "seconds": time.perf_counter() - start,
+        "processor seconds": time.process_time() - used,
+        "gigabytes above the model": (
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - loaded
+        )
+        / 1e9,
+        "attempts": sum(len(fact.outcomes) for batch in batches for fact in batch.facts),
+        "said": [
+            [fact.token.id, one.probe, one.number, one.said, one.text, list(one.ids)]
+            for batch in batches
+            for fact in batch.facts
+            for one in fact.continuations
+        ],
+    }
+    print(json.dumps(found))
 
 
 def _print(what: str, pairs: list[tuple[float, float]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,11 @@ from glitchrun.model.loaded import LoadedModel
 from glitchrun.probing import backend_selection, fast_backend
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.backend_selection import best_backend
+from glitchrun.probing.decoding import SlotDecoder
 from glitchrun.probing.fast_backend import FastBackend
 from glitchrun.probing.frozen_suffix import why_not_screenable
 from glitchrun.probing.verifier import Verifier
+from glitchrun.prompts.render import Prompt
 from glitchrun.spec.types import ModelSpec
 from tests.support import tiny_models
 from tests.support.engine import CACHE, context
@@ -101,6 +104,77 @@ def test_variants_of_the_layout_give_the_same_logits(
         theirs, their_cache = Backend(model).step(following, their_cache)
         ours, our_cache = found.step(following, our_cache)
         assert torch.allclose(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
+
+
+RAGGED: dict[str, Callable[[Path], Path]] = {
+    "qwen2": tiny_models.tiny_qwen,
+    "mixtral": tiny_models.tiny_mixtral,
+    "gemma2": lambda folder: other(folder, "Gemma2", **GEMMA2),
+    "gemma3": lambda folder: other(
+        folder, "Gemma3Text", head_dim=16, sliding_window=6, layer_types=LAYER_TYPES
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RAGGED)
+def test_rows_of_different_prompts_and_lengths_decode_side_by_side(
+    kind: str, tmp_path: Path
+) -> None:
+    """Rows join, part, leave and take the place of others; each has the logits of its own text."""
+    model = loaded(RAGGED[kind](tmp_path / "model"))
+    found, why = best_backend(model)
+    assert isinstance(found, FastBackend), why
+    prompts = [
+        Prompt("a", (3, 4, 5, 6, 7, 8, 9), (10, 11), "", ""),
+        Prompt("b", (), (12,), "", ""),
+        Prompt("c", (13,), (), "", ""),
+        Prompt("d", (3, 4), (14, 15, 16, 17), "", ""),
+    ]
+    decoder = SlotDecoder(found, prompts, 8, 12, Counter())
+    rows: list[tuple[Prompt, int, tuple[int, ...]]] = []
+
+    def add(prompt: Prompt, *tokens: int) -> None:
+        decoder.add(prompt, tokens)
+        rows.extend((prompt, token, ()) for token in tokens)
+
+    def step(*parents: int) -> None:
+        logits, places = decoder.step([ids for _, _, ids in rows])
+        for place, (prompt, token, ids) in zip(places, rows, strict=True):
+            (alone,) = found.last_logits([], torch.tensor([[*prompt.ids(token), *ids]]))
+            close = 2e-5 * float(alone.abs().max())
+            assert torch.allclose(logits[place], alone, rtol=0, atol=close)
+        continued = [(*rows[row][:2], (*rows[row][2], 20 + i)) for i, row in enumerate(parents)]
+        rows[:] = [continued[i] for i in decoder.keep(parents)]
+
+    add(prompts[0], 21, 22)
+    add(prompts[1], 23)
+    step(1, 1, 2)
+    add(prompts[2], 24)
+    add(prompts[3], 25, 21)
+    step(0, 5, 2, 4, 4, 4)
+    step(5, 3, 1, 1)
+    add(prompts[0], 22, 26)
+    for _ in range(3):
+        step(*range(len(rows)))
+    step(0)
+    step()
+    add(prompts[3], 25)
+    step(0)
+    assert len(decoder._kept_at) == 6  # the prompt c has nothing to keep
+
+
+def test_only_the_newest_prompts_are_kept(llama_folder: Path) -> None:
+    found, _ = best_backend(loaded(llama_folder))
+    assert isinstance(found, FastBackend)
+    counters: Counter[str] = Counter()
+    decoder = SlotDecoder(found, [prompt := Prompt("a", (3,), (4, 5), "", "")], 2, 3, counters)
+    passes = []
+    for tokens in ((6, 7), (8, 9), (6, 8), (10, 6), (8,), (7,)):
+        before = counters["sampling_forwards"]
+        decoder.add(prompt, tokens)
+        passes.append(counters["sampling_forwards"] - before)
+        decoder.keep(())
+    assert passes == [1, 1, 0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("rows", [[0, 0, 4], [3], [4, 2, 0, 1, 3, 3]])
