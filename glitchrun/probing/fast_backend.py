@@ -19,7 +19,7 @@ from glitchrun.probing.fast.forward import cached_logits, shared_prefix_logits
 from glitchrun.probing.fast.frozen import FrozenCache, freeze_cache, frozen_suffix_logits
 from glitchrun.probing.fast.llama_layout import LlamaLayout
 from glitchrun.probing.fast.ragged import RowPlaces, SharedPrefixes, Slots, ragged_logits
-from glitchrun.probing.logit_statistics import Statistics, check_finite, from_columns
+from glitchrun.probing.logit_statistics import Statistics, check_finite, from_columns, scores
 
 _MIN_HALF_HEAD = 16
 """Triton multiplies matrices of at least 16 rows and columns."""
@@ -169,9 +169,16 @@ class FastBackend(Backend):
 
     @torch.no_grad()
     def screen(self, frozen: Any, tokens: Tensor) -> Tensor:
+        return check_finite(self._screened(frozen, tokens).float())
+
+    @torch.no_grad()
+    def screen_scores(self, frozen: Any, tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        return scores(self._screened(frozen, tokens)[:count], tokens[:count])
+
+    def _screened(self, frozen: FrozenPrompt, tokens: Tensor) -> Tensor:
+        """Approximate logits `(B, V)` in the arithmetic of the screen."""
         ids, workspace = tokens.to(self.device), self._workspace_of(frozen.dtype)
-        logits = frozen_suffix_logits(frozen.layout, frozen.cache, ids, workspace)
-        return check_finite(logits.float())
+        return frozen_suffix_logits(frozen.layout, frozen.cache, ids, workspace)
 
     def _workspace(self, float32: bool) -> Workspace:
         return self._workspace_of(torch.float32 if float32 else self.arithmetic)

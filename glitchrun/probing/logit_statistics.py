@@ -125,16 +125,21 @@ def scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Returns each target's log-probability in nats and its gap (largest logit minus its own).
 
     Args:
-        logits: `(B, V)`.
+        logits: `(B, V)`, of any dtype.
         targets: Target ids, `(B,)`.
 
     Returns:
-        `(B,)` each.
+        `(B,)` each, in float32.
+
+    Raises:
+        RunError: A largest logit is not finite.
     """
-    own = logits.gather(1, targets[:, None].to(logits.device))[:, 0]
+    own = logits.gather(1, targets[:, None].to(logits.device))[:, 0].float()
     parts = logits.split(_CPU_ROWS if logits.device.type == "cpu" else len(logits))
-    total = torch.cat([part.logsumexp(dim=1) for part in parts])
-    return own - total, logits.amax(dim=1) - own
+    found = [(wide.logsumexp(dim=1), wide.amax(dim=1)) for wide in (part.float() for part in parts)]
+    total, best = (torch.cat(column) for column in zip(*found, strict=True))
+    _refuse_infinite(best)
+    return own - total, best - own
 
 
 def measure(logits: Tensor, targets: Tensor) -> Statistics:
