@@ -11,11 +11,14 @@ import pytest
 
 from glitchrun.errors import TrackingUnavailable
 from glitchrun.events import Control
+from glitchrun.ledger import read_run
 from glitchrun.ledger.record import Metric
 from glitchrun.report import write_report
+from glitchrun.report.study_files import study_folder, write_study
 from glitchrun.tracking.deliver import deliver
-from glitchrun.tracking.experiment import VIEW_TAG, table_view
+from glitchrun.tracking.experiment import GROUPED_TAG, VIEW_TAG, links, table_view
 from glitchrun.tracking.metric_series import SERIES, points
+from glitchrun.tracking.parent import deliver_study
 from tests.support.records import START, Invented, write_matrix, write_run
 from tests.support.reporting import run_of, step, verified
 from tests.support.stores import counts, new_root, open_root, query
@@ -266,7 +269,7 @@ def test_matrix_has_a_parent_run(tmp_path: Path) -> None:
     assert parent.info.status == "FINISHED"
     assert parent.info.end_time == max(record.ended_at or 0 for record in records)
     most = max(record.metrics["asr/confirmed"].value or 0 for record in records)
-    assert parent.data.metrics["best/asr/confirmed"] == most
+    assert parent.data.metrics["highest/asr/confirmed"] == most
     note = parent.data.tags["mlflow.note.content"]
     assert [line.split(" | ")[0] for line in note.splitlines()[4:]] == [
         f"| {record.identity.name}" for record in records
@@ -394,3 +397,37 @@ def test_saved_view_begins_with_swept_params_gates_and_main_result(tmp_path: Pat
         "metrics.`mine/glitch`",
     ]
     assert state["orderByKey"] == "metrics.`asr/confirmed`"
+
+
+def test_a_study_with_seeds_has_a_view_grouped_by_setting(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    made = Invented(
+        parent="fa11000000000001", assignments={"seed": 1, "model.quantization": "float32"}
+    )
+    place = deliver(write_run(root, made), open_root(root))
+    state = _state(open_root(root).client.get_experiment(place.experiment_id).tags[GROUPED_TAG])
+    assert state["groupBy"] == {
+        "aggregateFunction": "average",
+        "groupByKeys": [{"mode": "param", "groupByData": "model.quantization"}],
+    }
+    titles = [link.title for link in links("http://x", open_root(root).uri, root)]
+    assert any("means over the seeds" in title for title in titles)
+
+
+def test_the_parent_has_the_report_of_the_study_once(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    store = open_root(root)
+    cells = write_matrix(root)
+    place = [deliver(cell, store) for cell in cells][-1]
+    folder = study_folder(root, "fa11000000000001")
+    write_study(folder, cells)
+    record = read_run(cells[-1].folder)
+    assert record.delivered_to["parent_id"] == place.parent_id
+    deliver_study(record, folder, store)
+    above = store.client.get_run(str(place.parent_id))
+    assert above.data.tags["mlflow.note.content"].startswith("## quantization-sweep: study of 3")
+    names = {file.path for file in store.client.list_artifacts(str(place.parent_id))}
+    assert {"study.html", "study.md", "study.json"} <= names
+    store.client.set_tag(str(place.parent_id), "mlflow.note.content", "mine")
+    deliver_study(record, folder, store)  # nothing has changed
+    assert store.client.get_run(str(place.parent_id)).data.tags["mlflow.note.content"] == "mine"

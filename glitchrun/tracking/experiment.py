@@ -34,6 +34,9 @@ from glitchrun.tracking.store import Store, open_store, unavailable
 
 VIEW_KEY = "glitchrun"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
+GROUPED_KEY = "glitchrun-means"
+"""The view of a study with repeats: the runs grouped by setting, with means over the seeds."""
+GROUPED_TAG = f"mlflow.sharedViewState.{GROUPED_KEY}"
 
 _DESCRIPTION_DIGEST = "glitchrun.note"
 """Tag with the digest of the description that glitchrun wrote; a person's own text stays."""
@@ -94,7 +97,32 @@ def _view_tag(record: RunRecord, tags: Mapping[str, Any]) -> dict[str, str]:
     swept = [valid_name(name) for name in record.identity.assignments]
     gated = [GATES] if record.spec.get("gates") else []
     view = table_view(metrics, swept, record.started_at, tags.get(VIEW_TAG), gated)
-    return {VIEW_TAG: view} if view else {}
+    found = {VIEW_TAG: view} if view else {}
+    grouped = _grouped(_view_state(view or tags.get(VIEW_TAG)), swept)
+    if grouped and grouped != _view_state(tags.get(GROUPED_TAG)):
+        found[GROUPED_TAG] = _packed(grouped, GROUPED_KEY, record.started_at)
+    return found
+
+
+def _grouped(state: Mapping[str, Any], swept: Sequence[str]) -> dict[str, Any]:
+    """The state of a view with the runs grouped by every axis but the seed; empty without seeds."""
+    settings = [name for name in swept if name != "seed"]
+    if "seed" not in swept or not settings:
+        return {}
+    keys = [{"mode": "param", "groupByData": name} for name in settings]
+    return {
+        **state,
+        "searchFilter": f"tags.`{KIND}` = 'run'",
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": keys},
+        "useGroupedValuesInCharts": True,
+    }
+
+
+def _packed(state: Mapping[str, Any], name: str, at: int) -> str:
+    """The tag of a view."""
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    data = {"name": name, "createdAt": at, "updatedAt": at, "state": _STATE_PREFIX + packed}
+    return json.dumps(data)
 
 
 def table_view(
@@ -131,9 +159,7 @@ def table_view(
         state |= {"orderByKey": _column("metrics", first), "orderByAsc": False}
     if state == old:
         return None
-    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
-    data = {"name": VIEW_KEY, "createdAt": at, "updatedAt": at, "state": _STATE_PREFIX + packed}
-    return json.dumps(data)
+    return _packed(state, VIEW_KEY, at)
 
 
 def _charts(names: Sequence[str]) -> dict[str, Any]:
@@ -229,6 +255,9 @@ def links(base: str, uri: str, root: Path, experiment: str | None = None) -> lis
 def _links_of(base: str, experiment: Any, store: Store) -> Iterator[Link]:
     name, number = experiment.name, experiment.experiment_id
     yield Link(f"{name}: table of runs", experiment_link(base, number))
+    if GROUPED_TAG in experiment.tags:
+        address = experiment_link(base, number, key=GROUPED_KEY)
+        yield Link(f"{name}: means over the seeds of each setting", address)
     runs = store.client.search_runs(
         [number],
         f"tags.`{KIND}` = 'run'",
@@ -243,16 +272,19 @@ def _links_of(base: str, experiment: Any, store: Store) -> Iterator[Link]:
         yield Link(f"{name}: its run", _run_link(base, number, runs[0].info.run_id))
 
 
-def experiment_link(base: str, experiment_id: str, mode: str | None = None) -> str:
-    """The address of an experiment's table of runs in the saved view.
+def experiment_link(
+    base: str, experiment_id: str, mode: str | None = None, key: str = VIEW_KEY
+) -> str:
+    """The address of an experiment's table of runs in a saved view.
 
     Args:
         base: Address of the UI.
         experiment_id: MLflow's id.
         mode: `CHART` or `ARTIFACT` for charts or artifact tables instead.
+        key: The view.
     """
     more = f"&compareRunsMode={mode}" if mode else ""
-    query = f"{_WORKFLOW}&viewStateShareKey={VIEW_KEY}{more}"
+    query = f"{_WORKFLOW}&viewStateShareKey={key}{more}"
     return f"{_ui(base)}/experiments/{experiment_id}/runs?{query}"
 
 

@@ -38,8 +38,8 @@ from glitchrun.tracking.store import Store, unavailable
 
 SUMMARY = "sweep_summary.json"
 _MOST_COLUMNS = 6
-_BEST = ("confirmed", "glitch", "asr_mean", "glitch_rate", "tokens_per_second")
-"""Metrics for which a larger value is better."""
+_HIGHEST = ("confirmed", "glitch", "asr_mean", "glitch_rate", "tokens_per_second")
+"""Metrics whose largest value the parent shows."""
 
 
 def open_parent(
@@ -75,7 +75,7 @@ def open_parent(
 
 
 def sum_up(record: RunRecord, parent: Any, experiment_id: str, store: Store) -> None:
-    """Updates the parent's summary, best values and status from the MLflow runs of its cells."""
+    """Updates the parent's summary, highest values and status from the MLflow runs of its cells."""
     run_id = parent.info.run_id
     children = _children(run_id, experiment_id, store)
     swept = [valid_name(name) for name in record.identity.assignments]
@@ -171,10 +171,10 @@ def _columns(children: Sequence[Any]) -> list[str]:
 
 
 def _best(children: Sequence[Any], names: Sequence[str]) -> dict[str, float]:
-    """The largest value of each metric in `_BEST` over the finished children."""
+    """The largest value of each metric in `_HIGHEST` over the finished children."""
     best: dict[str, float] = {}
     for name in names:
-        if name.rpartition("/")[2] not in _BEST:
+        if name.rpartition("/")[2] not in _HIGHEST:
             continue
         values = [
             child.data.metrics[name]
@@ -182,7 +182,7 @@ def _best(children: Sequence[Any], names: Sequence[str]) -> dict[str, float]:
             if child.info.status == "FINISHED" and name in child.data.metrics
         ]
         if values:
-            best[f"best/{name}"] = max(values)
+            best[f"highest/{name}"] = max(values)
     return best
 
 
