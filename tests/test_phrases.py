@@ -10,15 +10,19 @@ from typing import Any
 import pytest
 
 from glitchrun.behaviour.proportions import sign_test
+from glitchrun.cli.explain import _lines
 from glitchrun.errors import RunError
-from glitchrun.events import Batch, Event, Measured
+from glitchrun.events import Batch, Entry, Event, Measured
+from glitchrun.ledger.record import Metric
 from glitchrun.plan.work import step_work
+from glitchrun.report.headline import headline
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Step
 from glitchrun.strategies.context import Context
 from glitchrun.vocabulary.phrases import Phrase, incomplete_pairs, phrase_of, phrase_of_text
 from glitchrun.vocabulary.text import raw_bytes
 from tests.support.engine import context, one_at_a_time
+from tests.support.reporting import run_of, step
 from tests.support.steps import all_events
 
 
@@ -143,9 +147,26 @@ def test_phrases_that_cannot_be_examined_are_refused(
 
 def test_the_plan_counts_both_tokenizations(llama: Context) -> None:
     tokens = {"phrases": {"pairs": "incomplete", "limit": 30}}
-    step = Step("a", "validate", {"tokens": tokens, "probes": "strict", "attempts": 4})
-    (work,) = step_work(replace(llama.spec, steps=(step,)), 400)
+    asked = Step("a", "validate", {"tokens": tokens, "probes": "strict", "attempts": 4})
+    (work,) = step_work(replace(llama.spec, steps=(asked,)), 400)
     assert (work.tokens, work.continuations) == (30, 2 * 30 * 3 * 4)
+
+
+def test_explain_and_the_headline_show_the_phrases_that_fail_alone(tmp_path: Path) -> None:
+    rows = [
+        {"phrase": text, "ids": [1, 2], "result": own, "control_result": control}
+        for text, own, control in (("ab", "fail", "pass"), ("cd", "pass", "fail"), ("ef",) * 3)
+    ]
+    found = step("pairs", "test", *(Entry("phrases", row) for row in rows))
+    shown = list(_lines(run_of(tmp_path, found), found, "phrases_worse", True))
+    assert "  rows        1 of 3" in shown
+    assert "phrase ab" in shown[-1]
+    metrics = {
+        name: Metric(value, 3) for name, value in (("phrases_failed", 1.0), ("phrases", 3.0))
+    }
+    told = headline(run_of(tmp_path, replace(found, metrics=metrics)))
+    assert (told.number, told.unit) == (1, "phrase that the model does not repeat")
+    assert told.result[0].startswith("«ab» as 1, 2: the model says")
 
 
 def test_sign_test() -> None:

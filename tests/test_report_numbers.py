@@ -12,7 +12,7 @@ import pytest
 import glitchrun
 from glitchrun.cli import environment_checks
 from glitchrun.cli.explain import _lines
-from glitchrun.events import Batch, Control, Entry, Screened
+from glitchrun.events import Answered, Batch, Control, Entry, Screened
 from glitchrun.ledger.fold import Fold
 from glitchrun.ledger.record import Metric, StepRecord, TimedBatch
 from glitchrun.report.formatting import points
@@ -175,3 +175,13 @@ def test_doctor_counts_and_offers_to_clear_only_what_there_is(
     (tmp_path / "gguf" / "weights").write_bytes(b"x" * 2000)
     (found,) = environment_checks.model_cache(tmp_path)
     assert found.remedy == "glitchrun doctor --clear-cache"
+
+
+def test_answers_compared_as_text_have_no_probability(tmp_path: Path) -> None:
+    wrong = Answered("3", "4", False, "float32")
+    facts = [
+        replace(verified(5, p=0.5, passed=False, glitch=True), probes={}, answers={"n": wrong})
+    ]
+    told = " ".join(headline(run_of(tmp_path, step("t", "test", *facts))).sentences)
+    assert "(wrong answer)" in told
+    assert "(p " not in told

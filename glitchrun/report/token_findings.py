@@ -175,7 +175,12 @@ def _about_worst(record: RunRecord, sampled: Sequence[Sampled]) -> str:
         return _worst_confirmed(confirmed)
     if sampled:
         return _nearest_to_confirmed(sampled)
-    return _named("The least probable are", worst, lambda row: f"p {figure(row.p)}")
+    return _named("The least probable are", worst, _probability)
+
+
+def _probability(row: TokenRow) -> str:
+    """The probability of a token; spellings and lengths that were compared as text have none."""
+    return f"p {figure(row.p)}" if row.closest else "wrong answer"
 
 
 def _worst_confirmed(worst: Sequence[TokenRow]) -> str:
