@@ -17,6 +17,7 @@ from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.prompts.render import Prompt, render
 from glitchrun.spec.probes import Probe
 from glitchrun.spec.strategy import STRATEGIES
+from glitchrun.strategies.classify.class_tables import JudgedAnswer, class_metrics, class_row
 from glitchrun.strategies.context import Context
 from tests.support.engine import context, one_at_a_time
 
@@ -292,3 +293,24 @@ def test_tokens_that_text_would_not_keep_are_counted(llama: Context) -> None:
     byte = llama.vocabulary.ids(("byte",))[0]
     events = run(llama, tests=["refusal"], controls=0, tokens={"ids": [byte]})
     assert metrics(events)["not_intact"].value == 1
+
+
+def test_pairs_are_corrected_for_their_number() -> None:
+    """One token of ten differs from its controls: p = 1/210 alone, 20/210 among twenty pairs."""
+    test = next(iter(TESTS.values()))
+    test = test[0] if isinstance(test, tuple) else test
+
+    def answers(found: int, of: int) -> list[JudgedAnswer]:
+        return [JudgedAnswer("", Judgement(place < found, "")) for place in range(of)]
+
+    def row(number: int, found: int) -> Any:
+        token = Token(number, f"t{number}", f"t{number}", "normal", 1.0)
+        return class_row(token, test, answers(found, 4), [answers(0, 6)], 0.95)
+
+    def shown(pairs: int) -> Measured:
+        table = tuple(row(number, 4 if number == 0 else 0) for number in range(pairs))
+        found = class_metrics([Batch(table, pairs, pairs, 1.0, {})])
+        return {one.name: one for one in found}["pairs_shown"]
+
+    assert (shown(1).value, shown(1).n) == (1, 1)
+    assert (shown(10).value, shown(20).value, shown(20).n) == (1, 0, 20)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from glitchrun.behaviour.catalogue import TESTS, BehaviourTest
 from glitchrun.behaviour.detectors import Judgement
 from glitchrun.behaviour.proportions import Proportion, difference, wilson
+from glitchrun.behaviour.significance import ALPHA, adjusted, fisher_more
 from glitchrun.events import Batch, Entry, Measured, Token
 
 _EXCERPT = 160
@@ -89,6 +91,8 @@ def class_metrics(batches: Sequence[Batch]) -> Iterator[Measured]:
     yield Measured("not_normal", sum(row["category"] != "normal" for row in categories), n)
     yield Measured("pairs_flagged", len(flagged), len(compared))
     yield Measured("pairs", len(classes), len(classes))
+    yield Measured("pairs_compared", len(compared), len(classes))
+    yield Measured("pairs_shown", _shown(compared), len(compared))
     for name in TESTS:
         rows = [row for row in compared if row["class"] == name]
         value = sum(row["flagged"] for row in rows) if rows else None
@@ -96,6 +100,21 @@ def class_metrics(batches: Sequence[Batch]) -> Iterator[Measured]:
     judged = sum(row["attempts"] for row in answers)
     yield Measured("undecided", sum(row["undecided"] for row in answers), judged)
     yield from _work(batches, n)
+
+
+def _shown(compared: Sequence[Mapping[str, Any]]) -> int | None:
+    """The pairs whose one-sided exact Fisher test, adjusted by Benjamini and Hochberg over all
+    pairs compared, is at most `ALPHA`; None without pairs."""
+    ps = [
+        fisher_more(
+            round(row["rate"] * row["decided"]),
+            row["decided"],
+            round(row["control"] * row["control_decided"]),
+            row["control_decided"],
+        )
+        for row in compared
+    ]
+    return sum(p <= ALPHA for p in adjusted(ps)) if ps else None
 
 
 def _work(batches: Sequence[Batch], n: int) -> Iterator[Measured]:
