@@ -350,6 +350,8 @@ class Stage:
     work: str = ""
     """Counter of the batches whose rate is more informative than that of the items, such as
     `continuations`; empty for the items' rate."""
+    ahead: float = 0.0
+    """Items whose work is done although they are not finished; only the time left counts them."""
 
 
 @dataclass(frozen=True, slots=True)

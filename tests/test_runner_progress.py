@@ -89,6 +89,8 @@ def test_rate_of_the_work_and_time_left_of_the_items(clock: Clock) -> None:
     progress.take(found(10, 10, 30, "sampling"))
     assert progress.rate == "10 continuations/s"
     assert progress.left == 8.0
+    progress.begin(Stage("sampling", 30, work="continuations", ahead=6.0))
+    assert progress.left == 3.5  # 14 of them, as 16 in 4 s
 
 
 def test_a_stage_named_like_its_unit_is_named_once(clock: Clock) -> None:

@@ -168,6 +168,8 @@ class ContinuousBatch(Generic[T]):
         """`prompts` are all those of the requests."""
         self.shape = shape
         """Limits on the rows of a pass; halved when memory runs out."""
+        self.begun = 0
+        """Number of tasks that were begun."""
         self.distinct: set[tuple[int, tuple[int, ...]]] = set()
         """Token id and sampled ids of each distinct continuation."""
         self._settings = settings
@@ -207,6 +209,7 @@ class ContinuousBatch(Generic[T]):
             if task is None:
                 return
             self._tasks[number] = task
+            self.begun = number + 1
             yield from self._resume(number, None)
 
     def _resume(self, number: int, found: Sequence[Continuation] | None) -> Iterator[tuple[int, T]]:

@@ -109,6 +109,8 @@ class Sampler:
         drawn, sampling_forwards, rows, resampled, batch_halvings."""
         self.distinct: set[tuple[int, tuple[int, ...]]] = set()
         """Token id and sampled ids of each distinct continuation of the last `run`."""
+        self.begun: Callable[[], int] = lambda: 0
+        """Returns the number of tasks that the last `run` has begun."""
         self._stop_rule = StopRule(decode, stop_ids, stop_text, match)
         self._shape: BatchShape | None = None
 
@@ -211,6 +213,7 @@ class Sampler:
         )
         batch = ContinuousBatch(settings, asked, self._shape, tasks)
         self.distinct = batch.distinct
+        self.begun = lambda: batch.begun
         try:
             yield from batch.run()
         finally:

@@ -159,8 +159,9 @@ class StepProgress:
         total = self.stage.most if self.stage.total is None else self.stage.total
         if total is None or not speed.items or not speed.seconds:
             return None
-        since = self._clock() - self._updated
-        return max(0.0, (total - self.done) * speed.seconds / speed.items - since)
+        since, ahead = self._clock() - self._updated, self.stage.ahead
+        remaining = (total - self.done - ahead) * speed.seconds / (speed.items + ahead)
+        return max(0.0, remaining - since)
 
     @property
     def elapsed(self) -> float:

@@ -72,7 +72,7 @@ def _sampled_in_order(
     start = time.perf_counter()
     left = tokens[done:]
     if context.workers.size == 1:
-        parts = _parts(config, context, sampler, left)
+        parts = _parts(config, context, sampler, left, stage)
     else:
         parts = context.spread(sampled, _chunks(config, context, sampler.rows, left))
     for facts, counters in parts:
@@ -89,7 +89,7 @@ def _as_sent(context: Context, sampler: Sampler) -> dict[str, tuple[str, ...]]:
 
 
 def _parts(
-    config: Config, context: Context, sampler: Sampler, tokens: Sequence[Token]
+    config: Config, context: Context, sampler: Sampler, tokens: Sequence[Token], stage: Stage
 ) -> Iterator[_Part]:
     """The attempts on the tokens: some of them as often as `_WRITE_SECONDS` says."""
     start, first, ready = time.perf_counter(), 0, []
@@ -97,6 +97,8 @@ def _parts(
         ready.append(one)
         end = first + len(ready)
         if end == len(tokens) or time.perf_counter() - start > _WRITE_SECONDS:
+            # On average, tokens that are not finished have half of their attempts.
+            context.announce(replace(stage, ahead=(sampler.begun() - end) / 2))
             yield _part(config, context, sampler, tokens[first:end], ready)
             start, first, ready = time.perf_counter(), end, []
 
