@@ -121,19 +121,28 @@ def _with_engine(chosen: Sequence[PlannedRun], session: Session, options: Option
 
 def _study(plan: Plan, applied: Applied, session: Session) -> Path | None:
     """Writes the report of the matrix and delivers it to MLflow. Returns its folder; None for a
-    single run, and if nothing was executed."""
-    if session.parent is None or not applied.outcomes:
+    single run, after Ctrl-C, and if it cannot be written, which fails no run."""
+    stopped = applied.exit_code in (ExitCode.SIGINT, ExitCode.SIGTERM)
+    if session.parent is None or stopped or not applied.outcomes:
         return None
+    try:
+        return _write_study(plan, session.parent, session)
+    except GlitchrunError as exc:
+        session.display.say(f"the report of the matrix was not written: {exc}")
+        return None
+
+
+def _write_study(plan: Plan, parent: str, session: Session) -> Path | None:
     from glitchrun.report.study_files import FILES, study_folder, write_study  # imports scipy
 
     found = [current_attempt(session.root, run.cell.spec.experiment, run.key) for run in plan.runs]
     records = [read_run(attempt) for attempt in found if attempt]
     if len(records) < 2:
         return None
-    folder = study_folder(session.root, session.parent)
+    folder = study_folder(session.root, parent)
     skipped = all(run.action == "skip" for run in plan.runs)
     if not (skipped and (folder / FILES[0]).exists()):
-        with file_access(folder, "the study's report cannot be written"):
+        with file_access(folder, "cannot be written"):
             write_study(folder, records)
     try:
         deliver_study(records[-1], folder, open_store(session.tracking_uri, session.root))

@@ -39,6 +39,7 @@ def without_figures() -> Iterator[None]:
     with (
         patch("glitchrun.report.figures.drawings", none),
         patch("glitchrun.report.html.drawings", none),
+        patch("glitchrun.report.study_files.drawings", none),
     ):
         yield
 
