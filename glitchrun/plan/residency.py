@@ -154,6 +154,9 @@ def choose(
         fits = resident.verdict != "no" or resident.largest_batch > 0 or streamed.verdict == "no"
         chosen = "resident" if fits else "streamed"
         reason = "the model fits" if fits else "the model does not fit into the free memory"
+    if header.format == "gguf" and chosen == "streamed":
+        whole = sum(4 * info.numel for info in header.tensors.values()) / 1e9
+        reason += f"; the first run converts the file, which takes {whole:.1f} GB of memory once"
     return Residency(chosen, reason, resident, streamed, "", plan, passes)
 
 
