@@ -587,3 +587,14 @@ def test_passed_tokens_are_listed_if_the_spec_names_them(
 )
 def test_negative_percentages(value: float, text: str) -> None:
     assert percent(value) == text
+
+
+def test_a_random_search_is_no_choice_of_tokens(tmp_path: Path) -> None:
+    facts = [verified(5, p=0.01, passed=False, glitch=True), verified(6)]
+    hints = [
+        "A search verifies tokens where it expects"
+        in render(run_of(tmp_path, replace(found, params={"search": name})))
+        for found in (step("m", "mine", *facts),)
+        for name in ("random", "stratified", "surrogate")
+    ]
+    assert hints == [False, False, True]

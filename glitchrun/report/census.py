@@ -21,6 +21,7 @@ from glitchrun.report.token_rows import facts_by_token
 from glitchrun.report.totals import MILD
 from glitchrun.report.writing import rounded
 from glitchrun.spec.probes import PROTOCOLS
+from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.strategy import STRATEGIES
 
 CONFIRMED = "confirmed"
@@ -29,8 +30,6 @@ _CHOSEN = "chosen by a search"
 _NAMED = "named by the spec"
 _SCOPE = "all in scope"
 _RANDOM = "a random sample"
-_AT_RANDOM = ("random", "stratified")
-"""Searches whose order, as far as it was followed, is a random sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +138,8 @@ def _how(step: StepRecord, scope: int | None) -> str:
     if strategy and strategy.searches:
         if scope is not None and len(facts_by_token(step)) >= scope:
             return _SCOPE
-        return _RANDOM if step.params.get("search") in _AT_RANDOM else _CHOSEN
+        search = SEARCHES.get(step.params.get("search", ""))
+        return _RANDOM if search is not None and search.random else _CHOSEN
     tokens = step.params.get("tokens")
     if not isinstance(tokens, Mapping):
         return _SCOPE

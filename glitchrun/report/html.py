@@ -30,6 +30,7 @@ from glitchrun.report.token_rows import VERDICTS
 from glitchrun.report.token_table import token_table
 from glitchrun.report.totals import MILD, Severity, is_about_tokens, severity, tallies, thresholds
 from glitchrun.spec.schema import fragments
+from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.vocabulary.text import visible
 
@@ -257,8 +258,10 @@ def sections(record: RunRecord) -> dict[str, Any]:
 
 
 def _has_searched(step: StepRecord) -> bool:
-    strategy = STRATEGIES.get(step.strategy)
-    return strategy is not None and strategy.searches and bool(step.batches)
+    """Whether a search chose the tokens of the step, and not chance."""
+    strategy, search = STRATEGIES.get(step.strategy), SEARCHES.get(step.params.get("search", ""))
+    chose = strategy is not None and strategy.searches and bool(step.batches)
+    return chose and not (search is not None and search.random)
 
 
 def _cards(record: RunRecord) -> list[tuple[str, str, str]]:

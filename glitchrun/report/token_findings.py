@@ -91,7 +91,7 @@ def findings(record: RunRecord) -> Findings:
     ]
     details = [
         *covered[1:],
-        "" if verified in result else verified,
+        "" if verified in result or (several and not sampled) else verified,
         _about_severity(record, found),
         nothing_like_it,
         _about_excluded(record),

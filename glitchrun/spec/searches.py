@@ -48,6 +48,8 @@ class SearchEntry:
     """`module:name` of the function that selects tokens of the scope by the value of `needs[0]`;
     empty where the search may verify the whole scope. The plan refuses a spec that selects no
     token, and the report shows how many selected tokens are not verified."""
+    random: bool = False
+    """Whether the tokens that it verifies are a random sample of the scope at any point."""
     regression: bool = False
     """Whether it fits a regression on features of every token; the plan counts the memory of its
     tables."""
@@ -104,12 +106,14 @@ _ALL = {
     "random": SearchEntry(
         "Verifies tokens in a random order, fixed by the seed: the baseline.",
         "glitchrun.search.ordered:at_random",
+        random=True,
         judges=False,
         ordered=True,
     ),
     "stratified": SearchEntry(
         "A random order in which every stratum (norm, script, length) has its share at any point.",
         "glitchrun.search.ordered:stratified",
+        random=True,
         judges=False,
         ordered=True,
     ),
