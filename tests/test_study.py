@@ -155,6 +155,19 @@ def test_a_mean_whose_interval_contains_another_is_not_marked(
     assert mean([1.0, 1.0]).half == 0
 
 
+def test_a_report_knows_cells_that_an_earlier_matrix_executed(
+    study: dict[str, Any], folder: Path
+) -> None:
+    """An extended matrix has another parent; the cells that it reuses keep the old one."""
+    extended = folder / ROOT / "studies" / ("e" * 16)
+    extended.mkdir(parents=True)
+    (extended / "study.json").write_text(json.dumps(study))
+    done = CliRunner().invoke(main, ["report", "e" * 16, "--format", "json"])
+    assert json.loads(done.stdout)["cells"] == study["cells"]
+    (extended / "study.json").write_text("[]")
+    assert CliRunner().invoke(main, ["report", "e" * 16]).exit_code == 2
+
+
 def test_the_page_markdown_and_junit_have_every_cell(study: dict[str, Any], folder: Path) -> None:
     path = Path(reported().stdout.strip())
     page = path.read_text(encoding="utf-8")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -15,6 +17,7 @@ from glitchrun.report.formatting import moment
 from glitchrun.terminal import say, visible
 
 _LISTED = 12
+_KEY = re.compile(r"[0-9a-f]{16}")
 
 
 def find_run(text: str, root: Path) -> RunRecord:
@@ -90,7 +93,8 @@ def find_cells(text: str, root: Path) -> list[RunRecord]:
     """
     unreadable: list[GlitchrunError] = []
     newest_first = find_runs(root, unreadable.append)[::-1]
-    cells = [run for run in newest_first if run.identity.parent and _is_cell_of(run, text)]
+    cells = _cells_of_report(text, root, newest_first)
+    cells = cells or [run for run in newest_first if run.identity.parent and _is_cell_of(run, text)]
     own = [run for run in newest_first if text == run.identity.name]
     if any(run.identity.key.startswith(text) for run in newest_first) or (
         own and cells and own[0].started_at > cells[0].started_at
@@ -105,6 +109,19 @@ def find_cells(text: str, root: Path) -> list[RunRecord]:
         _report_unreadable(unreadable)
         report_damage(taken.values())
     return sorted(taken.values(), key=lambda run: (run.started_at, run.identity.name))
+
+
+def _cells_of_report(text: str, root: Path, newest_first: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs of the study whose report's folder has this name. Cells that an earlier version of
+    the matrix executed belong to another parent, so only the report knows all of them."""
+    if not _KEY.fullmatch(text):
+        return []
+    try:
+        found = json.loads((root / "studies" / text / "study.json").read_text(encoding="utf-8"))
+        keys = {str(cell["key"]) for cell in found["cells"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # no report, or not one of ours
+    return [run for run in newest_first if run.identity.key in keys]
 
 
 def _is_cell_of(run: RunRecord, text: str) -> bool:
