@@ -57,9 +57,18 @@ def embed(layout: LlamaLayout, ids: Tensor, workspace: Workspace) -> Tensor:
     return x
 
 
-def head_logits(layout: LlamaLayout, x: Tensor, workspace: Workspace) -> Tensor:
-    """Returns logits `(B, V)` of the residual stream `(B, H)` after the last layer."""
-    logits = project(layout.head, rms_norm(x, layout.norm, workspace), workspace)
+def head_logits(
+    layout: LlamaLayout, x: Tensor, workspace: Workspace, out: Tensor | None = None
+) -> Tensor:
+    """Returns logits `(B, V)` of the residual stream `(B, H)` after the last layer.
+
+    Args:
+        layout: The model.
+        x: The residual stream.
+        workspace: Scratch memory.
+        out: `(B, V)`, used if that saves memory. Only the returned tensor has the result.
+    """
+    logits = project(layout.head, rms_norm(x, layout.norm, workspace), workspace, out)
     return cap(logits, layout.softcap)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glitchrun.probing.fast.buffers import KVCache, Workspace
 from glitchrun.probing.fast.forward import embed, head_logits
@@ -156,7 +156,10 @@ def ragged_logits(
         )
         add_output(attention.o, attention.out_norm, mixed, x, workspace)
         add_mlp(layer, x, workspace)
-    return head_logits(layout, x, workspace)
+    out = None
+    if isinstance(layout.head, nn.Linear):  # a new tensor would cost page faults in every pass
+        out = workspace.get("logits", len(ids), len(layout.head.weight))
+    return head_logits(layout, x, workspace, out)
 
 
 def _hidden(places: RowPlaces, prefixes: SharedPrefixes, window: int | None) -> Tensor:
