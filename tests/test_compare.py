@@ -16,6 +16,7 @@ from rich.cells import cell_len
 
 from glitchrun.behaviour.proportions import wilson
 from glitchrun.cli import main
+from glitchrun.errors import UsageError
 from glitchrun.events import ProbeResult, Token
 from glitchrun.ledger import ROOT, RunRecord
 from glitchrun.ledger.record import Metric
@@ -587,3 +588,26 @@ def test_names_that_stand_for_several_runs(runs: list[RunRecord], tmp_path: Path
     )
     write_run(tmp_path / ROOT, newer)  # the matrix was removed from the spec
     assert find_cells("quantization-sweep", tmp_path / ROOT) == []
+
+
+def test_steps_of_one_run_are_compared_as_two_definitions(tmp_path: Path) -> None:
+    strict = [verified(n, p=0.1, passed=n > 2, glitch=n <= 2) for n in range(6)]
+    shown = [verified(n, p=0.1, passed=n > 0, glitch=n <= 0) for n in range(6)]
+    record = run_of(tmp_path, step("strict", "test", *strict), step("shown", "test", *shown))
+    one, other = (
+        side_of_run(label, record, name) for label, name in (("A", "strict"), ("B", "shown"))
+    )
+    _, sides = with_verdicts([one, other], None)
+    (found,) = all_pairs(sides, None)
+    assert found.counts == Counts(1, 2, 0, 3)
+    assert found.counts.kappa == pytest.approx(1 / 3)  # (4/6 - 18/36) / (1 - 18/36)
+    assert "step shown" in other.name
+    assert side_of_run("A", record).tokens.keys() == one.tokens.keys()
+    with pytest.raises(UsageError, match="has no step 'none'; its steps are strict, shown"):
+        side_of_run("A", record, "none")
+
+
+def test_a_step_is_given_once_or_for_each_run(runs: list[Any]) -> None:
+    done = compared(*(run.identity.key for run in runs), "--step", "a", "--step", "b")
+    assert done.exit_code == 2
+    assert "--step is given 2 times for 3 runs" in done.stderr

@@ -34,6 +34,14 @@ _SHOWN = 20
     "attempts alone. Default: verdict, or glitch if attempts confirmed only some glitch tokens.",
 )
 @click.option(
+    "--step",
+    "steps",
+    multiple=True,
+    metavar="ID",
+    help="Compare the verdicts of this step alone, not those of all steps of a run. Given once, it "
+    "applies to every run; else once for each run, in their order.",
+)
+@click.option(
     "--scope",
     type=click.IntRange(min=1),
     metavar="N",
@@ -81,6 +89,7 @@ def command(
     context: click.Context,
     runs: tuple[str, ...],
     by: str | None,
+    steps: tuple[str, ...],
     scope: int | None,
     how: str,
     fail_on: str | None,
@@ -113,7 +122,10 @@ def command(
     found = [one for run in runs for one in _resolve_run(run, alone=len(runs) == 1)]
     if not 2 <= len(found) <= len(ascii_uppercase):
         raise UsageError(f"compare takes 2 to {len(ascii_uppercase)} runs, got {len(found)}")
-    sides = [_side(label, one) for label, one in zip(ascii_uppercase, found, strict=False)]
+    sides = [
+        _side(label, one, step)
+        for label, one, step in zip(ascii_uppercase, found, _each(steps, found), strict=False)
+    ]
     by, sides = with_verdicts(matched(sides, how), by)
     pairs = all_pairs(sides, scope)
     rule = Rule(tolerance, significant=fail_on == "significant-regression")
@@ -205,10 +217,21 @@ def _resolve_run(text: str, *, alone: bool) -> list[Path | RunRecord]:
     return [*several] if len(several) > 1 else [find_run(text, ROOT)]
 
 
-def _side(label: str, one: Path | RunRecord) -> Side:
+def _each(steps: tuple[str, ...], found: list[Path | RunRecord]) -> list[str | None]:
+    """The step of each side; None for all steps of a run, and for files."""
+    runs = sum(not isinstance(one, Path) for one in found)
+    if len(steps) not in (0, 1, runs):
+        raise UsageError(
+            f"--step is given {len(steps)} times for {runs} runs; give it once for each"
+        )
+    left = iter(steps * (runs if len(steps) == 1 else 1))
+    return [None if isinstance(one, Path) else next(left, None) for one in found]
+
+
+def _side(label: str, one: Path | RunRecord, step: str | None) -> Side:
     from glitchrun.imports import read
     from glitchrun.report.comparison.sides import side_of_file, side_of_run
 
     if isinstance(one, Path):
         return side_of_file(label, read(one))
-    return side_of_run(label, one)
+    return side_of_run(label, one, step)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from glitchrun.errors import UsageError
 from glitchrun.events import Sampled, Verified
 from glitchrun.imports import ImportedFile, ImportedToken
 from glitchrun.ledger.record import Metric, RunRecord, StepRecord, status_word
@@ -116,26 +117,36 @@ class Side:
         return frozenset(key for key, one in self.tokens.items() if one.found)
 
 
-def side_of_run(label: str, record: RunRecord) -> Side:
+def side_of_run(label: str, record: RunRecord, step: str | None = None) -> Side:
     """A run. If several steps examined a token, the last verdict counts.
 
     Args:
         label: The side's letter.
         record: The run.
+        step: The id of the step whose verdicts alone count; None for all steps.
+
+    Raises:
+        UsageError: the run has no such step, or the step has no verdicts on tokens.
     """
-    tokens = {row.token.id: _verdict_of_row(row) for row in _last_facts(record)}
+    asked = tuple(one for one in record.steps if step in (None, one.id))
+    tokens = {row.token.id: _verdict_of_row(row) for row in _last_facts(asked)}
+    if step is not None and not tokens:
+        known = ", ".join(one.id for one in record.steps)
+        what = "has no verdicts on tokens in" if asked else "has no"
+        raise UsageError(f"{record.identity.name} {what} step {step!r}; its steps are {known}")
     identity, scope = record.identity, _scope(record)
     return Side(
         label=label,
-        name=f"{identity.experiment} · {identity.name} {identity.key[:12]}#{identity.attempt}",
+        name=f"{identity.experiment} · {identity.name} {identity.key[:12]}#{identity.attempt}"
+        + (f", step {step}" if step else ""),
         kind="run",
         tokens=tokens,
         seen=frozenset(tokens),
         looked_at=len(tokens),
         vocabulary=record.model.vocabulary_size if record.model else None,
         scope=scope,
-        chose=_chose(record.steps) and len(tokens) != scope,
-        title=identity.name,
+        chose=_chose(asked) and len(tokens) != scope,
+        title=f"{identity.name}, step {step}" if step else identity.name,
         record=record,
         setting=_setting(record),
         note=None if record.status == "FINISHED" else f"the run is {status_word(record.status)}",
@@ -172,10 +183,10 @@ def _searches(step: StepRecord) -> bool:
     return bool(strategy and strategy.searches) and not (search and search.selects)
 
 
-def _last_facts(record: RunRecord) -> Iterator[TokenRow]:
+def _last_facts(steps: Sequence[StepRecord]) -> Iterator[TokenRow]:
     verified: dict[int, Verified] = {}
     sampled: dict[int, Sampled] = {}
-    for step in record.steps:
+    for step in steps:
         for token_id, (verdict, samples) in facts_by_token(step).items():
             if verdict:
                 verified[token_id] = verdict
