@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -51,7 +52,7 @@ def main(tokens: int, pairs: int, model: str, kill: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), tokens, model)
         expected = bench.finished("alone", "{engine: local}")
-        print(f"without workers: {bench.rate('alone'):.1f} tokens/s")
+        print(f"without workers: {bench.rate('alone'):.1f} tokens/s", flush=True)
         if kill:
             bench.kill_workers(expected)
             bench.kill_command(expected)
@@ -173,24 +174,37 @@ class Bench:
         found = self.ended(process, "killed")
         assert found == expected, "tokens.jsonl differs"
         assert killed, "the scan ended before a worker was killed; give it more --tokens"
-        print(f"{killed} workers killed, one every {KILL_SECONDS:.0f} s: nothing lost")
+        print(f"{killed} workers killed, one every {KILL_SECONDS:.0f} s: nothing lost", flush=True)
 
     def kill_command(self, expected: bytes) -> None:
-        """Kills the command in the middle of a scan, and applies again."""
-        process = self.start("again", execution(2))
-        while process.poll() is None and len(self.times("again")) < 3:
-            time.sleep(0.2)
-        descendants = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        process.wait()
-        done = self.times("again")[-1][1]
-        _, left = psutil.wait_procs(descendants, timeout=30)
-        assert not left, f"left over: {left}"
+        """Ends the command twice in the middle of a scan, by Ctrl-C and by `kill -9`, and applies
+        again."""
+        done = self.ended_by(signal.SIGINT)
+        print(f"Ctrl-C after {done} tokens: exit code 130, and no process left over", flush=True)
+        done = self.ended_by(signal.SIGKILL)
         found = self.finished("again", execution(2))
         assert found == expected, "tokens.jsonl differs"
         batches = [count for _, count in self.times("again")]
         assert batches == sorted(set(batches)), "a batch was stored twice"
         print(f"command killed after {done} tokens: no process left over, and the rest followed")
+
+    def ended_by(self, number: int) -> int:
+        """Sends a signal to the command in the middle of a scan, a SIGINT to its whole group as a
+        terminal does. Returns how many tokens were stored."""
+        before = len(self.times("again"))
+        process = self.start("again", execution(2))
+        while process.poll() is None and len(self.times("again")) < before + 3:
+            time.sleep(0.2)
+        descendants = psutil.Process(process.pid).children(recursive=True)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        code = process.wait()
+        assert code == (130 if number == signal.SIGINT else -number), f"exit code {code}"
+        _, left = psutil.wait_procs(descendants, timeout=30)
+        assert not left, f"left over: {left}"
+        return self.times("again")[-1][1]
 
 
 def workers_of(pid: int) -> list[psutil.Process]:

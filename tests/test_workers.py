@@ -158,6 +158,18 @@ def _kill(member: Any) -> None:
     os.kill(ray.get(member.actor.process.remote()), signal.SIGKILL)
 
 
+def test_a_worker_with_other_contents_of_the_model_is_refused_by_name(
+    planned: PlannedRun, workers: Steps
+) -> None:
+    members = workers.executor._members  # type: ignore[attr-defined]
+    changed = replace(planned, fingerprint="another")
+    with pytest.raises(PreflightError) as refused:
+        RayExecutor(changed, members, _ignore, Interrupt())
+    assert f"the worker on {socket.gethostname()} is refused" in str(refused.value)
+    assert "copy them there" in str(refused.value)
+    assert refused.value.exit_code == ExitCode.PREFLIGHT
+
+
 def test_workers_find_what_one_process_finds_though_some_are_killed(
     alone: Steps, workers: Steps, said: list[str]
 ) -> None:
@@ -183,18 +195,6 @@ def test_workers_find_what_one_process_finds_though_some_are_killed(
 
 def _lasting(events: Sequence[Event]) -> list[Event]:
     return [event for event in events if isinstance(event, Measured)]
-
-
-def test_a_worker_with_other_contents_of_the_model_is_refused_by_name(
-    planned: PlannedRun, workers: Steps
-) -> None:
-    members = workers.executor._members  # type: ignore[attr-defined]
-    changed = replace(planned, fingerprint="another")
-    with pytest.raises(PreflightError) as refused:
-        RayExecutor(changed, members, _ignore, Interrupt())
-    assert f"the worker on {socket.gethostname()} is refused" in str(refused.value)
-    assert "copy them there" in str(refused.value)
-    assert refused.value.exit_code == ExitCode.PREFLIGHT
 
 
 # Without workers ------------------------------------------------------------------------------

@@ -146,7 +146,8 @@ class CellDisplay(Display):
         self._cell = cell
 
     def say(self, message: str) -> None:
-        self._inner.say(f"{self._cell}: {message}")
+        own = f"{self._cell}: "
+        self._inner.say(message if message.startswith(own) else own + message)
 
     @contextmanager
     def step(self, name: str) -> Iterator[StepDisplay]:
