@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from glitchrun import __version__
+from glitchrun import __version__, errors
 from glitchrun.errors import (
     ExitCode,
     MissingExtra,
@@ -215,6 +215,16 @@ def test_an_error_of_a_worker_keeps_its_kind_and_gets_its_host() -> None:
     assert isinstance(error, ModelUnavailable)
     assert str(error) == "worker on h2: model.path: no such file"
     assert type(Failed.of(MissingExtra("peft")).error()) is PreflightError
+
+
+def test_without_ray_the_message_says_how_to_install_it(
+    planned: PlannedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staff = staff_of([planned])
+    assert staff is not None
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
+    with pytest.raises(PreflightError, match=r"pip install 'glitchrun\[ray\]'"):
+        ray_pool.RayEngine(staff)
 
 
 def test_a_plan_names_the_workers_and_what_they_share(planned: PlannedRun) -> None:

@@ -270,7 +270,8 @@ class Worker:
     def _prepare(self, run: bytes, chosen: Any = None) -> dict[str, Any]:
         """Loads the model of a run, unless it is loaded; `chosen` is the leader's arithmetic."""
         if run != self._run or self._prepared is None:
-            self._prepared, self._run = None, b""
+            # Nothing may keep the former model in memory while the next one is loaded.
+            self._prepared, self._context, self._events, self._run = None, None, iter(()), b""
             planned: PlannedRun = pickle.loads(run)
             self._prepared = prepare(planned, self._models, self._say)
             self._run = run
