@@ -112,6 +112,11 @@ def test_stability_counts_tokens_by_how_many_seeds_find_them(study: dict[str, An
     found = [{row["token_id"] for row in rows(cell) if row["confirmed"]} for cell in cells]
     assert whole["every_seed"] == len(set.intersection(*found))
     assert whole["some_seeds"] <= len(set.union(*found) - set.intersection(*found))
+    every = [one for some in records().values() for one in some]
+    judged = [{row["token_id"] for row in rows(cell) if row["step"] == "mine"} for cell in every]
+    counted = len(set.intersection(*judged)), len(set.union(*judged))
+    assert Study(every).judged == counted
+    assert Study(every).seeds_choose == (counted[0] < counted[1])
 
 
 def test_best_values_and_ties_are_marked() -> None:

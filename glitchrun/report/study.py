@@ -244,6 +244,21 @@ class Study:
         return {key: _seen(found) for key, found in by_token.items()}
 
     @cached_property
+    def judged(self) -> tuple[int, int]:
+        """Tokens that every cell judged, and that any cell judged."""
+        found = [side.judged for side in self.sides if side.tokens]
+        if not found:
+            return 0, 0
+        return len(frozenset.intersection(*found)), len(frozenset.union(*found))
+
+    @property
+    def seeds_choose(self) -> bool:
+        """Whether the cells of a setting judged different tokens, as searches that draw do."""
+        return any(
+            len({self.sides[place].judged for place in group.places}) > 1 for group in self.groups
+        )
+
+    @cached_property
     def _all_seen(self) -> dict[Setting, dict[int, Seen]]:
         return {group.setting: self.seen(group) for group in self.groups}
 

@@ -91,6 +91,12 @@ def _cell_sentences(study: Study, shown: Sequence[Measure]) -> Iterator[str]:
         yield f"{_BEST}: the best cell of a column. {_TIED}: cells that tie for the best."
     if not study.repeats:
         yield from _directions(study, shown)
+    common, union = study.judged
+    if common < union:
+        yield (
+            f"{common:,} of the {counted(union, 'token')} were judged by every cell: the cells "
+            "examined different tokens, so their counts also differ by that."
+        )
     equal = [one.label for one in shown if len(set(one.result.values)) == 1]
     if equal and len(study.records) > 1:
         yield f"Equal in all cells: {', '.join(equal)}."
@@ -172,10 +178,15 @@ def _mean_texts(measure: Measure, means: Sequence[Mean | None]) -> tuple[str, li
 
 
 def _mean_sentences(study: Study, shown: Sequence[Measure]) -> Iterator[str]:
+    covers = (
+        "Each seed chose other tokens, so it covers the choice of tokens as well as sampling"
+        if study.seeds_choose
+        else "It says how far another seed would move the mean on the same tokens, and nothing "
+        "about other tokens"
+    )
     yield (
         "Mean over the seeds, ± half the width of Student's 95 % t interval (n − 1 degrees of "
-        "freedom). It says how far another seed would move the mean on the same tokens; it says "
-        "nothing about other tokens or models."
+        f"freedom). {covers}."
     )
     if any(study.best_groups(one) for one in shown):
         yield (
@@ -266,7 +277,7 @@ def _agreement_sentences(study: Study) -> Iterator[str]:
     )
     yield (
         "p: exact McNemar test, two-sided, of the tokens found with one value only; adjusted by "
-        f"Benjamini and Hochberg over the family of all {counted(len(study.pairs), 'pair')}."
+        f"Benjamini and Hochberg over the family of {counted(len(study.pairs), 'pair')}."
     )
     weak = sum(bool(pair.test.power) for pair in study.pairs)
     if weak:
