@@ -162,7 +162,7 @@ def _sampled_plainly(wanted: Plain) -> set[tuple[int, tuple[int, ...]]]:
             new_ids: tuple[int, ...] = ()
             while len(new_ids) < _NEW_TOKENS and token not in new_ids:
                 logits = wanted((*_PROMPT.ids(token), *new_ids))[None]
-                chosen, _ = choose_tokens(logits, [0], [key], len(new_ids), _SAMPLING, 0.0)
+                chosen, _ = choose_tokens(logits, [0], [key], [len(new_ids)], _SAMPLING, 0.0)
                 new_ids = (*new_ids, *chosen)
             found.add((token, new_ids))
     return found
