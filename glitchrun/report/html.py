@@ -132,7 +132,7 @@ def _svg(figure: Any, name: str, description: str) -> str:
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    root = ElementTree.fromstring(buffer.getvalue())
+    root = ElementTree.fromstring(buffer.getvalue())  # nosec B314 # matplotlib's own SVG
     _clean(root, name)
     root.attrib.pop("height", None)
     root.attrib.pop("width", None)

@@ -135,7 +135,7 @@ class RayEngine:
                 os.environ["RAY_AUTH_MODE"] = "token"
                 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
             parent = tempfile.gettempdir()
-            parent = parent if len(parent) <= _LONG_FOLDER else "/tmp"
+            parent = parent if len(parent) <= _LONG_FOLDER else "/tmp"  # nosec B108 # a new folder in it
             self._folder = tempfile.TemporaryDirectory(
                 prefix="glitchrun-ray-", dir=parent, ignore_cleanup_errors=True
             )

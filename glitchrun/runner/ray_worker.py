@@ -256,7 +256,7 @@ class Worker:
     def call(self, method: str, payload: bytes, helpers: Sequence[tuple[Any, str]]) -> Any:
         """Calls a method with pickled arguments. Returns `Failed` instead of a GlitchrunError."""
         try:
-            arguments: tuple[Any, ...] = pickle.loads(payload) if payload else ()
+            arguments: tuple[Any, ...] = pickle.loads(payload) if payload else ()  # nosec B301 # our leader's
             if method == "lead":
                 return self._lead(arguments[0], helpers)
             return getattr(self, f"_{method}")(*arguments)
@@ -272,7 +272,7 @@ class Worker:
         if run != self._run or self._prepared is None:
             # Nothing may keep the former model in memory while the next one is loaded.
             self._prepared, self._context, self._events, self._run = None, None, iter(()), b""
-            planned: PlannedRun = pickle.loads(run)
+            planned: PlannedRun = pickle.loads(run)  # nosec B301 # our leader's
             self._prepared = prepare(planned, self._models, self._say)
             self._run = run
             self._context = replace(self._prepared.context, tools={})

@@ -209,7 +209,7 @@ def _relocate(path: Path, before: Path, say: Say) -> None:
         for table, column in _ADDRESS_COLUMNS:
             if table in tables:
                 cursor = database.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "  # nosec B608 # constants
                     f"WHERE substr({column}, 1, ?) = ?",
                     (new, len(old) + 1, len(old) + 1, f"{old}/"),
                 )
