@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from glitchrun.behaviour.proportions import sign_test
+from glitchrun.behaviour.significance import McNemar
 from glitchrun.cli.explain import _lines
 from glitchrun.errors import RunError
 from glitchrun.events import Batch, Entry, Event, Measured
@@ -107,6 +107,8 @@ def test_a_step_takes_the_phrases_that_another_failed(llama: Context) -> None:
     pairs = run(llama, "test", {"phrases": {"pairs": "incomplete", "limit": 9}})
     failed = [row["ids"] for row in cells(pairs) if row["result"] == "fail"]
     assert metrics(pairs)["phrases_failed"] == len(failed) > 0
+    worse, better = (int(metrics(pairs)[f"phrases_{name}"] or 0) for name in ("worse", "better"))
+    assert metrics(pairs)["phrases_p"] == McNemar(9, worse, better).p
     after = replace(llama, earlier={"pairs": [e for e in pairs if isinstance(e, Batch)]})
     events = run(after, "validate", {"from": "pairs"}, attempts=2, max_new_tokens=3)
     assert [row["ids"] for row in cells(events)] == failed
@@ -167,9 +169,3 @@ def test_explain_and_the_headline_show_the_phrases_that_fail_alone(tmp_path: Pat
     told = headline(run_of(tmp_path, replace(found, metrics=metrics)))
     assert (told.number, told.unit) == (1, "phrase that the model does not repeat")
     assert told.result[0].startswith("«ab» as 1, 2: the model says")
-
-
-def test_sign_test() -> None:
-    assert sign_test(8, 1) == pytest.approx(0.0390625)  # scipy.stats.binomtest(8, 9)
-    assert sign_test(2, 2) == 1
-    assert sign_test(0, 0) is None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
-from math import comb, hypot, sqrt
+from math import hypot, sqrt
 from statistics import NormalDist
 
 
@@ -46,21 +45,3 @@ def difference(one: Proportion, other: Proportion) -> Proportion:
     low = value - hypot(one.value - one.low, other.high - other.value)
     high = value + hypot(one.high - one.value, other.value - other.low)
     return Proportion(value, low, high)
-
-
-def sign_test(one: int, other: int) -> float | None:
-    """The two-sided p of the exact sign test (McNemar's exact test of paired outcomes).
-
-    Args:
-        one: Pairs in which the first member counts and the second does not.
-        other: Pairs in which it is the other way round.
-
-    Returns:
-        The probability of a difference at least as large if both were equally likely; None without
-        such pairs.
-    """
-    n = one + other
-    if not n:
-        return None
-    tail = Fraction(sum(comb(n, k) for k in range(min(one, other) + 1)), 2**n)
-    return min(1.0, float(2 * tail))

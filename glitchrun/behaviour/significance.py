@@ -150,3 +150,8 @@ def mean(values: Sequence[float], confidence: float = 0.95) -> Mean:
 def shown_p(p: float) -> str:
     """A p value for people: `0.031`, `< 0.0001`."""
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def stated_p(p: float) -> str:
+    """A p value in a sentence: `p = 0.031`, `p < 0.0001`."""
+    return f"p {shown_p(p)}" if p < 1e-4 else f"p = {shown_p(p)}"

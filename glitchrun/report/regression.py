@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from glitchrun.behaviour.significance import ALPHA, McNemar, adjusted, mcnemar, shown_p
+from glitchrun.behaviour.significance import ALPHA, McNemar, adjusted, mcnemar, shown_p, stated_p
 from glitchrun.events import Sampled, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.formatting import counted, figure, percent
@@ -85,7 +85,7 @@ def described_test(test: McNemar, p_adjusted: float, family: str) -> str:
     """
     text = (
         f"{TEST} of {counted(test.n, 'paired verdict')}: {test.only_right:,} found only here, "
-        f"{test.only_left:,} only in the baseline, p = {shown_p(test.p)}, "
+        f"{test.only_left:,} only in the baseline, {stated_p(test.p)}, "
         f"{shown_p(p_adjusted)} after Benjamini-Hochberg over {family}."
     )
     return f"{text} {test.power}".rstrip()

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from glitchrun.behaviour.proportions import sign_test, wilson
+from glitchrun.behaviour.proportions import wilson
+from glitchrun.behaviour.significance import McNemar
 from glitchrun.events import Batch, Measured, Sampled, Verified
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.mine import Config as MineConfig
@@ -92,7 +93,7 @@ def _of_phrases(rows: Sequence[Mapping[str, Any]], batches: Sequence[Batch]) -> 
     yield Measured("phrases", n, n)
     yield Measured("phrases_worse", worse, n)
     yield Measured("phrases_better", better, n)
-    yield Measured("phrases_p", sign_test(worse, better), worse + better)
+    yield Measured("phrases_p", McNemar(n, worse, better).p, worse + better)
     dropped = [entry for batch in batches for entry in batch.entries if entry.table == "pairs"]
     if dropped:
         cells = dropped[0].cells

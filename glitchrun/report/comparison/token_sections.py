@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from glitchrun.behaviour.significance import ALPHA, pairs_needed, shown_p
+from glitchrun.behaviour.significance import ALPHA, pairs_needed, shown_p, stated_p
 from glitchrun.report.comparison import Column, Section
 from glitchrun.report.comparison.pairs import (
     FOUND_BY_BOTH,
@@ -174,7 +174,7 @@ def _difference(pair: Pair) -> Iterator[str]:
         left, right = pair.left.label, pair.right.label
         yield (
             f"{left} alone found {counted(test.only_left, 'token')}, {right} alone "
-            f"{test.only_right:,}: p = {shown_p(test.p)} (exact McNemar test, two-sided; a family "
+            f"{test.only_right:,}: {stated_p(test.p)} (exact McNemar test, two-sided; a family "
             f"of one test). {test.power}".rstrip()
         )
 
