@@ -17,8 +17,8 @@ from typing import Any
 from glitchrun.behaviour.significance import McNemar, Mean, adjusted, mean
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.comparison.pairs import Counts, Overlap
-from glitchrun.report.comparison.results import Result, cells_of, metrics
-from glitchrun.report.comparison.sides import Side, TokenVerdict
+from glitchrun.report.comparison.results import Result, metrics
+from glitchrun.report.comparison.sides import Side, TokenVerdict, side_of_run, with_verdicts
 from glitchrun.report.regression import better
 
 SEED = "seed"
@@ -131,7 +131,11 @@ class Study:
     def __init__(self, records: Sequence[RunRecord]) -> None:
         """`records`: the runs of the cells, two or more, in order."""
         self.records = list(records)
-        self.sides: list[Side] = cells_of(records)
+        made = [side_of_run("", record) for record in records]
+        finished = [side for side in made if side.record and side.record.status == "FINISHED"]
+        self.by = with_verdicts(finished or made, None)[0]
+        """The kind of verdict that is compared: see `sides.with_verdicts`."""
+        self.sides: list[Side] = with_verdicts(made, self.by)[1]
 
     @property
     def experiment(self) -> str:
@@ -232,12 +236,16 @@ class Study:
                 return []
         return best
 
-    # Tokens
+    # Tokens, of the cells that are finished
+
+    def finished(self, group: Repeats) -> list[int]:
+        """Places of the cells of a group that are finished."""
+        return [place for place in group.places if self.records[place].status == "FINISHED"]
 
     def seen(self, group: Repeats) -> dict[int, Seen]:
-        """Each token that a cell of the group judged, over the group's seeds."""
+        """Each token that a finished cell of the group judged, over the group's seeds."""
         by_token: dict[int, list[TokenVerdict]] = {}
-        for place in group.places:
+        for place in self.finished(group):
             for key, one in self.sides[place].tokens.items():
                 if one.found is not None:
                     by_token.setdefault(key, []).append(one)
@@ -246,7 +254,8 @@ class Study:
     @cached_property
     def judged(self) -> tuple[int, int]:
         """Tokens that every cell judged, and that any cell judged."""
-        found = [side.judged for side in self.sides if side.tokens]
+        places = [place for group in self.groups for place in self.finished(group)]
+        found = [self.sides[place].judged for place in places if self.sides[place].tokens]
         if not found:
             return 0, 0
         return len(frozenset.intersection(*found)), len(frozenset.union(*found))
@@ -255,7 +264,8 @@ class Study:
     def seeds_choose(self) -> bool:
         """Whether the cells of a setting judged different tokens, as searches that draw do."""
         return any(
-            len({self.sides[place].judged for place in group.places}) > 1 for group in self.groups
+            len({self.sides[place].judged for place in self.finished(group)}) > 1
+            for group in self.groups
         )
 
     @cached_property
@@ -314,7 +324,7 @@ class Study:
         """Tokens of a group that every seed finds, that only some find, and that none does, of
         those that all its seeds judged."""
         whole = [one for one in self._all_seen[group.setting].values()
-                 if one.judged == len(group.places)]  # fmt: skip
+                 if one.judged == len(self.finished(group))]  # fmt: skip
         every = sum(one.found == one.judged for one in whole)
         none = sum(one.found == 0 for one in whole)
         return every, len(whole) - every - none, none

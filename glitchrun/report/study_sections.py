@@ -8,6 +8,7 @@ from glitchrun.behaviour.significance import ALPHA, Mean, pairs_needed, shown_p
 from glitchrun.ledger.record import status_word
 from glitchrun.report.comparison import Column, Section
 from glitchrun.report.comparison.results import gates_cell, seconds
+from glitchrun.report.comparison.token_sections import meaning
 from glitchrun.report.figures.style import LIGHT, Drawing, label, new_figure
 from glitchrun.report.formatting import (
     MISSING,
@@ -214,15 +215,14 @@ def _stability(study: Study) -> Section:
     rows = []
     for group in study.groups:
         every, some, none = study.stability(group)
-        rows.append(
-            (group.name, count(len(group.places)), count(every + some + none), count(every),
-             count(some), count(none))
-        )  # fmt: skip
+        numbers = (len(study.finished(group)), every + some + none, every, some, none)
+        rows.append((group.name, *map(count, numbers)))
     columns = (Column("setting", "key"), *(Column(head, "number") for head in (
         "seeds", "judged by all", "found by every seed", "by some", "by none",
     )))  # fmt: skip
     text = "Tokens that only some seeds find are at the mercy of sampling: do not cite them singly."
-    return Section("Agreement of the seeds", (text,), columns, tuple(rows))
+    sentences = (meaning(study.by, study.sides), text)
+    return Section("Agreement of the seeds", sentences, columns, tuple(rows))
 
 
 # Agreement of settings
@@ -271,6 +271,7 @@ def _agreement_sentences(study: Study) -> Iterator[str]:
         "Two values of one axis, all other settings being equal, on the tokens that both "
         f"judged{seeds}."
     )
+    yield meaning(study.by, study.sides)
     yield (
         "Kappa is Cohen's: 0 for agreement by chance, 1 for complete agreement. By chance: the "
         "mean overlap of two random sets of these sizes (hypergeometric)."

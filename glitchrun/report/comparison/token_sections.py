@@ -85,7 +85,7 @@ def _agreement(by: str, pair: Pair) -> Section:
         f"Both have a verdict on {counted(counts.n, 'token')}.",
         *_kappa(counts),
         *_difference(pair),
-        _meaning(by, (pair.left, pair.right)),
+        meaning(by, (pair.left, pair.right)),
         *(_unsampled(by, side) for side in (pair.left, pair.right)),
     ]
     if pair.other_texts:
@@ -136,7 +136,8 @@ def _unmatchable(side: Side) -> Iterator[str]:
         )
 
 
-def _meaning(by: str, sides: Sequence[Side]) -> str:
+def meaning(by: str, sides: Sequence[Side]) -> str:
+    """What a found token is, in a sentence."""
     return _BY[by if any(side.sampled for side in sides) else "glitch"]
 
 
@@ -277,7 +278,7 @@ def _matrix(by: str, sides: Sequence[Side], pairs: Sequence[Pair], shown: int | 
     sentences = [
         *(["The vocabularies differ, so tokens are matched by their text."] if by_text else []),
         *(line for side in sides for line in _unmatchable(side)),
-        _meaning(by, sides),
+        meaning(by, sides),
         "Kappa is 0 for agreement by chance and 1 for complete agreement.",
         _P.format(pairs=counted(len(pairs), "pair")),
         *_too_few(pairs),
