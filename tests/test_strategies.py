@@ -248,7 +248,8 @@ def test_a_cascade_resumes_within_its_screen_and_after_it(
 ) -> None:
     monkeypatch.setattr("glitchrun.strategies.mine.run._PASSES_PER_WRITE", 1)
     monkeypatch.setitem(screen_rows, "cpu", 64)
-    strict = replace(llama, spec=replace(llama.spec, thresholds=Thresholds(probability=0.002)))
+    spec = replace(llama.spec, thresholds=Thresholds(probability=0.002))
+    strict = replace(llama, spec=spec, tools={})  # not the screener of another test
     whole = run("mine", strict, **CASCADE)
     done = batches(whole)
     assert [bool(batch.screened) for batch in done[:5]] == [True, True, True, True, False]
