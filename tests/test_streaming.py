@@ -524,6 +524,19 @@ def test_rows_of_generated_answers_fit_with_their_cache(mixtral_folder: Path) ->
     assert tight.total_bytes <= roomy.total_bytes - roomy.answer_tokens * cached // 2
 
 
+@pytest.mark.parametrize(("shape", "passes"), [("tied", 5), ("llama", 1), ("shards", 1)])
+def test_short_passes_in_bfloat16_share_the_pass_for_near_ties(
+    shape: str, passes: int, tmp_path: Path
+) -> None:
+    build, settings = SHAPES[shape]
+    header = read_header(resolve(str(build(tmp_path / "model", **settings))))
+    units = stream_units(header)
+    plan = stream_plan(header, "none", units, "cpu", positions=(1, 1), tokens=(64, 0))
+    # Reading takes longer than computing then, so five passes and one more are six. Passes in
+    # float32, of float32 weights and of experts, have few near-ties.
+    assert plan.batch_passes == passes
+
+
 def test_the_residency_changes_no_key(mixtral_folder: Path, tmp_path: Path) -> None:
     runs = [planned(mixtral_folder, tmp_path, name) for name in ("auto", "resident", "streamed")]
     assert len({run.key for run in runs}) == 1
