@@ -101,7 +101,7 @@ class _Run:
         self._planned = planned
         self._session = session
         self._journal = journal
-        self._tracker = MlflowTracker(session.tracking_uri, session.root, outage=session.outage)
+        self._tracker = MlflowTracker(session.tracking_uri, session.root)
         self._steps = Steps(planned, session, journal)
         self._model: Executor | None = None
 

@@ -12,7 +12,6 @@ from glitchrun.runner.engine import Engine
 from glitchrun.runner.progress import Display
 from glitchrun.runner.signals import Interrupt
 from glitchrun.spec.types import Experiment
-from glitchrun.tracking.tracker import Outage
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,6 @@ class Session:
     """Ids of the steps to measure again."""
     redone: dict[str, int] = field(default_factory=dict)
     """The attempts at steps that this `apply` has started anew, by step key."""
-    outage: Outage = field(default_factory=Outage)
     serial: RLock = field(default_factory=RLock)
     """Held by what runs side by side must not do at the same time: figures, and new MLflow runs."""
 

@@ -9,14 +9,17 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from glitchrun.errors import TrackingUnavailable
 from glitchrun.spec.mlflow_rules import address_objection, database, is_sqlite, objection
 
 VARIABLE = "MLFLOW_TRACKING_URI"
+Answer = TypeVar("Answer")
+
 RESPONSE_SECONDS = 5.0
 """Seconds that a server has to answer."""
 
@@ -108,27 +111,26 @@ def check_reachable(uri: str) -> None:
         ) from exc
 
 
-def in_time(request: Callable[[], None], seconds: float) -> None:
+def in_time(request: Callable[[], Answer], seconds: float) -> Answer:
     """Makes a request and bounds its whole time: a socket's timeout only bounds each read.
 
     Raises:
-        TimeoutError: no answer within `seconds`.
+        TimeoutError: no answer within `seconds`. The request goes on in a thread that does not keep
+            the process from ending.
         Exception: what `request` raised.
     """
-    answered: Future[None] = Future()
+    answered: Future[Answer] = Future()
 
     def work() -> None:
         try:
-            request()
-            answered.set_result(None)
-        except (OSError, http.client.HTTPException, ValueError, TrackingUnavailable) as exc:
+            answered.set_result(request())
+        except Exception as exc:  # noqa: BLE001 - raised again by `result`
             answered.set_exception(exc)
 
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        answered.result(seconds)
-    except TimeoutError as exc:
-        raise TimeoutError(f"no answer within {seconds:g} s") from exc
+    threading.Thread(target=work, name="request", daemon=True).start()
+    if not wait([answered], seconds).done:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return answered.result()
 
 
 def _request_health(uri: str) -> None:

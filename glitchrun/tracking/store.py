@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from glitchrun.errors import GlitchrunError, MissingExtra, TrackingUnavailable, file_access
 from glitchrun.ledger import RunRecord
@@ -22,8 +22,14 @@ from glitchrun.terminal import say
 from glitchrun.tracking import sqlite_file
 from glitchrun.tracking.address import check_reachable, in_time, shown, sqlite_path, without_secrets
 
-FIRST_SECONDS = 30.0
-"""Seconds that a server may take to answer the first request, after its health check."""
+PATIENCE = 15.0
+"""Seconds to wait for one answer of a server."""
+SHORT_PATIENCE = 2.0
+"""Seconds to wait for a server whose last answer did not come in time."""
+UPLOAD_RATE = 1e6
+"""Bytes per second that a server is trusted to receive; a large file gets more time by this."""
+_POINTS = 1000
+"""Metric points that MLflow sends in one request."""
 _TRIES = 5
 _CONFLICTS = (
     "UNIQUE constraint failed",
@@ -134,13 +140,8 @@ def ensure_store(uri: str, root: Path, say: sqlite_file.Say | None = None) -> No
         return
     check_reachable(uri)
     store = open_store(uri, root)
-
-    def search() -> None:
-        with unavailable(uri):
-            store.client.search_experiments(max_results=1)
-
     with unavailable(uri):
-        in_time(search, FIRST_SECONDS)
+        store.client.search_experiments(max_results=1)
 
 
 def _delivered_before(uri: str, root: Path) -> int:
@@ -187,7 +188,40 @@ def open_store(uri: str, root: Path) -> Store:
     if path is not None:
         sqlite_file.check(path)
     with unavailable(uri):
-        return Store(uri, root, MlflowClient(tracking_uri=uri, registry_uri=uri))
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        return Store(uri, root, client if path else BoundedClient(client, uri))
+
+
+class BoundedClient:
+    """An `MlflowClient` of a server, each call of which ends in time.
+
+    MLflow bounds only the pause between two bytes of an answer, and repeats requests.
+    """
+
+    _silent: ClassVar[set[str]] = set()
+    """Addresses of the servers whose last answer did not come in time."""
+
+    def __init__(self, client: Any, uri: str) -> None:
+        self._client, self._uri = client, uri
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            patience = SHORT_PATIENCE if self._uri in self._silent else PATIENCE
+            if name == "log_artifact":
+                patience += Path(args[1]).stat().st_size / UPLOAD_RATE
+            elif name == "log_batch":  # is sent in parts
+                patience *= 1 + len(kwargs.get("metrics", ())) // _POINTS
+            try:
+                answer = in_time(lambda: method(*args, **kwargs), patience)
+            except TimeoutError:
+                self._silent.add(self._uri)
+                raise
+            self._silent.discard(self._uri)
+            return answer
+
+        return call
 
 
 @contextmanager
