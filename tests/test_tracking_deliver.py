@@ -19,6 +19,7 @@ from glitchrun.tracking.deliver import deliver
 from glitchrun.tracking.experiment import GROUPED_TAG, VIEW_TAG, links, table_view
 from glitchrun.tracking.metric_series import SERIES, points
 from glitchrun.tracking.parent import deliver_study
+from glitchrun.tracking.sync import sync
 from tests.support.records import START, Invented, write_matrix, write_run
 from tests.support.reporting import run_of, step, verified
 from tests.support.stores import counts, new_root, open_root, query
@@ -431,3 +432,6 @@ def test_the_parent_has_the_report_of_the_study_once(tmp_path: Path) -> None:
     store.client.set_tag(str(place.parent_id), "mlflow.note.content", "mine")
     deliver_study(record, folder, store)  # nothing has changed
     assert store.client.get_run(str(place.parent_id)).data.tags["mlflow.note.content"] == "mine"
+    list(sync([record], root, again=True))  # the cell's delivery replaces the description
+    now = store.client.get_run(str(place.parent_id)).data.tags["mlflow.note.content"]
+    assert now == above.data.tags["mlflow.note.content"]

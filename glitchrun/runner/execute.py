@@ -311,10 +311,12 @@ class _Run:
         error = None if error is None else concealed(error)
         ending = replace(self._journal.record, status=status, ended_at=now(), error=error)
         with self._session.serial:
-            write_report(ending)
-            self._journal.append("ended", status=status, error=error)
-            record = self._journal.record
-            self._tracker.close(record)
+            try:
+                write_report(ending)
+                self._journal.append("ended", status=status, error=error)
+            finally:  # its thread ends, even where the disk is full
+                record = self._journal.record
+                self._tracker.close(record)
         if self._tracker.deleted:
             self._session.display.say(f"not delivered to MLflow: {self._tracker.deleted}")
         gc.collect()

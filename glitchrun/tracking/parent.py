@@ -90,7 +90,7 @@ def sum_up(record: RunRecord, parent: Any, experiment_id: str, store: Store) -> 
     set_status(parent, status, None if status == RUNNING else max(ended, default=None), store)
 
 
-def deliver_study(record: RunRecord, folder: Path, store: Store) -> None:
+def deliver_study(record: RunRecord, folder: Path, store: Store, *, again: bool = False) -> None:
     """Logs the study's report to the parent's MLflow run, and its first tables as the description,
     unless the store has them already.
 
@@ -98,6 +98,7 @@ def deliver_study(record: RunRecord, folder: Path, store: Store) -> None:
         record: A cell of the study that was delivered.
         folder: The folder of the report. A file in it says what was delivered, and where to.
         store: The open store.
+        again: Whether to deliver it even if the file says that the store has it.
 
     Raises:
         TrackingUnavailable: the store failed; call again once it works.
@@ -105,7 +106,7 @@ def deliver_study(record: RunRecord, folder: Path, store: Store) -> None:
     text = (folder / "study.md").read_text(encoding="utf-8")
     stamp = f"{store.uri.rpartition('@')[2]} {hashlib.sha256(text.encode()).hexdigest()}\n"
     marker = folder / ".delivered"
-    if marker.exists() and marker.read_text(encoding="utf-8") == stamp:
+    if not again and marker.exists() and marker.read_text(encoding="utf-8") == stamp:
         return
     with unavailable(store.uri):
         own = run_by_id(record.delivered_to.get("run_id", ""), store)

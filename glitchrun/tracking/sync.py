@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -75,20 +75,26 @@ def _to_store(
     except TrackingUnavailable as exc:
         yield from (Synced(record, "failed", str(exc)) for record in records)
         return
+    changed: set[str | None] = set()
     for record in records:
-        yield _deliver_one(record, store, complete, restore)
-    yield from _studies(records, store)
+        yield (synced := _deliver_one(record, store, complete, restore))
+        if synced.outcome == "delivered":
+            changed.add(record.identity.parent)
+    yield from _studies(records, store, changed)
 
 
-def _studies(records: list[RunRecord], store: Store) -> Iterator[Synced]:
-    """Delivers the reports of the studies that the runs belong to; yields failures."""
+def _studies(
+    records: list[RunRecord], store: Store, changed: Collection[str | None]
+) -> Iterator[Synced]:
+    """Delivers the reports of the studies that the runs belong to; yields failures. The delivery of
+    a cell has replaced the description of its parent, which is `changed`."""
     by_parent = {one.identity.parent: one for one in records if one.identity.parent}
     for parent, record in by_parent.items():
         folder = store.root / "studies" / str(parent)
         if not (folder / "study.md").exists():
             continue
         try:
-            deliver_study(read_run(record.folder), folder, store)
+            deliver_study(read_run(record.folder), folder, store, again=parent in changed)
         except TrackingUnavailable as exc:
             yield Synced(record, "failed", f"the report of the study: {exc}")
 

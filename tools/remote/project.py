@@ -115,13 +115,17 @@ class Ended:
 
 
 def contents(uri: str, experiment: str) -> dict[str, Any]:
-    """All that a store has of an experiment's runs, by the id of the ledger."""
+    """All that a store has of an experiment's runs, by the id of the ledger. A second run of one
+    ledger has its id with `again`."""
     from mlflow import MlflowClient
 
     client = MlflowClient(uri, registry_uri=uri)
     known = client.get_experiment_by_name(experiment)
     runs = client.search_runs([known.experiment_id]) if known else []
-    return dict(sorted(_content(client, run) for run in runs))
+    found: dict[str, Any] = {}
+    for ledger, content in (_content(client, run) for run in runs):
+        found[f"{ledger} again" if ledger in found else ledger] = content
+    return found
 
 
 def _content(client: Any, run: Any) -> tuple[str, dict[str, Any]]:
@@ -160,6 +164,8 @@ def compared(project: Project, uri: str) -> str:
     missing = sum(key not in theirs for key in ours)
     if missing:
         return f"{missing} of {len(ours)} runs missing"
+    if doubled := sum(f"{key} again" in theirs for key in ours):
+        return f"{doubled} of {len(ours)} runs twice"
     for key, content in ours.items():
         for part, value in content.items():
             if theirs[key][part] != value:
