@@ -65,11 +65,17 @@ def test_fisher_and_student_give_the_values_of_the_textbook() -> None:
     assert mean([4.0]).half is None
 
 
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[RunRecord]]:
+    folder = tmp_path_factory.mktemp("baselines")
+    return folder, write_matrix(folder / ROOT)
+
+
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunRecord]:
+def runs(stored: tuple[Path, list[RunRecord]], monkeypatch: pytest.MonkeyPatch) -> list[RunRecord]:
     """float32, int8 and int4 of one study; the more glitch tokens, the narrower."""
-    monkeypatch.chdir(tmp_path)
-    return write_matrix(tmp_path / ROOT)
+    monkeypatch.chdir(stored[0])
+    return stored[1]
 
 
 def planned(name: str, *gates: Gate, key: str = "0" * 16) -> Plan:
@@ -177,7 +183,11 @@ def test_compare_fails_on_a_regression_and_names_it(runs: list[RunRecord]) -> No
     assert "B:mine/glitch" not in json.loads(backwards.stdout)["regression"]["regressed"]
 
 
-def test_two_studies_are_compared_cell_by_cell(runs: list[RunRecord]) -> None:
+def test_two_studies_are_compared_cell_by_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = write_matrix(Path(ROOT))
     write_matrix(
         Path(ROOT), Invented(experiment="later", glitch_share=0.9), "fa11000000000009", first=16
     )
