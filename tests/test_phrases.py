@@ -16,6 +16,7 @@ from glitchrun.events import Batch, Entry, Event, Measured
 from glitchrun.ledger.record import Metric
 from glitchrun.plan.work import step_work
 from glitchrun.report.headline import headline
+from glitchrun.spec.probes import PROBES
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Step
 from glitchrun.strategies.context import Context
@@ -101,6 +102,15 @@ def test_probabilities_are_those_of_the_plain_model(llama: Context) -> None:
     for _ in range(len(row["control_ids"]) + 2):
         said.append(int(one_at_a_time(llama, [*ids, *said]).argmax()))
     assert row["said"] == llama.backend.model.tokenizer.decode(said)
+
+
+def test_neighbours_and_other_probes_do_not_lengthen_an_answer(llama: Context) -> None:
+    wide = replace(PROBES["repeat"], name="wide", within=9)
+    rows = []
+    for texts, probes in ((["dog"], ["repeat"]), (["dog", "the lazy dog"], ["repeat", wide])):
+        rows += cells(run(llama, "test", {"phrases": {"texts": texts}}, probes=probes))[:1]
+    alone, beside = ([row["said"], row["control_said"]] for row in rows)
+    assert alone == beside
 
 
 def test_a_step_takes_the_phrases_that_another_failed(llama: Context) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 from glitchrun.events import Attempt, Token
@@ -168,7 +168,13 @@ class Sampler:
         except StopIteration as end:
             return cast("T", end.value)
 
-    def answers(self, prompt: Prompt, tokens: Sequence[Token], attempts: int) -> list[list[str]]:
+    def answers(
+        self,
+        prompt: Prompt,
+        tokens: Sequence[Token],
+        attempts: int,
+        most: Sequence[int] | None = None,
+    ) -> list[list[str]]:
         """Returns each token's sampled continuations as text, without what ended them.
 
         An answer goes on to its own end if the sampler was made with `match="never"`.
@@ -177,16 +183,19 @@ class Sampler:
             prompt: The prompt to put each token into.
             tokens: The tokens, each once.
             attempts: The number of answers per token.
+            most: Of each token, the ids of an answer that are kept; None for all.
         """
+        limits = most or [self.max_new_tokens] * len(tokens)
 
-        def answered(token: Token) -> Task[list[str]]:
+        def answered(token: Token, limit: int) -> Task[list[str]]:
             planned = tuple(self._planned(token, prompt.probe, i) for i in range(attempts))
             texts: dict[PlannedAttempt, str] = {}
             for one in (yield Request(prompt, planned)):
-                texts.update(dict.fromkeys(one.attempts, self._stop_rule.answer(one)))
+                kept = replace(one, ids=one.ids[:limit])
+                texts.update(dict.fromkeys(one.attempts, self._stop_rule.answer(kept)))
             return [texts[attempt] for attempt in planned]
 
-        found = dict(self.run(map(answered, tokens), (prompt,)))
+        found = dict(self.run(map(answered, tokens, limits), (prompt,)))
         return [found[number] for number in range(len(tokens))]
 
     def _planned(self, token: Token, probe: str, number: int) -> PlannedAttempt:

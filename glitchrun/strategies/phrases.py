@@ -227,10 +227,9 @@ class _Greedy:
         texts: dict[tuple[int, ...], str] = {}
         for group in _by_length(asked):
             tokens = [stand_in(ids, phrase.text) for ids, phrase in group]
-            for (ids, _), (text,) in zip(
-                group, self._sampler.answers(made, tokens, 1), strict=True
-            ):
-                texts[ids] = text
+            most = [_most(phrase, probe) for _, phrase in group]
+            answers = self._sampler.answers(made, tokens, 1, most)
+            texts.update({ids: text for (ids, _), (text,) in zip(group, answers, strict=True)})
         tails = {ids: made.tail(stand_in(ids, "").id) for ids, _ in asked}
         spelled = [
             (tails[ids], answer) for ids, phrase in asked for answer in (phrase.ids, phrase.control)
@@ -281,15 +280,19 @@ def _says(answer: str, text: str, *, anywhere: bool) -> bool:
     return (answer.lstrip() if text.strip() else answer).startswith(wanted)
 
 
+def _most(phrase: Phrase, probe: Probe) -> int:
+    """Ids of a greedy answer that count."""
+    return max(len(phrase.ids), len(phrase.control)) + probe.within - 1 + _SPARE
+
+
 def _greedy_sampler(
     context: Context, probes: Sequence[Probe], phrases: Sequence[Phrase]
 ) -> Sampler:
-    longest = max(max(len(one.ids), len(one.control)) for one in phrases)
     backend = context.backend
     return Sampler(
         backend,
         params=SamplingParams(0.0, 1.0),
-        max_new_tokens=longest + max(probe.within for probe in probes) - 1 + _SPARE,
+        max_new_tokens=max(_most(phrase, probe) for phrase in phrases for probe in probes),
         rows=2 * SCORE_BATCH.get(backend.device.type, SCORE_BATCH["cpu"]),
         seed=0,
         decode=backend.model.tokenizer.decode,
