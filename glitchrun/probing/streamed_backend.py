@@ -178,8 +178,7 @@ class StreamedBackend(Backend):
         found: list[tuple[Tensor, Tensor]] = []
 
         def consume(start: int, logits: Tensor) -> None:
-            part = check_finite(logits.float())
-            found.append(scores(part, tokens[start : start + len(part)]))
+            found.append(scores(logits, tokens[start : start + len(logits)]))
 
         self._run(ScreenedRows(frozen, tokens[:count]), False, consume)
         return torch.cat([log_p for log_p, _ in found]), torch.cat([gap for _, gap in found])
