@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from glitchrun.probing.logit_statistics import entropy
 from glitchrun.prompts.render import Prompt, intact
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.mine import Config
-from glitchrun.strategies.mine.run import space
+from glitchrun.strategies.mine.run import screened, space
 from tests.support.engine import context
 
 PROBES = ("repeat", "question")
@@ -57,3 +58,18 @@ def test_the_gradient_is_taken_at_the_token_however_text_would_merge(
             assert rise / 2e-4 == pytest.approx(float(direction.norm()), rel=1e-2)
     finally:
         llama.backend.model.module.float()
+
+
+def test_parts_of_a_screen_are_scored_in_passes_of_the_rows_that_they_name(
+    llama: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, whole, passes = replace(llama, tools={}), type(llama.backend).screen_scores, []
+
+    def counted(self: Any, frozen: Any, ids: torch.Tensor, count: int) -> Any:
+        passes.append((len(ids), count))
+        return whole(self, frozen, ids, count)
+
+    monkeypatch.setattr(type(llama.backend), "screen_scores", counted)
+    for rows in (4, 8):
+        screened(worker, (("repeat",), rows, range(300, 309)))
+    assert passes == [(4, 4), (4, 4), (4, 1), (8, 8), (8, 1)]

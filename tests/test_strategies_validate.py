@@ -86,6 +86,28 @@ def test_sizes_of_batches_change_no_attempt(
 
 
 @pytest.mark.parametrize("sequential", [False, True])
+def test_a_resumed_step_counts_no_attempt_twice(
+    sequential: bool, llama: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_WRITE_SECONDS", 0.0)
+    names = ["continuations", "drawn"] if sequential else ["continuations", "drawn", "distinct"]
+    changes = {"attempts": 6, "sequential": sequential}
+    whole = [one for one in events(llama, **changes) if isinstance(one, Batch)]
+    for batch in whole:  # all tokens are sampled together, but each batch has the work of its own
+        said = [one for fact in batch.samples for one in fact.continuations]
+        assert batch.counters["continuations"] == len(said)
+        assert batch.counters["drawn"] == sum(len(one.ids) for one in said)
+    strategy = STRATEGIES["validate"]
+    config = strategy.configure(PARAMS | changes)
+    for done in (1, 3):
+        resumed = all_events(strategy, config, llama, whole[:done])
+        rest = [one for one in resumed if isinstance(one, Batch)]
+        for name in names:
+            counts = [batch.counters[name] for batch in (*whole[:done], *rest)]
+            assert counts == [batch.counters[name] for batch in whole]
+
+
+@pytest.mark.parametrize("sequential", [False, True])
 def test_every_continuation_is_kept(sequential: bool, llama: Context) -> None:
     """Each attempt has one continuation for each probe up to the first that said the token."""
     decode = llama.backend.model.tokenizer.decode

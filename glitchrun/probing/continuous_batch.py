@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from bisect import insort
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -79,15 +79,39 @@ class Request:
     finished: list[Continuation] = field(default_factory=list)
     task: int = 0
     """The number of the task that waits for them."""
+    resampled: int = 0
+    """Draws that were near-ties."""
 
     @property
     def is_complete(self) -> bool:
         """Whether all of its attempts have finished."""
         return sum(len(one.attempts) for one in self.finished) == len(self.attempts)
 
+    @property
+    def work(self) -> dict[str, int]:
+        """What a complete request took: continuations, distinct, drawn (tokens of all attempts)
+        and resampled. `resampled` may vary with rounding, nothing else with the batch."""
+        return {
+            "continuations": len(self.attempts),
+            "distinct": len({one.ids for one in self.finished}),
+            "drawn": sum(len(one.ids) * len(one.attempts) for one in self.finished),
+            "resampled": self.resampled,
+        }
+
 
 Task = Generator[Request, Sequence[Continuation], T]
 """Yields requests, receives the continuations of each, and returns what it made of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended(Generic[T]):
+    """A task that has ended."""
+
+    number: int
+    value: T
+    """What it returned."""
+    work: Counter[str]
+    """The sum of the `work` of its requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +175,7 @@ class Settings:
     pace: Pace | None
     """Limits the attempts that run side by side; None for as many as there are rows."""
     counters: Counter[str]
-    """Incremented: continuations, distinct (per request), drawn (tokens of all attempts),
-    sampling_forwards, rows (of all decode passes), resampled, batch_halvings."""
+    """Incremented: sampling_forwards, rows (of all decode passes), batch_halvings."""
 
 
 class ContinuousBatch(Generic[T]):
@@ -170,19 +193,18 @@ class ContinuousBatch(Generic[T]):
         """Limits on the rows of a pass; halved when memory runs out."""
         self.begun = 0
         """Number of tasks that were begun."""
-        self.distinct: set[tuple[int, tuple[int, ...]]] = set()
-        """Token id and sampled ids of each distinct continuation."""
         self._settings = settings
         self._prompts = prompts
         self._unstarted = enumerate(tasks)
         self._tasks: dict[int, Task[T]] = {}
+        self._work: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self._waiting: list[Row] = []
         """In the order of their tasks."""
         self._rows: list[Row] = []
         self._decoder: Decoder | None = None
 
-    def run(self) -> Iterator[tuple[int, T]]:
-        """Yields the number of each task that ends, and what it returns."""
+    def run(self) -> Iterator[Ended[T]]:
+        """Yields the tasks as they end."""
         while True:
             yield from self._begin_tasks()
             if not self._waiting and not self._rows:
@@ -194,6 +216,7 @@ class ContinuousBatch(Generic[T]):
                 self._restart(error)
                 continue
             for request in complete:
+                self._work[request.task].update(request.work)
                 yield from self._resume(request.task, request.finished)
 
     @property
@@ -202,7 +225,7 @@ class ContinuousBatch(Generic[T]):
         pace = self._settings.pace
         return pace.limit(self.shape.max_rows) if pace else self.shape.max_rows
 
-    def _begin_tasks(self) -> Iterator[tuple[int, T]]:
+    def _begin_tasks(self) -> Iterator[Ended[T]]:
         """Step 1."""
         while _size(self._waiting) + _size(self._rows) < self._window:
             number, task = next(self._unstarted, (-1, None))
@@ -212,15 +235,14 @@ class ContinuousBatch(Generic[T]):
             self.begun = number + 1
             yield from self._resume(number, None)
 
-    def _resume(self, number: int, found: Sequence[Continuation] | None) -> Iterator[tuple[int, T]]:
+    def _resume(self, number: int, found: Sequence[Continuation] | None) -> Iterator[Ended[T]]:
         try:
             request = self._tasks[number].send(found)  # type: ignore[arg-type]
         except StopIteration as end:
             del self._tasks[number]
-            yield number, end.value
+            yield Ended(number, end.value, self._work.pop(number, Counter()))
             return
         request.task = number
-        self._settings.counters["continuations"] += len(request.attempts)
         self._wait(request)
 
     def _wait(self, request: Request) -> None:
@@ -277,7 +299,6 @@ class ContinuousBatch(Generic[T]):
         rows = [row.continuation for row in self._rows]
         logits, places = self._decoder.step([one.ids for one in rows])  # (B, V)
         draws = [(row, attempt) for row, one in enumerate(rows) for attempt in one.attempts]
-        self._settings.counters["drawn"] += len(draws)
         parents: list[int] = []
         unfinished: list[Row] = []
         touched: dict[Request, None] = {}
@@ -293,12 +314,7 @@ class ContinuousBatch(Generic[T]):
         self._rows = [unfinished[place] for place in self._decoder.keep(parents)]
         if self._settings.pace:
             self._settings.pace.measure(len(draws), time.perf_counter() - start)
-        complete = [request for request in touched if request.is_complete]
-        for request in complete:
-            found = {(one.token.id, one.ids) for one in request.finished}
-            self._settings.counters["distinct"] += len(found)
-            self.distinct |= found
-        return complete
+        return [request for request in touched if request.is_complete]
 
     def _check(self, continuation: Continuation) -> tuple[bool, bool]:
         stops, matched = self._settings.check(continuation)
@@ -322,7 +338,7 @@ class ContinuousBatch(Generic[T]):
             (chosen[i],), _ = choose_tokens(
                 alone[draws[i][0]], [0], [keys[i]], [positions[i]], settings.params, 0.0
             )
-        settings.counters["resampled"] += len(again)
+            self._rows[draws[i][0]].request.resampled += 1
         return chosen
 
     def _logits_alone(self, rows: Iterable[int]) -> dict[int, Tensor]:
@@ -351,4 +367,5 @@ class ContinuousBatch(Generic[T]):
         self._waiting = [row for row in self._waiting if row.request not in requests]
         for request in requests:
             request.finished.clear()
+            request.resampled = 0
             self._wait(request)

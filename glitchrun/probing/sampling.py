@@ -17,6 +17,7 @@ from glitchrun.probing.batch_invariance import BatchShape, batch_shape
 from glitchrun.probing.continuous_batch import (
     Continuation,
     ContinuousBatch,
+    Ended,
     PlannedAttempt,
     Request,
     Settings,
@@ -105,10 +106,9 @@ class Sampler:
         self.pace = pace
         """Limits the attempts further; None for no limit."""
         self.counters: Counter[str] = Counter()
-        """Work since the last clear: continuations, distinct (per token and prompt, in one call),
-        drawn, sampling_forwards, rows, resampled, batch_halvings."""
-        self.distinct: set[tuple[int, tuple[int, ...]]] = set()
-        """Token id and sampled ids of each distinct continuation of the last `run`."""
+        """Since the last clear, the passes that were run: sampling_forwards, rows, batch_halvings.
+        `attempt` and `answers` add their work: continuations, distinct (per token and prompt),
+        drawn, resampled."""
         self.begun: Callable[[], int] = lambda: 0
         """Returns the number of tasks that the last `run` has begun."""
         self._stop_rule = StopRule(decode, stop_ids, stop_text, match)
@@ -129,8 +129,7 @@ class Sampler:
         """
         numbers = [range(attempts)] * len(tokens) if isinstance(attempts, int) else attempts
         asked = zip(tokens, numbers, strict=True)
-        found = dict(self.run(self.attempts_on(token, some) for token, some in asked))
-        return [found[number] for number in range(len(tokens))]
+        return self._in_order([self.attempts_on(token, some) for token, some in asked])
 
     def attempts_on(self, token: Token, numbers: Sequence[int]) -> Task[Made]:
         """A task of attempts on a token. What was said is ordered by probe, then by attempt.
@@ -195,16 +194,24 @@ class Sampler:
                 texts.update(dict.fromkeys(one.attempts, self._stop_rule.answer(kept)))
             return [texts[attempt] for attempt in planned]
 
-        found = dict(self.run(map(answered, tokens, limits), (prompt,)))
-        return [found[number] for number in range(len(tokens))]
+        return self._in_order([*map(answered, tokens, limits)], (prompt,))
 
     def _planned(self, token: Token, probe: str, number: int) -> PlannedAttempt:
         return PlannedAttempt(token, number, rng_key(self.seed, token.id, probe, number))
 
+    def _in_order(
+        self, tasks: Sequence[Task[T]], prompts: Sequence[Prompt] | None = None
+    ) -> list[T]:
+        """What each task returns; their work is added to the counters."""
+        ended = sorted(self.run(tasks, prompts), key=lambda one: one.number)
+        for one in ended:
+            self.counters.update(one.work)
+        return [one.value for one in ended]
+
     def run(
         self, tasks: Iterable[Task[T]], prompts: Sequence[Prompt] | None = None
-    ) -> Iterator[tuple[int, T]]:
-        """Runs tasks side by side; yields the number of each that ends, and what it returns.
+    ) -> Iterator[Ended[T]]:
+        """Runs tasks side by side; yields each as it ends, with its work.
 
         Args:
             tasks: Begun one after the other, as there is room for their attempts.
@@ -221,7 +228,6 @@ class Sampler:
             self.counters,
         )
         batch = ContinuousBatch(settings, asked, self._shape, tasks)
-        self.distinct = batch.distinct
         self.begun = lambda: batch.begun
         try:
             yield from batch.run()

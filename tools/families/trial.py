@@ -150,8 +150,10 @@ def _sampled(backend: Backend) -> set[tuple[int, tuple[int, ...]]]:
         decode=lambda ids: "",
         stop_ids=frozenset(),
     )
-    sampler.sample([_token(one) for one in _TOKENS], _ATTEMPTS)
-    return sampler.distinct
+    made = sampler.attempt([_token(one) for one in _TOKENS], _ATTEMPTS)
+    return {
+        (token, one.ids) for token, (_, said) in zip(_TOKENS, made, strict=True) for one in said
+    }
 
 
 def _sampled_plainly(wanted: Plain) -> set[tuple[int, tuple[int, ...]]]:

@@ -146,8 +146,8 @@ def _attempts(config: Config, context: Context, glitch: Sequence[int]) -> Iterat
     tokens = context.tokens(asked.tokens)
 
     def drawn(some: Sequence[Token]) -> set[tuple[int, tuple[int, ...]]]:
-        sampler.sample(some, asked.attempts)
-        return sampler.distinct
+        made = zip(some, sampler.attempt(some, asked.attempts), strict=True)
+        return {(token.id, one.ids) for token, (_, said) in made for one in said}
 
     together = drawn(tokens)
     same = together == set().union(*(drawn([token]) for token in tokens))

@@ -223,6 +223,7 @@ def _screen(context: Context, config: Config, history: Sequence[Batch]) -> Itera
     context.announce(stage)
     screener = _screener(context, config.probes, None)
     rows = screener.rows
+    context.tools["screener", config.probes, rows] = screener
     size = rows * (1 if context.backend.screen_rows else _PASSES_PER_WRITE)
     chunks = (scope[place : place + size] for place in range(done, len(scope), size))
     for fact in context.spread(screened, ((config.probes, rows, ids) for ids in chunks)):
@@ -256,7 +257,7 @@ def _screener(context: Context, probes: Probes, rows: int | None) -> Screener:
             context.backend, prompt, context.scope(), context.spec.seed, context.free_bytes, rows
         )
 
-    return context.tool(("screener", probes), make)
+    return context.tool(("screener", probes, rows), make)
 
 
 def _scores(batches: Sequence[Batch]) -> Scores:

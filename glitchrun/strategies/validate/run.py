@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from glitchrun.events import Batch, Event, Sampled, Stage, Token
-from glitchrun.probing.continuous_batch import Task
+from glitchrun.probing.continuous_batch import Ended, Task
 from glitchrun.probing.memory_limits import standard_rows
 from glitchrun.probing.pacing import Pace
 from glitchrun.probing.sampling import Sampler
@@ -131,7 +131,7 @@ def _collected(
     sampler: Sampler,
     tokens: Sequence[Token],
     known: Mapping[int, Sampled],
-) -> Iterator[Collected]:
+) -> Iterator[Ended[Collected]]:
     """The attempts on each token, in their order: as soon as those on the tokens before it are
     finished, too."""
     order, threshold = tuple(sampler.prompts), context.spec.thresholds.asr
@@ -140,10 +140,10 @@ def _collected(
         collecting = collect(config, known.get(token.id), order=order, threshold=threshold)
         return sampler.attempts_asked(token, collecting)
 
-    finished: dict[int, Collected] = {}
+    finished: dict[int, Ended[Collected]] = {}
     first = 0
-    for number, one in sampler.run(task(token) for token in tokens):
-        finished[number] = one
+    for one in sampler.run(task(token) for token in tokens):
+        finished[one.number] = one
         while first in finished:
             yield finished.pop(first)
             first += 1
@@ -154,9 +154,16 @@ def _part(
     context: Context,
     sampler: Sampler,
     tokens: Sequence[Token],
-    found: Sequence[Collected],
+    ended: Sequence[Ended[Collected]],
 ) -> _Part:
-    """The facts of some tokens. What was sampled for others meanwhile counts as their work."""
+    """The facts of some tokens, and what they took.
+
+    `continuations`, `drawn`, `distinct` and `resampled` count the attempts on these tokens, so
+    their sums over a step do not depend on kills and resumes (`resampled` may by rounding).
+    `sampling_forwards` and `rows` count the passes that ran since the last part; those of attempts
+    that a kill interrupts are run and counted again.
+    """
+    found = [one.value for one in ended]
     ids = [token.id for token in tokens]
     tokenizer, threshold = context.backend.model.tokenizer, context.spec.thresholds.asr
     kept = [intact(prompt, ids, tokenizer) for prompt in sampler.prompts.values()]
@@ -167,7 +174,7 @@ def _part(
         )
         for row, (token, one) in enumerate(zip(tokens, found, strict=True))
     )
-    counters = dict(sampler.counters)
+    counters = dict(sum((one.work for one in ended), sampler.counters))
     sampler.counters.clear()
     if config.sequential:  # continuations of different rounds are not compared
         counters.pop("distinct", None)
