@@ -28,7 +28,7 @@ from glitchrun.report.markdown import markdown
 from glitchrun.report.summary import summary_lines
 from glitchrun.runner.gates import evaluate, with_baselines
 from glitchrun.spec.types import Cell, Gate, ModelSpec, Origin, Spec
-from tests.support.records import Invented, write_matrix
+from tests.support.records import Invented, write_matrix, write_run
 from tests.support.reporting import rows
 
 
@@ -161,6 +161,25 @@ def test_a_run_is_not_its_own_baseline(runs: list[RunRecord]) -> None:
     gate = Gate("mine/glitch", "<=", baseline=key)
     with pytest.raises(PreflightError, match="no other run"):
         with_baselines(planned("quantization=float32", gate, key=key), ROOT)
+    own = Gate("mine/glitch", "<=", baseline=str(runs[0].folder))
+    with pytest.raises(PreflightError, match="is this run itself"):
+        with_baselines(planned("quantization=float32", own, key=key), ROOT)
+
+
+def test_runs_that_are_not_finished_are_no_evidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole, half = (
+        write_run(Path(ROOT), Invented(key=f"{place + 1:016x}", status=status, tokens=40))
+        for place, status in enumerate(("FINISHED", "KILLED"))
+    )
+    gate = Gate("mine/glitch", "<=", baseline=str(half.folder))
+    with pytest.raises(PreflightError, match=r"s\.yaml:10:5: .* is INTERRUPTED"):
+        with_baselines(planned("next", gate), ROOT)
+    done = compared(whole.identity.key, half.identity.key, "--fail-on", "regression")
+    assert done.exit_code == 2
+    assert "--fail-on compares finished runs" in done.stderr
 
 
 def compared(*words: str) -> Result:
@@ -195,6 +214,7 @@ def test_two_studies_are_compared_cell_by_cell(
     found = json.loads(done.stdout)["regression"]
     cells = {one["run"] for one in found["metrics"]}
     assert cells == {run.identity.name for run in runs}
+    assert found["not_compared"] == []
     assert done.exit_code == (5 if found["regressed"] else 0)
     assert found["family"] == sum(one["p"] is not None for one in found["metrics"]) > 3
 

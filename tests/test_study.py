@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev
@@ -14,7 +15,8 @@ from click.testing import CliRunner, Result
 
 from glitchrun.behaviour.significance import McNemar, Mean, mean
 from glitchrun.cli import main
-from glitchrun.ledger import ROOT, RunRecord
+from glitchrun.ledger import ROOT, RunRecord, find_runs
+from glitchrun.ledger.record import StepRecord
 from glitchrun.report.study import Study, places_of_best
 from glitchrun.report.study_sections import sections
 from tests.support.records import Invented, write_run
@@ -127,10 +129,6 @@ def test_best_values_and_ties_are_marked() -> None:
 
 
 def test_fewer_glitch_tokens_are_better_unless_the_cells_search(folder: Path) -> None:
-    from dataclasses import replace
-
-    from glitchrun.ledger import find_runs
-
     cells = find_runs(folder / ROOT)
     assert Study(cells).fewer == "lower"
 
@@ -146,6 +144,53 @@ def test_fewer_glitch_tokens_are_better_unless_the_cells_search(folder: Path) ->
     assert moved("thresholds.asr").fewer == ""
     titles = [one.title for one in sections(moved("steps.mine.k"))]
     assert not any("seeds" in title for title in titles)
+
+
+def test_cells_of_other_vocabularies_are_matched_by_text(folder: Path) -> None:
+    """One id may be another token in another model."""
+    cells = [one for one in find_runs(folder / ROOT) if one.identity.assignments["seed"] == 0]
+    moved = []
+    for cell in cells:
+        digests, steps = dict(cell.identity.digests), cell.steps
+        if cell.identity.assignments["model.quantization"] == "int4":
+            digests["model"] = "another"
+            steps = tuple(_shifted(step) for step in steps)
+        identity = replace(cell.identity, digests=digests)
+        moved.append(replace(cell, identity=identity, steps=steps))
+    own, found = Study(cells), Study(moved)
+    assert (own.by_text, found.by_text) == (False, True)
+    (pair,), (same,) = found.pairs, own.pairs
+    assert pair.counts.n == same.counts.n - 2  # they have no text of their own
+    assert (pair.counts.both, pair.counts.only_left) == (same.counts.both, same.counts.only_left)
+    flips, texts = (
+        [flip.token.text for flip in one.flips("model.quantization")] for one in (found, own)
+    )
+    assert set(flips) < set(texts)
+    said = [text for section in sections(found) for text in section.sentences]
+    assert any("matched by their text" in text for text in said)
+
+
+def _shifted(step: StepRecord) -> StepRecord:
+    """The step with other ids for the same tokens."""
+
+    def shifted(fact: Any) -> Any:
+        token = getattr(fact, "token", None)
+        return replace(fact, token=replace(token, id=token.id + 7)) if token else fact
+
+    batches = [
+        replace(one, batch=replace(one.batch, facts=tuple(map(shifted, one.batch.facts))))
+        for one in step.batches
+    ]
+    return replace(step, batches=tuple(batches))
+
+
+def test_values_that_look_alike_are_different_settings(folder: Path) -> None:
+    cells = []
+    for seed, cell in enumerate(find_runs(folder / ROOT)):
+        values = {"model.path": ("a/model", "b/model")[seed % 2], "seed": seed}
+        cells.append(replace(cell, identity=replace(cell.identity, assignments=values)))
+    assert Study(cells).axes["model.path"] == ["a/model", "b/model"]
+    assert [len(group.places) for group in Study(cells).groups] == [3, 3]
 
 
 def test_a_mean_whose_interval_contains_another_is_not_marked(

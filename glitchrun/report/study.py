@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
+from math import isfinite
 from statistics import median
 from typing import Any
 
 from glitchrun.behaviour.significance import McNemar, Mean, adjusted, mean
 from glitchrun.ledger.record import RunRecord
+from glitchrun.report.comparison.matching import matched_cells
 from glitchrun.report.comparison.pairs import Counts, Overlap
 from glitchrun.report.comparison.results import Result, metrics
 from glitchrun.report.comparison.sides import Side, TokenVerdict, side_of_run, with_verdicts
+from glitchrun.report.formatting import MISSING
 from glitchrun.report.regression import better
+from glitchrun.spec.matrix_axes import canonical
 
 SEED = "seed"
 _FIRST = ("confirmed", "glitch", "severe", "asr_mean", "glitch_rate", "recall_low")
@@ -131,7 +135,7 @@ class Study:
     def __init__(self, records: Sequence[RunRecord]) -> None:
         """`records`: the runs of the cells, two or more, in order."""
         self.records = list(records)
-        made = [side_of_run("", record) for record in records]
+        made = matched_cells([side_of_run("", record) for record in records])
         finished = [side for side in made if side.record and side.record.status == "FINISHED"]
         self.by = with_verdicts(finished or made, None)[0]
         """The kind of verdict that is compared: see `sides.with_verdicts`."""
@@ -143,17 +147,29 @@ class Study:
         return self.records[0].identity.experiment
 
     @cached_property
-    def axes(self) -> dict[str, list[str]]:
-        """The values of each axis as text, in the order of the cells; only axes that vary."""
-        found: dict[str, dict[str, None]] = {}
+    def _texts(self) -> dict[str, dict[str, str]]:
+        """For each axis the texts of its values, by the values as JSON."""
+        found: dict[str, dict[str, Any]] = {}
         for record in self.records:
             for axis, value in record.identity.assignments.items():
-                found.setdefault(axis, {})[_text(value)] = None
-        return {axis: [*values] for axis, values in found.items() if len(values) > 1}
+                found.setdefault(axis, {})[canonical(value)] = value
+        return {axis: _texts(values) for axis, values in found.items()}
+
+    @property
+    def axes(self) -> dict[str, list[str]]:
+        """The values of each axis as text, in the order of the cells; only axes that vary."""
+        return {axis: [*texts.values()] for axis, texts in self._texts.items() if len(texts) > 1}
+
+    @property
+    def by_text(self) -> bool:
+        """Whether tokens are matched by their text, because the cells have different
+        vocabularies."""
+        return any(side.by_text for side in self.sides)
 
     def value(self, place: int, axis: str) -> str:
         """The value of an axis in a cell, as text."""
-        return _text(self.records[place].identity.assignments.get(axis))
+        value = self.records[place].identity.assignments.get(axis)
+        return self._texts.get(axis, {}).get(canonical(value), MISSING)
 
     @property
     def settings(self) -> list[str]:
@@ -199,6 +215,10 @@ class Study:
         return sorted(kept.values(), key=lambda one: _order(one.result.name))
 
     def _measure(self, result: Result, times: Mapping[str, int]) -> Measure | None:
+        known = (
+            value if value is not None and isfinite(value) else None for value in result.values
+        )
+        result = replace(result, values=tuple(known))
         step_id, _, name = result.name.rpartition("/")
         steps = [step for record in self.records for step in record.steps if step.id == step_id]
         direction = next(filter(None, (better(step, name) for step in steps)), "")
@@ -352,10 +372,21 @@ def _order(name: str) -> tuple[int, str]:
     return (_FIRST.index(bare) if bare in _FIRST else len(_FIRST), name)
 
 
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """The text of each value of an axis, by the value as JSON: short, unless two would look alike,
+    as `a/model` and `b/model` do."""
+    short = {key: _text(value) for key, value in values.items()}
+    times = Counter(short.values())
+    whole = {key: value if isinstance(value, str) else key for key, value in values.items()}
+    if len({*whole.values()}) < len(whole):  # 1 and "1"
+        whole = dict(zip(values, values, strict=True))
+    return {key: text if times[text] == 1 else whole[key] for key, text in short.items()}
+
+
 def _text(value: Any) -> str:
     """An axis' value as people read it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str) and "/" in value:
         return value.rstrip("/").rpartition("/")[2] or value
-    return "–" if value is None else str(value)
+    return MISSING if value is None else str(value)

@@ -85,7 +85,10 @@ def as_json(study: Study) -> str:
         "groups": [_group(study, place) for place in range(len(study.groups))],
         "test": "exact McNemar, two-sided, adjusted by Benjamini and Hochberg over all pairs",
         "pairs": [_pair(*one) for one in zip(study.pairs, study.adjusted, strict=True)],
-        "flips": {axis: [_flip(one) for one in study.flips(axis)] for axis in study.settings},
+        "flips": {
+            axis: [_flip(one, study.by_text) for one in study.flips(axis)]
+            for axis in study.settings
+        },
     }
     return json.dumps(rounded_floats(found), indent=1, ensure_ascii=False) + "\n"
 
@@ -154,13 +157,13 @@ def _pair(pair: ValuePair, p_adjusted: float) -> dict[str, Any]:
     }
 
 
-def _flip(flip: Flip) -> dict[str, Any]:
+def _flip(flip: Flip, by_text: bool) -> dict[str, Any]:
     values: Mapping[str, Any] = {
         value: {"found": one.found, "judged": one.judged, "p": rounded(one.p), "asr": one.asr}
         for value, one in flip.by_value.items()
     }
     return {
-        "token_id": flip.token.id,
+        "token_id": None if by_text else flip.token.id,
         "token": flip.token.text,
         "others": dict(flip.others),
         "values": values,

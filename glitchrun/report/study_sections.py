@@ -272,6 +272,11 @@ def _agreement_sentences(study: Study) -> Iterator[str]:
         f"judged{seeds}."
     )
     yield meaning(study.by, study.sides)
+    if study.by_text:
+        yield (
+            "The cells have different vocabularies, so tokens are matched by their text; those "
+            "without a text of their own are left out."
+        )
     yield (
         "Kappa is Cohen's: 0 for agreement by chance, 1 for complete agreement. By chance: the "
         "mean overlap of two random sets of these sizes (hypergeometric)."
@@ -306,7 +311,7 @@ def _flips(study: Study, axis: str, shown: int | None) -> Iterator[Section]:
     columns = [Column("token", "token"), Column("id", "number"), Column("other settings", "key")]
     for value in values:
         columns += [Column(value, "key"), Column("p", "number"), Column("ASR", "number")]
-    rows = [_flip_row(flip, values) for flip in found[:shown]]
+    rows = [_flip_row(flip, values, study.by_text) for flip in found[:shown]]
     kept = [i for i in range(len(columns)) if any(row[i] not in ("", MISSING) for row in rows)]
     seeds = (
         " With several seeds, the verdict is that of most of them; p is their median and ASR their "
@@ -324,8 +329,9 @@ def _flips(study: Study, axis: str, shown: int | None) -> Iterator[Section]:
     )
 
 
-def _flip_row(flip: Flip, values: Sequence[str]) -> tuple[str, ...]:
-    cells = [flip.token.shown, str(flip.token.id), _named(flip.others) if flip.others else ""]
+def _flip_row(flip: Flip, values: Sequence[str], by_text: bool) -> tuple[str, ...]:
+    number = "" if by_text else str(flip.token.id)
+    cells = [flip.token.shown, number, _named(flip.others) if flip.others else ""]
     for value in values:
         cells += _seen_cells(flip.by_value.get(value))
     return tuple(cells)

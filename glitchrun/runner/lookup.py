@@ -158,6 +158,10 @@ class Baselines:
             RunError: the run's files cannot be read.
         """
         if found := _in_folder(Path(text)):
+            if found.identity.key == own:
+                raise UsageError(f"{text} is this run itself")
+            if found.status != "FINISHED":
+                raise UsageError(f"the run in {text} is {status_word(found.status)}")
             return found
         if self._runs is None:
             self._runs = find_runs(self._root)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 from glitchrun.report.comparison.sides import Side, TokenVerdict
 from glitchrun.vocabulary.text import visible
@@ -31,6 +32,20 @@ def matched(sides: Sequence[Side], how: str = "auto") -> list[Side]:
         return [*sides]
     keys: dict[str, int] = {}
     return [_by_text(side, keys) for side in sides]
+
+
+def matched_cells(sides: Sequence[Side]) -> list[Side]:
+    """Runs matched as by `auto`. Of the runs of one model only that with the most tokens is looked
+    at, because the pairs of hundreds of cells are many.
+
+    Args:
+        sides: The runs, with tokens by id.
+    """
+    largest: dict[Any, Side] = {}
+    for side in sorted(sides, key=lambda one: len(one.tokens)):
+        largest[side.setting.get("model contents")] = side
+    differ = any(side.by_text for side in matched([*largest.values()]))
+    return matched(sides, "text" if differ else "id")
 
 
 def _differ(left: Side, right: Side) -> bool:

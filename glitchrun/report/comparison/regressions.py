@@ -8,7 +8,7 @@ from typing import Any
 
 from glitchrun.behaviour.significance import ALPHA, shown_p
 from glitchrun.errors import UsageError
-from glitchrun.ledger.record import RunRecord
+from glitchrun.ledger.record import RunRecord, status_word
 from glitchrun.report.comparison import Column, Section
 from glitchrun.report.comparison.sides import Side
 from glitchrun.report.formatting import MISSING, count, counted, figure, percent
@@ -34,6 +34,8 @@ class Regression:
     """The name of the first run or study."""
     rule: Rule
     changes: tuple[Change, ...]
+    missing: tuple[str, ...] = ()
+    """Cells of the first study that the other one lacks, or the other way round."""
 
     @property
     def worse(self) -> list[Change]:
@@ -85,6 +87,9 @@ class Regression:
             if worse
             else f"No metric is worse than in {self.first}."
         )
+        if self.missing:
+            cells = counted(len(self.missing), "cell is", "cells are")
+            yield f"{cells} in one study alone, and not compared: {', '.join(self.missing)}."
         allowed = f" by more than {percent(self.rule.tolerance)}" if self.rule.tolerance else ""
         shown = f", and the adjusted p is at most {ALPHA:g}" if self.rule.significant else ""
         yield f"A metric regresses if it is worse{allowed}{shown}. Speed and time do not count."
@@ -120,6 +125,7 @@ class Regression:
             "significant": self.rule.significant,
             "test": TEST,
             "family": family_size(self.changes),
+            "not_compared": list(self.missing),
             "regressed": [f"{one.side}:{one.metric}" for one in self.worse],
             "metrics": [
                 {
@@ -146,7 +152,8 @@ def regression(sides: Sequence[Side], rule: Rule) -> Regression:
     """The metrics of the later sides against those of the first.
 
     Raises:
-        UsageError: a side is a file, which has no metrics, or no metric can be compared.
+        UsageError: a side is a file, which has no metrics, a run is not finished, or no metric can
+            be compared.
     """
     records = [side.record for side in sides]
     first = records[0]
@@ -158,12 +165,27 @@ def regression(sides: Sequence[Side], rule: Rule) -> Regression:
         if record is not None
         for change in changes(first, record, side.label)
     ]
+    return Regression(sides[0].label, rule, _compared([one for one in records if one], found))
+
+
+def _compared(records: Sequence[RunRecord], found: Sequence[Change]) -> tuple[Change, ...]:
+    """The changes between finished runs, with their tests adjusted as one family.
+
+    Raises:
+        UsageError: a run is not finished, so what it lacks would not count, or there is no change.
+    """
+    for record in records:
+        if record.status != "FINISHED":
+            raise UsageError(
+                f"--fail-on compares finished runs; {record.identity.name} "
+                f"{record.identity.key[:12]} is {status_word(record.status)}"
+            )
     if not found:
         raise UsageError(
             "--fail-on: the runs share no metric that has a better direction; compare runs whose "
             "steps have the same ids"
         )
-    return Regression(sides[0].label, rule, tuple(corrected(found)))
+    return tuple(corrected(found))
 
 
 def regression_of_studies(
@@ -176,11 +198,12 @@ def regression_of_studies(
         first: The cells of the earlier study, by name.
         second: Those of the other one.
         rule: When a metric counts as worse.
+
+    Raises:
+        UsageError: a cell of both is not finished, or no metric can be compared.
     """
-    found = [
-        change
-        for name, record in second.items()
-        if name in first
-        for change in changes(first[name], record, name)
-    ]
-    return Regression("the baseline", rule, tuple(corrected(found)))
+    both = [name for name in second if name in first]
+    found = [change for name in both for change in changes(first[name], second[name], name)]
+    records = [study[name] for name in both for study in (first, second)]
+    missing = tuple(name for name in {**first, **second} if name not in both)
+    return Regression("the baseline", rule, _compared(records, found), missing)
