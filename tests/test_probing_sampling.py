@@ -16,7 +16,7 @@ from glitchrun.events import Token
 from glitchrun.probing import batch_invariance, continuous_batch, token_choice
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.batch_invariance import BatchShape
-from glitchrun.probing.continuous_batch import Continuation, PlannedAttempt, fork
+from glitchrun.probing.continuous_batch import Continuation, ContinuousBatch, PlannedAttempt, fork
 from glitchrun.probing.sampling import Sampler, StopRule
 from glitchrun.probing.token_choice import SamplingParams, choose_tokens, gumbel_noise, rng_key
 from glitchrun.strategies.context import Context
@@ -96,6 +96,25 @@ def test_attempts_are_the_same_if_every_pass_must_have_one_shape(
     assert {*sizes} == {64}
     passes = sum(sampler.counters["sampling_forwards"] for sampler in (wide, narrow))
     assert len(sizes) == passes
+
+
+@pytest.mark.parametrize("attempts", [13, 25])
+def test_requests_that_do_not_fit_are_split_while_rows_run(
+    attempts: int, llama: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = [llama.vocabulary.token(i) for i in range(100, 106)]
+    expected = _sampler(llama, 512).attempt(tokens, attempts)
+    running: list[int] = []
+    step = ContinuousBatch._step
+
+    def counted(self: ContinuousBatch[Any]) -> Any:
+        running.append(sum(row.size for row in self._rows))
+        return step(self)
+
+    monkeypatch.setattr(ContinuousBatch, "_step", counted)
+    assert _sampler(llama, 24).attempt(tokens, attempts) == expected
+    assert max(running) == 24
+    assert np.mean(running) > 0.8 * 24
 
 
 def test_a_range_of_attempts_equals_that_part_of_all(llama: Context) -> None:

@@ -40,6 +40,8 @@ from glitchrun.prompts.render import Prompt
 _FLOAT32_ROUNDING = 1e-5
 """Share of the largest logit. Two batch shapes gave float32 logits that differed by at most 2.5e-6
 of it; this is four times that."""
+_SHARED = 12
+"""Attempts of a request that are never parted while rows run: apart they no longer share rows."""
 _REFILL = 1 / 8
 """Share of the batch that must be free before new prompts are run: a pass of few is expensive."""
 
@@ -285,12 +287,16 @@ class ContinuousBatch(Generic[T]):
             if row.request.prompt in wanted and row.size <= room:
                 chosen.append(row)
                 room -= row.size
-            elif row.request.prompt in wanted and not self._rows and not chosen:
+            elif row.request.prompt in wanted and room > 0 and self._may_part(row, chosen):
                 first, rest = row.split(room)
-                chosen, left, room = [first], [*left, rest], 0
+                chosen, left, room = [*chosen, first], [*left, rest], 0
             else:
                 left.append(row)
         return chosen, left
+
+    def _may_part(self, row: Row, chosen: Sequence[Row]) -> bool:
+        """Whether some attempts of a row that is too large may begin before the others."""
+        return row.size > _SHARED or not (self._rows or chosen)
 
     def _step(self) -> list[Request]:
         """Steps 3 to 5. Returns the requests that are complete."""
