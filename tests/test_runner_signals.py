@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
-from glitchrun.runner.signals import Interrupt, listening
+import pytest
+
+from glitchrun.runner.signals import Interrupt, Stopped, listening
 
 
 def test_a_run_in_another_thread_leaves_the_signal_handlers_alone() -> None:
@@ -24,6 +26,13 @@ def test_signals_and_their_exit_codes() -> None:
         with listening(interrupt):
             signal.raise_signal(number)
         assert interrupt.exit_code == code
+        interrupt.check_second()
+        with pytest.raises(Stopped):
+            interrupt.receive(number, None)
+        for check in (interrupt.check_second, interrupt.check):  # as another thread does
+            with pytest.raises(Stopped) as stopped:
+                check()
+            assert stopped.value.at_once
 
 
 def test_ignored_hangup_stays_ignored() -> None:

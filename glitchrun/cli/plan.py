@@ -131,6 +131,8 @@ def _staff_lines(plan: Plan) -> Iterator[str]:
         return
     together = f"; {staff.side_by_side} runs at a time" if staff.side_by_side > 1 else ""
     yield from _wrapped("workers    ", f"{staff.text}{together}")
+    if staff.workers > 1:
+        yield from _wrapped("           ", "the times below are those of one; they share the work")
     if staff.reduced:
         yield from _wrapped("           ", staff.reduced)
 

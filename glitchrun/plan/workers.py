@@ -23,7 +23,8 @@ class Staff:
     """`local`, `auto` or `ray://HOST:PORT`."""
     workers: int
     asked: int
-    """The workers that the spec asks for; the memory of this machine may allow fewer."""
+    """The workers that the spec asks for, without those that would have no run. The memory of this
+    machine may allow fewer."""
     cpus: int
     """Cores and threads of each worker."""
     gpus: float
@@ -60,18 +61,27 @@ class Staff:
 
 
 def staff_of(runs: Sequence[PlannedRun]) -> Staff | None:
-    """The workers of the runs that are not finished; None if this process executes them."""
+    """The workers of the runs that are not finished; None if this process executes them.
+
+    With the engine `local` each run has one worker, so there are at most as many as runs. One run
+    needs none.
+    """
     waiting = [run for run in runs if run.action in ("start", "resume")]
     if not waiting:
         return None
     execution = waiting[0].cell.spec.execution  # that of all cells
     if not execution.uses_ray:
         return None
-    workers, gpus = execution.workers, execution.gpus_per_worker
+    asked, gpus = execution.workers, execution.gpus_per_worker
+    if execution.engine == "local":
+        asked = min(asked, len(waiting))
+        if asked == 1:
+            return None
     needed = [run.estimate for run in waiting if run.estimate is not None]
     if gpus is None:
         on_gpu = any(estimate.device.startswith("cuda") for estimate in needed)
         gpus = 1.0 if execution.is_here and on_gpu else 0.0
+    workers = asked
     if execution.is_here and not gpus:
         fit = [one.free_bytes // max(1, one.total_bytes) for one in needed if one.free_bytes]
         workers = max(1, min([workers, *fit]))
@@ -79,7 +89,7 @@ def staff_of(runs: Sequence[PlannedRun]) -> Staff | None:
         engine=execution.engine,
         address="local" if execution.is_here else execution.address,
         workers=workers,
-        asked=execution.workers,
+        asked=asked,
         cpus=execution.cpus_per_worker or (_cores(workers) if execution.is_here else 1),
         gpus=gpus,
         side_by_side=min(workers, len(waiting)),

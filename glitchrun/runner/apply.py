@@ -115,7 +115,7 @@ def _with_engine(chosen: Sequence[PlannedRun], session: Session, options: Option
     from glitchrun.runner.ray_pool import RayEngine
 
     with RayEngine(staff) as engine:
-        shares = [engine.share(n, staff.side_by_side) for n in range(staff.side_by_side)]
+        shares = engine.shares(session.display.say, session.interrupt)
         return _execute_all(chosen, session, options, shares)
 
 

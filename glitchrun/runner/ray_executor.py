@@ -1,8 +1,8 @@
 """Executes the steps of a run in workers of Ray, and takes their facts one by one.
 
 One worker leads a step (`runner/ray_worker.py`). The facts of all workers arrive here, in the
-process that owns the ledger, in a fixed order. If the leader is lost, another worker continues from
-the ledger, as after an interruption.
+process that owns the ledger, in a fixed order. If the leader is lost, the next worker that answers
+continues from the ledger, as after an interruption.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from glitchrun.errors import GlitchrunError, PreflightError, RunError
-from glitchrun.events import Event, Verified
+from glitchrun.events import Event, Measured, Verified
 from glitchrun.ledger.record import ModelRecord
 from glitchrun.plan.build import PlannedRun
 from glitchrun.report.formatting import counted
@@ -26,8 +26,11 @@ from glitchrun.runner.ray_messages import Failed, Unprepared, about_here, mismat
 from glitchrun.runner.signals import Interrupt
 from glitchrun.spec.types import Tracking
 
-_MOST_LOSSES = 8
-"""Leaders that a step may lose without a new fact."""
+_MOST_LOSSES = 5
+"""Leaders in a row that are lost without a new fact; the run then fails."""
+_MOST_SECONDS = 1800.0
+"""Seconds to wait for any worker to answer. One that helps answers between two batches."""
+_SAY_SECONDS = 10.0
 _RETRY_SECONDS = 1.0
 
 
@@ -59,28 +62,34 @@ class RayExecutor:
         self._say = say
         self._interrupt = interrupt
         self._run = pickle.dumps(portable(planned))
-        self._leader = self._members[0]
+        self._losses = 0
+        """Leaders that were lost since the last fact."""
+        self._leader = self._members[-1]  # `_choose` begins with the one after it
+        self._choose()
         if planned.fingerprint:
             self._check_models()
         payload = pickle.dumps((self._run,))
         for member in self._others():  # they load the model while the leader does
-            member.actor.call.remote("prepare", payload)
+            submit(member.actor.call, "prepare", payload)
         self._prepare()
 
     # Steps ------------------------------------------------------------------------------------
 
     def events(self, task: StepTask, watch: Watch) -> Iterator[Event]:
         """See `runner.engine.Executor`."""
-        losses = 0
+        metrics: list[Measured] = []
         while True:
             try:
                 for event in self._events(task, watch):
-                    losses = 0
+                    self._losses = 0
+                    if isinstance(event, Measured):
+                        if event in metrics:  # from a leader that was lost after it
+                            continue
+                        metrics.append(event)
                     yield event
                 return
             except WorkerLost:
-                losses += 1
-                self._replace(losses)
+                self._replace()
 
     def _events(self, task: StepTask, watch: Watch) -> Iterator[Event]:
         """The events of a step, from the end of what is stored."""
@@ -89,12 +98,12 @@ class RayExecutor:
         others = [(member.actor, member.host) for member in self._others()]
         watch.staff(1)
         self._ask("lead", pickle.dumps(sent), others)
-        answer = self._leader.actor.call.remote("next", b"")
+        answer = submit(self._leader.actor.call, "next", b"")
         while True:
-            messages = _checked(answer_of(answer))
+            messages = _checked(self._answer(answer))
             kind, value = messages[-1]
             if kind == "event":  # the leader goes on while this event is stored
-                answer = self._leader.actor.call.remote("next", b"")
+                answer = submit(self._leader.actor.call, "next", b"")
             for name, content in messages:
                 if name == "said":
                     self._say(content)
@@ -133,28 +142,31 @@ class RayExecutor:
 
     def _of_any(self, method: str, *arguments: Any) -> Any:
         """Asks the leader, or another one if it is lost."""
-        losses = 0
         while True:
             try:
-                return self._ask(method, pickle.dumps(arguments))
+                answer = self._ask(method, pickle.dumps(arguments))
+                self._losses = 0
+                return answer
             except WorkerLost:
-                losses += 1
-                self._replace(losses)
+                self._replace()
 
     def _ask(self, method: str, payload: bytes, helpers: Sequence[Any] = ()) -> Any:
         where = self._leader.host or "a worker"
-        answer = answer_of(self._leader.actor.call.remote(method, payload, helpers))
+        answer = self._answer(submit(self._leader.actor.call, method, payload, helpers))
         return _checked(answer, "" if where == socket.gethostname() else f"worker on {where}: ")
+
+    def _answer(self, reference: Any) -> Any:
+        return answer_of(reference, self._interrupt.check_second)
 
     def _check_models(self) -> None:
         """Checks that the workers that are there have the model that was planned with."""
         payload = pickle.dumps((portable(self._planned),))
         there = [member for member in self._members if member.host]
-        asked = [member.actor.call.remote("fingerprint", payload) for member in there]
+        asked = [submit(member.actor.call, "fingerprint", payload) for member in there]
         path = self._planned.cell.spec.model.path
         for member, reference in zip(there, asked, strict=True):
             with suppress(WorkerLost):  # it is checked again when it is back
-                answer = answer_of(reference)
+                answer = self._answer(reference)
                 if isinstance(answer, Failed):
                     raise answer.error(f"the worker on {member.host} is refused: ")
                 if answer != self._planned.fingerprint:
@@ -166,13 +178,11 @@ class RayExecutor:
 
     def _prepare(self) -> None:
         """Has the leader load the model; another one leads if it is lost."""
-        losses = 0
         while True:
             try:
                 about = self._ask("prepare", pickle.dumps((self._run,)))
             except WorkerLost:
-                losses += 1
-                self._replace(losses, prepare=False)
+                self._replace(prepare=False)
                 continue
             self._leader.host = about["host"]
             for text in about["said"]:
@@ -181,22 +191,75 @@ class RayExecutor:
                 raise PreflightError(f"the worker on {about['host']} is refused: {reason}")
             return
 
-    def _replace(self, losses: int, *, prepare: bool = True) -> None:
-        """Chooses the next worker as the leader, after `losses` lost ones."""
+    def _replace(self, *, prepare: bool = True) -> None:
+        """Chooses another leader after one was lost."""
         self._interrupt.check()
-        lost = self._leader
-        if losses > _MOST_LOSSES:
+        host = self._leader.host
+        self._losses += 1
+        if self._losses >= _MOST_LOSSES:
             raise RunError(
-                f"{losses} workers ended one after the other, the last on {lost.host}, without a "
+                f"{self._losses} workers ended one after the other, the last on {host}, without a "
                 "result; look for the reason there (memory?)"
             )
-        if losses >= len(self._members):  # all of them were lost: Ray starts them again
-            time.sleep(_RETRY_SECONDS)
-        place = (self._members.index(lost) + 1) % len(self._members)
-        self._leader = self._members[place]
-        self._say(f"lost the worker on {lost.host or 'an unknown host'}; another one continues")
+        self._say(f"lost the worker on {host}; another one continues")
+        self._choose()
         if prepare:
             self._prepare()
+
+    def _choose(self) -> None:
+        """Makes the next worker that answers the leader. One that Ray cannot start does not.
+
+        Raises:
+            RunError: none answers.
+            Stopped: a signal came while waiting.
+        """
+        place = self._members.index(self._leader) + 1
+        order = self._members[place:] + self._members[:place]
+        began, told = time.monotonic(), False
+        asked: dict[Any, Member] = {}
+        while not (there := _answering(order, asked)):
+            self._interrupt.check()
+            waited = time.monotonic() - began
+            if waited > _MOST_SECONDS:
+                raise RunError(
+                    f"no worker has answered for {_MOST_SECONDS / 60:.0f} min; look at the "
+                    "cluster's hosts. What was measured is stored; apply again to continue"
+                )
+            if waited > _SAY_SECONDS and not told:
+                told = True
+                self._say("waiting for a worker: none answers, and Ray starts them again")
+        self._leader = there[0]
+
+
+def _answering(order: Sequence[Member], asked: dict[Any, Member]) -> list[Member]:
+    """The workers that answer within a second, in their order.
+
+    Args:
+        order: All workers.
+        asked: The questions that have no answer yet, and whom they are for; is kept up to date.
+
+    Raises:
+        RunError: Ray has ended.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        raise RunError("the connection to the Ray cluster has ended; apply again to continue")
+    waiting = [*asked.values()]
+    for member in order:
+        if member not in waiting:
+            with suppress(WorkerLost):
+                asked[submit(member.actor.about)] = member
+    ready, _ = ray.wait([*asked], num_returns=len(asked), timeout=_RETRY_SECONDS)
+    there = []
+    for reference in ready:
+        member = asked.pop(reference)
+        with suppress(WorkerLost):
+            member.host = answer_of(reference)["host"]
+            there.append(member)
+    if not there and not asked:  # all of them were lost: Ray starts them again
+        time.sleep(_RETRY_SECONDS)
+    return sorted(there, key=order.index)
 
 
 class _Stored:
@@ -209,8 +272,22 @@ class _Stored:
         return self._batches
 
 
-def answer_of(reference: Any) -> Any:
-    """The answer of a worker.
+def submit(method: Any, *arguments: Any) -> Any:
+    """Calls a method of a worker; returns the reference of the answer.
+
+    Raises:
+        WorkerLost: the call cannot be sent.
+    """
+    from ray.exceptions import RayError
+
+    try:
+        return method.remote(*arguments)
+    except RayError as error:
+        raise WorkerLost from error
+
+
+def answer_of(reference: Any, check: Callable[[], None] = lambda: None) -> Any:
+    """The answer of a worker. While it is missing, `check` is called every second.
 
     Raises:
         WorkerLost: it no longer answers.
@@ -219,10 +296,12 @@ def answer_of(reference: Any) -> Any:
     from ray.exceptions import RayError, RayTaskError
 
     try:
+        while not ray.wait([reference], timeout=_RETRY_SECONDS)[0]:
+            check()
         return ray.get(reference)
     except RayTaskError:  # a defect, with the worker's traceback
         raise
-    except RayError as error:
+    except (RayError, SystemExit) as error:  # it exits if Ray was shut down in another thread
         raise WorkerLost from error
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from glitchrun.boundary import OUT_OF_MEMORY
 from glitchrun.errors import (
     DoesNotFit,
     ExitCode,
@@ -38,6 +39,13 @@ class Unprepared(RunError):
 
     def __init__(self) -> None:
         super().__init__("the worker was lost while it was not asked for anything")
+
+
+class NoMemory(RunError):
+    """Memory ran out in a worker."""
+
+    def __init__(self) -> None:
+        super().__init__(OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,21 +10,25 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import socket
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from glitchrun.errors import PreflightError, require
+from glitchrun.ledger.lock import hold, is_held
 from glitchrun.plan.build import PlannedRun
 from glitchrun.plan.workers import Staff
 from glitchrun.report.formatting import counted
-from glitchrun.runner.ray_executor import Member, RayExecutor, answer_of
+from glitchrun.runner.ray_executor import Member, RayExecutor, WorkerLost, answer_of, submit
 from glitchrun.runner.ray_messages import about_here, mismatch
 from glitchrun.runner.signals import Interrupt
 
@@ -34,7 +38,11 @@ _START_SECONDS = 60.0
 """Seconds to wait for all workers before a step begins with those that are there."""
 _MOST_SECONDS = 600.0
 """Seconds to wait for the first worker; a cluster may have to start a machine for it."""
+_MOST_LOSSES = 5
+"""Workers that may end while they start."""
 _RETRY_SECONDS = 1.0
+_FOLDER = "glitchrun-ray-"
+_YOUNG_SECONDS = 60.0
 _LONG_FOLDER = 40
 """Characters; Ray's sockets have names of at most 107 characters, most of them its own."""
 
@@ -83,7 +91,11 @@ class RayEngine:
         self._staff = staff
         self._lock = threading.Lock()
         self._members: list[Member] = []
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        """The workers, once they are checked."""
+        self._refusal = ""
+        """Why there are none; empty unless they were refused."""
+        self._folder = ExitStack()
+        """Removes the folder of this command's own cluster."""
         self._connected = False
         """Whether this engine has connected to the cluster; a connection that was there before
         stays."""
@@ -97,34 +109,64 @@ class RayEngine:
         import ray
 
         if not self._connected:
-            for member in self._members:
-                ray.kill(member.actor)
+            _dismiss(self._members)
             return
         ray.shutdown()
-        if self._folder is not None:
-            self._folder.cleanup()
+        self._folder.close()
 
-    def share(self, number: int, of: int) -> _Share:
-        """The engine for one of `of` runs side by side: every `of`-th worker from `number` on."""
-        return _Share(self, number, of)
+    def shares(self, say: Callable[[str], None], interrupt: Interrupt) -> list[_Share]:
+        """The engines of the runs that are executed side by side.
+
+        For several it starts the workers: Ray's processes end with the thread that started them,
+        and each share needs a worker that is there. For one its first run does.
+
+        Raises:
+            PreflightError: see `members`.
+            Stopped: a signal came while waiting for the workers.
+        """
+        many = self._staff.side_by_side
+        if many > 1:
+            many = min(many, sum(bool(member.host) for member in self.members(say, interrupt)))
+        return [_Share(self, number, many) for number in range(many)]
+
+    def share(self, number: int, of: int, members: Sequence[Member]) -> list[Member]:
+        """The workers of one of `of` runs side by side. Those that are there are dealt out first,
+        then those that Ray has not started yet, which may help later."""
+        there = [member for member in members if member.host]
+        late = [member for member in members if not member.host]
+        own = [*there[number::of], *late[number::of]]
+        return own if self._staff.engine == "ray" else own[:1]
 
     def members(self, say: Callable[[str], None], interrupt: Interrupt) -> list[Member]:
-        """The workers, started by the first call and checked.
+        """The workers, started by the first call and checked. At least one is there.
 
         Raises:
             PreflightError: there is no such cluster, no worker starts, or one has other versions.
+            Stopped: a signal came while waiting for the workers.
         """
         with self._lock:
+            if self._refusal:
+                raise PreflightError(self._refusal)
             if not self._members:
                 self._connect()
                 say(f"workers: starting {self._staff.text}")
-                self._members = self._hire()
-                self._wait(say, interrupt)
+                hired = self._hire()
+                try:
+                    self._wait(hired, say, interrupt)
+                    self._members = hired
+                except PreflightError as error:
+                    self._refusal = str(error)
+                    raise
+                finally:
+                    if not self._members:
+                        _dismiss(hired)
             return self._members
 
     def _connect(self) -> None:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+        # A call after the end of the cluster must not start another one; read by `import ray`.
+        os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
         staff = self._staff
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if staff.address == "local":
@@ -136,14 +178,17 @@ class RayEngine:
                 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
             parent = tempfile.gettempdir()
             parent = parent if len(parent) <= _LONG_FOLDER else "/tmp"  # nosec B108 # a new folder in it
-            self._folder = tempfile.TemporaryDirectory(
-                prefix="glitchrun-ray-", dir=parent, ignore_cleanup_errors=True
+            remove_left_over(Path(parent))
+            own = tempfile.TemporaryDirectory(
+                prefix=_FOLDER, dir=parent, ignore_cleanup_errors=True
             )
+            folder = self._folder.enter_context(own)
+            self._folder.enter_context(hold(Path(folder)))
             options |= {
                 "num_cpus": staff.workers * staff.cpus,
                 "include_dashboard": False,
                 "object_store_memory": _STORE_BYTES,
-                "_temp_dir": self._folder.name,
+                "_temp_dir": folder,
             }
         import ray
 
@@ -172,29 +217,42 @@ class RayEngine:
         )
         return [Member(actor.remote()) for _ in range(staff.workers)]
 
-    def _wait(self, say: Callable[[str], None], interrupt: Interrupt) -> None:
+    def _wait(
+        self, hired: Sequence[Member], say: Callable[[str], None], interrupt: Interrupt
+    ) -> None:
         """Waits until the workers are there, and checks what they are."""
         import ray
 
         began = told = time.monotonic()
-        asked = {member.actor.about.remote(): member for member in self._members}
-        here = about_here()
+        asked = {submit(member.actor.about): member for member in hired}
+        here, losses = about_here(), 0
         while asked:
             ready, _ = ray.wait([*asked], num_returns=len(asked), timeout=_RETRY_SECONDS)
             for reference in ready:
                 member = asked.pop(reference)
-                about = answer_of(reference)
+                try:
+                    about = answer_of(reference)
+                except WorkerLost:  # Ray starts it again
+                    losses += 1
+                    if losses >= _MOST_LOSSES:
+                        raise PreflightError(
+                            f"{losses} workers ended while they started; look at the memory of the "
+                            f"hosts, and at the logs of Ray; {self._room()}"
+                        ) from None
+                    time.sleep(_RETRY_SECONDS)
+                    asked[submit(member.actor.about)] = member
+                    continue
                 member.host = about["host"]
                 if reason := mismatch(here, about):
                     raise PreflightError(f"the worker on {member.host} is refused: {reason}")
             interrupt.check()
             waited = time.monotonic() - began
-            there = len(self._members) - len(asked)
+            there = len(hired) - len(asked)
             if asked and time.monotonic() - told > 10:
                 told = time.monotonic()
-                say(f"workers: {there} of {len(self._members)} started; {self._room()}")
+                say(f"workers: {there} of {len(hired)} started; {self._room()}")
             if asked and there and waited > _START_SECONDS:
-                say(f"workers: beginning with {there} of {len(self._members)}")
+                say(f"workers: beginning with {there} of {len(hired)}")
                 return
             if asked and waited > _MOST_SECONDS:
                 raise PreflightError(
@@ -226,5 +284,27 @@ class _Share:
         self, planned: PlannedRun, say: Callable[[str], None], interrupt: Interrupt
     ) -> RayExecutor:
         """See `runner.engine.Engine`."""
-        members = self.engine.members(say, interrupt)[self.number :: self.of]
-        return RayExecutor(planned, members, say, interrupt)
+        members = self.engine.members(say, interrupt)
+        own = self.engine.share(self.number, self.of, members)
+        return RayExecutor(planned, own, say, interrupt)
+
+
+def _dismiss(members: Sequence[Member]) -> None:
+    """Ends workers."""
+    import ray
+    from ray.exceptions import RayError
+
+    for member in members:
+        with suppress(RayError):
+            ray.kill(member.actor)
+
+
+def remove_left_over(parent: Path) -> None:
+    """Removes the folders of Ray that this user's commands have left over when they were killed:
+    nobody holds the lock in them. A younger one may not be locked yet."""
+    for folder in parent.glob(f"{_FOLDER}*"):
+        with suppress(OSError):
+            found = folder.lstat()
+            old = time.time() - found.st_mtime > _YOUNG_SECONDS
+            if old and found.st_uid == os.getuid() and not is_held(folder):
+                shutil.rmtree(folder, ignore_errors=True)

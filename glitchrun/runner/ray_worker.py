@@ -7,7 +7,7 @@ what the strategy hands to `Context.spread` over the others (its *helpers*) and 
 2. While the next result is missing, the leader computes the first item that nobody has.
 3. Results are yielded in the order of the items, whoever computed them.
 4. The items of a helper that is lost go back to the front. Ray starts the helper again, and it
-   helps once it has loaded the model.
+   helps once it has loaded the model. One whose memory runs out is left out of the step.
 
 `runner/ray_pool.py` is the part in the process of `apply`. This module is imported in the workers
 only.
@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from glitchrun.boundary import is_out_of_memory
 from glitchrun.errors import GlitchrunError, RunError
 from glitchrun.events import Stage, Verified
 from glitchrun.ledger.record import ModelRecord
@@ -33,7 +34,7 @@ from glitchrun.report.formatting import counted
 from glitchrun.runner.engine import StepTask
 from glitchrun.runner.models import Models
 from glitchrun.runner.preparation import Prepared, prepare
-from glitchrun.runner.ray_messages import Answer, Failed, Unprepared, mismatch
+from glitchrun.runner.ray_messages import Answer, Failed, NoMemory, Unprepared, mismatch
 from glitchrun.strategies.context import Context
 
 _Item = TypeVar("_Item")
@@ -126,6 +127,8 @@ class Spread:
 
     def lost(self, helper: _Helper) -> None:
         """A helper no longer answers; Ray starts it again."""
+        if helper.refused:
+            return
         if helper.helps:
             self._tell(("said", f"lost the worker on {helper.name}; its share is done again"))
         helper.helps, helper.joining = False, None
@@ -169,10 +172,15 @@ class Spread:
             helper.name = answer["host"]
             reason = mismatch(self._about, answer)
         if reason:
-            helper.refused = True
-            self._tell(("said", f"the worker on {helper.name} is left out: {reason}"))
+            self.leave_out(helper, reason)
         else:
             helper.helps = True
+            self._tell(("staff", self.present))
+
+    def leave_out(self, helper: _Helper, reason: str) -> None:
+        """A helper cannot help with this step."""
+        helper.helps, helper.refused = False, True
+        self._tell(("said", f"the worker on {helper.name} is left out: {reason}"))
         self._tell(("staff", self.present))
 
 
@@ -208,22 +216,33 @@ class _Calls:
         if len(self._running) > 1:
             ready, _ = ray.wait([*self._running], num_returns=len(self._running), timeout=0)
         for reference in ready:
-            helper, index, item = self._running.pop(reference)
+            if reference not in self._running:  # taken back with another one of its helper
+                continue
+            helper, index, _ = self._running[reference]
             try:
                 answer = ray.get(reference)
             except RayTaskError:
                 raise
             except RayError:
-                self._again(helper, index, item)
+                self._count_loss(helper)
+                self._take_back(helper)
+                self._spread.lost(helper)
                 continue
             if not isinstance(answer, Failed):
                 self.done[index] = answer
+                del self._running[reference]
             elif answer.kind == Unprepared.__name__:
-                self._again(helper, index, item)
+                self._take_back(helper)
+                self._spread.lost(helper)
+            elif answer.kind == NoMemory.__name__:
+                self._take_back(helper)
+                self._spread.leave_out(helper, answer.message)
             else:
                 raise answer.error(f"worker on {helper.name}: ")
 
-    def _again(self, helper: _Helper, index: int, item: Any) -> None:
+    def _count_loss(self, helper: _Helper) -> None:
+        """Counts the loss of a helper on the item that it worked on: the first one that it has."""
+        index = next(index for who, index, _ in self._running.values() if who is helper)
         self._losses[index] += 1
         if self._losses[index] >= _MOST_LOSSES:
             raise RunError(
@@ -231,8 +250,14 @@ class _Calls:
                 f"the last on {helper.name}; look for the reason there (memory?), or set a smaller "
                 "batch_size"
             )
-        self._spread.lost(helper)
-        self.waiting = deque(sorted([*self.waiting, (index, item)], key=lambda pair: pair[0]))
+
+    def _take_back(self, helper: _Helper) -> None:
+        """Puts the items of a helper back to the front."""
+        theirs = {key: item for key, (who, *item) in self._running.items() if who is helper}
+        for reference in theirs:
+            del self._running[reference]
+        back = [(index, item) for index, item in theirs.values()]
+        self.waiting = deque(sorted([*self.waiting, *back], key=lambda pair: pair[0]))
 
     def abandon(self) -> None:
         """Withdraws what helpers have not begun."""
@@ -254,7 +279,8 @@ class Worker:
         self._events: Iterator[Any] = iter(())
 
     def call(self, method: str, payload: bytes, helpers: Sequence[tuple[Any, str]]) -> Any:
-        """Calls a method with pickled arguments. Returns `Failed` instead of a GlitchrunError."""
+        """Calls a method with pickled arguments. Returns `Failed` instead of a GlitchrunError, and
+        when memory runs out."""
         try:
             arguments: tuple[Any, ...] = pickle.loads(payload) if payload else ()  # nosec B301 # our leader's
             if method == "lead":
@@ -262,6 +288,10 @@ class Worker:
             return getattr(self, f"_{method}")(*arguments)
         except GlitchrunError as error:
             return Failed.of(error)
+        except BaseException as error:
+            if not is_out_of_memory(error):
+                raise
+            return Failed.of(NoMemory())
 
     def _fingerprint(self, planned: PlannedRun) -> str:
         """The fingerprint of the model's files as this worker finds them."""

@@ -47,7 +47,8 @@ def side_by_side(
     continues: Continues,
 ) -> list[tuple[PlannedRun, Result]]:
     """As `in_turn`, with a run in each of the `shares` at a time. Returns the results in the order
-    of the runs. Those that have begun are finished, whatever becomes of another.
+    of the runs. Those that have begun are finished, whatever becomes of another, except after a
+    second signal. No thread uses the shares when this returns or raises.
 
     Raises:
         Stopped: a second signal came.
@@ -61,7 +62,8 @@ def side_by_side(
             for future in ended:
                 future.result()
     finally:
-        pool.shutdown(wait=False)
+        lanes.close()
+        pool.shutdown(wait=True)
     return [(run, lanes.results[run.key]) for run in runs if run.key in lanes.results]
 
 
@@ -93,6 +95,11 @@ class _Lanes:
                 self.results[run.key] = result
                 if not self._continues(run, result):
                     self._waiting.clear()
+
+    def close(self) -> None:
+        """No other run begins."""
+        with self._lock:
+            self._waiting.clear()
 
     def _next(self) -> PlannedRun | None:
         with self._lock:

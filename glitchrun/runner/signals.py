@@ -30,6 +30,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self._signal: int | None = None
+        self._second = False
 
     @property
     def exit_code(self) -> ExitCode | None:
@@ -42,8 +43,19 @@ class Interrupt:
         Raises:
             Stopped: a signal has come.
         """
+        self.check_second()
         if self.exit_code is not None:
             raise Stopped(self.exit_code)
+
+    def check_second(self) -> None:
+        """Checks for a second signal. The main thread needs no such check: the signal's handler
+        raises there.
+
+        Raises:
+            Stopped: it has come.
+        """
+        if self._second and self.exit_code is not None:
+            raise Stopped(self.exit_code, at_once=True)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal.
@@ -52,6 +64,7 @@ class Interrupt:
             Stopped: it is the second one.
         """
         if self._signal is not None:
+            self._second = True
             raise Stopped(_CODES[number], at_once=True)
         self._signal = number
         _announce("stopping after the current batch; a second signal stops immediately")
