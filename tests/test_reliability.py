@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,14 @@ from glitchrun.runner.options import Options
 from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.strategies.judging import Judge
 from tests.support import quiet
+from tests.support.commands import ROOT
 from tests.support.oracle import FOLDER
 from tests.support.quiet import Quiet
 from tools.fuzz import __main__ as fuzz
 from tools.fuzz.targets import TARGETS
 from tools.torture import __main__ as torture
 from tools.torture import kills
-from tools.torture.bench import Bench, Outcome
+from tools.torture.bench import FAULTS, Bench, Outcome
 
 SPEC = f"""\
 apiVersion: glitchrun/v1
@@ -44,12 +46,30 @@ def test_table_keeps_the_rows_of_other_faults(tmp_path: Path) -> None:
     for name, codes in (("pipe", [0]), ("kill-scan", [-9, -9, 0]), ("pipe", [0, 1])):
         torture._write(page, torture._row(name, [Outcome(codes)], 3))
     text = page.read_text()
-    assert "2 faults, 2 commands ended by `kill -9`" in text
-    rows = [line.split("|")[1:] for line in text.splitlines() if line.startswith("| `")]
-    assert [row[0].strip() for row in rows] == ["`kill-scan`", "`pipe`"]
-    assert rows[0][4] == " SIGKILL × 2, 0 × 1 "
-    assert rows[1][4] == " 0 × 1, 1 × 1 "
+    assert f"2 of {len(FAULTS)} faults injected, 2 commands ended by `kill -9`" in text
+    rows = _rows(text)
+    assert list(rows) == list(FAULTS)
+    assert [name for name, cells in rows.items() if cells[-1] != "not run"] == ["kill-scan", "pipe"]
+    assert rows["kill-scan"][-2:] == ["SIGKILL × 2, 0 × 1", "1 of 1"]
+    assert rows["pipe"][-2:] == ["0 × 1, 1 × 1", "1 of 1"]
     assert (text[:7], text[-6:]) == ("before\n", "after\n")
+
+
+def _rows(text: str) -> dict[str, list[str]]:
+    """The cells of every row of the table, by fault."""
+    table = text.partition(torture._BEGIN)[2].partition(torture._END)[0]
+    found = [line.split("|")[1:-1] for line in table.splitlines() if line[:3] == "| `"]
+    return {row[0].strip(" `"): [cell.strip() for cell in row[1:]] for row in found}
+
+
+def test_page_has_a_row_for_every_fault() -> None:
+    rows = _rows((ROOT / "docs/reliability.md").read_text(encoding="utf-8"))
+    assert list(rows) == list(FAULTS)
+    for name, (what, *_, state) in rows.items():
+        assert what == f"{FAULTS[name].group} {FAULTS[name].what}"
+        held = re.fullmatch(r"(\d+) of (\d+)", state)
+        assert held is None or held[1] == held[2], f"{name} does not hold: {state}"
+        assert held or state == "not run" or state.startswith("not injected: ")
 
 
 def test_step_without_memory_fails_and_is_continued(

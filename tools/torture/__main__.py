@@ -1,7 +1,7 @@
 """Injects every fault, prints what happened, and exits with 1 if anything did not hold.
 
 python -m tools.torture                               all faults, in some minutes
-python -m tools.torture --only kill --seed 7          those named like `kill`, other moments
+python -m tools.torture --only kill,disk --seed 7     those named like one of these, other moments
 python -m tools.torture --rounds 1                    each fault once
 python -m tools.torture --write docs/reliability.md   also puts the rows into the table of a page
 """
@@ -13,12 +13,14 @@ import os
 import platform
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,7 +36,8 @@ _BEGIN, _END = "<!-- torture: begin -->", "<!-- torture: end -->"
 def main(words: list[str]) -> int:
     """Runs the command line; returns the exit code."""
     options = _parsed(words)
-    names = [name for name in FAULTS if not options.only or options.only in name]
+    parts = options.only.split(",")
+    names = [name for name in FAULTS if any(part in name for part in parts)]
     if not names:
         print(f"no fault has {options.only!r} in its name; there are: {', '.join(FAULTS)}")
         return 2
@@ -56,7 +59,7 @@ def main(words: list[str]) -> int:
 def _parsed(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m tools.torture", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="of the random moments")
-    parser.add_argument("--only", default="", help="a part of the names of the faults")
+    parser.add_argument("--only", default="", help="parts of the names of faults: kill,disk")
     parser.add_argument("--rounds", type=int, default=0, help="rounds of each fault; 0: its own")
     parser.add_argument("--write", type=Path, help="the page to write the table into")
     return parser.parse_args(words)
@@ -90,7 +93,23 @@ def _row(name: str, outcomes: list[Outcome], seed: int) -> str:
     held = sum(not one.objections for one in outcomes)
     state = f"not injected: {skipped}" if skipped and not shown else f"{held} of {len(outcomes)}"
     what = f"{FAULTS[name].group} {FAULTS[name].what}"
-    return f"| `{name}` | {what} | {datetime.now(UTC):%Y-%m-%d} | {seed} | {shown} | {state} |"
+    when = f"{datetime.now(UTC):%Y-%m-%d}"
+    return f"| `{name}` | {what} | {when} | {_commit()} | {seed} | {shown} | {state} |"
+
+
+def _not_run(name: str) -> str:
+    return f"| `{name}` | {FAULTS[name].group} {FAULTS[name].what} | | | | | not run |"
+
+
+@cache
+def _commit() -> str:
+    """The commit of the source, with a `+` if files differ from it; empty outside a clone."""
+    words = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+    try:
+        done = subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()
 
 
 def _code(code: int) -> str:
@@ -104,21 +123,23 @@ def _write(path: Path, row: str) -> None:
     table, _, after = rest.partition(_END)
     rows = {line.split("|")[1].strip(): line for line in table.splitlines() if line[:3] == "| `"}
     rows[row.split("|")[1].strip()] = row
-    order = [f"`{name}`" for name in FAULTS]
-    kept = [rows[name] for name in order if name in rows]
+    kept = [rows.get(f"`{name}`", _not_run(name)) for name in FAULTS]
+    run = [line for line in kept if not line.endswith(" not run |")]
     killed = sum(int(found[1]) for line in kept for found in _KILLS.finditer(line))
     memory = psutil.virtual_memory().total / 2**30
-    when = (
+    where = (
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC on {platform.system()} {platform.release()}, "
         f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, Python "
         f"{platform.python_version()}, torch {version('torch')}, MLflow {version('mlflow')}"
     )
     written = [
         _BEGIN,
-        f"Last written {when}: {len(kept)} faults, {killed} commands ended by `kill -9`.",
+        f"Last written {where}.",
         "",
-        "| fault | injected | date | seed | exit codes × how often | held |",
-        "|---|---|---|---|---|---|",
+        f"{len(run)} of {len(kept)} faults injected, {killed} commands ended by `kill -9`.",
+        "",
+        "| fault | injected | date | commit | seed | exit codes × how often | held |",
+        "|---|---|---|---|---|---|---|",
         *kept,
         _END,
     ]
