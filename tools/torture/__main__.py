@@ -9,28 +9,20 @@ python -m tools.torture --write docs/reliability.md   also puts the rows into th
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
-from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
-import psutil
-
+from tools import pages
 from tools.torture import kills, machine, records  # noqa: F401 - they fill FAULTS
 from tools.torture.bench import FAULTS, Bench, Outcome
 
 _KILLS = re.compile(r"SIGKILL × (\d+)")
-_BEGIN, _END = "<!-- torture: begin -->", "<!-- torture: end -->"
 
 
 def main(words: list[str]) -> int:
@@ -48,7 +40,7 @@ def main(words: list[str]) -> int:
         for name in names:
             results[name] = _rounds(bench, name, options.rounds)
             if options.write:
-                _write(options.write, _row(name, results[name], options.seed))
+                _write(options.write, name, _row(name, results[name], options.seed))
     failed = sum(bool(one.objections) for outcomes in results.values() for one in outcomes)
     rounds = sum(len(outcomes) for outcomes in results.values())
     minutes = (time.monotonic() - began) / 60
@@ -93,57 +85,32 @@ def _row(name: str, outcomes: list[Outcome], seed: int) -> str:
     held = sum(not one.objections for one in outcomes)
     state = f"not injected: {skipped}" if skipped and not shown else f"{held} of {len(outcomes)}"
     what = f"{FAULTS[name].group} {FAULTS[name].what}"
-    when = f"{datetime.now(UTC):%Y-%m-%d}"
-    return f"| `{name}` | {what} | {when} | {_commit()} | {seed} | {shown} | {state} |"
+    cells = [f"`{name}`", what, pages.when(), pages.commit(), str(seed), shown, state]
+    return f"| {' | '.join(cells)} |"
 
 
 def _not_run(name: str) -> str:
     return f"| `{name}` | {FAULTS[name].group} {FAULTS[name].what} | | | | | not run |"
 
 
-@cache
-def _commit() -> str:
-    """The commit of the source, with a `+` if files differ from it; empty outside a clone."""
-    words = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
-    try:
-        done = subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True)
-    except FileNotFoundError:
-        return ""
-    return done.stdout.strip()
-
-
 def _code(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else str(code)
 
 
-def _write(path: Path, row: str) -> None:
+def _write(path: Path, name: str, row: str) -> None:
     """Puts a row into the table of a page; rows of other faults stay as they are."""
-    text = path.read_text(encoding="utf-8")
-    before, _, rest = text.partition(_BEGIN)
-    table, _, after = rest.partition(_END)
-    rows = {line.split("|")[1].strip(): line for line in table.splitlines() if line[:3] == "| `"}
-    rows[row.split("|")[1].strip()] = row
-    kept = [rows.get(f"`{name}`", _not_run(name)) for name in FAULTS]
-    run = [line for line in kept if not line.endswith(" not run |")]
-    killed = sum(int(found[1]) for line in kept for found in _KILLS.finditer(line))
-    memory = psutil.virtual_memory().total / 2**30
-    where = (
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC on {platform.system()} {platform.release()}, "
-        f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, Python "
-        f"{platform.python_version()}, torch {version('torch')}, MLflow {version('mlflow')}"
-    )
-    written = [
-        _BEGIN,
-        f"Last written {where}.",
+    found = {**pages.rows(path, "torture"), name: row}
+    kept = {fault: found.get(fault, _not_run(fault)) for fault in FAULTS}
+    run = [line for line in kept.values() if not line.endswith(" not run |")]
+    killed = sum(int(count[1]) for line in run for count in _KILLS.finditer(line))
+    heads = ["fault", "injected", "date", "commit", "seed", "exit codes × how often", "held"]
+    said = [
+        f"Last written {pages.when()} on {pages.where()}.",
         "",
         f"{len(run)} of {len(kept)} faults injected, {killed} commands ended by `kill -9`.",
         "",
-        "| fault | injected | date | commit | seed | exit codes × how often | held |",
-        "|---|---|---|---|---|---|---|",
-        *kept,
-        _END,
     ]
-    path.write_text(before + "\n".join(written) + after, encoding="utf-8")
+    pages.replace(path, "torture", [*said, *pages.table(heads, kept)])
 
 
 if __name__ == "__main__":
