@@ -59,10 +59,15 @@ def where() -> str:
 
 @cache
 def commit() -> str:
-    """The commit of the source, with a `+` if files differ from it; empty outside a clone."""
-    words = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+    """The last commit that changed the package, or with `+` another state; empty outside git."""
     try:
-        done = subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True)
-    except FileNotFoundError:
+        last = _git("log", "-1", "--format=%h", "--", "glitchrun")
+        return last + "+" * bool(_git("status", "--porcelain", "--", "glitchrun"))
+    except (FileNotFoundError, subprocess.CalledProcessError):
         return ""
+
+
+def _git(*words: str) -> str:
+    root = Path(__file__).parents[1]
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
     return done.stdout.strip()
