@@ -17,8 +17,9 @@ from glitchrun.behaviour.significance import McNemar, Mean, mean
 from glitchrun.cli import main
 from glitchrun.ledger import ROOT, RunRecord, find_runs
 from glitchrun.ledger.record import StepRecord
+from glitchrun.report.figures.style import style
 from glitchrun.report.study import Study, places_of_best
-from glitchrun.report.study_sections import sections
+from glitchrun.report.study_sections import drawings, sections
 from tests.support.records import Invented, write_run
 from tests.support.reporting import rows
 
@@ -203,6 +204,15 @@ def test_a_mean_whose_interval_contains_another_is_not_marked(
         monkeypatch.setattr(found, "means", lambda _, means=means: means)
         assert found.best_groups(measure) == best
     assert mean([1.0, 1.0]).half == 0
+
+
+def test_a_panel_without_a_metric_is_not_drawn(folder: Path) -> None:
+    found = Study(find_runs(folder / ROOT))
+    vary = [one for one in found.measures if len(set(one.result.values)) > 1]
+    found.measures = vary[:3]
+    with style():
+        (drawn,) = drawings(found)
+    assert [panel.get_visible() for panel in drawn.figure.axes] == [True, True, True, False]
 
 
 def test_a_report_knows_cells_that_an_earlier_matrix_executed(

@@ -207,7 +207,10 @@ def _mean_sentences(study: Study, shown: Sequence[Measure]) -> Iterator[str]:
         )
     ]
     if fixed:
-        yield f"The same for every seed, because nothing in them is random: {', '.join(fixed)}."
+        yield (
+            f"The same for every seed, so without an interval: {', '.join(fixed)}. Where attempts "
+            "are sampled, the seeds may agree by chance."
+        )
 
 
 def _stability(study: Study) -> Section:
@@ -367,7 +370,7 @@ def _draw_means(study: Study) -> Drawing | None:
     deep = -(-len(shown) // wide)
     height = 0.9 + 0.24 * len(study.groups)
     drawn = new_figure((7.0, deep * height + 0.3))
-    panels = drawn.subplots(deep, wide, sharey=True, squeeze=False).flat
+    panels = [*drawn.subplots(deep, wide, sharey=True, squeeze=False).flat]
     for axes, measure in zip(panels, shown, strict=False):
         scale = 100 if measure.result.unit == "share" else 1
         for place, (group, one) in enumerate(zip(study.groups, study.means(measure), strict=True)):
@@ -381,7 +384,7 @@ def _draw_means(study: Study) -> Drawing | None:
         axes.set_xlabel(_head(measure, "%" if scale == 100 else measure.result.unit))
         axes.set_yticks(range(len(study.groups)), [_plain(one.name) for one in study.groups])
         axes.set_ylim(len(study.groups) - 0.5, -0.5)
-    for axes in list(panels)[len(shown) :]:
+    for axes in panels[len(shown) :]:
         axes.set_visible(False)
     caption = "Each grey dot is a cell."
     if study.repeats:
