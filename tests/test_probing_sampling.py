@@ -313,3 +313,23 @@ def test_draws_within_rounding_are_near_ties() -> None:
     assert not any(clear)
     _, close = choose_tokens(logits, [0, 1], keys[:2], [0, 0], SamplingParams(0.0), 0.5)
     assert close == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("shares", "top_p"), [([0.6, 0.2, 0.2], 0.75), ([0.2] * 5, 0.3), ([0.5, 0.3, 0.15, 0.05], 0.9)]
+)
+def test_candidates_that_rounding_may_swap_at_the_edge_of_the_nucleus_are_near_ties(
+    shares: list[float], top_p: float
+) -> None:
+    keys = [rng_key(0, 0, "x", i) for i in range(500)]
+    found = []
+    for raised in (1, 2):
+        logits = torch.log(torch.tensor([shares]))
+        logits[0, raised] += 1e-6
+        params = SamplingParams(1.0, top_p)
+        found.append(choose_tokens(logits, [0] * 500, keys, [0] * 500, params, 1e-5))
+    (one, tied), (other, _) = found
+    changed = [a != b for a, b in zip(one, other, strict=True)]
+    assert any(changed) == (len(shares) != 4)  # there the edge is clear
+    assert all(flag for flag, is_changed in zip(tied, changed, strict=True) if is_changed)
+    assert any(tied) == any(changed)

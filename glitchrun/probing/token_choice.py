@@ -101,18 +101,27 @@ def _gumbel_max(
 ) -> tuple[Ids, NDArray[np.bool_]]:
     """Draws from nucleus `index` `(A,)` each. `slack` `(A,)` is the rounding in scaled logits."""
     limit = top_p + slack[:, None]
-    width = max(1, int((nuclei.mass_above < limit.max()).sum(axis=1).max()))
+    last, next_ = nuclei.edge(top_p)  # (R,) each
+    least, most = (
+        last[index] - 2 * slack,
+        next_[index] + 2 * slack,
+    )  # those across may change places
+    may_be_in = (nuclei.mass_above < limit.max()) | (
+        nuclei.log_p >= last[:, None] - 2 * slack.max()
+    )
+    width = max(1, int(may_be_in.sum(axis=1).max()))
     ids: Ids = nuclei.ids[index, :width]  # (A, width)
     log_p: Floats = nuclei.log_p[index, :width]
     mass_above: Floats = nuclei.mass_above[index, :width]
     noisy = log_p + gumbel_noise(keys[:, None], positions[:, None], ids)
-    score = np.where(mass_above < limit, noisy, -np.inf)
+    score = np.where((mass_above < limit) | (log_p >= least[:, None]), noisy, -np.inf)
     in_nucleus = np.where(mass_above < top_p, score, -np.inf)
     draws, best = np.arange(len(index)), in_nucleus.argmax(axis=1)
     winner, winner_mass = in_nucleus[draws, best], mass_above[draws, best]
     score[draws, best] = -np.inf
     clear = winner - score.max(axis=1) > 2 * slack
-    at_edge = (winner_mass > top_p - slack) & (winner_mass > 0)  # rounding could push it out
+    # Rounding could push it out of the nucleus: by its mass, or by its order.
+    at_edge = (winner_mass > top_p - slack) & (winner_mass > 0) | (log_p[draws, best] <= most)
     return ids[draws, best], ~clear | at_edge
 
 
@@ -187,6 +196,14 @@ class _Nuclei:
     """(R, K), -inf in the padding."""
     mass_above: Floats
     """(R, K) total probability of the candidates before this one; infinite in the padding."""
+
+    def edge(self, top_p: float) -> tuple[Floats, Floats]:
+        """`(R,)` log-probabilities of the last candidate in each nucleus and of the next one, -inf
+        if there is none."""
+        size = np.maximum((self.mass_above < top_p).sum(axis=1), 1)
+        rows, has_next = np.arange(len(size)), size < self.log_p.shape[1]
+        next_ = self.log_p[rows, np.minimum(size, self.log_p.shape[1] - 1)]
+        return self.log_p[rows, size - 1], np.where(has_next, next_, -np.inf)
 
 
 def _nuclei(
