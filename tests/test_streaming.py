@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from glitchrun.checkpoint import resolve
@@ -21,7 +22,7 @@ from glitchrun.checkpoint.quantized_units import quantized_units
 from glitchrun.checkpoint.stream_units import stream_units, why_not_streamable
 from glitchrun.errors import ExitCode, ModelUnavailable, PreflightError, RunError
 from glitchrun.ledger.record import RunRecord
-from glitchrun.model import load
+from glitchrun.model import load, quantized_cache
 from glitchrun.model.streamed import StreamedModel, load_streamed
 from glitchrun.model.weight_reader import Reader, read_tensor
 from glitchrun.plan.build import PlannedRun, Resolved, build
@@ -138,6 +139,24 @@ def test_quantized_weights_are_kept_where_the_spec_asks_for_it(
     embedding = sum(unit.nbytes for unit in units.embedding)
     assert second.bytes_read[0] == second.plan.headless_bytes - embedding
     assert first.units == second.units
+
+
+def test_a_full_disk_and_a_damaged_file_leave_no_part_of_kept_weights(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        path.write_bytes(b"a part")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    spec = ModelSpec(str(llama_folder), quantization="int4", keep_quantized=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(quantized_cache, "save_file", full)
+        with pytest.raises(PreflightError, match="No space left"):
+            load_streamed(spec, cache=tmp_path)
+    whole = load_streamed(spec, cache=tmp_path).units
+    assert not [*(tmp_path / "quantized").glob("*.partial")]
+    next(tmp_path.rglob("layer-1.safetensors")).write_bytes(b"")  # as a power cut may leave it
+    assert load_streamed(spec, cache=tmp_path).units == whole
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from glitchrun.checkpoint.quantized_units import (
 )
 from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.checkpoint.stream_units import Unit, Units
-from glitchrun.errors import PreflightError
+from glitchrun.errors import ModelUnavailable, PreflightError
 from glitchrun.events import Stage
 from glitchrun.model.load_progress import Report
 from glitchrun.model.quantized_layers import SCHEMES
@@ -64,14 +65,24 @@ def kept_units(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f"{name}.lock"):
-            if not folder.is_dir():
+            if not _are_there(folder, units, scheme):
+                shutil.rmtree(folder, ignore_errors=True)
                 _write(folder, units, scheme, dtype, report)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter where the disk is full
         raise PreflightError(
             f"the cache {cache} cannot be written: {error}; set {CACHE_VARIABLE} to another "
             "folder, or remove model.keep_quantized"
         ) from error
     return quantized_units(units, scheme, folder)
+
+
+def _are_there(folder: Path, units: Units, scheme: str) -> bool:
+    """Whether the kept files are there and whole; a power cut may leave empty ones."""
+    try:
+        quantized_units(units, scheme, folder)
+    except ModelUnavailable:
+        return False
+    return True
 
 
 def _write(folder: Path, units: Units, scheme: str, dtype: torch.dtype, report: Report) -> None:
