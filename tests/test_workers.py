@@ -140,9 +140,12 @@ def workers(planned: PlannedRun, said: list[str]) -> Iterator[Steps]:
     staff = staff_of([planned])
     assert staff is not None
     assert staff.workers == 2
+    handler = signal.getsignal(signal.SIGTERM)
     with ray_pool.RayEngine(replace(staff, cpus=1)) as engine:
         (share,) = engine.shares(said.append, Interrupt())
         executor = share.executor(planned, said.append, Interrupt())
+        assert signal.getsignal(signal.SIGTERM) is handler  # Slurm and Kubernetes send it
+
         import ray  # it reads its settings when it is imported
 
         addresses = {node["NodeManagerAddress"] for node in ray.nodes()}

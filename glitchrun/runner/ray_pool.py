@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -196,7 +197,8 @@ class RayEngine:
             return
         self._connected = True
         try:
-            ray.init(address=staff.address, **options)
+            with _same_handler(signal.SIGTERM):
+                ray.init(address=staff.address, **options)
         except (ConnectionError, RuntimeError, OSError, ValueError, ImportError) as error:
             first = str(error).strip().partition("\n")[0]
             remedy = {
@@ -287,6 +289,17 @@ class _Share:
         members = self.engine.members(say, interrupt)
         own = self.engine.share(self.number, self.of, members)
         return RayExecutor(planned, own, say, interrupt)
+
+
+@contextmanager
+def _same_handler(number: int) -> Iterator[None]:
+    """Restores the handler of a signal. That of `ray.init` for SIGTERM exits at once."""
+    handler = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(number, handler)
 
 
 def _dismiss(members: Sequence[Member]) -> None:
