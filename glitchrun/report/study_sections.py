@@ -127,10 +127,7 @@ def _directions(study: Study, shown: Sequence[Measure]) -> Iterator[str]:
         )
     uneven = [one.label for one in shown if one.uneven]
     if uneven:
-        yield (
-            f"Based on different numbers of tokens, and so not comparable as counts: "
-            f"{', '.join(uneven)}."
-        )
+        yield (f"Based on different tokens, and so not comparable as counts: {', '.join(uneven)}.")
 
 
 # Repeats

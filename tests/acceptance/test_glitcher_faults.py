@@ -233,8 +233,8 @@ def test_tokens_of_another_model_are_refused() -> None:
     """Fault 2: the ids in a file that names a wrong model."""
     body = f"steps: [{{id: t, strategy: test, tokens: {{file: {LEGACY}}}}}]\n"
     refused = apply("other", body)
-    assert refused.exit_code == 1
-    assert "tokens are not those of" in refused.stderr
+    assert refused.exit_code == 4
+    assert "token ids outside the model's vocabulary" in refused.stderr
 
 
 def test_a_skipped_check_does_not_count_as_passed() -> None:

@@ -73,6 +73,7 @@ def _watch(request: dict[str, Any], stdin: int, stdout: int, stderr: int, report
         os.close(file)
     sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
     os.close(report)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
