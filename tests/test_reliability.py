@@ -106,6 +106,22 @@ def test_step_without_memory_fails_and_is_continued(
     assert [len(step.batches) for step in find_runs(root)[0].steps] == [2]
 
 
+def test_end_of_a_step_that_is_there_twice_is_repaired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet.without_store_and_report(monkeypatch)
+    spec, root = tmp_path / "spec.yaml", tmp_path / "mlruns"
+    spec.write_text(SPEC)
+    apply(load_experiment(spec), root, Options(), Quiet())
+    (ledger,) = root.glob("steps/*/*/ledger.jsonl")
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(b"".join([*lines, lines[-1]]))
+    assert find_runs(root)[0].status == "DAMAGED"
+    assert apply(load_experiment(spec), root, Options(), Quiet()).exit_code == 0
+    assert find_runs(root)[0].status == "FINISHED"
+    assert ledger.with_name("ledger.damaged-1.jsonl").exists()
+
+
 def test_counts_of_fuzzing_come_from_the_command(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- fuzz: begin -->\n<!-- fuzz: end -->\nafter\n")

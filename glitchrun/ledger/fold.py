@@ -143,7 +143,12 @@ class Fold:
         self, name: str, strategy: str, params: Mapping[str, Any], view: StepView
     ) -> StepRecord:
         facts = view.facts
-        done = facts is not None and name in self.ends and facts.finished(view.extent)
+        done = (
+            facts is not None
+            and name in self.ends
+            and facts.finished(view.extent)
+            and not facts.damage
+        )
         return StepRecord(
             id=name,
             strategy=strategy,

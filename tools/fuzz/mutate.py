@@ -54,10 +54,14 @@ def change_json(document: Any, rng: random.Random) -> Any:
 def _near(value: Any, rng: random.Random, other: Any) -> Any:
     """A number or text near `value`; for anything else a copy of another part."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return rng.choice([value + 1, value - 1, value * 2, -value, value / 3])
+        return rng.choice([value + 1, value - 1, value * 2, -value, _third(value)])
     if isinstance(value, str):
         return rng.choice([value + "x", value[1:], value.upper(), value * 2])
     return json.loads(json.dumps(other))
+
+
+def _third(value: float) -> float:
+    return value // 3 if abs(value) > 1e300 else value / 3  # a float has no room for more
 
 
 def _parts(value: Any) -> list[Any]:

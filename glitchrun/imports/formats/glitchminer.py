@@ -20,7 +20,7 @@ from glitchrun.imports.result_file import Malformed, ResultFile
 # With `print_language="ENG"`. The token's text may contain anything, even line breaks.
 _PRINTED = re.compile(
     r"Current token: '(?P<text>.*?)', token id: (?P<id>\d+), "
-    r"is glitch token: (?P<glitch>Yes|No), entropy: (?P<entropy>[\d.]+|nan)",
+    r"is glitch token: (?P<glitch>Yes|No), entropy: (?P<entropy>\d+\.?\d*|nan)",
     re.DOTALL,
 )
 
