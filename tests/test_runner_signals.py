@@ -21,6 +21,14 @@ def test_a_run_in_another_thread_leaves_the_signal_handlers_alone() -> None:
 
 
 def test_signals_and_their_exit_codes() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+    try:
+        _each_signal_is_heard_and_raised()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def _each_signal_is_heard_and_raised() -> None:
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)):
         interrupt = Interrupt()
         with listening(interrupt):

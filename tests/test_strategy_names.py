@@ -17,6 +17,9 @@ NO_STRATEGY = {
     ("report/machine_readable.py", "check"),  # a column of the table of checks
     ("report/summary.py", "check"),
     ("report/outcome.py", "check"),  # the word
+    ("report/comparison/regressions.py", "test"),  # the word, and a key of the JSON
+    ("report/study_files.py", "test"),  # the same key
+    ("runner/ray_executor.py", "check"),  # a method of the worker
 }
 """Texts that are a strategy's name and may stand where they do."""
 LIGHT = """

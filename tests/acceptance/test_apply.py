@@ -158,12 +158,11 @@ def test_second_apply_does_nothing(project: Path) -> None:
     assert only_run(fresh)["artifacts_dir"] != only_run(first)["artifacts_dir"]
 
 
-@pytest.mark.parametrize("after", [0, 30])
 def test_killed_run_is_resumed_to_the_same_result(
-    project: Path, uninterrupted: dict[str, Any], after: int
+    project: Path, uninterrupted: dict[str, Any]
 ) -> None:
     process = start(project, "apply", "spec.yaml")
-    wait_for(lambda: ledger(project) is not None and batches(project) >= after, process)
+    wait_for(lambda: ledger(project) is not None and batches(project) >= 30, process)
     process.kill()
     process.communicate()
     status = invoked(project, "status")
