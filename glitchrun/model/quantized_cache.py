@@ -77,7 +77,7 @@ def kept_units(
 
 
 def _are_there(folder: Path, units: Units, scheme: str) -> bool:
-    """Whether the kept files are there and whole; a power cut may leave empty ones."""
+    """Whether the kept files exist and are complete; a power cut may leave empty ones."""
     try:
         quantized_units(units, scheme, folder)
     except ModelUnavailable:

@@ -22,11 +22,11 @@ _Read = tuple[dict[str, Tensor], list[Tensor]]
 
 
 class _Buffers:
-    """Memory of tensors that were used up, for the next ones of the same size.
+    """Memory of tensors that are no longer used, for later tensors of the same size.
 
-    Fresh memory costs page faults: for 50 MB four times as long as reading them from the cache of
-    files. What is idle here was in use before, and is freed before memory of another size is
-    allocated, so that both together stay within the capacity of the reader.
+    Fresh memory costs page faults, which for 50 MB take four times as long as reading them from the
+    file cache. Idle memory is freed before memory of another size is allocated, so that both
+    together stay within the capacity of the reader.
     """
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class Reader:
             self._queue.put(RunError("the thread that reads the weights ended early"))
 
     def _take(self, nbytes: int) -> bool:
-        """Waits for room; returns whether there is some, and not the end."""
+        """Waits for room and reserves it. Returns False if the reader was closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._room >= nbytes)
             self._room -= nbytes

@@ -38,9 +38,9 @@ class PhrasePrompt(Prompt):
 
 
 def stand_in(ids: Sequence[int], text: str) -> Token:
-    """A token in name only, which stands for a phrase in a sampler.
+    """A placeholder token that represents a phrase in a sampler.
 
-    Its id is a negative key of the phrase's ids. It decides the random numbers of an attempt, and
+    Its id is a negative hash of the phrase's ids. It decides the random numbers of an attempt, and
     no sampled id equals it.
     """
     named = ",".join(map(str, ids)).encode()
@@ -60,7 +60,7 @@ def sequence_ps(
     prefix: Sequence[int],
     asked: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
 ) -> list[float]:
-    """The probability of an answer's ids, each after the ones before it, for several prompts.
+    """The probability of each prompt's answer: the product of its ids' probabilities.
 
     Passes have one fixed number of rows, so a probability does not depend on the other prompts.
 

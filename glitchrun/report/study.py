@@ -54,7 +54,7 @@ class Measure:
 
 
 def _judged(step: StepRecord) -> frozenset[str]:
-    """The texts of the tokens that a step judged, its controls left out."""
+    """The texts of the tokens that a step judged, without its controls."""
     batches = (timed.batch for timed in step.batches if not timed.batch.is_of_controls)
     return frozenset(fact.token.text for batch in batches for fact in batch.token_facts)
 

@@ -33,10 +33,10 @@ class Watch(Protocol):
     """Shows a step to the user while it is executed."""
 
     def begin(self, stage: Stage) -> None:
-        """A stage begins or continues."""
+        """Shows that a stage begins or continues."""
 
     def staff(self, workers: int) -> None:
-        """So many workers share the step from now on."""
+        """Shows how many workers share the step from now on."""
 
 
 class Executor(Protocol):

@@ -69,7 +69,7 @@ class Failed:
 
 
 def mismatch(here: Mapping[str, str], there: Mapping[str, str]) -> str:
-    """What another worker has that this one has not, and the remedy; empty if they agree.
+    """How the versions of another worker differ, and the remedy; empty if they agree.
 
     Args:
         here: What this process is: `host`, `python` and versions by package.

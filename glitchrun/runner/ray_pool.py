@@ -49,11 +49,11 @@ _LONG_FOLDER = 40
 
 
 def _shell(threads: int) -> Any:
-    """The class of the actors. It is defined here, so that it travels by value and can say what a
-    worker is where glitchrun is not installed."""
+    """The class of the actors. It is defined in a function so that Ray pickles it by value, and it
+    can report what a worker is even on a host without glitchrun."""
 
     class Shell:
-        """Says what a worker is, and calls `runner.ray_worker.Worker`."""
+        """Reports what a worker is, and calls `runner.ray_worker.Worker`."""
 
         def __init__(self) -> None:
             os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
@@ -118,8 +118,9 @@ class RayEngine:
     def shares(self, say: Callable[[str], None], interrupt: Interrupt) -> list[_Share]:
         """The engines of the runs that are executed side by side.
 
-        For several it starts the workers: Ray's processes end with the thread that started them,
-        and each share needs a worker that is there. For one its first run does.
+        For several runs this call starts the workers, because Ray's processes end with the thread
+        that started them, and each share needs a worker that has started. If there is only one
+        share, its first run starts them.
 
         Raises:
             PreflightError: see `members`.
@@ -131,8 +132,8 @@ class RayEngine:
         return [_Share(self, number, many) for number in range(many)]
 
     def share(self, number: int, of: int, members: Sequence[Member]) -> list[Member]:
-        """The workers of one of `of` runs side by side. Those that are there are dealt out first,
-        then those that Ray has not started yet, which may help later."""
+        """The workers of run `number` of `of` runs side by side. Workers that have started are
+        divided first, then those that Ray has not started yet, which may help later."""
         there = [member for member in members if member.host]
         late = [member for member in members if not member.host]
         own = [*there[number::of], *late[number::of]]
@@ -313,8 +314,8 @@ def _dismiss(members: Sequence[Member]) -> None:
 
 
 def remove_left_over(parent: Path) -> None:
-    """Removes the folders of Ray that this user's commands have left over when they were killed:
-    nobody holds the lock in them. A younger one may not be locked yet."""
+    """Removes Ray's folders that killed commands of this user left over. Nobody holds their lock.
+    Young folders are kept, because they may not be locked yet."""
     for folder in parent.glob(f"{_FOLDER}*"):
         with suppress(OSError):
             found = folder.lstat()

@@ -126,7 +126,7 @@ class Spread:
             call.abandon()
 
     def lost(self, helper: _Helper) -> None:
-        """A helper no longer answers; Ray starts it again."""
+        """Marks a helper that no longer answers as lost; Ray starts it again."""
         if helper.refused:
             return
         if helper.helps:
@@ -178,7 +178,7 @@ class Spread:
             self._tell(("staff", self.present))
 
     def leave_out(self, helper: _Helper, reason: str) -> None:
-        """A helper cannot help with this step."""
+        """Excludes a helper that cannot help with this step."""
         helper.helps, helper.refused = False, True
         self._tell(("said", f"the worker on {helper.name} is left out: {reason}"))
         self._tell(("staff", self.present))
@@ -365,9 +365,9 @@ class Worker:
         self._outbox.append(("said", text))
 
     def begin(self, stage: Stage) -> None:
-        """A stage of the step begins; see `runner.engine.Watch`."""
+        """Passes on that a stage of the step begins; see `runner.engine.Watch`."""
         self._outbox.append(("stage", stage))
 
     def staff(self, workers: int) -> None:
-        """So many workers share the step; see `runner.engine.Watch`."""
+        """Passes on how many workers share the step; see `runner.engine.Watch`."""
         self._outbox.append(("staff", workers))

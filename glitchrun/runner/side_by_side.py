@@ -28,7 +28,7 @@ _POLL_SECONDS = 0.2
 def in_turn(
     runs: Sequence[PlannedRun], session: Session, execute: Execute, continues: Continues
 ) -> list[tuple[PlannedRun, Result]]:
-    """Executes the runs in order, until one ends so that no other may begin, or a signal comes."""
+    """Executes the runs in order. Stops after a result that forbids others, or after a signal."""
     results: list[tuple[PlannedRun, Result]] = []
     for run in runs:
         if session.interrupt.exit_code is not None:  # it came while the last run was ending
@@ -47,8 +47,8 @@ def side_by_side(
     continues: Continues,
 ) -> list[tuple[PlannedRun, Result]]:
     """As `in_turn`, with a run in each of the `shares` at a time. Returns the results in the order
-    of the runs. Those that have begun are finished, whatever becomes of another, except after a
-    second signal. No thread uses the shares when this returns or raises.
+    of the runs. A run that has begun is finished even if another fails, except after a second
+    signal. No thread uses the shares when this returns or raises.
 
     Raises:
         Stopped: a second signal came.
@@ -97,7 +97,7 @@ class _Lanes:
                     self._waiting.clear()
 
     def close(self) -> None:
-        """No other run begins."""
+        """Prevents other runs from beginning."""
         with self._lock:
             self._waiting.clear()
 

@@ -83,7 +83,7 @@ class StepProgress:
             self.changes += 1
 
     def staff(self, workers: int) -> None:
-        """So many workers share the step from now on."""
+        """Shows how many workers share the step from now on."""
         with self.lock:
             self.workers = counted(workers, "worker")
             self.changes += 1

@@ -1,8 +1,8 @@
 """Phrases: texts as lists of token ids, each with another tokenization of the same text.
 
-A phrase and its control consist of the same characters, so what the model makes of them differs
-only by the tokens. The control is the usual tokenization: what the tokenizer encodes the text to.
-If that is the phrase itself, every character of the control is encoded by itself.
+A phrase and its control consist of the same characters, so the model's answers can differ only
+because of the tokens. The control is the usual tokenization: what the tokenizer encodes the text
+to. If that is the phrase itself, the control encodes every character separately.
 
 Pairs of incomplete tokens follow Jang et al. 2024 (arXiv 2410.23684): the first token ends within a
 character, and the second one completes it.
@@ -41,7 +41,7 @@ class Phrase:
 
 @dataclass(slots=True)
 class Pairs:
-    """The pairs of incomplete tokens that a rule drew, and what became of the others."""
+    """The pairs of incomplete tokens that a rule drew, and counts of those left out."""
 
     rule: str
     first: int

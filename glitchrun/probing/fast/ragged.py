@@ -65,8 +65,8 @@ def empty_slots(
 ) -> Slots:
     """Returns slots with room for `capacity` positions, of the kind of `like` `(..., D)`.
 
-    With `zeros` they can be attended to at once, because what a row ignores has to be finite. Else
-    memory is only used once it is written to.
+    Attention needs finite values even at positions that a row ignores. With `zeros` the slots can
+    therefore be attended to at once. Without it, memory is used only when it is written to.
     """
     parts = [layer.attention for layer in layout.layers]
     sizes = [(slots, part.num_kv_heads, capacity, part.head_dim) for part in parts]
