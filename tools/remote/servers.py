@@ -166,6 +166,6 @@ def postgres(folder: Path) -> Iterator[str]:
     control = [*prefix, "pg_ctl", "-D", data, "-w", "-l", folder / "log"]
     subprocess.run([*control, "-o", options, "start"], **quiet)  # type: ignore[call-overload]
     try:
-        yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
     finally:
         subprocess.run([*control, "-m", "immediate", "stop"], **quiet)  # type: ignore[call-overload]
