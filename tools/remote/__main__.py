@@ -85,7 +85,7 @@ def broken(mode: str, server: Server, folder: Path) -> Outcome:
 def two_folders(server: Server, folder: Path) -> Outcome:
     """The same spec from two folders at once: two runs, and nothing doubled."""
     projects = [Project(folder / name, server.uri, "two-folders") for name in ("a", "b")]
-    codes = [_wait(one) for one in [p.start("apply", "spec.yaml") for p in projects]]
+    codes = [_wait(one) for one in [p.start("apply", "spec.yaml", "--yes") for p in projects]]
     results = {compared(project, server.uri) for project in projects}
     found = len(contents(server.uri, "two-folders"))
     result = "equal" if results == {"equal"} and found == 2 else f"{results}, {found} runs"
@@ -94,12 +94,12 @@ def two_folders(server: Server, folder: Path) -> Outcome:
 
 def two_studies(server: Server, folder: Path) -> Outcome:
     """Two matrices of three cells at once, in one experiment."""
-    more = "matrix: {seed: [1, 2, 3]}"
+    more = "matrix: {seeds: 3}"
     projects = [
         Project(folder / name, server.uri, f"study-{name}", attempts=2, more=more)
         for name in ("a", "b")
     ]
-    codes = [_wait(one) for one in [p.start("apply", "spec.yaml") for p in projects]]
+    codes = [_wait(one) for one in [p.start("apply", "spec.yaml", "--yes") for p in projects]]
     results = {compared(project, server.uri) for project in projects}
     found = [len(contents(server.uri, project.name)) for project in projects]
     result = "equal" if results == {"equal"} and found == [4, 4] else f"{results}, {found} runs"
@@ -130,12 +130,11 @@ def with_postgres(folder: Path, cells: int) -> Outcome:
     name = f"PostgreSQL, {cells} cells"
     if shutil.which("initdb") is None:
         return Outcome(name, 0, None, "", "not run: PostgreSQL is not installed")
-    seeds = ", ".join(map(str, range(cells)))
     with postgres(folder / "postgres") as uri:
         server = Server(folder / "server", auth=False, store=uri)
         server.start()
         try:
-            more = f"matrix: {{seed: [{seeds}]}}"
+            more = f"matrix: {{seeds: {cells}, max_runs: {cells}}}"
             project = Project(folder / "project", server.uri, "postgres", attempts=1, more=more)
             done = project.apply()
             result = compared(project, server.uri)

@@ -72,7 +72,7 @@ class Project:
 
     def apply(self, at_second_step: Callable[[], None] = lambda: None) -> Ended:
         """Applies the spec. `at_second_step` runs when the step `asr` is under way."""
-        process = self.start("apply", "spec.yaml")
+        process = self.start("apply", "spec.yaml", "--yes")
         assert process.stdout is not None
         lines = []
         for line in process.stdout:
