@@ -87,6 +87,11 @@ class LedgerFile:
         self._end += len(line)
         self.chain.add(line)
 
+    def damage_found(self, damage: Damage) -> dict[str, Any]:
+        """The fields of the entry that records the damage found on opening."""
+        what = f"{LEDGER}:{damage.line}: {damage.what}"
+        return {"line": damage.line, "what": what, "kept": self.kept.name if self.kept else None}
+
     def close(self) -> None:
         """Closes the file."""
         if self._descriptor >= 0:
@@ -94,7 +99,28 @@ class LedgerFile:
             self._descriptor = -1
 
 
-class Journal:
+class _Open:
+    """A ledger that is open; leaving the `with` block closes it."""
+
+    _file: LedgerFile
+
+    def close(self) -> None:
+        """Closes the file; every entry is on the disk already."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Journal(_Open):
     """Appends entries to a ledger.
 
     On opening, it removes an incomplete last line, which a kill leaves. It keeps a damaged ledger
@@ -122,7 +148,7 @@ class Journal:
             run = self._begin_chain(reading.run)
             write_run_document(folder, run)
         if reading.inspection.damage is not None:
-            self._note_damage(reading.inspection.damage, good, self._file.kept)
+            self._note_damage(reading.inspection.damage, good)
 
     @property
     def record(self) -> RunRecord:
@@ -180,35 +206,19 @@ class Journal:
         self._file.write(chain.head_line(now(), "run", run))
         return run
 
-    def _note_damage(self, damage: Damage, good: int, kept: Path | None) -> None:
+    def _note_damage(self, damage: Damage, good: int) -> None:
         """Records the damage in the ledger, and that the end delivered to MLflow is not valid."""
         self._fold.damage = None
         ids = read_delivered(self.folder)
         if ids.pop("ending", None):
             with file_access(self.folder, "cannot be written", then=THEN):
                 mark_delivered(self.folder, ids)
-        what = f"{LEDGER}:{damage.line}: {damage.what}"
-        self.append("damaged", line=damage.line, what=what, kept=kept.name if kept else None)
+        self.append("damaged", **self._file.damage_found(damage))
         going_on = f"the run continues after line {good}" if good else "the run starts again"
         self.repaired = f"{self.folder}/{self._fold.repairs[-1]}; {going_on}"
 
-    def close(self) -> None:
-        """Closes the file; every entry is on the disk already."""
-        self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class StepJournal:
+class StepJournal(_Open):
     """Appends what a step measures to its ledger. The step's lock must be held."""
 
     def __init__(self, folder: Path) -> None:
@@ -275,24 +285,12 @@ class StepJournal:
         self.facts.see(self._file.append(kind, when | fields))
 
     def _note_damage(self, inspection: Inspection) -> None:
-        damage, good, kept = inspection.damage, inspection.chain.lines, self._file.kept
+        damage, good = inspection.damage, inspection.chain.lines
         assert damage is not None
         if inspection.chain.head is None:
             document = {"key": self.facts.folder.parent.name, "strategy": "", "made_of": {}}
             self._file.write(self._file.chain.head_line(now(), "step", document))
         self.facts.damage = None
-        what = f"{LEDGER}:{damage.line}: {damage.what}"
-        self._append("damaged", None, line=damage.line, what=what, kept=kept.name if kept else None)
+        self._append("damaged", None, **self._file.damage_found(damage))
         going_on = f"the step continues after line {good}" if good else "the step starts again"
         self.repaired = f"{self.facts.folder}/{self.facts.repairs[-1]}; {going_on}"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from glitchrun.checkpoint.cache_folder import cache_folder
-from glitchrun.checkpoint.headers import read_header
+from glitchrun.checkpoint.headers import Header, read_header
 from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.checkpoint.stream_units import (
     Unit,
@@ -207,13 +207,8 @@ def load_streamed(
     if spec.quantization in SCHEMES or header.prequantized:
         import_bitsandbytes()
     stored = f"{header.prequantized} (as stored)" if header.prequantized else None
-    stored_units = units = stream_units(header)
-    keeps = spec.keep_quantized and spec.quantization in SCHEMES and not header.prequantized
-    if keeps:
-        checkpoint = Checkpoint("folder", folder, spec.path)
-        held = getattr(torch, load_dtype(header, spec.quantization))
-        where = cache or cache_folder()
-        units = kept_units(units, checkpoint, header, spec.quantization, held, where, report)
+    stored_units = stream_units(header)
+    units = _quantized_units(stored_units, spec, header, folder, cache or cache_folder(), report)
     places = (place for unit in units.body for place in unit.tensors.values())
     files = {*header.files, *(place.file for place in places)}
     stamps = {file: _stamp(file) for file in files}
@@ -247,13 +242,24 @@ def load_streamed(
         tokenizer_note=tokenizer_note(folder),
         residency="streamed",
         units=units,
-        stored_layers=stored_units.layers if keeps else (),
+        stored_layers=() if units is stored_units else stored_units.layers,
         stamps=stamps,
         is_prequantized=bool(header.prequantized),
         held_bytes=held_bytes(header, spec.quantization),
         plan=plan or stream_plan(header, spec.quantization, units, device.type),
         trial=trial,
     )
+
+
+def _quantized_units(
+    stored: Units, spec: ModelSpec, header: Header, folder: Path, cache: Path, report: Report
+) -> Units:
+    """The units as they are read: from the cache where the spec keeps quantized weights there."""
+    if not spec.keep_quantized or spec.quantization not in SCHEMES or header.prequantized:
+        return stored
+    checkpoint = Checkpoint("folder", folder, spec.path)
+    held = getattr(torch, load_dtype(header, spec.quantization))
+    return kept_units(stored, checkpoint, header, spec.quantization, held, cache, report)
 
 
 def _stamp(file: Path) -> tuple[int, ...]:

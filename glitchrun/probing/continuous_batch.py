@@ -102,7 +102,7 @@ class Request:
 
 
 Task = Generator[Request, Sequence[Continuation], T]
-"""Yields requests, receives the continuations of each, and returns what it made of them."""
+"""Yields requests, receives the continuations of each, and returns its result."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ class Decoder(Protocol):
             sampled: For each row, the ids sampled so far.
 
         Returns:
-            Next-token logits `(B, V)`, and for each row its place among them.
+            Next-token logits `(B, V)`, and for each row the index of its logits.
         """
 
     def keep(self, parents: Sequence[int]) -> Sequence[int]:

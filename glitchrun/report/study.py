@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from glitchrun.behaviour.significance import McNemar, Mean, adjusted, mean
-from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.ledger.record import RunRecord
 from glitchrun.report.comparison.matching import matched_cells
 from glitchrun.report.comparison.pairs import Counts, Overlap
 from glitchrun.report.comparison.results import Result, metrics
@@ -51,12 +51,6 @@ class Measure:
     def best(self) -> list[int]:
         """Places of the cells with the best value; empty if no value is better or all are equal."""
         return places_of_best(self.result.values, self.better)
-
-
-def _judged(step: StepRecord) -> frozenset[str]:
-    """The texts of the tokens that a step judged, without its controls."""
-    batches = (timed.batch for timed in step.batches if not timed.batch.is_of_controls)
-    return frozenset(fact.token.text for batch in batches for fact in batch.token_facts)
 
 
 def places_of_best(values: Sequence[float | None], direction: str) -> list[int]:
@@ -237,7 +231,10 @@ class Study:
         fewer = direction == "fewer"
         uneven = fewer and (
             len({n for n in counts if n is not None}) > 1
-            or (self.fewer == "lower" and len({_judged(step) for step in steps}) > 1)
+            or (
+                self.fewer == "lower"
+                and len({side.judged for side in self.sides if side.tokens}) > 1
+            )
         )
         if fewer:
             direction = "" if uneven else self.fewer

@@ -390,15 +390,11 @@ def _about_excluded(record: RunRecord) -> str:
 def _about_saved(step: StepRecord) -> str:
     """The attempts that sequential testing saved; empty if none."""
     names = ("attempts", "attempts_saved", "stopped_early")
-    made, saved, stopped = (int(_value(step, name)) for name in names)
+    known = (step.metrics.get(name) for name in names)
+    made, saved, stopped = (int(metric.value or 0) if metric else 0 for metric in known)
     if not saved:
         return ""
     return (
         f"Step {step.id} stopped early on {counted(stopped, 'token')}, as soon as the verdict was "
         f"certain, which saved {saved:,} of {counted(made + saved, 'attempt')}."
     )
-
-
-def _value(step: StepRecord, name: str) -> float:
-    metric = step.metrics.get(name)
-    return (metric.value or 0) if metric else 0

@@ -129,13 +129,13 @@ def _locked_keys(base: Document, path: Path_, part: MappingNode) -> Iterator[Pro
     """Problems with keys that a variant may not set."""
     for key in part.entries:
         if key in LOCKED:
-            place = base.key_place((*path, key))
             message = f"{key!r} can only be set in the file itself"
-            yield base.problem("GR208", (*path, key), message, place=place)
         elif key in ("matrix", "tracking", "metadata"):
-            place = base.key_place((*path, key))
             message = f"a variant cannot set {key!r}: all cells belong to the same experiment"
-            yield base.problem("GR208", (*path, key), message, place=place)
+        else:
+            continue
+        place = base.key_place((*path, key))
+        yield base.problem("GR208", (*path, key), message, place=place)
 
 
 def _add_seeds(
