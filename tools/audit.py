@@ -26,6 +26,10 @@ _PROBE_SECONDS = 20
 
 def main() -> int:
     """Audits the lock; returns the exit code."""
+    version = [sys.executable, "-m", "pip_audit", "--version"]
+    if subprocess.run(version, capture_output=True, check=False).returncode:
+        print("pip-audit does not start; install it with: make setup")
+        return 1
     packages = locked(LOCK.read_text(encoding="utf-8"))
     first = dict([next(iter(packages.items()))])
     if not _audited(_ask(first, _PROBE_SECONDS)):

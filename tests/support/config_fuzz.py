@@ -36,17 +36,25 @@ def _inner(config: dict[str, Any]) -> list[dict[str, Any]]:
     return [value for value in config.values() if isinstance(value, dict) and value]
 
 
+class Hang(BaseException):
+    """One input took too much time. Not an Exception: nothing may suppress it."""
+
+
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError where the block takes longer: a guard, not a measurement."""
+def within(seconds: float, *, of_cpu: bool = False) -> Iterator[None]:
+    """Raises Hang where the block takes longer on the clock, or more seconds of processor time: a
+    guard, not a measurement."""
+    timer, number = signal.ITIMER_REAL, signal.SIGALRM
+    if of_cpu:
+        timer, number = signal.ITIMER_PROF, signal.SIGPROF
 
     def late(_signal: int, _frame: FrameType | None) -> None:
-        raise TimeoutError(f"longer than {seconds} s")
+        raise Hang(f"longer than {seconds} s" + " of processor time" * of_cpu)
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(number, late)
+    signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(timer, 0)
+        signal.signal(number, before)

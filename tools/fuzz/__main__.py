@@ -14,17 +14,14 @@ import argparse
 import random
 import resource
 import shutil
-import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
+from tests.support.config_fuzz import Hang, within
 from tools import pages
 from tools.fuzz.targets import TARGETS
 
@@ -34,10 +31,6 @@ _HEADS = (
     "kind", "full form", "tried", "accepted", "refused", "findings", "slowest, s of CPU",
     "seed, inputs", "date", "commit",
 )  # fmt: skip
-
-
-class Hang(BaseException):
-    """One input took too much processor time. Not an Exception: nothing may suppress it."""
 
 
 def main(words: list[str]) -> int:
@@ -124,7 +117,7 @@ def _try(name: str, seed: int, number: int, keep: Path) -> str:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True) as folder:
         try:
-            with _within(TARGETS[name].seconds):
+            with within(TARGETS[name].seconds, of_cpu=True):
                 outcome = TARGETS[name].try_one(Path(folder), rng)
             grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
             if grown <= _MEMORY:
@@ -137,22 +130,6 @@ def _try(name: str, seed: int, number: int, keep: Path) -> str:
         shutil.copytree(folder, kept, dirs_exist_ok=True, symlinks=True)
         print(f"    input: {kept}", flush=True)
         return "FINDING"
-
-
-@contextmanager
-def _within(seconds: float) -> Iterator[None]:
-    """Raises Hang where the block uses more processor time."""
-
-    def late(_signal: int, _frame: FrameType | None) -> None:
-        raise Hang(f"more than {seconds} s of processor time")
-
-    before = signal.signal(signal.SIGPROF, late)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
 
 
 if __name__ == "__main__":

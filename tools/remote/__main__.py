@@ -15,20 +15,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
+from tools import pages
 from tools.remote.project import Project, compared, contents
 from tools.remote.servers import PASSWORD, USER, Proxy, Server, postgres
 
-_START, _END = "<!-- remote:start -->", "<!-- remote:end -->"
+_HEADS = ("server", "exit code of `apply`", "wait after the run", "delivered by", "contents")
 
 
 @dataclass
@@ -45,7 +44,12 @@ class Outcome:
 
     @property
     def is_right(self) -> bool:
-        return self.result.startswith("equal")
+        return self.result == "equal"
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether this machine lacks what the scenario needs. The table says so."""
+        return self.result.startswith("not run")
 
 
 def undisturbed(server: Server, folder: Path) -> Outcome:
@@ -145,25 +149,16 @@ def with_postgres(folder: Path, cells: int) -> Outcome:
     return Outcome(name, done.code, None, "", result)
 
 
-def table(outcomes: list[Outcome]) -> str:
-    """The outcomes as a Markdown table."""
-    lines = [
-        "| server | exit code of `apply` | wait after the run | delivered by | contents |",
-        "|---|---|---|---|---|",
-    ]
+def table(outcomes: list[Outcome]) -> list[str]:
+    """The lines of a Markdown table of the outcomes, and how many of them were measured."""
+    lines = {}
     for one in outcomes:
         held = "" if one.held is None else f"{one.held:.1f} s"
-        lines.append(
-            f"| {one.scenario} | {one.code} | {held} | {one.then or '`apply`'} | {one.result} |"
-        )
-    machine = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
-    return "\n".join([*lines, "", f"Measured on {datetime.now(UTC):%Y-%m-%d}, {machine}."])
-
-
-def write(path: Path, text: str) -> None:
-    """Replaces the table between the marks in a Markdown file."""
-    before, rest = path.read_text().split(_START)
-    path.write_text(f"{before}{_START}\n{text}\n{_END}{rest.split(_END)[1]}")
+        cells = (one.scenario, str(one.code), held, one.then or "`apply`", one.result)
+        lines[one.scenario] = f"| {' | '.join(cells)} |"
+    run = sum(not one.is_skipped for one in outcomes)
+    said = f"{run} of {len(outcomes)} scenarios run on {pages.when()}, {pages.where()}."
+    return [*pages.table(_HEADS, lines), "", said]
 
 
 def main() -> int:
@@ -205,10 +200,10 @@ def main() -> int:
             if not given.only or name in given.only:
                 outcomes.append(own(base / name))
                 print(json.dumps(outcomes[-1].__dict__), flush=True)
-    print(table(outcomes))
+    print("\n".join(table(outcomes)))
     if given.write:
-        write(given.write, table(outcomes))
-    return int(not all(one.is_right or one.result.startswith("not run") for one in outcomes))
+        pages.replace(given.write, "remote", table(outcomes))
+    return int(not all(one.is_right or one.is_skipped for one in outcomes))
 
 
 if __name__ == "__main__":

@@ -69,20 +69,28 @@ def clock(seconds: float, after: int) -> None:
     time.time_ns = lambda: real_ns() + int(moved() * 1e9)
 
 
-def out_of_memory(nth: int, where: str) -> None:
+def out_of_memory(nth: int, where: str, in_steps: bool) -> None:
     """Raises torch.OutOfMemoryError, or with `where` "host" a MemoryError, in the `nth` operation
-    of torch."""
+    of torch; with `in_steps` they are counted from the first stored batch on."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
     error = torch.OutOfMemoryError if where == "model" else MemoryError
-    left = nth
+    left, counts = nth, not in_steps
+
+    def begin() -> None:
+        nonlocal counts
+        counts = True
+
+    if in_steps:
+        _before_each_batch(begin)
 
     class Counting(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
             nonlocal left
-            left -= 1
-            if left == 0:
+            left -= counts
+            if left == 0 and counts:
+                left = -1  # once
                 raise error("CUDA out of memory. Tried to allocate 2.00 GiB." * (where == "model"))
             return func(*args, **(kwargs or {}))
 
@@ -91,16 +99,25 @@ def out_of_memory(nth: int, where: str) -> None:
 
 def raising_step(nth: int) -> None:
     """Raises a ZeroDivisionError, as a defect of a strategy would, before the `nth` batch."""
-    from glitchrun.runner.execute import _Run
-
-    stored = _Run._store
     left = nth
 
-    def store(self: Any, event: Any, journal: Any) -> None:
+    def count() -> None:
         nonlocal left
         left -= 1
         if not left:
             raise ZeroDivisionError("a defect of a strategy")
+
+    _before_each_batch(count)
+
+
+def _before_each_batch(action: Callable[[], None]) -> None:
+    """Calls `action` before each batch or metric of a step is stored."""
+    from glitchrun.runner.execute import _Run
+
+    stored = _Run._store
+
+    def store(self: Any, event: Any, journal: Any) -> None:
+        action()
         stored(self, event, journal)
 
     _Run._store = store  # type: ignore[method-assign]

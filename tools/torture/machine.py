@@ -132,27 +132,30 @@ def _(bench: Bench, outcome: Outcome, number: int) -> None:
     bench.finish(project, outcome)
 
 
-def _operations(bench: Bench) -> int:
-    """A number of operations of torch, some of loading, most of the steps."""
-    return int(2 ** bench.rng.uniform(1, 12))
+def _memory_runs_out(bench: Bench, outcome: Outcome, number: int, where: str) -> None:
+    """Memory runs out while the model is loaded, and in every second round in a step. There the
+    batches are halved if the error is the device's, and else the run fails."""
+    project = bench.project("scan")
+    bench.reference("scan")
+    in_steps = bool(number % 2)
+    nth = int(2 ** bench.rng.uniform(1, 7 if in_steps else 12))
+    fault = {"kind": "out_of_memory", "nth": nth, "where": where, "in_steps": in_steps}
+    in_a_step = [0] if where == "model" else [1]
+    outcome.expect(project.apply(fault), in_a_step if in_steps else [0, 1, 4])
+    if in_steps and where == "model":
+        counted = [path.read_bytes() for path in project.ledgers()]
+        outcome.require(any(b"batch_halvings" in one for one in counted), "no batch was halved")
+    bench.finish(project, outcome)
 
 
 @fault("memory-model", "out of memory", "in a random operation (torch.OutOfMemoryError)", rounds=4)
 def _(bench: Bench, outcome: Outcome, number: int) -> None:
-    project = bench.project("mine")
-    bench.reference("mine")
-    error = {"kind": "out_of_memory", "nth": _operations(bench), "where": "model"}
-    outcome.expect(project.apply(error), [0, 1, 4])
-    bench.finish(project, outcome)
+    _memory_runs_out(bench, outcome, number, "model")
 
 
-@fault("memory-host", "out of memory", "in a random operation (MemoryError)", rounds=3)
+@fault("memory-host", "out of memory", "in a random operation (MemoryError)", rounds=4)
 def _(bench: Bench, outcome: Outcome, number: int) -> None:
-    project = bench.project("mine")
-    bench.reference("mine")
-    error = {"kind": "out_of_memory", "nth": _operations(bench), "where": "host"}
-    outcome.expect(project.apply(error), [0, 1, 4])
-    bench.finish(project, outcome)
+    _memory_runs_out(bench, outcome, number, "host")
 
 
 @fault("memory-limit", "out of memory", "beyond a random size (RLIMIT_AS, RLIMIT_DATA)", rounds=4)
