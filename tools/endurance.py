@@ -12,6 +12,8 @@ first third of the others counts as warm-up.
 from __future__ import annotations
 
 import argparse
+import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -45,6 +47,16 @@ steps:
     batch_size: 16
   - {{id: asr, strategy: validate, tokens: {{from: scan}}, attempts: 10, max_new_tokens: 8}}
 """
+
+
+_TIMED = """
+<script>addEventListener("load", () => {
+  document.body.getBoundingClientRect();
+  document.body.dataset.shown = Math.round(performance.now());
+});</script>
+"""
+"""Added to a copy of a page whose own policy would forbid it: it notes the milliseconds until the page
+is loaded and laid out."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +178,29 @@ def figures(folder: Path, samples: Sequence[Sample]) -> list[str]:
         "slope of file handles": f"{handles:+.3f} per s",
         "ledgers of the steps": f"{ledger:,} bytes, {ledger / items:,.0f} for each item",
         "MLflow database": f"{database:,} bytes, {points:,} points",
+        "report.html": _page(record.artifacts / "report.html"),
     }
     return [f"| {name} | {value} |" for name, value in rows.items()]
+
+
+def _page(path: Path) -> str:
+    """The size of a page, and how long Chromium takes to load and lay it out."""
+    size = f"{path.stat().st_size:,} bytes"
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        return f"{size}; not opened: Chromium is not installed"
+    copy = path.with_name("timed.html")
+    page = path.read_text(encoding="utf-8").replace("Content-Security-Policy", "x-ignored", 1)
+    copy.write_text(page + _TIMED, encoding="utf-8")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    # The script of the page reports when all is laid out, which a slow machine does after seconds.
+    waiting = ["--timeout=60000", copy.as_uri()]
+    shown = subprocess.run([*command, *waiting], capture_output=True, text=True, check=True)
+    copy.unlink()
+    found = re.search(r'data-shown="(\d+)"', shown.stdout)
+    if found is None:
+        raise ValueError("Chromium did not say when the page was shown")
+    return f"{size}; shown in Chromium after {int(found[1]) / 1000:.1f} s"
 
 
 def _counts(samples: Sequence[Sample]) -> list[tuple[int, int]]:
