@@ -55,7 +55,7 @@ _TIMED = """
   document.body.dataset.shown = Math.round(performance.now());
 });</script>
 """
-"""Added to a copy of a page whose own policy would forbid it: it notes the milliseconds until the page
+"""Added to a copy of a page, whose own policy would forbid it: milliseconds until the page
 is loaded and laid out."""
 
 
