@@ -21,13 +21,14 @@ from glitchrun.checkpoint.headers import read_header
 from glitchrun.checkpoint.quantized_units import quantized_units
 from glitchrun.checkpoint.stream_units import stream_units, why_not_streamable
 from glitchrun.errors import ExitCode, ModelUnavailable, PreflightError, RunError
+from glitchrun.events import Entry
 from glitchrun.ledger.record import RunRecord
 from glitchrun.model import load, quantized_cache
 from glitchrun.model.streamed import StreamedModel, load_streamed
 from glitchrun.model.weight_reader import Reader, read_tensor
 from glitchrun.plan.build import PlannedRun, Resolved, build
 from glitchrun.plan.residency import Residency
-from glitchrun.plan.streaming import StreamPlan, stream_plan
+from glitchrun.plan.streaming import StreamPlan, stream_plan, text_groups, whole_passes
 from glitchrun.probing import arithmetic
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.backend_selection import best_backend
@@ -39,6 +40,7 @@ from glitchrun.runner.options import Options
 from glitchrun.runner.signals import Interrupt, Stopped
 from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.spec.problems import InvalidSpec
+from glitchrun.spec.strategy import STRATEGIES, Work
 from glitchrun.spec.types import ModelSpec
 from tests.support import quiet, tiny_models
 from tests.support.quiet import Quiet
@@ -453,6 +455,65 @@ def test_a_streamed_cascade_reads_the_model_a_few_times_and_verifies_the_same(
     assert passes[:2] == [64, 64]
     assert len(passes) < len(front)
     assert sum(passes) == sum(len(some) for _, some in streamed)  # none of them twice
+
+
+PREDICT = """
+  - id: ask
+    strategy: predict
+    formats: [raw, raw-space]
+    max_new_tokens: 3
+    prompts:
+      - {text: the man said, expected: another thing}
+      - {text: of}
+      - {text: it was the end of, expected: the}
+"""
+
+
+def test_prompts_of_predict_share_passes(
+    mixtral_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet.without_store_and_report(monkeypatch)
+    monkeypatch.setattr(StreamedBackend, "pass_rows", 8)
+    folder = mixtral_folder
+    read: list[int] = []
+    read_texts = StreamedBackend.read_texts
+
+    def counted(self: StreamedBackend, *args: Any) -> None:
+        before = self.model.bytes_read[0]
+        read_texts(self, *args)
+        read.append(self.model.bytes_read[0] - before)
+
+    monkeypatch.setattr(StreamedBackend, "read_texts", counted)
+
+    def entries(residency: str) -> list[Entry]:
+        spec = write_spec(folder, tmp_path, residency, PREDICT)
+        (outcome,) = apply(load_experiment(spec), tmp_path / residency, Options(), Quiet()).outcomes
+        return [one for timed in outcome.record.steps[0].batches for one in timed.batch.entries]
+
+    streamed, resident = entries("streamed"), entries("resident")
+    plan = residency_of(planned(folder, tmp_path, "streamed", PREDICT)).stream
+    assert plan is not None
+    (step,) = load_experiment(write_spec(folder, tmp_path, "auto", PREDICT)).cells[0].spec.steps
+    config = STRATEGIES["predict"].config_of(step)
+    (load,) = STRATEGIES["predict"].workloads(config, "ask", 0)
+    # One pass for all that is known before, and one for each further token of the answers. With
+    # eight texts in a pass, the third prompt has passes of its own.
+    assert whole_passes(load, replace(plan, verify_tokens=64), Work(0)) == (3, 0)
+    assert whole_passes(load, replace(plan, verify_tokens=8), Work(0)) == (6, 0)
+    assert read == 6 * [plan.pass_bytes]
+    assert len(streamed) == len(resident) == 6 * (1 + 10 + 1)
+    for one, other in zip(streamed, resident, strict=True):
+        for name, value in other.cells.items():
+            if isinstance(value, float):
+                assert one.cells[name] == pytest.approx(value, rel=1e-4)
+            else:
+                assert one.cells[name] == value
+
+
+def test_prompts_are_grouped_in_order_after_those_that_are_done() -> None:
+    assert text_groups([6, 2, 6, 9, 1], 8) == [range(2), range(2, 3), range(3, 4), range(4, 5)]
+    assert text_groups([6, 2, 6, 1, 1], 8, 3) == [range(3, 5)]
+    assert text_groups([6, 2], 8, 2) == []
 
 
 # The plan -------------------------------------------------------------------------------------

@@ -182,6 +182,7 @@ def _streamed(
     process = process_bytes(header, device.kind, streamed=True)
     unknown = any(one.tokens is None for one in work)
     verified = max((one.tokens or 0 for one in work), default=0)
+    verified = max((verified, *(sum(load.texts) for load in loads)))
     screened = max((one.screens for one in work), default=0)
     units = stream_units(header)
     if spec.model.keep_quantized and quantization in QUANTIZED and not header.prequantized:

@@ -8,6 +8,7 @@ time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -264,6 +265,25 @@ def growing_passes(tokens: int, rows: int) -> int:
     return passes + 1
 
 
+def text_groups(texts: Sequence[int], rows: int, start: int = 0) -> list[range]:
+    """Prompts that share passes, by their indices from `start` on.
+
+    Args:
+        texts: Texts of each prompt.
+        rows: Texts of a pass; a prompt with more of them has passes of its own.
+        start: The first prompt.
+    """
+    groups: list[range] = []
+    room = 0
+    for place, count in enumerate(texts[start:], start):
+        if count > room:
+            groups.append(range(place, place))
+            room = rows
+        groups[-1] = range(groups[-1].start, place + 1)
+        room -= count
+    return groups
+
+
 def whole_passes(load: Workload, plan: StreamPlan, work: Work) -> tuple[int, int]:
     """The passes over the weights that a step needs: whole ones, and those without the head.
 
@@ -275,6 +295,8 @@ def whole_passes(load: Workload, plan: StreamPlan, work: Work) -> tuple[int, int
         plan: Sizes of passes.
         work: The step's work.
     """
+    if load.texts:
+        return len(text_groups(load.texts, plan.verify_tokens)) * load.text_passes, 0
     is_ordered = load.search is not None and SEARCHES[load.search].ordered
     batch = None if is_ordered or load.grows else load.batch
     rows = plan.verify_tokens if batch is None else min(batch, plan.verify_tokens)

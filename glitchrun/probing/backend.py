@@ -137,6 +137,22 @@ class Backend:
         return check_finite(logits[0].float())
 
     @torch.no_grad()
+    def read_texts(
+        self, texts: Sequence[tuple[Sequence[int], int]], read: Callable[[int, int, Tensor], None]
+    ) -> None:
+        """Computes the next-token logits after texts of any lengths.
+
+        A streamed model brings all texts through one pass.
+
+        Args:
+            texts: Token ids, and after how many of the last positions logits are read.
+            read: Takes the text's index, the position's index among those read, and logits `(V,)`.
+        """
+        for place, (ids, count) in enumerate(texts):
+            for at in range(count):
+                read(place, at, self.logits_alone(ids[: len(ids) - count + 1 + at]))
+
+    @torch.no_grad()
     def logits_each(self, prefix: Sequence[int], suffixes: Tensor) -> Tensor:
         """Returns next-token logits `(B, V)`, in float32, of suffixes `(B, S)` run one by one."""
         return torch.cat([self.last_logits(prefix, row[None]) for row in suffixes])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -98,32 +98,79 @@ class ScoredSequence:
         return math.exp(self.log_ps[0])
 
 
-def likeliest_sequence(
-    backend: Backend, prompt: Sequence[int], sequences: Sequence[tuple[int, ...]], first: Tensor
-) -> ScoredSequence:
-    """Returns the most likely of several sequences after a prompt.
+@dataclass(frozen=True, slots=True)
+class PromptReading:
+    """What a model says after a prompt."""
 
-    Every pass runs one whole sequence alone, so that a score does not depend on the others.
+    top: tuple[tuple[int, float], ...]
+    """The most likely next ids with their probabilities, the most likely one first."""
+    argmax: int
+    """The id with the largest logit."""
+    entropy: float
+    """Entropy of the next-token distribution, in nats."""
+    sequence: ScoredSequence | None = None
+    """The most likely of the sequences; None if none was given."""
+
+
+def read_prompts(
+    backend: Backend,
+    asked: Sequence[tuple[Sequence[int], Sequence[tuple[int, ...]]]],
+    top_k: int,
+) -> list[PromptReading]:
+    """Returns next tokens after prompts, and the most likely of several sequences after each.
+
+    A resident model runs every text alone, so that results do not depend on the other prompts. A
+    streamed model brings all of them through one pass.
 
     Args:
         backend: Runs the model.
-        prompt: Ids of the prompt.
-        sequences: The sequences, none of them empty.
-        first: Logits `(V,)` after the prompt itself.
+        asked: The ids of each prompt, and the sequences, none of them empty.
+        top_k: How many of the most likely next ids are wanted.
     """
-    scored = (_score_alone(backend, prompt, ids, first) for ids in sequences)
-    return max(scored, key=lambda one: one.log_p)
+    texts: list[tuple[Sequence[int], int]] = []
+    owners: list[tuple[int, tuple[int, ...]]] = []  # the prompt, and the sequence that follows it
+    for place, (prompt, sequences) in enumerate(asked):
+        for ids in ((), *(one for one in sequences if len(one) > 1)):
+            texts.append(((*prompt, *ids[:-1]), max(1, len(ids) - 1)))
+            owners.append((place, ids))
+    readings: dict[int, PromptReading] = {}
+    scores: dict[tuple[int, tuple[int, ...], int], tuple[float, int]] = {}
+
+    def read(text: int, at: int, logits: Tensor) -> None:
+        place, continued = owners[text]
+        log_p = log_probabilities(logits)
+        if not continued:
+            readings[place] = _reading(logits, log_p, top_k)
+        targets = [(continued, at + 1)] if continued else [(ids, 0) for ids in asked[place][1]]
+        for ids, step in targets:
+            rank = 1 + int(torch.count_nonzero(logits > logits[ids[step]]))
+            scores[place, ids, step] = float(log_p[ids[step]]), rank
+
+    backend.read_texts(texts, read)
+    return [
+        replace(
+            readings[place],
+            sequence=max(
+                (
+                    _scored(ids, [scores[place, ids, step] for step in range(len(ids))])
+                    for ids in sequences
+                ),
+                key=lambda one: one.log_p,
+                default=None,
+            ),
+        )
+        for place, (_, sequences) in enumerate(asked)
+    ]
 
 
-def _score_alone(
-    backend: Backend, prompt: Sequence[int], ids: tuple[int, ...], first: Tensor
-) -> ScoredSequence:
-    log_ps, ranks = [], []
-    for position, target in enumerate(ids):
-        logits = backend.logits_alone((*prompt, *ids[:position])) if position else first
-        log_ps.append(float(log_probabilities(logits)[target]))
-        ranks.append(1 + int(torch.count_nonzero(logits > logits[target])))
-    return ScoredSequence(ids, tuple(log_ps), tuple(ranks))
+def _reading(logits: Tensor, log_p: Tensor, top_k: int) -> PromptReading:
+    best = log_p.topk(min(top_k, len(log_p)))
+    top = tuple((int(one), float(value.exp())) for value, one in zip(*best, strict=True))
+    return PromptReading(top, int(logits.argmax()), float(-(log_p.exp() * log_p).sum()))
+
+
+def _scored(ids: tuple[int, ...], steps: Sequence[tuple[float, int]]) -> ScoredSequence:
+    return ScoredSequence(ids, tuple(log_p for log_p, _ in steps), tuple(rank for _, rank in steps))
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
@@ -131,28 +178,35 @@ def log_probabilities(logits: Tensor) -> Tensor:
     return logits.double().log_softmax(dim=-1)
 
 
-def greedy_continuation(
+def greedy_continuations(
     backend: Backend,
-    prompt: Sequence[int],
-    first: Tensor,
+    prompts: Sequence[Sequence[int]],
+    first: Sequence[int],
     max_new_tokens: int,
     stop_ids: Collection[int],
-) -> tuple[int, ...]:
-    """Returns the greedy continuation of a prompt, without the stop id that ended it.
+) -> list[tuple[int, ...]]:
+    """Returns the greedy continuation of each prompt, without the stop id that ended it.
 
     Args:
         backend: Runs the model.
-        prompt: Ids of the prompt.
-        first: Logits `(V,)` after the prompt itself.
+        prompts: Ids of each prompt.
+        first: The most likely next id after each prompt.
         max_new_tokens: Length at most; at least 1.
         stop_ids: Ids that end the continuation.
     """
-    ids: tuple[int, ...] = ()
-    while True:
-        logits = backend.logits_alone((*prompt, *ids)) if ids else first
-        token_id = int(logits.argmax())
-        if token_id in stop_ids:
-            return ids
-        ids = (*ids, token_id)
-        if len(ids) == max_new_tokens:
-            return ids
+    said: list[tuple[int, ...]] = [() for _ in prompts]
+    latest = dict(enumerate(first))  # of each unfinished prompt
+    while latest:
+        latest = {place: one for place, one in latest.items() if one not in stop_ids}
+        for place, one in latest.items():
+            said[place] = (*said[place], one)
+        unfinished = [place for place in latest if len(said[place]) < max_new_tokens]
+        latest = {}
+
+        def read(row: int, _: int, logits: Tensor) -> None:
+            latest[unfinished[row]] = int(logits.argmax())  # noqa: B023 - called at once
+
+        if unfinished:
+            texts = [((*prompts[place], *said[place]), 1) for place in unfinished]
+            backend.read_texts(texts, read)
+    return said

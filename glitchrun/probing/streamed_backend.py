@@ -39,7 +39,15 @@ from glitchrun.probing.fast.llama_layout import (
 from glitchrun.probing.fast_backend import FastBackend
 from glitchrun.probing.logit_statistics import Statistics, check_finite, measure, scores
 from glitchrun.probing.model_cache import CacheMode
-from glitchrun.probing.streamed_rows import MLP_ROWS, Growing, Mixture, Rows, ScreenedRows, Suffixes
+from glitchrun.probing.streamed_rows import (
+    MLP_ROWS,
+    Growing,
+    Mixture,
+    Rows,
+    ScreenedRows,
+    Suffixes,
+    Texts,
+)
 
 Consume = Callable[[int, Tensor], None]
 """Takes the first row of a group, and its logits `(G, V)` in the arithmetic of the pass."""
@@ -117,6 +125,20 @@ class StreamedBackend(Backend):
     @torch.no_grad()
     def statistics_alone(self, prompts: Tensor, targets: Tensor) -> Statistics:
         return self._statistics(Suffixes((), prompts, 1), targets, float32=True)
+
+    @torch.no_grad()
+    def read_texts(
+        self, texts: Sequence[tuple[Sequence[int], int]], read: Callable[[int, int, Tensor], None]
+    ) -> None:
+        rows = Texts(texts)
+
+        def consume(start: int, logits: Tensor) -> None:
+            found = check_finite(logits.float())
+            places = rows.places[start : start + len(found)]
+            for (place, at), one in zip(places, found, strict=True):
+                read(place, at, one)
+
+        self._run(rows, False, consume)
 
     def _statistics(self, rows: Suffixes, targets: Tensor, float32: bool) -> Statistics:
         parts: list[Statistics] = []

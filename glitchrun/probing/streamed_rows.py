@@ -1,19 +1,20 @@
 """The rows of a streamed pass, and what a layer does to them.
 
 A pass keeps the residual stream of all rows between layers. `Suffixes` are prompts that share a
-prefix, `ScreenedRows` are tokens with a frozen suffix, and `Growing` are rows with a cache of all
-layers.
+prefix, `ScreenedRows` are tokens with a frozen suffix, `Growing` are rows with a cache of all
+layers, and `Texts` are texts of any lengths.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
 
-from glitchrun.plan.batch_sizes import SCREEN_BATCH
+from glitchrun.plan.batch_sizes import CHUNK_ROWS, SCREEN_BATCH
 from glitchrun.probing.fast.buffers import KVCache, Workspace, empty_cache
 from glitchrun.probing.fast.forward import attend_cached, attend_last
 from glitchrun.probing.fast.frozen import FrozenCache, attend_frozen, mean_suffix
@@ -143,6 +144,48 @@ class Growing(Rows):
         shaped = x.view(rows, steps, -1)
         self.streams = [attend_last(layer, shaped, self._rotation, self._cache, number, workspace)]
         self._cache.length += steps
+
+
+class Texts(Rows):
+    """Texts of any lengths, with the number of last positions of each that are read.
+
+    Their positions are one residual stream, so that MLPs and experts are applied to all texts
+    together. Attention is computed for texts of one length together.
+    """
+
+    def __init__(self, texts: Sequence[tuple[Sequence[int], int]]) -> None:
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place][0]))
+        self._groups: list[Tensor] = []
+        for _, same in groupby(order, key=lambda place: len(texts[place][0])):
+            rows = torch.tensor([list(texts[place][0]) for place in same], dtype=torch.long)
+            self._groups += rows.split(CHUNK_ROWS)
+        self.ids = torch.cat([rows.flatten() for rows in self._groups])
+        self.places = [(place, at) for place in order for at in range(texts[place][1])]
+        """For each row of the last residual stream, the text and the position's index in it."""
+        ends = accumulate(len(texts[place][0]) for place in order)
+        self._read = torch.tensor(
+            [end - back for place, end in zip(order, ends, strict=True)
+             for back in range(texts[place][1], 0, -1)]
+        )  # fmt: skip
+
+    def begin(
+        self, embedded: Callable[[Tensor], Tensor], layout: LlamaLayout, workspace: Workspace
+    ) -> None:
+        self._layout = layout
+        self.streams = [torch.cat([embedded(rows) for rows in self._groups])]
+        device = self.streams[0].device
+        lengths = (torch.arange(rows.shape[1], device=device) for rows in self._groups)
+        self._rotations = [rotation_of(layout, one, self.streams[0]) for one in lengths]
+
+    def attend(self, layer: LayerLayout, number: int, is_last: bool, workspace: Workspace) -> None:
+        (x,) = self.streams
+        parts = x.split([rows.numel() for rows in self._groups])
+        for rows, rotation, part in zip(self._groups, self._rotations, parts, strict=True):
+            one = replace(self._layout, layers=(layer,))
+            cache = empty_cache(one, x.dtype, x.device).repeat(len(rows))
+            attend_cached(layer, part, rotation, cache, 0, workspace)
+        if is_last:
+            self.streams = [x[self._read.to(x.device)]]
 
 
 class Mixture:

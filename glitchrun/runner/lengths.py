@@ -55,9 +55,9 @@ def refusal(spec: Spec, tokenizer: Tokenizer, header: Header) -> str | None:
 
 def parts(spec: Spec, tokenizer: Tokenizer, header: Header) -> tuple[int, int] | None:
     """The largest number of positions of a probe's shared prefix, and of the rest of its prompt
-    from the token on.
+    from the token on. Of a step without probes, the latter is its longest text.
 
-    None if no step has probes, or the template cannot be detected before loading.
+    None if no step has a text, or the template cannot be detected before loading.
     """
     config = dict(header.config)
     try:
@@ -65,12 +65,14 @@ def parts(spec: Spec, tokenizer: Tokenizer, header: Header) -> tuple[int, int] |
             spec.template, tokenizer, config, spec.model.path, spec.template_variables
         )
         prompts = PromptLengths(spec, template, tokenizer, config)
-        found = [
-            size
-            for step in spec.steps
-            if (probes := resolved(parameters(step).get("probes"), step.probes))
-            for size in prompts.parts_of(probes)
-        ]
+        found: list[tuple[int, int]] = []
+        for step in spec.steps:
+            if probes := resolved(parameters(step).get("probes"), step.probes):
+                found += prompts.parts_of(probes)
+                continue
+            strategy = STRATEGIES[step.strategy]
+            texts = strategy.text_lengths(strategy.config_of(step), prompts)
+            found += [(0, length.total) for length in texts]
     except PreflightError:
         return None
     return (max(p for p, _ in found), max(s for _, s in found)) if found else None

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 _PROMPT_KEYS = ("template", "template_variables", "system", "probes")
 """Keys of a spec that decide the prompts of its probes."""
+_TEXT_PARAMETERS = ("probes", "prompts", "formats", "max_new_tokens")
+"""Parameters of a step that decide the lengths of its texts."""
 
 
 class Resolver:
@@ -189,8 +191,8 @@ class _Question:
             return lengths.parts(spec, self._tokenizer, self.header)
 
         written = {key: spec.document.get(key) for key in _PROMPT_KEYS}
-        probes = [[step.strategy, step.params.get("probes")] for step in spec.steps]
-        settings = [written, probes, str(spec.model.path)]
+        steps = [[step.strategy, *map(step.params.get, _TEXT_PARAMETERS)] for step in spec.steps]
+        settings = [written, steps, str(spec.model.path)]
         found = self.answers.get("positions", settings, measured)
         return None if found is None else (found[0], found[1])
 

@@ -107,6 +107,11 @@ class Workload:
     batch."""
     generated: tuple[int, ...] = ()
     """For each probe that is answered greedily, the positions after the first one of the answer."""
+    texts: tuple[int, ...] = ()
+    """For each prompt of a step that names whole prompts, the texts that share a pass over a
+    streamed model."""
+    text_passes: int = 1
+    """Passes that these texts take."""
 
     @property
     def grows(self) -> bool:

@@ -19,7 +19,7 @@ from glitchrun.probing.fast_backend import FastBackend
 from glitchrun.probing.frozen_suffix import why_not_screenable
 from glitchrun.probing.logit_statistics import entropy
 from glitchrun.probing.sampling import Sampler
-from glitchrun.probing.sequence_scoring import greedy_continuation
+from glitchrun.probing.sequence_scoring import greedy_continuations, read_prompts
 from glitchrun.probing.token_choice import SamplingParams, choose_tokens, rng_key
 from glitchrun.probing.verifier import Verifier
 from glitchrun.prompts.render import Prompt
@@ -119,9 +119,10 @@ def differences(backend: Backend, wanted: Plain) -> list[str]:
     if _sampled(backend) != _sampled_plainly(wanted):
         found.append("sampling differs")
     ids = _PROMPT.ids(_TOKENS[0])
-    if greedy_continuation(backend, ids, backend.logits_alone(ids), 3, ()) != _continued(
-        wanted, ids, 3
-    ):
+    (reading,) = read_prompts(backend, [(ids, ())], 1)
+    if greedy_continuations(backend, [ids], [reading.argmax], 3, ()) != [
+        _continued(wanted, ids, 3)
+    ]:
         found.append("prediction differs")
     return found
 

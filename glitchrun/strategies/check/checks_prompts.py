@@ -7,7 +7,7 @@ from itertools import takewhile
 from statistics import fmean
 from typing import Any
 
-from glitchrun.probing.sequence_scoring import ScoredSequence, likeliest_sequence
+from glitchrun.probing.sequence_scoring import ScoredSequence, read_prompts
 from glitchrun.prompts.render import render_text
 from glitchrun.prompts.template import Template, opening_ids
 from glitchrun.prompts.tokenizer import Tokenizer, encode
@@ -105,11 +105,12 @@ def _measured(
     found: dict[str, dict[str, ScoredSequence]] = {}
     for prompt, name in zip(config.prompts, prompt_names(config.prompts), strict=True):
         forms = spellings(prompt["expected"], backend.model.tokenizer)
+        own = cases(prompt, name, formats, context)
+        readings = read_prompts(backend, [(case.ids, forms) for case in own], 1)
         found[name] = {
-            case.format: likeliest_sequence(
-                backend, case.ids, forms, backend.logits_alone(case.ids)
-            )
-            for case in cases(prompt, name, formats, context)
+            case.format: one.sequence
+            for case, one in zip(own, readings, strict=True)
+            if one.sequence is not None
         }
     return found
 

@@ -70,7 +70,18 @@ class Predict(Strategy):
             for prompt in config.prompts
         ]
         longest = probe_positions(("repeat",)) + max(map(text_positions, texts))
-        yield Workload(step, batch=1, positions=longest + system)
+        # A pass for the prompts and what is expected after them, and one for each further token.
+        passes = max(1, config.max_new_tokens or 0)
+        texts_each = texts_of(config)
+        yield Workload(step, 1, longest + system, texts=texts_each, text_passes=passes)
 
     def text_lengths(self, config: Config, prompts: PromptLengths) -> Iterator[TextLength]:
         yield from prompts.of_prompts(config.prompts, config.formats, config.max_new_tokens)
+
+
+def texts_of(config: Config) -> tuple[int, ...]:
+    """For each prompt, the most texts whose next tokens are read: in each format the prompt alone,
+    and followed by either form of the expected text."""
+    return tuple(
+        len(config.formats) * (3 if "expected" in prompt else 1) for prompt in config.prompts
+    )

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from torch import Tensor
-
 from glitchrun.errors import RunError
 from glitchrun.events import Batch, Entry, Event, Measured, Stage
+from glitchrun.plan.streaming import text_groups
 from glitchrun.probing.sequence_scoring import (
+    PromptReading,
     ScoredSequence,
-    greedy_continuation,
-    likeliest_sequence,
-    log_probabilities,
+    greedy_continuations,
+    read_prompts,
 )
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.render import render_text
@@ -31,7 +30,7 @@ from glitchrun.prompts.tokenizer import (
     without_ids,
 )
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.predict import FORMATS, USUAL, Config
+from glitchrun.strategies.predict import FORMATS, USUAL, Config, texts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,30 +51,45 @@ class Case:
 
 
 def run(config: Config, context: Context, history: Sequence[Batch]) -> Iterator[Event]:
-    """Yields one batch a prompt, in the order in which they are given."""
+    """Yields a batch for each prompt in the order in which they are given; of a streamed model, for
+    each group of prompts that share passes."""
     batches = list(history)
-    names = prompt_names(config.prompts)
-    stage = Stage("prompts", len(names), unit="prompts")
+    stage = Stage("prompts", len(config.prompts), unit="prompts")
     context.announce(stage)
-    places = range(len(batches), len(config.prompts))
+    done = batches[-1].done if batches else 0
+    # A resident model runs every text alone, so each prompt is a group of its own.
+    rows = context.backend.pass_rows or 1
+    groups = text_groups(texts_of(config), rows, done)
     start = time.perf_counter()
-    for facts in context.spread(predicted, ((config, place) for place in places)):
-        seconds, done = time.perf_counter() - start, len(batches) + 1
-        counters = {"prompts": len(config.formats)}
+    found = context.spread(predicted, ((config, group) for group in groups))
+    for group, facts in zip(groups, found, strict=True):
+        seconds, done = time.perf_counter() - start, group.stop
+        counters = {"prompts": len(group) * len(config.formats)}
         batches.append(Batch(facts, done, stage.total, seconds, counters, stage=stage.name))
         yield batches[-1]
         start = time.perf_counter()
-    yield from _metrics([entry for batch in batches for entry in batch.entries], len(batches))
+    yield from _metrics([entry for batch in batches for entry in batch.entries], done)
 
 
-def predicted(context: Context, asked: tuple[Config, int]) -> tuple[Entry, ...]:
-    """The rows of all tables for one prompt, by its index. Any worker can compute them."""
-    config, place = asked
-    prompt, name = config.prompts[place], prompt_names(config.prompts)[place]
+def predicted(context: Context, asked: tuple[Config, range]) -> tuple[Entry, ...]:
+    """The rows of all tables for some prompts, by their indices. Any worker can compute them."""
+    config, places = asked
+    names = prompt_names(config.prompts)
+    tokenizer = context.backend.model.tokenizer
+    found: list[Case] = []
+    forms: list[list[tuple[int, ...]]] = []
+    for place in places:
+        expected = config.prompts[place].get("expected")
+        own = cases(config.prompts[place], names[place], config.formats, context)
+        found += own
+        forms += len(own) * [[] if expected is None else spellings(expected, tokenizer)]
+    ids = [case.ids for case in found]
+    readings = read_prompts(context.backend, [*zip(ids, forms, strict=True)], config.top_k)
+    said = _continued(ids, readings, config.max_new_tokens, context)
     return tuple(
         entry
-        for case in cases(prompt, name, config.formats, context)
-        for entry in _looked_at(case, prompt.get("expected"), config, context)
+        for case, reading, text in zip(found, readings, said, strict=True)
+        for entry in _rows(case, reading, text, context)
     )
 
 
@@ -152,37 +166,32 @@ def prompt_names(prompts: Sequence[Mapping[str, Any]]) -> list[str]:
     return names
 
 
-def _looked_at(
-    case: Case, expected: str | None, config: Config, context: Context
+def _rows(
+    case: Case, reading: PromptReading, said: str | None, context: Context
 ) -> Iterator[Entry]:
     """The rows of all tables for one case."""
-    backend = context.backend
-    logits = backend.logits_alone(case.ids)
-    found = None
-    if expected is not None:
-        forms = spellings(expected, backend.model.tokenizer)
-        found = likeliest_sequence(backend, case.ids, forms, logits)
-    log_p = log_probabilities(logits)
-    best = log_p.topk(min(config.top_k, len(log_p)))
-    text = context.vocabulary.text
-    top = [(int(one), float(value.exp())) for value, one in zip(*best, strict=True)]
-    entropy = float(-(log_p.exp() * log_p).sum())
-    most = config.max_new_tokens
-    said = _continued(case, logits, most, context) if most else None
-    yield _answer(case, top[0], said, entropy, found, context)
-    for place, (token_id, p) in enumerate(top, start=1):
+    found, text = reading.sequence, context.vocabulary.text
+    yield _answer(case, reading, said, context)
+    for place, (token_id, p) in enumerate(reading.top, start=1):
         cells = {"case": case.name, "token": text(token_id), "place": place, "id": token_id, "p": p}
         yield Entry("top", {**cells, "expected": found is not None and token_id == found.ids[0]})
     cells = {"case": case.name, "text": case.text, "tokens": len(case.ids), "ids": list(case.ids)}
     yield Entry("prompts", cells)
 
 
-def _continued(case: Case, logits: Tensor, most: int, context: Context) -> str:
-    """The model's greedy continuation, to its end or for at most `most` tokens."""
-    model = context.backend.model
+def _continued(
+    prompts: Sequence[Sequence[int]],
+    readings: Sequence[PromptReading],
+    most: int | None,
+    context: Context,
+) -> list[str | None]:
+    """The model's greedy continuations, to their ends or for at most `most` tokens."""
+    if not most:
+        return [None] * len(prompts)
+    model, first = context.backend.model, [one.argmax for one in readings]
     ends = stop_ids(context.template, model.tokenizer) | model.end_ids
-    said = greedy_continuation(context.backend, case.ids, logits, most, ends)
-    return "".join(decode_runs_inside(model.tokenizer, [said] if said else []))
+    said = greedy_continuations(context.backend, prompts, first, most, ends)
+    return ["".join(decode_runs_inside(model.tokenizer, [ids] if ids else [])) for ids in said]
 
 
 def spellings(expected: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
@@ -192,20 +201,14 @@ def spellings(expected: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
     return [ids for ids in dict.fromkeys(found) if ids]
 
 
-def _answer(
-    case: Case,
-    first: tuple[int, float],
-    said: str | None,
-    entropy: float,
-    found: ScoredSequence | None,
-    context: Context,
-) -> Entry:
-    tokenizer = context.backend.model.tokenizer
+def _answer(case: Case, reading: PromptReading, said: str | None, context: Context) -> Entry:
+    tokenizer, found = context.backend.model.tokenizer, reading.sequence
+    first, first_p = reading.top[0]
     pieces = decode_inside(tokenizer, found.ids) if found else None
     cells = {
         "case": case.name,
-        "output": context.vocabulary.text(first[0]),
-        "output_p": first[1],
+        "output": context.vocabulary.text(first),
+        "output_p": first_p,
         "continuation": said,
         "expected": "".join(pieces) if pieces else None,
         "rank": found.ranks[0] if found else None,
@@ -214,7 +217,7 @@ def _answer(
         "ranks": list(found.ranks) if found else None,
         "sequence_p": found.p if found else None,
         "logprob": found.log_p if found else None,
-        "entropy": entropy,
+        "entropy": reading.entropy,
         "intact": is_intact(case, found, tokenizer) if found else None,
         "prompt": case.prompt,
         "format": case.format,
