@@ -249,12 +249,13 @@ def apply(
 
     Raises:
         InvalidSpec: the spec has problems; the message lists each with its line and remedy.
-        UsageError: `only` names no cell, or another option no step.
+        UsageError: `only` names no cell, another option no step, or a value of `set` is of a type
+            that YAML has no word for.
         PreflightError: the model or the tracking store is not available, or does not fit.
         RunError: a run failed. What it had finished is kept; the next call resumes it.
         Interrupted: Ctrl-C or SIGTERM; the next call resumes the run.
     """
-    sets = [f"{path}={json.dumps(value, default=os.fspath)}" for path, value in (set or {}).items()]
+    sets = [f"{path}={_yaml(path, value)}" for path, value in (set or {}).items()]
     experiment = load_experiment(Path(spec), sets, require_env=True)
     require("torch", "transformers", "mlflow", "rich")
     from glitchrun.runner import apply as runner
@@ -276,3 +277,19 @@ def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> pd
 
     frame = pd.json_normalize(list(rows)) if rows else pd.DataFrame(columns=list(columns))
     return frame.convert_dtypes()
+
+
+def _yaml(path: str, value: Any) -> str:
+    """A value of `set` as YAML. Numbers of numpy and torch are written as Python's."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, os.PathLike):
+            return os.fspath(part)
+        if hasattr(part, "tolist"):
+            return part.tolist()
+        raise UsageError(
+            f"set: {path} has a value of type {type(part).__name__}; give text, a number, true, "
+            "false, None, a path, or lists and dictionaries of these"
+        )
+
+    return json.dumps(value, default=plain)

@@ -10,6 +10,7 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -125,6 +126,10 @@ def test_errors_are_those_of_the_commands(folder: Path, tmp_path: Path) -> None:
         glitchrun.apply(folder / "my-model.yaml", {"model.path": tmp_path / "nowhere"})
     with pytest.raises(UsageError, match="--only"):
         glitchrun.apply(folder / "my-model.yaml", only="another", root=tmp_path)
+    with pytest.raises(UsageError, match="set: seed has a value of type set"):
+        glitchrun.apply(folder / "my-model.yaml", {"seed": {1, 2}})
+    with pytest.raises(InvalidSpec, match="-7"):  # a number of numpy is a number
+        glitchrun.apply(folder / "my-model.yaml", {"seed": np.int64(-7)})
 
 
 def test_a_failure_is_raised(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
