@@ -36,6 +36,7 @@ from glitchrun.probing.fast_backend import FastBackend
 from glitchrun.probing.logit_statistics import Statistics
 from glitchrun.probing.streamed_backend import StreamedBackend
 from glitchrun.runner.apply import apply
+from glitchrun.runner.models import Models
 from glitchrun.runner.options import Options
 from glitchrun.runner.signals import Interrupt, Stopped
 from glitchrun.spec.experiment_loading import load_experiment
@@ -159,6 +160,40 @@ def test_a_full_disk_and_a_damaged_file_leave_no_part_of_kept_weights(
     assert not [*(tmp_path / "quantized").glob("*.partial")]
     next(tmp_path.rglob("layer-1.safetensors")).write_bytes(b"")  # as a power cut may leave it
     assert load_streamed(spec, cache=tmp_path).units == whole
+
+
+def test_a_flipped_bit_in_kept_weights_is_noticed_and_mended(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ModelSpec(
+        str(llama_folder), quantization="int8", residency="streamed", keep_quantized=True
+    )
+    monkeypatch.setenv("GLITCHRUN_CACHE", str(tmp_path))
+    said: list[str] = []
+
+    def loaded() -> list[str]:
+        said.clear()
+        Models(said.append).get(spec)
+        return [line for line in said if "damaged" in line]
+
+    assert loaded() == []
+    file = next(tmp_path.rglob("layer-1.safetensors"))
+    good = file.read_bytes()
+    file.write_bytes(good[:-9] + bytes([good[-9] ^ 4]) + good[-8:])
+    (line,) = loaded()
+    assert str(file) in line
+    assert "quantized again" in line
+    assert file.read_bytes() == good
+    assert loaded() == []
+    checksums = file.with_name("checksums.json")
+    assert json.loads(checksums.read_text()).keys() == {"layer-0.safetensors", file.name}
+    with monkeypatch.context() as patch:  # a file that was checked is not read again
+        patch.setattr(quantized_cache, "_checksum", lambda path: "")
+        assert loaded() == []
+    checksums.write_text("{")
+    monkeypatch.setattr(quantized_cache, "_checked", {})
+    assert "and 1 more" in loaded()[0]
+    assert loaded() == []
 
 
 @pytest.mark.parametrize(

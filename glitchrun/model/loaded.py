@@ -43,6 +43,8 @@ class LoadedModel:
     """Class name, such as `MixtralForCausalLM`."""
     tokenizer_note: str = ""
     """For a GGUF file: the pre-tokenizer of the rebuilt tokenizer and where its name comes from."""
+    cache_note: str = ""
+    """What was wrong with weights kept in the cache, and what was done; empty for nothing."""
     residency: str = "resident"
     """`resident`, or `streamed` for a `model.streamed.StreamedModel`."""
     bytes_read: list[int] = field(default_factory=lambda: [0])

@@ -6,9 +6,13 @@ a temporary name and renamed when it is complete; a lock lets a second process w
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -26,7 +30,7 @@ from glitchrun.checkpoint.quantized_units import (
 )
 from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.checkpoint.stream_units import Unit, Units
-from glitchrun.errors import ModelUnavailable, PreflightError
+from glitchrun.errors import PreflightError
 from glitchrun.events import Stage
 from glitchrun.model.load_progress import Report
 from glitchrun.model.quantized_layers import SCHEMES
@@ -34,6 +38,10 @@ from glitchrun.model.weight_reader import read_tensor
 
 _VERSION = 1
 """Of the kept files. Increase it when they change."""
+_CHECKSUMS = "checksums.json"
+"""The SHA-256 of each kept file, by its name."""
+_checked: dict[Path, tuple[int, ...]] = {}
+"""Inode, size and time of change of the files whose checksum was right."""
 
 
 def kept_units(
@@ -44,8 +52,11 @@ def kept_units(
     dtype: torch.dtype,
     cache: Path,
     report: Report,
-) -> Units:
+) -> tuple[Units, str]:
     """The units with matrices that are kept in the cache, quantized now if they are not there.
+
+    Each kept file is compared with its checksum once in a process. A damaged one is written again,
+    and the second value says so; else it is empty.
 
     Args:
         units: Those of the checkpoint.
@@ -62,30 +73,84 @@ def kept_units(
     """
     name = f"{fingerprint(checkpoint, header)[:32]}-{scheme}-v{_VERSION}-{version('bitsandbytes')}"
     folder = cache / "quantized" / name
+    note = ""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f"{name}.lock"):
-            if not _are_there(folder, units, scheme):
-                shutil.rmtree(folder, ignore_errors=True)
+            if not (folder / _CHECKSUMS).is_file():
                 _write(folder, units, scheme, dtype, report)
+            elif damaged := _damaged(folder, units, report):
+                for unit in damaged:
+                    _replace(folder, unit, scheme, dtype)
+                first, more = file_of(folder, damaged[0]), len(damaged) - 1
+                others = f" and {more} more" if more else ""
+                note = (
+                    f"the kept weights in {first}{others} were damaged (their checksum differs, or "
+                    "they cannot be read); they were quantized again from the checkpoint"
+                )
     except (OSError, SafetensorError) as error:  # the latter where the disk is full
         raise PreflightError(
             f"the cache {cache} cannot be written: {error}; set {CACHE_VARIABLE} to another "
             "folder, or remove model.keep_quantized"
         ) from error
-    return quantized_units(units, scheme, folder)
+    return quantized_units(units, scheme, folder), note
 
 
-def _are_there(folder: Path, units: Units, scheme: str) -> bool:
-    """Whether the kept files exist and are complete; a power cut may leave empty ones."""
+def _damaged(folder: Path, units: Units, report: Report) -> list[Unit]:
+    """The units whose kept files differ from their checksums. A file that was read in this process
+    and has not changed since is not read again."""
+    kept = [unit for unit in units.body if matrices(unit)]
+    wanted = _known_checksums(folder)
+    stage = Stage("checking", len(kept), unit="parts")
+    damaged: list[Unit] = []
+    for done, unit in enumerate(kept):
+        report(stage, done)
+        file = file_of(folder, unit)
+        try:
+            status = file.stat()
+            stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
+            if _checked.get(file) == stamp:
+                continue
+            is_good = _checksum(file) == wanted.get(file.name)
+        except OSError:
+            is_good = False
+        if is_good:
+            _checked[file] = stamp
+        else:
+            damaged.append(unit)
+    report(stage, len(kept))
+    return damaged
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _replace(folder: Path, unit: Unit, scheme: str, dtype: torch.dtype) -> None:
+    """Writes the kept file of a unit again, and its checksum."""
+    file, partial = file_of(folder, unit), folder / "partial"
+    save_file(_packed(unit, scheme, dtype), partial)
+    partial.replace(file)
+    _write_checksums(folder, {**_known_checksums(folder), file.name: _checksum(file)})
+
+
+def _known_checksums(folder: Path) -> dict[str, Any]:
     try:
-        quantized_units(units, scheme, folder)
-    except ModelUnavailable:
-        return False
-    return True
+        known = json.loads((folder / _CHECKSUMS).read_text())
+    except ValueError:  # which includes bytes that are no text
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _write_checksums(folder: Path, known: Mapping[str, str]) -> None:
+    partial = folder / "partial"
+    partial.write_text(json.dumps(known, indent=0))
+    partial.replace(folder / _CHECKSUMS)
 
 
 def _write(folder: Path, units: Units, scheme: str, dtype: torch.dtype, report: Report) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # without checksums, written by an earlier version
     needed = quantized_units(units, scheme).pass_bytes
     free = shutil.disk_usage(folder.parent).free
     if free < needed:
@@ -98,10 +163,15 @@ def _write(folder: Path, units: Units, scheme: str, dtype: torch.dtype, report: 
     shutil.rmtree(partial, ignore_errors=True)  # from a killed process
     partial.mkdir()
     stage = Stage("quantizing", len(units.body), unit="parts")
+    known: dict[str, str] = {}
     for done, unit in enumerate(units.body):
         report(stage, done)
-        save_file(_packed(unit, scheme, dtype), file_of(partial, unit))
+        if matrices(unit):
+            file = file_of(partial, unit)
+            save_file(_packed(unit, scheme, dtype), file)
+            known[file.name] = _checksum(file)
     report(stage, len(units.body))
+    _write_checksums(partial, known)
     partial.rename(folder)
 
 

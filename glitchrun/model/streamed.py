@@ -208,7 +208,9 @@ def load_streamed(
         import_bitsandbytes()
     stored = f"{header.prequantized} (as stored)" if header.prequantized else None
     stored_units = stream_units(header)
-    units = _quantized_units(stored_units, spec, header, folder, cache or cache_folder(), report)
+    units, note = _quantized_units(
+        stored_units, spec, header, folder, cache or cache_folder(), report
+    )
     places = (place for unit in units.body for place in unit.tensors.values())
     files = {*header.files, *(place.file for place in places)}
     stamps = {file: _stamp(file) for file in files}
@@ -240,6 +242,7 @@ def load_streamed(
         unquantized=(),
         architecture=header.architecture if header.composite else type(module).__name__,
         tokenizer_note=tokenizer_note(folder),
+        cache_note=note,
         residency="streamed",
         units=units,
         stored_layers=() if units is stored_units else stored_units.layers,
@@ -253,10 +256,11 @@ def load_streamed(
 
 def _quantized_units(
     stored: Units, spec: ModelSpec, header: Header, folder: Path, cache: Path, report: Report
-) -> Units:
-    """The units as they are read: from the cache where the spec keeps quantized weights there."""
+) -> tuple[Units, str]:
+    """The units as they are read: from the cache where the spec keeps quantized weights there. And
+    what was wrong with these."""
     if not spec.keep_quantized or spec.quantization not in SCHEMES or header.prequantized:
-        return stored
+        return stored, ""
     checkpoint = Checkpoint("folder", folder, spec.path)
     held = getattr(torch, load_dtype(header, spec.quantization))
     return kept_units(stored, checkpoint, header, spec.quantization, held, cache, report)

@@ -127,6 +127,8 @@ class Models:
         with self._activity("model") as report:
             model = load_streamed(spec, report=report) if streams else load(spec, report=report)
             check_unchanged(spec, fingerprint)
+        if model.cache_note:
+            self._announce(model.cache_note)
         done = f"streaming {size(model.bytes)} from disk" if streams else f"{size(model.bytes)}"
         self._announce(f"loaded in {model.load_seconds:.1f} s: {done} on {model.device}")
         return model
