@@ -12,9 +12,10 @@ import pytest
 from glitchrun.errors import TrackingUnavailable
 from glitchrun.events import Control
 from glitchrun.ledger import read_run
+from glitchrun.ledger.folders import study_folder
 from glitchrun.ledger.record import Metric
 from glitchrun.report import write_report
-from glitchrun.report.study_files import study_folder, write_study
+from glitchrun.report.study_files import write_study
 from glitchrun.tracking.deliver import deliver
 from glitchrun.tracking.experiment import GROUPED_TAG, VIEW_TAG, links, table_view
 from glitchrun.tracking.metric_series import SERIES, points

@@ -9,6 +9,7 @@ import click
 
 from glitchrun.errors import UsageError, file_access, require
 from glitchrun.ledger import ROOT, RunRecord
+from glitchrun.ledger.folders import study_folder
 from glitchrun.report.writing import write_document
 from glitchrun.runner.lookup import find_cells, find_run, readable_runs
 from glitchrun.terminal import emit, say
@@ -102,7 +103,7 @@ def _write_study(cells: list[RunRecord], form: str, output: Path | None) -> None
     from glitchrun.report.study import Study
 
     if form == "html" and output is None:
-        folder = study_files.study_folder(ROOT, str(cells[0].identity.parent))
+        folder = study_folder(ROOT, str(cells[0].identity.parent))
         with file_access(folder, "cannot be written"):
             study_files.write_study(folder, cells)
         say(folder / study_files.FILES[0])

@@ -10,11 +10,12 @@ ROOT/runs/EXPERIMENT/KEY/           one folder for all attempts with the same re
         ledger.damaged-1.jsonl      a damaged ledger, kept as it was found
         delivered.json              the run's ids in MLflow
         tags.json                   the tags that `glitchrun tag` set
+        cell.json                   the study that the run was added to after it had begun
         artifacts/                  spec.yaml, tokens.jsonl, report.html, ...
 
 record.py     the run as read back: what MLflow, the report and `status` are made from
 step_store.py the store of steps
-identity.py   run.json and delivered.json
+identity.py   run.json, cell.json and delivered.json
 checksums.py  numbers and checksums of the lines; finds damage
 fold.py       entries to a record
 read.py       folder to record

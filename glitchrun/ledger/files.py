@@ -17,6 +17,7 @@ LEDGER = "ledger.jsonl"
 IDENTITY = "run.json"
 DELIVERED = "delivered.json"
 TAGS = "tags.json"
+CELL = "cell.json"
 
 _LONGEST_NAME = 255
 """Largest number of bytes in the name of a file on common file systems."""

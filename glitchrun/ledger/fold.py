@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from glitchrun.errors import RunError
 from glitchrun.events import Batch
 from glitchrun.events_json import batch_from_json
-from glitchrun.ledger.identity import parse_time, read_delivered
+from glitchrun.ledger.identity import parse_time, read_delivered, with_study
 from glitchrun.ledger.record import (
     GateResult,
     Metric,
@@ -83,7 +83,7 @@ class Fold:
         damage = self.damage or next(filter(None, found), None)
         return RunRecord(
             folder=self.folder,
-            identity=self.identity,
+            identity=with_study(self.identity, self.folder),
             status=DAMAGED if damage else self.status,
             started_at=self.started_at or self.created_at,
             ended_at=None if damage else self.ended_at,

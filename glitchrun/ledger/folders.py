@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from glitchrun.errors import GlitchrunError, RunError, RunLocked, file_access
+from glitchrun.ledger.files import read_text
 from glitchrun.ledger.fold import DAMAGED
 from glitchrun.ledger.identity import IdentityLost, contains_run
 from glitchrun.ledger.journal import Journal
@@ -19,6 +21,8 @@ from glitchrun.ledger.record import RunIdentity, RunRecord
 
 ROOT = Path("mlruns")
 """The default tracking root, in the working directory."""
+STUDIES = "studies"
+"""The folder of all studies under the tracking root; each has one named by its key."""
 _LONGEST = 100
 """Largest number of bytes of an experiment's name in its folder's name; file systems allow 255 in
 total."""
@@ -193,6 +197,33 @@ def find_runs(root: Path, unreadable: Unreadable = lambda error: None) -> list[R
             except RunError as error:
                 unreadable(error)
     return sorted(found, key=lambda run: run.started_at)
+
+
+def study_folder(root: Path, parent: str) -> Path:
+    """The folder of the report of a study.
+
+    Args:
+        root: Tracking root.
+        parent: The key of the study.
+    """
+    return root / STUDIES / parent
+
+
+def study_cells(folder: Path) -> list[str]:
+    """The keys of the runs in the report of a study; empty without a readable report."""
+    try:
+        found = json.loads(read_text(folder / "study.json"))
+        return [str(cell["key"]) for cell in found["cells"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []  # no report, or not one of ours
+
+
+def identities(root: Path) -> Iterator[tuple[Path, RunIdentity]]:
+    """The folder and the identity of every attempt that can be read, those of a run in order."""
+    for folder in _run_folders(root, lambda error: None):
+        with suppress(RunError):
+            for attempt in sorted(_attempts(folder), key=_number):
+                yield attempt, read_identity(attempt)
 
 
 def unreadable_lines(errors: Sequence[GlitchrunError]) -> list[str]:

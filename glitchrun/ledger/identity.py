@@ -1,4 +1,5 @@
-"""run.json and delivered.json: which run a folder contains, and where MLflow has it.
+"""run.json, cell.json and delivered.json: which run a folder contains, the study that it was added
+to later, and where MLflow has it.
 
 The first line of a ledger repeats run.json, so either file can restore the other.
 """
@@ -15,11 +16,20 @@ from typing import Any, get_origin, get_type_hints
 
 from glitchrun.errors import RunError, file_access
 from glitchrun.ledger.checksums import VERSION, NewerLedger
-from glitchrun.ledger.files import DELIVERED, IDENTITY, LEDGER, now, read_text, write_atomically
+from glitchrun.ledger.files import (
+    CELL,
+    DELIVERED,
+    IDENTITY,
+    LEDGER,
+    now,
+    read_text,
+    write_atomically,
+)
 from glitchrun.ledger.record import RunIdentity
 
 INVALID_FIELD = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
 """Exceptions raised by reading a document whose fields are missing or of another type."""
+_CELL_FIELDS = ("parent", "name", "assignments")
 _LAST_MOMENT = 32_503_680_000_000
 """Milliseconds to the year 3000."""
 
@@ -109,6 +119,47 @@ def parse_identity(fields: Mapping[str, Any]) -> RunIdentity:
     return identity
 
 
+def add_to_study(
+    folder: Path, identity: RunIdentity, parent: str, name: str, assignments: Mapping[str, Any]
+) -> None:
+    """Makes a run a cell of another study. The ledger stays as it is.
+
+    Args:
+        folder: The attempt's folder.
+        identity: The run's identity so far.
+        parent: The key of the study.
+        name: The name of the cell.
+        assignments: Its values by axis.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    former = [*dict.fromkeys([*former_names(folder), identity.name])]
+    cell = {"parent": parent, "name": name, "assignments": assignments, "former": former}
+    if ids := read_delivered(folder):
+        mark_delivered(folder, {"study": identity.parent or "", **ids})
+    write_atomically(folder / CELL, json.dumps(cell, ensure_ascii=False, indent=1) + "\n")
+
+
+def with_study(identity: RunIdentity, folder: Path) -> RunIdentity:
+    """The identity with the study that the run in this folder was added to, if there is one. An
+    invalid file counts as missing: the next `apply` of the study writes it again."""
+    cell = _read_object(folder / CELL)
+    if not cell:
+        return identity
+    try:
+        fields = {**asdict(identity), **{name: cell[name] for name in _CELL_FIELDS}}
+        return parse_identity(fields)
+    except (KeyError, TypeError):
+        return identity
+
+
+def former_names(folder: Path) -> list[str]:
+    """The names that the run in this folder had before it was added to its study."""
+    found = _read_object(folder / CELL).get("former")
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+
 def parse_time(at: Any) -> int:
     """`at`, if it is a time in milliseconds since the epoch that a calendar can show.
 
@@ -156,10 +207,14 @@ def read_delivered(folder: Path) -> dict[str, str]:
 
     Empty if the file is missing or invalid: the next delivery finds the MLflow run again.
     """
+    data = _read_object(folder / DELIVERED)
+    return {name: text for name, text in data.items() if isinstance(text, str)}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if the file is missing or invalid."""
     try:
-        data = json.loads(read_text(folder / DELIVERED))
+        data = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError):
         return {}
-    if not isinstance(data, dict):
-        return {}
-    return {name: text for name, text in data.items() if isinstance(text, str)}
+    return data if isinstance(data, dict) else {}

@@ -29,6 +29,7 @@ from glitchrun.ledger.identity import (
     parse_time,
     read_delivered,
     read_run_document,
+    with_study,
 )
 from glitchrun.ledger.record import RunIdentity, RunRecord, ending
 from glitchrun.ledger.step_fold import Extent
@@ -58,8 +59,10 @@ def read_identity(folder: Path) -> RunIdentity:
         first = next((line for _, line in intact_lines(path, 1)), b"") if path.exists() else b""
         head = Chain(is_known_kind)
         if first.startswith(HEAD_LINE) and head.objection(first) is None:
-            return parse_identity(json.loads(first)["run"]["identity"])
-        return parse_identity(read_run_document(folder)["identity"])
+            found = json.loads(first)["run"]["identity"]
+        else:
+            found = read_run_document(folder)["identity"]
+        return with_study(parse_identity(found), folder)
 
 
 def read_status(folder: Path) -> str:

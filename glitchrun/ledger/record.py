@@ -12,7 +12,8 @@ from glitchrun.events import Batch
 
 @dataclass(frozen=True, slots=True)
 class RunIdentity:
-    """The identity of a run. Written to run.json when the run is created, and never changed."""
+    """The identity of a run. Written to run.json when the run is created, and never changed there;
+    cell.json has the name, parent and assignments of a run that was added to a study later."""
 
     experiment: str
     """The MLflow experiment: tracking.experiment if given, else metadata.name."""
@@ -278,7 +279,8 @@ class RunRecord:
     notes: Mapping[str, int] = field(default_factory=dict)
     """Counters by name, such as tokens not presented intact or rechecked in float32."""
     delivered_to: Mapping[str, str] = field(default_factory=dict)
-    """MLflow's `run_id` and `experiment_id` after delivery, `ending` once it is complete."""
+    """MLflow's `run_id` and `experiment_id` after delivery, `ending` once it is complete, and the
+    key of its `study` there if the run was added to one later."""
     tagged: Mapping[str, str] = field(default_factory=dict)
     """The tags that `glitchrun tag` set; an empty value removes a tag, also one of the spec's."""
     error: str | None = None
@@ -323,8 +325,13 @@ class RunRecord:
 
     @property
     def delivered(self) -> bool:
-        """Whether MLflow has all of the ended run, including its files."""
-        return self.ended_at is not None and self.delivered_to.get("ending") == self.ending
+        """Whether MLflow has all of the ended run, including its files, under the run's study."""
+        study = self.identity.parent or ""
+        return (
+            self.ended_at is not None
+            and self.delivered_to.get("ending") == self.ending
+            and self.delivered_to.get("study", study) == study
+        )
 
     @property
     def metrics(self) -> dict[str, Metric]:

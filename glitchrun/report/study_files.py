@@ -17,14 +17,7 @@ from glitchrun.report.study import Flip, Measure, Study, ValuePair
 from glitchrun.report.study_sections import drawings, sections
 from glitchrun.report.writing import replacing, rounded, rounded_floats
 
-FOLDER = "studies"
-"""The folder of all studies under the tracking root; each has one named by its parent key."""
 FILES = ("study.html", "study.md", "study.json")
-
-
-def study_folder(root: Path, parent: str) -> Path:
-    """The folder of a study's files."""
-    return root / FOLDER / parent
 
 
 def write_study(folder: Path, records: Sequence[RunRecord]) -> None:

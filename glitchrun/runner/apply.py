@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +11,7 @@ from glitchrun.errors import (
     ExitCode,
     GlitchrunError,
     Interrupted,
-    TrackingUnavailable,
     UsageError,
-    file_access,
 )
 from glitchrun.ledger import (
     RunRecord,
@@ -25,7 +22,7 @@ from glitchrun.ledger import (
 )
 from glitchrun.plan.build import Plan, PlannedRun
 from glitchrun.plan.workers import staff_of
-from glitchrun.runner import gates
+from glitchrun.runner import gates, study
 from glitchrun.runner.engine import Engine, InThisProcess
 from glitchrun.runner.execute import execute
 from glitchrun.runner.models import Models
@@ -37,8 +34,7 @@ from glitchrun.runner.signals import Interrupt, Stopped, listening
 from glitchrun.spec.adjusting import limited_name
 from glitchrun.spec.types import Experiment
 from glitchrun.tracking.address import tracking_uri
-from glitchrun.tracking.parent import deliver_study
-from glitchrun.tracking.store import ensure_store, open_store
+from glitchrun.tracking.store import ensure_store
 from glitchrun.tracking.sync import close_dead_runs, sync
 
 
@@ -93,7 +89,7 @@ def apply(
         experiment=experiment,
         root=root,
         tracking_uri=uri,
-        parent=_parent_key(plan),
+        parent=study.key_of(plan, root),
         engine=InThisProcess(Models(display.say, display.activity)),
         display=display,
         interrupt=interrupt,
@@ -102,8 +98,12 @@ def apply(
     )
     with listening(interrupt):
         try:
+            study.gather(chosen, session)
             applied = _with_engine(chosen, session, options)
-            return replace(applied, study=_study(plan, applied, session))
+            stopped = applied.exit_code in (ExitCode.SIGINT, ExitCode.SIGTERM)
+            if stopped or not applied.outcomes:
+                return applied
+            return replace(applied, study=study.write(plan, session))
         except Stopped as stopped:  # between two runs
             raise Interrupted(stopped.exit_code) from None
 
@@ -117,40 +117,6 @@ def _with_engine(chosen: Sequence[PlannedRun], session: Session, options: Option
     with RayEngine(staff) as engine:
         shares = engine.shares(session.display.say, session.interrupt)
         return _execute_all(chosen, session, options, shares)
-
-
-def _study(plan: Plan, applied: Applied, session: Session) -> Path | None:
-    """Writes the report of the matrix and delivers it to MLflow. Returns its folder; None for a
-    single run, after Ctrl-C, and if it cannot be written, which fails no run."""
-    stopped = applied.exit_code in (ExitCode.SIGINT, ExitCode.SIGTERM)
-    if session.parent is None or stopped or not applied.outcomes:
-        return None
-    try:
-        return _write_study(plan, session.parent, session)
-    except GlitchrunError as exc:
-        session.display.say(f"the report of the matrix was not written: {exc}")
-        return None
-
-
-def _write_study(plan: Plan, parent: str, session: Session) -> Path | None:
-    from glitchrun.report.study_files import FILES, study_folder, write_study  # imports scipy
-
-    found = [current_attempt(session.root, run.cell.spec.experiment, run.key) for run in plan.runs]
-    records = [read_run(attempt) for attempt in found if attempt]
-    if len(records) < 2:
-        return None
-    folder = study_folder(session.root, parent)
-    skipped = all(run.action == "skip" for run in plan.runs)
-    if not (skipped and (folder / FILES[0]).exists()):
-        with file_access(folder, "cannot be written"):
-            write_study(folder, records)
-    try:
-        deliver_study(records[-1], folder, open_store(session.tracking_uri, session.root))
-    except TrackingUnavailable as exc:
-        session.display.say(
-            f"the study's report is not in MLflow ({exc}); deliver it with: glitchrun sync"
-        )
-    return folder
 
 
 def _chosen(plan: Plan, options: Options) -> list[PlannedRun]:
@@ -170,14 +136,6 @@ def _check_fits(runs: Sequence[PlannedRun]) -> None:
     for run in runs:
         if run.action == "blocked":
             raise DoesNotFit(f"{run.cell.name}: {run.reason}")
-
-
-def _parent_key(plan: Plan) -> str | None:
-    """One key for all cells of a matrix, whichever of them are run now."""
-    if len(plan.runs) == 1:
-        return None
-    keys = "".join(sorted(run.key for run in plan.runs))
-    return hashlib.sha256(keys.encode()).hexdigest()[:16]
 
 
 def _execute_all(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from glitchrun.errors import GlitchrunError, UsageError, file_access
 from glitchrun.ledger import RunRecord, find_runs, latest_attempt, read_run, unreadable_lines
+from glitchrun.ledger.folders import study_cells, study_folder
 from glitchrun.ledger.identity import contains_run
 from glitchrun.ledger.record import status_word
 from glitchrun.report.formatting import moment
@@ -116,11 +116,7 @@ def _cells_of_report(text: str, root: Path, newest_first: Sequence[RunRecord]) -
     the matrix executed belong to another parent, so only the report knows all of them."""
     if not _KEY.fullmatch(text):
         return []
-    try:
-        found = json.loads((root / "studies" / text / "study.json").read_text(encoding="utf-8"))
-        keys = {str(cell["key"]) for cell in found["cells"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return []  # no report, or not one of ours
+    keys = study_cells(study_folder(root, text))
     return [run for run in newest_first if run.identity.key in keys]
 
 

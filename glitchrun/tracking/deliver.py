@@ -19,6 +19,7 @@ from typing import Any
 
 from glitchrun.errors import DeletedInMlflow
 from glitchrun.ledger import mark_delivered
+from glitchrun.ledger.identity import former_names
 from glitchrun.ledger.record import RunRecord
 from glitchrun.tracking import experiment, mlflow_run, parent
 from glitchrun.tracking.metric_series import Point, last_change, model_metrics, points
@@ -29,9 +30,9 @@ from glitchrun.tracking.params_and_tags import (
     birth_tags,
     later_tags,
     model_name,
+    run_name,
     run_params,
     run_tags,
-    storable,
     valid_name,
 )
 from glitchrun.tracking.store import Store, unavailable
@@ -64,6 +65,29 @@ def deliver(record: RunRecord, store: Store, *, restore: bool = False) -> Delive
         target = begin(record, store, restore=restore)
         advance(record, target, store)
         return complete(record, target, store)
+
+
+def refresh(record: RunRecord, store: Store, *, restore: bool = False) -> Delivered:
+    """Brings what may change after the end of a run up to date: its parent and `later_tags`.
+    MLflow must have the rest already.
+
+    Args:
+        record: The run.
+        store: The open store.
+        restore: Whether to restore a run that was deleted in MLflow.
+
+    Raises:
+        DeletedInMlflow: the run was deleted in MLflow, and `restore` is false.
+        TrackingUnavailable: the store failed; call again once it works.
+    """
+    with unavailable(store.uri):
+        target = store.exclusively(lambda: _target(record, store, restore))
+        _log_params(record, target.run, store)
+        store.exclusively(lambda: _update_shared(record, target, store))
+        mlflow_run.set_tags(target.run, later_tags(record), store)
+    mark_delivered(record.folder, _ids(record, target) | {"ending": record.ending})
+    above_id = target.parent.info.run_id if target.parent else None
+    return Delivered(target.run.info.run_id, target.experiment_id, above_id, True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +130,8 @@ def _target(record: RunRecord, store: Store, restore: bool) -> Target:
     if own is None:
         birth |= {PARENT: above.info.run_id} if above else {}
         own = mlflow_run.create_run(birth, _name(record), record.started_at, experiment_id, store)
+    elif above is not None:
+        own = parent.move(own, above, record, store)
     return Target(experiment_id, own, above)
 
 
@@ -161,13 +187,13 @@ def _ids(record: RunRecord, target: Target) -> dict[str, str]:
     """MLflow's ids, and the ledger's own id in case run.json and the ledger lose it."""
     ids = {"run_id": target.run.info.run_id, "experiment_id": target.experiment_id}
     ids |= {"parent_id": target.parent.info.run_id} if target.parent else {}
+    if former_names(record.folder):
+        ids |= {"study": record.identity.parent or ""}
     return ids | ({"ledger": record.identity.ledger} if record.identity.ledger else {})
 
 
 def _name(record: RunRecord) -> str:
-    attempt = record.identity.attempt
-    name = storable(record.identity.name)
-    return name if attempt == 1 else f"{name} (attempt {attempt})"
+    return run_name(record.identity.name, record.identity.attempt)
 
 
 def _log_params(record: RunRecord, own: Any, store: Store) -> None:

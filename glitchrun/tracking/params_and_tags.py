@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from glitchrun.ledger.identity import former_names
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.outcome import gates_outcome
 from glitchrun.spec.mlflow_rules import is_reserved
@@ -29,6 +30,10 @@ REUSED = "glitchrun.reused"
 """The steps that a run did not measure itself, and the runs that did."""
 GATES = "glitchrun.gates"
 """pass, fail or inconclusive over all gates of a run; absent if none was evaluated."""
+STUDY = "glitchrun.study"
+"""The key of the study that a run was added to after it had begun. Set last, when it is there."""
+CONTINUED = "glitchrun.continued_in"
+"""The parent run to which some of the cells of a parent have moved."""
 LEFT_OUT = "glitchrun.params_left_out"
 
 DESCRIPTION = "mlflow.note.content"
@@ -71,6 +76,12 @@ def model_name(record: RunRecord) -> str:
     """The short name of the model: the last part of its path."""
     path = str(record.spec.get("model", {}).get("path", "unknown"))
     return path.rstrip("/").rpartition("/")[2] or path
+
+
+def run_name(name: str, attempt: int) -> str:
+    """The name of a run in MLflow."""
+    shown = storable(name)
+    return shown if attempt == 1 else f"{shown} (attempt {attempt})"
 
 
 def run_params(record: RunRecord) -> tuple[dict[str, str], int]:
@@ -170,12 +181,16 @@ def run_tags(record: RunRecord) -> dict[str, str]:
 
 
 def later_tags(record: RunRecord) -> dict[str, str]:
-    """The tags that `glitchrun tag` set, as MLflow stores them; those it removed are empty."""
-    return {
+    """What may change after the end of a run, as MLflow stores it: the tags that `glitchrun tag`
+    set, where those it removed are empty, and the study that the run was added to."""
+    found = {
         valid_name(name): shortened(storable(text), MAX_TAG)
         for name, text in record.tagged.items()
         if not is_reserved(name)
     }
+    if former_names(record.folder) and record.identity.parent:
+        found[STUDY] = record.identity.parent
+    return found
 
 
 def has_tags(present: Mapping[str, str], wanted: Mapping[str, str]) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from glitchrun.ledger.identity import former_names
 from glitchrun.ledger.record import RunRecord
 from glitchrun.tracking.description import escaped
 from glitchrun.tracking.metric_series import column_order, columns, headline
@@ -24,6 +25,7 @@ from glitchrun.tracking.mlflow_run import (
 )
 from glitchrun.tracking.params_and_tags import (
     ATTEMPT,
+    CONTINUED,
     DESCRIPTION,
     KEY,
     KIND,
@@ -31,6 +33,7 @@ from glitchrun.tracking.params_and_tags import (
     MAX_TAG,
     PARENT,
     birth_tags,
+    run_name,
     shortened,
     valid_name,
 )
@@ -64,14 +67,45 @@ def open_parent(
     ids = {KEY: record.identity.parent, ATTEMPT: "1", KIND: "matrix"}
     tags = birth_tags(record, parent_id(record.identity.parent, store.root)) | ids
     found = find_run(tags, experiment_id, store, own.data.tags.get(PARENT) if own else None)
+    sweep = record.identity.sweep
     if found is None:
-        name = record.identity.sweep
-        return create_run(tags, name, record.started_at, experiment_id, store)
+        return create_run(tags, sweep, record.started_at, experiment_id, store)
     if is_deleted(found):
         if not restore:
             return None
         store.client.restore_run(found.info.run_id)
+    if found.info.run_name != sweep and str(found.info.run_name).startswith("sweep over "):
+        store.client.update_run(found.info.run_id, name=sweep)  # the study has got another axis
     return found
+
+
+def move(own: Any, above: Any, record: RunRecord, store: Store) -> Any:
+    """Makes the run of a cell a child of `above` under the cell's name. Returns the run.
+
+    A parent whose cells have all moved is deleted in MLflow; another one names the new parent.
+
+    Args:
+        own: The cell's MLflow run.
+        above: The MLflow run of its study.
+        record: The cell.
+        store: The open store.
+    """
+    run_id, above_id = own.info.run_id, above.info.run_id
+    names = {run_name(name, record.identity.attempt) for name in former_names(record.folder)}
+    name = run_name(record.identity.name, record.identity.attempt)
+    if own.info.run_name in names - {name}:  # else a user has renamed it
+        store.client.update_run(run_id, name=name)
+    former = own.data.tags.get(PARENT)
+    if former == above_id:
+        return own
+    store.client.set_tag(run_id, PARENT, above_id)
+    if CONTINUED in above.data.tags:  # its cells come back
+        store.client.delete_tag(above_id, CONTINUED)
+    before = run_by_id(former, store) if former else None
+    if before is not None and not is_deleted(before):
+        store.client.set_tag(former, CONTINUED, above_id)
+        without_cell(record, former, own.info.experiment_id, store)
+    return store.client.get_run(run_id)
 
 
 def sum_up(record: RunRecord, parent: Any, experiment_id: str, store: Store) -> None:
@@ -80,7 +114,9 @@ def sum_up(record: RunRecord, parent: Any, experiment_id: str, store: Store) -> 
     children = _children(run_id, experiment_id, store)
     swept = [valid_name(name) for name in record.identity.assignments]
     shown = _columns(children)
-    text = shortened(_markdown(children, shown), MAX_TAG)
+    moved = parent.data.tags.get(CONTINUED)
+    link = f"Some of its cells are now part of the study `{moved}`.\n\n" if moved else ""
+    text = shortened(link + _markdown(children, shown), MAX_TAG)
     store.client.set_tag(run_id, DESCRIPTION, text)
     store.client.log_text(run_id, _summary(children, swept), SUMMARY)
     ended = [child.info.end_time for child in children if child.info.end_time]
@@ -131,11 +167,11 @@ def _first_sections(text: str) -> str:
 
 
 def without_cell(record: RunRecord, parent_id: str, experiment_id: str, store: Store) -> bool:
-    """Updates the parent of a cell that was deleted. Returns whether the parent was deleted too,
-    because no other cell is left.
+    """Updates the parent of a cell that was deleted or has moved. Returns whether the parent was
+    deleted too, because no other cell is left.
 
     Args:
-        record: The deleted cell.
+        record: The cell.
         parent_id: MLflow's id of the parent.
         experiment_id: MLflow's id.
         store: The open store.

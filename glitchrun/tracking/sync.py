@@ -9,8 +9,9 @@ from pathlib import Path
 
 from glitchrun.errors import DeletedInMlflow, TrackingUnavailable
 from glitchrun.ledger import RunRecord, is_held, read_run
+from glitchrun.ledger.folders import study_folder
 from glitchrun.tracking.address import delivery_uri
-from glitchrun.tracking.deliver import deliver
+from glitchrun.tracking.deliver import deliver, refresh
 from glitchrun.tracking.mlflow_run import ledger_id
 from glitchrun.tracking.params_and_tags import DELIVERED, LEDGER, has_tags, later_tags
 from glitchrun.tracking.parent import deliver_study
@@ -90,7 +91,7 @@ def _studies(
     a cell has replaced the description of its parent, which is `changed`."""
     by_parent = {one.identity.parent: one for one in records if one.identity.parent}
     for parent, record in by_parent.items():
-        folder = store.root / "studies" / str(parent)
+        folder = study_folder(store.root, str(parent))
         if not (folder / "study.md").exists():
             continue
         try:
@@ -104,9 +105,12 @@ def _deliver_one(
 ) -> Synced:
     try:
         tags = complete.get(ledger_id(record, store.root), {})
-        if tags.get(DELIVERED) == record.ending and has_tags(tags, later_tags(record)):
-            return Synced(record, "there already")
-        return Synced(record, "delivered", deliver(record, store, restore=restore).run_id)
+        send = deliver
+        if tags.get(DELIVERED) == record.ending:
+            if has_tags(tags, later_tags(record)):
+                return Synced(record, "there already")
+            send = refresh
+        return Synced(record, "delivered", send(record, store, restore=restore).run_id)
     except DeletedInMlflow as exc:
         return Synced(record, "deleted", str(exc))
     except TrackingUnavailable as exc:

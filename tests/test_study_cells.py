@@ -1,0 +1,154 @@
+"""Which study a run belongs to, on disk and in MLflow, after its matrix has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from glitchrun.ledger import RunRecord, find_runs
+from glitchrun.ledger.files import CELL
+from glitchrun.plan.build import Plan, PlannedRun
+from glitchrun.runner import study
+from glitchrun.runner.session import Session
+from glitchrun.tracking.store import Store
+from glitchrun.tracking.sync import sync
+from tests.support.records import Invented, write_run
+from tests.support.stores import new_root, open_root
+
+FIRST = "fa11000000000001"
+
+
+def key(seed: int) -> str:
+    return f"{seed + 1:016x}"
+
+
+def cell(root: Path, seed: int, parent: str | None = FIRST) -> RunRecord:
+    values = {"seed": seed} if parent else {}
+    name = f"seed={seed}" if parent else "sweep"
+    return write_run(
+        root,
+        Invented("sweep", name, key(seed), 1, parent, values, tokens=8, seed=seed,
+                 started_at=1_750_000_000_000 + seed),
+    )  # fmt: skip
+
+
+def planned(cells: Mapping[int, Mapping[str, Any]], experiment: str = "sweep") -> Plan:
+    """The plan of a matrix with these values by seed."""
+    runs = [
+        SimpleNamespace(
+            key=key(seed),
+            cell=SimpleNamespace(
+                name=", ".join(f"{axis}={value}" for axis, value in values.items()),
+                assignments=values,
+                spec=SimpleNamespace(experiment=experiment),
+            ),
+        )
+        for seed, values in cells.items()
+    ]
+    return Plan(experiment, cast("tuple[PlannedRun, ...]", tuple(runs)))
+
+
+def seeds(*numbers: int) -> Plan:
+    return planned({seed: {"seed": seed} for seed in numbers})
+
+
+def gather(plan: Plan, root: Path, said: list[str] | None = None) -> str | None:
+    parent = study.key_of(plan, root)
+    say = (said if said is not None else []).append
+    session = SimpleNamespace(parent=parent, root=root, display=SimpleNamespace(say=say))
+    study.gather(plan.runs, cast("Session", session))
+    return parent
+
+
+def children(store: Store) -> dict[str, list[str]]:
+    """The names of the active runs below each active parent, by the parent's name and key."""
+    runs = store.client.search_runs([store.client.get_experiment_by_name("sweep").experiment_id])
+    tags = {run.info.run_id: run.data.tags for run in runs}
+    found = {
+        run.info.run_id: (f"{run.info.run_name} {run.data.tags['glitchrun.key'][:4]}", [])
+        for run in runs
+        if run.data.tags["glitchrun.kind"] == "matrix"
+    }
+    for run in runs:
+        above = tags[run.info.run_id].get("mlflow.parentRunId")
+        if above is not None:
+            found[above][1].append(run.info.run_name)
+    return {name: sorted(names) for name, names in found.values()}
+
+
+def names_of(runs: Sequence[RunRecord]) -> dict[str, str]:
+    return {run.identity.key: run.identity.name for run in runs}
+
+
+def test_an_extended_or_shortened_matrix_is_the_same_study(tmp_path: Path) -> None:
+    for seed in range(3):
+        cell(tmp_path, seed)
+    assert study.key_of(seeds(0, 1, 2, 3, 4), tmp_path) == FIRST
+    assert study.key_of(seeds(0, 1), tmp_path) == FIRST
+    assert study.key_of(seeds(0), tmp_path) is None
+    others = {study.key_of(plan, tmp_path) for plan in (seeds(5, 6), seeds(2, 3), seeds(3, 2))}
+    assert len(others) == 2  # the order of the cells does not count
+    assert FIRST not in others
+    renamed = planned({seed: {"seed": seed} for seed in range(3)}, "renamed")
+    assert study.key_of(renamed, tmp_path) != FIRST
+
+
+def test_a_new_axis_and_a_single_run_give_cells_of_the_study(tmp_path: Path) -> None:
+    """MLflow nests, names and sorts them as if the matrix had been applied at once."""
+    root = new_root(tmp_path)
+    list(sync([cell(root, 0), cell(root, 1), cell(root, 2, None)], root))
+    assert children(open_root(root)) == {"sweep over seed fa11": ["seed=0", "seed=1"]}
+    values = {seed: {"seed": seed, "template": "raw"} for seed in range(4)}
+    said: list[str] = []
+    assert gather(planned(values), root, said) == FIRST
+    assert said == ["3 earlier runs became part of this study"]
+    found = find_runs(root)
+    assert [run.identity.assignments for run in found] == [values[seed] for seed in range(3)]
+    assert all(run.identity.parent == FIRST and run.delivered for run in found)
+    names = [f"seed={seed}, template=raw" for seed in range(3)]
+    assert children(open_root(root)) == {"sweep over seed × template fa11": names}
+    said.clear()
+    gather(planned(values), root, said)  # again: nothing to do
+    assert said == []
+    assert {one.outcome for one in sync(found, root)} == {"there already"}
+    copied = new_root(tmp_path / "elsewhere")
+    list(sync(found, root, to=f"sqlite:///{copied / 'mlflow.db'}"))
+    assert children(open_root(copied)) == children(open_root(root))
+
+
+def test_cells_move_to_the_newest_study_and_an_empty_parent_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = new_root(tmp_path)
+    list(sync([cell(root, seed) for seed in range(3)], root))
+    store = open_root(root)
+    (old,) = store.client.search_runs(["1"], "tags.`glitchrun.kind` = 'matrix'")
+    with monkeypatch.context() as away:  # the store cannot be reached
+        away.setattr(study, "sync", lambda records, root: ())
+        newest = gather(seeds(1, 2, 3), root)
+    assert newest not in (None, FIRST)
+    assert children(store) == {"sweep over seed fa11": ["seed=0", "seed=1", "seed=2"]}
+    moved = [run for run in find_runs(root) if not run.delivered]
+    assert names_of(moved) == {key(1): "seed=1", key(2): "seed=2"}
+    assert [one.outcome for one in sync(find_runs(root), root)].count("delivered") == 2
+    name = f"sweep over seed {str(newest)[:4]}"
+    assert children(store) == {"sweep over seed fa11": ["seed=0"], name: ["seed=1", "seed=2"]}
+    text = store.client.get_run(old.info.run_id).data.tags["mlflow.note.content"]
+    (above,) = store.client.search_runs(["1"], f"tags.`glitchrun.key` = '{newest}'")
+    assert text.startswith(f"Some of its cells are now part of the study `{above.info.run_id}`.")
+    assert gather(seeds(0, 1, 2, 3), root) == newest  # the larger of both studies goes on
+    assert children(store) == {name: ["seed=0", "seed=1", "seed=2"]}
+    assert store.client.get_run(old.info.run_id).info.lifecycle_stage == "deleted"
+    assert all(run.delivered for run in find_runs(root))
+
+
+def test_an_invalid_cell_file_counts_as_missing(tmp_path: Path) -> None:
+    record = cell(tmp_path, 0)
+    for text in ("", "[]", '{"parent": 1, "name": "x", "assignments": {}}'):
+        (record.folder / CELL).write_text(text)
+        (found,) = find_runs(tmp_path)
+        assert found.identity == record.identity
