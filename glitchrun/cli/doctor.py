@@ -26,7 +26,7 @@ _MARKS = {"ok": "ok", "note": "note", "missing": "MISSING"}
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
 @click.option(
-    "--clear-cache", is_flag=True, help="Remove the models converted from GGUF files, and exit."
+    "--clear-cache", is_flag=True, help="Remove converted models and kept int8 and int4 weights."
 )
 @click.option("--yes", is_flag=True, help="Remove them without confirmation.")
 @click.pass_context
