@@ -12,6 +12,7 @@ from glitchrun.api import load_run
 from glitchrun.cli import main
 from glitchrun.ledger import hold, read_run
 from glitchrun.ledger.files import LEDGER, TAGS
+from glitchrun.ledger.folders import study_folder
 from glitchrun.ledger.journal import StepJournal
 from glitchrun.ledger.record import RunRecord
 from glitchrun.ledger.step_store import attempt_folder, step_folder
@@ -114,9 +115,18 @@ def test_rm_removes_the_folder_and_the_run_in_mlflow(root: Path) -> None:
 def test_rm_of_the_last_cell_deletes_the_parent_and_a_later_cell_gets_a_new_one(root: Path) -> None:
     records = write_matrix(root)
     list(sync(records, root))
+    page = study_folder(root, "fa11000000000001")
+    page.mkdir(parents=True)
+    cells = [{"key": record.identity.key} for record in records]
+    (page / "study.json").write_text(json.dumps({"cells": cells}))
     for record in records[:2]:
-        assert "parent" not in invoke("rm", str(record.folder), "--yes").stdout
+        said = invoke("rm", str(record.folder), "--yes").stdout
+        assert "parent" not in said
+        assert "`glitchrun report fa11000000000001` writes it again" in said
+    assert str(page) in invoke("rm", str(records[2].folder), answer="n\n").stdout
+    assert page.exists()
     assert "parent" in invoke("rm", str(records[2].folder), "--yes").stdout
+    assert not page.exists()
     active = "SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'"
     assert query(root, active) == [(0,)]
     again = write_matrix(root, Invented(experiment="quantization-sweep", started_at=9**13))[0]
@@ -152,6 +162,9 @@ def test_gc_removes_what_no_run_refers_to(root: Path) -> None:
     old, held, orphan = (write_step(root, letter * 16) for letter in "acd")
     used = write_step(root, "a" * 16, 2)
     run = refer(run, "a" * 16, 2)
+    for name, key in (("b" * 16, run.identity.key), ("c" * 16, "gone"), ("mine", "gone")):
+        study_folder(root, name).mkdir(parents=True)
+        (study_folder(root, name) / "study.json").write_text(json.dumps({"cells": [{"key": key}]}))
     with hold(held.parent):
         refused = invoke("gc", answer="n\n")
         assert refused.exit_code == 2
@@ -160,10 +173,12 @@ def test_gc_removes_what_no_run_refers_to(root: Path) -> None:
     assert done.exit_code == 0, done.output
     assert f"{'d' * 12}#1  mine of smollm2-quickstart" in done.stdout
     assert "it stays" in done.stdout
+    assert f"{study_folder(root, 'c' * 16)}  a study without runs" in done.stdout
     assert [path.exists() for path in (used, old, held, orphan)] == [True, False, True, False]
     assert invoke("gc", "--yes").exit_code == 0
     assert not held.exists()
     assert "nothing to remove" in invoke("gc").stdout
+    assert {path.name for path in study_folder(root, "").iterdir()} == {"b" * 16, "mine"}
     assert not read_run(run.folder).damage
 
 

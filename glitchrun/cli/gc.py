@@ -1,4 +1,4 @@
-"""`glitchrun gc`: removes measured steps that no run refers to."""
+"""`glitchrun gc`: removes measured steps and pages of studies that no run refers to."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from glitchrun.terminal import say, visible
 @click.command("gc")
 @click.option("--yes", is_flag=True, help="Remove them without confirmation.")
 def command(yes: bool) -> None:
-    """Removes what steps have measured and no run refers to.
+    """Removes what steps have measured and no run refers to, and pages of studies without runs.
 
-    These are mostly steps of runs that `glitchrun rm` removed. If a run cannot be read, nothing is
+    These are mostly left by runs that `glitchrun rm` removed. If a run cannot be read, nothing is
     removed. Steps that a process works on stay.
     """
     require("filelock")

@@ -1,4 +1,5 @@
-"""The steps in the store that no run refers to, and the sizes and removal of folders.
+"""The steps in the store and the pages of studies that no run refers to, and the sizes and removal
+of folders.
 
 A folder is renamed before its files are removed, so a kill never leaves half a run or half a step
 under its own name. `find_garbage` finds the remains, too.
@@ -8,21 +9,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 from glitchrun.errors import GlitchrunError, RunError, RunLocked, file_access
 from glitchrun.ledger.files import LEDGER, open_regular
-from glitchrun.ledger.folders import find_runs, unreadable_lines
+from glitchrun.ledger.folders import STUDIES, find_runs, study_cells, unreadable_lines
 from glitchrun.ledger.lock import hold, is_held
 from glitchrun.ledger.record import RunRecord
 from glitchrun.ledger.step_store import STEPS, attempt_folder, attempts
 
 _REMOVED = ".removed-"
+_STUDY = re.compile(r"[0-9a-f]{16}")
 StepRef = tuple[str, int]
 """A step key and the number of an attempt."""
 
@@ -79,8 +82,34 @@ def used_only_by(record: RunRecord, runs: Sequence[RunRecord]) -> list[StepRef]:
     return sorted(used_steps(record).difference(*others))
 
 
+def empty_studies(root: Path, runs: Sequence[RunRecord]) -> list[Path]:
+    """The folders of studies of which no run is left.
+
+    Args:
+        root: Tracking root.
+        runs: All runs.
+
+    Raises:
+        RunError: the folder of the studies cannot be read.
+    """
+    keys = {run.identity.key for run in runs}
+    parents = {run.identity.parent for run in runs}
+    with file_access(root / STUDIES):
+        folders = sorted((root / STUDIES).iterdir()) if (root / STUDIES).is_dir() else []
+    return [
+        folder
+        for folder in folders
+        if _STUDY.fullmatch(folder.name)
+        and folder.is_dir()
+        and not folder.is_symlink()
+        and folder.name not in parents
+        and keys.isdisjoint(study_cells(folder))
+    ]
+
+
 def find_garbage(root: Path) -> list[Garbage]:
-    """The attempts at steps that no run refers to, and remains of earlier removals.
+    """The attempts at steps and the pages of studies that no run refers to, and remains of earlier
+    removals.
 
     Raises:
         RunError: a run or the store cannot be read. It may refer to any step.
@@ -102,7 +131,12 @@ def find_garbage(root: Path) -> list[Garbage]:
         if (key, attempt) not in used and key not in planned
         for folder in [attempt_folder(root, key, attempt)]
     ]
-    remains = [*root.glob(f"runs/*/*/{_REMOVED}*"), *root.glob(f"{STEPS}/*/{_REMOVED}*")]
+    found += [
+        Garbage(folder, folder_size(folder), "a study without runs")
+        for folder in empty_studies(root, runs)
+    ]
+    places = ("runs/*/*", f"{STEPS}/*", STUDIES)
+    remains = [path for place in places for path in root.glob(f"{place}/{_REMOVED}*")]
     what = "remains of an earlier removal"
     return [*found, *(Garbage(path, folder_size(path), what) for path in sorted(remains))]
 
@@ -119,7 +153,9 @@ def remove_garbage(root: Path, agreed: Sequence[Garbage]) -> list[Garbage]:
     removed = []
     for one in find_garbage(root):  # again: a run may have begun while the user was asked
         if one.folder in wanted and not one.is_held:
-            with suppress(RunLocked), hold(one.folder.parent):
+            # Only the runs of a study write to its folder, and it has none.
+            is_study = one.folder.parent == root / STUDIES
+            with suppress(RunLocked), nullcontext() if is_study else hold(one.folder.parent):
                 remove_folder(one.folder)
                 removed.append(one)
     return removed
