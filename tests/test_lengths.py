@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from glitchrun.behaviour.text_answers import most_tokens
 from glitchrun.checkpoint.headers import read_header
 from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.model import load_tokenizer
@@ -30,6 +31,14 @@ STEPS: dict[str, tuple[dict[str, Any], str]] = {
     "scan": ({"strategy": "scan", "probes": ["repeat", "explain"]}, "probes"),
     "mine": ({"strategy": "mine", "search": "random", "probes": "strict"}, "probes"),
     "test": ({"strategy": "test", "tokens": {"ids": [300]}, "probes": "strict"}, "probes"),
+    "phrases": (
+        {
+            "strategy": "test",
+            "tokens": {"phrases": {"texts": ["the man", LONG]}},
+            "probes": ["repeat"],
+        },
+        "tokens.phrases.texts[1]",
+    ),
     "validate": (
         {
             "strategy": "validate",
@@ -123,6 +132,23 @@ def test_the_longest_text_of_each_strategy_is_known(
     assert beyond_training(given, Positions(second.total, fixed=False)) == ()
     (note,) = beyond_training(given, Positions(second.total - 3, fixed=False))
     assert "3 beyond the" in note
+
+
+def test_a_spelled_answer_is_as_long_as_the_longest_token_needs(
+    learned: Path, tmp_path: Path
+) -> None:
+    named = {"id": "t", "strategy": "test", "tokens": {"ids": [5, 300]}, "probes": ["spelling"]}
+    whole = {"id": "s", "strategy": "scan", "probes": ["spelling"]}
+    given = settings(tmp_path, learned, [named, whole])
+    (_, some), (place, every) = lengths(given)
+    texts = [given.tokenizer.decode([one]) for one in (5, 300)]
+    assert some.new_tokens == most_tokens("spelling", max(texts, key=len)) - 1
+    longest = max(given.tokenizer.get_vocab(), key=len)
+    assert every.new_tokens == most_tokens("spelling", longest) - 1 > some.new_tokens
+    reason = too_long(given, Positions(every.total - 1, fixed=True))
+    assert reason is not None
+    assert reason.startswith(place)
+    assert "at most" not in reason  # no number of `probes` would help
 
 
 def test_a_number_that_would_fit_is_named(learned: Path, tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ from glitchrun.errors import RunError
 from glitchrun.events import Batch, Entry, Event, Measured
 from glitchrun.ledger.record import Metric
 from glitchrun.plan.work import step_work
+from glitchrun.probing.phrases import with_phrases
 from glitchrun.report.headline import headline
 from glitchrun.spec.probes import PROBES
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Step
 from glitchrun.strategies.context import Context
+from glitchrun.strategies.prompt_lengths import PromptLengths
 from glitchrun.vocabulary.phrases import Phrase, incomplete_pairs, phrase_of, phrase_of_text
 from glitchrun.vocabulary.text import raw_bytes
 from tests.support.engine import context, one_at_a_time
@@ -162,6 +164,44 @@ def test_the_plan_counts_both_tokenizations(llama: Context) -> None:
     asked = Step("a", "validate", {"tokens": tokens, "probes": "strict", "attempts": 4})
     (work,) = step_work(replace(llama.spec, steps=(asked,)), 400)
     assert (work.tokens, work.continuations) == (30, 2 * 30 * 3 * 4)
+
+
+@pytest.mark.parametrize("name", ["test", "validate"])
+def test_lengths_count_every_place_of_the_longest_phrase(name: str, llama: Context) -> None:
+    """A few-shot probe contains the phrase several times, and each place is longer than a token."""
+    tokenizer = llama.backend.model.tokenizer
+    texts = ["the man", "it was said that the end", "of it"]
+    longest = phrase_of_text(texts[1], tokenizer)
+    assert isinstance(longest, Phrase)
+    both = (longest.ids, longest.control)
+    spec = replace(
+        llama.spec, steps=(Step("own", "test", {"tokens": {"phrases": {"texts": texts}}}),)
+    )
+    given = PromptLengths(spec, llama.template, tokenizer, None)
+    for tokens, place in (
+        (spec.steps[0].params["tokens"], "tokens.phrases.texts[1]"),
+        ({"phrases": {"ids": [[*map(int, longest.ids)], [5, 6]]}}, "tokens.phrases.ids[0]"),
+        ({"from": "own"}, "tokens.from"),
+    ):
+        params = {"probes": "magikarp", "tokens": tokens}
+        config = STRATEGIES[name].configure(params)
+        found = list(STRATEGIES[name].text_lengths(config, given))
+        assert len(found) == 3
+        for (probe, prompt), length in zip(llama.prompts("magikarp").items(), found, strict=True):
+            filled = with_phrases(prompt, both)
+            answer = max(map(len, both)) + PROBES[probe].within + 2 - 2
+            if name == "validate":
+                answer = config.max_new_tokens - 1
+            assert length.prompt == len(prompt.prefix_ids) + filled.tail_length
+            assert length.new_tokens == answer
+            assert length.parameter in (place, "max_new_tokens")
+    assert found[0].total > 100
+    (load,) = STRATEGIES[name].workloads(config, "own", 0)
+    (longer,) = STRATEGIES[name].workloads(
+        STRATEGIES[name].configure({**params, "tokens": {"phrases": {"texts": ["x" * 50]}}}), "", 0
+    )
+    slots = max(PROBES[probe].slots for probe in llama.prompts("magikarp"))
+    assert longer.positions == load.positions + 50 * slots  # the plan's memory
 
 
 def test_explain_and_the_headline_show_the_phrases_that_fail_alone(tmp_path: Path) -> None:

@@ -290,6 +290,18 @@ def named_phrases(source: Mapping[str, Any]) -> int:
     return min(count, int(source.get("limit", count)))
 
 
+def phrase_positions(source: Mapping[str, Any], probes: Probes) -> int:
+    """An estimate of the most positions that the phrases named by a step's `tokens` take in the
+    places of one token; 0 for single tokens."""
+    phrases = source.get("phrases")
+    if phrases is None:
+        return 0
+    named = phrases.get("texts") or phrases.get("ids") or ()
+    # The control may have a token for each character.
+    longest = max((len(one) * (1 if isinstance(one, str) else 2) for one in named), default=_PHRASE)
+    return longest * max(probe.slots for probe in probes_of(probes))
+
+
 def expected_tokens(source: Mapping[str, Any], expected: Expectation) -> int:
     """The tokens that a step's `tokens` will probably name."""
     counts: dict[str, int | None] = {}

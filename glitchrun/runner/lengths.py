@@ -116,7 +116,9 @@ def _place(spec: Spec, step: str, name: str) -> str:
 def _refusal(place: str, length: TextLength, limit: Positions) -> str:
     room = limit.count - length.prompt
     remedy = "a shorter prompt (template, system text, probes)"
-    if length.new_tokens and room >= 0:
+    if length.parameter.startswith("tokens."):
+        remedy = "shorter phrases, or probes that contain them less often"
+    if length.parameter == "max_new_tokens" and length.new_tokens and room >= 0:
         remedy = f"{length.parameter} of {room + 1} at most, or {remedy}"
     return (
         f"{place}: {_positions_text(length)}, and the model has "
@@ -126,5 +128,6 @@ def _refusal(place: str, length: TextLength, limit: Positions) -> str:
 
 def _positions_text(length: TextLength) -> str:
     new = length.new_tokens
-    answer = f" and {new} after it ({length.parameter})" if new else ""
+    named = f" ({length.parameter})" if length.parameter == "max_new_tokens" else ""
+    answer = f" and {new} after it{named}" if new else ""
     return f"its longest text needs {length.total} positions, {length.prompt} of the prompt{answer}"

@@ -310,7 +310,8 @@ class Strategy:
         """
         probes = getattr(config, "probes", None)
         new_tokens = getattr(config, "max_new_tokens", None)
-        return prompts.of_probes(probes, new_tokens) if probes else iter(())
+        tokens = getattr(config, "tokens", None)
+        return prompts.of_probes(probes, new_tokens, tokens) if probes else iter(())
 
     def prompt_ids(self, config: Any, context: Any) -> Iterator[tuple[str, Sequence[int]]]:
         """A description and the token ids of each prompt, without the token that it asks about.

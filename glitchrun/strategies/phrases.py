@@ -24,13 +24,12 @@ from glitchrun.prompts.render import Prompt
 from glitchrun.prompts.tokenizer import encode_all
 from glitchrun.spec.probes import Probe, probes_of
 from glitchrun.strategies.context import Context
+from glitchrun.strategies.prompt_lengths import PHRASE_SPARE
 from glitchrun.strategies.test import Config as TestConfig
 from glitchrun.strategies.tokens import has_phrases
 from glitchrun.strategies.validate import Config as ValidateConfig
 from glitchrun.vocabulary.phrases import Pairs, Phrase, incomplete_pairs, phrase_of, phrase_of_text
 
-_SPARE = 2
-"""Tokens that a greedy answer may have beyond the longer tokenization of its phrase."""
 _REASONS = {
     "not_utf8": "these tokens together are no whole characters",
     "no_control": "no other tokenization of this text is known, so it has no control",
@@ -121,8 +120,33 @@ def _named(
         found = pairs.phrases
     else:
         found = list(_given(context, source))[: source.get("limit")]
-    unique = list({phrase.ids: phrase for phrase in found}.values())
-    return unique[: context.spec.limit], pairs
+    unique = list({phrase.ids: phrase for phrase in found}.values())[: context.spec.limit]
+    _check_positions(config, context, unique)
+    return unique, pairs
+
+
+def _check_positions(
+    config: TestConfig | ValidateConfig, context: Context, phrases: Sequence[Phrase]
+) -> None:
+    """Raises RunError where the model has no positions for a phrase in a probe. Drawn pairs are not
+    known before; `PromptLengths` has checked all others."""
+    limit = context.backend.model.positions
+    if limit is None or not limit.fixed:
+        return
+    more = config.max_new_tokens - 1 if isinstance(config, ValidateConfig) else None
+    prompts = context.prompts(config.probes)
+    for phrase in phrases:
+        made = (phrase.ids, phrase.control)
+        for probe in probes_of(config.probes):
+            prompt = with_phrases(prompts[probe.name], made)
+            answer = _most(phrase, probe) - 1 if more is None else more
+            total = len(prompt.prefix_ids) + prompt.tail_length + answer
+            if total > limit.count:
+                raise RunError(
+                    f"{context.at('tokens')}: the phrase {phrase.text!r} in the probe {probe.name} "
+                    f"needs {total} positions, and the model has only {limit.count}; leave out the "
+                    "probe, or name shorter phrases"
+                )
 
 
 def _drawn(context: Context, source: Mapping[str, Any]) -> Pairs:
@@ -282,7 +306,7 @@ def _says(answer: str, text: str, *, anywhere: bool) -> bool:
 
 def _most(phrase: Phrase, probe: Probe) -> int:
     """Ids of a greedy answer that count."""
-    return max(len(phrase.ids), len(phrase.control)) + probe.within - 1 + _SPARE
+    return max(len(phrase.ids), len(phrase.control)) + probe.within - 1 + PHRASE_SPARE
 
 
 def _greedy_sampler(

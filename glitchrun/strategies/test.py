@@ -12,6 +12,7 @@ from glitchrun.plan.work import (
     expected_tokens,
     named_tokens,
     only_if_found,
+    phrase_positions,
     phrase_work,
     phrases_refusal,
     probe_pass,
@@ -80,4 +81,5 @@ class Test(Strategy):
         return replace(usual, found=named, positions=positions)
 
     def workloads(self, config: Config, step: str, system: int) -> Iterator[Workload]:
-        yield probe_pass(config, step, system)
+        extra = phrase_positions(config.tokens, config.probes)
+        yield probe_pass(config, step, system + extra)

@@ -12,6 +12,7 @@ from glitchrun.plan.work import (
     expected_tokens,
     named_tokens,
     only_if_found,
+    phrase_positions,
     phrase_work,
     phrases_refusal,
     probe_positions,
@@ -114,10 +115,11 @@ class Validate(Strategy):
         return replace(usual, found=round(_CONFIRMED * named))
 
     def workloads(self, config: Config, step: str, system: int) -> Iterator[Workload]:
+        positions = probe_positions(config.probes) + phrase_positions(config.tokens, config.probes)
         yield Workload(
             step,
             batch=config.batch_size if isinstance(config.batch_size, int) else None,
-            positions=probe_positions(config.probes) + system + config.max_new_tokens,
+            positions=positions + system + config.max_new_tokens,
             kind="sample",
             together=1 if config.sequential else config.attempts,
             controls=bool(config.controls),
