@@ -606,6 +606,34 @@ def test_settings_that_mean_the_same_give_the_same_key(tmp_path: Path) -> None:
     assert keys(predict) == keys(predict, more="seed: 77\n")
 
 
+SEEDLESS = [
+    "{id: one, strategy: mine, search: low-norm, budget: 8}",
+    "{id: one, strategy: mine, search: indicator, budget: 8}",
+    "{id: one, strategy: mine, search: gradient, budget: 8}",
+    "{id: one, strategy: mine, search: range, ranges: [[300, 330]]}",
+    "{id: one, strategy: validate, tokens: {ids: [300]}, temperature: 0}",
+]
+SEEDED = [
+    "{id: one, strategy: mine, search: random, budget: 8}",
+    "{id: one, strategy: mine, search: low-norm, budget: 8, controls: 1}",
+    "{id: one, strategy: mine, search: range, ranges: [[300, 330]], sample_size: 4}",
+    "{id: one, strategy: mine, search: screen, budget: 8}",
+    "{id: one, strategy: validate, tokens: {ids: [300]}}",
+    "{id: one, strategy: validate, tokens: {ids: [300]}, temperature: 0, controls: 1}",
+]
+
+
+@pytest.mark.parametrize("step", SEEDLESS + SEEDED)
+def test_cells_that_differ_in_the_seed_share_the_steps_that_draw_nothing(
+    tmp_path: Path, step: str
+) -> None:
+    spec = tmp_path / "seeds.yaml"
+    spec.write_text(f"{HEAD}matrix: {{seeds: 2}}\nsteps:\n  - {step}\n")
+    runs = build(load_experiment(spec), lambda key: None, resolve=Resolver()).runs
+    first, second = (run.keys[0].key for run in runs)
+    assert (first == second) is (step in SEEDLESS)
+
+
 def test_files_of_a_step_are_in_every_run_that_uses_it(
     tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:

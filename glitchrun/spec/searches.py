@@ -48,6 +48,9 @@ class SearchEntry:
     """`module:name` of the function that selects tokens of the scope by the value of `needs[0]`;
     empty where the search may verify the whole scope. The plan refuses a spec that selects no
     token, and the report shows how many selected tokens are not verified."""
+    seeded: bool = True
+    """Whether the seed of the spec decides which tokens it verifies, apart from `sample_rate` and
+    `sample_size`. If not, runs that differ only in their seed share the step."""
     random: bool = False
     """Whether the tokens that it verifies are a random sample of the scope at any point."""
     regression: bool = False
@@ -65,6 +68,7 @@ _ALL = {
         reads=(*_ROUNDS, "k", "start"),
         gradients=True,
         judges=False,
+        seeded=False,
     ),
     "surrogate": SearchEntry(
         "Learns from its own verdicts which tokens fail (ridge regression on the embeddings).",
@@ -88,12 +92,15 @@ _ALL = {
         "Verifies tokens by ascending norm of the input embedding.",
         "glitchrun.search.ordered:by_norm",
         judges=False,
+        seeded=False,
         ordered=True,
     ),
     "indicator": SearchEntry(
         "Verifies tokens by ascending value of an indicator, as Land and Bartolo do.",
         "glitchrun.search.ordered:by_indicator",
         judges=False,
+        seeded=False,
+        ordered=True,
         parameters={
             "indicator": {
                 "description": "The indicator. `auto`: the input norm, or for tied embeddings the "
@@ -124,6 +131,7 @@ _ALL = {
         needs=("ranges",),
         selects="glitchrun.search.ordered:in_ranges",
         judges=False,
+        seeded=False,
         ordered=True,
     ),
     "category": SearchEntry(
@@ -133,6 +141,7 @@ _ALL = {
         needs=("groups",),
         selects="glitchrun.search.ordered:in_groups",
         judges=False,
+        seeded=False,
         ordered=True,
     ),
     "pattern": SearchEntry(
@@ -142,6 +151,7 @@ _ALL = {
         needs=("patterns",),
         selects="glitchrun.search.ordered:matching",
         judges=False,
+        seeded=False,
         ordered=True,
     ),
 }

@@ -124,6 +124,10 @@ class Mine(Strategy):
         judges = config.controls or SEARCHES[config.search].judges
         return frozenset(["probability"] if judges else [])
 
+    def uses_seed(self, config: Config) -> bool:
+        draws = config.sample_rate is not None or config.sample_size is not None
+        return bool(config.controls) or draws or SEARCHES[config.search].seeded
+
     def needs_resident(self, params: Mapping[str, Any]) -> str | None:
         search = SEARCHES.get(str(params.get("search", "gradient")))
         if search is not None and search.gradients:

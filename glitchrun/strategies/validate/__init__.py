@@ -89,6 +89,10 @@ class Validate(Strategy):
     def steering(self, config: Config) -> frozenset[str]:
         return frozenset(["asr"] if config.sequential else [])
 
+    def uses_seed(self, config: Config) -> bool:
+        pairs = "pairs" in config.tokens.get("phrases", {})
+        return bool(config.temperature or config.controls or pairs)
+
     def needs_resident(self, params: Mapping[str, Any]) -> str | None:
         return phrases_refusal(params)
 
