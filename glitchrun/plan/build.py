@@ -26,6 +26,7 @@ from glitchrun.plan.step_keys import KEY_LENGTH, StepKey, step_keys
 from glitchrun.plan.work import StepWork, ids_outside_vocabulary, step_work, workloads
 from glitchrun.plan.workers import Staff, shared_steps, staff_of
 from glitchrun.spec.digest import cosmetic_digest, measures_machine, numerics_digest, results_digest
+from glitchrun.spec.matrix_axes import canonical
 from glitchrun.spec.types import Cell, Experiment, ModelSpec, Spec
 
 Action = Literal["start", "resume", "skip", "blocked"]
@@ -294,7 +295,7 @@ def _plan(
     if any(run.key == key for run in before):
         # Cells that should give the same results (two devices, to compare them) are still separate
         # runs: the user wrote a matrix to see each cell.
-        key = _key(key, cell.name)
+        key = _key(key, canonical(dict(cell.assignments)))
     work = step_work(cell.spec, header.vocab, resolved.scopes)
     loads = workloads(cell.spec, work)
     residency = choose(_where_it_runs(cell.spec), header, device, loads, work, resolved.positions)

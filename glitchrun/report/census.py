@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 from glitchrun.behaviour.proportions import wilson
@@ -20,6 +19,8 @@ from glitchrun.report.formatting import MISSING, counted
 from glitchrun.report.token_rows import facts_by_token
 from glitchrun.report.totals import MILD
 from glitchrun.report.writing import rounded
+from glitchrun.spec.cell_names import value_texts
+from glitchrun.spec.matrix_axes import canonical
 from glitchrun.spec.probes import PROTOCOLS
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.strategy import STRATEGIES
@@ -76,7 +77,8 @@ def census(records: Sequence[RunRecord]) -> list[ModelRow]:
         groups.setdefault(
             (str(record.identity.digests.get("model")), _arithmetic(record)), []
         ).append(record)
-    return [_row(group) for group in groups.values()]
+    names = value_texts(_path(group[-1]) for group in groups.values())
+    return [_row(group, names[canonical(_path(group[-1]))]) for group in groups.values()]
 
 
 def _arithmetic(record: RunRecord) -> str:
@@ -86,13 +88,16 @@ def _arithmetic(record: RunRecord) -> str:
     return model.dtype if model.quantization == "none" else f"{model.quantization} ({model.dtype})"
 
 
-def _row(records: Sequence[RunRecord]) -> ModelRow:
+def _path(record: RunRecord) -> str:
+    return str((record.spec.get("model") or {}).get("path") or "?")
+
+
+def _row(records: Sequence[RunRecord], name: str) -> ModelRow:
     last = records[-1]
-    path = str((last.spec.get("model") or {}).get("path") or "?")
     scopes = {_scope(record) for record in records}
     identities = [record.identity for record in records]
     return ModelRow(
-        name=PurePath(path).name,
+        name=name,
         arithmetic=_arithmetic(last),
         vocabulary=last.model.vocabulary_size if last.model else None,
         scope=scopes.pop() if len(scopes) == 1 else None,

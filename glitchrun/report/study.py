@@ -23,6 +23,7 @@ from glitchrun.report.comparison.results import Result, metrics
 from glitchrun.report.comparison.sides import Side, TokenVerdict, side_of_run, with_verdicts
 from glitchrun.report.formatting import MISSING
 from glitchrun.report.regression import better
+from glitchrun.spec.cell_names import value_texts
 from glitchrun.spec.matrix_axes import canonical
 
 SEED = "seed"
@@ -149,11 +150,15 @@ class Study:
     @cached_property
     def _texts(self) -> dict[str, dict[str, str]]:
         """For each axis the texts of its values, by the values as JSON."""
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, list[Any]] = {}
         for record in self.records:
             for axis, value in record.identity.assignments.items():
-                found.setdefault(axis, {})[canonical(value)] = value
-        return {axis: _texts(values) for axis, values in found.items()}
+                found.setdefault(axis, []).append(value)
+        missing = canonical(None)
+        return {
+            axis: {key: MISSING if key == missing else text for key, text in texts.items()}
+            for axis, texts in ((axis, value_texts(values)) for axis, values in found.items())
+        }
 
     @property
     def axes(self) -> dict[str, list[str]]:
@@ -376,23 +381,3 @@ def _seen(found: Sequence[TokenVerdict]) -> Seen:
 def _order(name: str) -> tuple[int, str]:
     bare = name.rpartition("/")[2]
     return (_FIRST.index(bare) if bare in _FIRST else len(_FIRST), name)
-
-
-def _texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """The text of each value of an axis, by the value as JSON: short, unless two would look alike,
-    as `a/model` and `b/model` do."""
-    short = {key: _text(value) for key, value in values.items()}
-    times = Counter(short.values())
-    whole = {key: value if isinstance(value, str) else key for key, value in values.items()}
-    if len({*whole.values()}) < len(whole):  # 1 and "1"
-        whole = dict(zip(values, values, strict=True))
-    return {key: text if times[text] == 1 else whole[key] for key, text in short.items()}
-
-
-def _text(value: Any) -> str:
-    """An axis' value as people read it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str) and "/" in value:
-        return value.rstrip("/").rpartition("/")[2] or value
-    return MISSING if value is None else str(value)
