@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -19,10 +21,12 @@ from glitchrun.behaviour.significance import (
     pairs_needed,
 )
 from glitchrun.cli import main
+from glitchrun.cli.compare import _fail
 from glitchrun.errors import PreflightError
 from glitchrun.ledger import ROOT, RunRecord
-from glitchrun.ledger.record import GateResult
+from glitchrun.ledger.record import GateResult, Metric
 from glitchrun.plan.build import Plan, PlannedRun
+from glitchrun.report.comparison.regressions import Rule, regression_of_studies
 from glitchrun.report.machine_readable import junit
 from glitchrun.report.markdown import markdown
 from glitchrun.report.summary import summary_lines
@@ -217,6 +221,54 @@ def test_two_studies_are_compared_cell_by_cell(
     assert found["not_compared"] == []
     assert done.exit_code == (5 if found["regressed"] else 0)
     assert found["family"] == sum(one["p"] is not None for one in found["metrics"]) > 3
+
+
+def with_metric(record: RunRecord, name: str, metric: Metric | None) -> RunRecord:
+    """The run with another value of a metric of its first step; None removes the metric."""
+    first, *others = record.steps
+    kept = {known: value for known, value in first.metrics.items() if known != name}
+    found = kept if metric is None else {**kept, name: metric}
+    return replace(record, steps=(replace(first, metrics=found), *others))
+
+
+@pytest.mark.parametrize(
+    ("name", "left", "right", "reason", "undecided"),
+    [
+        ("recall", Metric(0.9, 5), Metric(None, 5), "no value there", True),
+        ("recall", Metric(0.9, 5), Metric(None, 0), "no value there", True),
+        ("recall", Metric(0.9, 5), Metric(math.nan, 5), "no value there", True),
+        ("recall", Metric(0.9, 5), None, "not measured there", True),
+        ("severe", Metric(2, 5), Metric(None, 0), "no value there, because it counts nothing",
+         False),
+        ("severe", Metric(2, 5), Metric(None, 5), "no value there", True),
+        ("recall", Metric(None, 5), Metric(0.9, 5), "no value in the first run", False),
+        ("recall", None, Metric(0.9, 5), "not measured in the first run", False),
+        ("recall", Metric(None, 5), Metric(None, 5), None, False),
+        ("tokens_per_second", Metric(3, 5), None, None, False),
+    ],
+)  # fmt: skip
+def test_a_metric_that_one_run_lacks_is_named(
+    runs: list[RunRecord],
+    name: str,
+    left: Metric | None,
+    right: Metric | None,
+    reason: str | None,
+    undecided: bool,
+) -> None:
+    """It may have become worse, so that the comparison cannot pass, where only the first has it."""
+    sides = [with_metric(runs[0], name, metric) for metric in (left, right)]
+    found = regression_of_studies({"cell": sides[0]}, {"cell": sides[1]}, Rule())
+    said = [one.sentence for one in found.uncompared]
+    assert said == ([f"mine/{name} in cell: {reason}"] if reason else [])
+    assert [one.metric for one in found.undecided] == [f"mine/{name}"] * undecided
+    assert found.to_json()["undecided"] == [f"cell:mine/{name}"] * undecided
+    assert not found.worse
+    assert any(reason in text for text in found.section().sentences) if reason else not said
+    assert len([*found.lines()]) == undecided
+    if undecided:
+        with pytest.raises(click.exceptions.Exit) as ended:
+            _fail(click.Context(click.Command("compare")), found)
+        assert ended.value.exit_code == 6
 
 
 def test_a_significant_regression_needs_the_adjusted_test_too(runs: list[RunRecord]) -> None:

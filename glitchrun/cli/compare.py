@@ -59,7 +59,8 @@ _SHOWN = 20
     "--fail-on",
     type=click.Choice(["regression", "significant-regression"]),
     help="Exit with 5 if a metric of another run is worse than that of the first RUN: by more than "
-    "--tolerance; or, if significant, by an exact McNemar test as well.",
+    "--tolerance; or, if significant, by an exact McNemar test as well. Exit with 6 if that is "
+    "not known of a metric, because another run has no value of it.",
 )
 @click.option(
     "--tolerance",
@@ -179,11 +180,14 @@ def _compare_studies(
 
 
 def _fail(context: click.Context, regressed: Regression) -> None:
-    """Ends the command with exit code 5 and a line for each regression, if there is any."""
+    """Ends the command with a line for each regression and exit code 5 if there is any; else with
+    exit code 6 if a metric is not decided."""
     for line in regressed.lines():
         say(line, err=True)
     if regressed.worse:
         context.exit(int(ExitCode.GATE_FAILED))
+    if regressed.undecided:
+        context.exit(int(ExitCode.GATE_INCONCLUSIVE))
 
 
 def _write_page(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from glitchrun.behaviour.significance import ALPHA, McNemar, adjusted, mcnemar, shown_p, stated_p
 from glitchrun.events import Sampled, Verified
-from glitchrun.ledger.record import RunRecord, StepRecord
+from glitchrun.ledger.record import Metric, RunRecord, StepRecord
 from glitchrun.report.formatting import counted, figure, percent
 from glitchrun.report.token_rows import facts_by_token
 from glitchrun.spec.schema import fragments
@@ -128,8 +128,69 @@ class Change:
         return f"{text}; {described_test(self.test, self.p_adjusted, family)}"
 
 
+@dataclass(frozen=True, slots=True)
+class Uncompared:
+    """A metric with a better direction that has a value in one of two runs only."""
+
+    metric: str
+    left: float | None
+    right: float | None
+    reason: str
+    """Why the other run has none."""
+    side: str
+    undecided: bool
+    """Whether the right run may be worse: the left one has a value, and the right one lacks it for
+    another reason than that there is nothing to count."""
+
+    @property
+    def sentence(self) -> str:
+        """The metric, the run and the reason."""
+        return f"{self.metric} in {self.side}: {self.reason}"
+
+
+def uncompared(left: RunRecord, right: RunRecord, side: str) -> Iterator[Uncompared]:
+    """The metrics that `changes` cannot compare because one of the runs has no value of them.
+
+    Args:
+        left: The earlier run.
+        right: The other run.
+        side: Its name.
+    """
+    values = [dict(_directed(run)) for run in (left, right)]
+    for name, (there, direction) in values[0].items():
+        if not _is_known(there):
+            continue
+        here = values[1].get(name)
+        if here is None:
+            yield Uncompared(name, there.value, None, "not measured there", side, True)
+        elif not _is_known(here[0]):
+            empty = here[0].n == 0 and direction != "higher"
+            reason = "no value there" + (", because it counts nothing" if empty else "")
+            yield Uncompared(name, there.value, None, reason, side, not empty)
+    for name, (here_only, _) in values[1].items():
+        known = values[0].get(name)
+        if _is_known(here_only) and (known is None or not _is_known(known[0])):
+            reason = "no value in the first run" if known else "not measured in the first run"
+            yield Uncompared(name, None, here_only.value, reason, side, False)
+
+
+def _directed(run: RunRecord) -> Iterator[tuple[str, tuple[Metric, str]]]:
+    """The metrics of a run that have a better direction, without those of speed and time, and the
+    direction."""
+    for step in run.steps:
+        for name, metric in step.metrics.items():
+            direction = better(step, name)
+            if direction and not is_measured(step, name):
+                yield f"{step.id}/{name}", (metric, direction)
+
+
+def _is_known(metric: Metric) -> bool:
+    return metric.value is not None and math.isfinite(metric.value)
+
+
 def changes(left: RunRecord, right: RunRecord, side: str = "") -> Iterator[Change]:
-    """Every metric with a better direction that both runs have, except those of speed and time."""
+    """Every metric with a better direction that has a value in both runs, except those of speed and
+    time. `uncompared` gives the others."""
     there = left.metrics
     for step in right.steps:
         for name, metric in step.metrics.items():
@@ -140,7 +201,7 @@ def changes(left: RunRecord, right: RunRecord, side: str = "") -> Iterator[Chang
             if count is not None and there[full].n == metric.n:
                 continue  # the count says the same
             values = there[full].value, metric.value
-            if all(value is not None and math.isfinite(value) for value in values):
+            if _is_known(there[full]) and _is_known(metric):
                 test = paired_test(full, left, right)
                 yield Change(
                     full, float(values[0] or 0), float(values[1] or 0), direction, test, None, side

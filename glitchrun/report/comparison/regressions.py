@@ -12,7 +12,15 @@ from glitchrun.ledger.record import RunRecord, status_word
 from glitchrun.report.comparison import Column, Section
 from glitchrun.report.comparison.sides import Side
 from glitchrun.report.formatting import MISSING, count, counted, figure, percent
-from glitchrun.report.regression import TEST, Change, changes, corrected, family_size
+from glitchrun.report.regression import (
+    TEST,
+    Change,
+    Uncompared,
+    changes,
+    corrected,
+    family_size,
+    uncompared,
+)
 from glitchrun.report.writing import rounded
 
 
@@ -36,6 +44,8 @@ class Regression:
     changes: tuple[Change, ...]
     missing: tuple[str, ...] = ()
     """Cells of the first study that the other one lacks, or the other way round."""
+    uncompared: tuple[Uncompared, ...] = ()
+    """The metrics that have a value on one side only."""
 
     @property
     def worse(self) -> list[Change]:
@@ -48,14 +58,21 @@ class Regression:
         return worse and (change.significant or not self.rule.significant)
 
     @property
+    def undecided(self) -> list[Uncompared]:
+        """The metrics that may be worse, because only the first run has a value of them."""
+        return [one for one in self.uncompared if one.undecided]
+
+    @property
     def family(self) -> str:
         """The family of tests: `4 tests of this comparison`."""
         return f"{counted(family_size(self.changes), 'test')} of this comparison"
 
     def lines(self) -> Iterator[str]:
-        """A line for each metric that regressed."""
+        """A line for each metric that regressed, and for each that is not decided."""
         for one in self.worse:
             yield f"regression in {one.side}: {one.sentence(self.family)}"
+        for lost in self.undecided:
+            yield f"not decided: {lost.sentence}; the first run has {figure(lost.left)}"
 
     def section(self) -> Section:
         """The metrics side by side, the regressions first."""
@@ -90,6 +107,12 @@ class Regression:
         if self.missing:
             cells = counted(len(self.missing), "cell is", "cells are")
             yield f"{cells} in one study alone, and not compared: {', '.join(self.missing)}."
+        if self.undecided:
+            lost = counted(len(self.undecided), "metric is", "metrics are")
+            names = ", ".join(one.sentence for one in self.undecided)
+            yield f"{lost} not decided, because only {self.first} has a value: {names}."
+        if others := [one.sentence for one in self.uncompared if not one.undecided]:
+            yield f"Not compared: {', '.join(others)}."
         allowed = f" by more than {percent(self.rule.tolerance)}" if self.rule.tolerance else ""
         shown = f", and the adjusted p is at most {ALPHA:g}" if self.rule.significant else ""
         yield f"A metric regresses if it is worse{allowed}{shown}. Speed and time do not count."
@@ -126,6 +149,17 @@ class Regression:
             "test": TEST,
             "family": family_size(self.changes),
             "not_compared": list(self.missing),
+            "undecided": [f"{one.side}:{one.metric}" for one in self.undecided],
+            "uncompared": [
+                {
+                    "metric": one.metric,
+                    "run": one.side,
+                    "baseline": rounded(one.left),
+                    "value": rounded(one.right),
+                    "reason": one.reason,
+                }
+                for one in self.uncompared
+            ],
             "regressed": [f"{one.side}:{one.metric}" for one in self.worse],
             "metrics": [
                 {
@@ -159,13 +193,18 @@ def regression(sides: Sequence[Side], rule: Rule) -> Regression:
     first = records[0]
     if first is None or None in records:
         raise UsageError("--fail-on compares the metrics of runs; a file has none")
-    found = [
-        change
+    others = [
+        (record, side.label)
         for side, record in zip(sides[1:], records[1:], strict=True)
         if record is not None
-        for change in changes(first, record, side.label)
     ]
-    return Regression(sides[0].label, rule, _compared([one for one in records if one], found))
+    found = [change for record, label in others for change in changes(first, record, label)]
+    return Regression(
+        sides[0].label,
+        rule,
+        _compared([first, *(record for record, _ in others)], found),
+        uncompared=tuple(one for other in others for one in uncompared(first, *other)),
+    )
 
 
 def _compared(records: Sequence[RunRecord], found: Sequence[Change]) -> tuple[Change, ...]:
@@ -206,4 +245,5 @@ def regression_of_studies(
     found = [change for name in both for change in changes(first[name], second[name], name)]
     records = [study[name] for name in both for study in (first, second)]
     missing = tuple(name for name in {**first, **second} if name not in both)
-    return Regression("the baseline", rule, _compared(records, found), missing)
+    lost = [one for name in both for one in uncompared(first[name], second[name], name)]
+    return Regression("the baseline", rule, _compared(records, found), missing, tuple(lost))
