@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from glitchrun.cli import export as cli
 from glitchrun.cli import main
 from glitchrun.errors import UsageError
-from glitchrun.events import Token
+from glitchrun.events import Entry, Token
 from glitchrun.imports import read
 from glitchrun.ledger.record import RunRecord
 from glitchrun.plan.build import fingerprint_now
@@ -171,6 +172,105 @@ def test_generate_never_emits_a_listed_token(
     config = GenerationConfig.from_pretrained(tmp_path)
     assert usual
     assert not generated(generation_config=config) & usual
+
+
+# Phrases --------------------------------------------------------------------------------------
+
+
+def phrase(text: str, ids: list[int], kind: str, **cells: Any) -> Entry:
+    row = {"phrase": text, "ids": ids, "control": kind, "control_ids": [90, 91]}
+    return Entry("phrases", {**row, "control_result": "pass", **cells})
+
+
+def phrases_of(tmp_path: Path, *others: Any) -> RunRecord:
+    """Three phrases that fail, the second of them severe; one of two sampled ones is confirmed."""
+    tested = [
+        phrase(" solid gold", [5, 6], "characters", result="fail", p=0.2, said="x"),
+        phrase("=é", [7, 8, 9], "usual", result="fail", p=1e-9, said="y", control_result="fail"),
+        phrase("ok", [5, 7], "characters", result="pass", p=0.9, said="ok"),
+        phrase("  ", [3, 3], "characters", result="fail", p=0.5, said=""),
+    ]
+    asked = [
+        phrase(" solid gold", [5, 6], "characters", result="pass", asr=0.2, attempts=5, failures=1),
+        phrase("=é", [7, 8, 9], "usual", result="fail", asr=0.9, attempts=10, failures=9),
+    ]
+    return run_of(
+        tmp_path, step("pairs", "test", *tested), step("asr", "validate", *asked), *others
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "where", "content"),
+    [
+        ("ids", None, [[7, 8, 9]]),
+        ("ids", "severe", [[7, 8, 9]]),
+        ("ids", "glitch", [[7, 8, 9], [5, 6], [3, 3]]),
+        ("bad-words", "glitch", {"bad_words_ids": [[7, 8, 9], [5, 6], [3, 3]]}),
+        ("vllm-bad-words", "glitch", {"bad_words": [" solid gold"]}),
+        ("garak", "glitch", [" solid gold"]),
+    ],
+)
+def test_phrases_are_sequences_or_texts(
+    tmp_path: Path, form: str, where: str | None, content: Any
+) -> None:
+    found = export(phrases_of(tmp_path), form, where)
+    assert json.loads(found.content) == content
+    assert found.unit == "phrase"
+    left_out = [note for note in found.notes if note.startswith("left out: 2 phrases whose text")]
+    assert len(left_out) == (form in ("vllm-bad-words", "garak"))
+
+
+def test_phrases_as_a_table(tmp_path: Path) -> None:
+    record = phrases_of(tmp_path)
+    rows = list(csv.DictReader(io.StringIO(export(record, "csv", "glitch").content.decode())))
+    assert [row["phrase"] for row in rows] == ["'=é", " solid gold", "  "]
+    assert [row["ids"] for row in rows] == ["7 8 9", "5 6", "3 3"]
+    assert [row["confirmed"] for row in rows] == ["true", "false", ""]
+    assert [row["control_passes"] for row in rows] == ["false", "true", "true"]
+    assert (rows[0]["asr"], rows[1]["p"], rows[0]["steps"]) == ("0.9", "0.2", "pairs asr")
+    frame = pd.read_parquet(io.BytesIO(export(record, "parquet", "glitch").content))
+    assert list(frame["severe"]) == [True, False, False]
+    assert frame["p"].dtype == "float64"
+
+
+@pytest.mark.parametrize("form", ["suppress-tokens", "logit-bias", "llama-cpp"])
+def test_formats_of_single_tokens_refuse_phrases_and_name_others(tmp_path: Path, form: str) -> None:
+    with pytest.raises(UsageError, match="use one of bad-words, vllm-bad-words, csv"):
+        export(phrases_of(tmp_path), form)
+    with pytest.raises(UsageError, match="no step of the strategy validate on phrases"):
+        export(phrases_of(tmp_path), "ids", "confirmed", "pairs")
+
+
+def test_phrases_beside_tokens_are_exported_by_their_step(tmp_path: Path) -> None:
+    record = phrases_of(tmp_path, step("mine", "mine", verified(8, passed=False, glitch=True)))
+    found = export(record, "ids")
+    assert json.loads(found.content) == [8]
+    assert found.notes == ("not in the list: 4 phrases of asr and pairs; export them with --step",)
+    assert json.loads(export(record, "ids", step="asr").content) == [[7, 8, 9]]
+
+
+def test_generate_never_emits_a_listed_phrase(tmp_path: Path, llama_folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama_folder)
+
+    def generated(**options: Any) -> list[int]:
+        torch.manual_seed(1)
+        options |= {"max_new_tokens": 60, "pad_token_id": 0, "eos_token_id": -1}
+        rows = model.generate(torch.tensor([[40, 41, 42]]), do_sample=True, top_k=4, **options)
+        return [*map(int, rows[0, 3:])]
+
+    def pairs(ids: list[int]) -> set[tuple[int, ...]]:
+        return {*pairwise(ids)}
+
+    usual = pairs(generated())
+    rows = [
+        phrase("x", [*ids], "usual", result="fail", p=0.1, said="") for ids in sorted(usual)[::2]
+    ]
+    record = run_of(tmp_path, step("pairs", "test", *rows))
+    (tmp_path / "generation_config.json").write_bytes(export(record, "bad-words").content)
+    config = GenerationConfig.from_pretrained(tmp_path)
+    said = generated(generation_config=config)
+    assert not pairs(said) & {tuple(row.cells["ids"]) for row in rows}
+    assert set(said) & {one for row in rows for one in row.cells["ids"]}  # alone they may come
 
 
 @pytest.fixture

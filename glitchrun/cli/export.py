@@ -60,7 +60,7 @@ _FORMATS = "\n".join(
 def command(
     run: str, form: str, output: Path, where: str | None, step: str | None, model: str | None
 ) -> None:
-    """Writes the tokens that RUN found, in a format that another program reads.
+    """Writes the tokens or phrases that RUN found, in a format that another program reads.
 
     Token ids are checked against the tokenizer of the run's model if it is on this machine.
     """
@@ -80,7 +80,7 @@ def command(
     else:
         emit(found.content.decode())
     identity = record.identity
-    tokens = counted(found.tokens, f"{found.where} token")
+    tokens = counted(found.tokens, f"{found.where} {found.unit}")
     say(f"{tokens} of {identity.name} ({identity.key[:12]}#{identity.attempt})", err=True)
     for note in (*found.notes, checked):
         say(f"  {note}", err=True)
@@ -131,6 +131,8 @@ def _check_ids(record: RunRecord, spec: ModelSpec) -> str:
     """
     from glitchrun.imports import ImportedToken
     from glitchrun.model import tokenizer_of
+    from glitchrun.prompts.tokenizer import decode_runs_inside, encode_inside
+    from glitchrun.report.phrase_exporting import phrase_rows
     from glitchrun.report.token_rows import token_rows
     from glitchrun.vocabulary import vocabulary_fit
 
@@ -141,6 +143,20 @@ def _check_ids(record: RunRecord, spec: ModelSpec) -> str:
     ]
     vocabulary = record.model.vocabulary_size if record.model else 0
     fits = vocabulary_fit.check_fit(tokens, tokenizer, max(rows, vocabulary))
+    changed = [
+        row.text
+        for row in phrase_rows(record)
+        if max(row.ids) >= rows
+        or (
+            decode_runs_inside(tokenizer, [row.ids]) != [row.text]
+            and encode_inside(tokenizer, row.text) != row.ids  # a text that is normalized
+        )
+    ]
+    if changed:
+        raise RunError(
+            f"the tokens of the phrase {changed[0]!r} have another text in {spec.path}; the model "
+            "has been replaced since the run; apply the spec again"
+        )
     if vocabulary_fit.misfits(fits):
         remedy = "the model has been replaced since the run; apply the spec again"
         raise vocabulary_fit.misfit_error(record.identity.name, None, spec.path, fits, remedy)

@@ -16,7 +16,9 @@ from typing import Any
 from glitchrun.errors import UsageError, require
 from glitchrun.imports.formats.lists import is_formula
 from glitchrun.ledger.record import RunRecord
+from glitchrun.report import phrase_exporting
 from glitchrun.report.formatting import counted
+from glitchrun.report.phrase_exporting import PhraseRow
 from glitchrun.report.token_rows import TokenRow, token_rows, worst_first
 from glitchrun.report.writing import rounded, to_json
 from glitchrun.vocabulary.character_groups import READABLE, kind_of
@@ -44,6 +46,8 @@ class ExportFormat:
     """Whether the list gives tokens by their text alone. Tokens that their text does not encode to
     are left out."""
     binary: bool = False
+    phrases: Callable[[Sequence[PhraseRow]], bytes] | None = None
+    """As `write`, for phrases; None where the format names single tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +56,19 @@ class Export:
 
     content: bytes
     tokens: int
+    """Tokens or phrases in the list."""
     where: str
     """One of `WHERE`."""
     notes: tuple[str, ...]
     """What was left out, and what the reader of the list should know."""
+    unit: str = "token"
+    """`token` or `phrase`."""
 
 
 def export(
     record: RunRecord, form: str, where: str | None = None, step: str | None = None
 ) -> Export:
-    """A list of the tokens that a run found.
+    """A list of the tokens that a run found, or of the phrases if it examined phrases only.
 
     Args:
         record: The run.
@@ -79,14 +86,40 @@ def export(
         if value not in known:
             raise UsageError(f"{value!r} is none of {', '.join(filter(None, known))}")
     written = EXPORTS[form]
-    rows = [row for row in token_rows(_of_step(record, step)) if row.control_of is None]
+    chosen = _of_step(record, step)
+    rows = [row for row in token_rows(chosen) if row.control_of is None]
+    phrases = phrase_exporting.phrase_rows(chosen)
+    if phrases and not rows:
+        return _phrases(form, phrases, where)
     where = where or ("confirmed" if any(row.sampled for row in rows) else "glitch")
     _require_verdicts(record, rows, where)
     found: dict[int, TokenRow] = {}
     for row in worst_first(row for row in rows if _selected(row, where)):
         found.setdefault(row.token.id, row)
     kept = [row for row in found.values() if _fits(row, written)]
-    return Export(written.write(kept), len(kept), where, tuple(_notes(form, found.values(), kept)))
+    notes = [*_notes(form, found.values(), kept)]
+    if phrases:
+        steps = sorted({one for row in phrases for one in row.steps})
+        notes.append(
+            f"not in the list: {counted(len(phrases), 'phrase')} of {' and '.join(steps)}; export "
+            "them with --step"
+        )
+    return Export(written.write(kept), len(kept), where, tuple(notes))
+
+
+def _phrases(form: str, rows: Sequence[PhraseRow], where: str | None) -> Export:
+    written = EXPORTS[form]
+    able = [name for name, one in EXPORTS.items() if one.phrases]
+    if written.phrases is None:
+        raise UsageError(
+            f"--format {form} names single tokens, and these results are phrases. Banning every "
+            f"token of a phrase would ban it everywhere; use one of {', '.join(able)}"
+        )
+    where = phrase_exporting.where_of(rows, where)
+    found = [row for row in rows if row.selected(where)]
+    kept = [row for row in found if not written.as_text or phrase_exporting.is_sent_as_text(row)]
+    notes = phrase_exporting.notes(found, kept, bans=written.bans and not written.as_text)
+    return Export(written.phrases(kept), len(kept), where, tuple(notes), "phrase")
 
 
 def _of_step(record: RunRecord, step: str | None) -> RunRecord:
@@ -121,21 +154,27 @@ def _selected(row: TokenRow, where: str) -> bool:
 
 
 def _fits(row: TokenRow, form: ExportFormat) -> bool:
-    if form.bans:
-        return row.token.category != "special"
-    return not form.as_text or row.token.category == "normal"
+    if form.as_text and row.token.category != "normal":
+        return False
+    # vLLM removes leading white space of a text, so nothing is left of some.
+    return not form.bans or (
+        row.token.category != "special" and (not form.as_text or bool(row.token.text.strip()))
+    )
 
 
 def _notes(form: str, found: Iterable[TokenRow], kept: Sequence[TokenRow]) -> Iterable[str]:
     written = EXPORTS[form]
     left_out = len(list(found)) - len(kept)
-    if left_out and written.bans:
+    if left_out and written.as_text:
+        yield (
+            f"left out: {counted(left_out, 'token')} whose text does not encode to the token"
+            + (", or is only white space" if written.bans else "")
+        )
+    elif left_out and written.bans:
         yield (
             f"left out: {counted(left_out, 'special token')}; a model that cannot generate them "
             "may not end its answers"
         )
-    elif left_out:
-        yield f"left out: {counted(left_out, 'token')} whose text does not encode to the token"
     plain = sum(kind_of(row.token.text, row.token.category) not in READABLE for row in kept)
     if plain and written.bans:
         yield (
@@ -174,9 +213,17 @@ def _llama_cpp(rows: Sequence[TokenRow]) -> bytes:
 
 
 def _texts(rows: Sequence[TokenRow]) -> bytes:
-    texts = dict.fromkeys(row.token.text for row in rows)
-    lines = ",\n".join(to_json(text) for text in texts)
+    return _text_list([row.token.text for row in rows])
+
+
+def _text_list(texts: Sequence[str]) -> bytes:
+    lines = ",\n".join(to_json(text) for text in dict.fromkeys(texts))
     return f"[\n{lines}\n]\n".encode("utf-8", "backslashreplace")
+
+
+def _vllm_bad_words(texts: Iterable[str]) -> bytes:
+    body = to_json({"bad_words": list(dict.fromkeys(texts))})
+    return f"{body}\n".encode("utf-8", "backslashreplace")
 
 
 _COLUMNS: dict[str, Callable[[TokenRow], Any]] = {
@@ -206,9 +253,9 @@ _COLUMNS: dict[str, Callable[[TokenRow], Any]] = {
 """Columns of the tables. p, rank and entropy are of the probe with the highest probability."""
 
 
-def _csv(rows: Sequence[TokenRow]) -> bytes:
-    cells = ([_cell(value(row)) for value in _COLUMNS.values()] for row in rows)
-    lines = map(_csv_line, (list(_COLUMNS), *cells))
+def _csv(rows: Sequence[Any], columns: Mapping[str, Callable[[Any], Any]] = _COLUMNS) -> bytes:
+    cells = ([_cell(value(row)) for value in columns.values()] for row in rows)
+    lines = map(_csv_line, (list(columns), *cells))
     return "".join(lines).encode("utf-8", "backslashreplace")
 
 
@@ -226,20 +273,21 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and is_formula(value) else value
 
 
-def _parquet(rows: Sequence[TokenRow]) -> bytes:
+_INTEGERS = ("token_id", "rank", "attempts", "failures")
+_FLAGS = ("glitch", "confirmed", "severe", "presented_intact", "control_passes")
+_FLOATS = ("p", "entropy", "asr", "asr_low", "asr_high", "norm", "control_p", "control_asr")
+
+
+def _parquet(rows: Sequence[Any], columns: Mapping[str, Callable[[Any], Any]] = _COLUMNS) -> bytes:
     require("pyarrow")
     import pyarrow
     from pyarrow import parquet
 
-    types = {"token_id": pyarrow.int64(), "rank": pyarrow.int64()}
-    types |= {name: pyarrow.int64() for name in ("attempts", "failures")}
-    types |= {name: pyarrow.bool_() for name in ("glitch", "confirmed", "severe")}
-    types |= {"presented_intact": pyarrow.bool_()}
-    types |= {
-        name: pyarrow.float64() for name in ("p", "entropy", "asr", "asr_low", "asr_high", "norm")
-    }
-    schema = pyarrow.schema([(name, types.get(name, pyarrow.string())) for name in _COLUMNS])
-    cells = [{name: _utf8(value(row)) for name, value in _COLUMNS.items()} for row in rows]
+    types = dict.fromkeys(_INTEGERS, pyarrow.int64())
+    types |= dict.fromkeys(_FLAGS, pyarrow.bool_())
+    types |= dict.fromkeys(_FLOATS, pyarrow.float64())
+    schema = pyarrow.schema([(name, types.get(name, pyarrow.string())) for name in columns])
+    cells = [{name: _utf8(value(row)) for name, value in columns.items()} for row in rows]
     sink = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist(cells, schema), sink)
     return sink.getvalue()
@@ -262,6 +310,14 @@ EXPORTS: Mapping[str, ExportFormat] = {
         "`bad_words_ids` of a generation_config.json, for `generate` of transformers",
         _bad_words,
         bans=True,
+        phrases=phrase_exporting.bad_words,
+    ),
+    "vllm-bad-words": ExportFormat(
+        "`bad_words` of a chat request to vLLM: texts, which vLLM encodes itself",
+        lambda rows: _vllm_bad_words(row.token.text for row in rows),
+        bans=True,
+        as_text=True,
+        phrases=lambda rows: _vllm_bad_words(row.text for row in rows),
     ),
     "logit-bias": ExportFormat(
         "`logit_bias` of a request to OpenAI's API or vLLM, -100 for each token",
@@ -271,16 +327,27 @@ EXPORTS: Mapping[str, ExportFormat] = {
     "llama-cpp": ExportFormat(
         "`--logit-bias` arguments of llama.cpp, one in a line", _llama_cpp, bans=True
     ),
-    "csv": ExportFormat("a table with a row for each token, for spreadsheets", _csv),
+    "csv": ExportFormat(
+        "a table with a row for each token or phrase, for spreadsheets",
+        _csv,
+        phrases=lambda rows: _csv(rows, phrase_exporting.COLUMNS),
+    ),
     "parquet": ExportFormat(
-        "the same table with types, for pandas and others", _parquet, binary=True
+        "the same table with types, for pandas and others",
+        _parquet,
+        binary=True,
+        phrases=lambda rows: _parquet(rows, phrase_exporting.COLUMNS),
     ),
     "garak": ExportFormat(
-        "a JSON list of texts, for the probe `glitch` of garak", _texts, as_text=True
+        "a JSON list of texts, for the probe `glitch` of garak",
+        _texts,
+        as_text=True,
+        phrases=lambda rows: _text_list([row.text for row in rows]),
     ),
     "ids": ExportFormat(
         "a JSON list of ids, which `tokens: {file: ...}` and `import` read",
         lambda rows: _json(_ids(rows)),
+        phrases=phrase_exporting.ids,
     ),
 }
 """The formats by name."""
