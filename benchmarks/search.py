@@ -36,8 +36,8 @@ from glitchrun.report.figures.style import new_figure, style
 from glitchrun.report.writing import rounded
 from glitchrun.search import Search, Space, build_search
 from glitchrun.search.base import Scores
-from glitchrun.search.features import indicators
 from glitchrun.search.ordered import Ordered
+from glitchrun.search.surrogate import indicators
 from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.context import Context

@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from glitchrun.behaviour import detectors
 from glitchrun.behaviour.catalogue import ALL_QUESTIONS, QUESTIONS, SCENARIOS, TESTS
 from glitchrun.behaviour.multilingual import content_units, main_script
-from glitchrun.behaviour.proportions import Proportion, difference, wilson
+from glitchrun.behaviour.significance import Proportion, difference, wilson
 from glitchrun.spec.strategy import STRATEGIES
 
 SKY = "In one short paragraph, explain why the sky looks blue."

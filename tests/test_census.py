@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from glitchrun.behaviour.proportions import wilson
+from glitchrun.behaviour.significance import wilson
 from glitchrun.cli import main
 from glitchrun.events import Verified
 from glitchrun.ledger.record import RunRecord, StepRecord

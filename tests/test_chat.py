@@ -18,8 +18,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from glitchrun.chat.conversation import ChatSession, ChatSettings
-from glitchrun.chat.detokenizer import Detokenizer
+from glitchrun.chat.conversation import ChatSession, ChatSettings, Detokenizer
 from glitchrun.chat.loop import COMMANDS, run_chat
 from glitchrun.cli import main
 from glitchrun.errors import UsageError

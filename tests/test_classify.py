@@ -17,7 +17,7 @@ from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.prompts.render import Prompt, render
 from glitchrun.spec.probes import Probe
 from glitchrun.spec.strategy import STRATEGIES
-from glitchrun.strategies.classify.class_tables import JudgedAnswer, class_metrics, class_row
+from glitchrun.strategies.classify.run import JudgedAnswer, class_metrics, class_row
 from glitchrun.strategies.context import Context
 from tests.support.engine import context, one_at_a_time
 

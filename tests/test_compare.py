@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.cells import cell_len
 
-from glitchrun.behaviour.proportions import wilson
+from glitchrun.behaviour.significance import wilson
 from glitchrun.cli import main
 from glitchrun.errors import UsageError
 from glitchrun.events import ProbeResult, Token

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from glitchrun.ledger.command import apply_command
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.html import render
 from glitchrun.report.markdown import markdown
+from glitchrun.report.run_details import apply_command
 from glitchrun.spec.experiment_loading import load_experiment
 from tests.support.records import write_run
 

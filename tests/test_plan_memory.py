@@ -10,9 +10,9 @@ import pytest
 
 from glitchrun.checkpoint import resolve
 from glitchrun.checkpoint.headers import Header, read_header
-from glitchrun.plan.batch_sizes import CACHE_HEADROOM
 from glitchrun.plan.devices import DeviceMemory
 from glitchrun.plan.memory_estimate import MemoryEstimate, estimate
+from glitchrun.plan.passes import CACHE_HEADROOM
 from glitchrun.spec.strategy import Workload
 from tests.support import raw_checkpoints as raw
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from glitchrun.behaviour.proportions import wilson
+from glitchrun.behaviour.significance import wilson
 from glitchrun.events import Batch, Control, Entry, Screened
 from glitchrun.ledger.record import Metric, StepRecord, TimedBatch
 from glitchrun.report.formatting import (

@@ -15,10 +15,10 @@ from glitchrun.cli.plan import command as plan
 from glitchrun.errors import ExitCode, UsageError
 from glitchrun.events import Verified
 from glitchrun.ledger import find_runs, read_run
-from glitchrun.ledger.command import apply_command
 from glitchrun.ledger.record import RunRecord
 from glitchrun.probing.frozen_suffix import Screener
 from glitchrun.report.headline import headline
+from glitchrun.report.run_details import apply_command
 from glitchrun.runner.apply import _chosen as chosen
 from glitchrun.runner.apply import apply
 from glitchrun.runner.options import Options, adjusted, make_plan

@@ -10,8 +10,7 @@ import torch
 
 from glitchrun.events import ProbeResult, Token, Verified
 from glitchrun.search.base import Space
-from glitchrun.search.features import Features
-from glitchrun.search.surrogate import NOISES, Surrogate, fit_ridge
+from glitchrun.search.surrogate import NOISES, Features, Surrogate, fit_ridge
 
 SIZE, WIDTH = 1200, 24
 TEXTS = [

@@ -15,7 +15,7 @@ import pytest
 
 from glitchrun.errors import RunError
 from glitchrun.events import Batch, Entry, Event, Measured, Sampled, Stage, Verified
-from glitchrun.plan.batch_sizes import SCREEN_BATCH as screen_rows
+from glitchrun.plan.passes import SCREEN_BATCH as screen_rows
 from glitchrun.probing.backend import Backend
 from glitchrun.spec.indicators import METRICS
 from glitchrun.spec.schema import fragments

@@ -14,7 +14,7 @@ from glitchrun.events import Batch, Measured, Sampled
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Thresholds
 from glitchrun.strategies.context import Context
-from glitchrun.strategies.validate.stopping import Stopping
+from glitchrun.strategies.validate.attempts import Stopping
 from tests.support.engine import context
 from tests.support.steps import all_events
 

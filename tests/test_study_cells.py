@@ -13,7 +13,7 @@ from glitchrun.ledger import RunRecord, find_runs
 from glitchrun.ledger.files import CELL
 from glitchrun.plan.build import Plan, PlannedRun
 from glitchrun.runner import study
-from glitchrun.runner.session import Session
+from glitchrun.runner.engine import Session
 from glitchrun.tracking.store import Store
 from glitchrun.tracking.sync import sync
 from tests.support.records import Invented, write_run

@@ -15,8 +15,7 @@ from glitchrun.errors import TrackingUnavailable
 from glitchrun.ledger import read_run
 from glitchrun.tracking import tracker as tracker_module
 from glitchrun.tracking.sync import close_dead_runs, sync
-from glitchrun.tracking.system_metrics import SystemSampler, gpu_values
-from glitchrun.tracking.tracker import MlflowTracker
+from glitchrun.tracking.tracker import MlflowTracker, SystemSampler, gpu_values
 from tests.support.records import Invented, write_run
 from tests.support.stores import counts, new_root, nobody_listening, query
 
@@ -137,7 +136,7 @@ def test_samples_are_kept_until_delivered() -> None:
     assert all(point.step >= 5 for point in first)
     sampler.sample()
     rest = sampler.pending()[len(first) :]
-    assert len(rest) >= len(first)
+    assert rest  # without CPU use if both samples fell into one tick of the clock
     sampler.delivered(len(first))
     assert sampler.pending() == rest
 

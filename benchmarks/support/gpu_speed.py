@@ -15,7 +15,7 @@ import transformers
 from benchmarks.support.page import MarkdownPage
 from glitchrun.events import Token
 from glitchrun.model.loaded import LoadedModel
-from glitchrun.plan.batch_sizes import PASSES_PER_WRITE
+from glitchrun.plan.passes import PASSES_PER_WRITE
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.backend_selection import best_backend
 from glitchrun.probing.frozen_suffix import Screener

@@ -3,7 +3,8 @@
     catalogue.py      the questions, and the tests on their answers, as data
     detectors.py      functions that judge an answer
     multilingual.py   content units of a text in any script, and phrases of refusal
-    proportions.py    rates, and differences of rates, with intervals
+    significance.py   rates with intervals, tests and corrections
+    symptoms.py       what a continuation says instead of the token
 
-Needs the standard library only.
+Needs the standard library only; tests also need scipy.
 """

@@ -1,4 +1,5 @@
-"""Tests of paired verdicts, corrections over families of tests, and intervals over repeats.
+"""Rates with intervals, tests of paired verdicts, corrections over families of tests, and intervals
+over repeats. `wilson` and `difference` name their own sources.
 
 Sources:
 
@@ -10,7 +11,7 @@ Sources:
   Statistical Society B 57:289-300.
 - Student 1908, "The probable error of a mean", Biometrika 6:1-25.
 
-scipy computes all of them; it is imported when the first of them is used.
+scipy computes the tests; it is imported when the first of them is used.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 
 ALPHA = 0.05
 """The level at which a difference counts as shown, and the false discovery rate of a family."""
@@ -155,3 +156,43 @@ def shown_p(p: float) -> str:
 def stated_p(p: float) -> str:
     """A p value in a sentence: `p = 0.031`, `p < 0.0001`."""
     return f"p {shown_p(p)}" if p < 1e-4 else f"p = {shown_p(p)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Proportion:
+    """A share with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def wilson(found: int, n: int, confidence: float = 0.95) -> Proportion:
+    """The share `found` / `n` with Wilson's score interval (Wilson 1927, JASA 22:209-212).
+
+    Args:
+        found: Trials that count.
+        n: All trials, at least 1.
+        confidence: Coverage of the two-sided interval.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    p = found / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    # At 0 and 1 the bound equals the share; the formula would miss it by rounding.
+    low = 0.0 if found == 0 else centre - half
+    high = 1.0 if found == n else centre + half
+    return Proportion(p, low, high)
+
+
+def difference(one: Proportion, other: Proportion) -> Proportion:
+    """The difference `one` - `other` with Newcombe's hybrid score interval.
+
+    Method 10 of Newcombe 1998, "Interval estimation for the difference between independent
+    proportions", Statistics in Medicine 17:873-890. Both rates have Wilson's interval at the
+    same confidence.
+    """
+    value = one.value - other.value
+    low = value - math.hypot(one.value - one.low, other.high - other.value)
+    high = value + math.hypot(one.high - one.value, other.value - other.low)
+    return Proportion(value, low, high)

@@ -1,7 +1,6 @@
 """A conversation with the model of a spec.
 
-    conversation.py ChatSession: turns, what ended them, the next-token table, the KV cache
-    detokenizer.py  ids to text as they arrive
+    conversation.py ChatSession: turns, what ended them, next-token table, KV cache, text of ids
     loop.py         reads lines, answers them, and carries out `/` commands
 
 Nothing here reads a terminal or handles signals: `cli/chat.py` does.

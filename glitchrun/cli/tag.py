@@ -10,7 +10,7 @@ import click
 
 from glitchrun.errors import PreflightError, UsageError, require
 from glitchrun.ledger import ROOT, RunRecord
-from glitchrun.ledger.tags import change_tags, read_tags
+from glitchrun.ledger.identity import change_tags, read_tags
 from glitchrun.runner.lookup import find_run
 from glitchrun.spec.mlflow_rules import MAX_TAG_VALUE, tag_objection
 from glitchrun.terminal import say, visible

@@ -1,4 +1,4 @@
-"""The text of a result file, parsed as JSON, JSON lines or plain text. `imports/reading.py` calls
+"""The text of a result file, parsed as JSON, JSON lines or plain text. `imports/__init__.py` calls
 `parse` before it chooses the format."""
 
 from __future__ import annotations

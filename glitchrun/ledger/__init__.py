@@ -15,17 +15,15 @@ ROOT/runs/EXPERIMENT/KEY/           one folder for all attempts with the same re
 
 record.py     the run as read back: what MLflow, the report and `status` are made from
 step_store.py the store of steps
-identity.py   run.json, cell.json and delivered.json
+identity.py   run.json, cell.json, delivered.json and tags.json
 checksums.py  numbers and checksums of the lines; finds damage
 fold.py       entries to a record
 read.py       folder to record
 journal.py    appends entries, repairs a ledger when a run is resumed
 folders.py    finds the folders of runs and attempts
-tags.py       tags.json
 garbage.py    the steps that no run refers to; sizes and removal of folders
 lock.py       locks between processes
 files.py      durable reading and writing
-command.py    the command line that repeats a run
 """
 
 from glitchrun.ledger.folders import (

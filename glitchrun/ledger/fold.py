@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from glitchrun.errors import RunError
 from glitchrun.events import Batch
 from glitchrun.events_json import batch_from_json
-from glitchrun.ledger.identity import parse_time, read_delivered, with_study
+from glitchrun.ledger.identity import parse_time, read_delivered, read_tags, with_study
 from glitchrun.ledger.record import (
     GateResult,
     Metric,
@@ -27,7 +27,6 @@ from glitchrun.ledger.record import (
 )
 from glitchrun.ledger.step_fold import StepFold, StepView
 from glitchrun.ledger.step_store import attempt_folder, read_step
-from glitchrun.ledger.tags import read_tags
 from glitchrun.spec.types import Thresholds
 
 DAMAGED = "DAMAGED"

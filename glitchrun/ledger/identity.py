@@ -1,5 +1,5 @@
-"""run.json, cell.json and delivered.json: which run a folder contains, the study that it was added
-to later, and where MLflow has it.
+"""run.json, cell.json, delivered.json and tags.json: which run a folder contains, the study that it
+was added to later, where MLflow has it, and the tags that people set after it began.
 
 The first line of a ledger repeats run.json, so either file can restore the other.
 """
@@ -7,8 +7,9 @@ The first line of a ledger repeats run.json, so either file can restore the othe
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import UnionType
@@ -21,6 +22,7 @@ from glitchrun.ledger.files import (
     DELIVERED,
     IDENTITY,
     LEDGER,
+    TAGS,
     now,
     read_text,
     write_atomically,
@@ -218,3 +220,54 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def read_tags(folder: Path) -> dict[str, str]:
+    """The tags in an attempt's folder; an empty text means that the tag was removed.
+
+    Empty if the file is missing or invalid; `change_tags` reports an invalid one.
+    """
+    try:
+        return _load(folder / TAGS)
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+def change_tags(folder: Path, changes: Mapping[str, str]) -> None:
+    """Sets tags of the run in an attempt's folder; those with an empty text are removed.
+
+    Raises:
+        RunError: the tags cannot be read or written.
+    """
+    path = folder / TAGS
+    with file_access(path, "the tags cannot be changed"), _locked(folder):
+        try:
+            before = _load(path)
+        except (ValueError, RecursionError) as exc:
+            raise RunError(f"{path}: it contains no tags ({exc}); remove or restore it") from exc
+        text = json.dumps({**before, **changes}, ensure_ascii=False, indent=1)
+        write_atomically(path, text + "\n")
+
+
+def _load(path: Path) -> dict[str, str]:
+    try:
+        data = json.loads(read_text(path))
+    except FileNotFoundError:
+        return {}
+    if not isinstance(data, dict) or not all(isinstance(text, str) for text in data.values()):
+        raise ValueError("it is not an object of texts")
+    return data
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Two processes that change tags at once wait for each other."""
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # some network shares have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -22,10 +22,8 @@ from filelock import FileLock
 from glitchrun.checkpoint.cache_folder import CACHE_VARIABLE, size_of
 from glitchrun.errors import ModelUnavailable, PreflightError
 from glitchrun.events import Stage
-from glitchrun.model import load_progress
 from glitchrun.model.gguf_tokenizer import describe_pretokenizer, gguf_errors, gguf_tokenizer
-from glitchrun.model.library_messages import quiet_libraries
-from glitchrun.model.load_progress import Report
+from glitchrun.model.library_messages import Report, no_report, quiet_libraries, reported_loops
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +34,7 @@ _MAX_GROWTH = 10
 _NOTE = "glitchrun.json"
 
 
-def converted(gguf: Path, cache: Path, report: Report = load_progress.ignore) -> Path:
+def converted(gguf: Path, cache: Path, report: Report = no_report) -> Path:
     """The folder under `cache` with `gguf` as float32 safetensors and a fast tokenizer.
 
     Converts the file if necessary, which takes seconds per 100 MB; `report` takes the stage. Raises
@@ -90,7 +88,7 @@ def _convert_into(folder: Path, gguf: Path, report: Report) -> None:
     partial = folder.parent / f"{folder.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # from a killed conversion
     report(Stage("converting", None, unit=""), 0)
-    with quiet_libraries(), load_progress.reported(report, "reading"):
+    with quiet_libraries(), reported_loops(report, "reading"):
         model, tokenizer = load_gguf(gguf)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

@@ -1,19 +1,22 @@
-"""Messages of transformers and related libraries: silenced, or turned into glitchrun's errors."""
+"""Messages of transformers and related libraries, silenced or turned into glitchrun's errors, and
+the progress of their loops."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers import modeling_gguf_pytorch_utils as gguf_loading
 from transformers.utils import logging as transformers_logging
 
 from glitchrun.boundary import first_line, install_command
 from glitchrun.checkpoint.headers import Header
 from glitchrun.errors import ModelUnavailable, PreflightError
+from glitchrun.events import Stage
 from glitchrun.model.placement import beyond_max_memory, out_of_memory
 from glitchrun.spec.types import ModelSpec
 
@@ -183,3 +186,48 @@ def _head_name(module: Any) -> str | None:
     head = module.get_output_embeddings()
     names = (name for name, part in module.named_modules() if part is head)
     return next((f"{name}.weight" for name in names), None)
+
+
+_WRITING = "Writing model shards"
+"""transformers' description of its loop over files."""
+
+Report = Callable[[Stage, int], None]
+"""Takes the present stage of loading and the number of its items that are finished."""
+
+
+def no_report(stage: Stage, done: int) -> None:
+    """Reports nothing."""
+
+
+@contextmanager
+def reported_loops(report: Report, name: str) -> Iterator[None]:
+    """Reports every loop of transformers over weights inside a `with` block as stage `name`, and
+    unpacking a GGUF file as stage `converting`."""
+
+    def counted(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if kwargs.get("desc") == _WRITING:
+            report(Stage("saving", None, unit=""), 0)
+            return factory(*args, **kwargs)
+        if not args:  # a bar without a loop, such as that of a download
+            return factory(*args, **kwargs)
+        return factory(_counting(args[0], report, name), *args[1:], **kwargs)
+
+    def counted_gguf(items: Any, **_: Any) -> Iterator[Any]:
+        return _counting(items, report, "converting")
+
+    hook = transformers_logging.set_tqdm_hook(counted)
+    bar = gguf_loading.tqdm  # this module uses tqdm itself, so that the hook does not apply
+    gguf_loading.tqdm = counted_gguf
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(hook)
+        gguf_loading.tqdm = bar
+
+
+def _counting(items: Any, report: Report, name: str) -> Iterator[Any]:
+    stage = Stage(name, len(items), unit="tensors")
+    for done, item in enumerate(items):
+        report(stage, done)
+        yield item
+    report(stage, len(items))

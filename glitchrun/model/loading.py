@@ -23,18 +23,20 @@ from glitchrun.checkpoint.headers import Header, read_header
 from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.errors import ModelUnavailable, PreflightError
 from glitchrun.events import Stage
-from glitchrun.model import load_progress, quantizer
+from glitchrun.model import quantizer
 from glitchrun.model.adapter_merging import merge_adapter
 from glitchrun.model.architecture import Architecture, architecture
 from glitchrun.model.gguf_conversion import converted, tokenizer_note
 from glitchrun.model.library_messages import (
+    Report,
     check_complete,
     load_failure,
     load_report,
+    no_report,
     quiet_libraries,
     remedy,
+    reported_loops,
 )
-from glitchrun.model.load_progress import Report
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.model.memory_use import bytes_by_dtype, left_unquantized, low_memory, watch_peak
 from glitchrun.model.placement import (
@@ -56,9 +58,7 @@ _REST_DTYPE = "bfloat16"
 """Dtype of activations under int4 and int8, and of the weights that they leave unquantized."""
 
 
-def load(
-    spec: ModelSpec, cache: Path | None = None, report: Report = load_progress.ignore
-) -> LoadedModel:
+def load(spec: ModelSpec, cache: Path | None = None, report: Report = no_report) -> LoadedModel:
     """Load the model that `spec` describes, in eval mode and with frozen parameters.
 
     `cache` is the folder of converted GGUF files; None for the user's folder. `report` takes the
@@ -85,7 +85,7 @@ def load(
     is_quantizing = spec.quantization in SCHEMES and not header.prequantized
     stage = "quantizing" if is_quantizing else "reading"
     report(Stage(stage, None, unit=""), 0)
-    with quiet_libraries(), load_progress.reported(report, stage):
+    with quiet_libraries(), reported_loops(report, stage):
         target = architecture(folder, header, spec)
         tokenizer = load_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
         peak = watch_peak(device)
@@ -114,7 +114,7 @@ def load(
 
 
 def checkpoint_folder(
-    spec: ModelSpec, cache: Path | None = None, report: Report = load_progress.ignore
+    spec: ModelSpec, cache: Path | None = None, report: Report = no_report
 ) -> Path:
     """The folder of safetensors and tokenizer from which the spec's model loads.
 

@@ -32,7 +32,7 @@ from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.checkpoint.stream_units import Unit, Units
 from glitchrun.errors import PreflightError
 from glitchrun.events import Stage
-from glitchrun.model.load_progress import Report
+from glitchrun.model.library_messages import Report
 from glitchrun.model.quantized_layers import SCHEMES
 from glitchrun.model.weight_reader import read_tensor
 

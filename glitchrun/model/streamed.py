@@ -32,11 +32,9 @@ from glitchrun.checkpoint.stream_units import (
     why_not_streamable,
 )
 from glitchrun.errors import ModelUnavailable, PreflightError
-from glitchrun.model import load_progress
 from glitchrun.model.architecture import Architecture, architecture
 from glitchrun.model.gguf_conversion import tokenizer_note
-from glitchrun.model.library_messages import check_complete, quiet_libraries
-from glitchrun.model.load_progress import Report
+from glitchrun.model.library_messages import Report, check_complete, no_report, quiet_libraries
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.model.loading import add_generation_config, checkpoint_folder
 from glitchrun.model.memory_use import bytes_by_dtype, low_memory
@@ -184,7 +182,7 @@ def load_streamed(
     spec: ModelSpec,
     plan: StreamPlan | None = None,
     cache: Path | None = None,
-    report: Report = load_progress.ignore,
+    report: Report = no_report,
 ) -> StreamedModel:
     """Prepares the model that `spec` describes for streaming.
 

@@ -1,15 +1,59 @@
-"""Forward passes of a plan: their batch size, and their memory besides the weights."""
+"""Forward passes: their batch sizes by kind of device, which runs use and plans count on, and their
+memory besides the weights."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from glitchrun.checkpoint.headers import Header
-from glitchrun.plan import batch_sizes
 from glitchrun.plan.weight_bytes import ITEM_BYTES, Weights
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.strategy import Workload
 
+BatchSize = Mapping[str, int]
+"""Rows of a forward pass by kind of device: cpu, cuda."""
+
+VERIFY_BATCH: BatchSize = {"cpu": 64, "cuda": 8192}
+"""Rows of a whole prompt each. Longer passes gain no speed: on two CPU cores 128 rows were no
+faster than 64. On an H100 a 135M model ran 2,048 rows as fast as 8,192, but only the longer pass
+leaves time to read the results of the one before."""
+PASSES_PER_WRITE: BatchSize = {"cpu": 1, "cuda": 2}
+"""Passes whose verdicts are written to the ledger together: a GPU runs the second pass while the
+results of the first are read."""
+SAMPLE_BATCH: BatchSize = {"cpu": 256, "cuda": 512}
+"""Rows of one position each. Matrix products of 256 rows were up to twice as fast as of 64."""
+SCREEN_BATCH: BatchSize = {"cpu": 256, "cuda": 8192}
+"""Rows of the two positions that the frozen-suffix screen runs."""
+SCORE_BATCH: BatchSize = {"cpu": 8, "cuda": 64}
+"""Rows of every pass over the sequences of an evolution, whatever `batch_size` says. On two CPU
+cores more rows were hardly faster, and the sequences of one length rarely fill more."""
+AUTO_BATCH: Mapping[str, BatchSize] = {
+    "verify": VERIFY_BATCH,
+    "sample": SAMPLE_BATCH,
+    "answer": VERIFY_BATCH,
+    "screen": SCREEN_BATCH,
+    "score": SCORE_BATCH,
+}
+"""The largest batch that `batch_size: auto` takes, by the purpose of the pass."""
+
+RECHECK_BATCH: BatchSize = {"cpu": 16, "cuda": 128}
+"""Rows of the float32 passes that decide near-ties of narrower arithmetic: always exactly this
+many, so that a verdict does not depend on its batch."""
+INVARIANT_BATCH = 128
+"""The largest sampling batch in narrower arithmetic whose passes are tried for batch invariance."""
+LOW_PRECISION_BATCH: BatchSize = {"cpu": 64, "cuda": 128}
+"""Rows of every sampling pass in narrower arithmetic that is not batch-invariant, whatever
+`batch_size` says."""
+CACHE_HEADROOM = 32
+"""Positions that the buffers of a growing key/value cache have free after each reallocation."""
+WIDENED_BYTES = 64 << 20
+"""Largest number of bytes of a narrow matrix that a CPU widens to float32 at a time: a whole head
+of 250,000 rows would take a gigabyte."""
+CHUNK_ROWS = 64
+"""Rows of a streamed pass whose attention is computed together."""
+LOGIT_BYTES = 32 << 20
+"""Bytes of logits that a streamed pass computes together, in float32."""
 _LOGIT_COPIES = 6
 """Simultaneous float32 tensors of the logits' size while verdicts are computed."""
 _SCREENED = 2
@@ -55,7 +99,7 @@ class Passes:
         if load.rows is None:
             return count
         # A pass in narrower arithmetic may be padded to a fixed number of rows.
-        least = batch_sizes.LOW_PRECISION_BATCH[self.kind] if self._narrow else 1
+        least = LOW_PRECISION_BATCH[self.kind] if self._narrow else 1
         return min(count, max(load.rows, least))
 
     @property
@@ -65,14 +109,14 @@ class Passes:
     def _batch(self, load: Workload, room: int) -> int:
         narrow = self._narrow
         if load.grows and narrow and self.kind == "cuda":
-            return batch_sizes.LOW_PRECISION_BATCH[self.kind]
+            return LOW_PRECISION_BATCH[self.kind]
         if load.batch is not None:
             return (
-                max(load.batch, batch_sizes.LOW_PRECISION_BATCH[self.kind])
+                max(load.batch, LOW_PRECISION_BATCH[self.kind])
                 if load.grows and narrow
                 else load.batch
             )
-        count = batch_sizes.AUTO_BATCH[load.kind][self.kind]
+        count = AUTO_BATCH[load.kind][self.kind]
         if load.kind == "score":
             return count
         while count > 1 and count * sum(self.row(load)) > room // 2:
@@ -119,7 +163,7 @@ class Passes:
         logits = _LOGIT_COPIES * self.header.vocab * ITEM_BYTES["float32"]
         if load.grows:
             # Removing finished rows copies the others; buffers have headroom for further positions.
-            cache = 2 * layers * each * (load.positions + batch_sizes.CACHE_HEADROOM)
+            cache = 2 * layers * each * (load.positions + CACHE_HEADROOM)
             first = -(-(self._computed(load, load.positions) + logits) // load.together)
             return cache, max(first, self._computed(load, 1) + logits)
         # Appending to the cache of one layer copies it, so briefly there is one layer more.
@@ -148,9 +192,7 @@ class Passes:
         if ITEM_BYTES[self.held.dtype] >= ITEM_BYTES["float32"]:
             return 0
         row = sum(self.row(load)) * ITEM_BYTES["float32"] // self.width
-        settling = (
-            batch_sizes.RECHECK_BATCH[self.kind] * row if self.width < ITEM_BYTES["float32"] else 0
-        )
+        settling = RECHECK_BATCH[self.kind] * row if self.width < ITEM_BYTES["float32"] else 0
         table = self.header.vocab * self.header.dims.hidden_size * 4 if load.gradient else 0
         return self.held.largest_matrix * 4 + settling + table
 

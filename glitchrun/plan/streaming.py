@@ -14,7 +14,7 @@ from typing import Any
 
 from glitchrun.checkpoint.headers import Header
 from glitchrun.checkpoint.stream_units import BLOCK_BYTES, Units
-from glitchrun.plan.batch_sizes import (
+from glitchrun.plan.passes import (
     CACHE_HEADROOM,
     CHUNK_ROWS,
     LOGIT_BYTES,

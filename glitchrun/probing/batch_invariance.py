@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from glitchrun.plan.batch_sizes import INVARIANT_BATCH, LOW_PRECISION_BATCH
+from glitchrun.plan.passes import INVARIANT_BATCH, LOW_PRECISION_BATCH
 from glitchrun.probing.backend import Backend
 from glitchrun.prompts.render import Prompt
 

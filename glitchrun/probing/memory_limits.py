@@ -10,7 +10,7 @@ import torch
 
 from glitchrun import boundary
 from glitchrun.model.loaded import LoadedModel
-from glitchrun.plan.batch_sizes import CACHE_HEADROOM, SAMPLE_BATCH, SCREEN_BATCH, VERIFY_BATCH
+from glitchrun.plan.passes import CACHE_HEADROOM, SAMPLE_BATCH, SCREEN_BATCH, VERIFY_BATCH
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 import torch
 
 from glitchrun.events import Token
-from glitchrun.plan.batch_sizes import SCORE_BATCH
+from glitchrun.plan.passes import SCORE_BATCH
 from glitchrun.probing.backend import Backend
 from glitchrun.prompts.render import Prompt
 

@@ -11,7 +11,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from glitchrun.plan.batch_sizes import SCORE_BATCH
+from glitchrun.plan.passes import SCORE_BATCH
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.memory_limits import prepare_retry
 from glitchrun.prompts.render import Slot

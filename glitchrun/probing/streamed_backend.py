@@ -21,7 +21,7 @@ from torch import Tensor
 
 from glitchrun.errors import PreflightError, RunError
 from glitchrun.model.streamed import StreamedModel, filled
-from glitchrun.plan.batch_sizes import CHUNK_ROWS, LOGIT_BYTES
+from glitchrun.plan.passes import CHUNK_ROWS, LOGIT_BYTES
 from glitchrun.plan.weight_bytes import QUANTIZED
 from glitchrun.probing.arithmetic import choose
 from glitchrun.probing.backend import Backend

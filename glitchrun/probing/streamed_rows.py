@@ -14,7 +14,7 @@ from itertools import accumulate, groupby
 import torch
 from torch import Tensor
 
-from glitchrun.plan.batch_sizes import CHUNK_ROWS, SCREEN_BATCH
+from glitchrun.plan.passes import CHUNK_ROWS, SCREEN_BATCH
 from glitchrun.probing.fast.buffers import KVCache, Workspace, empty_cache
 from glitchrun.probing.fast.forward import attend_cached, attend_last
 from glitchrun.probing.fast.frozen import FrozenCache, attend_frozen, mean_suffix

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from glitchrun.plan.batch_sizes import RECHECK_BATCH
+from glitchrun.plan.passes import RECHECK_BATCH
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.greedy_reading import GreedyReader, Result, results_of, suffixes_of
 from glitchrun.probing.logit_statistics import ROUNDING, Statistics

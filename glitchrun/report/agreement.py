@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from glitchrun.behaviour.proportions import Proportion, wilson
+from glitchrun.behaviour.significance import Proportion, wilson
 from glitchrun.events import SEVERE, Verified
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.comparison.pairs import Counts, Overlap

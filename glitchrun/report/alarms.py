@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from glitchrun.behaviour.proportions import wilson
+from glitchrun.behaviour.significance import wilson
 from glitchrun.events import Control, Sampled, TokenFact
 from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.formatting import counted, percent, share

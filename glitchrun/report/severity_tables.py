@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from glitchrun.behaviour.proportions import wilson
+from glitchrun.behaviour.significance import wilson
 from glitchrun.behaviour.symptoms import MEANINGS
 from glitchrun.events import SEVERE
 from glitchrun.ledger.record import RunRecord

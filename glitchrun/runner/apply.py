@@ -23,12 +23,11 @@ from glitchrun.ledger import (
 from glitchrun.plan.build import Plan, PlannedRun
 from glitchrun.plan.workers import staff_of
 from glitchrun.runner import gates, study
-from glitchrun.runner.engine import Engine, InThisProcess
+from glitchrun.runner.engine import Engine, InThisProcess, Outcome, Session
 from glitchrun.runner.execute import execute
 from glitchrun.runner.models import Models
 from glitchrun.runner.options import Options, adjusted, make_plan
 from glitchrun.runner.progress import Display
-from glitchrun.runner.session import Outcome, Session
 from glitchrun.runner.side_by_side import Result, in_turn, side_by_side
 from glitchrun.runner.signals import Interrupt, Stopped, listening
 from glitchrun.spec.adjusting import limited_name

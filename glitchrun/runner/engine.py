@@ -1,17 +1,23 @@
-"""What executes the steps of a run: this process, or workers (`runner/ray_pool.py`). No torch."""
+"""What executes the steps of a run: this process, or workers (`runner/ray_pool.py`); and the
+`Session` that the runs of one `apply` share. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import RLock
 from typing import Any, Protocol
 
+from glitchrun.errors import ExitCode
 from glitchrun.events import Batch, Event, Sampled, Stage, Verified
+from glitchrun.ledger import RunRecord
 from glitchrun.ledger.record import ModelRecord
 from glitchrun.plan.build import PlannedRun
 from glitchrun.runner.models import Models
+from glitchrun.runner.progress import Display
 from glitchrun.runner.signals import Interrupt
-from glitchrun.spec.types import Step
+from glitchrun.spec.types import Experiment, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +96,38 @@ class InThisProcess:
         from glitchrun.runner.preparation import prepare
 
         return prepare(planned, self._models, say)
+
+
+@dataclass(frozen=True)
+class Session:
+    """State shared by the runs of one `apply`."""
+
+    experiment: Experiment
+    root: Path
+    """Tracking root."""
+    tracking_uri: str
+    """The MLflow store, with credentials."""
+    parent: str | None
+    """Key of the parent run; None for a single run."""
+    engine: Engine
+    """Executes the steps."""
+    display: Display
+    interrupt: Interrupt
+    fresh: bool
+    """Whether to start a new attempt instead of resuming one, and to reuse no step."""
+    redo: frozenset[str] = frozenset()
+    """Ids of the steps to measure again."""
+    redone: dict[str, int] = field(default_factory=dict)
+    """The attempts at steps that this `apply` has started anew, by step key."""
+    serial: RLock = field(default_factory=RLock)
+    """Held by what runs side by side must not do at the same time: figures, and new MLflow runs."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    record: RunRecord
+    exit_code: ExitCode
+    undelivered: str | None = None
+    """Why MLflow does not have all of the run; None if it does."""

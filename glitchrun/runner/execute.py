@@ -42,9 +42,8 @@ from glitchrun.runner.artifacts import (
     write_artifact,
     write_inputs,
 )
-from glitchrun.runner.engine import Executor, StepTask
+from glitchrun.runner.engine import Executor, Outcome, Session, StepTask
 from glitchrun.runner.models import check_unchanged
-from glitchrun.runner.session import Outcome, Session
 from glitchrun.runner.signals import Stopped
 from glitchrun.runner.steps import Steps, metrics, open_journal, steps_anew
 from glitchrun.spec.strategy import STRATEGIES

@@ -22,7 +22,7 @@ from glitchrun.report.formatting import size
 from glitchrun.spec.types import ModelSpec
 
 if TYPE_CHECKING:
-    from glitchrun.model.load_progress import Report
+    from glitchrun.model.library_messages import Report
     from glitchrun.model.loaded import LoadedModel
 
 _Kept = TypeVar("_Kept")

@@ -13,8 +13,7 @@ from threading import Lock
 
 from glitchrun.errors import GlitchrunError
 from glitchrun.plan.build import PlannedRun
-from glitchrun.runner.engine import Engine
-from glitchrun.runner.session import Outcome, Session
+from glitchrun.runner.engine import Engine, Outcome, Session
 from glitchrun.runner.signals import Stopped
 
 Result = Outcome | GlitchrunError | Stopped

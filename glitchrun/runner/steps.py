@@ -26,7 +26,7 @@ from glitchrun.ledger.step_store import (
 )
 from glitchrun.plan.build import PlannedRun
 from glitchrun.plan.step_keys import StepKey, question
-from glitchrun.runner.session import Session
+from glitchrun.runner.engine import Session
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Spec, Step
 from glitchrun.strategies.validate.attempts import Known

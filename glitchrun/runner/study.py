@@ -18,7 +18,7 @@ from glitchrun.ledger.folders import identities, study_cells, study_folder
 from glitchrun.ledger.identity import add_to_study
 from glitchrun.plan.build import Plan, PlannedRun
 from glitchrun.report.formatting import counted
-from glitchrun.runner.session import Session
+from glitchrun.runner.engine import Session
 from glitchrun.tracking.parent import deliver_study
 from glitchrun.tracking.store import open_store
 from glitchrun.tracking.sync import sync

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from glitchrun.events import Answered, Batch, ProbeResult, Stage, Token, Verified
-from glitchrun.plan.batch_sizes import PASSES_PER_WRITE
+from glitchrun.plan.passes import PASSES_PER_WRITE
 from glitchrun.probing.greedy_reading import GreedyReader, Result
 from glitchrun.probing.memory_limits import standard_rows
 from glitchrun.probing.verifier import Verifier

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from glitchrun.behaviour.proportions import wilson
-from glitchrun.behaviour.significance import McNemar
+from glitchrun.behaviour.significance import McNemar, wilson
 from glitchrun.events import Batch, Measured, Sampled, Verified
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.strategies.mine import Config as MineConfig

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from glitchrun.behaviour.proportions import wilson
+from glitchrun.behaviour.significance import wilson
 from glitchrun.behaviour.symptoms import symptom
 from glitchrun.errors import RunError
 from glitchrun.events import Attempt, Batch, Entry, Event, Stage, Token
-from glitchrun.plan.batch_sizes import SCORE_BATCH
+from glitchrun.plan.passes import SCORE_BATCH
 from glitchrun.plan.work import PAIRS
 from glitchrun.probing.phrases import sequence_ps, stand_in, with_phrases
 from glitchrun.probing.sampling import Sampler

@@ -10,8 +10,7 @@ parent.py           the parent run of a matrix
 metric_series.py    series and final values as points
 params_and_tags.py  what people compare and search runs by, within MLflow's limits
 description.py      the description of a run, in Markdown
-tracker.py          delivers a run while it is executed
-system_metrics.py   memory, CPU and GPU use during a run
+tracker.py          delivers a run, and the use of memory, CPU and GPU, while it is executed
 sync.py             delivers runs afterwards
 server.py           the server of the MLflow UI
 """

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 
 from glitchrun.events import Token
-from glitchrun.ledger.command import apply_command
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.formatting import counted, duration, figure, percent
 from glitchrun.report.headline import DIGITS, headline
 from glitchrun.report.outcome import gate_evidence, gate_rule
-from glitchrun.report.run_details import step_count
+from glitchrun.report.run_details import apply_command, step_count
 from glitchrun.report.token_rows import TokenRow, found_tokens, token_rows, worst_first
 from glitchrun.report.totals import NOTES
 from glitchrun.terminal import visible_lines

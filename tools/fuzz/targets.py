@@ -23,7 +23,7 @@ from glitchrun.checkpoint import resolve
 from glitchrun.checkpoint.headers import read_header
 from glitchrun.cli import main
 from glitchrun.errors import ExitCode, GlitchrunError, UsageError
-from glitchrun.imports.reading import read as read_results
+from glitchrun.imports import read as read_results
 from glitchrun.model import load
 from glitchrun.plan.devices import DeviceMemory
 from glitchrun.plan.memory_estimate import estimate

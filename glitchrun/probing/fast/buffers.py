@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from glitchrun.plan.batch_sizes import CACHE_HEADROOM
+from glitchrun.plan.passes import CACHE_HEADROOM
 from glitchrun.probing.fast.llama_layout import LlamaLayout
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glitchrun.plan.batch_sizes import WIDENED_BYTES
+from glitchrun.plan.passes import WIDENED_BYTES
 from glitchrun.probing.fast.buffers import Workspace
 from glitchrun.probing.fast.llama_layout import (
     AttentionLayout,

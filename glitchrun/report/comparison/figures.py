@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from glitchrun.behaviour.proportions import wilson
+from glitchrun.behaviour.significance import wilson
 from glitchrun.report.comparison.pairs import MatchedToken, Pair
 from glitchrun.report.comparison.results import Result, results
 from glitchrun.report.comparison.sides import Side

@@ -13,8 +13,7 @@ from typing import Any
 
 from scipy.stats import hypergeom
 
-from glitchrun.behaviour.proportions import Proportion, wilson
-from glitchrun.behaviour.significance import McNemar, adjusted
+from glitchrun.behaviour.significance import McNemar, Proportion, adjusted, wilson
 from glitchrun.errors import UsageError
 from glitchrun.report.comparison.matching import same_text, without_counterpart
 from glitchrun.report.comparison.sides import Side, TokenVerdict

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from glitchrun.behaviour.proportions import wilson
+from glitchrun.behaviour.significance import wilson
 from glitchrun.events import ProbeResult, Verified
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.figures.style import LIGHT, Drawing, new_figure, style

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from glitchrun.events import Batch, Event, Measured, Screened, Stage, Verified
-from glitchrun.plan.batch_sizes import CHUNK_ROWS
+from glitchrun.plan.passes import CHUNK_ROWS
 from glitchrun.probing.frozen_suffix import Screener
 from glitchrun.probing.logit_statistics import entropy
 from glitchrun.prompts.render import Prompt
