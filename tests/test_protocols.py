@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from glitchrun.behaviour.text_answers import expected_answer, is_right
 from glitchrun.events import Answered, Batch, ProbeResult, Token, Verified
 from glitchrun.events_json import batch_from_json, batch_to_json
 from glitchrun.plan.step_keys import step_keys
 from glitchrun.plan.work import step_work
-from glitchrun.probing.greedy_reading import expected_answer, is_right
 from glitchrun.prompts.detect import detect
 from glitchrun.prompts.render import intact, render
 from glitchrun.report.agreement import agreements, definitions, shown
