@@ -458,7 +458,7 @@ def test_rounds_of_an_order_are_foreseen_and_those_of_a_walk_are_not() -> None:
 def test_runs_side_by_side_end_in_order_and_a_failure_stops_those_that_wait(
     planned: PlannedRun,
 ) -> None:
-    runs = [replace(planned, key=f"{number}") for number in range(5)]
+    runs = [replace(planned, key=f"{number}", steps=()) for number in range(5)]
     together = Barrier(2, timeout=10)
 
     def execute(run: PlannedRun, session: Any) -> Any:
@@ -502,6 +502,19 @@ def test_runs_side_by_side_end_in_order_and_a_failure_stops_those_that_wait(
     with pytest.raises(ZeroDivisionError):
         side_by_side(runs, shares, state, defect, lambda run, result: True)
     assert ended == ["1"]
+    # A run that shares a step with one that is executed now comes after the others.
+    shared = [replace(runs[0], steps=planned.steps), replace(runs[2], steps=planned.steps), runs[1]]
+    order = []
+
+    def noted(run: PlannedRun, session: Any) -> Any:
+        order.append(run.key)
+        if run.key in "01":
+            together.wait()  # 2 shares a step with 0, so 1 is executed beside it
+        return Outcome(run.key, ExitCode.DONE)  # type: ignore[arg-type]
+
+    found = side_by_side(shared, shares, state, noted, lambda run, result: True)
+    assert [run.key for run, _ in found] == ["0", "2", "1"]
+    assert order[2:] == ["2"]
 
 
 # The files in deploy/ -------------------------------------------------------------------------

@@ -79,6 +79,7 @@ class _Lanes:
         self.results: dict[str, Result] = {}
         """By the key of the run."""
         self._waiting = list(runs)
+        self._executed: list[PlannedRun] = []
         self._session = session
         self._execute = execute
         self._continues = continues
@@ -91,6 +92,7 @@ class _Lanes:
             own = replace(self._session, engine=share, display=display)
             result = _result(run, own, self._execute)
             with self._lock:
+                self._executed.remove(run)
                 self.results[run.key] = result
                 if not self._continues(run, result):
                     self._waiting.clear()
@@ -101,10 +103,17 @@ class _Lanes:
             self._waiting.clear()
 
     def _next(self) -> PlannedRun | None:
+        """The next run. One that shares a step with a run that is executed now would wait for it,
+        so it comes after the others."""
         with self._lock:
             if self._session.interrupt.exit_code is not None or not self._waiting:
                 return None
-            return self._waiting.pop(0)
+            busy = {step.key.key for run in self._executed for step in run.steps}
+            free = (run for run in self._waiting if busy.isdisjoint(s.key.key for s in run.steps))
+            run = next(free, self._waiting[0])
+            self._waiting.remove(run)
+            self._executed.append(run)
+            return run
 
 
 def _result(run: PlannedRun, session: Session, execute: Execute) -> Result:
