@@ -67,6 +67,12 @@ def test_fisher_and_student_give_the_values_of_the_textbook() -> None:
     three = mean([1.0, 2.0, 3.0])
     assert (three.low, three.high) == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-5)
     assert mean([4.0]).half is None
+    equal = mean([0.1 + 0.2, 0.3, 0.3])
+    assert (equal.half, equal.low, equal.high) == (None, None, None)
+    share = mean([0.0, 0.1], possible=(0.0, 1.0))
+    assert (share.low, share.high) == (0.0, pytest.approx(0.05 + 12.7062 * 0.05, abs=1e-5))
+    assert share.is_cut
+    assert not three.is_cut
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner, Result
 
-from glitchrun.behaviour.significance import McNemar, Mean, mean
+from glitchrun.behaviour.significance import McNemar, Mean
 from glitchrun.cli import main
 from glitchrun.ledger import ROOT, RunRecord, find_runs
-from glitchrun.ledger.record import StepRecord
+from glitchrun.ledger.record import Metric, StepRecord
 from glitchrun.report.figures.style import style
 from glitchrun.report.study import Study, places_of_best
 from glitchrun.report.study_sections import drawings, sections
@@ -199,11 +199,46 @@ def test_a_mean_whose_interval_contains_another_is_not_marked(
 ) -> None:
     found = Study([cell for cells in records().values() for cell in cells])
     measure = next(one for one in found.measures if one.result.name == "mine/glitch")
-    for half, best in ((0.4, [0]), (1.0, [])):
+    for half, best in ((0.4, [0]), (1.0, []), (None, [])):
         means = [Mean(3.0, 3, half), Mean(4.0, 3, None)]
         monkeypatch.setattr(found, "means", lambda _, means=means: means)
         assert found.best_groups(measure) == best
-    assert mean([1.0, 1.0]).half == 0
+    one, other = ([_with_step_key(cell, key) for cell in cells]
+                  for cells, key in zip(records().values(), "ab", strict=True))  # fmt: skip
+    fixed = Study([*one, *other])  # the seeds of a setting share the step
+    monkeypatch.setattr(fixed, "means", lambda _: [Mean(3.0, 3, None), Mean(4.0, 3, None)])
+    assert fixed.best_groups(measure) == [0]
+    assert not Study([*one, *other[1:], _with_step_key(other[0], "c")]).is_fixed(measure)
+
+
+def _with_step_key(record: RunRecord, key: str) -> RunRecord:
+    return replace(record, steps=tuple(replace(step, key=key) for step in record.steps))
+
+
+def test_a_mean_of_equal_values_has_no_interval(folder: Path) -> None:
+    cells = find_runs(folder / ROOT)
+    rates = dict(zip((cell.identity.key for cell in cells), (1, 1, 1, 0.2, 0.9, 1), strict=True))
+    changed = []
+    for cell in cells:
+        mine, asr = cell.steps
+        rate = Metric(rates[cell.identity.key], 60)
+        metrics = {**asr.metrics, "asr_mean": rate, "false_alarm_rate": rate}
+        changed.append(replace(cell, steps=(mine, replace(asr, metrics=metrics))))
+    found = Study(changed)
+    measure = next(one for one in found.measures if one.result.name == "asr/false_alarm_rate")
+    same, varied = found.means(measure)
+    assert (same.low, same.high, same.half) == (None, None, None) if same else False
+    assert varied is not None
+    assert (varied.low, varied.high) == (0.0, 1.0)  # 0.7 ± 1.08
+    (means, *_) = sections(found)
+    heads = [column.label for column in means.columns]
+    cells_of = [row[heads.index("false alarm rate (%)")] for row in means.rows]
+    assert cells_of == ["100", "70 (0 to 100)"]
+    said = " ".join(means.sentences)
+    assert "ends there: (low to high)" in said
+    assert "A mean without ± is of equal values" in said
+    with style():
+        drawings(found)
 
 
 def test_a_panel_without_a_metric_is_not_drawn(folder: Path) -> None:

@@ -10,6 +10,9 @@ Sources:
 - Benjamini and Hochberg 1995, "Controlling the false discovery rate", Journal of the Royal
   Statistical Society B 57:289-300.
 - Student 1908, "The probable error of a mean", Biometrika 6:1-25.
+- Mandelkern 2002, "Setting confidence intervals for bounded parameters", Statistical Science
+  17:149-172: the part of an interval outside the possible values contains no possible mean, so
+  that leaving it out keeps the coverage.
 
 scipy computes the tests; it is imported when the first of them is used.
 """
@@ -120,32 +123,50 @@ class Mean:
     value: float
     n: int
     half: float | None
-    """Half the width of the interval; None with one repeat."""
+    """Half the width of the interval, uncut; None without an interval."""
+    possible: tuple[float, float] = (-math.inf, math.inf)
+    """The least and the largest possible mean."""
 
     @property
     def low(self) -> float | None:
-        """The lower bound of the interval."""
-        return None if self.half is None else self.value - self.half
+        """The lower bound of the interval, at least the least possible mean."""
+        return None if self.half is None else max(self.possible[0], self.value - self.half)
 
     @property
     def high(self) -> float | None:
-        """The upper bound of the interval."""
-        return None if self.half is None else self.value + self.half
+        """The upper bound of the interval, at most the largest possible mean."""
+        return None if self.half is None else min(self.possible[1], self.value + self.half)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the interval ends at a possible mean, so that it is not symmetric."""
+        half = self.half or 0.0
+        return self.value - half < self.possible[0] or self.value + half > self.possible[1]
 
 
-def mean(values: Sequence[float], confidence: float = 0.95) -> Mean:
+def mean(
+    values: Sequence[float],
+    confidence: float = 0.95,
+    possible: tuple[float, float] = (-math.inf, math.inf),
+) -> Mean:
     """The mean of repeats with Student's t interval, for values that are about normal.
+
+    There is no interval with one value, and none with equal values: they do not show how much
+    others would vary, and a width of 0 would claim certainty.
 
     Args:
         values: At least one.
         confidence: Coverage of the two-sided interval.
+        possible: The least and the largest possible mean.
     """
-    if len(values) < 2:
-        return Mean(fmean(values), len(values), None)
+    found, spread = fmean(values), max(values) - min(values)
+    if len(values) < 2 or spread <= 1e-12 * max(map(abs, values)):
+        return Mean(found, len(values), None, possible)
     from scipy.stats import t
 
     quantile = float(t.ppf((1 + confidence) / 2, len(values) - 1))
-    return Mean(fmean(values), len(values), quantile * stdev(values) / math.sqrt(len(values)))
+    half = quantile * stdev(values) / math.sqrt(len(values))
+    return Mean(found, len(values), half, possible)
 
 
 def shown_p(p: float) -> str:

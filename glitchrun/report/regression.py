@@ -27,6 +27,8 @@ _VERDICTS: Mapping[str, _Verdict] = {
 }
 """The verdict on a token that each of these metrics counts."""
 TEST = "exact McNemar test"
+_COUNTED = ("share", "tokens", "pairs", "checks", "prompts", "bytes")
+"""Units of metrics that cannot be negative."""
 
 
 def better(step: StepRecord, name: str) -> str:
@@ -40,6 +42,16 @@ def is_measured(step: StepRecord, name: str) -> bool:
     declared = fragments().get(step.strategy, {}).get("x-metrics", {}).get(name, {})
     unit = str(declared.get("unit", ""))
     return bool(declared.get("measured")) or unit == "s" or unit.endswith("/s")
+
+
+def possible_values(step: StepRecord, name: str) -> tuple[float, float]:
+    """The least and the largest possible value of a metric, as far as its unit tells: a share lies
+    between 0 and 1 unless it is declared as signed, and nothing is counted less than 0 times."""
+    declared = fragments().get(step.strategy, {}).get("x-metrics", {}).get(name, {})
+    unit = str(declared.get("unit", ""))
+    if declared.get("signed") or (unit not in _COUNTED and not is_measured(step, name)):
+        return -math.inf, math.inf
+    return 0.0, 1.0 if unit == "share" else math.inf
 
 
 def paired_test(metric: str, left: RunRecord, right: RunRecord) -> McNemar | None:

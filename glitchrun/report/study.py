@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
-from math import isfinite
+from math import inf, isfinite
 from statistics import median
 from typing import Any
 
@@ -22,7 +22,7 @@ from glitchrun.report.comparison.pairs import Counts, Overlap
 from glitchrun.report.comparison.results import Result, metrics
 from glitchrun.report.comparison.sides import Side, TokenVerdict, side_of_run, with_verdicts
 from glitchrun.report.formatting import MISSING
-from glitchrun.report.regression import better
+from glitchrun.report.regression import better, possible_values
 from glitchrun.spec.cell_names import value_texts
 from glitchrun.spec.matrix_axes import canonical
 
@@ -44,6 +44,8 @@ class Measure:
     """For each cell the number of items that its value is based on."""
     label: str
     """Its name for people, without the step where no other step has it."""
+    possible: tuple[float, float] = (-inf, inf)
+    """The least and the largest possible value."""
     uneven: bool = False
     """Whether it counts failing tokens among different tokens, so that the counts cannot be
     compared. Searches are compared by what they find, wherever they look."""
@@ -244,7 +246,8 @@ class Study:
         if fewer:
             direction = "" if uneven else self.fewer
         shown = name if times[name] == 1 else f"{step_id} {name}"
-        return Measure(result, direction, counts, shown.replace("_", " "), uneven)
+        possible = next(possible_values(step, name) for step in steps)
+        return Measure(result, direction, counts, shown.replace("_", " "), possible, uneven)
 
     def means(self, measure: Measure) -> list[Mean | None]:
         """The mean of a metric over the seeds of each group; None for a group without a value."""
@@ -252,20 +255,31 @@ class Study:
         for group in self.groups:
             values = [measure.result.values[place] for place in group.places]
             known = [float(value) for value in values if value is not None]
-            found.append(mean(known) if known else None)
+            found.append(mean(known, possible=measure.possible) if known else None)
         return found
 
     def best_groups(self, measure: Measure) -> list[int]:
-        """Places of the groups with the best mean; empty where an interval contains a mean of
-        another group, so that other seeds might order them otherwise."""
+        """Places of the groups with the best mean; empty where other seeds might order the groups
+        otherwise: an interval contains a mean of another group, or two means have no interval,
+        because their seeds agree, although the seed decides what is measured."""
         means = self.means(measure)
         best = places_of_best([one.value if one else None for one in means], measure.better)
         others = [one for place, one in enumerate(means) if one and place not in best]
-        for place in best:
-            leader = means[place]
-            if leader is None or any(_overlap(leader, one) for one in others):
+        apart = self.is_fixed(measure)
+        for leader in (means[place] for place in best):
+            if leader is None or not all(_are_apart(leader, one, apart) for one in others):
                 return []
         return best
+
+    def is_fixed(self, measure: Measure) -> bool:
+        """Whether the seed cannot change a metric: the seeds of a setting share the step."""
+        step_id = measure.result.name.rpartition("/")[0]
+        by_group = (
+            [step.key for place in group.places for step in self.records[place].steps
+             if step.id == step_id]
+            for group in self.groups
+        )  # fmt: skip
+        return all(len(keys) < 2 or (len({*keys}) == 1 and keys[0]) for keys in by_group)
 
     # Tokens, of the cells that are finished
 
@@ -361,10 +375,10 @@ class Study:
         return every, len(whole) - every - none, none
 
 
-def _overlap(one: Mean, other: Mean) -> bool:
-    """Whether the interval of one mean contains the other mean."""
+def _are_apart(one: Mean, other: Mean, without_interval: bool) -> bool:
+    """Whether neither interval contains the other mean; `without_interval` if there is none."""
     half = max(one.half or 0.0, other.half or 0.0)
-    return abs(one.value - other.value) <= half
+    return abs(one.value - other.value) > half if half else without_interval
 
 
 def _seen(found: Sequence[TokenVerdict]) -> Seen:

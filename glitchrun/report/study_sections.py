@@ -163,15 +163,20 @@ def _head(measure: Measure, unit: str) -> str:
 
 def _mean_texts(measure: Measure, means: Sequence[Mean | None]) -> tuple[str, list[str]]:
     """The unit of a column, and each mean with half the width of its interval."""
-    numbers = [part for one in means for part in ((one.value, one.half) if one else (None, None))]
+    numbers = [x for m in means for x in ((m.value, m.half, m.low, m.high) if m else (None,) * 4)]
     scale, unit = (100.0, "%") if measure.result.unit == "share" else (1.0, measure.result.unit)
     if measure.result.unit in ("bytes", "s"):
         unit, texts = in_one_unit(numbers, measure.result.unit)
     else:
         texts = [MISSING if one is None else figure(scale * one) for one in numbers]
-    pairs = zip(means, texts[::2], texts[1::2], strict=True)
+    rows = zip(means, *(texts[place::4] for place in range(4)), strict=True)
     return unit, [
-        f"{value} ± {half}" if one is not None and one.half else value for one, value, half in pairs
+        value
+        if one is None or one.half is None
+        else f"{value} ({low} to {high})"
+        if one.is_cut
+        else f"{value} ± {half}"
+        for one, value, half, low, high in rows
     ]
 
 
@@ -186,6 +191,9 @@ def _mean_sentences(study: Study, shown: Sequence[Measure]) -> Iterator[str]:
         "Mean over the seeds, ± half the width of Student's 95 % t interval (n − 1 degrees of "
         f"freedom). {covers}."
     )
+    every = [one for measure in shown for one in study.means(measure) if one]
+    if any(one.is_cut for one in every):
+        yield "An interval that would reach impossible values ends there: (low to high)."
     if any(study.best_groups(one) for one in shown):
         yield (
             f"{_BEST}: the best mean of a column; {_TIED}: means that tie for the best. A mean is "
@@ -196,17 +204,14 @@ def _mean_sentences(study: Study, shown: Sequence[Measure]) -> Iterator[str]:
     if few < 3:
         lowest = "one seed, and so no interval" if few == 1 else "two seeds, and so wide intervals"
         yield f"Some settings have only {lowest}. Three or more seeds are advisable."
-    fixed = [
-        one.label
-        for one in shown
-        if all(
-            len({one.result.values[place] for place in group.places}) == 1 for group in study.groups
-        )
-    ]
+    fixed = [one for one in shown if study.is_fixed(one)]
     if fixed:
+        yield f"Not affected by the seed: {', '.join(one.label for one in fixed)}."
+    if any(one.n > 1 and one.half is None for measure in shown if measure not in fixed
+           for one in study.means(measure) if one):  # fmt: skip
         yield (
-            f"The same for every seed, so without an interval: {', '.join(fixed)}. Where attempts "
-            "are sampled, the seeds may agree by chance."
+            "A mean without ± is of equal values, which may agree by chance. They show no spread and "
+            "so give no interval; two such means are not compared."
         )
 
 
@@ -374,10 +379,10 @@ def _draw_means(study: Study) -> Drawing | None:
             values = [measure.result.values[cell] for cell in group.places]
             known = [scale * value for value in values if value is not None]
             axes.scatter(known, [place] * len(known), s=14, color=LIGHT["muted"], alpha=0.7, lw=0)
-            if one is not None and one.half is not None:
+            if one and one.low is not None and one.high is not None:
                 look = {"color": LIGHT["accent"], "ms": 5, "lw": 1.3, "capsize": 2}
-                half = scale * one.half
-                axes.errorbar(scale * one.value, place, xerr=half, fmt="o", **look)
+                arms = [[scale * (one.value - one.low)], [scale * (one.high - one.value)]]
+                axes.errorbar(scale * one.value, place, xerr=arms, fmt="o", **look)
         axes.set_xlabel(_head(measure, "%" if scale == 100 else measure.result.unit))
         axes.set_yticks(range(len(study.groups)), [_plain(one.name) for one in study.groups])
         axes.set_ylim(len(study.groups) - 0.5, -0.5)
