@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from glitchrun.report.comparison.regressions import Rule, regression_of_studies
 from glitchrun.report.machine_readable import junit
 from glitchrun.report.markdown import markdown
 from glitchrun.report.summary import summary_lines
-from glitchrun.runner.gates import evaluate, with_baselines
+from glitchrun.runner.gates import evaluate, exit_code, with_baselines
 from glitchrun.spec.types import Cell, Gate, ModelSpec, Origin, Spec
 from tests.support.records import Invented, write_matrix, write_run
 from tests.support.reporting import rows
@@ -174,6 +175,27 @@ def test_a_run_is_not_its_own_baseline(runs: list[RunRecord]) -> None:
     own = Gate("mine/glitch", "<=", baseline=str(runs[0].folder))
     with pytest.raises(PreflightError, match="is this run itself"):
         with_baselines(planned("quantization=float32", own, key=key), ROOT)
+
+
+def test_a_gate_whose_baseline_is_removed_during_the_run_is_not_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, _, last = write_matrix(Path(ROOT), Invented(experiment="before", tokens=40))
+    gates = (Gate("mine/glitch", ">=", baseline=first.identity.key), Gate("mine/glitch", ">=", 1))
+    (run,) = with_baselines(planned(last.identity.name, *gates), ROOT).runs
+    assert [one.outcome for one in evaluate(run.gates, last)] == ["pass", "pass"]
+    write_run(Path(ROOT), Invented("before", key=first.identity.key, tokens=40, status="KILLED"))
+    (changed, _) = evaluate(run.gates, last)
+    assert changed.outcome == "inconclusive"
+    assert "it is INTERRUPTED now" in str(changed.test)
+    shutil.rmtree(first.folder)
+    lost, other = results = evaluate(run.gates, last)
+    assert (lost.outcome, other.outcome) == ("inconclusive", "pass")
+    assert (lost.p, lost.baseline_value) == (None, first.metrics["mine/glitch"].value)
+    assert str(first.folder) in str(lost.test)
+    assert exit_code(results) == 6
+    assert "Not decided" in markdown(replace(last, gates=tuple(results)))
 
 
 def test_runs_that_are_not_finished_are_no_evidence(

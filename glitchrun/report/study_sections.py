@@ -210,8 +210,8 @@ def _mean_sentences(study: Study, shown: Sequence[Measure]) -> Iterator[str]:
     if any(one.n > 1 and one.half is None for measure in shown if measure not in fixed
            for one in study.means(measure) if one):  # fmt: skip
         yield (
-            "A mean without ± is of equal values, which may agree by chance. They show no spread and "
-            "so give no interval; two such means are not compared."
+            "A mean without ± is of equal values, which may agree by chance. They show no spread "
+            "and give no interval; two such means are not compared."
         )
 
 

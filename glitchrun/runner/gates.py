@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from glitchrun.behaviour.significance import McNemar, adjusted
-from glitchrun.errors import ExitCode, PreflightError, UsageError
+from glitchrun.errors import ExitCode, GlitchrunError, PreflightError, RunError, UsageError
 from glitchrun.ledger import RunRecord, read_run
-from glitchrun.ledger.record import GateResult, Metric
+from glitchrun.ledger.record import GateResult, Metric, status_word
 from glitchrun.plan.build import Plan, PlannedRun
 from glitchrun.plan.gates import PlannedGate
 from glitchrun.report.formatting import counted
@@ -90,18 +90,46 @@ def named(record: RunRecord) -> str:
 def evaluate(gates: Sequence[PlannedGate], record: RunRecord) -> list[GateResult]:
     """The result of each gate for a finished run, with paired tests against its baselines.
 
-    Raises:
-        RunError: a baseline was removed since the run was planned.
+    A gate whose baseline was removed or changed since the run was planned is inconclusive.
     """
     metrics = record.metrics
-    results = [_evaluate(gate, metrics.get(gate.gate.metric, Metric(None))) for gate in gates]
-    tests = [_test(gate, record) for gate in gates]
+    baselines = [_baseline(gate) for gate in gates]
+    results = [
+        _undecided(result, str(baseline)) if isinstance(baseline, GlitchrunError) else result
+        for result, baseline in zip(
+            (_evaluate(gate, metrics.get(gate.gate.metric, Metric(None))) for gate in gates),
+            baselines,
+            strict=True,
+        )
+    ]
+    tests = [
+        paired_test(gate.gate.metric, baseline, record) if isinstance(baseline, RunRecord) else None
+        for gate, baseline in zip(gates, baselines, strict=True)
+    ]
     ps = iter(adjusted([test.p for test in tests if test is not None]))
     family = counted(sum(test is not None for test in tests), "gate") + " with a baseline"
     return [
         result if test is None else _with_test(result, test, next(ps), family)
         for result, test in zip(results, tests, strict=True)
     ]
+
+
+def _baseline(gate: PlannedGate) -> RunRecord | GlitchrunError | None:
+    """The baseline as it is now; the error if it cannot be compared with any more."""
+    if gate.folder is None:
+        return None
+    try:
+        record = read_run(gate.folder)
+    except RunError as error:
+        return error
+    if record.status != "FINISHED":
+        return RunError(record.damage or f"{gate.folder}: it is {status_word(record.status)} now")
+    return record
+
+
+def _undecided(result: GateResult, why: str) -> GateResult:
+    text = f"Not decided: the baseline was removed or changed after this run began ({why})."
+    return replace(result, outcome="inconclusive", test=text)
 
 
 def _evaluate(planned: PlannedGate, metric: Metric) -> GateResult:
@@ -132,12 +160,6 @@ def _outcome(planned: PlannedGate, metric: Metric) -> str:
         near = abs(metric.value - limit) <= gate.tolerance * abs(limit)
         return "pass" if near == (gate.op == "==") else "fail"
     return "pass" if _OPERATORS[gate.op](metric.value, limit) else "fail"
-
-
-def _test(gate: PlannedGate, record: RunRecord) -> McNemar | None:
-    if gate.folder is None:
-        return None
-    return paired_test(gate.gate.metric, read_run(gate.folder), record)
 
 
 def _with_test(result: GateResult, test: McNemar, p: float, family: str) -> GateResult:
