@@ -203,7 +203,7 @@ def test_a_checkpoint_quantized_on_disk_loads_unchanged(tmp_path: Path, scheme: 
     source = tiny_models.tiny_llama(tmp_path / "source")
     folder = tiny_models.prequantized(source, tmp_path / "stored", scheme)
     model, ours = _load(folder, "none"), _load(source, scheme)
-    assert model.quantization == "bitsandbytes (as stored)"
+    assert model.quantization == f"bitsandbytes {'nf4' if scheme == 'int4' else scheme} (as stored)"
     assert model.bytes_by_dtype == ours.bytes_by_dtype
     torch.testing.assert_close(_logits(model), _logits(ours))
     _logits(model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from glitchrun.checkpoint import resolve
 from glitchrun.checkpoint.cache_folder import cache_folder
 from glitchrun.checkpoint.headers import Header, read_header
+from glitchrun.checkpoint.packed_weights import stored_format
 from glitchrun.model.loading import load
-from glitchrun.plan.weight_bytes import part_of, weights
+from glitchrun.plan.weight_bytes import active_parameters, part_of, weights
 from glitchrun.spec.types import ModelSpec
 from tests.support import raw_checkpoints as raw
 from tests.support import tiny_models
@@ -123,3 +127,93 @@ def test_recomputed_and_tied_tensors_are_not_counted(tmp_path: Path) -> None:
     found = weights(_header(raw.folder(tmp_path, config=config, tensors=extra)), "none")
     assert found.parameters == 10 * 8 + 8 * 8 + 8
     assert found.total == 2 * found.parameters
+
+
+_Q, _EXPERTS = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.experts"
+_PACKED = {
+    "fp8": (
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        {f"{_Q}.weight": ("F8_E4M3", (64, 32)), f"{_Q}.weight_scale_inv": ("F32", (1, 1))},
+    ),
+    "gptq 4-bit": (
+        {"quant_method": "gptq", "bits": 4},
+        {
+            f"{_Q}.qweight": ("I32", (4, 64)),
+            f"{_Q}.qzeros": ("I32", (1, 8)),
+            f"{_Q}.scales": ("F16", (1, 64)),
+            f"{_Q}.g_idx": ("I32", (32,)),
+        },
+    ),
+    "compressed-tensors 8-bit": (
+        {
+            "quant_method": "compressed-tensors",
+            "config_groups": {"a": {"weights": {"num_bits": 8}}},
+        },
+        {f"{_Q}.weight": ("I8", (64, 32)), f"{_Q}.weight_scale": ("BF16", (64, 1))},
+    ),
+    "bitsandbytes nf4": (
+        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+        {
+            f"{_Q}.weight": ("U8", (1024, 1)),
+            f"{_Q}.weight.absmax": ("U8", (32,)),
+            f"{_Q}.weight.quant_state.bitsandbytes__nf4": ("U8", (90,)),
+        },
+    ),
+    "bitsandbytes int8": (
+        {"load_in_8bit": True, "llm_int8_threshold": 6.0},
+        {f"{_Q}.weight": ("I8", (64, 32)), f"{_Q}.SCB": ("F32", (64,))},
+    ),
+    "mxfp4": (
+        {"quant_method": "mxfp4"},
+        {
+            f"{_EXPERTS}.down_proj_blocks": ("U8", (4, 32, 2, 16)),
+            f"{_EXPERTS}.down_proj_scales": ("U8", (4, 32, 2)),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _PACKED)
+def test_weights_that_share_codes_are_counted_one_by_one(name: str, tmp_path: Path) -> None:
+    """By config.json and the shapes of the published formats: a matrix of 64 x 32, or two active
+    ones of four experts of 32 x 64."""
+    settings, packed = _PACKED[name]
+    config = raw.LLAMA | {"quantization_config": settings}
+    config |= {"num_local_experts": 4, "num_experts_per_tok": 2} if name == "mxfp4" else {}
+    rest = {one: found for one, found in raw.TENSORS.items() if _Q not in one}
+    header = _header(raw.folder(tmp_path, config=config, tensors=rest | packed))
+    assert stored_format(header) == name
+    assert active_parameters(header) == (2 if name == "mxfp4" else 1) * 64 * 32
+    found = weights(header, "none")
+    floats = sum(info.numel for one, info in header.tensors.items() if one in rest)
+    count = floats + (4 if name == "mxfp4" else 1) * 64 * 32
+    assert found.parameters == count
+    stored = sum(info.nbytes for info in header.tensors.values())
+    # transformers computes with neither on this machine: no GPU, no kernels.
+    assert found.total == (2 * count if name in ("fp8", "mxfp4") else stored)
+    if name == "fp8":
+        assert weights(header, "none", "cuda").total == stored
+
+
+def test_weights_of_fp8_become_floats_on_a_cpu_and_the_record_says_so(
+    llama_folder: Path, tmp_path: Path
+) -> None:
+    config = json.loads((llama_folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    shutil.copytree(llama_folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    tensors = load_file(llama_folder / "model.safetensors")
+    for name, tensor in list(tensors.items()):
+        tensors[name] = tensor.to(torch.bfloat16)
+        if name.endswith("_proj.weight"):
+            scale = tensor.abs().max() / 448
+            tensors[name] = (tensor / scale).to(torch.float8_e4m3fn)
+            blocks = [-(-length // 128) for length in tensor.shape]
+            tensors[name.replace("weight", "weight_scale_inv")] = scale.repeat(*blocks)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = load(ModelSpec(str(tmp_path), device="cpu"))
+    assert model.quantization == "fp8 (dequantized to bfloat16)"
+    assert weights(_header(tmp_path), "none").total == pytest.approx(model.bytes, rel=0.01)
+    own = load(ModelSpec(str(llama_folder), device="cpu"))
+    q, wanted = (one.module.model.layers[0].self_attn.q_proj.weight for one in (model, own))
+    assert torch.allclose(q.float(), wanted, rtol=0.07, atol=1e-3)

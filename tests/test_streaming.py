@@ -29,6 +29,7 @@ from glitchrun.model.weight_reader import Reader, read_tensor
 from glitchrun.plan.build import PlannedRun, Resolved, build
 from glitchrun.plan.residency import Residency
 from glitchrun.plan.streaming import StreamPlan, stream_plan, text_groups, whole_passes
+from glitchrun.plan.weight_bytes import active_parameters, weights
 from glitchrun.probing import arithmetic
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.backend_selection import best_backend
@@ -107,6 +108,10 @@ def test_packed_checkpoints_are_unpacked_layer_by_layer(
         folder = tiny_models.prequantized(source, tmp_path / "stored", stored)
     header = read_header(resolve(str(folder)))
     assert why_not_streamable(header) is None
+    if stored != "gguf":
+        floats = read_header(resolve(str(source)))
+        assert active_parameters(header) == active_parameters(floats)
+        assert weights(header, "none").parameters == weights(floats, "none").parameters
     resident, streamed = both(folder)
     assert isinstance(resident, FastBackend)
     assert streamed.chosen == resident.chosen

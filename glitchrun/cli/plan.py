@@ -197,7 +197,11 @@ def _wrapped(label: str, text: str, role: str | None = None) -> list[str]:
 
 
 def _memory_lines(memory: MemoryEstimate) -> Iterator[str]:
-    model = f"{memory.parameters:,} parameters" if memory.parameters else "quantized on disk"
+    model = f"{memory.parameters:,} parameters"
+    if memory.stored_format:
+        model += f", on disk as {memory.stored_format}"
+    if memory.becomes_floats:
+        model += ", which becomes floats here"
     parts = [f"{name} {size(memory.weights[name])}" for name in _PARTS if memory.weights.get(name)]
     weights = f"{model}, {size(memory.weight_bytes)}: {', '.join(parts)}"
     yield from _wrapped("  model   ", weights)

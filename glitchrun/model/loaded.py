@@ -30,7 +30,8 @@ class LoadedModel:
     dtype: str
     """torch's name (`bfloat16`) of the dtype of activations and unquantized weights."""
     quantization: str
-    """`model.quantization`; for weights quantized on disk, the method and ` (as stored)`."""
+    """`model.quantization`; for weights quantized on disk, the format and ` (as stored)`,
+    or what it was dequantized to."""
     load_seconds: float
     """Wall time in seconds, including a GGUF file's conversion, excluding imports of libraries."""
     peak_bytes: int

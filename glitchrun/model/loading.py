@@ -20,6 +20,7 @@ from glitchrun.boundary import first_line, foreign_errors
 from glitchrun.checkpoint import fetch, resolve
 from glitchrun.checkpoint.cache_folder import cache_folder
 from glitchrun.checkpoint.headers import Header, read_header
+from glitchrun.checkpoint.packed_weights import stored_format
 from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.errors import ModelUnavailable, PreflightError
 from glitchrun.events import Stage
@@ -94,13 +95,16 @@ def load(spec: ModelSpec, cache: Path | None = None, report: Report = no_report)
     add_generation_config(module, folder)
     held = bytes_by_dtype(module)
     is_quantized = spec.quantization in SCHEMES or header.prequantized
-    stored = f"{header.prequantized} (as stored)" if header.prequantized else None
+    stored = f"{stored_format(header)} (as stored)" if header.prequantized else None
+    if stored and getattr(module.config, "quantization_config", None) is None:
+        # transformers converts formats that it cannot compute with on a device.
+        stored = f"{stored_format(header)} (dequantized to {dtype_name(module)})"
     return LoadedModel(
         module=module,
         tokenizer=tokenizer,
         config=module.config,
         device=module.get_input_embeddings().weight.device,
-        dtype=str(module.dtype).removeprefix("torch."),
+        dtype=dtype_name(module),
         quantization=stored or spec.quantization,
         load_seconds=time.perf_counter() - started,
         # The resident set does not grow by memory that the process had spare before, so the peak is
@@ -111,6 +115,11 @@ def load(spec: ModelSpec, cache: Path | None = None, report: Report = no_report)
         architecture=header.architecture if header.composite else type(module).__name__,
         tokenizer_note=tokenizer_note(folder),
     )
+
+
+def dtype_name(module: Any) -> str:
+    """torch's name of the dtype of a module's floats, such as `bfloat16`."""
+    return str(module.dtype).removeprefix("torch.")
 
 
 def checkpoint_folder(

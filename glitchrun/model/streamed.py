@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from glitchrun.checkpoint.cache_folder import cache_folder
 from glitchrun.checkpoint.headers import Header, read_header
+from glitchrun.checkpoint.packed_weights import stored_format
 from glitchrun.checkpoint.resolve import Checkpoint
 from glitchrun.checkpoint.stream_units import (
     Unit,
@@ -204,7 +205,7 @@ def load_streamed(
         raise PreflightError(f"model.residency: {spec.path!r} cannot be streamed: {reason}")
     if spec.quantization in SCHEMES or header.prequantized:
         import_bitsandbytes()
-    stored = f"{header.prequantized} (as stored)" if header.prequantized else None
+    stored = f"{stored_format(header)} (as stored)" if header.prequantized else None
     stored_units = stream_units(header)
     units, note = _quantized_units(
         stored_units, spec, header, folder, cache or cache_folder(), report

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from glitchrun.checkpoint.headers import Header
+from glitchrun.checkpoint.packed_weights import becomes_floats, stored_format
 from glitchrun.plan.devices import DeviceMemory
 from glitchrun.plan.passes import Buffers, Passes
 from glitchrun.plan.weight_bytes import QUANTIZED, active_parameters, weights
@@ -32,8 +33,13 @@ Measured with 262,144 entries."""
 class MemoryEstimate:
     """Memory that a run needs; in bytes unless a field says otherwise."""
 
-    parameters: int | None
-    """Number of parameters; None for weights quantized on disk."""
+    parameters: int
+    """Number of parameters, whatever number of bits each of them has."""
+    stored_format: str | None
+    """The format in which weights are quantized on disk, see
+    `glitchrun.checkpoint.packed_weights.stored_format`; None for floats."""
+    becomes_floats: bool
+    """Whether such weights are converted to floats while they are loaded."""
     active_parameters: float
     """Parameters that one position is multiplied with; of the experts only the active ones."""
     weights: Mapping[str, int]
@@ -84,7 +90,7 @@ def estimate(
         workloads: The passes of the run's steps; at least one.
         device: Where the model will be placed.
     """
-    held = weights(header, quantization)
+    held = weights(header, quantization, device.kind)
     runtime = process_bytes(header, device.kind)
     room = device.free - held.total - runtime
     passes = Passes(header, held, device.kind)
@@ -97,6 +103,8 @@ def estimate(
     total = runtime + held.total + max(loading, buffers.total)
     return MemoryEstimate(
         parameters=held.parameters,
+        stored_format=stored_format(header),
+        becomes_floats=becomes_floats(header, device.kind),
         active_parameters=active_parameters(header),
         weights=held.parts,
         weight_bytes=held.total,

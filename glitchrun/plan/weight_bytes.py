@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from glitchrun.checkpoint.headers import Header
+from glitchrun.checkpoint.packed_weights import becomes_floats, elements
 from glitchrun.checkpoint.safetensors_files import TensorInfo
 
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -35,8 +36,8 @@ _CAUSAL_MASK_RANK = 4
 class Weights:
     """Sizes of a loaded model's weights."""
 
-    parameters: int | None
-    """Number of learned parameters, tied ones once; None for weights quantized on disk."""
+    parameters: int
+    """Number of learned parameters, tied ones once."""
     parts: Mapping[str, int]
     """Bytes by part: embeddings, head, linear, experts, routers, other (norms, biases), scales."""
     dtype: str
@@ -59,34 +60,39 @@ def load_dtype(header: Header, quantization: str) -> str:
     return "bfloat16" if quantization in QUANTIZED else quantization
 
 
-def weights(header: Header, quantization: str) -> Weights:
+def weights(header: Header, quantization: str, kind: str = "cpu") -> Weights:
     """Sizes of a checkpoint's weights when loaded with a quantization.
 
     Args:
         header: The checkpoint.
         quantization: none, float32, float16, bfloat16, int8 or int4. Weights that are quantized on
             disk are counted as stored, whatever it says.
+        kind: Kind of device, cpu or cuda. On some, transformers converts weights that are quantized
+            on disk to floats.
     """
     dtype = load_dtype(header, quantization)
     loaded = {name: info for name, info in header.tensors.items() if _is_loaded(header, name, info)}
     parts: Counter[str] = Counter()
+    sizes = {name: elements(header, name, info) for name, info in loaded.items()}
+    is_stored = header.prequantized and not becomes_floats(header, kind)
     for name, info in loaded.items():
         part = part_of(header, name, info)
-        if header.prequantized:
+        if is_stored:
             parts[part] += info.nbytes
+        elif header.prequantized:
+            parts[part] += sizes[name] * ITEM_BYTES[dtype]
         elif quantization in QUANTIZED and part in ("linear", "experts"):
             codes, scales = _quantized_bytes(info, quantization)
             parts[part] += codes
             parts["scales"] += scales
         else:
             parts[part] += info.numel * ITEM_BYTES[dtype]
-    sizes = [info.numel for info in loaded.values()]
     return Weights(
-        parameters=None if header.prequantized else sum(sizes),
-        parts=dict(parts),
+        parameters=sum(sizes.values()),
+        parts={part: count for part, count in parts.items() if count},
         dtype=dtype,
-        largest_matrix=max(sizes, default=0),
-        largest_layer=_largest_layer(loaded),
+        largest_matrix=max(sizes.values(), default=0),
+        largest_layer=_largest_layer(sizes),
     )
 
 
@@ -113,9 +119,9 @@ def active_parameters(header: Header) -> float:
     for name, info in header.tensors.items():
         part = part_of(header, name, info)
         if part in ("linear", "routers"):
-            total += info.numel
+            total += elements(header, name, info)
         elif part == "experts":
-            total += info.numel * share
+            total += elements(header, name, info) * share
     return total
 
 
@@ -148,11 +154,11 @@ def _quantized_bytes(info: TensorInfo, quantization: str) -> tuple[int, int]:
     return count * -(-size // 2), count * scales
 
 
-def _largest_layer(tensors: Mapping[str, TensorInfo]) -> int:
+def _largest_layer(sizes: Mapping[str, int]) -> int:
     """Elements of the largest layer: tensors whose names agree up to the number of the layer."""
     layers: Counter[str] = Counter()
-    for name, info in tensors.items():
+    for name, size in sizes.items():
         path = name.split(".")
         at = next((i for i, part in enumerate(path) if part.isdigit()), None)
-        layers[".".join(path[: at + 1]) if at is not None else name] += info.numel
+        layers[".".join(path[: at + 1]) if at is not None else name] += size
     return max(layers.values(), default=0)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-WIDTH = {"F32": 4, "BF16": 2, "F16": 2, "U8": 1, "I64": 8}
+WIDTH = {"F32": 4, "BF16": 2, "F16": 2, "U8": 1, "I64": 8, "I8": 1, "I32": 4, "F8_E4M3": 1}
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "hidden_size": 8,
