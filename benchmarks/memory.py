@@ -62,7 +62,7 @@ def measured(name: str, quantization: str, batches: int) -> dict[str, Any]:
     from glitchrun.spec.strategy import STRATEGIES
     from glitchrun.strategies.context import Context
     from glitchrun.vocabulary import Vocabulary
-    from glitchrun.vocabulary.token_features import row_norms
+    from glitchrun.vocabulary.indicators import row_norms
 
     run = planned(name, quantization)
     spec = run.cell.spec

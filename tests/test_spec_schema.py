@@ -12,9 +12,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from glitchrun.spec import types
-from glitchrun.spec.defaults import named
 from glitchrun.spec.problems import CODES
-from glitchrun.spec.schema import assembled, closed, fragments, published
+from glitchrun.spec.schema import assembled, closed, fragments, named, published
 from glitchrun.spec.templates import FAMILIES, TEMPLATE_MODES
 
 ROOT = Path(__file__).parents[1]

@@ -14,8 +14,8 @@ import torch
 
 from glitchrun.model import load_tokenizer
 from glitchrun.vocabulary import CATEGORIES, Vocabulary
+from glitchrun.vocabulary.indicators import row_norms
 from glitchrun.vocabulary.text import raw_bytes
-from glitchrun.vocabulary.token_features import row_norms
 from tests.support.real_tokenizers import mistral, smollm2
 from tests.support.tiny_models import bpe_tokenizer
 

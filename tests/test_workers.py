@@ -34,12 +34,12 @@ from glitchrun.ledger.lock import hold
 from glitchrun.plan.build import PlannedRun
 from glitchrun.plan.workers import Staff, staff_of
 from glitchrun.runner import ray_pool
+from glitchrun.runner.apply import side_by_side
 from glitchrun.runner.engine import Executor, InThisProcess, Outcome, StepTask
 from glitchrun.runner.models import Models
 from glitchrun.runner.options import Options, make_plan
 from glitchrun.runner.ray_executor import Member, RayExecutor, WorkerLost
 from glitchrun.runner.ray_messages import Failed, NoMemory, mismatch
-from glitchrun.runner.side_by_side import side_by_side
 from glitchrun.runner.signals import Interrupt, Stopped
 from glitchrun.search import Ordered, foreseen
 from glitchrun.spec.experiment_loading import load_experiment

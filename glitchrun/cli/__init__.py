@@ -17,41 +17,32 @@ from glitchrun.errors import ExitCode, GlitchrunError, file_access
 from glitchrun.spec.problems import InvalidSpec
 from glitchrun.terminal import output_lost, protect_streams, say, visible_lines
 
-# Name: (`module:attribute`, the line that `glitchrun --help` shows).
-COMMANDS: dict[str, tuple[str, str]] = {
-    "init": ("glitchrun.cli.init:command", "Write a new spec that validates."),
-    "validate": ("glitchrun.cli.validate:command", "Check spec files and folders."),
-    "plan": ("glitchrun.cli.plan:command", "Show what apply would do, and what it needs."),
-    "apply": ("glitchrun.cli.apply:command", "Execute a spec: start, resume or skip its runs."),
-    "diff": ("glitchrun.cli.diff:command", "Show what changed in a spec since a run."),
-    "status": ("glitchrun.cli.status:command", "List runs with their progress."),
-    "report": ("glitchrun.cli.report:command", "Write the report of a run."),
-    "chat": ("glitchrun.cli.chat:command", "Chat with the model of a spec."),
-    "explain": ("glitchrun.cli.explain:command", "Show the items behind a metric of a run."),
-    "compare": (
-        "glitchrun.cli.compare:command",
-        "Compare runs and imported results.",
-    ),
-    "export": (
-        "glitchrun.cli.export:command",
-        "Write the tokens of a run for other programs.",
-    ),
-    "import": (
-        "glitchrun.cli.import_:command",
-        "Import results of other tools, and lists.",
-    ),
-    "list": (
-        "glitchrun.cli.list_:command",
-        "List strategies, searches, templates or probes.",
-    ),
-    "schema": ("glitchrun.cli.schema:command", "Print the JSON Schema of a spec."),
-    "sync": ("glitchrun.cli.sync:command", "Deliver runs to MLflow that it does not have."),
-    "tag": ("glitchrun.cli.tag:command", "Set or remove tags of a run, also in MLflow."),
-    "rm": ("glitchrun.cli.rm:command", "Remove a run, also in MLflow."),
-    "gc": ("glitchrun.cli.gc:command", "Remove measured steps that no run refers to."),
-    "ui": ("glitchrun.cli.ui:command", "Open the MLflow UI, on this machine only."),
-    "doctor": ("glitchrun.cli.doctor:command", "Check that this machine has what a run needs."),
+COMMANDS = {
+    "init": "Write a new spec that validates.",
+    "validate": "Check spec files and folders.",
+    "plan": "Show what apply would do, and what it needs.",
+    "apply": "Execute a spec: start, resume or skip its runs.",
+    "diff": "Show what changed in a spec since a run.",
+    "status": "List runs with their progress.",
+    "report": "Write the report of a run.",
+    "chat": "Chat with the model of a spec.",
+    "explain": "Show the items behind a metric of a run.",
+    "compare": "Compare runs and imported results.",
+    "export": "Write the tokens of a run for other programs.",
+    "import": "Import results of other tools, and lists.",
+    "list": "List strategies, searches, templates or probes.",
+    "schema": "Print the JSON Schema of a spec.",
+    "sync": "Deliver runs to MLflow that it does not have.",
+    "tag": "Set or remove tags of a run, also in MLflow.",
+    "rm": "Remove a run, also in MLflow.",
+    "gc": "Remove measured steps that no run refers to.",
+    "ui": "Open the MLflow UI, on this machine only.",
+    "doctor": "Check that this machine has what a run needs.",
 }
+"""The commands, and the line about each that `glitchrun --help` shows. A command is `command` in
+the module of its name."""
+_MODULES = {"import": "import_", "list": "list_"}
+"""Modules that cannot have the name of their command."""
 
 
 class LazyGroup(click.Group):
@@ -63,13 +54,13 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(import_module(module), attribute)
+        module = import_module(f"glitchrun.cli.{_MODULES.get(cmd_name, cmd_name)}")
+        command: click.Command = module.command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+            formatter.write_dl(list(COMMANDS.items()))
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Runs a command line on protected streams. A reader that stops reading does not change the

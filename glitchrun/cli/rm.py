@@ -18,7 +18,7 @@ from glitchrun.runner.lookup import find_run
 from glitchrun.terminal import say, visible
 
 if TYPE_CHECKING:
-    from glitchrun.tracking.existing_run import ExistingRun
+    from glitchrun.tracking.sync import ExistingRun
 
 
 @click.command("rm")
@@ -59,7 +59,7 @@ def command(run: str, yes: bool, local: bool) -> None:
 
 def _in_mlflow(record: RunRecord, root: Path) -> ExistingRun | None:
     require("mlflow", "filelock")
-    from glitchrun.tracking.existing_run import find
+    from glitchrun.tracking.sync import find
 
     try:
         return find(record, root)
@@ -70,7 +70,7 @@ def _in_mlflow(record: RunRecord, root: Path) -> ExistingRun | None:
 
 
 def _delete(found: ExistingRun, record: RunRecord) -> bool:
-    from glitchrun.tracking.existing_run import delete
+    from glitchrun.tracking.sync import delete
 
     return delete(found, record)
 

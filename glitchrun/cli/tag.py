@@ -55,7 +55,7 @@ def _deliver(record: RunRecord, root: Path) -> str | None:
     """Why MLflow does not have the tags now; None if it has."""
     try:
         require("mlflow", "filelock")
-        from glitchrun.tracking.existing_run import deliver_tags
+        from glitchrun.tracking.sync import deliver_tags
 
         found = deliver_tags(record, root)
     except PreflightError as error:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from glitchrun.errors import GlitchrunError
-from glitchrun.spec.defaults import step_with_defaults
 from glitchrun.spec.probes import Probe, Probes, probe_names, probes_of
-from glitchrun.spec.schema import TOKEN_SOURCES
+from glitchrun.spec.schema import TOKEN_SOURCES, step_with_defaults
 from glitchrun.spec.strategy import STRATEGIES, Expectation, Work, Workload
 from glitchrun.spec.token_ids import token_ids
 from glitchrun.spec.types import Spec, Step

@@ -3,7 +3,7 @@
 backend_selection.py   which backend runs a model: compares logits with its plain forward pass
 backend.py             the generic backend, and the interface of every backend
 fast_backend.py        the fast backend for models of the Llama layout, over `fast/`
-model_call.py          calls a model's forward pass; model_cache.py selects rows of its cache
+model_call.py          calls a model's forward pass; selects, repeats and joins rows of its cache
 verifier.py            does the model repeat the token? On top of logit_statistics.py
 sampling.py            how often does it? The decode loop, over token_choice.py
 batch_invariance.py    batch shapes that keep attempts independent of their batch

@@ -14,8 +14,13 @@ from torch import Tensor
 from glitchrun.errors import RunError
 from glitchrun.model.loaded import LoadedModel
 from glitchrun.probing.logit_statistics import Statistics, check_finite, measure, scores
-from glitchrun.probing.model_cache import CacheMode, select_rows
-from glitchrun.probing.model_call import Float32Arithmetic, ModelCall, model_errors
+from glitchrun.probing.model_call import (
+    CacheMode,
+    Float32Arithmetic,
+    ModelCall,
+    model_errors,
+    select_rows,
+)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -22,7 +22,7 @@ from glitchrun.probing.backend import Backend
 from glitchrun.probing.fast.llama_layout import OtherLayoutError, recognize
 from glitchrun.probing.fast_backend import FastBackend
 from glitchrun.probing.memory_limits import is_out_of_memory
-from glitchrun.probing.model_cache import CacheMode
+from glitchrun.probing.model_call import CacheMode
 from glitchrun.probing.streamed_backend import streamed_backend
 
 log = logging.getLogger(__name__)

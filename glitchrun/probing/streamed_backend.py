@@ -38,7 +38,7 @@ from glitchrun.probing.fast.llama_layout import (
 )
 from glitchrun.probing.fast_backend import FastBackend
 from glitchrun.probing.logit_statistics import Statistics, check_finite, measure, scores
-from glitchrun.probing.model_cache import CacheMode
+from glitchrun.probing.model_call import CacheMode
 from glitchrun.probing.streamed_rows import (
     MLP_ROWS,
     Growing,

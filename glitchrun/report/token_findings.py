@@ -31,7 +31,7 @@ from glitchrun.report.totals import (
     thresholds,
     verdicts,
 )
-from glitchrun.spec.defaults import step_with_defaults
+from glitchrun.spec.schema import step_with_defaults
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.strategy import STRATEGIES
 

@@ -30,9 +30,8 @@ from glitchrun.spec.types import Spec
 from glitchrun.strategies.context import Context, check_embedding_rows
 from glitchrun.strategies.prompt_lengths import PromptLengths
 from glitchrun.vocabulary import Vocabulary
-from glitchrun.vocabulary.indicators import Indicators
+from glitchrun.vocabulary.indicators import Indicators, row_norms
 from glitchrun.vocabulary.relatives import as_json
-from glitchrun.vocabulary.token_features import row_norms
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from typing import Self
 
 import numpy as np
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from glitchrun.events import Verified
 from glitchrun.search.base import Parameters, Space
+from glitchrun.vocabulary.character_groups import GROUPS, group_of
 from glitchrun.vocabulary.indicators import measured
-from glitchrun.vocabulary.token_features import text_features
 
 _WARM = 64
 """Tokens verified before anything is learned."""
@@ -265,3 +265,63 @@ def _centred(block: NDArray[np.float32]) -> NDArray[np.float32]:
     about = block - block.mean(axis=0)
     length: float = np.sqrt((about**2).sum(axis=1).mean())
     return about / max(length, 1e-12)
+
+
+_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 17)
+"""Upper bounds of the length classes, in characters; longer texts are another class."""
+_CASES = ("none", "lower", "upper", "title", "mixed")
+_TEXTS_AT_ONCE = 8192
+"""Texts whose features are Python numbers at a time, which take ten times the memory of arrays."""
+_SEPARATORS = frozenset("_-./\\:")
+
+
+def text_features(texts: Sequence[str]) -> NDArray[np.float32]:
+    """Features `(N, F)` of N texts, for a model to learn from.
+
+    They are one-hot vectors of character group, length class and case; shares of kinds of
+    characters; and whether the text has a leading or trailing space, digits, separators (`_`, `.`)
+    or inner capitals.
+    """
+    if not texts:
+        return np.empty((0, len(_features(""))), dtype=np.float32)
+    starts = range(0, len(texts), _TEXTS_AT_ONCE)
+    return np.concatenate(
+        [
+            np.array([_features(text) for text in texts[at : at + _TEXTS_AT_ONCE]], np.float32)
+            for at in starts
+        ]
+    )
+
+
+def _features(text: str) -> list[float]:
+    bare = text.strip()
+    return [
+        *_one_hot(GROUPS.index(group_of(text)), len(GROUPS)),
+        *_one_hot(int(np.searchsorted(_LENGTHS, len(bare))), len(_LENGTHS) + 1),
+        *_one_hot(_CASES.index(_case(bare)), len(_CASES)),
+        *_shares(text),
+        text[:1].isspace(),
+        text[-1:].isspace(),
+        any(map(str.isdigit, text)),
+        not _SEPARATORS.isdisjoint(bare),
+        any(a.islower() and b.isupper() for a, b in pairwise(bare)),
+    ]
+
+
+def _shares(text: str) -> list[float]:
+    kinds = (str.isalpha, str.isdigit, str.isspace, str.isupper, str.isascii)
+    return [sum(map(kind, text)) / max(1, len(text)) for kind in kinds]
+
+
+def _case(text: str) -> str:
+    if text.lower() == text.upper():
+        return "none"
+    if text.islower():
+        return "lower"
+    if text.isupper():
+        return "upper"
+    return "title" if text.istitle() else "mixed"
+
+
+def _one_hot(place: int, size: int) -> list[float]:
+    return [float(i == place) for i in range(size)]

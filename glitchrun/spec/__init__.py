@@ -13,6 +13,6 @@ The modules in the order in which a file passes through them:
     semantics           checks that a schema cannot express (`mlflow_rules`: tags and stores)
     experiment_loading  all of these in order, and the document as a `types.Spec`
 
-Beside them: `problems` (every error code) and `problem_formats`; `defaults` and `digest`, which
-decides what makes two runs the same; the tables `searches`, `probes` and `templates`.
+Beside them: `problems` (every error code) and `problem_formats`; `digest`, which decides what makes
+two runs the same; the tables `searches`, `probes` and `templates`.
 """

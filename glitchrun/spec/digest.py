@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from glitchrun.errors import PreflightError, file_access
-from glitchrun.spec.defaults import step_with_defaults
 from glitchrun.spec.probes import PROBES, probe_names
 from glitchrun.spec.registry import Registry
-from glitchrun.spec.schema import TOKEN_SOURCES
+from glitchrun.spec.schema import TOKEN_SOURCES, step_with_defaults
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.templates import FAMILIES

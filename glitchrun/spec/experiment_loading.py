@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from glitchrun.spec.composition import Composition, compose
-from glitchrun.spec.defaults import with_defaults
 from glitchrun.spec.matrix import DraftCell, axes_missing, expand
 from glitchrun.spec.matrix_axes import has_cells
 from glitchrun.spec.nodes import (
@@ -24,6 +23,7 @@ from glitchrun.spec.overrides import Override, apply_overrides, read_overrides, 
 from glitchrun.spec.probes import Probe, defined_probe
 from glitchrun.spec.problems import InvalidSpec, Problem, sorted_problems
 from glitchrun.spec.resolution import Resolution, Unset, join_paths, resolve_environment
+from glitchrun.spec.schema import with_defaults
 from glitchrun.spec.schema_errors import schema_problems, texts_expected
 from glitchrun.spec.semantics import semantic_problems
 from glitchrun.spec.spec_files import find_files

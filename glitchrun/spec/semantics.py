@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from glitchrun.spec.defaults import named
 from glitchrun.spec.mlflow_rules import (
     MAX_TAG_VALUE,
     checkpoint_around,
@@ -20,7 +19,7 @@ from glitchrun.spec.mlflow_rules import (
 from glitchrun.spec.nodes import Document, Path_
 from glitchrun.spec.probe_checks import defined_problems, named_problems
 from glitchrun.spec.problems import Problem, did_you_mean, one_of
-from glitchrun.spec.schema import TOKEN_SOURCES, fragments
+from glitchrun.spec.schema import TOKEN_SOURCES, fragments, named
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.templates import FAMILIES, TEMPLATE_MODES, without_system
 from glitchrun.spec.yaml_scalars import shortened

@@ -11,6 +11,6 @@ metric_series.py    series and final values as points
 params_and_tags.py  what people compare and search runs by, within MLflow's limits
 description.py      the description of a run, in Markdown
 tracker.py          delivers a run, and the use of memory, CPU and GPU, while it is executed
-sync.py             delivers runs afterwards
+sync.py             delivers runs afterwards; changes tags and deletes runs there
 server.py           the server of the MLflow UI
 """

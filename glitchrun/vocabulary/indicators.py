@@ -1,4 +1,4 @@
-"""Computes the indicators of `spec/indicators.py` for every row of a vocabulary.
+"""Computes the indicators of `spec/indicators.py`, and the norm, of every row of a vocabulary.
 
 The output embedding is read in blocks and never copied, so memory stays flat. Its indicators are
 computed at the first use, all of them together and once.
@@ -268,3 +268,21 @@ class _Table:
             if abs(float(torch.dot(previous, direction))) > 1 - 1e-10:
                 break
         return direction.float()
+
+
+_CHUNK = 8192
+"""Rows of an embedding that are processed at a time, to bound the memory of temporary copies."""
+
+
+def row_norms(weight: Tensor | Iterable[Tensor], chunk: int = _CHUNK) -> Tensor:
+    """L2 norm of each row of an embedding `(V, H)`: float32 `(V,)` on the CPU.
+
+    Converts `chunk` rows at a time, so that there is never a second copy of the embedding.
+
+    Args:
+        weight: The embedding, or blocks of its rows `(R, H)`, of which one is needed at a time.
+        chunk: Rows converted at a time.
+    """
+    blocks = [weight] if isinstance(weight, Tensor) else weight
+    parts = (part for block in blocks for part in block.split(chunk))
+    return torch.cat([rows.detach().float().norm(dim=1).cpu() for rows in parts])

@@ -16,7 +16,7 @@ from glitchrun.prompts.detect import detect
 from glitchrun.spec.types import ModelSpec, Spec
 from glitchrun.strategies.context import Context
 from glitchrun.vocabulary import Vocabulary
-from glitchrun.vocabulary.token_features import row_norms
+from glitchrun.vocabulary.indicators import row_norms
 
 CACHE = cache_folder()
 
