@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import pytest
 import yaml
 
 from glitchrun import __version__, errors
+from glitchrun.cli.plan import _plan_lines, rough_duration
 from glitchrun.errors import (
     ExitCode,
     MissingExtra,
@@ -31,7 +33,7 @@ from glitchrun.errors import (
 from glitchrun.events import Batch, Event, Measured, Stage
 from glitchrun.events_json import batch_to_json
 from glitchrun.ledger.lock import hold
-from glitchrun.plan.build import PlannedRun
+from glitchrun.plan.build import Plan, PlannedRun
 from glitchrun.plan.workers import Staff, staff_of
 from glitchrun.runner import ray_pool
 from glitchrun.runner.apply import side_by_side
@@ -405,6 +407,23 @@ def test_a_plan_names_the_workers_and_what_they_share(planned: PlannedRun) -> No
         "gpus_per_worker": 0.0,
         "side_by_side": 1,
     }
+    plan = Plan("shared", (planned,))
+    assert planned.time is not None
+    assert planned.time.likely is not None
+    assert staff.share == 2
+    shared = sum(planned.time.steps[step] for step in planned.to_json()["shared"])
+    best = plan.to_json()["runs"][0]["at_best"]
+    assert best == pytest.approx(planned.time.likely - shared / 2)
+    assert staff.at_best([planned]) == best
+    assert replace(staff, workers=5, side_by_side=5).at_best([planned] * 5) == pytest.approx(
+        planned.time.likely
+    )
+    text = "\n".join(_plan_lines(plan))
+    assert f"shared by 2 workers: {rough_duration(staff.step_at_best(planned, 'asr') or 0)}" in text
+    assert f"with 2 workers {rough_duration(best)} at best" in text
+    assert "in one worker" in text
+    together = "\n".join(_plan_lines(Plan("two", (planned, planned))))
+    assert re.search(r"all runs together: likely .* in one worker, .* at best in 2", together)
     assert planned.estimate is not None
     tight = replace(planned.estimate, free_bytes=planned.estimate.total_bytes + 1)
     less = staff_of([replace(planned, estimate=tight)] * 4)

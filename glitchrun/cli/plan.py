@@ -15,7 +15,7 @@ from glitchrun.plan.duration import Duration
 from glitchrun.plan.gates import PlannedGate
 from glitchrun.plan.memory_estimate import MemoryEstimate
 from glitchrun.plan.work import StepWork
-from glitchrun.plan.workers import shared_steps
+from glitchrun.plan.workers import Staff, shared_steps
 from glitchrun.report.formatting import counted, percent, size, written
 from glitchrun.runner.gates import with_baselines
 from glitchrun.runner.options import Options, adjusted, make_plan
@@ -115,7 +115,7 @@ def _plan_lines(plan: Plan) -> list[str]:
     lines = [f"experiment {styled(visible(plan.experiment), 'heading')}"]
     lines += _staff_lines(plan)
     for run in plan.runs:
-        lines += ["", *_run_lines(run)]
+        lines += ["", *_run_lines(run, plan.staff)]
     counts = dict.fromkeys(_ROLES, 0)
     for run in plan.runs:
         counts[run.action] += 1
@@ -132,7 +132,8 @@ def _staff_lines(plan: Plan) -> Iterator[str]:
     together = f"; {staff.side_by_side} runs at a time" if staff.side_by_side > 1 else ""
     yield from _wrapped("workers    ", f"{staff.text}{together}")
     if staff.workers > 1:
-        yield from _wrapped("           ", "the times below are those of one; they share the work")
+        text = "likely times are those of one worker; `at best` is a bound with all of them"
+        yield from _wrapped("           ", text)
     if staff.reduced:
         yield from _wrapped("           ", staff.reduced)
 
@@ -142,7 +143,11 @@ def _times(plan: Plan) -> Iterator[str]:
     found = [run.time.likely for run in plan.pending if run.time is not None]
     times = [likely for likely in found if likely is not None]
     if len(times) > 1 and len(times) == len(plan.pending):
-        yield f"all runs together: likely {rough_duration(sum(times))}"
+        text, staff = f"likely {rough_duration(sum(times))}", plan.staff
+        best = staff.at_best(plan.pending) if staff is not None else None
+        if staff is not None and best is not None and staff.workers > 1:
+            text += f" in one worker, {rough_duration(best)} at best in {staff.workers}"
+        yield f"all runs together: {text}"
 
 
 def rough_duration(seconds: float) -> str:
@@ -153,7 +158,7 @@ def rough_duration(seconds: float) -> str:
     return f"{max(1, round(seconds))} s"
 
 
-def _run_lines(run: PlannedRun) -> Iterator[str]:
+def _run_lines(run: PlannedRun, staff: Staff | None) -> Iterator[str]:
     name = styled(visible(run.cell.name), "heading")
     key = f"  [{run.key}]" if run.key else ""
     yield f"{styled(f'{run.action:<7}', _ROLES[run.action])} {name}{key}"
@@ -166,9 +171,9 @@ def _run_lines(run: PlannedRun) -> Iterator[str]:
         yield from _residency_lines(run)
     planned = {step.key.id: step for step in run.steps}
     for work in run.work:
-        yield from _step_lines(run, work, planned.get(work.step))
+        yield from _step_lines(run, work, planned.get(work.step), staff)
     if run.time is not None and loads:
-        yield from _time_lines(run, run.time)
+        yield from _time_lines(run, run.time, staff)
     for gate in run.gates:
         if gate.baseline is not None:
             yield from _wrapped("  gate    ", _gate_text(gate))
@@ -251,7 +256,9 @@ def _is_asked(run: PlannedRun) -> bool:
     return asked or (run.estimate is not None and run.estimate.verdict != "fits")
 
 
-def _step_lines(run: PlannedRun, work: StepWork, planned: PlannedStep | None) -> Iterator[str]:
+def _step_lines(
+    run: PlannedRun, work: StepWork, planned: PlannedStep | None, staff: Staff | None
+) -> Iterator[str]:
     """A step, its action, and its work unless it is reused."""
     label, action = "  step    ", planned.action if planned else "start"
     origin = f" from {planned.origin}" if planned and planned.origin else ""
@@ -273,9 +280,12 @@ def _step_lines(run: PlannedRun, work: StepWork, planned: PlannedStep | None) ->
         yield from _wrapped("          ", most)
     if work.caveat:
         yield from _wrapped("          ", work.caveat)
-    if run.cell.spec.execution.shares_steps:
-        is_shared = work.step in shared_steps(run.cell.spec)
-        yield from _wrapped("          ", "shared by workers" if is_shared else "in one worker")
+    if staff is not None and run.cell.spec.execution.shares_steps:
+        is_shared = staff.share > 1 and work.step in shared_steps(run.cell.spec)
+        best = staff.step_at_best(run, work.step)
+        bound = "" if best is None else f": {rough_duration(best)} at best"
+        shared = f"shared by {staff.share} workers{bound}"
+        yield from _wrapped("          ", shared if is_shared else "in one worker")
 
 
 def _gate_text(planned: PlannedGate) -> str:
@@ -290,11 +300,15 @@ def _gate_text(planned: PlannedGate) -> str:
     )
 
 
-def _time_lines(run: PlannedRun, time: Duration) -> Iterator[str]:
+def _time_lines(run: PlannedRun, time: Duration, staff: Staff | None) -> Iterator[str]:
     likely = "" if time.likely is None else f"likely {rough_duration(time.likely)}, "
     resumed = "; what is recorded is not repeated" if run.action == "resume" else ""
     text = f"{likely}at most about {rough_duration(time.most)}, loading included{resumed}"
     yield from _wrapped("  time    ", text)
+    best = staff.run_at_best(run) if staff is not None and staff.share > 1 else None
+    if staff is not None and best is not None:
+        text = f"with {staff.share} workers {rough_duration(best)} at best"
+        yield from _wrapped("          ", text)
     yield from _wrapped("          ", time.rate.source)
 
 

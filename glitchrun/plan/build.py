@@ -166,12 +166,14 @@ class Plan:
         {"experiment", "runs": [{"name", "key", "action", "reason", "assignments", "memory",
         "work", "seconds", "time", "fingerprint", "digests", "steps": [{"id", "key", "action",
         "from"}], "residency", "gates": [{"metric", "op", "value", "min_n", "baseline",
-        "baseline_value", "tolerance"}], "workers", "shared"}], "execution"}
+        "baseline_value", "tolerance"}], "workers", "shared", "at_best"}], "execution"}
         """
         staff = self.staff
         return {
             "experiment": self.experiment,
-            "runs": [run.to_json() for run in self.runs],
+            "runs": [
+                one.to_json() | {"at_best": staff and staff.run_at_best(one)} for one in self.runs
+            ],
             "execution": staff.to_json() if staff else None,
         }
 
@@ -205,8 +207,7 @@ def build(
         ModelUnavailable: a model is missing or damaged; the message begins with the place of
             `model.path`.
     """
-    models = _Models(fetch)
-    runs: list[PlannedRun] = []
+    models, runs = _Models(fetch), list[PlannedRun]()
     for cell in experiment.cells:
         contents = _contents(cell.spec, models)
         runs.append(_plan(cell, contents, existing, stored, resolve, runs, timings))

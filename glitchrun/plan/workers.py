@@ -33,6 +33,35 @@ class Staff:
     """Runs that are executed at the same time."""
 
     @property
+    def share(self) -> int:
+        """The workers of each run while as many runs as possible are executed."""
+        return max(1, self.workers // self.side_by_side)
+
+    def step_at_best(self, run: PlannedRun, step: str) -> float | None:
+        """The likely seconds of a step divided by the workers that share it: a bound, because no
+        division is perfect. None if the step's time is not known."""
+        seconds = run.time.steps.get(step) if run.time else None
+        is_shared = run.cell.spec.execution.shares_steps and step in shared_steps(run.cell.spec)
+        return seconds if seconds is None or not is_shared else seconds / self.share
+
+    def run_at_best(self, run: PlannedRun) -> float | None:
+        """The likely seconds of a run, loading included, with the bound of each shared step. None
+        if its likely time is not known."""
+        if run.time is None or run.time.likely is None:
+            return None
+        steps = (self.step_at_best(run, step) for step in run.time.steps)
+        return run.time.start + sum(seconds for seconds in steps if seconds is not None)
+
+    def at_best(self, runs: Sequence[PlannedRun]) -> float | None:
+        """A lower bound, in seconds, on the likely time of all runs together: no worker is ever
+        idle, and no run is shorter than `run_at_best`."""
+        times = [self.run_at_best(run) for run in runs]
+        known = [seconds for seconds in times if seconds is not None]
+        if not known or len(known) < len(times):
+            return None
+        return max(sum(known) / self.side_by_side, *known)
+
+    @property
     def text(self) -> str:
         """The workers in one line, such as `2 on this machine, 1 core each`."""
         where = "this machine" if self.address == "local" else f"the cluster at {self.address}"
