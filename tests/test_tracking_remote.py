@@ -61,6 +61,9 @@ def test_server_that_fails_in_the_middle_gets_all_of_the_run(
     uri, experiment = f"sqlite:///{local}/mlflow.db", record.identity.experiment
     list(sync([record], root, to=uri))
     ledger = ledger_id(record, root)
-    ours, theirs = contents(uri, experiment)[ledger], contents(server.uri, experiment)[ledger]
+    ours, theirs = (
+        contents(uri, experiment)[ledger],
+        contents(server.uri, experiment, server.store)[ledger],
+    )
     assert ours["points"]
     assert ours == theirs

@@ -56,7 +56,7 @@ def undisturbed(server: Server, folder: Path) -> Outcome:
     """A run while the server works."""
     project = Project(folder, server.uri, "undisturbed")
     done = project.apply()
-    return Outcome("none", done.code, done.after, "", compared(project, server.uri))
+    return Outcome("none", done.code, done.after, "", compared(project, server))
 
 
 def restarted(server: Server, folder: Path) -> Outcome:
@@ -69,7 +69,7 @@ def restarted(server: Server, folder: Path) -> Outcome:
 
     done = project.apply(kill_and_start)
     again = "" if done.code == 0 else f"`sync`, exit {project.sync().code}"
-    result = compared(project, server.uri)
+    result = compared(project, server)
     return Outcome("killed, started again", done.code, done.after, again, result)
 
 
@@ -80,7 +80,7 @@ def broken(mode: str, server: Server, folder: Path) -> Outcome:
     done = project.apply(lambda: proxy.break_off(mode))
     proxy.break_off("pass")
     again = project.apply()
-    result = compared(project, server.uri)
+    result = compared(project, server)
     name = {"silent": "silent", "drip": "a byte a second", "nonsense": "HTML", "refuse": "closes"}
     then = f"`apply`, exit {again.code}"
     return Outcome(f"{name[mode]} from the second step on", done.code, done.after, then, result)
@@ -90,8 +90,8 @@ def two_folders(server: Server, folder: Path) -> Outcome:
     """The same spec from two folders at once: two runs, and nothing doubled."""
     projects = [Project(folder / name, server.uri, "two-folders") for name in ("a", "b")]
     codes = [_wait(one) for one in [p.start("apply", "spec.yaml", "--yes") for p in projects]]
-    results = {compared(project, server.uri) for project in projects}
-    found = len(contents(server.uri, "two-folders"))
+    results = {compared(project, server) for project in projects}
+    found = len(contents(server.uri, "two-folders", server.store))
     result = "equal" if results == {"equal"} and found == 2 else f"{results}, {found} runs"
     return Outcome("two folders, one spec, at once", max(codes), None, "", result)
 
@@ -104,8 +104,8 @@ def two_studies(server: Server, folder: Path) -> Outcome:
         for name in ("a", "b")
     ]
     codes = [_wait(one) for one in [p.start("apply", "spec.yaml", "--yes") for p in projects]]
-    results = {compared(project, server.uri) for project in projects}
-    found = [len(contents(server.uri, project.name)) for project in projects]
+    results = {compared(project, server) for project in projects}
+    found = [len(contents(server.uri, project.name, server.store)) for project in projects]
     result = "equal" if results == {"equal"} and found == [4, 4] else f"{results}, {found} runs"
     return Outcome("two studies of 3 cells at once", max(codes), None, "", result)
 
@@ -123,7 +123,7 @@ def without_proxy(folder: Path) -> Outcome:
     try:
         project = Project(folder / "project", server.uri, "without-proxy")
         done = project.apply()
-        result = compared(project, server.uri)
+        result = compared(project, server)
     finally:
         server.kill()
     return Outcome("no proxy for artifacts", done.code, done.after, "", result)
@@ -141,8 +141,8 @@ def with_postgres(folder: Path, cells: int) -> Outcome:
             more = f"matrix: {{seeds: {cells}, max_runs: {cells}}}"
             project = Project(folder / "project", server.uri, "postgres", attempts=1, more=more)
             done = project.apply()
-            result = compared(project, server.uri)
-            found = len(contents(server.uri, "postgres"))
+            result = compared(project, server)
+            found = len(contents(server.uri, "postgres", server.store))
             result = result if found == cells + 1 else f"{found} runs"
         finally:
             server.kill()

@@ -45,6 +45,9 @@ class Server:
     port: int = field(default_factory=free_port)
     _process: subprocess.Popen[bytes] | None = None
 
+    def __post_init__(self) -> None:
+        self.store = self.store or f"sqlite:///{self.folder}/server.db"
+
     @property
     def uri(self) -> str:
         return f"http://127.0.0.1:{self.port}"
@@ -61,7 +64,7 @@ class Server:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
         command += ["--workers", "1", "--port", str(self.port)]
         command += ["--app-name", "basic-auth"] if self.auth else []
-        command += ["--backend-store-uri", self.store or f"sqlite:///{self.folder}/server.db"]
+        command += ["--backend-store-uri", self.store]
         command += self.options or ("--artifacts-destination", str(self.folder / "artifacts"))
         environment = {
             **os.environ,
