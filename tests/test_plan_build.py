@@ -176,6 +176,7 @@ def test_the_json_form_is_plain_and_complete(tmp_path: Path) -> None:
     assert data["experiment"] == "planned"
     first = data["runs"][0]
     assert first.keys() == {
+        "at_best",
         "residency",
         "name",
         "key",

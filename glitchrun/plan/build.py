@@ -169,13 +169,9 @@ class Plan:
         "baseline_value", "tolerance"}], "workers", "shared", "at_best"}], "execution"}
         """
         staff = self.staff
-        return {
-            "experiment": self.experiment,
-            "runs": [
-                one.to_json() | {"at_best": staff and staff.run_at_best(one)} for one in self.runs
-            ],
-            "execution": staff.to_json() if staff else None,
-        }
+        runs = [one.to_json() | {"at_best": staff and staff.run_at_best(one)} for one in self.runs]
+        execution = staff.to_json() if staff else None
+        return {"experiment": self.experiment, "runs": runs, "execution": execution}
 
 
 def _nothing(spec: Spec, checkpoint: Checkpoint, header: Header, fingerprint: str) -> Resolved:
