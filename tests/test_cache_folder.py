@@ -38,6 +38,9 @@ def test_a_missing_home_is_reported_with_the_variable(monkeypatch: pytest.Monkey
     monkeypatch.setattr(module.Path, "home", nobody)
     with pytest.raises(PreflightError, match="set GLITCHRUN_CACHE"):
         cache_folder({})
+    monkeypatch.undo()
+    with pytest.raises(PreflightError, match="GLITCHRUN_CACHE=~nobody9/x: no such user"):
+        cache_folder({"GLITCHRUN_CACHE": "~nobody9/x"})
 
 
 def test_two_projects_share_a_conversion_without_copies(

@@ -269,6 +269,17 @@ def test_half_a_line_is_taken_back(
     assert read.status == "FAILED"
 
 
+def test_removed_ledger_is_noticed_at_the_next_line(tmp_path: Path) -> None:
+    made = Invented()
+    folder = tmp_path / "runs" / "e" / "k" / "attempt-1"
+    identity = invented_identity(made, tmp_path)
+    with Journal.create(folder, identity, invented_document(made), {}) as journal:
+        journal.append("gates", gates=[])
+        (folder / LEDGER).unlink()
+        with pytest.raises(RunError, match=r"ledger\.jsonl: .*removed meanwhile.*apply again"):
+            journal.append("ended", status="FINISHED", error=None)
+
+
 def test_reports_go_where_they_can_or_say_why_not(open_folder: Path) -> None:
     record = write_run(open_folder / "mlruns")
     assert rows(record)

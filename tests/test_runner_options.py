@@ -243,6 +243,8 @@ def test_smoke_run_examines_at_most_n_items_per_step(spec: Path, judged: list[in
     assert limited.cell.name == "smoke, limit=3"
     assert not {key.key for key in whole.keys} & {key.key for key in limited.keys}
     assert whole.key != limited.key
+    (classes,) = (step.params for step in limited.cell.spec.steps if step.id == "classes")
+    assert (classes["attempts"], classes["controls"]) == (3, 1)
     record = ran(spec, limit=3)
     assert record.status == "FINISHED"
     steps = {step.id: [timed.batch for timed in step.batches] for step in record.steps}

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,14 @@ from glitchrun.checkpoint import resolve
 from glitchrun.checkpoint.headers import read_header
 from glitchrun.cli import main
 from glitchrun.errors import ModelUnavailable, PreflightError
+from glitchrun.ledger import Journal
 from glitchrun.model.tokenizer_loading import load_tokenizer
 from glitchrun.prompts.tokenizer import encode
+from glitchrun.report.run_details import apply_command
+from glitchrun.runner.artifacts import write_inputs
+from glitchrun.spec.experiment_loading import load_experiment
+from glitchrun.tracking.address import shown
+from tests.support.records import Invented, invented_identity
 
 _ROOT = Path(__file__).parents[1]
 SPEC = """\
@@ -68,6 +75,47 @@ def test_secret_from_the_environment_is_in_no_output(
         assert done.exit_code == 4, words
         assert "hf_hunter22" not in done.output
         assert "'<redacted>': no such file or folder" in done.stderr
+
+
+@pytest.mark.parametrize("where", ["file", "default", "set", "whole"])
+def test_credentials_in_a_spec_are_in_no_record(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "_secrets", set())
+    monkeypatch.setenv("HF_TOKEN", str(tmp_path))
+    uri = "https://me:hunter22@host:5000/mlflow?token=other"
+    written = {"file": f"'{uri}'", "default": f"{{env: NO_SUCH, default: '{uri}'}}"}.get(where, "")
+    given = {"set": f"tracking.uri={uri}", "whole": f"tracking={{uri: '{uri}'}}"}.get(where)
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(SPEC + f"tracking: {{uri: {written}}}\n")
+    loaded = load_experiment(spec, [given] if given else [])
+    (cell,) = loaded.cells
+    assert cell.spec.tracking.uri == uri  # only a run knows it
+    folder = tmp_path / "mlruns" / "runs" / "n" / "k" / "attempt-1"
+    origins = {path: str(origin) for path, origin in cell.spec.origins.items()}
+    identity = replace(invented_identity(Invented(), tmp_path), tracking_uri=shown(uri))
+    with Journal.create(folder, identity, cell.spec.document, origins) as journal:
+        write_inputs(journal.record, loaded)
+        command = apply_command(journal.record)
+    texts = {path: path.read_text() for path in folder.rglob("*") if path.is_file()}
+    assert len(texts) == 5
+    for text in (command, terminal.concealed(f"cannot open {uri}, {uri[8:]}"), *texts.values()):
+        assert "hunter22" not in text
+        assert "other" not in text
+    assert terminal.REDACTED in texts[folder / "artifacts" / "spec.resolved.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["--set", "system=\udcff"], "GR206"), (["--set", "seed=2"], "GR108")],
+)
+def test_bytes_that_are_no_text_are_refused(words: list[str], code: str, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(SPEC)
+    done = CliRunner(env={"HF_TOKEN": "caf\udce9"}).invoke(main, ["plan", str(spec), *words])
+    assert done.exit_code == 3
+    assert code in done.stderr
+    assert "not UTF-8" in done.stderr
 
 
 def _read(folder: Path) -> None:

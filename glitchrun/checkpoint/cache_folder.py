@@ -24,8 +24,13 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
 
     The folder need not exist. Raises PreflightError where none of them can be determined.
     """
-    if environ.get(CACHE_VARIABLE):
-        return Path(environ[CACHE_VARIABLE]).expanduser().absolute()
+    if given := environ.get(CACHE_VARIABLE):
+        try:
+            return Path(given).expanduser().absolute()
+        except RuntimeError as error:  # `~nobody`
+            raise PreflightError(
+                f"{CACHE_VARIABLE}={given}: no such user; set it to a folder with enough space"
+            ) from error
     base = environ.get("XDG_CACHE_HOME", "")
     if Path(base).is_absolute():  # the XDG specification ignores relative paths
         return Path(base) / "glitchrun"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -49,6 +50,7 @@ class LedgerFile:
             self._truncate(inspection)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
             self._descriptor = os.open(self.path, flags, 0o666)
+            self._shows_removal = os.fstat(self._descriptor).st_nlink > 0
 
     def _truncate(self, inspection: Inspection) -> None:
         if not self.path.exists() or self.path.stat().st_size == inspection.good_bytes:
@@ -80,12 +82,18 @@ class LedgerFile:
                 while left:
                     left = left[os.write(self._descriptor, left) :]
                 os.fsync(self._descriptor)
+                self._check_there()
             except OSError:
                 with suppress(OSError):  # or the next entry would follow half a line
                     os.ftruncate(self._descriptor, self._end)
                 raise
         self._end += len(line)
         self.chain.add(line)
+
+    def _check_there(self) -> None:
+        """Raises FileNotFoundError if the file was removed: what is written to it would be lost."""
+        if self._shows_removal and os.fstat(self._descriptor).st_nlink == 0:
+            raise FileNotFoundError(errno.ENOENT, "it was removed meanwhile", str(self.path))
 
     def damage_found(self, damage: Damage) -> dict[str, Any]:
         """The fields of the entry that records the damage found on opening."""

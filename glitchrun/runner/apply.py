@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
-from glitchrun.errors import DoesNotFit, ExitCode, GlitchrunError, Interrupted, UsageError
+from glitchrun.errors import DoesNotFit, ExitCode, GlitchrunError, Interrupted, RunError, UsageError
 from glitchrun.ledger import RunRecord, current_attempt, mark_killed, read_run, unreadable_lines
 from glitchrun.plan.build import Plan, PlannedRun
 from glitchrun.plan.workers import staff_of
@@ -171,7 +171,8 @@ def _skip(run: PlannedRun, session: Session) -> Outcome:
     """The outcome of a finished run: its record, and the gates of the present spec."""
     spec = run.cell.spec
     attempt = current_attempt(session.root, spec.experiment, run.key)
-    assert attempt is not None  # the plan found a finished run
+    if attempt is None:  # the plan found a finished run
+        raise RunError(f"{run.cell.name}: the run was removed meanwhile; apply again")
     record = read_run(attempt)
     results = gates.evaluate(run.gates, record)
     session.display.say(f"{run.cell.name}: nothing to do, it is finished{_renamed(run, record)}")

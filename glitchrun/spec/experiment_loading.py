@@ -22,7 +22,7 @@ from glitchrun.spec.nodes import (
 from glitchrun.spec.overrides import Override, apply_overrides, read_overrides, split
 from glitchrun.spec.probes import Probe, defined_probe
 from glitchrun.spec.problems import InvalidSpec, Problem, sorted_problems
-from glitchrun.spec.resolution import Resolution, Unset, join_paths, resolve_environment
+from glitchrun.spec.resolution import STORE, Resolution, Unset, join_paths, resolve_environment
 from glitchrun.spec.schema import with_defaults
 from glitchrun.spec.schema_errors import schema_problems, texts_expected
 from glitchrun.spec.semantics import semantic_problems
@@ -99,7 +99,11 @@ def load_experiment(
         Cell(draft.name or spec.name, _assignments(draft, columns, spec), spec)
         for draft, spec in zip(drafts, specs, strict=True)
     ]
-    return Experiment(Path(path), source.text, specs[0].name, tuple(_by_model(cells)))
+    text = source.text
+    for _, document, _ in loaded.cells:
+        if address := document.secret.get(STORE):
+            text = text.replace(address, REDACTED)
+    return Experiment(Path(path), text, specs[0].name, tuple(_by_model(cells)))
 
 
 def _assignments(draft: DraftCell, columns: Iterable[str], spec: Spec) -> dict[str, Any]:

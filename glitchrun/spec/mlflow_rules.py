@@ -89,6 +89,11 @@ def database(uri: str) -> Path:
     return Path(path).expanduser().absolute()
 
 
+def may_hold_secrets(uri: str) -> bool:
+    """Whether an address may contain a password: it has a user or a query."""
+    return not is_sqlite(uri) and ("@" in uri or "?" in uri)
+
+
 def objection(uri: str) -> str | None:
     """Why the store at `uri` cannot be used or must not be written, and what to do instead.
 

@@ -251,7 +251,7 @@ class Document:
     def via(self, place: Place) -> str:
         """Where the text at `place` came from; empty for the file itself."""
         if place.via:
-            return place.via
+            return self._redacted(place.via)
         return "" if place.source is self.source else f"extended by {self.source.name}"
 
     def problem(

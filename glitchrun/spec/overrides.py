@@ -26,7 +26,7 @@ from glitchrun.spec.nodes import (
 from glitchrun.spec.problems import Problem, did_you_mean
 from glitchrun.spec.spec_files import Source
 from glitchrun.spec.yaml_parser import parse
-from glitchrun.spec.yaml_scalars import BadScalar, resolve
+from glitchrun.spec.yaml_scalars import BadScalar, is_utf8, resolve
 
 _INDEX = re.compile(r"\[(\d{1,9})\]")
 LOCKED = ("apiVersion", "kind", "extends")
@@ -235,6 +235,8 @@ def apply_overrides(
 
 def _value(text: str, written: str, root: Place) -> tuple[Node | None, list[Problem]]:
     plain = written.strip()
+    if not is_utf8(written):
+        return None, [_problem(root, text, "GR206", "the value is not UTF-8", "")]
     try:
         value = resolve(plain)
     except BadScalar:  # 12e4567 may be a commit; the schema rejects text if it wants a number

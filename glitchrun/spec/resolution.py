@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
+from glitchrun.spec.mlflow_rules import may_hold_secrets
 from glitchrun.spec.nodes import (
     KeyEntry,
     MappingNode,
@@ -23,7 +24,7 @@ from glitchrun.spec.nodes import (
 )
 from glitchrun.spec.problems import did_you_mean
 from glitchrun.spec.schema import FREE, NO_REFERENCE, TOKEN_SOURCES
-from glitchrun.spec.yaml_scalars import BadScalar, resolve
+from glitchrun.spec.yaml_scalars import BadScalar, is_utf8, resolve
 from glitchrun.terminal import conceal
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -39,6 +40,8 @@ class Unset(Enum):
     ABSENT = "removed"
 
 
+STORE: Path_ = ("tracking", "uri")
+"""Path of the address of the MLflow store."""
 _NEEDED = (("model", "path"), ("metadata", "name"))
 
 
@@ -100,7 +103,18 @@ class _Resolver:
             return self._mapping(node, path)
         if isinstance(node, SequenceNode):
             return self._sequence(node, path)
+        if path == STORE and may_hold_secrets(node.text):
+            self._hide_address(node.text)
         return None if node.value is None else node
+
+    def _hide_address(self, uri: str) -> None:
+        """Hides a store's address that is written with its credentials."""
+        self.result.secret[STORE] = uri
+        conceal(uri)
+        address, _, query = uri.partition("?")
+        conceal(f"{address.partition('://')[2].rpartition('@')[0]}@")
+        if "=" in query:
+            conceal(query)
 
     def _mapping(self, node: MappingNode, path: Path_) -> MappingNode:
         entries = {}
@@ -124,6 +138,10 @@ class _Resolver:
         if variable is None:
             return None
         text = self.environ.get(variable, "")
+        if not is_utf8(text):
+            message = f"the environment variable {variable} has a value that is not UTF-8"
+            self._malformed(path, node, "GR108", message, "set it to text in UTF-8")
+            return None
         if text:
             return self._from_variable(node, path, variable, text)
         default = node.get("default")

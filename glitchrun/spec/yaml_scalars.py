@@ -88,6 +88,12 @@ def _number(text: str) -> Scalar:
     return value
 
 
+def is_utf8(text: str) -> bool:
+    """Whether text from the command line or the environment consists of characters only, not of
+    other bytes, which Python represents by lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def shortened(text: str, limit: int = 60) -> str:
     """`text`, cut to `limit` characters."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

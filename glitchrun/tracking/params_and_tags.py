@@ -143,9 +143,9 @@ def birth_tags(record: RunRecord, ledger: str) -> dict[str, str]:
         KEY: record.identity.key,
         ATTEMPT: str(record.identity.attempt),
         KIND: "run",
-        "mlflow.user": _user(),
+        "mlflow.user": storable(_user()),
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": record.identity.spec_path,
+        "mlflow.source.name": storable(record.identity.spec_path),
     }
 
 

@@ -92,6 +92,11 @@ class Classify(Strategy):
     def steering(self, config: Config) -> frozenset[str]:
         return frozenset()
 
+    def limited(self, config: Config, most: int) -> dict[str, Any]:
+        # Every token, control and attempt answers dozens of questions.
+        fewer = {"controls": 1, "attempts": most}
+        return {name: n for name, n in fewer.items() if getattr(config, name) > n}
+
     def work(self, config: Config, earlier: Mapping[str, int | None], vocab: int) -> Work:
         named = named_tokens(config.tokens, earlier, vocab)
         most = self._asking(config, named, vocab, config.max_new_tokens)
