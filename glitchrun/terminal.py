@@ -82,11 +82,11 @@ def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
     stream.flush()
 
 
-def styled(text: str, role: str, *, err: bool = False) -> str:
+def styled(text: str, role: str) -> str:
     """`text` marked for `say` to colour, or `text` itself where the output has no colour.
 
-    Standard output (with `err` standard error) has colour if it is a terminal, unless NO_COLOR is
-    set or TERM is `dumb`. The marks count as two characters, so pad a cell before you style it.
+    Standard output has colour if it is a terminal, unless NO_COLOR is set or TERM is `dumb`. The
+    marks count as two characters, so pad a cell before you style it.
 
     Args:
         role: good, warning, bad, dim or heading.
@@ -95,7 +95,7 @@ def styled(text: str, role: str, *, err: bool = False) -> str:
         KeyError: the role is unknown.
     """
     mark = _MARKS[role]
-    return f"{mark}{text}{_END}" if _has_colour(err) else text
+    return f"{mark}{text}{_END}" if _has_colour(err=False) else text
 
 
 def fitted(line: str, indent: int = 14) -> str:

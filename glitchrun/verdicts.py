@@ -1,4 +1,4 @@
-"""Verdicts: what the thresholds of a spec make of the facts that a step measured.
+"""Verdicts: derived from the facts that a step measured and the thresholds of a spec.
 
 The ledger keeps facts without verdicts. They are judged here, whenever a run is read, so a run with
 other thresholds needs no new measurements.

@@ -193,7 +193,7 @@ def test_a_flipped_bit_in_kept_weights_is_noticed_and_mended(
     checksums = file.with_name("checksums.json")
     assert json.loads(checksums.read_text()).keys() == {"layer-0.safetensors", file.name}
     with monkeypatch.context() as patch:  # a file that was checked is not read again
-        patch.setattr(quantized_cache, "_checksum", lambda path: "")
+        patch.setattr(quantized_cache, "file_digest", lambda path: "")
         assert loaded() == []
     checksums.write_text("{")
     monkeypatch.setattr(quantized_cache, "_checked", {})

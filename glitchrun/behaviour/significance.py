@@ -54,7 +54,7 @@ class McNemar:
 
     @property
     def least(self) -> float:
-        """The smallest p that so many discordant pairs can give."""
+        """The smallest p that this number of discordant pairs can give."""
         return min(1.0, 2.0 ** (1 - self.discordant)) if self.discordant else 1.0
 
     @property

@@ -16,7 +16,7 @@ from glitchrun.behaviour.multilingual import DECLINES, UNSPACED, folded, main_sc
 from glitchrun.vocabulary.text import bare
 
 _SEEN = 4000
-"""Characters of a continuation that the rules look at; they take about 1 ms for so many."""
+"""Characters of a continuation that the rules look at, which takes about 1 ms."""
 _PIECE = 2
 """Characters of a token that make a piece; fewer do if they are half of it."""
 _LONGEST_WORD = 30

@@ -96,7 +96,7 @@ def _lines(record: RunRecord, folder: Path, root: Path, runs: list[RunRecord]) -
 
 
 def _study_lines(record: RunRecord, pages: list[Path], root: Path) -> Iterator[str]:
-    """What becomes of the page of the study that the run belongs to."""
+    """What happens to the page of the study that the run belongs to."""
     for page in pages:
         yield f"  {page}, the page of its study, which has no other run: {size(folder_size(page))}"
     parent = record.identity.parent

@@ -142,7 +142,7 @@ def find_garbage(root: Path) -> list[Garbage]:
 
 
 def remove_garbage(root: Path, agreed: Sequence[Garbage]) -> list[Garbage]:
-    """Removes folders that `find_garbage` found, unless they are in use by now. Returns the removed
+    """Removes folders that `find_garbage` found, unless they are in use again. Returns the removed
     ones.
 
     Raises:

@@ -6,8 +6,8 @@ ROOT/steps/KEY/                     one folder for all attempts with the same st
         ledger.jsonl                append-only, see checksums.py
 
 A step key is a digest of everything that can change what the step measures (`plan/step_keys.py`).
-The first line of a ledger says what it was made of. A run refers to the attempts that it uses, and
-judges their facts by its own thresholds.
+The first line of a ledger lists the parts of its key. A run refers to the attempts that it uses,
+and judges their facts by its own thresholds.
 
 An open-ended search has an *extent*: the number of verifications after which a run ends it. Runs
 with different extents share the ledger. Each reads the verifications up to its own.
@@ -89,7 +89,7 @@ def current_step(root: Path, key: str, extent: Extent) -> StepFold | None:
 
 
 def stored_steps(root: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """The folder of every attempt at a step, and what its step key was made of, newest first.
+    """The folder of every attempt at a step, and the parts of its step key, newest first.
 
     Ledgers without a readable first line are left out, as are those that are removed meanwhile.
 

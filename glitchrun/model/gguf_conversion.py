@@ -8,7 +8,6 @@ processes wait for the first and use its result.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -24,6 +23,7 @@ from glitchrun.errors import ModelUnavailable, PreflightError
 from glitchrun.events import Stage
 from glitchrun.model.gguf_tokenizer import describe_pretokenizer, gguf_errors, gguf_tokenizer
 from glitchrun.model.library_messages import Report, no_report, quiet_libraries, reported_loops
+from glitchrun.spec.digest import file_digest
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def conversion_folder(gguf: Path, cache: Path) -> Path:
     """
     version = f"v{CONVERTER}-transformers-{transformers.__version__}"
     try:
-        return cache / "gguf" / f"{_sha256(gguf)[:32]}-{version}"
+        return cache / "gguf" / f"{file_digest(gguf)[:32]}-{version}"
     except OSError as error:
         raise ModelUnavailable(f"{gguf}: cannot be read ({error.strerror})") from error
 
@@ -75,11 +75,6 @@ def tokenizer_note(folder: Path) -> str:
     if not note.is_file():
         return ""
     return str(json.loads(note.read_text(encoding="utf-8"))["tokenizer"])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _convert_into(folder: Path, gguf: Path, report: Report) -> None:

@@ -6,7 +6,6 @@ a temporary name and renamed when it is complete; a lock lets a second process w
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -35,6 +34,7 @@ from glitchrun.events import Stage
 from glitchrun.model.library_messages import Report
 from glitchrun.model.quantized_layers import SCHEMES
 from glitchrun.model.weight_reader import read_tensor
+from glitchrun.spec.digest import file_digest
 
 _VERSION = 1
 """Of the kept files. Increase it when they change."""
@@ -111,7 +111,7 @@ def _damaged(folder: Path, units: Units, report: Report) -> list[Unit]:
             stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
             if _checked.get(file) == stamp:
                 continue
-            is_good = _checksum(file) == wanted.get(file.name)
+            is_good = file_digest(file) == wanted.get(file.name)
         except OSError:
             is_good = False
         if is_good:
@@ -122,17 +122,12 @@ def _damaged(folder: Path, units: Units, report: Report) -> list[Unit]:
     return damaged
 
 
-def _checksum(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _replace(folder: Path, unit: Unit, scheme: str, dtype: torch.dtype) -> None:
     """Writes the kept file of a unit again, and its checksum."""
     file, partial = file_of(folder, unit), folder / "partial"
     save_file(_packed(unit, scheme, dtype), partial)
     partial.replace(file)
-    _write_checksums(folder, {**_known_checksums(folder), file.name: _checksum(file)})
+    _write_checksums(folder, {**_known_checksums(folder), file.name: file_digest(file)})
 
 
 def _known_checksums(folder: Path) -> dict[str, Any]:
@@ -169,7 +164,7 @@ def _write(folder: Path, units: Units, scheme: str, dtype: torch.dtype, report: 
         if matrices(unit):
             file = file_of(partial, unit)
             save_file(_packed(unit, scheme, dtype), file)
-            known[file.name] = _checksum(file)
+            known[file.name] = file_digest(file)
     report(stage, len(units.body))
     _write_checksums(partial, known)
     partial.rename(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -25,7 +24,7 @@ from glitchrun.plan.residency import Residency, choose
 from glitchrun.plan.step_keys import KEY_LENGTH, StepKey, step_keys
 from glitchrun.plan.work import StepWork, ids_outside_vocabulary, step_work, workloads
 from glitchrun.plan.workers import Staff, shared_steps, staff_of
-from glitchrun.spec.digest import cosmetic_digest, measures_machine, numerics_digest, results_digest
+from glitchrun.spec.digest import digest, digests_of, measures_machine
 from glitchrun.spec.matrix_axes import canonical
 from glitchrun.spec.types import Cell, Experiment, ModelSpec, Spec
 
@@ -274,7 +273,7 @@ def _plan(
     before: Sequence[PlannedRun],
     timings: Sequence[Timing],
 ) -> PlannedRun:
-    digests = _digests(cell.spec)
+    digests = digests_of(cell.spec)
     if contents is None:
         reason = f"{cell.spec.model.path} is not on this machine yet; `apply` downloads it"
         return PlannedRun(cell, "", "start", reason, None, (), None, "", digests)
@@ -287,7 +286,7 @@ def _plan(
         **(machine if measures_machine(step.strategy for step in cell.spec.steps) else {}),
     }
     if facts:
-        digests["resolved"] = _facts_digest(facts)
+        digests["resolved"] = digest(facts)
     key = _key(*filter(None, (digests["results"], contents.fingerprint, digests.get("resolved"))))
     if any(run.key == key for run in before):
         # Cells that should give the same results (two devices, to compare them) are still separate
@@ -356,19 +355,6 @@ def _machine(spec: Spec, device: str) -> dict[str, Any]:
     if device == "cpu" and not limits:
         return {}
     return {"device": device, **({"max_memory": limits} if limits else {})}
-
-
-def _facts_digest(facts: Mapping[str, Any]) -> str:
-    text = json.dumps(facts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _digests(spec: Spec) -> dict[str, str]:
-    return {
-        "results": results_digest(spec),
-        "numerics": numerics_digest(spec),
-        "cosmetic": cosmetic_digest(spec),
-    }
 
 
 def _key(*parts: str) -> str:

@@ -1,4 +1,4 @@
-"""Chooses whether a run's model is held in memory or streamed, and states what both would need."""
+"""Chooses whether a run's model stays in memory or is streamed, and states what both would need."""
 
 from __future__ import annotations
 

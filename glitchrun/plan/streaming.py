@@ -191,7 +191,7 @@ class _Sizes:
         return streams * dims.hidden_size * self.width + 12 * dims.top_k
 
     def cached(self, generated: int) -> int:
-        """Keys and values of all layers of a row whose answer has so many positions."""
+        """Keys and values of all layers of a row whose answer has `positions`."""
         dims = self.header.dims
         length = self.prefix + self.suffix + max(generated, CACHE_HEADROOM)
         return 2 * dims.num_layers * dims.num_kv_heads * dims.head_dim * length * self.width

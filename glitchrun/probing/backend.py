@@ -147,7 +147,7 @@ class Backend:
     ) -> None:
         """Computes the next-token logits after texts of any lengths.
 
-        A streamed model brings all texts through one pass.
+        A streamed model runs all texts in one pass.
 
         Args:
             texts: Token ids, and after how many of the last positions logits are read.

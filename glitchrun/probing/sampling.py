@@ -176,7 +176,7 @@ class Sampler:
     ) -> list[list[str]]:
         """Returns each token's sampled continuations as text, without what ended them.
 
-        An answer goes on to its own end if the sampler was made with `match="never"`.
+        An answer continues to its own end if the sampler was made with `match="never"`.
 
         Args:
             prompt: The prompt to put each token into.

@@ -120,7 +120,7 @@ def read_prompts(
     """Returns next tokens after prompts, and the most likely of several sequences after each.
 
     A resident model runs every text alone, so that results do not depend on the other prompts. A
-    streamed model brings all of them through one pass.
+    streamed model runs all of them in one pass.
 
     Args:
         backend: Runs the model.

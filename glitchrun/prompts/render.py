@@ -348,7 +348,7 @@ def _around(
 
 
 def _split(text: str, template: Template, places: int = 1) -> list[str]:
-    """The text around each of so many places of the token."""
+    """The text around each place of the token."""
     parts = text.split(_MARK)
     if len(parts) != places + 1:
         expected = "once" if places == 1 else f"{places} times"

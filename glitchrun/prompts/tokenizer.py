@@ -94,7 +94,7 @@ def encode_inside(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
 def decode_inside(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """The text of each id as it reads in the middle of a text: `▁the` is " the".
 
-    Bytes that are no character by themselves come out as U+FFFD.
+    Bytes that are no character by themselves become U+FFFD.
     """
     return decode_runs_inside(tokenizer, [(one,) for one in ids])
 

@@ -32,7 +32,7 @@ class StepTask:
     known: Mapping[int, Sampled]
     """By token id, the attempts that other steps have sampled."""
     history: Callable[[], Sequence[Batch]]
-    """The batches of the step that are stored by now."""
+    """Returns the batches of the step that are stored when it is called."""
 
 
 class Watch(Protocol):

@@ -44,7 +44,7 @@ class Options:
 
 
 def adjusted(experiment: Experiment, options: Options) -> tuple[Experiment, list[str]]:
-    """The experiment that the options make of it, and messages about the changes.
+    """The experiment as changed by the options, and messages about the changes.
 
     Raises:
         UsageError: an option names a step that the spec does not have, or does not suit it.

@@ -44,7 +44,7 @@ class StepDisplay:
         self.progress.begin(stage)
 
     def staff(self, workers: int) -> None:
-        """Shows that so many workers share the step."""
+        """Shows how many workers share the step."""
         self.progress.staff(workers)
 
     def show(self, batch: Batch) -> None:

@@ -102,7 +102,7 @@ class RayExecutor:
         while True:
             messages = _checked(self._answer(answer))
             kind, value = messages[-1]
-            if kind == "event":  # the leader goes on while this event is stored
+            if kind == "event":  # the leader continues while this event is stored
                 answer = submit(self._leader.actor.call, "next", b"")
             for name, content in messages:
                 if name == "said":
@@ -159,7 +159,7 @@ class RayExecutor:
         return answer_of(reference, self._interrupt.check_second)
 
     def _check_models(self) -> None:
-        """Checks that the workers that are there have the model that was planned with."""
+        """Checks that the workers that have started have the planned model."""
         payload = pickle.dumps((portable(self._planned),))
         there = [member for member in self._members if member.host]
         asked = [submit(member.actor.call, "fingerprint", payload) for member in there]

@@ -36,7 +36,7 @@ from glitchrun.runner.signals import Interrupt
 _STORE_BYTES = 128 << 20
 """Shared memory of Ray's object store on this machine; what workers exchange is a few kilobytes."""
 _START_SECONDS = 60.0
-"""Seconds to wait for all workers before a step begins with those that are there."""
+"""Seconds to wait for all workers before a step begins with those that have started."""
 _MOST_SECONDS = 600.0
 """Seconds to wait for the first worker; a cluster may have to start a machine for it."""
 _MOST_LOSSES = 5

@@ -1,10 +1,10 @@
-"""The part of a worker that knows glitchrun: it holds a model, executes steps and helps with them.
+"""The part of a worker that knows glitchrun: it loads a model, executes steps and helps with them.
 
 Every worker can do both. The one that executes a step (its *leader*) calls the strategy and spreads
 what the strategy hands to `Context.spread` over the others (its *helpers*) and itself:
 
 1. Items are taken ahead of the results, and each helper gets up to two of them.
-2. While the next result is missing, the leader computes the first item that nobody has.
+2. While the next result is missing, the leader computes the first item that was not handed out.
 3. Results are yielded in the order of the items, whoever computed them.
 4. The items of a helper that is lost go back to the front. Ray starts the helper again, and it
    helps once it has loaded the model. One whose memory runs out is left out of the step.
@@ -208,7 +208,7 @@ class _Calls:
                     load[id(helper)] += 1
 
     def collect(self, seconds: float) -> None:
-        """Takes the results that are there, after waiting for one of them for some seconds."""
+        """Takes the finished results, after waiting up to `seconds` for the first of them."""
         if not self._running:
             time.sleep(seconds)
             return
@@ -266,7 +266,7 @@ class _Calls:
 
 
 class Worker:
-    """Holds the model of a run, and executes steps or parts of them."""
+    """Keeps the model of a run, and executes steps or parts of them."""
 
     def __init__(self, about: Mapping[str, str]) -> None:
         """`about` says what this worker is: its host and versions."""

@@ -8,7 +8,6 @@ state is ignored and written anew.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,6 +20,7 @@ from glitchrun import __version__
 from glitchrun.checkpoint.cache_folder import cache_folder
 from glitchrun.errors import PreflightError
 from glitchrun.ledger.files import write_atomically
+from glitchrun.spec.digest import digest
 from glitchrun.spec.probes import PROBES
 from glitchrun.spec.searches import SEARCHES
 from glitchrun.spec.strategy import STRATEGIES
@@ -53,7 +53,7 @@ class Answers:
             settings: Everything other than the model that the answer depends on, as plain data.
             answer: Returns plain data. What it raises is passed on, and nothing is kept.
         """
-        key = f"{question} {_digest(settings)}"
+        key = f"{question} {digest(settings)}"
         if key not in self._known:
             self._known[key] = answer()
             self._write()
@@ -63,7 +63,7 @@ class Answers:
         if self._path is None:
             return
         kept = dict(list(self._known.items())[-_MOST:])
-        text = json.dumps({"sum": _digest(kept), "answers": kept}, ensure_ascii=True)
+        text = json.dumps({"sum": digest(kept), "answers": kept}, ensure_ascii=True)
         with suppress(OSError):  # a cache that cannot be written costs only time
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._path, text)
@@ -88,14 +88,14 @@ def _file(fingerprint: str) -> Path | None:
         folder = cache_folder()
     except PreflightError:
         return None
-    return folder / "resolved" / f"{_digest([fingerprint, _program()])[:32]}.json"
+    return folder / "resolved" / f"{digest([fingerprint, _program()])[:32]}.json"
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text())
         answers: Mapping[str, Any] = data["answers"]
-        return dict(answers) if data["sum"] == _digest(answers) else {}
+        return dict(answers) if data["sum"] == digest(answers) else {}
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return {}
 
@@ -118,8 +118,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _digest(data: Any) -> str:
-    text = json.dumps(data, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -2,7 +2,7 @@
 
 A run belongs to one study at a time. A spec whose matrix was extended continues its study: the key,
 the parent run in MLflow and the folder of the report stay, and so do cells that the matrix has no
-longer. If a matrix has cells of another study that goes on without them, they become cells of the
+longer. If a matrix has cells of another study that continues without them, they become cells of the
 newer study.
 """
 

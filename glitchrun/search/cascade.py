@@ -78,7 +78,7 @@ class Cascade:
     def expect(self, ids: Sequence[int]) -> Self | None:
         """See `glitchrun.search.base.Foreseeable`. A stage does not foresee the next one."""
         following = copy(self)
-        # With nothing but hits, a front goes on.
+        # A front with nothing but glitch tokens continues.
         following._found = self._found | dict.fromkeys(ids, True)
         is_over = self._sample is not None and not following._open(1)
         return None if is_over else following

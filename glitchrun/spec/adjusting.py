@@ -32,7 +32,7 @@ def read_until(texts: Sequence[str]) -> dict[str, int]:
 def ended_early(
     experiment: Experiment, until: Mapping[str, int], only: str | None
 ) -> tuple[Experiment, list[str]]:
-    """The experiment with searches that end after so many verifications, and messages about them.
+    """The experiment with searches that end early, and messages about them.
 
     Args:
         experiment: The experiment.

@@ -208,11 +208,21 @@ def step_setting(step: Step) -> dict[str, Any]:
             continue
         with file_access(file, f"the tokens of step {step.id!r} cannot be read", PreflightError):
             if Path(file).is_file():  # its contents count, not its path
-                made[source] = {**made[source], "file": _file_digest(Path(file))}
+                made[source] = {**made[source], "file": file_digest(Path(file))}
     return made
 
 
-def _file_digest(path: Path) -> str:
+def digests_of(spec: Spec) -> dict[str, str]:
+    """The digests of a spec by name: results, numerics and cosmetic."""
+    return {
+        "results": results_digest(spec),
+        "numerics": numerics_digest(spec),
+        "cosmetic": cosmetic_digest(spec),
+    }
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256, in hex, of the contents of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -63,7 +63,7 @@ class Probe:
     """What passes: the `token` itself, its `spelling` (its characters joined by hyphens), or its
     `length` (in characters). Spelling and length are compared as text."""
     within: int = 1
-    """The token may come at any of so many greedy positions; its largest probability counts."""
+    """The token may come at any of this many greedy positions; its largest probability counts."""
     probability: float | None = None
     """The token's probability from which the probe passes; None where the token must be the most
     probable one."""

@@ -12,7 +12,7 @@ from glitchrun.spec.types import Spec
 
 BY_ID = re.compile(r"<#([0-9]{1,9})>")
 """A token named by its id in a text, such as `<#31415>`. More digits are plain text: no vocabulary
-has so many entries, and chat services write channels like that."""
+is that large, and chat services write channels like that."""
 
 
 def token_ids(spec: Spec) -> Iterator[tuple[str, int]]:

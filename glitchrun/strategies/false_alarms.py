@@ -41,10 +41,10 @@ def draw_elsewhere(
 ) -> list[MatchedControl]:
     """Additional controls from other scripts, for scripts whose own controls are not informative.
 
-    Where most ordinary tokens of a script raise the alarm, either the check does not suit it or the
-    model hardly knows it; controls of the script cannot tell which. So each of them gets an
-    additional one, as near in length and frequency, from the scripts that are not like that. Empty
-    where no script is doubtful. `mutual` as for `matched`, after every token was verified.
+    If most ordinary tokens of a script are false alarms, either the check does not suit the script
+    or the model hardly knows it; its controls cannot tell which. Each of these controls therefore
+    gets an additional one of similar length and frequency from the other scripts. Empty if no
+    script is doubtful. `mutual` as for `matched`, after every token was verified.
     """
     controls = [control for batch in batches for control in batch.controls]
     doubtful = doubtful_groups((one.token.text, one.alarm) for one in controls)
@@ -75,7 +75,8 @@ def draw_elsewhere(
 def judged_controls(
     context: Context, judge: Judge, count: int, batches: Sequence[Batch]
 ) -> Iterator[Batch]:
-    """Verifies controls of the glitch tokens that `batches` found, going on after those done."""
+    """Verifies controls of the glitch tokens that `batches` found, except those already
+    verified."""
     if not count:
         return
     history = list(batches)  # the caller's grows with what is yielded

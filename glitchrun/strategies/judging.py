@@ -118,7 +118,7 @@ class Judge:
         ]
 
     def _results(self, token_ids: Sequence[int]) -> list[dict[str, Result]]:
-        """The results of all probes, or of so many that the verdict is certain."""
+        """The results of all probes, or of as many as make the verdict certain."""
         if not self._sequential:
             return self._verifier.verify(token_ids)
         results: list[dict[str, Result]] = [{} for _ in token_ids]

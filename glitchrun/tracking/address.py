@@ -115,8 +115,8 @@ def in_time(request: Callable[[], Answer], seconds: float) -> Answer:
     """Makes a request and bounds its whole time: a socket's timeout only bounds each read.
 
     Raises:
-        TimeoutError: no answer within `seconds`. The request goes on in a thread that does not keep
-            the process from ending.
+        TimeoutError: no answer within `seconds`. The request continues in a thread that
+            does not keep the process from ending.
         Exception: what `request` raised.
     """
     answered: Future[Answer] = Future()

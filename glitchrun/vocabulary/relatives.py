@@ -65,22 +65,14 @@ def _containing(text: str, starts: Sequence[int], piece: str, own: int) -> list[
     return list(rows)
 
 
-def encoded_otherwise(
-    vocabulary: Vocabulary, most: int
-) -> tuple[int, list[tuple[int, tuple[int, ...]]]]:
-    """The number of unreachable tokens, and for the first `most` of them the ids to which the
-    tokenizer encodes their text."""
-    ids = vocabulary.ids(("unreachable",))
-    return len(ids), [(token_id, vocabulary.encoded(token_id)) for token_id in ids[:most]]
-
-
 def as_json(vocabulary: Vocabulary, verified: Sequence[Verified]) -> dict[str, Any]:
     """The related tokens of a step, with their texts: `longer` for the tokens whose probability is
-    that of severe ones, and `unreachable` for the vocabulary."""
+    that of severe ones; and `unreachable`, with the tokens to which the text of unreachable tokens
+    is encoded instead."""
     least = sorted((fact for fact in verified if fact.p < SEVERE), key=lambda fact: fact.p)
     ids = [fact.token.id for fact in least if fact.failed][:_MOST_SEVERE]
     longer = longer_tokens(vocabulary, ids, {fact.token.id for fact in verified})
-    count, unreachable = encoded_otherwise(vocabulary, _MOST_UNREACHABLE)
+    unreachable = vocabulary.ids(("unreachable",))
     text = vocabulary.text
     return {
         "longer": {
@@ -88,10 +80,10 @@ def as_json(vocabulary: Vocabulary, verified: Sequence[Verified]) -> dict[str, A
             for token_id, found in longer.items()
         },
         "unreachable": {
-            "count": count,
+            "count": len(unreachable),
             "tokens": [
-                (token_id, text(token_id), [(one, text(one)) for one in instead])
-                for token_id, instead in unreachable
+                (one, text(one), [(other, text(other)) for other in vocabulary.encoded(one)])
+                for one in unreachable[:_MOST_UNREACHABLE]
             ],
         },
     }

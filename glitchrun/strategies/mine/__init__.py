@@ -135,7 +135,7 @@ class Mine(Strategy):
         return None
 
     def limits(self, config: Config) -> tuple[int | None, tuple[str, ...]]:
-        # A search that learns from whole rounds would go on differently after a part of one, and
+        # A search that learns from whole rounds would continue differently after a part of one, and
         # controls are drawn once the search has ended.
         whole = SEARCHES[config.search].ends_itself or not (config.limit or 0) % self.round(config)
         if config.controls or not whole:
