@@ -164,6 +164,22 @@ def test_the_plan_counts_both_tokenizations(llama: Context) -> None:
     asked = Step("a", "validate", {"tokens": tokens, "probes": "strict", "attempts": 4})
     (work,) = step_work(replace(llama.spec, steps=(asked,)), 400)
     assert (work.tokens, work.continuations) == (30, 2 * 30 * 3 * 4)
+    assert work.unit == work.to_json()["unit"] == "phrase"
+    # Also where the phrases are those of other steps.
+    texts = {"phrases": {"texts": ["the man", "it was"]}}
+    steps = (
+        Step("a", "test", {"tokens": tokens, "probes": "strict"}),
+        Step("b", "test", {"tokens": texts, "probes": "strict"}),
+        Step("c", "validate", {"tokens": {"from": "a"}, "probes": "strict", "attempts": 4}),
+        Step("d", "validate", {"tokens": {"from": ["c", "b"]}, "probes": ["repeat"]}),
+    )
+    _, second, third, last = step_work(replace(llama.spec, steps=steps), 400)
+    assert (second.tokens, second.unit) == (2, "phrase")
+    assert (third.tokens, third.continuations) == (30, 2 * 30 * 3 * 4)
+    assert third.caveat == (
+        "30 phrases, each in two tokenizations. The bound assumes that all phrases of a fail."
+    )
+    assert (last.tokens, last.unit, last.continuations) == (32, "phrase", 2 * 32 * 5)
 
 
 @pytest.mark.parametrize("name", ["test", "validate"])

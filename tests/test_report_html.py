@@ -207,7 +207,7 @@ def test_the_page_shows_the_setup_and_how_to_reproduce_it(page: Page, record: Ru
         "transformers",
         "0.538 GB",
         "near-ties of verdicts, re-evaluated in float32",
-        "tokens presented by id that encoding the prompt as text would change",
+        "presented by ids that encoding the prompt as text would change",
     ):
         assert text in page.text, text
 

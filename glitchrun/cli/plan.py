@@ -315,7 +315,7 @@ def _time_lines(run: PlannedRun, time: Duration, staff: Staff | None) -> Iterato
 def _amounts(work: Work) -> str:
     """The amounts of a step's work: `6 tokens, 6 prompts, 2 gradients`."""
     amounts = (
-        (work.tokens, "token"),
+        (work.tokens, work.unit),
         (work.prompts, "prompt"),
         (work.screens, "screen"),
         (work.gradients, "gradient"),
@@ -324,5 +324,5 @@ def _amounts(work: Work) -> str:
     )
     found = [counted(number, noun) for number, noun in amounts if number]
     if work.positions:
-        found.append(f"about {counted(work.positions, 'position')} for each token")
+        found.append(f"about {counted(work.positions, 'position')} for each {work.unit}")
     return ", ".join(found) or "nothing"

@@ -65,6 +65,7 @@ class StepWork(Work):
             **amounts,
             "repeats": self.repeats,
             **({"positions": self.positions} if self.positions else {}),
+            "unit": self.unit,
             "caveat": self.caveat,
             "likely": likely,
         }
@@ -85,7 +86,7 @@ def step_work(
     found = []
     for step in spec.steps:
         strategy = STRATEGIES[step.strategy]
-        config = _limited(strategy.config_of(step), spec.limit)
+        config = _limited(_with_phrases(spec, step), spec.limit)
         size = (scopes or {}).get(step.id, vocab)
         if spec.limit is not None and strategy.takes_scope(config):
             size = min(size, spec.limit)
@@ -103,6 +104,36 @@ def step_work(
             )
         )
     return tuple(found)
+
+
+def _with_phrases(spec: Spec, step: Step) -> Any:
+    """The Config of a step, whose `tokens` name the phrases themselves if it takes them from other
+    steps."""
+    config = STRATEGIES[step.strategy].config_of(step)
+    tokens = getattr(config, "tokens", None)
+    found = _phrases_behind(spec, step)
+    if not found or not isinstance(tokens, Mapping) or "from" not in tokens:
+        return config
+    source = found[0]
+    if len(found) > 1:  # only their number matters
+        source = {"pairs": "reachable", "limit": sum(map(named_phrases, found))}
+    return replace(config, tokens={**tokens, "phrases": source})
+
+
+def _phrases_behind(spec: Spec, step: Step) -> list[Mapping[str, Any]]:
+    """What `tokens.phrases` of a step names, or of the steps from which it takes phrases."""
+    tokens = step.params.get("tokens")
+    if not isinstance(tokens, Mapping):
+        return []
+    if "phrases" in tokens:
+        return [tokens["phrases"]]
+    names = _steps(tokens) if "from" in tokens else []
+    return [
+        source
+        for earlier in spec.steps
+        if earlier.id in names and earlier.id != step.id
+        for source in _phrases_behind(spec, earlier)
+    ]
 
 
 def _limited(config: Any, limit: int | None) -> Any:
@@ -125,7 +156,7 @@ def workloads(spec: Spec, work: Sequence[StepWork] = ()) -> tuple[Workload, ...]
         replace(load, rows=rows.get(step.id)) if load.grows else load
         for step in spec.steps
         for strategy in (STRATEGIES[step.strategy],)
-        for load in strategy.workloads(strategy.config_of(step), step.id, system)
+        for load in strategy.workloads(_with_phrases(spec, step), step.id, system)
     )
 
 
@@ -245,7 +276,8 @@ def phrase_work(
     work = sampling(count, rows, prompts, new_tokens or _PHRASE)
     # Of each tokenization, the probability of the text in both.
     scored = 0 if attempts else 4 * count * prompts
-    return replace(work, prompts=scored, caveat=only_if_found(source, count))
+    caveat = only_if_found(source, count)
+    return replace(work, prompts=scored, caveat=caveat, unit="phrase")
 
 
 def phrases_refusal(params: Mapping[str, Any]) -> str | None:
@@ -314,7 +346,11 @@ def only_if_found(source: Mapping[str, Any], tokens: int) -> str | None:
     """The caveat of a step that reads the tokens found by other steps: when it would come near its
     bounds."""
     if "phrases" in source:
-        return f"{tokens:,} phrases, each in two tokenizations."
+        phrases = f"{tokens:,} phrases, each in two tokenizations."
+        if "from" not in source or source.get("select") == "all":
+            return phrases
+        names = " and ".join(_steps(source))
+        return f"{phrases} The bound assumes that all phrases of {names} fail."
     if "from" not in source or source.get("select") == "all":
         return None
     names = " and ".join(_steps(source))

@@ -31,7 +31,7 @@ EMITTED = {
 """Kinds of answer that a model gives instead of a token (`emitted` in tokens.jsonl), in words."""
 
 NOTES = {
-    "not_intact": "tokens presented by id that encoding the prompt as text would change",
+    "not_intact": "presented by ids that encoding the prompt as text would change",
     "rechecked": "near-ties of verdicts, re-evaluated in float32",
     "near_threshold": "near-ties at thresholds.probability that were not re-evaluated",
     "resampled": "near-ties in sampling, drawn again in a separate forward pass",
@@ -45,7 +45,7 @@ NOTES = {
     "gradients": "gradient computations",
     "evaluations": "evaluated sequences",
     "continuations": "sampled continuations",
-    "distinct": "distinct continuations of a token and prompt",
+    "distinct": "distinct continuations of a prompt with its token or phrase",
     "drawn": "sampled tokens of text, in all attempts",
     "sampling_forwards": "forward passes of sampling",
     "rows": "rows of these passes",

@@ -97,7 +97,9 @@ class StepProgress:
         stage = self.stage
         if stage is None or stage.name != batch.stage:
             is_of_tokens = batch.token_facts or batch.screened or batch.is_of_controls
-            stage = Stage(batch.stage, batch.total, unit="tokens" if is_of_tokens else "items")
+            is_of_phrases = any(entry.table == "phrases" for entry in batch.entries)
+            unit = "tokens" if is_of_tokens else "phrases" if is_of_phrases else "items"
+            stage = Stage(batch.stage, batch.total, unit=unit)
         elif batch.total is not None:
             stage = replace(stage, total=batch.total)
         self.begin(stage)

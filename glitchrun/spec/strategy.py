@@ -61,6 +61,8 @@ class Work:
     positions: int = 0
     """About how many positions are run to verify one token in all probes, where a probe is longer
     than usual or generates an answer; 0 where none is."""
+    unit: str = "token"
+    """What `tokens` counts: `token` or `phrase`."""
 
     @property
     def usual_prompts(self) -> int:

@@ -11,7 +11,7 @@ from glitchrun.report.headline import DIGITS, headline
 from glitchrun.report.outcome import gate_evidence, gate_rule
 from glitchrun.report.run_details import apply_command, step_count
 from glitchrun.report.token_rows import TokenRow, found_tokens, token_rows, worst_first
-from glitchrun.report.totals import NOTES
+from glitchrun.report.totals import NOTES, is_about_tokens
 from glitchrun.terminal import visible_lines
 from glitchrun.tracking.metric_series import is_finite
 from glitchrun.vocabulary.text import visible, visible_token
@@ -153,7 +153,8 @@ def _how_to_repeat(record: RunRecord) -> str:
     command = visible_lines(apply_command(record))
     # Longer than any fence in the command: a value of `--set` may contain one.
     fence = "`" * max(3, *(len(ticks) + 1 for ticks in re.findall("`+", command) or [""]))
+    tokens = "; tokens.jsonl contains every token" if is_about_tokens(record) else ""
     return (
         f"To repeat this run:\n\n{fence}\n{command} --fresh{commit}\n{fence}\n\nThe artifact "
-        "report.html describes the whole run; tokens.jsonl contains every token."
+        f"report.html describes the whole run{tokens}."
     )
