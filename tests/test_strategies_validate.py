@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from glitchrun.events import Batch, Measured, Sampled
-from glitchrun.probing.pacing import Pace
+from glitchrun.probing.memory_limits import Pace
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.types import Thresholds
 from glitchrun.strategies.context import Context

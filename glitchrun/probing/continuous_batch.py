@@ -32,8 +32,7 @@ from glitchrun.events import Token
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.batch_invariance import BatchShape
 from glitchrun.probing.decoding import Decoder, decoder_of
-from glitchrun.probing.memory_limits import prepare_retry
-from glitchrun.probing.pacing import Pace
+from glitchrun.probing.memory_limits import Pace, prepare_retry
 from glitchrun.probing.token_choice import SamplingParams, choose_tokens
 from glitchrun.prompts.render import Prompt
 

@@ -23,7 +23,7 @@ from glitchrun.probing.continuous_batch import (
     Settings,
     Task,
 )
-from glitchrun.probing.pacing import Pace
+from glitchrun.probing.memory_limits import Pace
 from glitchrun.probing.token_choice import SamplingParams, rng_key
 from glitchrun.prompts.render import Prompt
 

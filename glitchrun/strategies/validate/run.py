@@ -9,8 +9,7 @@ from dataclasses import replace
 
 from glitchrun.events import Batch, Event, Sampled, Stage, Token
 from glitchrun.probing.continuous_batch import Ended, Task
-from glitchrun.probing.memory_limits import standard_rows
-from glitchrun.probing.pacing import Pace
+from glitchrun.probing.memory_limits import Pace, standard_rows
 from glitchrun.probing.sampling import Sampler
 from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.prompts.render import Prompt, as_sent, intact
