@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -233,6 +234,26 @@ def test_code_beside_a_known_architecture_is_not_run(copy: Path) -> None:
     _settings(copy, auto_map=_CODE)
     (copy / "c.py").write_text("raise SystemExit('ran')")
     assert _load(copy).architecture == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"_attn_implementation": "someone/kernels"}, "_attn_implementation names code of the hub"),
+        ({"attn_implementation": {"": "a/b@c:d"}}, "set model.trust_remote_code: true"),
+        ({"vision": {"experts_implementation": "a/b"}}, "which the model would run; remove it"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            "bitsandbytes quantized the weights, but they have no scales",
+        ),
+    ],
+)
+def test_config_that_names_other_code_or_weights_is_refused(
+    copy: Path, settings: dict[str, Any], message: str
+) -> None:
+    _settings(copy, **settings)
+    with pytest.raises(ModelUnavailable, match=message):
+        _load(copy)
 
 
 def test_unused_weights_are_reported(copy: Path, caplog: pytest.LogCaptureFixture) -> None:

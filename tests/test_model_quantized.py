@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from glitchrun.errors import ModelUnavailable
 from glitchrun.model import LoadedModel, load
-from glitchrun.model.quantized_layers import SCHEMES, QuantizedMatrices
+from glitchrun.model.quantized_layers import SCHEMES, QuantizedMatrices, unpack_stored
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.backend_selection import best_backend
 from glitchrun.spec.types import ModelSpec
@@ -208,6 +210,22 @@ def test_a_checkpoint_quantized_on_disk_loads_unchanged(tmp_path: Path, scheme: 
     torch.testing.assert_close(_logits(model), _logits(ours))
     _logits(model)
     assert _gradient(model).abs().sum() > 0
+    scales = {"int4": "weight.absmax", "int8": "SCB"}[scheme]
+    tensors = load_file(folder / "model.safetensors")
+    name = f"model.layers.1.mlp.down_proj.{scales}"
+    short = {**tensors, name: tensors[name][:-1].clone()}
+    save_file(short, folder / "model.safetensors", metadata={"format": "pt"})
+    match = r"layers\.1\.mlp\.down_proj.*: its quantized weights or their scales"
+    with pytest.raises(ModelUnavailable, match=match):
+        _load(folder, "none")
+    parts = {part.removeprefix("model.layers.1."): one for part, one in short.items()}
+    parts = {part: one for part, one in parts.items() if "mlp.down_proj" in part}
+    shapes = {"mlp.down_proj.weight": torch.Size((64, 128))}
+    with pytest.raises(ModelUnavailable, match=match.removeprefix(r"layers\.1\.")):
+        unpack_stored(dict(parts), shapes)
+    del parts[f"mlp.down_proj.{scales}"]
+    with pytest.raises(ModelUnavailable, match="fetch it again"):
+        unpack_stored(parts, shapes)
 
 
 _PEAK = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from glitchrun.spec.types import ModelSpec
 _BIDIRECTIONAL = ("paligemma", "git")
 """Models that read a prompt in both directions. No token could be examined by itself, and their
 decoder alone gives other logits."""
+_BITSANDBYTES = (".SCB", ".absmax")
+"""The ends of the names of the scales that bitsandbytes stores."""
 _HEAD_STEMS = ("lm_head", "embed_out")
 # Limits for the model that config.json describes, relative to the stored numbers.
 _PARAMETER_FACTOR = 1.05
@@ -61,6 +64,8 @@ def architecture(folder: Path, header: Header, spec: ModelSpec) -> Architecture:
     Raises ModelUnavailable for settings that transformers refuses, for a model that is not a causal
     language model and has none as a part, and for sizes that disagree with the weights.
     """
+    if not spec.trust_remote_code:
+        _check_kernels(folder, header.config)
     config = _config(folder, header, spec)
     _check_method(folder, header)
     with foreign_errors(lambda error: _refused(folder, header, error)):
@@ -89,6 +94,20 @@ def _config(folder: Path, header: Header, spec: ModelSpec) -> Any:
         )
 
 
+def _check_kernels(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuses code of the hub for a part of the model: transformers would download and run it where
+    the package kernels is installed."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            _check_kernels(folder, value if "_implementation" not in key else {key: str(value)})
+        elif "_implementation" in key and "/" in str(value):
+            raise ModelUnavailable(
+                f"{folder / 'config.json'}: {key} names code of the hub ({value!r:.80}), which the "
+                "model would run; remove it there, or set model.trust_remote_code: true if you "
+                "trust its source"
+            )
+
+
 def _check_method(folder: Path, header: Header) -> None:
     """Refuse a method that transformers does not know: it would load codes as floats."""
     known = {"bitsandbytes", *AUTO_QUANTIZATION_CONFIG_MAPPING}
@@ -97,6 +116,13 @@ def _check_method(folder: Path, header: Header) -> None:
             f"{folder / 'config.json'}: the weights are quantized on disk by "
             f"{header.prequantized!r}, a method that this version of transformers does not know; "
             "give the unquantized checkpoint with model.quantization: int4 or int8"
+        )
+    has_scales = any(name.endswith(_BITSANDBYTES) for name in header.tensors)
+    if header.prequantized == "bitsandbytes" and header.format == "safetensors" and not has_scales:
+        raise ModelUnavailable(
+            f"{folder / 'config.json'}: quantization_config says that bitsandbytes quantized the "
+            "weights, but they have no scales; remove it there if the weights are floats, or fetch "
+            "the files again"
         )
 
 

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from glitchrun.errors import ModelUnavailable
 from glitchrun.model.library_messages import quiet_libraries
 
 
@@ -225,19 +226,63 @@ def wrap_prequantized(module: Any) -> None:
     The new layers have the same codes and scales. Layers of other formats (fp4, other block sizes)
     stay, but without the repacking that gives zero gradients after a forward pass without gradients
     (CPUs with AVX512_BF16, bitsandbytes 0.50).
+
+    Raises ModelUnavailable where codes or scales do not have the sizes of their matrix.
     """
     import_bitsandbytes()
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     for name, layer in list(module.named_modules()):
-        matrices = None
+        matrices: QuantizedMatrices | None = None
         if isinstance(layer, Linear8bitLt):
-            matrices = _from_linear_8bit(layer)
+            matrices = _checked(_from_linear_8bit(layer), name)
         elif isinstance(layer, Linear4bit):
+            _check_state(layer, name)
             matrices = _from_linear_4bit(layer)
             layer.support_avx512bf16_for_cpu = False
         if matrices is not None:
             module.set_submodule(name, QuantizedLinear(matrices, layer.bias))
+
+
+def _checked(found: QuantizedMatrices, name: str) -> QuantizedMatrices:
+    """One stored matrix; raises ModelUnavailable where its parts do not have the sizes that it
+    needs. bitsandbytes does not check them, and would read memory beyond their ends."""
+    sizes = {part: (one.dtype, one.numel()) for part, one in found.named_buffers()}
+    weights = found.rows * found.columns
+    if isinstance(found, Int4Matrices):
+        codes, scales = sizes["codes"][1], sizes["scales"][1]
+        needed = {
+            "codes": (torch.uint8, max(codes, -(-weights // 2))),
+            "scales": (torch.uint8, -(-2 * codes // found.BLOCK)),
+            "scale_scales": (torch.float32, -(-scales // found.SCALE_BLOCK)),
+            "offsets": (torch.float32, 1),
+        }
+    else:
+        needed = {"codes": (torch.int8, weights), "scales": (torch.float32, found.rows)}
+    if sizes != needed:
+        raise _unsound(name)
+    return found
+
+
+def _check_state(layer: Any, name: str) -> None:
+    """`_checked` for a layer of any format with four bits that bitsandbytes has loaded."""
+    state = layer.weight.quant_state
+    scales = state.state2.absmax if state.nested else state.absmax
+    covered = scales.numel() * (state.state2.blocksize if state.nested else state.blocksize)
+    if state.nested:
+        covered = min(covered, state.absmax.numel()) * state.blocksize
+    held = 2 * layer.weight.data.numel() * layer.weight.data.element_size()
+    codes = [(state.code, 16), *([(state.state2.code, 256)] if state.nested else [])]
+    short = any(code.numel() < least for code, least in codes)
+    if short or min(covered, held) < layer.in_features * layer.out_features:
+        raise _unsound(name)
+
+
+def _unsound(name: str) -> ModelUnavailable:
+    return ModelUnavailable(
+        f"{name}: its quantized weights or their scales do not have the sizes of the matrix; the "
+        "checkpoint is damaged: fetch it again"
+    )
 
 
 def unpack_stored(tensors: dict[str, torch.Tensor], shapes: Mapping[str, torch.Size]) -> set[str]:
@@ -251,20 +296,29 @@ def unpack_stored(tensors: dict[str, torch.Tensor], shapes: Mapping[str, torch.S
 
     Returns:
         The names of these matrices.
+
+    Raises:
+        ModelUnavailable: codes or scales are missing, or do not have the sizes of their matrix.
     """
     for name in [name for name in tensors if name.endswith(".weight_format")]:
         del tensors[name]
     packed = {name for name, one in tensors.items() if one.dtype in (torch.uint8, torch.int8)}
     packed = {name for name in packed if name.endswith("_proj.weight")}
     for name in packed:
-        if tensors[name].dtype == torch.uint8:
-            tensors[name] = _stored_nf4(tensors, name, shapes[name]).matrix(0, torch.float32)
-        else:
-            quantized = Int8Matrices(*shapes[name])
-            quantized.codes = nn.Buffer(tensors[name][None])
-            quantized.scales = nn.Buffer(tensors.pop(f"{name.removesuffix('weight')}SCB")[None])
-            tensors[name] = quantized.matrix(0, torch.float32)
+        stored = _stored_nf4 if tensors[name].dtype == torch.uint8 else _stored_int8
+        try:
+            quantized = stored(tensors, name, shapes[name])
+        except (KeyError, TypeError, ValueError) as error:  # a part is missing, or is not JSON
+            raise _unsound(name) from error
+        tensors[name] = _checked(quantized, name).matrix(0, torch.float32)
     return packed
+
+
+def _stored_int8(tensors: dict[str, torch.Tensor], name: str, shape: torch.Size) -> Int8Matrices:
+    quantized = Int8Matrices(*shape)
+    quantized.codes = nn.Buffer(tensors[name][None])
+    quantized.scales = nn.Buffer(tensors.pop(f"{name.removesuffix('weight')}SCB")[None])
+    return quantized
 
 
 def _stored_nf4(tensors: dict[str, torch.Tensor], name: str, shape: torch.Size) -> Int4Matrices:
