@@ -11,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.models.llama4.configuration_llama4 import Llama4TextConfig
+from transformers.models.llama4.modeling_llama4 import Llama4TextExperts
 
 from glitchrun.errors import ModelUnavailable
-from glitchrun.model import LoadedModel, load
+from glitchrun.model import LoadedModel, load, quantizer
 from glitchrun.model.quantized_layers import SCHEMES, QuantizedMatrices, unpack_stored
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.backend_selection import best_backend
@@ -198,6 +200,32 @@ def test_other_architectures(tmp_path: Path, name: str, scheme: str) -> None:
     assert model.unquantized == left
     agreement = _correlation(_logits(model), _logits(_load(folder, "float32")))
     assert agreement > {"int4": 0.9, "int8": 0.995}[scheme]
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+def test_llama_4_s_experts_compute_what_transformers_does_with_the_same_weights(
+    scheme: str,
+) -> None:
+    config = Llama4TextConfig(hidden_size=48, intermediate_size=32, num_local_experts=4)
+    theirs, ours = Llama4TextExperts(config), Llama4TextExperts(config)
+    generator = torch.Generator().manual_seed(1)
+    for name in ("gate_up_proj", "down_proj"):
+        weights = torch.randn(getattr(ours, name).shape, generator=generator) / 5
+        quantizer._put_quantized_experts(ours, name, weights, SCHEMES[scheme])
+        matrices = getattr(ours, name)
+        floats = torch.stack([matrices.matrix(one, torch.float32).T for one in range(4)])
+        assert (floats - weights).abs().max() < {"int4": 0.2, "int8": 0.01}[scheme]
+        getattr(theirs, name).data = floats
+    x = torch.randn(4, 6, 48, generator=generator)
+    x[:, 2:] *= torch.tensor([0.7, 0.0, 0.0, 0.2])[:, None, None]  # router weights
+    x[1, :2] = 0  # an expert that gets no position
+    x = x.view(-1, 48).requires_grad_()
+    wanted, found = theirs(x), ours(x)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    (gradient,) = torch.autograd.grad(found.sum(), x, retain_graph=True)
+    (other,) = torch.autograd.grad(wanted.sum(), x)
+    rows = (x != 0).any(dim=-1)
+    assert torch.allclose(gradient[rows], other[rows], atol=1e-4)
 
 
 @pytest.mark.parametrize("scheme", ["int4", "int8"])

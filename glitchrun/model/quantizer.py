@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 import re
 from functools import cache
+from types import MethodType
 from typing import Any
 
 import torch
@@ -37,6 +38,9 @@ from glitchrun.model.quantized_layers import (
 METHOD = "glitchrun"
 EXPERTS_IMPLEMENTATION = "glitchrun_quantized"
 _EXPERT_WEIGHTS = ("gate_up_proj", "up_proj", "down_proj")
+_SORTED = "Llama4TextExperts"
+"""Experts whose computation transformers does not let one select. They get a method of their
+own."""
 _ROUTERS = ("gate", "router", "shared_expert_gate")
 """Linear layers that select experts. They are small, and an error there selects other experts."""
 
@@ -163,19 +167,20 @@ def register() -> None:
 def _is_fused_weight(module: Any, name: str) -> bool:
     """Whether a parameter is a fused stack of expert matrices that can be quantized."""
     parameter = getattr(module, name, None)
-    return (
-        name in _EXPERT_WEIGHTS
-        and hasattr(module, "is_transposed")  # set by @use_experts_implementation
-        and isinstance(parameter, nn.Parameter)
-        and parameter.dim() == 3
-    )
+    # `is_transposed` is set by @use_experts_implementation.
+    is_known = hasattr(module, "is_transposed") or type(module).__name__ == _SORTED
+    is_stack = isinstance(parameter, nn.Parameter) and parameter.dim() == 3
+    return name in _EXPERT_WEIGHTS and is_known and is_stack
 
 
 def _put_quantized_experts(
     module: Any, name: str, weights: torch.Tensor, kind: type[QuantizedMatrices]
 ) -> None:
     """Replace the parameter `name` by quantized `weights`, `(experts, rows, columns)`."""
-    rows_first = weights.transpose(1, 2) if module.is_transposed else weights
+    is_sorted = type(module).__name__ == _SORTED
+    rows_first = weights.transpose(1, 2) if is_sorted or module.is_transposed else weights
+    if is_sorted:
+        module.forward = MethodType(sorted_experts_forward, module)
     delattr(module, name)
     setattr(module, name, kind.quantize(rows_first))
     # Otherwise transformers would initialize the module's weights, which are no longer tensors.
@@ -208,6 +213,30 @@ def quantized_experts_forward(
         weighted = result.float() * top_k_weights[rows, slots, None].float()
         total = total.index_add(0, rows, weighted)
     return total.to(hidden.dtype)
+
+
+def sorted_experts_forward(self: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Llama 4's experts with quantized matrices, in place of their own method.
+
+    Every expert gets all positions, multiplied by their router weights. These are 0 where another
+    expert is selected, and so is the expert's output, which is not computed.
+
+    Args:
+        self: The experts module.
+        hidden: Activations `(E * N, H)`, those of the first expert first.
+
+    Returns:
+        `(E * N, H)`.
+    """
+    out = torch.zeros_like(hidden)
+    each = len(hidden) // self.num_experts
+    routed = torch.where((hidden != 0).any(dim=-1))[0]
+    for expert in (routed // each).unique().tolist():
+        rows = routed[routed // each == expert]
+        gate, up = self.gate_up_proj.multiply(hidden[rows], expert).chunk(2, dim=-1)
+        inner = up * self.act_fn(gate)
+        out = out.index_add(0, rows, self.down_proj.multiply(inner, expert).to(out.dtype))
+    return out
 
 
 def _one_expert(self: Any, x: torch.Tensor, expert: int) -> torch.Tensor:
