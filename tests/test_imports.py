@@ -297,6 +297,38 @@ def test_malformed_files_are_refused_with_the_place(
     assert "file.json" in str(caught.value)
 
 
+_LINE = "Current token: 'a', token id: {}, is glitch token: Yes, entropy: {}\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "entropy"),
+    [("4.5286", 4.5286), ("0.", 0.0), ("1e-05", 1e-5), ("nan", None), ("inf", None)],
+)
+def test_an_entropy_that_glitchminer_printed_is_read_as_a_whole(
+    value: str, entropy: float | None, tmp_path: Path
+) -> None:
+    found = read(written(tmp_path, _LINE.format(7, "1.0") + _LINE.format(5, value)))
+    assert [(token.id, token.entropy) for token in found.tokens] == [(7, 1.0), (5, entropy)]
+
+
+@pytest.mark.parametrize(
+    ("token_id", "value", "message"),
+    [
+        ("5", "1.2.3", "line 2: expected a number after 'entropy:', got '1.2.3'"),
+        ("5", "", "line 2: expected a number after 'entropy:', got ''"),
+        ("5", "\u0663", "line 2: expected a number after 'entropy:'"),
+        ("9" * 5000, "1.0", "line 2: the token id is too large"),
+        ("9" * 19, "1.0", "line 2: the number is too large"),
+    ],
+)
+def test_a_printed_line_that_is_damaged_is_refused_and_not_read_in_part(
+    token_id: str, value: str, message: str, tmp_path: Path
+) -> None:
+    text = _LINE.format(7, "1.0") + _LINE.format(token_id, value)
+    with pytest.raises(RunError, match=message):
+        read(written(tmp_path, text))
+
+
 def test_a_broken_line_is_named_by_its_number(tmp_path: Path) -> None:
     path = written(tmp_path, '# a log\n{"event": "start"}\n{"event"\n{"event": "x"}\n', "a.jsonl")
     with pytest.raises(RunError, match=r"a\.jsonl: line 3, column 9: is not JSON"):

@@ -8,6 +8,7 @@ from typing import Any
 
 from glitchrun.imports.fields import (
     items,
+    number,
     objects,
     settings,
     string,
@@ -18,11 +19,12 @@ from glitchrun.imports.records import Content, Format, ImportedToken
 from glitchrun.imports.result_file import Malformed, ResultFile
 
 # With `print_language="ENG"`. The token's text may contain anything, even line breaks.
-_PRINTED = re.compile(
-    r"Current token: '(?P<text>.*?)', token id: (?P<id>\d+), "
-    r"is glitch token: (?P<glitch>Yes|No), entropy: (?P<entropy>\d+\.?\d*|nan)",
-    re.DOTALL,
+_HEAD = "Current token: '"
+_TAIL = re.compile(
+    r"', token id: (?P<id>\d+), is glitch token: (?P<glitch>Yes|No), entropy: (?P<entropy>\S*)"
 )
+_NUMBER = re.compile(r"-?\d+(\.\d*)?(e[+-]?\d+)?|nan|-?inf", re.ASCII)
+_MOST_DIGITS = 20
 
 
 def _pair(document: ResultFile) -> Content:
@@ -66,15 +68,32 @@ def _printed(document: ResultFile) -> Content:
     return Content(tokens=_lines(document.data))
 
 
+def _printed_tokens(text: str) -> Iterator[tuple[int, str, re.Match[str]]]:
+    """For each token the place and the text behind `_HEAD`, and the rest of what was printed."""
+    end = 0
+    for match in _TAIL.finditer(text):
+        start = text.find(_HEAD, end, match.start())
+        if start >= 0:
+            yield start, text[start + len(_HEAD) : match.start()], match
+        end = match.end()
+
+
 def _lines(text: str) -> Iterator[ImportedToken]:
-    for match in _PRINTED.finditer(text):
-        entropy = float(match["entropy"])
+    line, counted = 1, 0
+    for start, named, match in _printed_tokens(text):
+        line += text.count("\n", counted, start)
+        counted, place = start, f"line {line}"
+        digits, value = match["id"], match["entropy"]
+        if len(digits) > _MOST_DIGITS:
+            raise Malformed(place, "the token id is too large")
+        if not _NUMBER.fullmatch(value):
+            raise Malformed(place, f"expected a number after 'entropy:', got {value[:20]!r}")
         yield ImportedToken(
-            id=int(match["id"]),
-            place=f"line {text.count(chr(10), 0, match.start()) + 1}",
-            text=match["text"],
+            id=whole(int(digits), place),
+            place=place,
+            text=named,
             glitch=match["glitch"] == "Yes",
-            entropy=entropy if entropy == entropy else None,
+            entropy=number(float(value), place),
         )
 
 
@@ -109,7 +128,7 @@ FORMATS = (
     Format(
         "glitchminer-printed",
         "what GlitchMiner prints: lines with \"Current token: '...', token id: ...\"",
-        lambda document: document.kind == "text" and bool(_PRINTED.search(document.data)),
+        lambda document: document.kind == "text" and any(_printed_tokens(document.data)),
         _printed,
     ),
 )
