@@ -224,11 +224,11 @@ class Fake:
         self.ended: list[Member] = []
         self.engine = ray_pool.RayEngine(staff)
         monkeypatch.setattr(self.engine, "_connect", lambda: None)
-        monkeypatch.setattr(self.engine, "_hire", self._hire)
+        monkeypatch.setattr(self.engine, "_create_actors", self._create_actors)
         monkeypatch.setattr(self.engine, "_wait", self._wait)
-        monkeypatch.setattr(ray_pool, "_dismiss", self.ended.extend)
+        monkeypatch.setattr(ray_pool, "_end_actors", self.ended.extend)
 
-    def _hire(self) -> list[Member]:
+    def _create_actors(self) -> list[Member]:
         self.hired = [Member(number) for number in range(4)]
         return self.hired
 
@@ -263,7 +263,7 @@ def test_workers_end_if_a_signal_comes_while_they_start(fake: Fake) -> None:
     assert fake.ended == fake.hired
 
 
-def test_every_run_has_a_worker_that_is_there(fake: Fake) -> None:
+def test_every_run_has_a_worker_that_has_started(fake: Fake) -> None:
     fake.ended.append(Member("an earlier one"))
     engine = fake.engine
     shares = engine.shares(_ignore, Interrupt())

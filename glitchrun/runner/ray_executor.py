@@ -161,10 +161,10 @@ class RayExecutor:
     def _check_models(self) -> None:
         """Checks that the workers that have started have the planned model."""
         payload = pickle.dumps((portable(self._planned),))
-        there = [member for member in self._members if member.host]
-        asked = [submit(member.actor.call, "fingerprint", payload) for member in there]
+        started = [member for member in self._members if member.host]
+        asked = [submit(member.actor.call, "fingerprint", payload) for member in started]
         path = self._planned.cell.spec.model.path
-        for member, reference in zip(there, asked, strict=True):
+        for member, reference in zip(started, asked, strict=True):
             with suppress(WorkerLost):  # it is checked again when it is back
                 answer = self._answer(reference)
                 if isinstance(answer, Failed):
@@ -217,7 +217,7 @@ class RayExecutor:
         order = self._members[place:] + self._members[:place]
         began, told = time.monotonic(), False
         asked: dict[Any, Member] = {}
-        while not (there := _answering(order, asked)):
+        while not (answering := _answering(order, asked)):
             self._interrupt.check()
             waited = time.monotonic() - began
             if waited > _MOST_SECONDS:
@@ -228,7 +228,7 @@ class RayExecutor:
             if waited > _SAY_SECONDS and not told:
                 told = True
                 self._say("waiting for a worker: none answers, and Ray starts them again")
-        self._leader = there[0]
+        self._leader = answering[0]
 
 
 def _answering(order: Sequence[Member], asked: dict[Any, Member]) -> list[Member]:
@@ -251,15 +251,15 @@ def _answering(order: Sequence[Member], asked: dict[Any, Member]) -> list[Member
             with suppress(WorkerLost):
                 asked[submit(member.actor.about)] = member
     ready, _ = ray.wait([*asked], num_returns=len(asked), timeout=_RETRY_SECONDS)
-    there = []
+    answering = []
     for reference in ready:
         member = asked.pop(reference)
         with suppress(WorkerLost):
             member.host = answer_of(reference)["host"]
-            there.append(member)
-    if not there and not asked:  # all of them were lost: Ray starts them again
+            answering.append(member)
+    if not answering and not asked:  # all of them were lost: Ray starts them again
         time.sleep(_RETRY_SECONDS)
-    return sorted(there, key=order.index)
+    return sorted(answering, key=order.index)
 
 
 class _Stored:

@@ -98,8 +98,7 @@ class RayEngine:
         self._folder = ExitStack()
         """Removes the folder of this command's own cluster."""
         self._connected = False
-        """Whether this engine has connected to the cluster; a connection that was there before
-        stays."""
+        """Whether this engine has connected to the cluster; an earlier connection stays."""
         require("ray", extra="ray")
 
     def __enter__(self) -> RayEngine:
@@ -110,7 +109,7 @@ class RayEngine:
         import ray
 
         if not self._connected:
-            _dismiss(self._members)
+            _end_actors(self._members)
             return
         ray.shutdown()
         self._folder.close()
@@ -134,13 +133,13 @@ class RayEngine:
     def share(self, number: int, of: int, members: Sequence[Member]) -> list[Member]:
         """The workers of run `number` of `of` runs side by side. Workers that have started are
         divided first, then those that Ray has not started yet, which may help later."""
-        there = [member for member in members if member.host]
+        started = [member for member in members if member.host]
         late = [member for member in members if not member.host]
-        own = [*there[number::of], *late[number::of]]
+        own = [*started[number::of], *late[number::of]]
         return own if self._staff.engine == "ray" else own[:1]
 
     def members(self, say: Callable[[str], None], interrupt: Interrupt) -> list[Member]:
-        """The workers, started by the first call and checked. At least one is there.
+        """The workers, started by the first call and checked. At least one has started.
 
         Raises:
             PreflightError: there is no such cluster, no worker starts, or one has other versions.
@@ -152,16 +151,16 @@ class RayEngine:
             if not self._members:
                 self._connect()
                 say(f"workers: starting {self._staff.text}")
-                hired = self._hire()
+                created = self._create_actors()
                 try:
-                    self._wait(hired, say, interrupt)
-                    self._members = hired
+                    self._wait(created, say, interrupt)
+                    self._members = created
                 except PreflightError as error:
                     self._refusal = str(error)
                     raise
                 finally:
                     if not self._members:
-                        _dismiss(hired)
+                        _end_actors(created)
             return self._members
 
     def _connect(self) -> None:
@@ -211,7 +210,7 @@ class RayEngine:
                 f"execution.address {staff.address!r}: Ray cannot be used ({first}); {remedy}"
             ) from error
 
-    def _hire(self) -> list[Member]:
+    def _create_actors(self) -> list[Member]:
         import ray
 
         staff = self._staff
@@ -221,13 +220,13 @@ class RayEngine:
         return [Member(actor.remote()) for _ in range(staff.workers)]
 
     def _wait(
-        self, hired: Sequence[Member], say: Callable[[str], None], interrupt: Interrupt
+        self, created: Sequence[Member], say: Callable[[str], None], interrupt: Interrupt
     ) -> None:
-        """Waits until the workers are there, and checks what they are."""
+        """Waits until the workers have started, and checks their versions."""
         import ray
 
         began = told = time.monotonic()
-        asked = {submit(member.actor.about): member for member in hired}
+        asked = {submit(member.actor.about): member for member in created}
         here, losses = about_here(), 0
         while asked:
             ready, _ = ray.wait([*asked], num_returns=len(asked), timeout=_RETRY_SECONDS)
@@ -250,12 +249,12 @@ class RayEngine:
                     raise PreflightError(f"the worker on {member.host} is refused: {reason}")
             interrupt.check()
             waited = time.monotonic() - began
-            there = len(hired) - len(asked)
+            started = len(created) - len(asked)
             if asked and time.monotonic() - told > 10:
                 told = time.monotonic()
-                say(f"workers: {there} of {len(hired)} started; {self._room()}")
-            if asked and there and waited > _START_SECONDS:
-                say(f"workers: beginning with {there} of {len(hired)}")
+                say(f"workers: {started} of {len(created)} started; {self._room()}")
+            if asked and started and waited > _START_SECONDS:
+                say(f"workers: beginning with {started} of {len(created)}")
                 return
             if asked and waited > _MOST_SECONDS:
                 raise PreflightError(
@@ -265,13 +264,13 @@ class RayEngine:
     def _room(self) -> str:
         import ray
 
-        staff, there = self._staff, ray.cluster_resources()
+        staff, resources = self._staff, ray.cluster_resources()
         needed = f"{counted(staff.cpus, 'core')}"
         if staff.gpus:
             needed += f" and {staff.gpus:g} GPU"
         return (
-            f"each needs {needed}; the cluster has {counted(int(there.get('CPU', 0)), 'core')} "
-            f"and {there.get('GPU', 0):g} GPU"
+            f"each needs {needed}; the cluster has {counted(int(resources.get('CPU', 0)), 'core')} "
+            f"and {resources.get('GPU', 0):g} GPU"
         )
 
 
@@ -303,7 +302,7 @@ def _same_handler(number: int) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _dismiss(members: Sequence[Member]) -> None:
+def _end_actors(members: Sequence[Member]) -> None:
     """Ends workers."""
     import ray
     from ray.exceptions import RayError
@@ -314,8 +313,8 @@ def _dismiss(members: Sequence[Member]) -> None:
 
 
 def remove_left_over(parent: Path) -> None:
-    """Removes Ray's folders that killed commands of this user left over. Nobody holds their lock.
-    Young folders are kept, because they may not be locked yet."""
+    """Removes Ray's folders that killed commands of this user left over: those whose lock no
+    process holds. Young folders are kept, because they may not be locked yet."""
     for folder in parent.glob(f"{_FOLDER}*"):
         with suppress(OSError):
             found = folder.lstat()

@@ -314,7 +314,7 @@ class Worker:
 
     def _lead(self, task: StepTask, helpers: Sequence[tuple[Any, str]]) -> None:
         """Begins a step; `next` then returns its events."""
-        prepared, workers = self._there(), None
+        prepared, workers = self._loaded(), None
         self._close()
         if helpers:
             chosen = getattr(prepared.context.backend, "chosen", None)
@@ -342,13 +342,13 @@ class Worker:
         return function(self._context, item)
 
     def _measured(self, with_categories: bool) -> ModelRecord:
-        return self._there().measured(with_categories=with_categories)
+        return self._loaded().measured(with_categories=with_categories)
 
     def _indicators(self, verified: Sequence[Verified]) -> Mapping[str, Any] | None:
-        return self._there().indicators(verified)
+        return self._loaded().indicators(verified)
 
     def _check(self) -> None:
-        self._there().check()
+        self._loaded().check()
 
     def _close(self) -> None:
         """Ends a step that was given up, and withdraws what its helpers have not begun."""
@@ -356,7 +356,7 @@ class Worker:
             self._events.close()
         self._events = iter(())
 
-    def _there(self) -> Prepared:
+    def _loaded(self) -> Prepared:
         if self._prepared is None:
             raise Unprepared
         return self._prepared
