@@ -34,6 +34,8 @@ def test_cells_are_named_apart() -> None:
         "path=a/m, seed=0", "path=a/m, seed=1", "path=b/m, seed=0", "path=b/m, seed=1",
     ]  # fmt: skip
     assert cell_names([{"a.id": 1, "b.id": 2}, {}]) == ["a.id=1, b.id=2", ""]
+    lines = cell_names([{"system": "a\n::error::b\x7f"}, {"system": "a\t"}])
+    assert lines == [r"system=a\n::error::b\x7f", r"system=a\t"]
     ends = cell_names([{"system": "x" * 70 + end} for end in "12"])
     assert ends == [f"system={'x' * 29}…{'x' * 29}{end}" for end in "12"]
     middles = cell_names([{"system": "x" * 70 + middle + "x" * 70} for middle in "12"])

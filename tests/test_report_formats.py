@@ -143,6 +143,11 @@ def test_markdown_escapes_markup_in_names(tmp_path: Path) -> None:
     hostile = replace(record.identity, name="<img src=x> *a*", experiment="[x](javascript:0)")
     first = markdown(replace(record, identity=hostile)).splitlines()[0]
     assert first == r"## \[x\](javascript:0) · \<img src=x\> \*a\*: FINISHED"
+    override = {"system": "spec.yaml:1:1 (--set system=x\n````\n<b>\u202e)"}
+    lines = markdown(replace(record, origins=override)).splitlines()
+    fences = [place for place, line in enumerate(lines) if line.startswith("`````")]
+    assert lines[fences[0]] == "`````sh"
+    assert fences[0] < lines.index("````") < fences[1] == len(lines) - 1
 
 
 def test_markdown_counts_omitted_tokens(tmp_path: Path) -> None:

@@ -238,6 +238,12 @@ def code(text: str) -> str:
     return f"{fence}{padded}{fence}".replace("|", r"\|")
 
 
+def fenced(text: str, language: str = "") -> str:
+    """A block of code with a fence longer than any in `text`, which may contain one."""
+    fence = "`" * max(3, *(len(ticks) + 1 for ticks in re.findall("`+", text) or [""]))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
 def prose(text: str) -> str:
     """A sentence with invisible characters spelled out and markup escaped."""
     return escaped(spelled(text).replace("␣", " "))

@@ -12,6 +12,7 @@ from glitchrun.report.formatting import (
     code,
     count,
     escaped,
+    fenced,
     figure,
     grid,
     percent,
@@ -27,6 +28,7 @@ from glitchrun.report.severity_tables import severity_tables
 from glitchrun.report.step_tables import StepColumn, StepTable, step_tables
 from glitchrun.report.token_rows import TokenRow, found_tokens, token_rows, worst_first
 from glitchrun.report.totals import tallies
+from glitchrun.terminal import visible_lines
 
 SHOWN = 30
 """Rows shown of each table of tokens or entries."""
@@ -39,7 +41,7 @@ def markdown(record: RunRecord) -> str:
     identity = record.identity
     parts = [
         f"## {prose(identity.experiment)} · {prose(identity.name)}: {outcome(record).words}",
-        f"**{number}{top.unit}**",
+        f"**{number}{escaped(top.unit)}**",
         *map(prose, top.notices),
         *map(escaped, top.result),
         "\n".join(f"- {escaped(sentence)}" for sentence in top.caveats),
@@ -51,7 +53,7 @@ def markdown(record: RunRecord) -> str:
         *_tokens(token_rows(record)),
         *(part for table in step_tables(record) for part in _step_table(table)),
         *_model(record),
-        "```sh\n" + "\n".join(commands(record)) + "\n```",
+        fenced(visible_lines("\n".join(commands(record))), "sh"),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -145,7 +147,7 @@ def _patterns(found: list[dict[str, Any]]) -> list[str]:
     rows = [
         (
             code(one["step"]),
-            ", ".join(f"{name} {outcome}" for name, outcome in one["probes"]),
+            escaped(", ".join(f"{name} {outcome}" for name, outcome in one["probes"])),
             one["tokens"],
             one["severe"],
         )

@@ -12,7 +12,7 @@ from glitchrun.behaviour.significance import Mean
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.comparison.output import as_markdown
 from glitchrun.report.figures.style import style
-from glitchrun.report.formatting import counted
+from glitchrun.report.formatting import counted, prose
 from glitchrun.report.study import Flip, Measure, Study, ValuePair
 from glitchrun.report.study_sections import drawings, sections
 from glitchrun.report.writing import replacing, rounded, rounded_floats
@@ -63,7 +63,7 @@ def as_page(study: Study) -> str:
 
 def as_md(study: Study) -> str:
     """The study as Markdown, for a comment or a page."""
-    title = f"## {study.experiment}: study of {counted(len(study.records), 'cell')}\n\n"
+    title = f"## {prose(study.experiment)}: study of {counted(len(study.records), 'cell')}\n\n"
     return title + as_markdown(sections(study, 20))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
@@ -11,6 +12,7 @@ from typing import Any
 from glitchrun.spec.matrix_axes import canonical
 
 _MAX_VALUE = 60
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def cell_names(cells: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -63,8 +65,8 @@ def value_texts(values: Iterable[Any]) -> dict[str, str]:
 
 
 def _shown(values: Iterable[Any]) -> dict[str, str]:
-    """`value_texts`, of at most `_MAX_VALUE` characters each."""
-    texts = value_texts(values)
+    """`value_texts`, on one line and of at most `_MAX_VALUE` characters each."""
+    texts = {key: _CONTROL.sub(_escape, text) for key, text in value_texts(values).items()}
     cuts: tuple[Callable[[str], str], ...] = (
         lambda text: text[: _MAX_VALUE - 1] + "…",
         lambda text: f"{text[: _MAX_VALUE // 2 - 1]}…{text[-_MAX_VALUE // 2 :]}",
@@ -74,6 +76,10 @@ def _shown(values: Iterable[Any]) -> dict[str, str]:
         if len(set(found.values())) == len(found):
             break
     return found
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode("ascii")
 
 
 def _is_path(value: Any) -> bool:

@@ -6,7 +6,7 @@ import re
 
 from glitchrun.events import Token
 from glitchrun.ledger.record import RunRecord
-from glitchrun.report.formatting import counted, duration, figure, percent
+from glitchrun.report.formatting import counted, duration, fenced, figure, percent
 from glitchrun.report.headline import DIGITS, headline
 from glitchrun.report.outcome import gate_evidence, gate_rule
 from glitchrun.report.run_details import apply_command, step_count
@@ -151,10 +151,8 @@ def _how_to_repeat(record: RunRecord) -> str:
     git = (record.environment.get("git") or {}).get("commit")
     commit = f"\n# at git commit {git}" if git else ""
     command = visible_lines(apply_command(record))
-    # Longer than any fence in the command: a value of `--set` may contain one.
-    fence = "`" * max(3, *(len(ticks) + 1 for ticks in re.findall("`+", command) or [""]))
     tokens = "; tokens.jsonl contains every token" if is_about_tokens(record) else ""
     return (
-        f"To repeat this run:\n\n{fence}\n{command} --fresh{commit}\n{fence}\n\nThe artifact "
+        f"To repeat this run:\n\n{fenced(f'{command} --fresh{commit}')}\n\nThe artifact "
         f"report.html describes the whole run{tokens}."
     )
