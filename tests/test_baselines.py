@@ -30,6 +30,7 @@ from glitchrun.plan.build import Plan, PlannedRun
 from glitchrun.report.comparison.regressions import Rule, regression_of_studies
 from glitchrun.report.machine_readable import junit
 from glitchrun.report.markdown import markdown
+from glitchrun.report.regression import changes, uncompared
 from glitchrun.report.summary import summary_lines
 from glitchrun.runner.gates import evaluate, exit_code, with_baselines
 from glitchrun.spec.types import Cell, Gate, ModelSpec, Origin, Spec
@@ -297,6 +298,18 @@ def test_a_metric_that_one_run_lacks_is_named(
         with pytest.raises(click.exceptions.Exit) as ended:
             _fail(click.Context(click.Command("compare")), found)
         assert ended.value.exit_code == 6
+
+
+def test_the_mean_rate_of_different_tokens_is_not_compared(runs: list[RunRecord]) -> None:
+    """Fewer found tokens with a higher mean ASR are no regression."""
+    first, *_, last = runs
+    names = [one.metric for one in changes(first, last)]
+    assert "asr/asr_mean" not in names
+    assert "asr/confirmed" in names
+    (one,) = [one for one in uncompared(first, last, "B") if one.metric == "asr/asr_mean"]
+    assert "of other tokens" in one.sentence
+    assert not one.undecided
+    assert "asr/asr_mean" in [one.metric for one in changes(first, first)]
 
 
 def test_a_significant_regression_needs_the_adjusted_test_too(runs: list[RunRecord]) -> None:

@@ -142,13 +142,14 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Uncompared:
-    """A metric with a better direction that has a value in one of two runs only."""
+    """A metric with a better direction that cannot be compared, mostly because one of two runs has
+    no value of it."""
 
     metric: str
     left: float | None
     right: float | None
     reason: str
-    """Why the other run has none."""
+    """Why they cannot be compared."""
     side: str
     undecided: bool
     """Whether the right run may be worse: the left one has a value, and the right one lacks it for
@@ -161,7 +162,7 @@ class Uncompared:
 
 
 def uncompared(left: RunRecord, right: RunRecord, side: str) -> Iterator[Uncompared]:
-    """The metrics that `changes` cannot compare because one of the runs has no value of them.
+    """The metrics that `changes` cannot compare.
 
     Args:
         left: The earlier run.
@@ -173,7 +174,10 @@ def uncompared(left: RunRecord, right: RunRecord, side: str) -> Iterator[Uncompa
         if not _is_known(there):
             continue
         here = values[1].get(name)
-        if here is None:
+        if here and _is_known(here[0]) and _is_mean_of_others(name, direction, left, right):
+            reason = f"{figure(there.value)} and {figure(here[0].value)}, of other tokens"
+            yield Uncompared(name, there.value, here[0].value, reason, side, False)
+        elif here is None:
             yield Uncompared(name, there.value, None, "not measured there", side, True)
         elif not _is_known(here[0]):
             empty = here[0].n == 0 and direction != "higher"
@@ -196,6 +200,19 @@ def _directed(run: RunRecord) -> Iterator[tuple[str, tuple[Metric, str]]]:
                 yield f"{step.id}/{name}", (metric, direction)
 
 
+def _is_mean_of_others(name: str, direction: str, left: RunRecord, right: RunRecord) -> bool:
+    """Whether a metric is a mean over different tokens in two runs, as the mean ASR of the tokens
+    that each of them found is. It may rise because fewer tokens fail; counts show which."""
+    step_id, _, bare = name.rpartition("/")
+    steps = [step for run in (left, right) for step in run.steps if step.id == step_id]
+    if direction != "fewer" or bare in _VERDICTS or len(steps) < 2:
+        return False
+    declared = fragments().get(steps[0].strategy, {}).get("x-metrics", {}).get(bare, {})
+    tokens = [{key for key, (_, sampled) in facts_by_token(step).items() if sampled}
+              for step in steps]  # fmt: skip
+    return declared.get("unit") == "share" and tokens[0] != tokens[1]
+
+
 def _is_known(metric: Metric) -> bool:
     return metric.value is not None and math.isfinite(metric.value)
 
@@ -213,7 +230,8 @@ def changes(left: RunRecord, right: RunRecord, side: str = "") -> Iterator[Chang
             if count is not None and there[full].n == metric.n:
                 continue  # the count says the same
             values = there[full].value, metric.value
-            if _is_known(there[full]) and _is_known(metric):
+            comparable = not _is_mean_of_others(full, direction, left, right)
+            if _is_known(there[full]) and _is_known(metric) and comparable:
                 test = paired_test(full, left, right)
                 yield Change(
                     full, float(values[0] or 0), float(values[1] or 0), direction, test, None, side

@@ -379,19 +379,18 @@ def _draw_means(study: Study) -> Drawing | None:
             values = [measure.result.values[cell] for cell in group.places]
             known = [scale * value for value in values if value is not None]
             axes.scatter(known, [place] * len(known), s=14, color=LIGHT["muted"], alpha=0.7, lw=0)
-            if one and one.low is not None and one.high is not None:
+            if one and one.n > 1:
                 look = {"color": LIGHT["accent"], "ms": 5, "lw": 1.3, "capsize": 2}
-                arms = [[scale * (one.value - one.low)], [scale * (one.high - one.value)]]
+                low, high = (one.value if end is None else end for end in (one.low, one.high))
+                arms = [[scale * (one.value - low)], [scale * (high - one.value)]]
                 axes.errorbar(scale * one.value, place, xerr=arms, fmt="o", **look)
         axes.set_xlabel(_head(measure, "%" if scale == 100 else measure.result.unit))
         axes.set_yticks(range(len(study.groups)), [_plain(one.name) for one in study.groups])
         axes.set_ylim(len(study.groups) - 0.5, -0.5)
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
-    caption = "Each grey dot is a cell."
-    if study.repeats:
-        caption += " Coloured: the mean over the seeds with Student's 95 % t interval."
-    caption += " The axes do not begin at 0."
+    means = " Coloured: the mean over the seeds with its interval, if any." if study.repeats else ""
+    caption = f"Each grey dot is a cell.{means} The axes do not begin at 0."
     return Drawing("means", "Results by setting", caption, drawn)
 
 
