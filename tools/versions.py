@@ -32,7 +32,7 @@ _TESTS = (
     "tests/test_report_html.py",
 )
 """One file of every layer; some minutes."""
-_TOOLS = ("pytest", "hypothesis", "mistral-common")
+_TOOLS = ("pytest", "hypothesis", "check-jsonschema", "mistral-common")
 """What the tests need beside the extras, in any version."""
 
 
