@@ -21,9 +21,8 @@ from glitchrun.report.headline import headline
 from glitchrun.report.run_details import apply_command
 from glitchrun.runner.apply import _chosen as chosen
 from glitchrun.runner.apply import apply
-from glitchrun.runner.options import Options, adjusted, make_plan
+from glitchrun.runner.options import Options, adjusted, make_plan, read_until
 from glitchrun.runner.signals import Interrupt, Stopped
-from glitchrun.spec.adjusting import read_until
 from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.strategies.judging import Judge
 from glitchrun.strategies.predict import FORMATS

@@ -15,8 +15,7 @@ from glitchrun.cli.plan import limit_option, redo_option, until_option
 from glitchrun.errors import GlitchrunError, UsageError, require
 from glitchrun.ledger import ROOT, RunRecord
 from glitchrun.runner.lookup import find_cells
-from glitchrun.runner.options import Options
-from glitchrun.spec.adjusting import read_until
+from glitchrun.runner.options import Options, read_until
 from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.terminal import QuietStream, emit_json, say, terminal_width
 

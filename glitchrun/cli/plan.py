@@ -18,8 +18,7 @@ from glitchrun.plan.work import StepWork
 from glitchrun.plan.workers import Staff, shared_steps
 from glitchrun.report.formatting import counted, percent, size, written
 from glitchrun.runner.gates import with_baselines
-from glitchrun.runner.options import Options, adjusted, make_plan
-from glitchrun.spec.adjusting import read_until
+from glitchrun.runner.options import Options, adjusted, make_plan, read_until
 from glitchrun.spec.experiment_loading import load_experiment
 from glitchrun.spec.strategy import Work
 from glitchrun.terminal import emit_json, say, styled, visible

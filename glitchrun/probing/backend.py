@@ -1,5 +1,4 @@
-"""The generic backend: forward passes of any causal model of transformers over prompts that share a
-prefix."""
+"""The generic backend: runs any causal model of transformers over prompts with a shared prefix."""
 
 from __future__ import annotations
 
@@ -349,8 +348,7 @@ class Backend:
 
     @contextmanager
     def _embeddings(self) -> Iterator[list[Tensor]]:
-        """Collects the output of the input embedding while the block runs, as leaves of the
-        graph."""
+        """Collects outputs of the input embedding inside a `with` block, as leaves of the graph."""
         leaves: list[Tensor] = []
 
         def detach(_: Any, args: Any, out: Tensor) -> Tensor:

@@ -21,10 +21,9 @@ from glitchrun.runner import gates, study
 from glitchrun.runner.engine import Engine, InThisProcess, Outcome, Session
 from glitchrun.runner.execute import execute
 from glitchrun.runner.models import Models
-from glitchrun.runner.options import Options, adjusted, make_plan
+from glitchrun.runner.options import Options, adjusted, limited_name, make_plan
 from glitchrun.runner.progress import Display
 from glitchrun.runner.signals import Interrupt, Stopped, listening
-from glitchrun.spec.adjusting import limited_name
 from glitchrun.spec.types import Experiment
 from glitchrun.tracking.address import tracking_uri
 from glitchrun.tracking.store import ensure_store
