@@ -527,6 +527,7 @@ def test_prompts_of_predict_share_passes(
 
     def entries(residency: str) -> list[Entry]:
         spec = write_spec(folder, tmp_path, residency, PREDICT)
+        spec.write_text(spec.read_text().replace("device: cpu", "device: cpu, quantization: int8"))
         (outcome,) = apply(load_experiment(spec), tmp_path / residency, Options(), Quiet()).outcomes
         return [one for timed in outcome.record.steps[0].batches for one in timed.batch.entries]
 

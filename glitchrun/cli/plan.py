@@ -235,9 +235,11 @@ def _residency_lines(run: PlannedRun) -> Iterator[str]:
         tokens = f"{plan.verify_tokens:,} tokens"
         text = (
             f"each pass reads {size(plan.pass_bytes)} for up to {tokens}; likely "
-            f"{counted(passes, 'pass', 'passes')}, {size(residency.bytes_read())}, and a pass for "
-            f"each batch with near-ties. A kill loses {_lost(plan.batch_passes)} at most"
+            f"{counted(passes, 'pass', 'passes')}, {size(residency.bytes_read())}"
         )
+        if any(step.repeats for step in run.work):
+            lost = _lost(plan.batch_passes)
+            text += f", and a pass for each batch with near-ties. A kill loses {lost} at most"
         yield from _wrapped("          ", text)
     for name, found in (("resident", residency.resident), ("streamed", residency.streamed)):
         time = run.times.get(name)

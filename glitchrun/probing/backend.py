@@ -144,7 +144,7 @@ class Backend:
     def read_texts(
         self, texts: Sequence[tuple[Sequence[int], int]], read: Callable[[int, int, Tensor], None]
     ) -> None:
-        """Computes the next-token logits after texts of any lengths.
+        """Computes the next-token logits after texts of any lengths, in the arithmetic of passes.
 
         A streamed model runs all texts in one pass.
 
@@ -152,9 +152,11 @@ class Backend:
             texts: Token ids, and after how many of the last positions logits are read.
             read: Takes the text's index, the position's index among those read, and logits `(V,)`.
         """
+        float32 = self.arithmetic == torch.float32
         for place, (ids, count) in enumerate(texts):
             for at in range(count):
-                read(place, at, self.logits_alone(ids[: len(ids) - count + 1 + at]))
+                part = ids[: len(ids) - count + 1 + at]
+                read(place, at, self.logits_alone(part, float32=float32))
 
     @torch.no_grad()
     def logits_each(self, prefix: Sequence[int], suffixes: Tensor) -> Tensor:
