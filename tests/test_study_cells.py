@@ -11,9 +11,12 @@ import pytest
 
 from glitchrun.ledger import RunRecord, find_runs
 from glitchrun.ledger.files import CELL
+from glitchrun.ledger.folders import note_study, study_folder
+from glitchrun.ledger.garbage import empty_studies
 from glitchrun.plan.build import Plan, PlannedRun
 from glitchrun.runner import study
 from glitchrun.runner.engine import Session
+from glitchrun.runner.lookup import find_cells
 from glitchrun.tracking.store import Store
 from glitchrun.tracking.sync import sync
 from tests.support.records import Invented, write_run
@@ -144,6 +147,28 @@ def test_cells_move_to_the_newest_study_and_an_empty_parent_goes(
     assert children(store) == {name: ["seed=0", "seed=1", "seed=2"]}
     assert store.client.get_run(old.info.run_id).info.lifecycle_stage == "deleted"
     assert all(run.delivered for run in find_runs(root))
+
+
+def test_a_name_stands_for_the_newest_study_and_the_cells_of_its_last_apply(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, later = [cell(tmp_path, seed) for seed in range(3)], "fa11000000000002"
+
+    def found(text: str) -> list[str]:
+        return [run.identity.name for run in find_cells(text, tmp_path)]
+
+    assert found("sweep") == found(FIRST) == ["seed=0", "seed=1", "seed=2"]
+    folder = study_folder(tmp_path, FIRST)
+    note_study(folder, [key(seed) for seed in (1, 2, 3)])  # seed=0 is gone, seed=3 is to come
+    assert found("sweep") == found(FIRST) == ["seed=1", "seed=2"]
+    cell(tmp_path, 3)
+    assert found("sweep over seed") == ["seed=1", "seed=2", "seed=3"]
+    cell(tmp_path, 7, later)
+    assert (found("sweep"), len(found(FIRST))) == (["seed=7"], 3)
+    assert empty_studies(tmp_path, find_runs(tmp_path)) == []
+    assert empty_studies(tmp_path, first[:1]) == []  # the parent of a run, if not among its cells
+    assert empty_studies(tmp_path, [cell(tmp_path, 7, later)]) == [folder]
+    assert capsys.readouterr().err == ""
 
 
 def test_an_invalid_cell_file_counts_as_missing(tmp_path: Path) -> None:

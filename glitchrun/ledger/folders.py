@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from glitchrun.errors import GlitchrunError, RunError, RunLocked, file_access
-from glitchrun.ledger.files import read_text
+from glitchrun.ledger.files import read_text, write_atomically
 from glitchrun.ledger.fold import DAMAGED
 from glitchrun.ledger.identity import IdentityLost, contains_run
 from glitchrun.ledger.journal import Journal
@@ -21,6 +21,7 @@ from glitchrun.ledger.record import RunIdentity, RunRecord
 
 ROOT = Path("mlruns")
 """The default tracking root, in the working directory."""
+_CELLS = "cells.json"
 STUDIES = "studies"
 """The folder of all studies under the tracking root; each has one named by its key."""
 _LONGEST = 100
@@ -210,12 +211,40 @@ def study_folder(root: Path, parent: str) -> Path:
 
 
 def study_cells(folder: Path) -> list[str]:
+    """The keys of the runs of a study: those that `note_study` noted, or else those in its report;
+    empty without either."""
+    return _keys_in(folder / _CELLS) or reported_cells(folder)
+
+
+def reported_cells(folder: Path) -> list[str]:
     """The keys of the runs in the report of a study; empty without a readable report."""
+    return _keys_in(folder / "study.json")
+
+
+def _keys_in(path: Path) -> list[str]:
     try:
-        found = json.loads(read_text(folder / "study.json"))
+        found = json.loads(read_text(path))
         return [str(cell["key"]) for cell in found["cells"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []  # no report, or not one of ours
+        return []  # there is none, or it is not one of ours
+
+
+def note_study(folder: Path, keys: Sequence[str]) -> None:
+    """Notes which runs a study consists of, before they are executed.
+
+    Args:
+        folder: The folder of the study; it is created.
+        keys: The keys of its runs.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    if _keys_in(folder / _CELLS) == [*keys]:
+        return
+    with file_access(folder, "cannot be written"):
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"cells": [{"key": key} for key in keys]}, indent=1)
+        write_atomically(folder / _CELLS, f"{text}\n")
 
 
 def identities(root: Path) -> Iterator[tuple[Path, RunIdentity]]:

@@ -90,7 +90,7 @@ def apply(
     )
     with listening(interrupt):
         try:
-            study.gather(chosen, session)
+            study.begin(plan, chosen, session)
             applied = _with_engine(chosen, session, options)
             stopped = applied.exit_code in (ExitCode.SIGINT, ExitCode.SIGTERM)
             if stopped or not applied.outcomes:

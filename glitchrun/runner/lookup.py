@@ -81,20 +81,21 @@ def _under(root: Path, text: str) -> RunRecord:
 
 
 def find_cells(text: str, root: Path) -> list[RunRecord]:
-    """The cells of the matrix that `text` identifies, in the order in which they ran.
+    """The cells of the study that `text` identifies, in the order in which they ran.
 
-    Each cell is its newest finished run, or else its newest. Cells of an earlier version of the
-    matrix with other axes are left out. Empty if `text` identifies no matrix, or a newer run.
+    Each cell is its newest finished run, or else its newest. If an experiment has several studies,
+    these are the cells of the newest. Empty if `text` identifies no study, or a newer run.
 
     Args:
-        text: The matrix' experiment, the name of its parent run in MLflow, or the start of the key
-            that its cells share.
+        text: The study's experiment, the name of its parent run in MLflow, or the start of its key.
         root: Tracking root.
     """
     unreadable: list[GlitchrunError] = []
     newest_first = find_runs(root, unreadable.append)[::-1]
-    cells = _cells_of_report(text, root, newest_first)
-    cells = cells or [run for run in newest_first if run.identity.parent and _is_cell_of(run, text)]
+    cells = _cells_of(text, root, newest_first) if _KEY.fullmatch(text) else []
+    if not cells:
+        cells = [run for run in newest_first if run.identity.parent and _is_cell_of(run, text)]
+        cells = _cells_of(str(cells[0].identity.parent), root, newest_first) if cells else []
     own = [run for run in newest_first if text == run.identity.name]
     if any(run.identity.key.startswith(text) for run in newest_first) or (
         own and cells and own[0].started_at > cells[0].started_at
@@ -111,13 +112,15 @@ def find_cells(text: str, root: Path) -> list[RunRecord]:
     return sorted(taken.values(), key=lambda run: (run.started_at, run.identity.name))
 
 
-def _cells_of_report(text: str, root: Path, newest_first: Sequence[RunRecord]) -> list[RunRecord]:
-    """The runs of the study whose report's folder has this name. Cells that an earlier version of
-    the matrix executed belong to another parent, so only the report knows all of them."""
-    if not _KEY.fullmatch(text):
-        return []
-    keys = study_cells(study_folder(root, text))
-    return [run for run in newest_first if run.identity.key in keys]
+def _cells_of(parent: str, root: Path, newest_first: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs of a study: those that its folder names. A cell that was taken out of its matrix is
+    not among them, and an earlier version gave the parent of an extended matrix another key."""
+    keys = study_cells(study_folder(root, parent))
+    return [
+        run
+        for run in newest_first
+        if (run.identity.key in keys if keys else run.identity.parent == parent)
+    ]
 
 
 def _is_cell_of(run: RunRecord, text: str) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from glitchrun.errors import GlitchrunError, TrackingUnavailable, file_access
 from glitchrun.ledger import RunRecord, current_attempt, is_held, read_run
-from glitchrun.ledger.folders import identities, study_cells, study_folder
+from glitchrun.ledger.folders import identities, note_study, reported_cells, study_folder
 from glitchrun.ledger.identity import add_to_study
 from glitchrun.plan.build import Plan, PlannedRun
 from glitchrun.report.formatting import counted
@@ -49,6 +49,14 @@ def key_of(plan: Plan, root: Path) -> str | None:
     own = hashlib.sha256("".join(sorted(keys)).encode()).hexdigest()[:16]
     same = [(len(found), key) for key, found in cells.items() if found <= keys or keys <= found]
     return max(same)[1] if same else own
+
+
+def begin(plan: Plan, runs: Sequence[PlannedRun], session: Session) -> None:
+    """Notes the cells of the session's study, and adds those of `runs` that exist already to it."""
+    if session.parent is not None:
+        folder = study_folder(session.root, session.parent)
+        note_study(folder, [run.key for run in plan.runs])
+        gather(runs, session)
 
 
 def gather(runs: Sequence[PlannedRun], session: Session) -> None:
@@ -108,7 +116,7 @@ def _write(plan: Plan, parent: str, session: Session) -> Path | None:
         return None
     folder = study_folder(session.root, parent)
     skipped = all(run.action == "skip" for run in plan.runs)
-    if not (skipped and study_cells(folder) == [record.identity.key for record in records]):
+    if not (skipped and reported_cells(folder) == [record.identity.key for record in records]):
         with file_access(folder, "cannot be written"):
             write_study(folder, records)
     try:
