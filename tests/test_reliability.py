@@ -10,6 +10,7 @@ import torch
 
 from glitchrun.events import Verified
 from glitchrun.ledger import find_runs
+from glitchrun.report import lacks_report
 from glitchrun.runner.apply import apply
 from glitchrun.runner.options import Options
 from glitchrun.spec.experiment_loading import load_experiment
@@ -18,6 +19,7 @@ from tests.support import quiet
 from tests.support.commands import ROOT
 from tests.support.oracle import FOLDER
 from tests.support.quiet import Quiet
+from tests.support.records import write_run
 from tools import pages
 from tools.endurance import Sample, slope, warmed
 from tools.fuzz import __main__ as fuzz
@@ -61,6 +63,25 @@ def _cells(page: Path) -> dict[str, list[str]]:
     """The cells of every row of the table of faults, without the name."""
     found = pages.rows(page, "torture").items()
     return {name: [cell.strip() for cell in row.split("|")[2:-1]] for name, row in found}
+
+
+def test_report_that_a_power_cut_lost_is_noticed(tmp_path: Path) -> None:
+    record = write_run(tmp_path / "mlruns")
+    page, tokens = record.artifacts / "report.html", record.artifacts / "tokens.jsonl"
+    assert lacks_report(record)
+    page.write_text("<!doctype html>")
+    assert lacks_report(record)
+    tokens.write_text("{}\n")
+    assert not lacks_report(record)
+    for path in (page, tokens):
+        whole = path.read_bytes()
+        for lost in (b"", bytes(len(whole))):
+            path.write_bytes(lost)
+            assert lacks_report(record)
+        path.write_bytes(whole)
+    page.unlink()
+    page.mkdir()  # not ours to replace
+    assert not lacks_report(record)
 
 
 def test_page_has_a_row_for_every_fault() -> None:

@@ -83,12 +83,7 @@ class LazyGroup(click.Group):
         an exit code."""
         try:
             with file_access("a file", "the command cannot continue"):
-                return super().invoke(ctx)
-        except InvalidSpec as error:
-            from glitchrun.spec.problem_formats import as_text
-
-            say(as_text(error.problems), err=True)
-            ctx.exit(error.exit_code)
+                return self._invoke(ctx)
         except GlitchrunError as error:
             say(f"glitchrun: {error}", err=True)
             ctx.exit(error.exit_code)
@@ -103,6 +98,15 @@ class LazyGroup(click.Group):
                 raise
             say(f"glitchrun: {OUT_OF_MEMORY}", err=True)
             ctx.exit(ExitCode.ERROR)
+
+    def _invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except InvalidSpec as error:
+            from glitchrun.spec.problem_formats import as_text
+
+            say(as_text(error.problems), err=True)
+            ctx.exit(error.exit_code)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

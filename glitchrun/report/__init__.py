@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from glitchrun.ledger.files import open_regular
 from glitchrun.ledger.record import RunRecord
 
 
@@ -52,3 +53,22 @@ def write_report(record: RunRecord) -> list[Path]:
     with replacing(folder / "report.html") as file:
         file.write(page)
     return [*paths, folder / "report.html"]
+
+
+def lacks_report(record: RunRecord) -> bool:
+    """Whether report.html or tokens.jsonl is missing, empty or begins with a zero, as a file does
+    that a power cut lost."""
+    names = ["report.html"]
+    if any(timed.batch.token_facts for step in record.steps for timed in step.batches):
+        names.append("tokens.jsonl")
+    return any(_first_byte(record.artifacts / name) in (b"", b"\0") for name in names)
+
+
+def _first_byte(path: Path) -> bytes:
+    try:
+        with open_regular(path) as file:
+            return file.read(1)
+    except FileNotFoundError:
+        return b""
+    except OSError:  # it is there, and must not be replaced
+        return b"?"

@@ -13,10 +13,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
-from glitchrun.errors import DoesNotFit, ExitCode, GlitchrunError, Interrupted, RunError, UsageError
+from glitchrun.errors import (
+    DoesNotFit,
+    ExitCode,
+    GlitchrunError,
+    Interrupted,
+    RunError,
+    UsageError,
+    file_access,
+)
 from glitchrun.ledger import RunRecord, current_attempt, mark_killed, read_run, unreadable_lines
 from glitchrun.plan.build import Plan, PlannedRun
 from glitchrun.plan.workers import staff_of
+from glitchrun.report import lacks_report, write_report
 from glitchrun.runner import gates, study
 from glitchrun.runner.engine import Engine, InThisProcess, Outcome, Session
 from glitchrun.runner.execute import execute
@@ -175,7 +184,20 @@ def _skip(run: PlannedRun, session: Session) -> Outcome:
     record = read_run(attempt)
     results = gates.evaluate(run.gates, record)
     session.display.say(f"{run.cell.name}: nothing to do, it is finished{_renamed(run, record)}")
+    if lacks_report(record):
+        _write_again(record, session)
     return Outcome(record, gates.exit_code(results), _undelivered(record, session))
+
+
+def _write_again(record: RunRecord, session: Session) -> None:
+    """Writes the report of a finished run, whose files were lost, from its ledger."""
+    try:
+        with file_access(record.artifacts, "cannot be written"):
+            write_report(record)
+    except GlitchrunError as error:
+        session.display.say(f"its report is lost, and was not written: {error}")
+    else:
+        session.display.say("its report was lost, and is written again from the ledger")
 
 
 def _renamed(run: PlannedRun, record: RunRecord) -> str:

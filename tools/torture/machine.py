@@ -253,6 +253,47 @@ def _(bench: Bench, outcome: Outcome, number: int) -> None:
     bench.finish(project, outcome)
 
 
+@fault("descriptors", "no file handles", "beyond a random number (RLIMIT_NOFILE)", rounds=3)
+def _(bench: Bench, outcome: Outcome, number: int) -> None:
+    project = bench.project("validate")
+    bench.reference("validate")
+    limit = {"kind": "limit", "name": "NOFILE", "size": bench.rng.randint(3, 10)}
+    outcome.expect(project.apply(limit), [0, 1, 3, 4])
+    bench.finish(project, outcome)
+
+
+@fault("moved", "folder", "moved while a run writes into it", rounds=2)
+def _(bench: Bench, outcome: Outcome, number: int) -> None:
+    project = bench.project("mine")
+    bench.reference("mine")
+    process = project.start("apply", "spec.yaml")
+    while process.poll() is None and not _measures(project):
+        time.sleep(0.005)
+    project.folder = project.folder.rename(project.folder.with_name(f"{project.folder.name}-b"))
+    out, err = process.communicate(timeout=PATIENCE)
+    outcome.expect(Result(process.returncode or 0, out, err, 0), [0, 1, 4])
+    bench.finish(project, outcome)
+
+
+_REMOVED = ("runs", "steps", "")
+
+
+@fault("removed", "folder", "removed while a run writes into it: runs, steps, all", rounds=3)
+def _(bench: Bench, outcome: Outcome, number: int) -> None:
+    project = bench.project("mine")
+    bench.reference("mine")
+    process = project.start("apply", "spec.yaml")
+    while process.poll() is None and not _measures(project):
+        time.sleep(0.005)
+    shutil.rmtree(project.root / _REMOVED[number % len(_REMOVED)], ignore_errors=True)
+    out, err = process.communicate(timeout=PATIENCE)
+    outcome.expect(Result(process.returncode or 0, out, err, 0), [0, 1, 4])
+    shutil.rmtree(project.root / "artifacts", ignore_errors=True)
+    for path in project.root.glob("mlflow.db*"):  # it has a run whose ledger is gone
+        path.unlink()
+    bench.finish(project, outcome, sync=True)
+
+
 @fault("two-processes", "two processes", "apply the same spec in one store", rounds=2)
 def _(bench: Bench, outcome: Outcome, number: int) -> None:
     project = bench.project("mine")

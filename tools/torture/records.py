@@ -97,6 +97,37 @@ _add(flipped, "one random bit flipped")
 _add(doubled, "a random line twice")
 _add(reordered, "two neighbouring lines exchanged")
 
+
+@fault("ledger-zeros", "ledger damaged", "its end is zeros, as after a power cut", rounds=2)
+def _(bench: Bench, outcome: Outcome, number: int) -> None:
+    project = bench.project("validate")
+    bench.reference("validate")
+    outcome.expect(project.apply(), [0])
+    path = bench.rng.choice(sorted(project.root.glob(_LEDGERS[number % 2])))
+    before = path.read_bytes()
+    kept = bench.rng.randrange(len(before)) if number // 2 % 2 == 0 else len(before)
+    path.write_bytes(before[:kept] + bytes(len(before) - kept or 4096))
+    outcome.expect(project.run("status"), [0])
+    bench.finish(project, outcome)
+
+
+@fault("report-lost", "report", "missing, empty or full of zeros, as after a power cut", rounds=3)
+def _(bench: Bench, outcome: Outcome, number: int) -> None:
+    project = bench.project("validate")
+    wanted, _ = bench.reference("validate")
+    outcome.expect(project.apply(), [0])
+    (record,) = project.runs()
+    for name in bench.rng.sample(["report.html", "tokens.jsonl"], bench.rng.randint(1, 2)):
+        path = record.artifacts / name
+        if number % 3:
+            path.write_bytes(bytes(path.stat().st_size) if number % 3 == 1 else b"")
+        else:
+            path.unlink()
+    outcome.expect(project.apply(), [0], "written again")
+    outcome.objections += differences(wanted, facts_of(record))
+    bench.finish(project, outcome)
+
+
 _FILES = ("model.safetensors", "generation_config.json", "tokenizer.json", "config.json")
 
 
