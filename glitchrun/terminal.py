@@ -66,6 +66,11 @@ def visible_lines(text: str) -> str:
     return _HIDDEN_IN_LINES.sub(_escape, text)
 
 
+def shortened(text: str, limit: int = 60) -> str:
+    """`text`, cut to `limit` characters."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
     if code < 0x100:

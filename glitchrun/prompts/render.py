@@ -34,6 +34,7 @@ from glitchrun.prompts.tokenizer import (
 )
 from glitchrun.spec.probes import TOKEN, Exchange, Probe
 from glitchrun.spec.templates import RAW
+from glitchrun.terminal import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ def _system_text(
     if system:
         raise PreflightError(
             f"the template {template.name} cannot carry a system text, and the spec gives one "
-            f"({_shortened(system)!r}); remove `system`, or choose another `template`"
+            f"({shortened(system)!r}); remove `system`, or choose another `template`"
         )
     if probe.system:
         _warn_dropped(template.name, probe.name)
@@ -357,7 +358,3 @@ def _split(text: str, template: Template, places: int = 1) -> list[str]:
             f"{expected}, so its position is not defined; choose another `template`"
         )
     return parts
-
-
-def _shortened(text: str, width: int = 60) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"

@@ -14,7 +14,8 @@ from jsonschema.validators import Draft202012Validator, extend
 from glitchrun.spec.nodes import Document, Path_, ScalarNode, path_text
 from glitchrun.spec.problems import Problem, did_you_mean, nearest, nearest_free, one_of
 from glitchrun.spec.schema import closed
-from glitchrun.spec.yaml_scalars import BadScalar, resolve, shortened
+from glitchrun.spec.yaml_scalars import BadScalar, resolve
+from glitchrun.terminal import shortened
 
 _MAX_ERRORS = 200
 """Largest number of errors taken from one document; a hostile document could have one for each

@@ -22,8 +22,7 @@ from glitchrun.spec.problems import Problem, did_you_mean, one_of
 from glitchrun.spec.schema import TOKEN_SOURCES, fragments, named
 from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.spec.templates import FAMILIES, TEMPLATE_MODES, without_system
-from glitchrun.spec.yaml_scalars import shortened
-from glitchrun.terminal import REDACTED
+from glitchrun.terminal import REDACTED, shortened
 
 MODEL_METRICS = ("model/load_seconds", "model/bytes", "model/peak_bytes")
 _RESERVED = ("model",)

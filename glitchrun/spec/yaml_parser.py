@@ -31,8 +31,8 @@ from glitchrun.spec.yaml_scalars import (
     hide_pairs,
     resolve,
     resolve_tagged,
-    shortened,
 )
+from glitchrun.terminal import shortened
 
 MAX_DEPTH = 64
 MAX_NODES = 25_000

@@ -15,6 +15,8 @@ from __future__ import annotations
 import math
 import re
 
+from glitchrun.terminal import shortened
+
 MAX_NUMBER = 64
 """Largest number of characters of a number."""
 
@@ -92,11 +94,6 @@ def is_utf8(text: str) -> bool:
     """Whether text from the command line or the environment consists of characters only, not of
     other bytes, which Python represents by lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def shortened(text: str, limit: int = 60) -> str:
-    """`text`, cut to `limit` characters."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 _FIRST_PRIVATE = 0xF1000

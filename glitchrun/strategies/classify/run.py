@@ -27,6 +27,7 @@ from glitchrun.spec.probes import TOKEN, Probe
 from glitchrun.strategies.classify import Config
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.false_alarms import draw
+from glitchrun.terminal import shortened
 
 _SPARE = 128
 """Positions assumed for a question when the batch size is chosen."""
@@ -224,7 +225,7 @@ def answer_row(
         "found": found.count(True),
         "undecided": found.count(None),
         "seen": shown.judgement.reason,
-        "answer": _excerpt(shown.text),
+        "answer": shortened(shown.text, _EXCERPT),
     }
     return Entry("answers", cells)
 
@@ -296,7 +297,3 @@ def _bounds(name: str, rate: Proportion | None) -> dict[str, float | None]:
     if rate is None:
         return {name: None, low: None, high: None}
     return {name: rate.value, low: rate.low, high: rate.high}
-
-
-def _excerpt(text: str) -> str:
-    return text if len(text) <= _EXCERPT else text[: _EXCERPT - 1] + "…"
