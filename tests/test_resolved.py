@@ -76,6 +76,25 @@ def test_refusal_is_found_again(tmp_path: Path, cache: Path) -> None:
         assert "nothing is in scope" in run.reason
 
 
+@pytest.mark.parametrize(
+    ("phrases", "reason"),
+    [
+        ("{texts: [hello there, a]}", "texts[1]: no other tokenization of this text is known"),
+        ("{texts: [hello there, a], limit: 1}", ""),
+    ],
+)
+def test_phrase_that_cannot_be_examined_is_refused_before_the_model_is_loaded(
+    phrases: str, reason: str, tmp_path: Path, cache: Path
+) -> None:
+    path = tmp_path / "spec.yaml"
+    head = SPEC.partition("steps:")[0].replace("ORACLE", str(FOLDER))
+    path.write_text(f"{head}steps: [{{strategy: test, tokens: {{phrases: {phrases}}}}}]\n")
+    (run,) = build(load_experiment(path), lambda key: None, resolve=Resolver()).runs
+    assert run.action == ("blocked" if reason else "start")
+    assert reason in run.reason
+    assert not reason or run.reason.startswith(f"{path}:5:")
+
+
 # Answers
 
 

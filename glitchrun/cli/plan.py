@@ -166,7 +166,7 @@ def _run_lines(run: PlannedRun, staff: Staff | None) -> Iterator[str]:
         return
     loads = not run.steps or any(step.action != "reuse" for step in run.steps)
     if run.estimate is not None and loads:
-        yield from _memory_lines(run.estimate)
+        yield from _memory_lines(run.estimate, run.cell.spec.model.quantization)
         yield from _residency_lines(run)
     planned = {step.key.id: step for step in run.steps}
     for work in run.work:
@@ -200,12 +200,14 @@ def _wrapped(label: str, text: str, role: str | None = None) -> list[str]:
     return [f"{blank if number else label}{line}" for number, line in enumerate(lines)]
 
 
-def _memory_lines(memory: MemoryEstimate) -> Iterator[str]:
+def _memory_lines(memory: MemoryEstimate, quantization: str) -> Iterator[str]:
     model = f"{memory.parameters:,} parameters"
     if memory.stored_format:
         model += f", on disk as {memory.stored_format}"
     if memory.becomes_floats:
         model += ", which becomes floats here"
+    if memory.stored_format and quantization != "none":
+        model += f" (model.quantization: {quantization} has no effect)"
     parts = [f"{name} {size(memory.weights[name])}" for name in _PARTS if memory.weights.get(name)]
     weights = f"{model}, {size(memory.weight_bytes)}: {', '.join(parts)}"
     yield from _wrapped("  model   ", weights)

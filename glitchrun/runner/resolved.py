@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from glitchrun.checkpoint.headers import Header
 from glitchrun.checkpoint.resolve import Checkpoint
-from glitchrun.errors import PreflightError
+from glitchrun.errors import PreflightError, RunError
 from glitchrun.plan.build import Resolved
 from glitchrun.plan.work import parameters
 from glitchrun.prompts.detect import families_marked, family_by_name
@@ -139,6 +139,7 @@ class _Question:
         facts = {name: fact for name, fact in self._facts() if fact is not None}
         try:
             scopes = self._scopes() if any(_scoped_steps(self.spec)) else {}
+            self._check_phrases()
             self._check_lengths()
         except _Refused as refused:
             return Resolved(facts, str(refused))
@@ -195,6 +196,33 @@ class _Question:
         settings = [written, steps, str(spec.model.path)]
         found = self.answers.get("positions", settings, measured)
         return None if found is None else (found[0], found[1])
+
+    def _check_phrases(self) -> None:
+        """Raises _Refused where a step names a phrase that cannot be examined."""
+        spec, found = self.spec, []
+        for place, step in enumerate(self.spec.steps):
+            tokens = step.params.get("tokens")
+            source = tokens.get("phrases") if isinstance(tokens, Mapping) else None
+            if source is not None and "pairs" not in source:
+                found.append((f"steps[{place}]", source))
+        if not found:
+            return
+
+        def checked() -> None:
+            from glitchrun.strategies.phrases import given_phrases
+
+            for path, source in found:
+
+                def at(name: str, path: str = path) -> str:
+                    origin = (spec.origins or {}).get(f"{path}.{name}")
+                    return f"{origin}: {path}.{name}" if origin else f"{path}.{name}"
+
+                try:
+                    list(given_phrases(source, self._tokenizer, self.header.vocab, at))
+                except RunError as error:
+                    raise _Refused(str(error)) from error
+
+        self.answers.get("phrases", found, checked)
 
     def _check_lengths(self) -> None:
         """Raises _Refused where a text is longer than the model's positions."""

@@ -7,7 +7,7 @@ on tokens: readers of tokens never see them. Each row has the phrase and its con
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from glitchrun.probing.phrases import sequence_ps, stand_in, with_phrases
 from glitchrun.probing.sampling import Sampler
 from glitchrun.probing.token_choice import SamplingParams
 from glitchrun.prompts.render import Prompt
-from glitchrun.prompts.tokenizer import encode_all
+from glitchrun.prompts.tokenizer import Tokenizer, encode_all
 from glitchrun.spec.probes import Probe, probes_of
 from glitchrun.strategies.context import Context
 from glitchrun.strategies.prompt_lengths import PHRASE_SPARE
@@ -119,7 +119,8 @@ def _named(
         pairs = _drawn(context, source)
         found = pairs.phrases
     else:
-        found = list(_given(context, source))[: source.get("limit")]
+        tokenizer, rows = context.backend.model.tokenizer, len(context.vocabulary)
+        found = list(given_phrases(source, tokenizer, rows, context.at))
     unique = list({phrase.ids: phrase for phrase in found}.values())[: context.spec.limit]
     _check_positions(config, context, unique)
     return unique, pairs
@@ -166,19 +167,32 @@ def _drawn(context: Context, source: Mapping[str, Any]) -> Pairs:
     return pairs
 
 
-def _given(context: Context, source: Mapping[str, Any]) -> Iterator[Phrase]:
-    tokenizer, rows = context.backend.model.tokenizer, len(context.vocabulary)
+def given_phrases(
+    source: Mapping[str, Any], tokenizer: Tokenizer, rows: int, at: Callable[[str], str]
+) -> Iterator[Phrase]:
+    """The phrases that `tokens.phrases` names by texts or ids.
+
+    Args:
+        source: `tokens.phrases`.
+        tokenizer: The model's.
+        rows: Entries of the vocabulary.
+        at: From the name of a parameter to its place in the spec, for messages.
+
+    Raises:
+        RunError: a phrase has no control, its tokens are no whole characters, or an id is outside
+            the vocabulary.
+    """
     key = "texts" if "texts" in source else "ids"
-    for place, one in enumerate(source[key]):
+    for place, one in enumerate(source[key][: source.get("limit")]):
         name = f"tokens.phrases.{key}[{place}]"
         if key == "ids" and max(one) >= rows:
             raise RunError(
-                f"{context.at(name)}: token id {max(one)} is outside this model's vocabulary of "
+                f"{at(name)}: token id {max(one)} is outside this model's vocabulary of "
                 f"{rows} entries; check the ids against the model"
             )
         made = phrase_of_text(one, tokenizer) if key == "texts" else phrase_of(one, tokenizer)
         if isinstance(made, str):
-            raise RunError(f"{context.at(name)}: {_REASONS[made]}; leave it out")
+            raise RunError(f"{at(name)}: {_REASONS[made]}; leave it out")
         yield made
 
 
