@@ -147,6 +147,23 @@ def test_code_of_a_tokenizer_is_not_run(llama_folder: Path, tmp_path: Path) -> N
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("part", "steps", "letter"),
+    [("normalizer", "normalizers", "R"), ("decoder", "decoders", "\\u0052")],
+)
+def test_tokenizer_that_multiplies_texts_is_refused(
+    part: str, steps: str, letter: str, llama_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(llama_folder, tmp_path / "model"))
+    data = json.loads((folder / "tokenizer.json").read_text())
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+    data[part] = {"type": "Sequence", steps: [step] * 9}
+    text = json.dumps(data).replace('"Replace"', f'"{letter}eplace"')
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(ModelUnavailable, match=f"{part} can make a text 1,000,000,000 times"):
+        load_tokenizer(folder)
+
+
 def test_pattern_of_a_tokenizer_that_never_ends_is_refused(
     llama_folder: Path, tmp_path: Path
 ) -> None:

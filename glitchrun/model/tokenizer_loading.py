@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,16 @@ from glitchrun.checkpoint.cache_folder import cache_folder
 from glitchrun.checkpoint.language_part import text_settings
 from glitchrun.checkpoint.resolve import expanded, read_json
 from glitchrun.errors import ModelUnavailable
+from glitchrun.ledger.files import open_regular
 from glitchrun.model.gguf_conversion import conversion_folder
 from glitchrun.model.gguf_tokenizer import gguf_tokenizer
 from glitchrun.model.library_messages import quiet_libraries
 
+_MOST_GROWTH = 100
+"""Characters for each of a text; a tokenizer that writes a line feed as `<0x0A>` needs 6."""
+_REPLACES = re.compile(rb'"type"\s*:\s*"(Replace|Prepend)"|\\u00[4-7]')
+"""A step that replaces text, or an escaped letter, which may hide one: nothing else escapes
+letters."""
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
@@ -71,7 +80,7 @@ def _rows(folder: Path) -> int:
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer in `folder`; nothing is downloaded.
 
-    Raises ModelUnavailable where it is missing or its files are damaged.
+    Raises ModelUnavailable where it is missing, its files are damaged, or it multiplies texts.
     """
 
     def refused(error: Exception) -> ModelUnavailable:
@@ -88,6 +97,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
             f"({first_line(error)}); {remedy}"
         )
 
+    _check_growth(folder / "tokenizer.json")
     with foreign_errors(refused):
         return _tokenizer_class(folder).from_pretrained(
             folder,
@@ -97,6 +107,34 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
             # mistral-common for Mistral models, which fails if tiktoken is not installed.
             fix_mistral_regex=None,
         )
+
+
+def _check_growth(path: Path) -> None:
+    """Refuses a tokenizer.json whose replacements multiply the length of a text. A chain of them
+    makes gigabytes of a word, and the library ends the process where memory runs out."""
+    try:
+        with open_regular(path) as file:
+            data = file.read()
+        # Reading a large vocabulary takes half a second, and most tokenizers replace nothing.
+        parts = json.loads(data) if _REPLACES.search(data) else {}
+    except (OSError, ValueError, RecursionError):  # a missing file, or one that loading refuses
+        return
+    for name in ("normalizer", "decoder") if isinstance(parts, dict) else ():
+        if (growth := _growth(parts.get(name))) > _MOST_GROWTH:
+            raise ModelUnavailable(
+                f"{path}: its {name} can make a text {growth:,} times as long, more than "
+                f"{_MOST_GROWTH}; no tokenizer needs that: restore the file"
+            )
+
+
+def _growth(step: Any) -> int:
+    """The most characters that a step of a normalizer or decoder makes of one."""
+    if not isinstance(step, dict):
+        return 1
+    inner = [one for value in step.values() if isinstance(value, list) for one in value]
+    added = step.get("content", step.get("prepend"))
+    own = len(added) + ("prepend" in step) if isinstance(added, str) else 1
+    return prod((max(1, own), *map(_growth, inner)))
 
 
 def _tokenizer_class(folder: Path) -> Any:
