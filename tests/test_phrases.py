@@ -27,6 +27,7 @@ from glitchrun.vocabulary.text import raw_bytes
 from tests.support.engine import context, one_at_a_time
 from tests.support.reporting import run_of, step
 from tests.support.steps import all_events
+from tests.support.tiny_models import tiny_gpt2
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +219,19 @@ def test_lengths_count_every_place_of_the_longest_phrase(name: str, llama: Conte
     )
     slots = max(PROBES[probe].slots for probe in llama.prompts("magikarp"))
     assert longer.positions == load.positions + 50 * slots  # the plan's memory
+
+
+def test_a_drawn_pair_that_the_model_has_no_positions_for_is_refused(tmp_path: Path) -> None:
+    """Its control may be longer than the two tokens that the plan knows of."""
+    probed = context(tiny_gpt2(tmp_path / "gpt2", positions=100), template="raw")
+    tokens = {"phrases": {"pairs": "incomplete", "limit": 8}}
+    config = STRATEGIES["test"].configure({"tokens": tokens, "probes": ["repeat"]})
+    given = PromptLengths(probed.spec, probed.template, probed.backend.model.tokenizer, None)
+    (length,) = STRATEGIES["test"].text_lengths(config, given)
+    assert length.parameter == "tokens.phrases.pairs"
+    small = context(tiny_gpt2(tmp_path / "small", positions=length.total), template="raw")
+    with pytest.raises(RunError, match=f"and the model has only {length.total}; leave out"):
+        run(small, "test", tokens)
 
 
 def test_explain_and_the_headline_show_the_phrases_that_fail_alone(tmp_path: Path) -> None:
