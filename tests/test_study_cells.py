@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from click.testing import CliRunner
 
+from glitchrun.cli import main, report
 from glitchrun.ledger import RunRecord, find_runs
 from glitchrun.ledger.files import CELL
 from glitchrun.ledger.folders import note_study, study_folder
@@ -150,7 +153,7 @@ def test_cells_move_to_the_newest_study_and_an_empty_parent_goes(
 
 
 def test_a_name_stands_for_the_newest_study_and_the_cells_of_its_last_apply(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, later = [cell(tmp_path, seed) for seed in range(3)], "fa11000000000002"
 
@@ -169,6 +172,11 @@ def test_a_name_stands_for_the_newest_study_and_the_cells_of_its_last_apply(
     assert empty_studies(tmp_path, first[:1]) == []  # the parent of a run, if not among its cells
     assert empty_studies(tmp_path, [cell(tmp_path, 7, later)]) == [folder]
     assert capsys.readouterr().err == ""
+    note_study(folder, [key(1)])  # a study of one cell is reported as its run
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    done = CliRunner().invoke(main, ["report", FIRST, "--format", "json"])
+    assert json.loads(done.stdout)["name"] == "seed=1"
 
 
 def test_an_invalid_cell_file_counts_as_missing(tmp_path: Path) -> None:

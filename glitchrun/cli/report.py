@@ -48,7 +48,7 @@ def command(runs: tuple[str, ...], tags: tuple[str, ...], form: str, output: Pat
         if len(cells) > 1:
             _write_study(cells, form, output)
             return
-        _write(find_run(runs[0], ROOT), form, output)
+        _write(cells[0] if cells else find_run(runs[0], ROOT), form, output)
         return
     records = [find_run(run, ROOT) for run in runs]
     records += _tagged(tags) if tags else []

@@ -101,7 +101,7 @@ def _study_lines(record: RunRecord, pages: list[Path], root: Path) -> Iterator[s
         yield f"  {page}, the page of its study, which has no other run: {size(folder_size(page))}"
     parent = record.identity.parent
     if not pages and parent and record.identity.key in study_cells(study_folder(root, parent)):
-        yield f"  the page of its study stays; `glitchrun report {parent}` writes it again"
+        yield f"  its study's page stays; `glitchrun report {parent}` writes it without the run"
 
 
 def _mlflow(found: ExistingRun | None, local: bool) -> str:
