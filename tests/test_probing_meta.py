@@ -23,7 +23,7 @@ from glitchrun.probing.fast.frozen import FrozenCache, freeze_cache, frozen_suff
 from glitchrun.probing.fast.layers import add_mlp
 from glitchrun.probing.fast.llama_layout import ExpertsLayout, LlamaLayout, recognize
 from glitchrun.probing.logit_statistics import measure
-from glitchrun.probing.streamed_rows import Growing, Mixture, Rows, ScreenedRows, Suffixes
+from glitchrun.probing.streamed_rows import Growing, Mixture, Rows, ScreenedRows, Suffixes, Texts
 from glitchrun.spec.types import ModelSpec
 from tests.support import tiny_models
 
@@ -100,6 +100,7 @@ def test_streamed_passes_stay_on_the_device(build: Callable[..., Path], tmp_path
         Suffixes((), ids, 1),
         ScreenedRows(frozen, ids[:, 0]),
         Growing(ids, cache),
+        Texts([*[([1, 2, 3], 1)] * 66, ([4], 1), ([1, 2, 3, 4, 5], 3)]),
     )
     for rows in kinds:
         rows.begin(lambda some: embed(layout, some.to(META), workspace), layout, workspace)

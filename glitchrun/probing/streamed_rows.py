@@ -172,20 +172,27 @@ class Texts(Rows):
         self, embedded: Callable[[Tensor], Tensor], layout: LlamaLayout, workspace: Workspace
     ) -> None:
         self._layout = layout
-        self.streams = [torch.cat([embedded(rows) for rows in self._groups])]
-        device = self.streams[0].device
+        first = embedded(self._groups[0])
+        x, device = first.new_empty(len(self.ids), first.shape[1]), first.device
+        for part, rows in zip(self._split(x), self._groups, strict=True):
+            part.copy_(embedded(rows))
+        self.streams = [x]
+        self._read = self._read.to(device)
         lengths = (torch.arange(rows.shape[1], device=device) for rows in self._groups)
         self._rotations = [rotation_of(layout, one, self.streams[0]) for one in lengths]
 
     def attend(self, layer: LayerLayout, number: int, is_last: bool, workspace: Workspace) -> None:
         (x,) = self.streams
-        parts = x.split([rows.numel() for rows in self._groups])
-        for rows, rotation, part in zip(self._groups, self._rotations, parts, strict=True):
+        for rows, rotation, part in zip(self._groups, self._rotations, self._split(x), strict=True):
             one = replace(self._layout, layers=(layer,))
             cache = empty_cache(one, x.dtype, x.device).repeat(len(rows))
             attend_cached(layer, part, rotation, cache, 0, workspace)
         if is_last:
-            self.streams = [x[self._read.to(x.device)]]
+            self.streams = [x[self._read]]
+
+    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The positions `(M, H)` of each group of texts."""
+        return x.split([rows.numel() for rows in self._groups])
 
 
 class Mixture:
