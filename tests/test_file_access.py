@@ -8,6 +8,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -267,6 +268,22 @@ def test_half_a_line_is_taken_back(
     read = read_run(folder)
     assert read.damage is None
     assert read.status == "FAILED"
+
+
+def test_two_writers_of_one_file_both_succeed(tmp_path: Path) -> None:
+    path = tmp_path / "delivered.json"
+
+    def write(letter: str) -> set[str]:
+        seen = set()
+        for _ in range(20):
+            write_atomically(path, letter * 4000)
+            seen.add(path.read_text())
+        return seen
+
+    with ThreadPoolExecutor(2) as pool:
+        seen = set().union(*pool.map(write, "ab"))
+    assert seen <= {"a" * 4000, "b" * 4000}
+    assert [one.name for one in tmp_path.iterdir()] == ["delivered.json"]
 
 
 def test_removed_ledger_is_noticed_at_the_next_line(tmp_path: Path) -> None:

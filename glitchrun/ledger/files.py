@@ -66,12 +66,33 @@ def write_atomically(path: Path, text: str | bytes) -> None:
     """
     data = text.encode(errors="backslashreplace") if isinstance(text, str) else text
     partial = partial_path(path)
-    with partial.open("wb") as file:
+    with _alone(partial) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
+        partial.replace(path)
     sync_folder(path.parent)
+
+
+def _alone(partial: Path) -> BinaryIO:
+    """Opens a partial file, empty. Another process that writes the same one waits until this one
+    has closed it; both files then appear whole, one after the other."""
+    import fcntl
+
+    while True:
+        file = os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666), "wb")
+        try:
+            with suppress(OSError):  # some network shares have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(file.fileno()), partial.stat()):
+                file.truncate()
+                return file
+        except FileNotFoundError:  # the other process has given it its name meanwhile
+            pass
+        except BaseException:
+            file.close()
+            raise
+        file.close()
 
 
 def partial_path(path: Path) -> Path:
