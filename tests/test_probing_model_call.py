@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -136,3 +137,33 @@ def test_rows_of_any_cache_can_be_selected() -> None:
     taken["a"][1].zero_()
     assert shared.sum() == 15
     assert cache["a"][1].tolist() == [7]
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache", "cache_params"])
+def test_a_cache_is_found_under_each_of_its_names(name: str) -> None:
+    """transformers 5.24 renamed `past_key_values` to `cache`."""
+
+    class Model(torch.nn.Module):
+        """Returns what it was given as its cache."""
+
+        def forward(self, input_ids: Any, use_cache: bool = False, **given: Any) -> Any:
+            logits = torch.zeros(*input_ids.shape, 5)
+            return SimpleNamespace(logits=logits, **{name: given.get(name, "new")})
+
+    def forward(self: Any, input_ids: Any, use_cache: bool = False, renamed: Any = None) -> Any:
+        """The signature that is inspected."""
+
+    parameters = inspect.signature(forward).parameters.values()
+    named = [one.replace(name=name) if one.name == "renamed" else one for one in parameters]
+    Model.forward.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+    call = ModelCall(Model())
+    ids = torch.tensor([[1, 2]])
+    assert call(ids, use_cache=True)[1] == "new"
+    assert call(ids, "old", use_cache=True)[1] == "old"
+
+
+def test_a_prefix_that_left_no_cache_is_not_forgotten(model: LoadedModel) -> None:
+    backend = Backend(model)  # as for a model that returns a cache
+    backend._call._cache_name = None
+    with pytest.raises(RunError, match="returned no cache"):
+        backend.start([3, 4], 2)

@@ -191,6 +191,8 @@ class Backend:
             return BatchState(ids, None)
         with self._arithmetic(float32):
             _, cache = self._call(ids, use_cache=True)
+        if cache is None:  # the positions before would be lost
+            raise RunError(f"{type(self.model.module).__name__} returned no cache")
         return BatchState(ids[:, :0], cache)
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ import glitchrun
 from glitchrun.errors import GlitchrunError, PreflightError, RunError
 from glitchrun.probing.memory_limits import is_out_of_memory
 
-_CACHE_NAMES = ("past_key_values", "cache_params", "state")
+_CACHE_NAMES = ("past_key_values", "cache", "cache_params", "state")
 """Names under which models accept and return their cache of past positions."""
 _PACKAGE = Path(glitchrun.__file__).parent
 _TORCH = Path(torch.__file__).parent
