@@ -121,6 +121,11 @@ def test_a_cell_with_the_same_results_as_an_earlier_one_is_a_separate_run(tmp_pa
     assert (first.action, second.action) == ("start", "start")
     assert first.key != second.key
     assert _build(twice).runs[1].key == second.key
+    assert _build(twice, lambda key: module.ANEW).runs[1].key == second.key
+    former = module._key(first.key, "again")  # by earlier versions
+    recorded = {former: "FINISHED"}
+    assert _build(twice, recorded.get).runs[1].key == former
+    assert _build(twice, {**recorded, second.key: "KILLED"}.get).runs[1].key == second.key
 
 
 def _free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:

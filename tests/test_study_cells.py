@@ -19,9 +19,9 @@ from glitchrun.ledger.garbage import empty_studies
 from glitchrun.plan.build import Plan, PlannedRun
 from glitchrun.runner import study
 from glitchrun.runner.engine import Session
-from glitchrun.runner.lookup import find_cells
+from glitchrun.runner.lookup import find_cells, find_study
 from glitchrun.tracking.store import Store
-from glitchrun.tracking.sync import sync
+from glitchrun.tracking.sync import deliver_tags, sync
 from tests.support.records import Invented, write_run
 from tests.support.stores import new_root, open_root
 
@@ -139,6 +139,7 @@ def test_cells_move_to_the_newest_study_and_an_empty_parent_goes(
     assert newest not in (None, FIRST)
     assert children(store) == {"sweep over seed fa11": ["seed=0", "seed=1", "seed=2"]}
     moved = [run for run in find_runs(root) if not run.delivered]
+    deliver_tags(moved[0], root)  # which does not move the run
     assert names_of(moved) == {key(1): "seed=1", key(2): "seed=2"}
     assert [one.outcome for one in sync(find_runs(root), root)].count("delivered") == 2
     name = f"sweep over seed {str(newest)[:4]}"
@@ -177,6 +178,31 @@ def test_a_name_stands_for_the_newest_study_and_the_cells_of_its_last_apply(
     monkeypatch.setattr(report, "ROOT", tmp_path)
     done = CliRunner().invoke(main, ["report", FIRST, "--format", "json"])
     assert json.loads(done.stdout)["name"] == "seed=1"
+
+
+def test_the_page_of_a_study_stays_its_own_when_cells_have_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(3):
+        cell(tmp_path, seed)
+    note_study(study_folder(tmp_path, FIRST), [key(seed) for seed in range(3)])
+    other = str(gather(seeds(0, 3), tmp_path))
+    assert find_study(other[:5], tmp_path)[0] == other
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    done = CliRunner().invoke(main, ["report", FIRST])
+    assert done.stdout.strip() == str(study_folder(tmp_path, FIRST) / "study.html")
+    assert not study_folder(tmp_path, other).exists()
+
+
+def test_a_study_that_cannot_be_written_fails_no_run(tmp_path: Path) -> None:
+    cell(tmp_path, 0)
+    (tmp_path / "studies").write_text("a file, not a folder")
+    said: list[str] = []
+    display = SimpleNamespace(say=said.append)
+    session = SimpleNamespace(parent="fa11000000000002", root=tmp_path, display=display)
+    study.begin(seeds(0, 1), seeds(0, 1).runs, cast("Session", session))
+    assert "the cells of the study were not noted" in said[0]
+    assert said[1] == "1 earlier run became part of this study"
 
 
 def test_an_invalid_cell_file_counts_as_missing(tmp_path: Path) -> None:

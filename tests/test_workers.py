@@ -411,6 +411,7 @@ def test_a_plan_names_the_workers_and_what_they_share(planned: PlannedRun) -> No
     assert planned.time is not None
     assert planned.time.likely is not None
     assert staff.share == 2
+    assert replace(staff, workers=5, side_by_side=2).share == 3  # and 2 for the other run
     shared = sum(planned.time.steps[step] for step in planned.to_json()["shared"])
     best = plan.to_json()["runs"][0]["at_best"]
     assert best == pytest.approx(planned.time.likely - shared / 2)

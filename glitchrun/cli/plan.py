@@ -287,7 +287,8 @@ def _step_lines(
         is_shared = staff.share > 1 and work.step in shared_steps(run.cell.spec)
         best = staff.step_at_best(run, work.step)
         bound = "" if best is None else f": {rough_duration(best)} at best"
-        shared = f"shared by {staff.share} workers{bound}"
+        most = "up to " if staff.workers % staff.side_by_side else ""
+        shared = f"shared by {most}{staff.share} workers{bound}"
         yield from _wrapped("          ", shared if is_shared else "in one worker")
 
 

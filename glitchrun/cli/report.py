@@ -11,7 +11,7 @@ from glitchrun.errors import UsageError, file_access, require
 from glitchrun.ledger import ROOT, RunRecord
 from glitchrun.ledger.folders import study_folder
 from glitchrun.report.writing import write_document
-from glitchrun.runner.lookup import find_cells, find_run, readable_runs
+from glitchrun.runner.lookup import find_run, find_study, readable_runs
 from glitchrun.terminal import emit, say
 
 FORMATS = ("html", "json", "junit", "md")
@@ -44,9 +44,9 @@ def command(runs: tuple[str, ...], tags: tuple[str, ...], form: str, output: Pat
     of models and definitions.
     """
     if len(runs) == 1 and not tags:
-        cells = find_cells(runs[0], ROOT)
+        parent, cells = find_study(runs[0], ROOT)
         if len(cells) > 1:
-            _write_study(cells, form, output)
+            _write_study(parent, cells, form, output)
             return
         _write(cells[0] if cells else find_run(runs[0], ROOT), form, output)
         return
@@ -97,13 +97,13 @@ def _census(records: list[RunRecord], form: str) -> str:
     return as_markdown([census.census_section(records)])
 
 
-def _write_study(cells: list[RunRecord], form: str, output: Path | None) -> None:
+def _write_study(parent: str, cells: list[RunRecord], form: str, output: Path | None) -> None:
     require("jinja2", "matplotlib", "scipy")
     from glitchrun.report import study_files
     from glitchrun.report.study import Study
 
     if form == "html" and output is None:
-        folder = study_folder(ROOT, str(cells[0].identity.parent))
+        folder = study_folder(ROOT, parent)
         with file_access(folder, "cannot be written"):
             study_files.write_study(folder, cells)
         say(folder / study_files.FILES[0])

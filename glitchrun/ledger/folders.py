@@ -239,7 +239,7 @@ def note_study(folder: Path, keys: Sequence[str]) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-    if _keys_in(folder / _CELLS) == [*keys]:
+    if study_cells(folder) == [*keys]:
         return
     with file_access(folder, "cannot be written"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -289,9 +289,7 @@ def _plan(
         digests["resolved"] = digest(facts)
     key = _key(*filter(None, (digests["results"], contents.fingerprint, digests.get("resolved"))))
     if any(run.key == key for run in before):
-        # Cells that should give the same results (two devices, to compare them) are still separate
-        # runs: the user wrote a matrix to see each cell.
-        key = _key(key, canonical(dict(cell.assignments)))
+        key = _key_of_twin(key, cell, existing)
     work = step_work(cell.spec, header.vocab, resolved.scopes)
     loads = workloads(cell.spec, work)
     residency = choose(_where_it_runs(cell.spec), header, device, loads, work, resolved.positions)
@@ -323,6 +321,15 @@ def _plan(
     return PlannedRun(
         *(cell, key, action, reason, memory, work, time, found, digests, steps, residency, times)
     )
+
+
+def _key_of_twin(key: str, cell: Cell, existing: Callable[[str], str | None]) -> str:
+    """The key of a cell that an earlier one shares its `key` with. Cells that should give the same
+    results (two devices, to compare them) are still separate runs: the user wrote a matrix to see
+    each cell."""
+    own, former = _key(key, canonical(dict(cell.assignments))), _key(key, cell.name)
+    # Runs of earlier versions have the former key.
+    return former if existing(own) is None and existing(former) is not None else own
 
 
 def _where_it_runs(spec: Spec) -> Spec:

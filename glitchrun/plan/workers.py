@@ -34,8 +34,8 @@ class Staff:
 
     @property
     def share(self) -> int:
-        """The workers of each run while as many runs as possible are executed."""
-        return max(1, self.workers // self.side_by_side)
+        """The most workers of a run while as many runs as possible are executed."""
+        return -(-self.workers // self.side_by_side)
 
     def step_at_best(self, run: PlannedRun, step: str) -> float | None:
         """The likely seconds of a step divided by the workers that share it: a bound, because no

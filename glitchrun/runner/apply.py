@@ -192,7 +192,7 @@ def _skip(run: PlannedRun, session: Session) -> Outcome:
 def _write_again(record: RunRecord, session: Session) -> None:
     """Writes the report of a finished run, whose files were lost, from its ledger."""
     try:
-        with file_access(record.artifacts, "cannot be written"):
+        with session.serial, file_access(record.artifacts, "cannot be written"):
             write_report(record)
     except GlitchrunError as error:
         session.display.say(f"its report is lost, and was not written: {error}")

@@ -90,18 +90,31 @@ def find_cells(text: str, root: Path) -> list[RunRecord]:
         text: The study's experiment, the name of its parent run in MLflow, or the start of its key.
         root: Tracking root.
     """
+    return find_study(text, root)[1]
+
+
+def find_study(text: str, root: Path) -> tuple[str, list[RunRecord]]:
+    """The key of the study that `text` identifies, and its cells; see `find_cells`. A cell may have
+    moved to another study since: its own key then names that one.
+
+    Args:
+        text: As for `find_cells`.
+        root: Tracking root.
+    """
     unreadable: list[GlitchrunError] = []
     newest_first = find_runs(root, unreadable.append)[::-1]
-    cells = _cells_of(text, root, newest_first) if _KEY.fullmatch(text) else []
+    parent, cells = text, _cells_of(text, root, newest_first) if _KEY.fullmatch(text) else []
     if not cells:
         cells = [run for run in newest_first if run.identity.parent and _is_cell_of(run, text)]
-        cells = _cells_of(str(cells[0].identity.parent), root, newest_first) if cells else []
+        parent = str(cells[0].identity.parent) if cells else ""
+        cells = _cells_of(parent, root, newest_first) if cells else []
     own = [run for run in newest_first if text == run.identity.name]
     if any(run.identity.key.startswith(text) for run in newest_first) or (
         own and cells and own[0].started_at > cells[0].started_at
     ):
-        return []
-    cells = [run for run in cells if _matrix(run) == _matrix(cells[0])]
+        return "", []
+    own_cells = [run for run in cells if run.identity.parent == parent] or cells
+    cells = [run for run in cells if _matrix(run) == _matrix(own_cells[0])]
     cells.sort(key=lambda run: run.status != "FINISHED")  # stable: the newest stay first
     taken: dict[str, RunRecord] = {}
     for run in cells:
@@ -109,7 +122,7 @@ def find_cells(text: str, root: Path) -> list[RunRecord]:
     if taken:  # otherwise `find_run` reports them
         _report_unreadable(unreadable)
         report_damage(taken.values())
-    return sorted(taken.values(), key=lambda run: (run.started_at, run.identity.name))
+    return parent, sorted(taken.values(), key=lambda run: (run.started_at, run.identity.name))
 
 
 def _cells_of(parent: str, root: Path, newest_first: Sequence[RunRecord]) -> list[RunRecord]:

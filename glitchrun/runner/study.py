@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from glitchrun.errors import GlitchrunError, TrackingUnavailable, file_access
+from glitchrun.errors import GlitchrunError, RunError, TrackingUnavailable, file_access
 from glitchrun.ledger import RunRecord, current_attempt, is_held, read_run
 from glitchrun.ledger.folders import identities, note_study, reported_cells, study_folder
 from glitchrun.ledger.identity import add_to_study
@@ -55,7 +55,10 @@ def begin(plan: Plan, runs: Sequence[PlannedRun], session: Session) -> None:
     """Notes the cells of the session's study, and adds those of `runs` that exist already to it."""
     if session.parent is not None:
         folder = study_folder(session.root, session.parent)
-        note_study(folder, [run.key for run in plan.runs])
+        try:
+            note_study(folder, [run.key for run in plan.runs])
+        except RunError as error:  # which fails no run
+            session.display.say(f"the cells of the study were not noted: {error}")
         gather(runs, session)
 
 
@@ -79,9 +82,13 @@ def gather(runs: Sequence[PlannedRun], session: Session) -> None:
             continue
         if is_held(folder.parent):  # another process executes it
             continue
-        with file_access(folder, "cannot be written"):
-            add_to_study(folder, identity, parent, name, values)
-        moved.append(folder)
+        try:
+            with file_access(folder, "cannot be written"):
+                add_to_study(folder, identity, parent, name, values)
+        except RunError as error:
+            session.display.say(f"{name}: not made part of this study: {error}")
+        else:
+            moved.append(folder)
     if not moved:
         return
     session.display.say(f"{counted(len(moved), 'earlier run')} became part of this study")

@@ -180,14 +180,19 @@ def run_tags(record: RunRecord) -> dict[str, str]:
     return {name: shortened(storable(text), MAX_TAG) for name, text in found.items() if text}
 
 
-def later_tags(record: RunRecord) -> dict[str, str]:
-    """What may change after the end of a run, as MLflow stores it: the tags that `glitchrun tag`
-    set, where those it removed are empty, and the study that the run was added to."""
-    found = {
+def given_tags(record: RunRecord) -> dict[str, str]:
+    """The tags that `glitchrun tag` set, as MLflow stores them; those it removed are empty."""
+    return {
         valid_name(name): shortened(storable(text), MAX_TAG)
         for name, text in record.tagged.items()
         if not is_reserved(name)
     }
+
+
+def later_tags(record: RunRecord) -> dict[str, str]:
+    """What may change after the end of a run, as MLflow stores it: `given_tags`, and the study that
+    the run was added to. They are set last: a run that has them is below the study's parent."""
+    found = given_tags(record)
     if former_names(record.folder) and record.identity.parent:
         found[STUDY] = record.identity.parent
     return found

@@ -21,6 +21,7 @@ from glitchrun.tracking.params_and_tags import (
     LEDGER,
     PARENT,
     birth_tags,
+    given_tags,
     has_tags,
     later_tags,
 )
@@ -226,7 +227,7 @@ def deliver_tags(record: RunRecord, root: Path) -> ExistingRun | None:
     found = find(record, root)
     if found is not None and not found.is_deleted:
         with unavailable(found.store.uri):
-            mlflow_run.set_tags(found.run, later_tags(record), found.store)
+            mlflow_run.set_tags(found.run, given_tags(record), found.store)
     return found
 
 
