@@ -103,7 +103,9 @@ def test_an_extended_or_shortened_matrix_is_the_same_study(tmp_path: Path) -> No
     assert study.key_of(renamed, tmp_path) != FIRST
 
 
-def test_a_new_axis_and_a_single_run_give_cells_of_the_study(tmp_path: Path) -> None:
+def test_a_new_axis_and_a_single_run_give_cells_of_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """MLflow nests, names and sorts them as if the matrix had been applied at once."""
     root = new_root(tmp_path)
     list(sync([cell(root, 0), cell(root, 1), cell(root, 2, None)], root))
@@ -124,6 +126,15 @@ def test_a_new_axis_and_a_single_run_give_cells_of_the_study(tmp_path: Path) -> 
     copied = new_root(tmp_path / "elsewhere")
     list(sync(found, root, to=f"sqlite:///{copied / 'mlflow.db'}"))
     assert children(open_root(copied)) == children(open_root(root))
+    more = {seed: {**one, "system": "x"} for seed, one in values.items()}  # one axis more
+    with monkeypatch.context() as away:  # the store cannot be reached
+        away.setattr(study, "sync", lambda records, root: ())
+        gather(planned(more), root)
+    assert not any(run.delivered for run in find_runs(root))
+    list(sync(find_runs(root), root))
+    names = [f"{name}, system=x" for name in names]
+    assert children(open_root(root)) == {"sweep over seed × template × system fa11": names}
+    assert all(run.delivered for run in find_runs(root))
 
 
 def test_cells_move_to_the_newest_study_and_an_empty_parent_goes(

@@ -139,7 +139,7 @@ def add_to_study(
     former = [*dict.fromkeys([*former_names(folder), identity.name])]
     cell = {"parent": parent, "name": name, "assignments": assignments, "former": former}
     if ids := read_delivered(folder):
-        mark_delivered(folder, {"study": identity.parent or "", **ids})
+        mark_delivered(folder, {"study": identity.parent or "", "cell": identity.name, **ids})
     write_atomically(folder / CELL, json.dumps(cell, ensure_ascii=False, indent=1) + "\n")
 
 

@@ -279,8 +279,8 @@ class RunRecord:
     notes: Mapping[str, int] = field(default_factory=dict)
     """Counters by name, such as tokens not presented intact or rechecked in float32."""
     delivered_to: Mapping[str, str] = field(default_factory=dict)
-    """MLflow's `run_id` and `experiment_id` after delivery, `ending` once it is complete, and the
-    key of its `study` there if the run was added to one later."""
+    """MLflow's `run_id` and `experiment_id` after delivery, `ending` once it is complete. For
+    a run that was added to a study later: the key of this `study` and the `cell`'s name there."""
     tagged: Mapping[str, str] = field(default_factory=dict)
     """The tags that `glitchrun tag` set; an empty value removes a tag, also one of the spec's."""
     error: str | None = None
@@ -326,11 +326,11 @@ class RunRecord:
     @property
     def delivered(self) -> bool:
         """Whether MLflow has all of the ended run, including its files, under the run's study."""
-        study = self.identity.parent or ""
+        own = {"study": self.identity.parent or "", "cell": self.identity.name}
         return (
             self.ended_at is not None
             and self.delivered_to.get("ending") == self.ending
-            and self.delivered_to.get("study", study) == study
+            and all(self.delivered_to.get(key, value) == value for key, value in own.items())
         )
 
     @property

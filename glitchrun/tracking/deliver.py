@@ -188,7 +188,7 @@ def _ids(record: RunRecord, target: Target) -> dict[str, str]:
     ids = {"run_id": target.run.info.run_id, "experiment_id": target.experiment_id}
     ids |= {"parent_id": target.parent.info.run_id} if target.parent else {}
     if former_names(record.folder):
-        ids |= {"study": record.identity.parent or ""}
+        ids |= {"study": record.identity.parent or "", "cell": record.identity.name}
     return ids | ({"ledger": record.identity.ledger} if record.identity.ledger else {})
 
 

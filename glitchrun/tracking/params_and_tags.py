@@ -32,6 +32,8 @@ GATES = "glitchrun.gates"
 """pass, fail or inconclusive over all gates of a run; absent if none was evaluated."""
 STUDY = "glitchrun.study"
 """The key of the study that a run was added to after it had begun. Set last, when it is there."""
+CELL = "glitchrun.cell"
+"""The name of the run as a cell of that study."""
 CONTINUED = "glitchrun.continued_in"
 """The parent run to which some of the cells of a parent have moved."""
 LEFT_OUT = "glitchrun.params_left_out"
@@ -195,6 +197,7 @@ def later_tags(record: RunRecord) -> dict[str, str]:
     found = given_tags(record)
     if former_names(record.folder) and record.identity.parent:
         found[STUDY] = record.identity.parent
+        found[CELL] = shortened(storable(record.identity.name), MAX_TAG)
     return found
 
 
