@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from glitchrun.checkpoint.packed_weights import stored_format
 from glitchrun.model.loading import load
 from glitchrun.plan.weight_bytes import active_parameters, part_of, weights
 from glitchrun.spec.types import ModelSpec
+from glitchrun.strategies.check.run import _numerics
 from tests.support import raw_checkpoints as raw
 from tests.support import tiny_models
 
@@ -151,6 +154,20 @@ _PACKED = {
         },
         {f"{_Q}.weight": ("I8", (64, 32)), f"{_Q}.weight_scale": ("BF16", (64, 1))},
     ),
+    "compressed-tensors 4-bit": (
+        {
+            "quant_method": "compressed-tensors",
+            "kv_cache_scheme": {"num_bits": 8},
+            "config_groups": {
+                "a": {"input_activations": {"num_bits": 8}, "weights": {"num_bits": 4}}
+            },
+        },
+        {
+            f"{_Q}.weight_packed": ("I32", (64, 4)),
+            f"{_Q}.weight_scale": ("BF16", (64, 1)),
+            f"{_Q}.weight_shape": ("I64", (2,)),
+        },
+    ),
     "bitsandbytes nf4": (
         {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
         {
@@ -213,6 +230,11 @@ def test_weights_of_fp8_become_floats_on_a_cpu_and_the_record_says_so(
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     model = load(ModelSpec(str(tmp_path), device="cpu"))
     assert model.quantization == "fp8 (dequantized to bfloat16)"
+    backend = SimpleNamespace(model=model)
+    spec = SimpleNamespace(model=ModelSpec(str(tmp_path), quantization="float16"))
+    context: Any = SimpleNamespace(backend=backend, spec=spec)
+    (dtype,) = _numerics(context)
+    assert (dtype.value, dtype.holds) == ("bfloat16", None)
     assert weights(_header(tmp_path), "none").total == pytest.approx(model.bytes, rel=0.01)
     own = load(ModelSpec(str(llama_folder), device="cpu"))
     q, wanted = (one.module.model.layers[0].self_attn.q_proj.weight for one in (model, own))

@@ -18,7 +18,7 @@ from glitchrun.checkpoint.headers import read_header
 from glitchrun.cli import main
 from glitchrun.errors import ModelUnavailable, PreflightError
 from glitchrun.ledger import Journal
-from glitchrun.model.tokenizer_loading import load_tokenizer
+from glitchrun.model.tokenizer_loading import _multiplies, load_tokenizer
 from glitchrun.prompts.tokenizer import encode
 from glitchrun.report.run_details import apply_command
 from glitchrun.runner.artifacts import write_inputs
@@ -147,21 +147,43 @@ def test_code_of_a_tokenizer_is_not_run(llama_folder: Path, tmp_path: Path) -> N
     assert not (tmp_path / "ran").exists()
 
 
+_AGAIN = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+_BETWEEN = {"type": "Replace", "pattern": {"Regex": "a*"}, "content": "b"}
+
+
 @pytest.mark.parametrize(
-    ("part", "steps", "letter"),
-    [("normalizer", "normalizers", "R"), ("decoder", "decoders", "\\u0052")],
+    ("part", "step", "letter"),
+    [
+        ("normalizer", _AGAIN, "R"),
+        ("decoder", _AGAIN, "\\u0052"),
+        ("normalizer", _BETWEEN, "R"),
+        ("normalizer", {"type": "ByteLevel"}, "R"),
+    ],
 )
 def test_tokenizer_that_multiplies_texts_is_refused(
-    part: str, steps: str, letter: str, llama_folder: Path, tmp_path: Path
+    part: str, step: dict[str, object], letter: str, llama_folder: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(llama_folder, tmp_path / "model"))
     data = json.loads((folder / "tokenizer.json").read_text())
-    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
-    data[part] = {"type": "Sequence", steps: [step] * 9}
+    data[part] = {"type": "Sequence", f"{part}s": [step] * 9}
     text = json.dumps(data).replace('"Replace"', f'"{letter}eplace"')
     (folder / "tokenizer.json").write_text(text)
-    with pytest.raises(ModelUnavailable, match=f"{part} can make a text 1,000,000,000 times"):
+    with pytest.raises(ModelUnavailable, match=f"{part} can make a text more than 100 times"):
         load_tokenizer(folder)
+
+
+def test_tokenizer_that_writes_ligatures_as_letters_is_not_refused() -> None:
+    """Each of them becomes two or three letters, which no other step replaces."""
+    letters = {"\ufb01": "fi", "\ufb02": "fl", "\ufb03": "ffi", "\ufb04": "ffl", "œ": "oe",
+               "æ": "ae", "ß": "ss", "…": "..."}  # fmt: skip
+    steps = [
+        {"type": "Replace", "pattern": {"String": one}, "content": two}
+        for one, two in letters.items()
+    ]
+    spaces = {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}
+    marks = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    part = {"normalizers": [*steps, *[spaces] * 9, {"prepend": "▁"}, marks]}
+    assert not _multiplies(part)
 
 
 def test_pattern_of_a_tokenizer_that_never_ends_is_refused(

@@ -23,6 +23,8 @@ _WORDS = ("int8", "uint8", "int16", "int32", "int64", "uint16", "uint32", "uint6
 """dtypes of tensors of codes. Other quantized weights are elements of a float of 8 bits."""
 _METHOD_BITS = {"mxfp4": 4, "nvfp4": 4, "fp_quant": 4}
 _MOST_BITS = 8
+_NOT_WEIGHTS = ("input_activations", "output_activations", "kv_cache_scheme")
+"""Settings of compressed-tensors whose numbers of bits are not those of weights."""
 _UNPACKED_ON_CPU = ("fp8",)
 """Methods whose weights transformers converts to floats where it finds no GPU."""
 _TRITON = ("mxfp4",)
@@ -86,8 +88,8 @@ def _bits(header: Header) -> int | None:
 
 
 def _fields(settings: Mapping[str, Any], depth: int = 4) -> Iterator[tuple[str, Any]]:
-    """The settings and those in maps below them, outermost first."""
+    """The settings of weights and those in maps below them, outermost first."""
     yield from settings.items()
-    for value in settings.values():
-        if isinstance(value, dict) and depth:
+    for name, value in settings.items():
+        if isinstance(value, dict) and depth and name not in _NOT_WEIGHTS:
             yield from _fields(value, depth - 1)

@@ -328,7 +328,7 @@ def _stored_nf4(tensors: dict[str, torch.Tensor], name: str, shape: torch.Size) 
     quantized.codes = nn.Buffer(tensors[name].view(-1, 1)[None])
     quantized.scales = nn.Buffer(stored["absmax"][None])
     quantized.scale_scales = nn.Buffer(stored["nested_absmax"][None])
-    quantized.offsets = nn.Buffer(torch.tensor([state["nested_offset"]]))
+    quantized.offsets = nn.Buffer(torch.tensor([float(state["nested_offset"])]))
     return quantized
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from math import prod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,10 @@ _MOST_GROWTH = 100
 _REPLACES = re.compile(rb'"type"\s*:\s*"(Replace|Prepend)"|\\u00[4-7]')
 """A step that replaces text, or an escaped letter, which may hide one: nothing else escapes
 letters."""
+_MOST_BYTE_LEVELS = 8
+"""Mentions of ByteLevel without a chain of them. A tokenizer has one in each of its four parts."""
+_EMPTY = re.compile(r"[*?$]|(?<!\[)\^|\\[bBAzZGKyY]|\{[0,]|(^|[(|])\||\|($|\))|\(\)")
+"""Parts of regular expressions that may match no character."""
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
@@ -116,25 +120,62 @@ def _check_growth(path: Path) -> None:
         with open_regular(path) as file:
             data = file.read()
         # Reading a large vocabulary takes half a second, and most tokenizers replace nothing.
-        parts = json.loads(data) if _REPLACES.search(data) else {}
+        may_grow = _REPLACES.search(data) or data.count(b"ByteLevel") > _MOST_BYTE_LEVELS
+        parts = json.loads(data) if may_grow else {}
     except (OSError, ValueError, RecursionError):  # a missing file, or one that loading refuses
         return
     for name in ("normalizer", "decoder") if isinstance(parts, dict) else ():
-        if (growth := _growth(parts.get(name))) > _MOST_GROWTH:
+        if _multiplies(parts.get(name)):
             raise ModelUnavailable(
-                f"{path}: its {name} can make a text {growth:,} times as long, more than "
-                f"{_MOST_GROWTH}; no tokenizer needs that: restore the file"
+                f"{path}: its {name} can make a text more than {_MOST_GROWTH} times as long, which "
+                "no tokenizer needs: restore the file"
             )
 
 
-def _growth(step: Any) -> int:
-    """The most characters that a step of a normalizer or decoder makes of one."""
-    if not isinstance(step, dict):
-        return 1
-    inner = [one for value in step.values() if isinstance(value, list) for one in value]
-    added = step.get("content", step.get("prepend"))
-    own = len(added) + ("prepend" in step) if isinstance(added, str) else 1
-    return prod((max(1, own), *map(_growth, inner)))
+def _multiplies(part: Any) -> bool:
+    """Whether a normalizer or decoder may make more than `_MOST_GROWTH` characters of one.
+
+    From the last step to the first, so that the text which a step adds counts as what the steps
+    after it make of this text. Steps that replace different characters do not multiply each other.
+    """
+    made: dict[str, int] = {}
+    other = most = 1  # what is made of a character that is not in `made`, and of any
+    for step in _steps_backwards(part):
+        pattern = step.get("pattern")
+        added = step.get("prepend") if pattern is None else step.get("content")
+        text = pattern.get("String") if isinstance(pattern, dict) else None
+        if step.get("type") == "ByteLevel":  # bytes of a character become characters
+            made, other = {}, 4 * most
+        elif isinstance(added, str) and added:
+            more = sum(made.get(one, other) for one in added)
+            if isinstance(text, str) and text:
+                made[text[0]] = max(more, made.get(text[0], other))
+            elif pattern is None or _may_be_empty(pattern):
+                made, other = {one: count + more for one, count in made.items()}, other + more
+                more += most
+            elif more > other:
+                made, other = {one: max(count, more) for one, count in made.items()}, more
+            most = max(most, more)
+        most = max(most, other)
+        if most > _MOST_GROWTH:
+            return True
+    return False
+
+
+def _steps_backwards(part: Any) -> Iterator[dict[str, Any]]:
+    """The steps of a normalizer or decoder, the one applied last first."""
+    waiting = [part]
+    while waiting:
+        step = waiting.pop()
+        if isinstance(step, dict):
+            waiting += [one for value in step.values() if isinstance(value, list) for one in value]
+            yield step
+
+
+def _may_be_empty(pattern: Any) -> bool:
+    """Whether a pattern may match between two characters, so that replacing it adds text."""
+    found = pattern.get("Regex") if isinstance(pattern, dict) else None
+    return not isinstance(found, str) or not found or bool(_EMPTY.search(found))
 
 
 def _tokenizer_class(folder: Path) -> Any:

@@ -77,7 +77,8 @@ def _numerics(context: Context) -> list[Finding]:
     """Whether the weights have the dtype or quantization of the spec."""
     model, asked = context.backend.model, context.spec.model.quantization
     if asked not in _QUANTIZED:
-        wanted = None if asked == "none" or "stored" in model.quantization else asked
+        # Weights that are quantized on disk load in their own dtype, whatever the spec says.
+        wanted = asked if asked != "none" and model.quantization == asked else None
         return [equals("dtype", model.dtype, wanted)]
     left = ", ".join(model.unquantized) or "none"
     return [

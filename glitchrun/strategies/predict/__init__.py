@@ -36,6 +36,7 @@ class Predict(Strategy):
     fragment = read_fragment(Path(__file__).with_name("schema.json"))
     code = f"{__name__}.run:run"
     prompt_code = f"{__name__}.run:prompt_ids"
+    version = 2  # 1 computed in the dtype of the weights where passes compute in float32
     example = """\
   - id: predict
     strategy: predict
