@@ -14,9 +14,13 @@ from torch import nn
 from transformers.models.llama4.configuration_llama4 import Llama4TextConfig
 from transformers.models.llama4.modeling_llama4 import Llama4TextExperts
 
+from glitchrun.checkpoint import resolve
+from glitchrun.checkpoint.headers import read_header
+from glitchrun.checkpoint.stream_units import why_not_streamable
 from glitchrun.errors import ModelUnavailable
 from glitchrun.model import LoadedModel, load, quantizer
 from glitchrun.model.quantized_layers import SCHEMES, QuantizedMatrices, unpack_stored
+from glitchrun.plan.weight_bytes import weights
 from glitchrun.probing.backend import Backend
 from glitchrun.probing.backend_selection import best_backend
 from glitchrun.spec.types import ModelSpec
@@ -254,6 +258,17 @@ def test_a_checkpoint_quantized_on_disk_loads_unchanged(tmp_path: Path, scheme: 
     del parts[f"mlp.down_proj.{scales}"]
     with pytest.raises(ModelUnavailable, match="fetch it again"):
         unpack_stored(parts, shapes)
+
+
+def test_codes_stored_as_floats_are_the_same_weights(tmp_path: Path) -> None:
+    """`bnb_4bit_quant_storage`, which training with FSDP needs."""
+    source = tiny_models.tiny_llama(tmp_path / "source")
+    folder = tiny_models.prequantized(source, tmp_path / "stored", "int4", "bfloat16")
+    torch.testing.assert_close(_logits(_load(folder, "none")), _logits(_load(source, "int4")))
+    header = read_header(resolve(str(folder)))
+    assert (why_not_streamable(header) or "").endswith("model.quantization: int4 or int8")
+    floats = weights(read_header(resolve(str(source))), "none")
+    assert weights(header, "none").parameters == floats.parameters
 
 
 _PEAK = """

@@ -64,7 +64,7 @@ def elements(header: Header, name: str, info: TensorInfo) -> int:
         return info.numel
     if _SCALES.search(name):
         return 0
-    if info.dtype in _WORDS:
+    if info.dtype in _WORDS or f"{name}.absmax" in header.tensors:
         return info.nbytes * 8 // (_bits(header) or _MOST_BITS)
     return info.numel
 

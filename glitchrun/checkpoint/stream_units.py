@@ -174,6 +174,8 @@ def _other_format(header: Header) -> str:
     is_nf4 = settings.get("bnb_4bit_quant_type") == "nf4"
     if settings.get("load_in_4bit") and not (is_nf4 and settings.get("bnb_4bit_use_double_quant")):
         return "by bitsandbytes, but not as nf4 with double quantization"
+    if settings.get("bnb_4bit_quant_storage", "uint8") != "uint8":
+        return f"by bitsandbytes, with codes stored as {settings['bnb_4bit_quant_storage']}"
     codes = (info for info in header.tensors.values() if info.dtype == "uint8")
     matrices = (info for info in codes if info.shape[1:] == (1,))
     if any(2 * info.numel % _BLOCK for info in matrices):

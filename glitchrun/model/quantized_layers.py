@@ -348,7 +348,8 @@ def _from_linear_4bit(layer: Any) -> QuantizedMatrices | None:
     if not is_nf4 or state.state2.blocksize != Int4Matrices.SCALE_BLOCK:
         return None
     quantized = Int4Matrices(layer.out_features, layer.in_features)
-    quantized.codes = nn.Buffer(layer.weight.data.view(-1, 1)[None])
+    # With bnb_4bit_quant_storage, the bytes of codes are stored as elements of a float dtype.
+    quantized.codes = nn.Buffer(layer.weight.data.view(torch.uint8).view(-1, 1)[None])
     quantized.scales = nn.Buffer(state.absmax[None])
     quantized.scale_scales = nn.Buffer(state.state2.absmax[None])
     quantized.offsets = nn.Buffer(state.offset.reshape(1))

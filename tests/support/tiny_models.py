@@ -234,10 +234,11 @@ def tiny_qwen(folder: Path, vocab: int | None = 408, seed: int = 0) -> Path:
     )
 
 
-def prequantized(source: Path, folder: Path, scheme: str) -> Path:
+def prequantized(source: Path, folder: Path, scheme: str, storage: str = "uint8") -> Path:
     """A checkpoint whose matrices bitsandbytes has quantized, to int8 or to nf4 with double
-    quantization (int4)."""
+    quantization (int4), whose codes are stored as elements of the dtype `storage`."""
     nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    nf4["bnb_4bit_quant_storage"] = storage
     config = (
         transformers.BitsAndBytesConfig(load_in_4bit=True, **nf4)
         if scheme == "int4"
