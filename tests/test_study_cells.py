@@ -17,6 +17,7 @@ from glitchrun.ledger.files import CELL
 from glitchrun.ledger.folders import note_study, study_folder
 from glitchrun.ledger.garbage import empty_studies
 from glitchrun.plan.build import Plan, PlannedRun
+from glitchrun.report import study_files
 from glitchrun.runner import study
 from glitchrun.runner.engine import Session
 from glitchrun.runner.lookup import find_cells, find_study
@@ -200,9 +201,42 @@ def test_the_page_of_a_study_stays_its_own_when_cells_have_moved(
     other = str(gather(seeds(0, 3), tmp_path))
     assert find_study(other[:5], tmp_path)[0] == other
     monkeypatch.setattr(report, "ROOT", tmp_path)
-    done = CliRunner().invoke(main, ["report", FIRST])
-    assert done.stdout.strip() == str(study_folder(tmp_path, FIRST) / "study.html")
-    assert not study_folder(tmp_path, other).exists()
+    written: list[Path] = []
+    monkeypatch.setattr(study_files, "write_study", lambda folder, records: written.append(folder))
+    assert CliRunner().invoke(main, ["report", FIRST]).exit_code == 0
+    assert written == [study_folder(tmp_path, FIRST)]
+
+
+def test_the_page_of_finished_cells_is_written_again_if_it_is_lost_or_they_are_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[list[str]] = []
+
+    def write(folder: Path, records: Sequence[RunRecord]) -> None:
+        written.append([record.identity.name for record in records])
+        folder.mkdir(parents=True, exist_ok=True)
+        cells = [{"key": one.identity.key, "name": one.identity.name} for one in records]
+        for name in study_files.FILES:
+            (folder / name).write_text(json.dumps({"cells": cells}))
+
+    monkeypatch.setattr(study_files, "write_study", write)
+    monkeypatch.setattr(study, "open_store", lambda uri, root: None)
+    monkeypatch.setattr(study, "deliver_study", lambda record, folder, store: None)
+    session = SimpleNamespace(parent=FIRST, root=tmp_path, tracking_uri="", display=None)
+    for seed in (0, 1):
+        cell(tmp_path, seed)
+    plan = seeds(0, 1)
+    for run in plan.runs:
+        cast("Any", run).action = "skip"
+    for lost in (None, "study.html", None):
+        folder = study.write(plan, cast("Session", session))
+        assert folder == study_folder(tmp_path, FIRST)
+        if lost:
+            (folder / lost).unlink()
+    assert len(written) == 2
+    gather(planned({seed: {"seed": seed, "system": "x"} for seed in (0, 1)}), tmp_path)
+    study.write(plan, cast("Session", session))
+    assert written[2:] == [["seed=0, system=x", "seed=1, system=x"]]
 
 
 def test_a_study_that_cannot_be_written_fails_no_run(tmp_path: Path) -> None:

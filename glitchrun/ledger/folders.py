@@ -213,20 +213,21 @@ def study_folder(root: Path, parent: str) -> Path:
 def study_cells(folder: Path) -> list[str]:
     """The keys of the runs of a study: those that `note_study` noted, or else those in its report;
     empty without either."""
-    return _keys_in(folder / _CELLS) or reported_cells(folder)
+    return [*(_cells_in(folder / _CELLS) or reported_cells(folder))]
 
 
-def reported_cells(folder: Path) -> list[str]:
-    """The keys of the runs in the report of a study; empty without a readable report."""
-    return _keys_in(folder / "study.json")
+def reported_cells(folder: Path) -> dict[str, str]:
+    """The names of the runs in the report of a study, by their keys; empty without a readable
+    report."""
+    return _cells_in(folder / "study.json")
 
 
-def _keys_in(path: Path) -> list[str]:
+def _cells_in(path: Path) -> dict[str, str]:
     try:
         found = json.loads(read_text(path))
-        return [str(cell["key"]) for cell in found["cells"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []  # there is none, or it is not one of ours
+        return {str(cell["key"]): str(cell.get("name", "")) for cell in found["cells"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}  # there is none, or it is not one of ours
 
 
 def note_study(folder: Path, keys: Sequence[str]) -> None:

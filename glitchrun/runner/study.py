@@ -115,15 +115,17 @@ def write(plan: Plan, session: Session) -> Path | None:
 
 
 def _write(plan: Plan, parent: str, session: Session) -> Path | None:
-    from glitchrun.report.study_files import write_study  # imports scipy
+    from glitchrun.report.study_files import FILES, write_study  # imports scipy
 
     found = [current_attempt(session.root, run.cell.spec.experiment, run.key) for run in plan.runs]
     records = [read_run(attempt) for attempt in found if attempt]
     if len(records) < 2:
         return None
     folder = study_folder(session.root, parent)
-    skipped = all(run.action == "skip" for run in plan.runs)
-    if not (skipped and reported_cells(folder) == [record.identity.key for record in records]):
+    cells = {record.identity.key: record.identity.name for record in records}
+    lost = any(not (folder / name).exists() for name in FILES)
+    changed = any(run.action != "skip" for run in plan.runs) or reported_cells(folder) != cells
+    if lost or changed:
         with file_access(folder, "cannot be written"):
             write_study(folder, records)
     try:
