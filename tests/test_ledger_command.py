@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from glitchrun.ledger.identity import add_to_study, with_study
 from glitchrun.ledger.record import RunRecord
 from glitchrun.report.html import render
 from glitchrun.report.markdown import markdown
@@ -85,6 +86,14 @@ def test_variable_replaced_by_an_override_is_left_out(tmp_path: Path) -> None:
     command = apply_command(record_of(tmp_path, ENVIRON, SPEC, "seed=7"))
     assert "SEED" not in assigned(command)
     assert command.endswith("--set seed=7")
+
+
+def test_a_run_that_became_a_cell_is_repeated_by_the_spec_of_its_study(tmp_path: Path) -> None:
+    record = record_of(tmp_path, ENVIRON, SPEC, "seed=7", "thresholds.asr=0.5")
+    cell = ("fa11000000000001", "seed=7", {"seed": 7}, "study.yaml")
+    add_to_study(record.folder, record.identity, *cell)
+    command = apply_command(replace(record, identity=with_study(record.identity, record.folder)))
+    assert command.endswith("glitchrun apply study.yaml --set thresholds.asr=0.5 --only seed=7")
 
 
 def test_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from tests.support.records import Invented, write_run
 from tests.support.stores import new_root, open_root
 
 FIRST = "fa11000000000001"
+SPEC = SimpleNamespace(path=Path("sweep.yaml"))
 
 
 def key(seed: int) -> str:
@@ -66,7 +67,8 @@ def seeds(*numbers: int) -> Plan:
 def gather(plan: Plan, root: Path, said: list[str] | None = None) -> str | None:
     parent = study.key_of(plan, root)
     say = (said if said is not None else []).append
-    session = SimpleNamespace(parent=parent, root=root, display=SimpleNamespace(say=say))
+    display = SimpleNamespace(say=say)
+    session = SimpleNamespace(parent=parent, root=root, display=display, experiment=SPEC)
     study.gather(plan.runs, cast("Session", session))
     return parent
 
@@ -244,7 +246,8 @@ def test_a_study_that_cannot_be_written_fails_no_run(tmp_path: Path) -> None:
     (tmp_path / "studies").write_text("a file, not a folder")
     said: list[str] = []
     display = SimpleNamespace(say=said.append)
-    session = SimpleNamespace(parent="fa11000000000002", root=tmp_path, display=display)
+    parent = "fa11000000000002"
+    session = SimpleNamespace(parent=parent, root=tmp_path, display=display, experiment=SPEC)
     study.begin(seeds(0, 1), seeds(0, 1).runs, cast("Session", session))
     assert "the cells of the study were not noted" in said[0]
     assert said[1] == "1 earlier run became part of this study"

@@ -122,7 +122,12 @@ def parse_identity(fields: Mapping[str, Any]) -> RunIdentity:
 
 
 def add_to_study(
-    folder: Path, identity: RunIdentity, parent: str, name: str, assignments: Mapping[str, Any]
+    folder: Path,
+    identity: RunIdentity,
+    parent: str,
+    name: str,
+    assignments: Mapping[str, Any],
+    spec_path: str,
 ) -> None:
     """Makes a run a cell of another study. The ledger stays as it is.
 
@@ -132,12 +137,14 @@ def add_to_study(
         parent: The key of the study.
         name: The name of the cell.
         assignments: Its values by axis.
+        spec_path: The file of the study's spec.
 
     Raises:
         OSError: a file cannot be written.
     """
     former = [*dict.fromkeys([*former_names(folder), identity.name])]
     cell = {"parent": parent, "name": name, "assignments": assignments, "former": former}
+    cell["spec_path"] = spec_path
     if ids := read_delivered(folder):
         mark_delivered(folder, {"study": identity.parent or "", "cell": identity.name, **ids})
     write_atomically(folder / CELL, json.dumps(cell, ensure_ascii=False, indent=1) + "\n")
@@ -154,6 +161,13 @@ def with_study(identity: RunIdentity, folder: Path) -> RunIdentity:
         return parse_identity(fields)
     except (KeyError, TypeError):
         return identity
+
+
+def study_spec(folder: Path) -> str | None:
+    """The file of the spec of the study that the run in this folder was added to; None for a run
+    that was added to none."""
+    found = _read_object(folder / CELL).get("spec_path")
+    return found if isinstance(found, str) else None
 
 
 def former_names(folder: Path) -> list[str]:

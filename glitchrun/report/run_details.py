@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from glitchrun.events import Batch, Sampled
+from glitchrun.ledger.identity import study_spec
 from glitchrun.ledger.record import ModelRecord, RunRecord, StepRecord
 from glitchrun.report.formatting import MISSING, count, duration, in_one_unit, moment, share, size
 from glitchrun.report.totals import NOTES, counters, is_about_tokens, not_finite, thresholds
@@ -304,12 +305,16 @@ def apply_command(record: RunRecord) -> str:
 
     It starts with the environment variables that the spec read and includes the options that
     changed the spec and, in a matrix, `--only`. A secret variable is shown as `NAME=...`, to be
-    filled in.
+    filled in. A run that was added to a study later is repeated by the spec of the study.
     """
     identity = record.identity
     found = (_OPTION.search(origin) for origin in record.origins.values())
-    options = dict.fromkeys(match.groups() for match in found if match)
-    words = ["glitchrun", "apply", identity.spec_path]
+    options = [
+        option
+        for option in dict.fromkeys(match.groups() for match in found if match)
+        if option[1].partition("=")[0] not in identity.assignments  # as a single run it had it
+    ]
+    words = ["glitchrun", "apply", study_spec(record.folder) or identity.spec_path]
     words += [word for option in options for word in option]
     if identity.assignments:
         words += ["--only", identity.name]

@@ -71,7 +71,7 @@ def gather(runs: Sequence[PlannedRun], session: Session) -> None:
     parent = session.parent
     if parent is None:
         return
-    planned = {run.key: run for run in runs}
+    planned, spec_path = {run.key: run for run in runs}, str(session.experiment.path)
     moved: list[Path] = []
     for folder, identity in identities(session.root):
         run = planned.get(identity.key)
@@ -84,7 +84,7 @@ def gather(runs: Sequence[PlannedRun], session: Session) -> None:
             continue
         try:
             with file_access(folder, "cannot be written"):
-                add_to_study(folder, identity, parent, name, values)
+                add_to_study(folder, identity, parent, name, values, spec_path)
         except RunError as error:
             session.display.say(f"{name}: not made part of this study: {error}")
         else:
