@@ -14,9 +14,9 @@ GIB = 1024**3
 MEMINFO = "MemTotal:       16777216 kB\nMemFree:        1 kB\nMemAvailable:    8388608 kB\n"
 TWO_GPUS = """\
 #!/bin/sh
-echo '0, GPU-aaa, NVIDIA A, 70000, 81559'
-echo '1, GPU-bbb, NVIDIA B, 1000, 24564'
-echo '2, GPU-ccc, NVIDIA C, [N/A], [N/A]'
+echo '0, GPU-aaa, NVIDIA A, 70000, 81559, 8.0'
+echo '1, GPU-bbb, NVIDIA B, 1000, 24564, [N/A]'
+echo '2, GPU-ccc, NVIDIA C, [N/A], [N/A], 9.0'
 """
 
 
@@ -70,7 +70,7 @@ def test_the_v1_number_for_no_limit_is_no_limit(machine: tuple[Path, Path]) -> N
 
 
 @pytest.fixture
-def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine whose nvidia-smi lists two devices, and a third without its memory."""
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
@@ -79,6 +79,7 @@ def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(devices, "torch_has_cuda", lambda: True)
+    return program
 
 
 @pytest.mark.usefixtures("two_gpus")
@@ -86,6 +87,15 @@ def test_auto_takes_the_first_gpu() -> None:
     found = device_memory("auto")
     assert (found.device, found.kind, found.free) == ("cuda:0", "cuda", 70_000 * 1024**2)
     assert device_memory("cuda:1").total == 24_564 * 1024**2
+    assert (found.capability, device_memory("cuda:1").capability) == (8.0, None)
+    assert device_memory("auto", {"0": "1GiB", "1": "1GiB"}).capability == 8.0
+
+
+def test_old_driver_names_no_compute_capability(two_gpus: Path) -> None:
+    refuse = '[ "${1#*compute_cap}" = "$1" ] || exit 2\n'
+    two_gpus.write_text(TWO_GPUS.replace(", 8.0", "").replace("sh\n", f"sh\n{refuse}"))
+    found = device_memory("auto")
+    assert (found.total, found.capability) == (81_559 * 1024**2, None)
 
 
 @pytest.mark.usefixtures("two_gpus")

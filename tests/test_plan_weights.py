@@ -209,7 +209,8 @@ def test_weights_that_share_codes_are_counted_one_by_one(name: str, tmp_path: Pa
     # transformers computes with neither on this machine: no GPU, no kernels.
     assert found.total == (2 * count if name in ("fp8", "mxfp4") else stored)
     if name == "fp8":
-        assert weights(header, "none", "cuda").total == stored
+        assert weights(header, "none", "cuda", 8.9).total == stored
+        assert weights(header, "none", "cuda", 8.0).total == 2 * count  # an A100
 
 
 def test_weights_of_fp8_become_floats_on_a_cpu_and_the_record_says_so(

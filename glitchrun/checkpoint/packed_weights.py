@@ -27,6 +27,8 @@ _NOT_WEIGHTS = ("input_activations", "output_activations", "kv_cache_scheme")
 """Settings of compressed-tensors whose numbers of bits are not those of weights."""
 _UNPACKED_ON_CPU = ("fp8",)
 """Methods whose weights transformers converts to floats where it finds no GPU."""
+_LEAST_CAPABILITY = {"fp8": 8.9, "mxfp4": 7.5}
+"""CUDA compute capability below which it converts the weights of a method to floats."""
 _TRITON = ("mxfp4",)
 """Methods whose weights it converts to floats where the packages of their kernels are missing."""
 
@@ -49,9 +51,18 @@ def stored_format(header: Header) -> str | None:
     return method if bits is None else f"{method} {bits}-bit"
 
 
-def becomes_floats(header: Header, kind: str) -> bool:
+def becomes_floats(header: Header, kind: str, capability: float | None = None) -> bool:
     """Whether transformers converts the stored weights to floats while it loads them on a kind of
-    device, because it cannot compute with them there. They then take the memory of floats."""
+    device, because it cannot compute with them there. They then take the memory of floats.
+
+    Args:
+        header: The checkpoint.
+        kind: Kind of device, cpu or cuda.
+        capability: CUDA compute capability of the device; None where it is not known.
+    """
+    least = _LEAST_CAPABILITY.get(header.prequantized or "")
+    if least is not None and capability is not None and capability < least:
+        return True
     if header.prequantized in _UNPACKED_ON_CPU:
         return kind == "cpu"
     return header.prequantized in _TRITON and not (find_spec("triton") and find_spec("kernels"))

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from glitchrun.errors import PreflightError
@@ -41,6 +41,8 @@ class DeviceMemory:
     """Bytes in total."""
     source: str
     """Where the numbers come from, or why there are none, as text for the user."""
+    capability: float | None = None
+    """CUDA compute capability of the first device, such as 8.9; None where it is not known."""
 
     @property
     def kind(self) -> str:
@@ -57,9 +59,10 @@ def device_memory(device: str, max_memory: Mapping[str, str | int] | None = None
     """Free memory on the device where the model will be placed.
 
     Args:
-        device: `auto`, `cpu`, `cuda` or `cuda:N`. max_memory: Limit by device; the result is then
-        the sum over these devices (and `disk`), each
-            up to its limit. If one of them does not exist, nothing is free, because loading fails.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        max_memory: Limit by device; the result is then the sum over these devices (and `disk`),
+            each up to its limit. If one of them does not exist, nothing is free, because loading
+            fails.
 
     Raises:
         PreflightError: a limit is not a size.
@@ -96,7 +99,7 @@ def _limited(name: str, limit: str | int) -> DeviceMemory:
     if found.is_absent:
         return found
     most = parse_size(limit)
-    return DeviceMemory(found.device, min(found.free, most), min(found.total, most), found.source)
+    return replace(found, free=min(found.free, most), total=min(found.total, most))
 
 
 def _spread(parts: list[DeviceMemory]) -> DeviceMemory:
@@ -110,6 +113,7 @@ def _spread(parts: list[DeviceMemory]) -> DeviceMemory:
         free=sum(part.free for part in parts),
         total=sum(part.total for part in parts),
         source="max_memory; " + "; ".join(dict.fromkeys(part.source for part in parts)),
+        capability=parts[0].capability,
     )
 
 
@@ -151,36 +155,45 @@ def visible_gpus() -> list[DeviceMemory]:
     if chosen is not None:
         rows = _chosen(rows, chosen)
     return [
-        DeviceMemory(f"cuda:{number}", free * _MIB, total * _MIB, f"nvidia-smi: {name}")
-        for number, (_, _, name, free, total) in enumerate(rows)
+        DeviceMemory(f"cuda:{number}", free * _MIB, total * _MIB, f"nvidia-smi: {name}", capability)
+        for number, (_, _, name, free, total, capability) in enumerate(rows)
     ]
 
 
-_GpuRow = tuple[str, str, str, int, int]
+_GpuRow = tuple[str, str, str, int, int, float | None]
+_GPU_FIELDS = "index,uuid,name,memory.free,memory.total"
 
 
 def _nvidia_smi() -> list[_GpuRow]:
-    """(index, uuid, name, free MiB, total MiB) of every device; empty if nvidia-smi fails."""
+    """(index, uuid, name, free MiB, total MiB, compute capability) of every device; empty if
+    nvidia-smi fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    query = "--query-gpu=index,uuid,name,memory.free,memory.total"
-    try:
-        answer = subprocess.run(
-            [program, query, "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []  # no driver, so no device
-    rows = csv.reader(answer.stdout.splitlines(), skipinitialspace=True)
-    return [
-        (row[0], row[1], row[2], int(row[3]), int(row[4]))
-        for row in rows
-        if len(row) == 5 and row[3].isdigit() and row[4].isdigit()
-    ]
+    for fields in (f"{_GPU_FIELDS},compute_cap", _GPU_FIELDS):  # old drivers lack the last
+        try:
+            answer = subprocess.run(
+                [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=True,
+            )
+        except subprocess.CalledProcessError:
+            continue
+        except (OSError, subprocess.SubprocessError):
+            return []
+        rows = csv.reader(answer.stdout.splitlines(), skipinitialspace=True)
+        return [
+            (row[0], row[1], row[2], int(row[3]), int(row[4]), _capability(row[5:]))
+            for row in rows
+            if len(row) in (5, 6) and row[3].isdigit() and row[4].isdigit()
+        ]
+    return []  # no driver, so no device
+
+
+def _capability(cells: list[str]) -> float | None:
+    return float(cells[0]) if cells and re.fullmatch(r"\d+\.\d+", cells[0]) else None
 
 
 def _chosen(rows: list[_GpuRow], wanted: str) -> list[_GpuRow]:

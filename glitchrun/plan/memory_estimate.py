@@ -90,7 +90,7 @@ def estimate(
         workloads: The passes of the run's steps; at least one.
         device: Where the model will be placed.
     """
-    held = weights(header, quantization, device.kind)
+    held = weights(header, quantization, device.kind, device.capability)
     runtime = process_bytes(header, device.kind)
     room = device.free - held.total - runtime
     passes = Passes(header, held, device.kind)
@@ -104,7 +104,7 @@ def estimate(
     return MemoryEstimate(
         parameters=held.parameters,
         stored_format=stored_format(header),
-        becomes_floats=becomes_floats(header, device.kind),
+        becomes_floats=becomes_floats(header, device.kind, device.capability),
         active_parameters=active_parameters(header),
         weights=held.parts,
         weight_bytes=held.total,

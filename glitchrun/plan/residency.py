@@ -197,7 +197,7 @@ def _streamed(
         generated=max((1 + count for load in loads for count in load.generated), default=0),
         **({"positions": positions} if positions else {}),
     )
-    held = weights(header, quantization, device.kind)
+    held = weights(header, quantization, device.kind, device.capability)
     sizes = Passes(header, held, device.kind)
     room = device.free - process - plan.capacity
     grown = [sizes.buffers(load, sizes.rows(load, room)) for load in loads if load.grows]

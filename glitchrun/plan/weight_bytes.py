@@ -60,7 +60,9 @@ def load_dtype(header: Header, quantization: str) -> str:
     return "bfloat16" if quantization in QUANTIZED else quantization
 
 
-def weights(header: Header, quantization: str, kind: str = "cpu") -> Weights:
+def weights(
+    header: Header, quantization: str, kind: str = "cpu", capability: float | None = None
+) -> Weights:
     """Sizes of a checkpoint's weights when loaded with a quantization.
 
     Args:
@@ -69,12 +71,13 @@ def weights(header: Header, quantization: str, kind: str = "cpu") -> Weights:
             disk are counted as stored, whatever it says.
         kind: Kind of device, cpu or cuda. On some, transformers converts weights that are quantized
             on disk to floats.
+        capability: CUDA compute capability of the device; None where it is not known.
     """
     dtype = load_dtype(header, quantization)
     loaded = {name: info for name, info in header.tensors.items() if _is_loaded(header, name, info)}
     parts: Counter[str] = Counter()
     sizes = {name: elements(header, name, info) for name, info in loaded.items()}
-    is_stored = header.prequantized and not becomes_floats(header, kind)
+    is_stored = header.prequantized and not becomes_floats(header, kind, capability)
     for name, info in loaded.items():
         part = part_of(header, name, info)
         if is_stored:
