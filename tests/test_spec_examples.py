@@ -37,6 +37,7 @@ def test_there_are_examples() -> None:
     assert len(INVALID) >= 50
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("path", VALID, ids=lambda path: path.name)
 def test_valid_example_has_no_problem_and_loads(path: Path) -> None:
     assert check_files([path], environ={}) == ([], 1)

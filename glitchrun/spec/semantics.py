@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -204,7 +205,10 @@ def _regex(document: Document, path: Path_, pattern: str) -> Iterator[Problem]:
     if len(pattern) > _MAX_PATTERN:  # the schema reports it
         return
     try:
-        re.compile(pattern)
+        with warnings.catch_warnings():
+            # `[[a]` may mean something else in a future Python, which this warning says.
+            warnings.simplefilter("ignore", FutureWarning)
+            re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         yield document.problem("GR308", path, f"not a valid regular expression: {error}")
 
