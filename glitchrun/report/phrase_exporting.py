@@ -17,6 +17,7 @@ from glitchrun.ledger.record import RunRecord, StepRecord
 from glitchrun.report.formatting import counted
 from glitchrun.report.totals import thresholds
 from glitchrun.report.writing import rounded
+from glitchrun.spec.strategy import STRATEGIES
 from glitchrun.vocabulary.text import visible
 
 _CHARACTERS = "characters"
@@ -109,9 +110,15 @@ def where_of(rows: Sequence[PhraseRow], where: str | None) -> str:
     """
     where = where or ("confirmed" if any(row.sampled for row in rows) else "glitch")
     if all(getattr(row, where) is None for row in rows):
-        missing, other = ("validate", "glitch") if where == "confirmed" else ("test", "confirmed")
+        sampled = where == "confirmed"
+        deciding = [
+            name
+            for name, strategy in STRATEGIES.items()
+            if strategy.takes_phrases and strategy.samples_attempts is sampled
+        ]
+        names, other = " or ".join(deciding), "glitch" if sampled else "confirmed"
         raise UsageError(
-            f"no phrase can be {where}: the run has no step of the strategy {missing} on phrases; "
+            f"no phrase can be {where}: the run has no step of the strategy {names} on phrases; "
             f"add one, or select with --where {other}"
         )
     return where
