@@ -396,4 +396,4 @@ def _draw_means(study: Study) -> Drawing | None:
 
 def _plain(name: str) -> str:
     """The name of a setting for a figure: spaces are not marked."""
-    return label(name, 34).replace("␣", " ")
+    return label(name, 44).replace("␣", " ")
