@@ -95,9 +95,9 @@ def test_page_has_a_row_for_every_fault() -> None:
 
 
 def test_growth_is_that_after_the_model_is_loaded_and_warm() -> None:
-    loading = [Sample(at, 1000 * at, 5, 1, False) for at in range(10)]
-    measuring = [Sample(at, 10_000 + 2 * at, 5, 1, True) for at in range(10, 19)]
-    steady = warmed([*loading, *measuring])
+    loading = [Sample(at, 1000 * at, 5, 1, 0) for at in range(10)]
+    measuring = [Sample(at, 10_000 + 2 * at, 5, 1, 1) for at in range(10, 19)]
+    steady = warmed([*loading, *measuring], 1)
     assert [one.at for one in steady] == list(range(13, 19))
     assert slope([(one.at, one.memory) for one in steady]) == pytest.approx(2)
 

