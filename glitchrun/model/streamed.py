@@ -213,20 +213,7 @@ def load_streamed(
     places = (place for unit in units.body for place in unit.tensors.values())
     files = {*header.files, *(place.file for place in places)}
     stamps = {file: _stamp(file) for file in files}
-    with quiet_libraries(), low_memory():
-        target = architecture(folder, header, spec)
-        tokenizer = load_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
-        with torch.device("meta"):
-            module = target.model_class(target.config)
-        dtype = load_dtype(header, spec.quantization)
-        module.requires_grad_(False).eval().to(getattr(torch, dtype))
-        decoder = module.base_model
-        with torch.device(device):  # in float32; its tables are computed, not stored
-            decoder.rotary_emb = type(decoder.rotary_emb)(target.config)
-        check_complete(
-            _compared(stored_units, module, header.head is None), spec.path, module, header
-        )
-        trial = _trial(target, tokenizer)
+    module, tokenizer, dtype, trial = _without_weights(spec, header, folder, stored_units, device)
     add_generation_config(module, folder)
     return StreamedModel(
         module=module,
@@ -251,6 +238,30 @@ def load_streamed(
         plan=plan or stream_plan(header, spec.quantization, units, device.type),
         trial=trial,
     )
+
+
+def _without_weights(
+    spec: ModelSpec, header: Header, folder: Path, stored: Units, device: torch.device
+) -> tuple[Any, Any, str, LoadedModel]:
+    """The model's module on the meta device, its tokenizer, the name of its dtype, and the small
+    model of `_trial`.
+
+    Raises:
+        ModelUnavailable: weights are missing from the checkpoint.
+    """
+    with quiet_libraries(), low_memory():
+        target = architecture(folder, header, spec)
+        tokenizer = load_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
+        with torch.device("meta"):
+            module = target.model_class(target.config)
+        dtype = load_dtype(header, spec.quantization)
+        module.requires_grad_(False).eval().to(getattr(torch, dtype))
+        decoder = module.base_model
+        with torch.device(device):  # in float32; its tables are computed, not stored
+            decoder.rotary_emb = type(decoder.rotary_emb)(target.config)
+        check_complete(_compared(stored, module, header.head is None), spec.path, module, header)
+        trial = _trial(target, tokenizer)
+    return module, tokenizer, dtype, trial
 
 
 def _quantized_units(
