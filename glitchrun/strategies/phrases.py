@@ -176,7 +176,7 @@ def given_phrases(
         source: `tokens.phrases`.
         tokenizer: The model's.
         rows: Entries of the vocabulary.
-        at: From the name of a parameter to its place in the spec, for messages.
+        at: From the name of a parameter to where it is in the spec, for messages.
 
     Raises:
         RunError: a phrase has no control, its tokens are no whole characters, or an id is outside

@@ -262,17 +262,27 @@ def _(bench: Bench, outcome: Outcome, number: int) -> None:
     bench.finish(project, outcome)
 
 
-@fault("moved", "folder", "moved while a run writes into it", rounds=2)
-def _(bench: Bench, outcome: Outcome, number: int) -> None:
+def _changed_while_writing(
+    bench: Bench, outcome: Outcome, change: Callable[[Project], object]
+) -> Project:
+    """The project of a run during which `change` was called, once the run had stored a fact."""
     project = bench.project("mine")
     bench.reference("mine")
     process = project.start("apply", "spec.yaml")
     while process.poll() is None and not _measures(project):
         time.sleep(0.005)
-    project.folder = project.folder.rename(project.folder.with_name(f"{project.folder.name}-b"))
+    change(project)
     out, err = process.communicate(timeout=PATIENCE)
     outcome.expect(Result(process.returncode or 0, out, err, 0), [0, 1, 4])
-    bench.finish(project, outcome)
+    return project
+
+
+@fault("moved", "folder", "moved while a run writes into it", rounds=2)
+def _(bench: Bench, outcome: Outcome, number: int) -> None:
+    def move(project: Project) -> None:
+        project.folder = project.folder.rename(project.folder.with_name(f"{project.folder.name}-b"))
+
+    bench.finish(_changed_while_writing(bench, outcome, move), outcome)
 
 
 _REMOVED = ("runs", "steps", "")
@@ -280,14 +290,10 @@ _REMOVED = ("runs", "steps", "")
 
 @fault("removed", "folder", "removed while a run writes into it: runs, steps, all", rounds=3)
 def _(bench: Bench, outcome: Outcome, number: int) -> None:
-    project = bench.project("mine")
-    bench.reference("mine")
-    process = project.start("apply", "spec.yaml")
-    while process.poll() is None and not _measures(project):
-        time.sleep(0.005)
-    shutil.rmtree(project.root / _REMOVED[number % len(_REMOVED)], ignore_errors=True)
-    out, err = process.communicate(timeout=PATIENCE)
-    outcome.expect(Result(process.returncode or 0, out, err, 0), [0, 1, 4])
+    def remove(project: Project) -> None:
+        shutil.rmtree(project.root / _REMOVED[number % len(_REMOVED)], ignore_errors=True)
+
+    project = _changed_while_writing(bench, outcome, remove)
     shutil.rmtree(project.root / "artifacts", ignore_errors=True)
     for path in project.root.glob("mlflow.db*"):  # it has a run whose ledger is gone
         path.unlink()
